@@ -3,9 +3,11 @@
 An answer never waits for its work.
 
 A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
-database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on.
+database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk the segments are written and
+removed all the same, as that makes room; one with a refused row waits until the row can be kept.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -33,7 +35,7 @@ from babylon_rl.store.gateway_calls import GatewayRows, write_calls
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 _EVERY_S = 0.2
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S, _MOST_DOUBLINGS = 5.0, 10
 _STOP_S = 10.0
 _RESTART_S = 1.0
 WRITTEN_S = 60.0
@@ -57,6 +59,8 @@ class CallWriter:
         self._privacy = RecordedPrivacy.of(settings)
         self._spool = SpoolReader(settings.home / "gateway" / "spool")
         self._connection: Connection | None = None
+        self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
+        self._unpublished = False
 
     def run(self, database: Database) -> None:
         """Write until ``closing``, then the remaining calls, unless the database is away."""
@@ -68,49 +72,79 @@ class CallWriter:
             try:
                 self._write_all(database)
                 if failures > 1:
-                    _LOG.warning("The database takes recorded calls again.")
+                    _LOG.warning("Recorded calls are written again.")
                 failures, self._spool.status.problem = 0, None
-            except (psycopg.Error, BabylonError) as broken:
+            except (psycopg.Error, BabylonError, OSError) as broken:
                 failures += 1
                 self._spool.status.problem = first_line(broken)
                 self._drop_connection()
                 if failures == 2:
-                    _LOG.warning("The database does not take recorded calls (%s); they wait on disk.", self._spool.status.problem)
-            self._spool.publish()
+                    _LOG.warning("Recorded calls cannot be written (%s); they wait on disk.", self._spool.status.problem)
+            self._publish()
             if last:
                 break
-            self._closing.wait(min(_EVERY_S * 2**failures, _LONGEST_PAUSE_S))
+            self._closing.wait(min(_EVERY_S * 2 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S))
         self._drop_connection()
 
     def _sync(self) -> None:
+        broken = False
         while not self._closing.wait(_EVERY_S):
-            self._spool.sync()
+            try:
+                self._spool.sync()
+                broken = False
+            except OSError as failed:
+                if not broken:
+                    _LOG.warning("Recorded calls may not survive a power failure: %s. It is tried again.", first_line(failed))
+                broken = True
+
+    def _publish(self) -> None:
+        try:
+            self._spool.publish()
+        except OSError as failed:  # the calls come first: they must leave a full disk
+            if not self._unpublished:
+                _LOG.warning("The status of recorded calls cannot be written: %s. It is tried again.", first_line(failed))
+            self._unpublished = True
+        else:
+            self._unpublished = False
 
     def _write_all(self, database: Database) -> None:
+        broken: OSError | None = None
         for segment in self._spool.segments():
-            # Asked before the last records are read, as more may follow until then.
-            complete = self._spool.is_complete(segment)
-            while True:
-                records, end = self._spool.read(segment, _MAX_RECORDS, _MAX_BYTES)
-                if not records:
-                    break
-                self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
-                self._spool.handled(segment, end)
-                self._spool.publish()
-            if complete and (left := self._spool.remove(segment)):
-                _LOG.error("%s ended with %d bytes that are no call: a write was cut off.", segment, left)
+            try:
+                self._write_segment(segment, database)
+            except BabylonError:
+                raise
+            except OSError as failed:  # of the disk; the other segments may go on
+                broken = failed
+        if broken is not None:
+            raise broken
+
+    def _write_segment(self, segment: Path, database: Database) -> None:
+        # Asked before the last records are read, as more may follow until then.
+        complete = self._spool.is_complete(segment)
+        while True:
+            records, end = self._spool.read(segment, _MAX_RECORDS, _MAX_BYTES)
+            if not records:
+                break
+            self._refused = []
+            self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
+            self._keep_refused()
+            self._spool.handled(segment, end)
+            self._publish()
+        if complete and (left := self._spool.remove(segment)):
+            _LOG.error("%s ended with %d bytes that are no call: a write was cut off.", segment, left)
 
     def _rows(self, record: bytes) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         try:
             entry = CallEntry.decoded(record)
             call = entry.call_row()
         except _ENTRY_FAULTS as fault:
-            self._reject(f"A record of the spool is no call: {fault}", repr(record[:1000]))
+            self._refused.append((f"A record of the spool is no call: {fault}", repr(record[:1000])))
             return None
         try:
             log = entry.log_row()
         except _ENTRY_FAULTS as fault:
-            self._reject(f"The texts of call {entry.call_id} cannot be recorded: {fault}", {"request": repr(entry.request)})
+            self._refused.append((f"The texts of call {entry.call_id} cannot be recorded: {fault}", {"request": repr(entry.request)}))
             log = None
         self._privacy.apply(call, log)
         return call, log
@@ -127,17 +161,26 @@ class CallWriter:
                 self._spool.status.written += write_calls(self._connection, given)
         except _ROW_FAULTS as fault:
             if len(rows) == 1:
-                self._reject(f"The database refuses call {rows[0][0]['callId']}: {str(fault).splitlines()[0]}", rows[0])
+                self._refused.append((f"The database refuses call {rows[0][0]['callId']}: {first_line(fault)}", rows[0]))
                 return
             middle = len(rows) // 2
             self._write(rows[:middle], database)
             self._write(rows[middle:], database)
 
-    def _reject(self, reason: str, row: Any) -> None:
-        self._spool.status.rejected += 1
-        _LOG.error(reason)
-        with (self._spool.directory.parent / "rejected.calls.json").open("a") as file:
-            file.write(json.dumps({"reason": reason, "row": row}, default=str) + "\n")
+    def _keep_refused(self) -> None:
+        """Append the refused rows of a batch to their file, all or none; the batch is read again if that fails."""
+        if not self._refused:
+            return
+        lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()
+        path = self._spool.directory.parent / "rejected.calls.json"
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if file.write(lines) < len(lines):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        for reason, _ in self._refused:
+            _LOG.error(reason)
+        self._spool.status.rejected += len(self._refused)
 
     def _drop_connection(self) -> None:
         if self._connection is not None:

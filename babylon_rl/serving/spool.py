@@ -157,7 +157,11 @@ class SpoolReader:
         """Make everything in the segments survive a power failure.
 
         Safe in another thread than the reading.
+
+        Raises:
+            OSError: some segment cannot be synced; the others are.
         """
+        broken: OSError | None = None
         with self._syncing:
             for segment in self.segments():
                 try:
@@ -167,6 +171,10 @@ class SpoolReader:
                             self._synced[segment.name] = size
                 except FileNotFoundError:
                     self._synced.pop(segment.name, None)
+                except OSError as failed:
+                    broken = failed
+        if broken is not None:
+            raise broken
 
     def publish(self) -> None:
         """Let the servers see the status."""

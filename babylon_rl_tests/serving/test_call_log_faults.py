@@ -9,13 +9,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 
 from babylon_rl.serving import call_writer
+from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.call_writer import CallWriter
-from babylon_rl.serving.spool import read_status
+from babylon_rl.serving.spool import Spool, read_status, stored_bytes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import Clients, gateway_process, rows, running_gateway, wait_for
@@ -156,3 +160,100 @@ def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings
             load.more(10)
         require_each_once(database, load.answered)
         assert {row["status"] for row in rows(database, "SELECT DISTINCT status FROM babylon_rl.gateway_calls")} <= {200, 502, 503}
+
+
+FULL = Path("/dev/full")  # refuses each write as a full disk does
+
+
+@contextmanager
+def writer(settings: Settings, database: Database) -> Iterator[Path]:
+    """A writer in a thread; the value is its spool. It must still run when the block ends."""
+    closing = threading.Event()
+    thread = threading.Thread(target=CallWriter(settings, closing).run, args=(database,), daemon=True)
+    thread.start()
+    yield settings.home / "gateway" / "spool"
+    assert thread.is_alive() and any(other.name == "babylon-spool-sync" for other in threading.enumerate())
+    closing.set()
+    thread.join(10)
+
+
+def spool_segment(directory: Path, *call_ids: str) -> None:
+    """A complete segment of calls; one named NO_CALL is none."""
+    spool = Spool(directory, 1024**2)
+    for name in call_ids:
+        entry = CallEntry(
+            name, name, 0, "a1", None, None, None, "action", None, [], "v1.0.0", "v1.0.0", "deployed", "deployed", "auto", None, 200,
+            1.0, None, 1, 1,
+        )  # fmt: skip
+        assert spool.append(NO_CALL.encode() if name == NO_CALL else entry.encoded())
+    spool.close()
+
+
+def call_ids(database: Database) -> list[str]:
+    return [row["callId"] for row in rows(database, 'SELECT "callId" FROM babylon_rl.gateway_calls ORDER BY 1')]
+
+
+NO_CALL = "no call"
+
+
+def test_a_full_disk_is_freed_of_the_calls_that_wait_on_it(recording: Settings, database: Database) -> None:
+    directory = recording.home / "gateway" / "spool"
+    spool_segment(directory, *(f"call-{number:03}" for number in range(300)))
+    (directory / ".status.json").symlink_to(FULL)
+    with writer(recording, database):
+        wait_for(lambda: stored_bytes(directory) == 0, "the disk to be freed")
+        (directory / ".status.json").unlink()  # there is room now
+        wait_for(lambda: read_status(directory).written == 300, "the status to be seen again")
+    assert len(call_ids(database)) == 300
+    assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == [{"n": 300}]
+
+
+def test_a_refused_row_that_cannot_be_kept_stays_in_its_segment_and_holds_up_no_other(recording: Settings, database: Database) -> None:
+    directory = recording.home / "gateway" / "spool"
+    kept = directory.parent / "rejected.calls.json"
+    spool_segment(directory, "call-1", NO_CALL, "call-2")
+    spool_segment(directory, "call-3")
+    kept.symlink_to(FULL)
+    with writer(recording, database):
+        wait_for(lambda: "No space left on device" in (read_status(directory).problem or ""), "the problem to be said")
+        assert len(list(directory.glob("*.calls"))) == 1 and call_ids(database) == ["call-1", "call-2", "call-3"]
+        kept.unlink()
+        wait_for(lambda: stored_bytes(directory) == 0, "the disk to be freed")
+        wait_for(lambda: read_status(directory).problem is None, "the problem to be over")
+    (line,) = kept.read_text().splitlines()
+    assert json.loads(line)["row"] == repr(NO_CALL.encode()) and read_status(directory).rejected == 1
+    assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == [{"n": 3}]
+
+
+def test_a_segment_that_cannot_be_read_holds_up_no_other_and_ends_no_thread(recording: Settings, database: Database) -> None:
+    directory = recording.home / "gateway" / "spool"
+    (directory / "0.calls").mkdir(parents=True)
+    spool_segment(directory, "call-1")
+    with writer(recording, database):
+        wait_for(lambda: "Is a directory" in (read_status(directory).problem or ""), "the problem to be said")
+        assert call_ids(database) == ["call-1"]
+        (directory / "0.calls").rmdir()
+        wait_for(lambda: read_status(directory).problem is None, "the problem to be over")
+
+
+class ManyPauses(threading.Event):
+    """An event that is set after 1100 pauses of a writer that fails, which take no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout == call_writer._EVERY_S:  # of its other thread
+            return super().wait(timeout)
+        self.number += 1
+        if self.number == 1100:
+            self.set()
+        return self.is_set()
+
+
+def test_a_fault_that_lasts_for_hours_is_still_tried_again(recording: Settings, database: Database) -> None:
+    (recording.home / "gateway" / "spool" / "0.calls").mkdir(parents=True)
+    pauses = ManyPauses()
+    CallWriter(recording, pauses).run(database)
+    assert pauses.number == 1100
