@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
 
 from babylon_rl import __version__
-from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError
+from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
 from babylon_rl.logs import start_logs
 from babylon_rl.models.server import bind
 from babylon_rl.serving import ab_tests, releases
@@ -274,7 +274,7 @@ def create_app(api: AdminApi) -> Starlette:
         try:
             text = await anyio.to_thread.run_sync(api.metrics)
         except (BabylonError, psycopg.Error) as broken:
-            raise ApiError(503, f"The status cannot be read: {str(broken).splitlines()[0]}", "database_unavailable") from None
+            raise ApiError(503, f"The status cannot be read: {first_line(broken)}", "database_unavailable") from None
         return Response(text, media_type="text/plain; version=0.0.4")
 
     routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
@@ -303,7 +303,7 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
         except BabylonError as refused:
             raise ApiError(_status(refused), str(refused), "refused") from None
         except psycopg.Error as broken:
-            raise ApiError(503, f"The database does not answer: {str(broken).splitlines()[0]}.", "database_unavailable") from None
+            raise ApiError(503, f"The database does not answer: {first_line(broken)}.", "database_unavailable") from None
 
     return answer
 
