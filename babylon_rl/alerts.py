@@ -104,11 +104,11 @@ def send_test(settings: AlertSettings, now: datetime) -> Sent:
     alert = StoredAlert("test", "test", "This is a test.", "Nothing: alerts arrive here.", now, now, now, None, None, (), 0, None)
     sent, channels = Sent(), _channels(settings)
     for name, deliver in channels.items():
-        try:
-            deliver(alert)
+        failure = _failure(deliver, alert)
+        if failure is None:
             sent.causes.append(name)
-        except DeliveryFailed as failed:
-            sent.failures[name] = str(failed)
+        else:
+            sent.failures[name] = failure
     return sent
 
 
@@ -133,16 +133,27 @@ def _send_due(connection: Connection, settings: AlertSettings, now: datetime) ->
                 # A channel that failed in this tick is not asked again: it would hold up the others.
                 if name in done or name in sent.failures:
                     continue
-                try:
-                    deliver(alert)
+                failure = _failure(deliver, alert)
+                if failure is None:
                     done.append(name)
-                except DeliveryFailed as failed:
-                    sent.failures[name] = str(failed)
+                else:
+                    sent.failures[name] = failure
             missing = [f"{name}: {sent.failures[name]}" for name in channels if name not in done]
             stored.note_try(connection, alert.cause, done, "; ".join(missing) or None, None if missing else now)
             if not missing:
                 sent.causes.append(alert.cause)
     return sent
+
+
+def _failure(deliver: Callable[[StoredAlert], None], alert: StoredAlert) -> str | None:
+    """Deliver an alert; the reason why it failed, None if it did not."""
+    try:
+        deliver(alert)
+    except DeliveryFailed as failed:
+        return str(failed)
+    except Exception as failed:  # a tick that ended here would forget which channels have taken it
+        return f"{type(failed).__name__} in its delivery"  # whose message may hold an address
+    return None
 
 
 def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None]]:
@@ -185,7 +196,9 @@ def _post(url: str, body: object, alert: StoredAlert) -> None:
 
 def _run(command: list[str], alert: StoredAlert) -> None:
     try:
-        done = subprocess.run(command, input=message(alert), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, input=message(alert), capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as failed:
         raise DeliveryFailed(str(failed)) from None
     if done.returncode != 0:

@@ -123,6 +123,27 @@ def test_a_command_that_fails_says_its_words(tick, connection, settings):
     assert "No such file" in tick(NOW + MINUTE, alert_webhook_url=None, alert_command="/no/such/program").sentence
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (f"""{sys.executable} -c 'import os, sys; os.write(2, b"\\xff no"); sys.exit(1)'""", "exit status 1: \ufffd no"),
+        ("cat \0", "ValueError in its delivery"),
+    ],
+    ids=["bytes that are no text", "an argument that cannot be"],
+)
+def test_a_command_that_fails_oddly_keeps_no_note_of_another_channel(tick, receiver, connection, settings, command, reason) -> None:
+    fail_a_batch(connection, settings)
+    for minutes in range(2):
+        assert f"command did not take an alert: {reason}" in tick(NOW + minutes * MINUTE, alert_command=command).sentence
+    assert len(receiver.bodies) == 1
+
+
+def test_a_command_may_print_any_bytes(tick, connection, settings) -> None:
+    fail_a_batch(connection, settings)
+    printing = f"""{sys.executable} -c 'import os; os.write(1, b"\\xff")'"""
+    assert "Sent training_failed/" in tick(alert_webhook_url=None, alert_command=printing).sentence
+
+
 def test_discord_and_slack_get_their_own_bodies(tick, receiver, connection, settings):
     fail_a_batch(connection, settings, reason="<b>&" + "x" * 3000)
     tick(discord_webhook_url=SecretStr(receiver.url))
