@@ -5,7 +5,7 @@ It reads the environment of the process that runs the asset; launch.py passes th
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import psycopg
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 
+from babylon_rl.assets.kept_connections import kept_connections
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
 from babylon_rl.logs import log_context, secrets_of, start_logs
@@ -88,7 +89,9 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
         )
     settings = load_settings()
     start_logs(settings)
-    yield from _held(context, Babylon(settings, process_database(settings)))
+    # A process of Dagster's for one run; a process that ticks sensors makes an instance for each tick.
+    with nullcontext() if context.run is None or context.instance is None else kept_connections(context.instance):
+        yield from _held(context, Babylon(settings, process_database(settings)))
 
 
 def _forgets(instance: dg.DagsterInstance | None) -> bool:

@@ -3,16 +3,13 @@
 DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the project's dagster.yaml; the storage is in the Babylon database.
 """
 
-import math
 import os
-import select
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import dagster as dg
 
+from babylon_rl.assets.kept_connections import kept_connections
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError, first_line
@@ -23,8 +20,6 @@ from babylon_rl.store.database import Database
 CONFIG = project_file("dagster.yaml")
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
-RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
-TRIED_FOR_S = 1.0
 
 
 def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
@@ -58,23 +53,20 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def open_instance(database: Database, settings: Settings, *, keep_connections: bool = True) -> Iterator[dg.DagsterInstance]:
+def open_instance(database: Database, settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance, for a ``with`` block with the environment of ``prepare_instance``.
 
     Runs whose process is gone are reported failed first.
-
-    ``keep_connections=False`` is the mode of Dagster's own processes: three connections for every event.
 
     Raises:
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
     variables = prepare_instance(database, settings)
-    connections = _kept_connections if keep_connections else nullcontext
     with (
         _storage_of(database),
         _environment(variables),
         dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
-        connections(instance),
+        kept_connections(instance),
     ):
         report_dead_runs(instance, database)
         yield instance
@@ -106,42 +98,3 @@ def _storage_of(database: Database) -> Iterator[None]:
             f"Dagster cannot use its storage at {database.address}: {first_line(failed.orig or failed)}. "
             "Mend that (room on the disk, the server, the role's rights), then run the same command again."
         ) from failed
-
-
-@contextmanager
-def _kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
-    """Keep one connection per storage, instead of three new ones for every event.
-
-    This makes a range of hours four times as fast. A kept connection is tested before use, so a restarted server does no harm.
-    """
-    from sqlalchemy import event
-
-    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
-    # A dead connection is found at checkout and replaced by a new one.
-    storages = (instance.event_log_storage, instance.run_storage, instance.schedule_storage)
-    engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
-    for engine in engines:
-        event.listen(engine, "checkout", _try_out)
-    try:
-        yield
-    finally:
-        for engine in engines:
-            engine.dispose()
-
-
-def _try_out(connection: Any, record: Any, proxy: object) -> None:
-    import psycopg2
-    from sqlalchemy.exc import DisconnectionError
-
-    tried, record.info["tried"] = record.info.get("tried", -math.inf), time.monotonic()
-    try:
-        # A server that ended the session has said so: without such bytes, a connection that was tried just before is as good as then.
-        if record.info["tried"] - tried < TRIED_FOR_S:
-            bytes_there = select.poll()
-            bytes_there.register(connection, select.POLLIN)
-            if not bytes_there.poll(0):
-                return
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except psycopg2.Error as gone:
-        raise DisconnectionError() from gone

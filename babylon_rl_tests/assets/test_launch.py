@@ -9,7 +9,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from babylon_rl.automation.instance import open_instance
+from babylon_rl.assets.resources import babylon
+from babylon_rl.automation.instance import open_instance, prepare_instance
 from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.errors import BatchConflict, SettingsError, UsageError
 from babylon_rl.settings import Settings
@@ -94,6 +95,25 @@ def test_plain_dagster_without_the_variables_names_the_line_that_sets_them():
     command = [sys.executable, "-m", "dagster", "job", "list", "-m", "babylon_rl.definitions"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1 and 'eval "$(babylon-rl env)"' in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_run_in_a_process_of_dagsters_keeps_its_connections(sample_database: Database, settings: Settings):
+    @dg.op(required_resource_keys={"babylon"})
+    def look(context: dg.OpExecutionContext) -> str:
+        return type(context.instance.run_storage._engine.pool).__name__  # type: ignore[attr-defined]
+
+    @dg.job(resource_defs={"babylon": babylon})
+    def looking() -> None:
+        look()
+
+    sample_database.prepare_dagster_schema()
+    variables = prepare_instance(sample_database, settings) | {"DATABASE_URL": sample_database.url}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+            assert looking.execute_in_process(instance=instance).output_for_node("look") == "QueuePool"
 
 
 @pytest.mark.slow
