@@ -45,7 +45,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     from babylon_rl.evaluation.benchmark import evaluate_batch
     from babylon_rl.evaluation.run_files import runs_directory
 
-    with tagging_end(context), babylon.connection() as connection:
+    with babylon.connection() as connection, tagging_end(context):
         report = evaluate_batch(
             connection,
             batch_of(context),

@@ -40,7 +40,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     from babylon_rl.evaluation.benchmark import record_release
     from babylon_rl.serving.promotion import promote
 
-    with tagging_end(context), babylon.connection() as connection:
+    with babylon.connection() as connection, tagging_end(context):
         batch_id = batch_of(context)
         decided = record_release(connection, batch_id, babylon.settings, babylon.now())
         tag_run(context, version=decided.version)

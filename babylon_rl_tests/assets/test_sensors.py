@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training
 from babylon_rl.cli.training_batches import choose_batch
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, ModelUnavailable, TrainingPaused
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
@@ -492,6 +492,14 @@ def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(re
     ready.instance.add_dynamic_partitions(batches.name, [batch])
     ready.run("train", batch, asset_selection=TRAINING)
     (request,) = ask(ready, finish_evidence).run_requests
+
+    def away() -> datetime:
+        raise ModelUnavailable("The store does not answer.")
+
+    waiting = Bench(ready.instance, replace(ready.babylon, now=away))
+    with pytest.raises(dg.Failure):
+        waiting.run("train", batch, asset_selection=[dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")])
+    assert ready.instance.get_runs(limit=1)[0].tags[ENDED_TAG] == WAITS
     ready.run("train", batch, asset_selection=request.asset_selection)
     assert ready.materializations("released_model")[batch].metadata["decision"].value == "not_compared"
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
