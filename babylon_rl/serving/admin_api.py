@@ -454,6 +454,7 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
 
     start_logs(settings)
     with bind(host, port) as bound, open_database(settings, prepare=False) as database:
+        bound.listen(512)  # what is announced takes connections, and answers once the server below runs
         shown_host, shown_port = bound.getsockname()[:2]
         url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}"
         announce(

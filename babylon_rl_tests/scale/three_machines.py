@@ -24,8 +24,11 @@ FIRST_HOUR = "2025-11-15T10:00"
 HOURS = 3
 CUT_S = 60
 TRAINING = "api/admin/training"
-# Nobody starts a training by itself.
-ON_DEMAND = SMALL | {"FIRST_WINDOW": FIRST_HOUR, "TRAINING_MIN_TRAJECTORIES": "1000000", "TRAINING_DAILY_MIN_TRAJECTORIES": "1000000"}
+# Hours are made as they end; nobody starts a training by itself.
+ON_DEMAND = SMALL | {
+    "FIRST_WINDOW": FIRST_HOUR, "OUTCOME_DELAY_MINUTES": "5", "TRAINING_MIN_TRAJECTORIES": "1000000",
+    "TRAINING_DAILY_MIN_TRAJECTORIES": "1000000",
+}  # fmt: skip
 
 
 def three_machines(directory: Path, url: str) -> Row:
