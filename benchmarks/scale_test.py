@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.judge.scripted.judge import ScriptedJudge
@@ -67,27 +68,26 @@ def measured(directory: Path, chosen: Sequence[str], hours: int) -> Iterator[Row
     """The rows of scenarios, each as it ends; those of judged hours share a site."""
     if several := [name for name in chosen if name in SCENARIOS]:
         (directory / "several").mkdir()
-        with use_server(directory / "postgres") as url:
-            database = Database(url, url)
-            migrate(database)
-            database.prepare_dagster_schema()
-            with (
-                trace_receiver() as receiver,
-                site(
-                    directory / "several",
-                    url,
-                    ScriptedJudge(latency_s=LATENCY_S),
-                    apart=True,
-                    OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
-                    **SETTINGS,
-                ) as (made, redis),
-            ):
+        judge = ScriptedJudge(latency_s=LATENCY_S)
+        with prepared(directory / "postgres") as database, trace_receiver() as receiver:
+            traced = SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+            with site(directory / "several", database.url, judge, apart=True, **traced) as (made, redis):
                 scenarios = Scenarios(made, redis, receiver)
                 for name in several:
                     yield from SCENARIOS[name](scenarios, hours)
     if THREE_MACHINES in chosen:
-        with use_server(directory / "another-postgres") as url:
-            yield three_machines(directory / "three", url)
+        with prepared(directory / "another-postgres") as database:
+            yield three_machines(directory / "three", database)
+
+
+@contextmanager
+def prepared(home: Path) -> Iterator[Database]:
+    """A migrated database on a server of its own."""
+    with use_server(home) as url:
+        database = Database(url, url)
+        migrate(database)
+        database.prepare_dagster_schema()
+        yield database
 
 
 if __name__ == "__main__":

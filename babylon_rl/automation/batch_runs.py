@@ -86,7 +86,10 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
 
 
 def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
-    """Number of the next run key: Dagster drops a request whose key a sensor has used, even if that run was deleted."""
+    """Number of the next run key.
+
+    Dagster drops a request whose key a sensor has used, even if that run was deleted.
+    """
     used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
     return 1 + max([len(runs), *(int(key[1]) for key in used if key)])
 
@@ -95,6 +98,11 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
     # A run that timed out before its start was lost with its machine, whatever its tags say.
     never_began = run.tags.get(FAILURE_REASON_TAG) == "START_TIMEOUT"
     return LOST if never_began else run.tags.get(ENDED_TAG)
+
+
+def in_words(again_at: datetime) -> str:
+    """Time of the next run, as the end of a sentence."""
+    return f"it is tried again at {again_at:%H:%M:%S} UTC"
 
 
 def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) -> str | None:
@@ -109,13 +117,13 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) 
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
         return f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}."
-    again = f"it is tried again at {again_at:%H:%M:%S} UTC"
-    if batch.error is not None and now < again_at:
-        return f"{batch.batch_id} waits, and {again}: {batch.error}"
-    if runs.ended == TAKEN_OVER and now < again_at:
-        return f"{batch.batch_id} was left to another run, or waits for another batch's job; {again}."
-    if runs.ended == WAITS and now < again_at:
-        return f"{batch.batch_id} could not go on, as its last run says; {again}."
+    if now < again_at:
+        if batch.error is not None:
+            return f"{batch.batch_id} waits, and {in_words(again_at)}: {batch.error}"
+        if runs.ended == TAKEN_OVER:
+            return f"{batch.batch_id} was left to another run, or waits for another batch's job; {in_words(again_at)}."
+        if runs.ended == WAITS:
+            return f"{batch.batch_id} could not go on, as its last run says; {in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
     if waits_since is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost

@@ -12,7 +12,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, WAITS
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, RUN_KEY_TAG, naive, next_number, runs_of, why_no_run
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, RUN_KEY_TAG, in_words, naive, next_number, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, TRAINING_ASSETS, hour_tags, score_job, train_job
 from babylon_rl.automation.pace import SENSORS, every
@@ -128,7 +128,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         if sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS:
             again_at = naive(records[0].update_timestamp) + retry_after(len(own)) if records else babylon.now()
             if records and records[0].dagster_run.tags.get(ENDED_TAG) == WAITS and babylon.now() < again_at:
-                reasons.append(f"{batch_id} could not be compared, as its last run says; it is tried again at {again_at:%H:%M:%S} UTC.")
+                reasons.append(f"{batch_id} could not be compared, as its last run says; {in_words(again_at)}.")
                 continue
             selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
             run_key = f"{prefix}{next_number(own, prefix)}"

@@ -180,17 +180,17 @@ def shown_url(url: str) -> str:
 
 
 @contextmanager
-def describing_failures(target: str, describe: Callable[[str, Exception], BabylonError]) -> Iterator[None]:
+def describing_failures(target: str, describe: Callable[[str, int | None], BabylonError]) -> Iterator[None]:
     """Convert failures of the system or of a driver at ``target``.
 
-    ``describe`` takes the reason and the failure itself.
+    ``describe`` takes the reason and the system's error number.
     """
     try:
         yield
     except BabylonError:
         raise
     except _failures() as failed:
-        raise describe(_reason(failed, target), failed) from None
+        raise describe(_reason(failed, target), getattr(failed, "errno", None)) from None
 
 
 def is_failure(error: BaseException) -> bool:

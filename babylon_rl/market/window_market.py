@@ -216,7 +216,10 @@ def prediction_outcome(span: QuestionSpan, happened: Sequence[MarketEvent]) -> P
 
 
 def plain_text(event: MarketEvent) -> str | None:
-    """An event's texts in small letters; None where they hold more than ASCII, whose cases are not one to one."""
+    """An event's texts in small letters; None where they hold more than ASCII.
+
+    Cases beyond ASCII are not one to one.
+    """
     texts = "\0".join((event.description, *event.actors))
     return texts.lower() if texts.isascii() else None
 

@@ -65,7 +65,7 @@ def checkpoint_named(version: str, settings: Settings) -> Path | None:
         return None
     shown = f"{shown_url(settings.model_storage_url)}/{version}"
 
-    def failed(reason: str, _: Exception) -> ModelUnavailable:
+    def failed(reason: str, number: int | None) -> ModelUnavailable:
         return ModelUnavailable(
             f"{version} cannot be fetched from {shown} to {directory}: {reason}. Nothing half fetched is left here; see that the storage "
             "answers and that BABYLON_RL_HOME has room, then run it again."
@@ -99,6 +99,6 @@ def stored_manifest(version: str, settings: StorageSettings) -> Manifest | None:
     if url is None:
         return None
     shown = f"{shown_url(url)}/{version}"
-    with describing_failures(url, lambda reason, _: ModelUnavailable(f"{shown} cannot be read: {reason}.")):
+    with describing_failures(url, lambda reason, number: ModelUnavailable(f"{shown} cannot be read: {reason}.")):
         content = FileSet(Location(url), version, MANIFEST).manifest()
     return None if content is None else decode_manifest(content, shown)

@@ -26,7 +26,7 @@ def check_storage(settings: StorageSettings, batch_id: str) -> None:
     if url is None:
         return
 
-    def refused(reason: str, _: Exception) -> TrainingPaused:
+    def refused(reason: str, number: int | None) -> TrainingPaused:
         return TrainingPaused(
             f"MODEL_STORAGE_URL {shown_url(url)} cannot be written to: {reason}. Nothing was trained. If it stays so, "
             "correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
@@ -60,7 +60,7 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
     manifest = load_manifest(directory)
     version = manifest.version
 
-    def paused(reason: str, _: Exception) -> TrainingPaused:
+    def paused(reason: str, number: int | None) -> TrainingPaused:
         return TrainingPaused(
             f"{version} could not be uploaded to {shown_url(url)}: {reason}. See that this place takes files from here; {then}."
         )

@@ -10,7 +10,6 @@ from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.store.database import Database
-from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.e2e.host import Host, post, version_of_answer
 from babylon_rl_tests.e2e.test_dev_alone import DECIDED, SMALL
@@ -31,12 +30,9 @@ ON_DEMAND = SMALL | {
 }  # fmt: skip
 
 
-def three_machines(directory: Path, url: str) -> Row:
+def three_machines(directory: Path, database: Database) -> Row:
     """A training is started by C, done by A, whose S3 is away for a minute and which is lost afterwards, decided on by B, served by C."""
     directory.mkdir()
-    database = Database(url, url)
-    migrate(database)
-    database.prepare_dagster_schema()
     with database.connect() as connection:
         spawn(connection, SpawnRequest(agents=5, model_agents=0, windows=HOURS, seed=4, start=FIRST_HOUR), utc_now(), None)
     with running_store() as store, patch.dict(os.environ, store.variables):
@@ -44,7 +40,7 @@ def three_machines(directory: Path, url: str) -> Row:
         chosen = ON_DEMAND | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
         with (
             Proxy(f"http://s3@{store.address.removeprefix('http://')}/") as line,
-            site(directory, url, ScriptedJudge(), apart=True, **chosen) as (made, _),
+            site(directory, database.url, ScriptedJudge(), apart=True, **chosen) as (made, _),
         ):
             began_s = time.monotonic()
             cut = f"http://{line.url.partition('@')[2]}"

@@ -250,7 +250,10 @@ class SharedLines:
 
     @classmethod
     def of(cls, lines: Iterable[str], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
-        """Select the lines that save most when numbered, up to ``most_tokens`` tokens; lines that occur once are not held."""
+        """Select the lines that save most when numbered, up to ``most_tokens`` tokens.
+
+        Lines that occur once are not held.
+        """
         times: dict[bytes, int] = {}  # by digest, in order of first occurrence
         repeated: dict[bytes, str] = {}
         for line in lines:

@@ -39,7 +39,10 @@ class HourVocabulary:
         self._ordinary = set(filter(_is_ordinary, self._free))
 
     def add(self, steps: Sequence[RecordedStep]) -> None:
-        """Look for the names in some steps: action types, keys of recorded values and of JSON in texts, and all texts."""
+        """Look for the names in some steps.
+
+        Looked through are action types, keys of recorded values and of JSON in texts, and all texts.
+        """
         calls = [call for step in steps for call in step.calls]
         texts = {text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)}
         texts |= {step.reasoning for step in steps}

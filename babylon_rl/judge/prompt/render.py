@@ -163,7 +163,10 @@ def _written(
     sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Iterable[Sequence[RecordedStep]],
     names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings, private: PrivateFields, screen: InjectionScreen,
 ) -> RenderedGroup:  # fmt: skip
-    """Render a group within the request's token budget, with or without masks; one episode's whole texts are in memory at a time."""
+    """Render a group within the request's token budget, with or without masks.
+
+    One episode's whole texts are in memory at a time.
+    """
     encoded = token_counter(settings.judge_model).count
 
     def count(text: str) -> int:

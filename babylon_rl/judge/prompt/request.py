@@ -101,7 +101,9 @@ def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One request to a judge; its texts are made of the group whenever they are asked for, so that a plan of many holds them once.
+    """One request to a judge.
+
+    Its texts are made of the group whenever they are asked for, so that a plan of many holds them once.
 
     ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
     ``ids`` are opaque id -> agent id in the order of ``shown``.

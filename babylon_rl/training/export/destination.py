@@ -207,8 +207,8 @@ class Destination:
 def describing(target: str) -> AbstractContextManager[None]:
     """Convert failures at a destination to an ExportError with advice."""
 
-    def describe(reason: str, failed: Exception) -> ExportError:
-        advice = _ADVICE.get(getattr(failed, "errno", None) or 0, "Run the same command again once that is mended.")
+    def describe(reason: str, number: int | None) -> ExportError:
+        advice = _ADVICE.get(number or 0, "Run the same command again once that is mended.")
         return ExportError(f"{shown_address(target)} cannot be written: {reason}. {advice}")
 
     return describing_failures(target, describe)
