@@ -110,7 +110,10 @@ class Gateway:
         try:
             chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
         except ModelUnavailable as unknown:
-            raise ApiError(404, str(unknown), "model_not_found", "model") from None
+            # Before the registry has answered, nobody knows whether there is such a version.
+            if self.state.reads or not self.settings.rl_fallback_to_base:
+                raise ApiError(404, str(unknown), "model_not_found", "model") from None
+            chosen = base_route(self.settings, "the registry does not answer")
         return RoutedCall(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
 
     async def _ask(self, exchange: RoutedCall) -> WholeAnswer | StreamedAnswer:

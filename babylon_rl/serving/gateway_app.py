@@ -54,8 +54,9 @@ def create_app(gateway: Gateway, metrics_directory: FilePath | None = None) -> S
         return _json({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        problem = gateway.state.problem
-        serving = "base for everybody" if gateway.state.reads == 0 else "as the registry says" if problem is None else "as last known"
+        state, problem = gateway.state, gateway.state.problem
+        known = state.reads or state.restored
+        serving = "base, to this machine alone" if not known else "as the registry says" if problem is None else "as last known"
         return _json({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
 
     def database_answers() -> float:

@@ -1,17 +1,21 @@
 """Routing table and keys of the database, refreshed in a thread.
 
-By notifications, and by polling in case one is lost.
+By notifications, and by polling in case one is lost. The last ones stay in a file, for a start while the database is away.
 """
 
 import logging
+import secrets
 import threading
+from dataclasses import replace
 
+import msgspec
 import psycopg
 
 from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.serving.access import Access
 from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
+from babylon_rl.store.client_keys import ClientKey
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
@@ -23,12 +27,20 @@ _RETRY_S = 1.0
 _LOG = logging.getLogger("babylon_rl.gateway")
 
 
+class LastState(msgspec.Struct):
+    """State that the database gave last, as it stands in the file."""
+
+    table: RoutingTable
+    keys: list[ClientKey]
+
+
 class LiveState:
     """State of one gateway process.
 
     ``table`` is replaced as a whole, so that a request sees one moment's.
 
-    While the database is away the last state stays; before the first one it is empty: the base for everybody.
+    While the database is away the last state stays, also that of an earlier process (``restored``); before the first one it is empty:
+    the base, for loopback alone.
     """
 
     def __init__(self, settings: Settings, access: Access) -> None:
@@ -36,6 +48,9 @@ class LiveState:
         self.problem: str | None = "the database has not answered yet"
         self.reads = 0
         self._settings, self._access = settings, access
+        self._file = settings.home / "gateway" / "state.json"
+        self._last = self._restore()
+        self.restored = self._last is not None
         self._closing, self._first = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="babylon-routing", daemon=True)
 
@@ -69,11 +84,42 @@ class LiveState:
                 connection.execute(f"LISTEN {channel}")
         while not self._closing.is_set():
             with connection.answering_within(ANSWER_S):
-                self._access.update(client_keys.read_keys(connection))
-                self.table = read_routing(connection)
+                keys = client_keys.read_keys(connection)
+                table = read_routing(connection)
+            self._access.update(keys)
+            self.table = table
+            self._keep(LastState(table, [replace(key, last_used_at=None) for key in keys]))
             self.problem, self.reads = None, self.reads + 1
             self._first.set()
             # Ends after one notification, or after POLL_S; slices, so that close() does not wait.
             for _ in range(int(POLL_S / 0.5)):
                 if self._closing.is_set() or any(True for _ in connection.notifies(timeout=0.5, stop_after=1)):
                     break
+
+    def _restore(self) -> LastState | None:
+        """Take over the state that an earlier process kept."""
+        try:
+            last = msgspec.json.decode(self._file.read_bytes(), type=LastState)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as unreadable:
+            _LOG.warning("%s cannot be read (%s); it is written anew once the database answers.", self._file, first_line(unreadable))
+            return None
+        self._access.update(last.keys)
+        self.table = last.table
+        return last
+
+    def _keep(self, state: LastState) -> None:
+        if state == self._last:
+            return
+        self._last = state
+        partial = self._file.with_name(f".{self._file.name}-{secrets.token_hex(4)}")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial.touch(mode=0o600)
+            partial.write_bytes(msgspec.json.encode(state))
+            partial.replace(self._file)
+        # Routing goes on; only a start without the database would serve what was kept before.
+        except OSError as full:
+            partial.unlink(missing_ok=True)
+            _LOG.warning("%s cannot be written: %s.", self._file, first_line(full))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionUserMessageParam
 
 from babylon_rl.serving.server_sent_events import EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.settings import Settings
@@ -188,13 +187,3 @@ def test_health_readiness_and_metrics_say_how_it_is(gateway: RunningGateway) -> 
     samples = urllib.request.urlopen(f"{root}/metrics").read().decode()
     assert 'babylon_gateway_requests_total{version="v1.0.0",arm="named",status="200"} 1' in samples
     assert 'babylon_gateway_latency_seconds_bucket{version="v1.0.0",le="+Inf"} 1' in samples
-
-
-def test_a_gateway_without_its_database_serves_the_base_and_says_so(settings: Settings, upstream: ModelStandIn) -> None:
-    gone = Database("postgresql://nobody@127.0.0.1:1/nothing", "postgresql://nobody@127.0.0.1:1/nothing")
-    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), gone) as gateway:
-        user: ChatCompletionUserMessageParam = {"role": "user", "content": "Prices?"}
-        raw = gateway.client().chat.completions.with_raw_response.create(model="babylon-agent", messages=[user])
-        assert raw.headers["x-babylon-version"] == "base"
-        ready = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
-    assert ready["serving"] == "base for everybody" and "does not answer" in ready["database"] and ready["recording"]["waitingBytes"] > 0

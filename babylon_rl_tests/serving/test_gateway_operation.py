@@ -4,15 +4,20 @@ import json
 import re
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+import openai
 import psutil
 import pytest
 
 from babylon_rl.serving import live_state
+from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.metrics import Counter, Gauge, Histogram, ProcessMetrics
 from babylon_rl.settings import Settings
+from babylon_rl.store.client_keys import ClientKey, create_key
+from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import MESSAGES, add_version, gateway_process, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import MESSAGES, NOW, RunningGateway, add_version, gateway_process, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
@@ -85,3 +90,63 @@ def test_a_silent_database_is_noticed_and_the_gateway_goes_on_when_it_speaks_aga
         assert raw.headers["x-babylon-version"] == "v1.0.0"
         proxy.deaf = False
         wait_for(lambda: said() == "ok", "the database")
+
+
+NO_DATABASE = Database("postgresql://nobody@127.0.0.1:1/nothing", "postgresql://nobody@127.0.0.1:1/nothing")
+PROXIED = {"x-forwarded-for": "203.0.113.9"}  # another machine's request
+
+
+def routed(gateway: RunningGateway, model: str, key: str = "none", headers: dict[str, str] | None = None) -> tuple[str, str]:
+    raw = gateway.client(key).chat.completions.with_raw_response.create(model=model, messages=MESSAGES, extra_headers=headers)
+    return raw.headers["x-babylon-version"], raw.headers["x-babylon-reason"]
+
+
+def readiness(gateway: RunningGateway) -> dict[str, Any]:
+    found: dict[str, Any] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
+    return found
+
+
+@pytest.mark.parametrize("pinned", [None, "v1.0.3"])
+def test_a_gateway_that_never_saw_its_database_serves_the_base_to_this_machine_whatever_is_named(
+    settings: Settings, upstream: ModelStandIn, pinned: str | None
+) -> None:
+    changed = settings.model_copy(update={"local_endpoint": upstream.url, "rl_model_version": pinned})
+    with running_gateway(changed, NO_DATABASE) as gateway:
+        for model in ("babylon-agent", "v1.0.3", "auto"):
+            assert routed(gateway, model)[0] == "base"
+        ready = readiness(gateway)
+        with pytest.raises(openai.InternalServerError, match="before the database has answered"):
+            routed(gateway, "auto", "brl-game", PROXIED)
+    assert ready["serving"] == "base, to this machine alone" and "does not answer" in ready["database"]
+    assert ready["recording"]["waitingBytes"] > 0
+
+
+def test_without_a_fallback_a_version_that_nobody_can_look_up_is_refused(settings: Settings, upstream: ModelStandIn) -> None:
+    changed = settings.model_copy(update={"local_endpoint": upstream.url, "rl_fallback_to_base": False})
+    with running_gateway(changed, NO_DATABASE) as gateway, pytest.raises(openai.NotFoundError):
+        routed(gateway, "v1.0.3")
+
+
+def test_a_gateway_started_while_its_database_is_away_serves_releases_and_keys_as_last_known(
+    settings: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    add_version(database, "v1.0.0")
+    with connect(database.url) as connection:
+        create_key(connection, ClientKey("game", key_hash("brl-game"), None, None, NOW))
+        create_key(connection, ClientKey("old", key_hash("brl-old"), None, None, NOW, revoked_at=NOW))
+        connection.execute('UPDATE babylon_rl.client_keys SET "revokedAt" = "createdAt" WHERE name = \'old\'')
+    settings = settings.model_copy(update={"local_endpoint": upstream.url})
+    kept = settings.home / "gateway" / "state.json"
+    with running_gateway(settings, database) as gateway:
+        wait_for(kept.exists, "the state to be kept")
+    assert kept.stat().st_mode & 0o777 == 0o600 and b"brl-game" not in kept.read_bytes()
+    with running_gateway(settings, NO_DATABASE) as gateway:
+        assert routed(gateway, "auto", "brl-game", PROXIED) == ("v1.0.0", "v1.0.0 is deployed")
+        assert routed(gateway, "v1.0.9", "brl-game") == ("base", "the registry does not answer")
+        for key in ("brl-old", "none"):
+            with pytest.raises(openai.AuthenticationError):
+                routed(gateway, "auto", key)
+        assert readiness(gateway)["serving"] == "as last known"
+    kept.write_text("{")
+    with running_gateway(settings, NO_DATABASE) as gateway:
+        assert routed(gateway, "auto")[0] == "base" and readiness(gateway)["serving"] == "base, to this machine alone"
