@@ -54,14 +54,22 @@ class ChatRequest:
             raise ApiError(400, "stream is not true or false.", "invalid_type", "stream")
         return cls(document, model or None, bool(stream))
 
+    @property
+    def leaves_usage_open(self) -> bool:
+        """True for a stream of which the client does not say whether it wants token counts."""
+        options = self.document.get("stream_options")
+        return self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None))
+
     def body_for(self, model_name: str, logprobs: bool) -> bytes:
         """Encode the request for an upstream.
 
-        ``logprobs`` asks for token log-probabilities where the client left it open.
+        ``logprobs`` asks for token log-probabilities where the client left it open; token counts of streams are asked for likewise.
         """
         document = self.document | {"model": model_name}
         if logprobs:
             document.setdefault("logprobs", True)
+        if self.leaves_usage_open:
+            document["stream_options"] = {**(document.get("stream_options") or {}), "include_usage": True}
         return msgspec.json.encode(document)
 
 

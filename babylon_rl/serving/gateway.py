@@ -23,7 +23,8 @@ from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
-from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer, stream_usage
+from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
+from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings
 from babylon_rl.traces import Span, span
 from babylon_rl.windows import utc_now
@@ -146,18 +147,22 @@ class Gateway:
 
     async def _send_stream(self, exchange: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size = list[bytes](), 0
+        parts, size, meter = list[bytes](), 0, StreamMeter(exchange.request.leaves_usage_open)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
-            async for events in answer.events():
+            async for received in answer.events():
+                events = meter.feed(received)
                 # A longer answer is passed on, and not kept in memory.
                 if size <= _MAX_RECORDED_BYTES:
                     parts.append(events)
                     size += len(events)
+                # Also for a client that leaves now: it has had these tokens.
+                exchange.usage = meter.usage
                 if is_closed(events):
-                    exchange.status, exchange.usage = 200, stream_usage(parts)
+                    exchange.status = 200
                     self._record(exchange, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                if events:
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
         except UpstreamFailed as broken:
             self.metrics.failures.add(exchange.route.version or BASE, broken.cause)
             exchange.status = broken.error.status
@@ -171,12 +176,11 @@ class Gateway:
         if exchange.recorded:
             return
         exchange.recorded = True
+        exchange.spend(0 if answer is None else len(answer))
         if answer is not None and not self.log.records_texts(exchange.context.trajectory_id or exchange.call_id):
             answer = None
         if not self.log.record(exchange.entry(answer)):
             self.metrics.unrecorded.add()
-        if exchange.usage is not None:
-            exchange.client.spend(exchange.usage.total_tokens)
 
     async def start(self) -> None:
         """Open connections and start the threads."""

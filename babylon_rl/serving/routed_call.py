@@ -10,7 +10,7 @@ from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.metrics import Counter, Histogram, MetricFamily
 from babylon_rl.serving.routing import Route
-from babylon_rl.serving.upstreams import Usage
+from babylon_rl.serving.usage import Usage, spent_tokens
 from babylon_rl.traces import Span
 
 BASE = "base"
@@ -56,6 +56,11 @@ class RoutedCall:
         """Note that the answer, or its first token, is there."""
         self.first_token_s = self.seconds
 
+    def spend(self, answer_bytes: int) -> None:
+        """Take the call from its client's budget; an error costs nothing."""
+        if self.usage is not None or self.status in (200, CLIENT_LEFT):
+            self.client.spend(spent_tokens(self.usage, len(self.body), answer_bytes))
+
     def entry(self, answer: bytes | None) -> CallEntry:
         """The call for the log; ``answer`` None leaves its texts out."""
         usage, context = self.usage, self.context
@@ -92,7 +97,7 @@ class GatewayMetrics:
         if exchange.fallback is not None:
             self.fallbacks.add(exchange.fallback)
         if exchange.usage is not None:
-            self.tokens.add(version, "prompt", by=exchange.usage.prompt_tokens)
+            self.tokens.add(version, "prompt", by=exchange.usage.prompt_tokens or 0)
             self.tokens.add(version, "completion", by=exchange.usage.completion_tokens)
 
     @property

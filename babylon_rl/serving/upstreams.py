@@ -14,20 +14,13 @@ from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.http_client import ServerConnection, ServerPool
-from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished, payloads
+from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
+from babylon_rl.serving.usage import Usage
 from babylon_rl.settings import Settings
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPEN_S = 10.0
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts of an answer."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
 
 
 class _Completion(msgspec.Struct, frozen=True):
@@ -36,30 +29,6 @@ class _Completion(msgspec.Struct, frozen=True):
 
 
 _COMPLETIONS = msgspec.json.Decoder(_Completion)
-
-
-class _UsageChunk(msgspec.Struct, frozen=True):
-    usage: Usage | None = None
-
-
-_USAGE_CHUNKS = msgspec.json.Decoder(_UsageChunk)
-
-
-def stream_usage(parts: list[bytes]) -> Usage:
-    """Return the token counts that a stream ends with.
-
-    Without them its events count as tokens of the answer.
-    """
-    for payload in reversed(payloads(b"".join(parts[-3:]))):
-        if payload != b"[DONE]" and b'"usage"' in payload:
-            try:
-                usage = _USAGE_CHUNKS.decode(payload).usage
-            except msgspec.MsgspecError:
-                continue
-            if usage is not None:
-                return usage
-    tokens = sum(part.count(b"data:") for part in parts)
-    return Usage(0, tokens, tokens)
 
 
 @dataclass(eq=False)

@@ -87,16 +87,20 @@ class ModelStandIn:
             writer.write(JSON_HEAD.format(200, "application/json", len(document), "").encode() + document[: len(document) // 2])
             return False
         elif body.get("stream"):
-            return await self._stream(writer, model, fault)
+            return await self._stream(writer, model, fault, bool((body.get("stream_options") or {}).get("include_usage")))
         else:
             await asyncio.sleep(self.pause_s)
             self._write(writer, 200, "application/json", json.dumps(self.answer(model)).encode())
         await writer.drain()
         return True
 
-    async def _stream(self, writer: asyncio.StreamWriter, model: str, fault: str) -> bool:
+    async def _stream(self, writer: asyncio.StreamWriter, model: str, fault: str, counts: bool) -> bool:
         writer.write(STREAM_HEAD)
         events = [chunk(model, {"role": "assistant"}), *(chunk(model, {"content": word}) for word in WORDS), chunk(model, {}, "stop")]
+        if counts and fault != "no usage":
+            events.append(
+                b"data: " + json.dumps({**completion(model), "object": "chat.completion.chunk", "choices": []}).encode() + b"\n\n"
+            )
         if fault == "error first":
             events = [b'data: {"error": {"message": "out of memory"}}\n\n']
         for place, event in enumerate(events):

@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from babylon_rl.serving.access import Access, key_hash
 from babylon_rl.serving.api_errors import ApiError
@@ -106,6 +107,37 @@ def test_a_client_has_its_budget_of_requests_and_tokens(settings: Settings, data
             with pytest.raises(openai.RateLimitError) as limited:
                 chat(gateway, key)
             assert 0 < int(limited.value.response.headers["retry-after"]) <= 60
+
+
+def test_streams_and_calls_that_the_client_left_take_from_its_budget(
+    settings: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    names = ("whole", "uncounted", "left")
+    with connect(database.url) as connection:
+        for name in names:
+            create_key(connection, ClientKey(name, key_hash(f"brl-{name}"), None, 60_000, NOW))
+    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), database) as gateway:
+
+        def stream(name: str) -> openai.Stream[ChatCompletionChunk]:
+            return gateway.client(f"brl-{name}").chat.completions.create(model="base", messages=MESSAGES, stream=True)
+
+        def spent(name: str) -> float:
+            (client,) = [one for one in gateway.gateway.access._clients.values() if one.name == name]  # type: ignore[union-attr]
+            assert client.tokens is not None
+            return client.tokens.limit - client.tokens._left
+
+        list(stream("whole"))
+        upstream.behaviour["base"] = "no usage"
+        list(stream("uncounted"))
+        upstream.pause_s = 0.2
+        left = stream("left")
+        next(iter(left))
+        left.close()
+        wait_for(gateway.quiet, "the call to end")
+        request_tokens = len(json.dumps({"messages": MESSAGES, "model": "base", "stream": True}, separators=(",", ":"))) // 4
+        assert spent("whole") == pytest.approx(14)
+        assert spent("uncounted") == pytest.approx(request_tokens + 3)
+        assert request_tokens < spent("left") < request_tokens + 3
 
 
 def key(name: str, *, revoked: bool = False, requests: int | None = None) -> ClientKey:

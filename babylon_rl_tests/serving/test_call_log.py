@@ -4,7 +4,9 @@ import json
 import os
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import openai
 import psycopg
@@ -74,6 +76,37 @@ def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
     ]  # fmt: skip
     assert calls[0]["completionTokens"] == 3
     assert rows(database, 'SELECT "totalInferences" FROM trained_models') == [{"totalInferences": 1}]
+
+
+COUNTS = 'SELECT "promptTokens", "completionTokens", status FROM babylon_rl.gateway_calls ORDER BY "at"'
+
+
+def test_tokens_of_streams_are_the_server_s_or_counted_from_its_tokens(
+    recording: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    recording = recording.model_copy(update={"gateway_logprobs": False})
+    with running_gateway(recording, database, writes=True) as gateway:
+        for fault in ("", "no usage", "no done", "breaks later"):
+            upstream.behaviour["v1.0.0"] = fault
+            with pytest.raises(openai.APIError) if fault == "breaks later" else nullcontext():
+                chat(gateway, stream=True)
+        texts = logs(database, 4)
+    counts = [(11, 3, 200), (None, 3, 200), (11, 3, 200), (None, 2, 502)]
+    assert [tuple(call.values()) for call in rows(database, COUNTS)] == counts
+    assert [(row["promptTokens"], row["completionTokens"], row["totalTokens"]) for row in texts] == [
+        (11, 3, 14), (None, 3, None), (11, 3, 14),
+    ]  # fmt: skip
+
+
+def test_a_client_gets_the_event_with_counts_when_it_asks_for_it(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
+    def counted(**options: Any) -> list[int]:
+        parts = gateway.client().chat.completions.create(model="auto", messages=MESSAGES, stream=True, **options)
+        return [part.usage.total_tokens for part in parts if part.usage is not None]
+
+    with running_gateway(recording, database) as gateway:
+        assert counted() == [] and counted(stream_options={"include_usage": False}) == []
+        assert counted(stream_options={"include_usage": True}) == [14]
+    assert [body["stream_options"]["include_usage"] for body in upstream.seen] == [True, False, True]
 
 
 def test_a_broken_stream_is_a_call_without_texts(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
