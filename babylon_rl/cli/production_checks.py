@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from babylon_rl.cli.system_checks import FAIL, PASS, WARN, Check, attempt
 from babylon_rl.errors import BabylonError, NoTrainer
+from babylon_rl.serving.recorded_privacy import hides_agents
 from babylon_rl.settings import ENV_FILE, HEURISTIC, Settings, setting_sources
 from babylon_rl.store.benchmarks import read_gated
 from babylon_rl.store.client_keys import read_keys
@@ -38,7 +39,7 @@ def check_production(settings: Settings) -> Iterator[Check]:
         yield Check("validation before deployment", FAIL, str(failed))
     yield Check("Dagster's UI", *_dagster_ui(settings))
     yield Check("money", *_money(settings))
-    yield Check("privacy", *_privacy(settings))
+    yield attempt("privacy", lambda: _privacy(settings))
     yield Check("weights", PASS, f"only safetensors are loaded; uploads of at most {settings.upload_limit_mb} MB")
     yield Check("room", PASS, f"{settings.checkpoints_kept} checkpoints of a line are kept; the line disk says what is free")
     yield Check("versions", WARN, "not seen from here: install from requirements.lock with hashes, and look at advisories on upgrades")
@@ -143,6 +144,11 @@ def _money(settings: Settings) -> tuple[str, str]:
 def _privacy(settings: Settings) -> tuple[str, str]:
     given = {"RECORD_PRIVATE_FIELDS": settings.record_private_fields, "JUDGE_PRIVATE_FIELDS": settings.judge_private_fields}
     unset = [name for name, value in given.items() if not value]
+    if hides_agents(settings):
+        return FAIL, (
+            f"RECORD_PRIVATE_FIELDS={settings.record_private_fields} keeps agents out of recorded calls: guards of rollouts, A/B tests and "
+            "`models agents` see no agent's hour. Take agent out of it."
+        )
     if unset and settings.judge_model != HEURISTIC:
         return WARN, f"{' and '.join(unset)} keep nothing back; the line judge says what leaves. See that this was decided"
     return PASS, "; ".join(f"{name}={value or 'nothing is kept back'}" for name, value in given.items())

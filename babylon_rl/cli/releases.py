@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from babylon_rl.cli.output import Column, JsonOption, Table, emit
+from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
@@ -121,11 +122,14 @@ def agents(
     as_json: JsonOption = False,
 ) -> None:
     """List each agent's version, and the agents on another one than expected."""
+    from babylon_rl.serving.recorded_privacy import hides_agents
     from babylon_rl.store.database import open_database
     from babylon_rl.store.live_usage import read_last_calls
     from babylon_rl.store.releases import read_routing
 
     settings, now = load_settings(), utc_now()
+    if hides_agents(settings):
+        raise UsageError("RECORD_PRIVATE_FIELDS keeps agents out of recorded calls, so that their versions cannot be listed.")
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(hours=hours))
     rows = [

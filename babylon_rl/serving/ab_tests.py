@@ -194,7 +194,7 @@ def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio
     if ratio.mismatch:
         return f"Invalid: agents did not come as they were assigned ({ratio}). Nothing measured here can be believed."
     if not found:
-        return "No hour yet in which every arm traded."
+        return "No hour yet in which every arm traded. There is none while RECORD_PRIVATE_FIELDS keeps agents out of recorded calls."
     sentences = []
     for name, one in found.items():
         words = "is shown to earn more than" if one.low > 0 else "is shown to earn less than" if one.high < 0 else "is not told apart from"

@@ -13,6 +13,7 @@ from babylon_rl.evaluation.model_sources import Say, Serving
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
+from babylon_rl.serving.recorded_privacy import hides_agents
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.confirmations import Confirmation, read_confirmations
@@ -118,6 +119,8 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
         return "it is paused"
     if trial.strategy == "test":
         return "it is for its test agents alone"
+    if hides_agents(settings):
+        return "RECORD_PRIVATE_FIELDS keeps agents out of recorded calls, so that no agent's hour can be judged"
     if now - trial.step_since < timedelta(hours=settings.rollout_step_hours):
         return f"its step lasts {settings.rollout_step_hours:g} hours at least"
     if undecided:

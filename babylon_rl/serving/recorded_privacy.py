@@ -38,12 +38,7 @@ class RecordedPrivacy:
         Raises:
             SettingsError: a name or a treatment that does not exist.
         """
-        fields = {}
-        for entry in filter(None, (part.strip() for part in settings.record_private_fields.split(","))):
-            name, _, how = entry.partition("=")
-            if name not in PRIVATE_FIELDS or how not in (("", "hash") if name == "agent" else ("",)):
-                raise SettingsError(f"RECORD_PRIVATE_FIELDS holds {entry!r}: choose of agent, agent=hash, {', '.join(PRIVATE_FIELDS[1:])}.")
-            fields[name] = how
+        fields = _treatments(settings)
         if "hash" not in fields.values():
             return cls(fields, b"")
         key = settings.record_hash_key
@@ -73,6 +68,27 @@ class RecordedPrivacy:
         if how is None or not value:
             return value
         return f"#{hmac.new(self.secret, value.encode(), hashlib.sha256).hexdigest()[:16]}" if how == "hash" else None
+
+
+def hides_agents(settings: Settings) -> bool:
+    """True where recorded calls do not name their agents.
+
+    Routing and episodes do: calls and hours of an agent are then not found together.
+
+    Raises:
+        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
+    """
+    return "agent" in _treatments(settings)
+
+
+def _treatments(settings: Settings) -> dict[str, str]:
+    fields = {}
+    for entry in filter(None, (part.strip() for part in settings.record_private_fields.split(","))):
+        name, _, how = entry.partition("=")
+        if name not in PRIVATE_FIELDS or how not in (("", "hash") if name == "agent" else ("",)):
+            raise SettingsError(f"RECORD_PRIVATE_FIELDS holds {entry!r}: choose of agent, agent=hash, {', '.join(PRIVATE_FIELDS[1:])}.")
+        fields[name] = how
+    return fields
 
 
 def _secret(path: Path) -> bytes:

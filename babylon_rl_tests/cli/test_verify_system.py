@@ -178,6 +178,8 @@ def test_the_checklist_passes_where_everything_is_right(produced: Callable[..., 
         ({"cron_secret": SecretStr("short")}, "servers"),
         ({"judge_model": "openai/x"}, "money"),
         ({"train_rl_local": False}, "money"),
+        ({"record_private_fields": "prompts, agent=hash"}, "privacy"),
+        ({"record_private_fields": "agents"}, "privacy"),
     ],
 )
 def test_each_wrong_setting_fails_its_line_alone(produced: Callable[..., Lines], wrong: dict[str, Any], line: str) -> None:

@@ -73,7 +73,7 @@ def test_a_broken_assignment_is_told_instead_of_a_result(connection, versions) -
 def test_a_test_without_hours_says_so(connection, versions) -> None:
     start(connection, "empty", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     found = report(connection, "empty")
-    assert found.verdict == "No hour yet in which every arm traded." and found.document["difference"] is None
+    assert found.verdict.startswith("No hour yet in which every arm traded.") and found.document["difference"] is None
 
 
 def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, versions) -> None:

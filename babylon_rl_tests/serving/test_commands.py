@@ -43,7 +43,7 @@ def test_a_release_by_commands(command, make_version, connection) -> None:
     assert code == 3 and said.startswith("No version is on trial")
 
 
-def test_agents_that_are_not_on_the_expected_version_are_named(command, make_version, connection) -> None:
+def test_agents_that_are_not_on_the_expected_version_are_named(command, make_version, connection, monkeypatch) -> None:
     make_version("v1.0.0")
     command("models", "deploy", "v1.0.0", "--strategy", "immediate")
     insert_calls(connection, "v1.0.0", utc_now(), ["agent-1", "agent-2"])
@@ -53,3 +53,5 @@ def test_agents_that_are_not_on_the_expected_version_are_named(command, make_ver
     assert [(row["version"], row["expected"], row["fallback"]) for row in found["agents"]][1:] == [
         ("v1.0.0", "v1.0.0", None), ("base", "v1.0.0", "timeout"),
     ]  # fmt: skip
+    monkeypatch.setenv("RECORD_PRIVATE_FIELDS", "agent=hash")
+    assert "versions cannot be listed" in command("models", "agents")[1]

@@ -148,6 +148,14 @@ def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
     assert wrong / runs < 0.05
 
 
+def test_a_rollout_is_held_while_recorded_calls_do_not_name_their_agents(connection, settings, rolling) -> None:
+    live(connection)
+    hidden = settings.model_copy(update={"record_private_fields": "agent=hash"})
+    assert advance(connection, hidden, START + timedelta(hours=7)).startswith(
+        "Held: RECORD_PRIVATE_FIELDS keeps agents out of recorded calls"
+    )
+
+
 def test_guards_of_calls_need_enough_of_them() -> None:
     def verdicts(*ours: int, control: tuple[int, ...] = (5000, 50, 0)) -> list[str]:
         return [guard.verdict for guard in judge_calls(CallCounts(*ours), CallCounts(*control), LIMITS)]
