@@ -6,8 +6,9 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG
-from babylon_rl.automation.jobs import RANGE_START, TRAIN_JOB
+from babylon_rl.automation.jobs import RANGE_START
 from babylon_rl.automation.pace import SENSORS, every
+from babylon_rl.serving.dagster_client import TRAIN_JOB
 from babylon_rl.store.batches import read_batch
 from babylon_rl.training.readiness import keep_counts
 

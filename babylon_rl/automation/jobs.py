@@ -6,16 +6,16 @@ import dagster as dg
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.automation.cleanup import cleanup_job
-from babylon_rl.settings import TrainingSettings, load_settings
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
+from babylon_rl.settings import ScaleSettings, TrainingSettings, load_settings
 
-HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
+HOURS_JOB, OBSERVE_JOB = "hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
-TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
 
@@ -23,6 +23,12 @@ BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
 def trainer_tags(settings: TrainingSettings) -> dict[str, str]:
     """Tags of every run of the job ``train``: how its pod differs from that of other runs."""
     return {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
+
+
+def trained_keys(settings: ScaleSettings) -> list[dg.AssetKey] | None:
+    """``trained_assets`` as Dagster's keys."""
+    names = trained_assets(settings)
+    return None if names is None else [dg.AssetKey(name) for name in names]
 
 
 hours_job = dg.define_asset_job(

@@ -15,9 +15,10 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB, hour_tags
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, hour_tags
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.progress import Progress, no_progress
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import is_complete, utc_now, window_stretches

@@ -19,6 +19,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from babylon_rl.assets.run_liveness import why_dead
 from babylon_rl.errors import SchemaMismatch, require
 from babylon_rl.project_files import project_file
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS
 from babylon_rl.settings import HEURISTIC, JudgeSettings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import claim, expect_run, forget_run, lock_heartbeats
@@ -73,7 +74,7 @@ def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
 
     Scoring by the heuristic takes no longer than reading does, and belongs to the hours.
     """
-    from babylon_rl.automation.jobs import EVIDENCE_ASSETS, TRAINING_ASSETS
+    from babylon_rl.automation.jobs import EVIDENCE_ASSETS
 
     if QUEUE_TAG in run.tags:
         return run.tags[QUEUE_TAG]
@@ -87,7 +88,7 @@ def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
 
 
 def _assets_of(job: str) -> set[str]:
-    from babylon_rl.automation.jobs import AB_TEST_JOB, BATCHED, HOURLY, HOURS_JOB, JUDGE_REPORT_JOB, SCORE_JOB, TRAIN_JOB
+    from babylon_rl.automation.jobs import AB_TEST_JOB, BATCHED, HOURLY, HOURS_JOB, JUDGE_REPORT_JOB
 
     wholes = {TRAIN_JOB: BATCHED, HOURS_JOB: HOURLY, SCORE_JOB: ("scored_groups",)}
     wholes |= {JUDGE_REPORT_JOB: ("judge_report",), AB_TEST_JOB: ("ab_test_report",)}

@@ -21,6 +21,7 @@ from babylon_rl.automation.jobs import (
     observe_job,
     score_job,
     train_job,
+    trained_keys,
 )
 from babylon_rl.automation.pace import SCHEDULES
 from babylon_rl.judge.scoring import unscored_hours
@@ -104,7 +105,8 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         return dg.SkipReason(frozen.reason)
     context.log.info(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories, and asks for the run that trains it.")
     context.instance.add_dynamic_partitions(BATCHES, [frozen.batch.batch_id])
-    return dg.RunRequest(run_key=f"{frozen.batch.batch_id}/1", partition_key=frozen.batch.batch_id)
+    batch_id = frozen.batch.batch_id
+    return dg.RunRequest(run_key=f"{batch_id}/1", partition_key=batch_id, asset_selection=trained_keys(babylon.settings))
 
 
 @dg.schedule(

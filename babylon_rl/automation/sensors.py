@@ -14,10 +14,9 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, WAITS
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, RUN_KEY_TAG, in_words, naive, next_number, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, TRAINING_ASSETS, hour_tags, score_job, train_job
+from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, hour_tags, score_job, train_job, trained_keys
 from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.automation.run_handover import put_back_untaken
-from babylon_rl.settings import ScaleSettings
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
@@ -92,20 +91,12 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
                 reasons.append(why_not)
             else:
                 key = f"{batch.batch_id}/{runs.attempt}"
-                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=_trained(babylon.settings)))
+                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=trained_keys(babylon.settings)))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
     # Dagster must know the partition before its run starts.
     partitions = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
-
-
-def _trained(settings: ScaleSettings) -> list[dg.AssetKey] | None:
-    """The assets of a training's run: all of its batch, or with workers those of the trainer's queue.
-
-    finish_evidence requests the others then, for a machine that need have no GPU.
-    """
-    return None if settings.celery_broker_url is None else [dg.AssetKey(name) for name in TRAINING_ASSETS]
 
 
 @dg.sensor(

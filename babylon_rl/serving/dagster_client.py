@@ -6,15 +6,17 @@ A plain HTTP client, as this room knows no Dagster.
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 
 from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.settings import ScaleSettings
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
 TRAIN_JOB, SCORE_JOB = "train", "score"
+TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
 PARTITION_TAG = "dagster/partition"
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 _LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
@@ -32,6 +34,14 @@ _LAUNCH = """
 mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } }
 }"""
+
+
+def trained_assets(settings: ScaleSettings) -> tuple[str, ...] | None:
+    """The assets of a training's run: all of its batch (None), or with workers those of the trainer's queue.
+
+    finish_evidence requests the others then, for a machine that need have no GPU.
+    """
+    return None if settings.celery_broker_url is None else TRAINING_ASSETS
 
 
 class DagsterClient:
@@ -52,14 +62,14 @@ class DagsterClient:
         answer = self._ask(_RUNS, {"filter": {"pipelineName": job, "statuses": _LIVE, "tags": wanted}}, "Runs")
         return [run["runId"] for run in answer["results"]]
 
-    def launch_training(self, batch_id: str) -> str:
-        """Launch the run of a frozen batch, unless there is one; return its id."""
+    def launch_training(self, batch_id: str, assets: Sequence[str] | None) -> str:
+        """Launch the run of a frozen batch with ``assets`` (None: all), unless there is one; return its id."""
         repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
         key = {"name": BATCHES, "key": batch_id, "repository": repository}
         self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
         # The sensor starts runs of pending batches too.
         live = self.live_runs(job=TRAIN_JOB, tags={PARTITION_TAG: batch_id})
-        return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id})
+        return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id}, assets)
 
     def launch_scoring(self, first: str, last: str) -> str:
         """Launch a run that scores the hours from ``first`` to ``last``, both inclusive.
@@ -68,9 +78,10 @@ class DagsterClient:
         """
         return self._launch(SCORE_JOB, {PARTITION_TAG: first} if first == last else dict(zip(RANGE_TAGS, (first, last), strict=True)))
 
-    def _launch(self, job: str, tags: Mapping[str, str]) -> str:
+    def _launch(self, job: str, tags: Mapping[str, str], assets: Sequence[str] | None = None) -> str:
+        selection = None if assets is None else [{"path": [asset]} for asset in assets]
         params = {
-            "selector": {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION, "jobName": job},
+            "selector": {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION, "jobName": job, "assetSelection": selection},
             "runConfigData": {},
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }

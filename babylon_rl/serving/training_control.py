@@ -8,7 +8,7 @@ from babylon_rl.errors import BatchConflict, NothingToTrain
 from babylon_rl.judge.scoring import unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets
 from babylon_rl.serving.status import automation_document, judged_hours, status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -48,7 +48,8 @@ class TrainingControl:
             with self.database.connect(autocommit=True) as connection:
                 batch_id, trajectories = self._freeze(connection, now, force, batch_size)
         try:
-            run_id, message = self.dagster.launch_training(batch_id), f"Froze {trajectories} trajectories; their run is launched."
+            run_id = self.dagster.launch_training(batch_id, trained_assets(self.settings))
+            message = f"Froze {trajectories} trajectories; their run is launched."
         except ApiError as late:
             run_id, message = None, f"Froze {trajectories} trajectories; the sensor start_training launches their run. {late.message}"
         return shapes.TriggerDocument(job_id=batch_id, run_id=run_id, message=message)

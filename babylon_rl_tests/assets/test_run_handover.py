@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -24,15 +26,19 @@ from babylon_rl.automation.run_handover import (
     refuse_run,
     why_refused,
 )
+from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.errors import SettingsError
 from babylon_rl.processes import own_name
+from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import beat
-from babylon_rl_tests.assets.conftest import Bench
+from babylon_rl_tests.assets.conftest import NOW, Bench
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone
-from babylon_rl_tests.assets.test_sensors import ask, ready
+from babylon_rl_tests.assets.test_sensors import DRY, ask, ready, repository
+from babylon_rl_tests.serving.admin_server import dagster_stand_in
 
 __all__ = ["ready"]
 STARTING = dg.DagsterRunStatus.STARTING
@@ -145,14 +151,24 @@ def test_code_that_is_older_or_another_of_the_same_version_refuses_a_run():
     assert "Install the same version here" in (why_refused(run, code_version()) or "")
 
 
-def test_with_workers_training_and_evidence_are_runs_of_their_own(make_bench: Callable[..., Bench], ready: Bench):
-    alone = ask(ready, start_training).run_requests[0]
-    spread = Bench(ready.instance, ready.babylon.__class__(
-        ready.babylon.settings.model_copy(update={"celery_broker_url": SecretStr(BROKER)}), ready.babylon.database, ready.babylon.now
-    ))  # fmt: skip
-    request = ask(spread, start_training).run_requests[0]
-    assert alone.asset_selection is None
-    assert [key.to_user_string() for key in request.asset_selection] == ["training_batch", "trained_checkpoint"]
+@pytest.mark.parametrize(("broker", "assets"), [(None, None), (SecretStr(BROKER), ["training_batch", "trained_checkpoint"])])
+def test_with_workers_training_and_evidence_are_runs_of_their_own(
+    make_bench: Callable[..., Bench], ready: Bench, tmp_path: Path, broker: SecretStr | None, assets: list[str] | None
+):
+    def names(request: dg.RunRequest) -> list[str] | None:
+        return request.asset_selection and [key.to_user_string() for key in request.asset_selection]
+
+    spread = make_bench(ready.babylon.database, NOW + timedelta(days=2), **DRY, celery_broker_url=broker, training_max_trajectories=40)
+    with (
+        dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
+        dg.build_schedule_context(instance, resources={"babylon": spread.babylon}, repository_def=repository(spread)) as context,
+    ):
+        (daily,) = train_daily.evaluate_tick(context).run_requests
+    (request,) = ask(spread, start_training).run_requests
+    with dagster_stand_in() as webserver:
+        control = TrainingControl(spread.babylon.database, spread.babylon.settings, DagsterClient(webserver.url))
+        control.trigger(spread.babylon.now(), force=True)
+    assert [names(daily), names(request), *webserver.selected] == [assets] * 3
 
 
 def test_the_setting_chooses_the_launcher_and_its_password_is_nowhere(

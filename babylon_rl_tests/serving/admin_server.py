@@ -24,10 +24,11 @@ from babylon_rl_tests.serving.gateways import wait_for
 
 @dataclass
 class DagsterStandIn:
-    """Answers of a webserver whose runs stay queued; ``launched`` holds the job and the tags of each."""
+    """Answers of a webserver whose runs stay queued; ``launched`` holds the job and the tags of each, ``selected`` its assets."""
 
     url: str = ""
     launched: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    selected: list[list[str] | None] = field(default_factory=list)
     partitions: list[str] = field(default_factory=list)
     refuses_launches: bool = False
 
@@ -45,6 +46,8 @@ class DagsterStandIn:
         params = variables["params"]
         tags = {tag["key"]: tag["value"] for tag in params["executionMetadata"]["tags"]}
         self.launched.append((params["selector"]["jobName"], tags))
+        assets = params["selector"].get("assetSelection")
+        self.selected.append(None if assets is None else [key["path"][-1] for key in assets])
         return {"launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": str(uuid4())}}}
 
 
