@@ -6,17 +6,27 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG
-from babylon_rl.automation.jobs import RANGE_START
+from babylon_rl.automation.batch_runs import evidence_attempts
+from babylon_rl.automation.cleanup import cleanup_job
+from babylon_rl.automation.jobs import AB_TEST_JOB, EVIDENCE_ASSETS, HOURLY, JUDGE_REPORT_JOB, OBSERVE_JOB, RANGE_START, SCORING_JOBS
 from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.serving.dagster_client import TRAIN_JOB
 from babylon_rl.store.batches import read_batch
+from babylon_rl.store.benchmarks import undecided_batches
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.training.readiness import keep_counts
 
 RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
-FAILED_RUN_ADVICE = (
-    "Read the run's page in the UI (Runs, the red one) and mend what it names. Its hours are tried again every hour by themselves, or "
-    "materialize them at once."
-)
+_READ = "Read the run's page in the UI (Runs, the red one) and mend what it names. "
+_NIGHTLY = "It runs again next night by itself, or launch it at once."
+_AGAIN = {
+    TRAIN_JOB: f"Its batch is trained; then materialize {', '.join(EVIDENCE_ASSETS)} of it.",
+    cleanup_job.name: _NIGHTLY,
+    JUDGE_REPORT_JOB: _NIGHTLY,
+    OBSERVE_JOB: _NIGHTLY,
+    AB_TEST_JOB: "It runs again within the hour while a test runs, or launch it at once.",
+}
+_HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materialize them at once."
 
 
 @dg.sensor(
@@ -47,10 +57,19 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
             # start_training runs an unfinished batch again, and a failed one is a cause of its own.
             if batch is None or batch.state != "completed":
                 return dg.SkipReason(f"The batch of {run.run_id} is run again, or has failed.")
+            runs = context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
+            # finish_evidence asks for it again.
+            if batch.batch_id in undecided_batches(connection) and evidence_attempts(runs, batch.batch_id) < MAX_DEAD_RUNS:
+                return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
         what = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START) or "no partition"
         says = f"Run {run.run_id} of {run.job_name} ({what}) failed: {context.failure_event.message}"
-        raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, FAILED_RUN_ADVICE, now)
+        raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, _advice(run), now)
     return dg.SkipReason(f"Noted {run.run_id}.")
+
+
+def _advice(run: dg.DagsterRun) -> str:
+    of_hours = run.job_name in SCORING_JOBS or any(key.to_user_string() in HOURLY for key in run.asset_selection or ())
+    return _READ + (_HOURS_AGAIN if of_hours else _AGAIN.get(run.job_name, "Then launch it again."))
 
 
 @dg.sensor(

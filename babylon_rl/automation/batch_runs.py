@@ -15,16 +15,18 @@ import dagster as dg
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.dead_runs import HELD
+from babylon_rl.judge.budget import spent_until
+from babylon_rl.settings import JudgeSettings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.scores import pending_since
+from babylon_rl.store.scores import PendingHour, read_pending
 from babylon_rl.store.write_ahead import finished_steps, read_jobs
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EVERY, retry_after
 
 FAILURE_REASON_TAG = "dagster/failure_reason"
 RUN_KEY_TAG = "dagster/run_key"
-JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
+JUDGE_ASKED_AFTER, JUDGE_ASKED_EVERY = timedelta(minutes=30), timedelta(hours=4)  # at first, and at the longest, while it is down
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -100,23 +102,40 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
     return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
+def evidence_key(batch_id: str) -> str:
+    """Start of the run keys of finish_evidence."""
+    return f"{batch_id}/benchmark/"
+
+
+def evidence_attempts(runs: Sequence[dg.DagsterRun], batch_id: str) -> int:
+    """Number of runs of a batch that finish_evidence requested; neither lost ones nor those that wait count."""
+    own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(evidence_key(batch_id))]
+    return sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own)
+
+
 def in_words(again_at: datetime) -> str:
     """Time of the next run, as the end of a sentence."""
     return f"it is tried again at {again_at:%H:%M:%S} UTC"
 
 
-def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) -> str | None:
+def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
+    """Time at which an hour's judge is asked again: after a pause that doubles, or when its budget starts anew."""
+    after = retry_after(pending.asked, JUDGE_ASKED_AFTER, JUDGE_ASKED_EVERY)
+    return spent_until(pending.reason, settings.judge_budget_usd, pending.asked_at) or pending.asked_at + after
+
+
+def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: JudgeSettings, now: datetime) -> str | None:
     """A reason to start no run of a pending batch now, or None.
 
     Gives up a batch of which MAX_DEAD_RUNS runs died.
     """
-    waits_since = pending_since(connection, batch.windows)
+    asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
     again_at = runs.seen_at + retry_after(runs.failed)
     # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
-    if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
-        return f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}."
+    if asked_at is not None and now < asked_at:
+        return f"{batch.batch_id} waits for its judge, which is asked again at {asked_at:%Y-%m-%d %H:%M} UTC."
     if now < again_at:
         if batch.error is not None:
             return f"{batch.batch_id} waits, and {in_words(again_at)}: {batch.error}"
@@ -125,7 +144,7 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) 
         if runs.ended == WAITS:
             return f"{batch.batch_id} could not go on, as its last run says; {in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
-    if waits_since is None and batch.error is None and runs.hopeless:
+    if asked_at is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):
             fail_batch(connection, batch.batch_id, f"{died} runs died without a word.", now)

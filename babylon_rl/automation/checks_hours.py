@@ -377,7 +377,7 @@ JUDGED = HourlyChecks(
             "No group is in quarantine or waits for its judge.",
             _without_scores,
             "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is asked "
-            "for again every 30 minutes.",
+            "for again by itself (`ask_judge_again`).",
         ),
         Rule(
             "few_ties",

@@ -29,7 +29,7 @@ from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late
-from babylon_rl.store.scores import waiting_since
+from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.freezing import count_freezable
 from babylon_rl.training.starting import freeze_when_ready, smaller_batch_due, with_smaller_minimum
@@ -122,7 +122,7 @@ def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePar
     with babylon.database.connect(autocommit=True) as connection:
         settled = count_freezable(connection, babylon.settings, babylon.now(), settled=True)
         # ask_judge_again asks for the hours that wait.
-        hours = unscored_hours(connection, list(settled.windows)) - waiting_since(connection, babylon.settings.judge_model).keys()
+        hours = unscored_hours(connection, list(settled.windows)) - read_pending(connection, judge=babylon.settings.judge_model).keys()
     if not hours:
         return dg.SkipReason("Every settled hour has scores, or waits for its judge.")
     return [dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]

@@ -10,9 +10,21 @@ from babylon_rl.assets.change_detection import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, WAITS
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, WAITS
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, RUN_KEY_TAG, in_words, naive, next_number, runs_of, why_no_run
+from babylon_rl.automation.batch_runs import (
+    JUDGE_ASKED_AFTER,
+    LIVE,
+    RUN_KEY_TAG,
+    evidence_attempts,
+    evidence_key,
+    in_words,
+    judge_asked_at,
+    naive,
+    next_number,
+    runs_of,
+    why_no_run,
+)
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, hour_tags, score_job, train_job, trained_keys
 from babylon_rl.automation.pace import SENSORS, every
@@ -20,7 +32,7 @@ from babylon_rl.automation.run_handover import put_back_untaken
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
-from babylon_rl.store.scores import waiting_since
+from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, retry_after
 from babylon_rl.training.starting import freeze_when_ready
@@ -86,7 +98,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         reasons = []
         for batch in pending:
             runs = runs_of(context.instance, connection, batch)
-            why_not = why_no_run(connection, batch, runs, now)
+            why_not = why_no_run(connection, batch, runs, babylon.settings, now)
             if why_not is not None:
                 reasons.append(why_not)
             else:
@@ -113,10 +125,9 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
         if any(record.dagster_run.status in LIVE for record in records):
             return dg.SkipReason(f"{batch_id} has a live run.")
-        # The run key marks runs of this sensor; neither lost ones nor those that wait count as attempts.
-        prefix = f"{batch_id}/benchmark/"
-        own = [record.dagster_run for record in records if record.dagster_run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
-        if sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS:
+        prefix, runs = evidence_key(batch_id), [record.dagster_run for record in records]
+        own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
+        if evidence_attempts(runs, batch_id) < MAX_DEAD_RUNS:
             again_at = naive(records[0].update_timestamp) + retry_after(len(own)) if records else babylon.now()
             if records and records[0].dagster_run.tags.get(ENDED_TAG) == WAITS and babylon.now() < again_at:
                 reasons.append(f"{batch_id} could not be compared, as its last run says; {in_words(again_at)}.")
@@ -133,12 +144,13 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     job=score_job,
     minimum_interval_seconds=every(300),
     default_status=SENSORS,
-    description="Asks again, every 30 minutes, for the hours that wait for their judge: it was down, or the day's budget was spent.",
+    description="Asks again for the hours that wait for their judge: it was down (after 30 minutes, then twice as long, every 4 hours at "
+    "the longest), or the day's budget was spent (at midnight UTC).",
 )
 def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
     now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
-        waiting = waiting_since(connection, babylon.settings.judge_model)
+        waiting = read_pending(connection, judge=babylon.settings.judge_model)
     if not waiting:
         return dg.SkipReason("No hour waits for its judge.")
     # At most one run of this sensor at a time.
@@ -147,9 +159,14 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         return dg.SkipReason(f"{len(waiting)} hours wait for their judge, and a run asks it now.")
     # A run that died before it asked has left the hours as they were.
     newest = [naive(record.create_timestamp) for record in context.instance.get_run_records(dg.RunsFilter(tags=own), limit=1)]
-    due = [window for window, asked_at in waiting.items() if now - max([asked_at, *newest]) >= JUDGE_ASKED_EVERY]
+    asked_at = {
+        window: max([judge_asked_at(hour, babylon.settings), *(at + JUDGE_ASKED_AFTER for at in newest)])
+        for window, hour in waiting.items()
+    }
+    due = [window for window, at in asked_at.items() if at <= now]
     if not due:
-        return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again every {JUDGE_ASKED_EVERY}.")
+        next_at = min(asked_at.values())
+        return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again at {next_at:%Y-%m-%d %H:%M} UTC.")
     return dg.SensorResult(
         run_requests=[dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
     )

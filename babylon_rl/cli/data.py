@@ -299,8 +299,8 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
 def _why_unscored(connection: Connection, window: str) -> str:
     if have_scores(connection):
         # The most specific reason first: pending, then quarantined, then not judged yet.
-        if reason := read_pending(connection, [window]).get(window):
-            return f"It waits: {reason}"
+        if pending := read_pending(connection, [window]).get(window):
+            return f"It waits: {pending.reason}"
         if aside := read_quarantined(connection, [window]).get(window):
             return f"It is in quarantine: {aside.reason} `babylon-rl judge retry {window}` asks again."
     return f"Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group."

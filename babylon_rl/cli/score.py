@@ -205,7 +205,7 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     waiting: dict[str, str] = {}
     aside: dict[str, str] = {}
     if judge != HEURISTIC:
-        waiting = read_pending(connection, windows, judge)
+        waiting = {window: hour.reason for window, hour in read_pending(connection, windows, judge).items()}
         by = (judge, judge_version(settings))
         aside = {q.window: q.reason for q in read_quarantined(connection, windows).values() if (q.judge, q.judge_version) == by}
     results = []

@@ -2,12 +2,16 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from babylon_rl.llm.tokens import price
 from babylon_rl.store.judge_requests import Reservation
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
+
+
+_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "
 
 
 class OverBudget(Exception):
@@ -32,6 +36,16 @@ def expected_usd(model: str, tokens: int, episodes: int) -> float | None:
     ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it.
     """
     return price(model, tokens, episodes * COMPLETION_TOKENS_PER_EPISODE)
+
+
+def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime | None:
+    """The end of the UTC day whose budget was spent at ``asked_at``, by the reason why an hour waits.
+
+    None for another reason, and for a limit other than ``usd``, the present one.
+    """
+    if usd is None or not reason.startswith(_LIMIT.format(usd=usd)):
+        return None
+    return asked_at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
 class Budget:
@@ -81,7 +95,7 @@ class Budget:
         account = await self._ledger.reserve(usd, self._usd, self._paid)
         if not account.fits:
             raise OverBudget(
-                f"JUDGE_BUDGET_USD is {self._usd:g}: ${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
+                _LIMIT.format(usd=self._usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
                 f"are under way, and this hour takes about ${usd:.4f}. Raise it, or wait for tomorrow."
             )
         try:

@@ -245,15 +245,14 @@ _RELEASE = """
     FROM released WHERE held."window" = released."window" AND held."state" = 'quarantined'
 """
 _PENDING = """
-    SELECT "window", "reason" FROM babylon_rl.judge_pending
-    WHERE "window" = ANY(%(windows)s) AND "judge" = COALESCE(%(judge)s::text, "judge") ORDER BY "window"
+    SELECT "window", "reason", "at", "asked" FROM babylon_rl.judge_pending
+    WHERE (%(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s)) AND "judge" = COALESCE(%(judge)s::text, "judge") ORDER BY "window"
 """
-_PENDING_SINCE = """SELECT max("at") FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
-_WAITING_SINCE = """SELECT "window", "at" FROM babylon_rl.judge_pending WHERE "judge" = %s ORDER BY "window" """
 _WAIT = """
     INSERT INTO babylon_rl.judge_pending AS held ("window", "judge", "reason", "at")
     SELECT given."window", %s, given."reason", %s FROM unnest(%s::text[], %s::text[]) AS given ("window", "reason")
-    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "reason" = excluded."reason", "at" = excluded."at"
+    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "reason" = excluded."reason", "at" = excluded."at",
+        "asked" = CASE WHEN held."judge" = excluded."judge" THEN held."asked" + 1 ELSE 1 END
 """
 _WAIT_NO_MORE = """DELETE FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
 
@@ -301,26 +300,24 @@ def forget_transcripts(connection: Connection, before: datetime, *, dry_run: boo
     return connection.execute(_FORGET_TRANSCRIPTS, [before]).rowcount
 
 
-def read_pending(connection: Connection, windows: Sequence[str], judge: str | None = None) -> dict[str, str]:
-    """Return pending reasons by window; with ``judge``, only those of that judge."""
+class PendingHour(NamedTuple):
+    """Why an hour is not judged, when its judge was asked last, and how often in a row."""
+
+    reason: str
+    asked_at: datetime
+    asked: int
+
+
+def read_pending(connection: Connection, windows: Sequence[str] | None = None, judge: str | None = None) -> dict[str, PendingHour]:
+    """Return the pending hours among ``windows``, or all of them, by window; with ``judge``, only those of that judge."""
     with connection.transaction():
-        return dict(connection.execute(_PENDING, {"windows": list(windows), "judge": judge}).fetchall())
+        found = connection.execute(_PENDING, {"windows": None if windows is None else list(windows), "judge": judge})
+        return {window: PendingHour(*pending) for window, *pending in found.fetchall()}
 
 
 def end_pending(connection: Connection, windows: Sequence[str]) -> None:
     """Remove ``windows`` from the pending ones."""
     connection.execute(_WAIT_NO_MORE, (list(windows),))
-
-
-def pending_since(connection: Connection, windows: Sequence[str]) -> datetime | None:
-    """Return the newest time at which one of ``windows`` was found pending, or None."""
-    row = connection.execute(_PENDING_SINCE, (list(windows),)).fetchone()
-    return None if row is None else row[0]
-
-
-def waiting_since(connection: Connection, judge: str) -> dict[str, datetime]:
-    """Return the time of the last pending mark by window, for ``judge``."""
-    return dict(connection.execute(_WAITING_SINCE, (judge,)).fetchall())
 
 
 def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str], now: datetime) -> None:

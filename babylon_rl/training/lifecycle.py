@@ -124,9 +124,12 @@ FAILURES = (
 )  # fmt: skip
 
 
-def retry_after(failed: int) -> timedelta:
-    """Pause before a waiting batch gets another run, by its failed runs since the last finished iteration."""
-    return min(RETRY_EVERY, FIRST_RETRY * (1 << min(max(failed - 1, 0), 10)))
+def retry_after(failed: int, first: timedelta = FIRST_RETRY, longest: timedelta = RETRY_EVERY) -> timedelta:
+    """Pause before the next try after so many failed ones: ``first``, then twice the last, ``longest`` at most.
+
+    The defaults are those of a waiting batch, by its failed runs since the last finished iteration.
+    """
+    return min(longest, first * (1 << min(max(failed - 1, 0), 10)))
 
 
 def failure_rule(error: BaseException) -> FailureRule:

@@ -1,18 +1,20 @@
 """Hours that wait for their judge are asked for again by the automation, now and then."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
 import pytest
 
 from babylon_rl.assets.resources import given
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_AFTER, judge_asked_at
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import SENSOR_TAG, ask_judge_again
+from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.scores import keep_pending, read_pending
 from babylon_rl.windows import HOUR, utc_now
 from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.assets.test_sensors import ask
@@ -35,9 +37,10 @@ def test_hours_that_waited_for_their_judge_are_asked_for_again_with_a_back_off(m
     # By the conditions alone these hours are made.
     everything = code_location(given(down.babylon))
     assert dg.evaluate_automation_conditions(everything, down.instance).get_requested_partitions(SCORES[0]) == set()
-    assert ask(down, ask_judge_again).skip_message == f"3 hours wait for their judge, which is asked again every {JUDGE_ASKED_EVERY}."
+    at = now + JUDGE_ASKED_AFTER
+    assert ask(down, ask_judge_again).skip_message == f"3 hours wait for their judge, which is asked again at {at:%Y-%m-%d %H:%M} UTC."
     with judging() as judge:
-        up = make_bench(database, now=now + JUDGE_ASKED_EVERY + timedelta(minutes=1), **changed | {"judge_base_url": judge.url})
+        up = make_bench(database, now=at + timedelta(minutes=1), **changed | {"judge_base_url": judge.url})
         context = dg.build_sensor_context(
             instance=up.instance, resources={"babylon": up.babylon}, repository_def=everything.get_repository_def()
         )
@@ -62,7 +65,27 @@ def test_a_run_that_died_before_it_asked_is_followed_by_the_next_after_a_while(m
     bench.instance.create_run_for_job(
         job_definition("score", bench.babylon), tags={SENSOR_TAG: "ask_judge_again"}, status=dg.DagsterRunStatus.FAILURE
     )
-    assert "which is asked again every" in ask(bench, ask_judge_again).skip_message
+    assert "which is asked again at" in ask(bench, ask_judge_again).skip_message
     later = make_bench(database, now=now + HOUR, judge_model=MODEL)
     (request,) = ask(later, ask_judge_again).run_requests
     assert request.tags == RETRIED | {"dagster/partition": "2025-10-29T14:00"}
+
+
+def test_pauses_double_while_the_judge_is_down_and_last_until_the_day_ends_when_its_budget_is_spent(database: Database, settings: Settings):
+    window, asked_at = "2025-10-29T14:00", datetime(2025, 10, 29, 22, 10)
+    limited = settings.model_copy(update={"judge_budget_usd": 5.0})
+
+    def asked_again_after(reason: str, settings: Settings) -> timedelta:
+        with database.connect(autocommit=True) as connection:
+            keep_pending(connection, MODEL, {window: reason}, asked_at)
+            return judge_asked_at(read_pending(connection)[window], settings) - asked_at
+
+    pauses = [asked_again_after("It is down.", limited) for _ in range(6)]
+    assert pauses == [timedelta(hours=hours) for hours in (0.5, 1, 2, 4, 4, 4)]
+    spent = "JUDGE_BUDGET_USD is 5: $4.9 are spent today (UTC) or by this run."
+    assert asked_at + asked_again_after(spent, limited) == datetime(2025, 10, 30)
+    # A limit that a person has changed since need not wait for the next day.
+    assert asked_again_after(spent, settings) == asked_again_after("JUDGE_BUDGET_USD is 4: ...", limited) == timedelta(hours=4)
+    with database.connect(autocommit=True) as connection:
+        keep_pending(connection, "openai/another", {window: "It is down."}, asked_at)
+        assert read_pending(connection, [window])[window].asked == 1

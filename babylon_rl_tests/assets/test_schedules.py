@@ -18,6 +18,7 @@ from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.schedules import follow_answers, score_settled
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl_tests.assets.conftest import NOW, Bench
+from babylon_rl_tests.serving.test_status import completed
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
 
@@ -82,9 +83,21 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
     assert fail("score", **{"babylon_rl/ended": "lost"}).endswith("is run again.")
     assert fail("train", **{"dagster/partition": "batch-1"}).endswith("or has failed.")
     with bench.babylon.database.connect(autocommit=True) as connection:
-        rows = connection.execute("SELECT cause, says FROM babylon_rl.alerts").fetchall()
-        assert [cause for cause, _ in rows] == ["run_failed/hours 2025-10-31"] and "The disk is full." in rows[0][1]
+        rows = connection.execute("SELECT cause, says, advice FROM babylon_rl.alerts").fetchall()
+        assert [cause for cause, *_ in rows] == ["run_failed/hours 2025-10-31"] and "The disk is full." in rows[0][1]
+        assert rows[0][2].endswith("Its hours are tried again every hour by themselves, or materialize them at once.")
+        completed(connection, "batch-2", 1, 1)
         assert send_alerts(connection, bench.babylon.settings, NOW).sentence == "Nothing to send."  # no channel is set
+    # finish_evidence asks for the evidence of a completed batch three times.
+    trained = {"dagster/partition": "batch-2"}
+    tries = [fail("train", **trained, **{"dagster/run_key": f"batch-2/benchmark/{number}"}) for number in (1, 2, 3)]
+    assert tries[:2] == ["The evidence of batch-2 is run again."] * 2 and tries[2].startswith("Noted ")
+    fail("cleanup")
+    with bench.babylon.database.connect() as connection:
+        rows = connection.execute("SELECT cause, advice FROM babylon_rl.alerts WHERE cause LIKE 'run_failed/%%'").fetchall()
+    ends = {cause.split("/")[1].split()[0]: advice.split(". ", 1)[1] for cause, advice in rows}
+    assert ends["train"] == "Its batch is trained; then materialize benchmark_report, released_model, leaderboard of it."
+    assert ends["cleanup"] == "It runs again next night by itself, or launch it at once."
 
 
 @pytest.mark.slow

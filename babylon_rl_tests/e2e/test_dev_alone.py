@@ -28,6 +28,10 @@ DECIDED = """
         m.version, m."evalMetrics"->'benchmark'->>'decision'
     FROM babylon_rl.batches b JOIN public.trained_models m ON m."trainingBatch" = b."batchId" WHERE m."evalMetrics" ? 'benchmark'
 """
+RELEASED = """
+    SELECT partition FROM babylon_dagster.event_logs
+    WHERE dagster_event_type = 'ASSET_MATERIALIZATION' AND asset_key = '["released_model"]'
+"""
 HOURS = """
     SELECT count(*) FILTER (WHERE w."state" IN ('scored', 'trained')), count(*) FILTER (WHERE g."window" IS NOT NULL), count(*)
     FROM babylon_rl.windows w LEFT JOIN babylon_rl.group_scores g USING ("window") WHERE w."usableEpisodes" >= 5
@@ -57,6 +61,10 @@ def test_nobody_touches_it_and_hours_are_scored_a_batch_trained_and_its_version_
         batch_id, state, trajectories, version, decision = when(DECIDED, bool)[0]
         # What a model of random weights earns in two markets decides nothing, or that it loses.
         assert state == "completed" and decision in ("inconclusive", "fail") and 50 < trajectories <= 100
+        # The asset says so, and a version that passed has its rollout.
+        assert when(RELEASED, bool) == [(batch_id,)]
+        rollouts = connection.execute('SELECT count(*) FROM babylon_rl.rollouts WHERE "version" = %s', [version]).fetchone()
+        assert rollouts == (int(decision == "pass"),)
         # The batch is of the newest hours; the others may be judged after it.
         when(HOURS, lambda rows: rows == [(7, 7, 7)])
         used = connection.execute('SELECT count(*) FROM trajectories WHERE "trainedInBatch" = %s', [batch_id]).fetchone()

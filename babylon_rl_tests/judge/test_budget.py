@@ -24,7 +24,7 @@ def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: C
         found = score_windows(connection, windows, asking(settings, judge.url, judge_model=PRICED, judge_budget_usd=0.0), NOW)
         assert judge.stats()["requests"] == 0
     assert not found and list(found.pending) == windows
-    assert all("JUDGE_BUDGET_USD is 0" in reason for reason in read_pending(connection, windows).values())
+    assert all("JUDGE_BUDGET_USD is 0" in hour.reason for hour in read_pending(connection, windows).values())
 
 
 @pytest.mark.slow

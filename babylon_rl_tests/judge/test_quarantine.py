@@ -102,7 +102,7 @@ def test_a_judge_that_is_down_lets_hours_wait_and_never_becomes_the_heuristic(co
         score_windows(connection, windows[:1], chosen, NOW)
     found = score_windows(connection, windows, chosen.model_copy(update={"judge_timeout_seconds": 0.2}), NOW)
     assert list(found) == windows[:1] and list(found.pending) == windows[1:]
-    assert read_pending(connection, windows) == found.pending
+    assert {window: hour.reason for window, hour in read_pending(connection, windows).items()} == found.pending
     assert connection.execute('SELECT DISTINCT "judgeModel" FROM reward_judgments').fetchall() == [("openai/scripted",)]
 
 
