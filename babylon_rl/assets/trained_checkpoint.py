@@ -16,7 +16,7 @@ from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
-from babylon_rl.store.registry import note_tracking
+from babylon_rl.store.registry import note_tracking, note_tracking_refusal
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import traced_step
 from babylon_rl.training.artifacts import record_artifact
@@ -133,6 +133,9 @@ def _finish(
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
             note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
+    elif sent.link is None and refusal(babylon.settings) is None:
+        with own_transaction(connection):
+            note_tracking_refusal(connection, trained.batch.batch_id, sent.words)
     return sent
 
 

@@ -29,16 +29,14 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import count_models
 from babylon_rl.store.training_status import AutomationState, arrivals, automation_state, clock_of
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends import TRAINING_GB, trainer_choice
 from babylon_rl.windows import utc_now
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 JUDGE_TRIAL_S = 20.0
 DAEMON_SEEN_WITHIN, DATA_WITHIN = timedelta(minutes=5), timedelta(hours=24)
 CLOCK_WARN_S, CLOCK_FAIL_S = 5.0, 60.0
-# What a training writes: its checkpoints and what they are made of; packaged weights that are not there yet come on top.
-TRAINING_GB = {"cpu": 1.0, "dry": 0.1, "serverless": 1.0, "gpu": 60.0}
-PACKAGED_WEIGHTS_GB = 1.0
+PACKAGED_WEIGHTS_GB = 1.0  # on top of what a training writes, where they are not there yet
 _TRIAL = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ok": true}'}]
 _TRIAL_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
 

@@ -23,11 +23,13 @@ from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts
 from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.eta import fit_durations, progress_of
 from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
+from babylon_rl.training.wandb_process import refusal
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import HOUR, moment
 
@@ -99,7 +101,7 @@ def automation_document(
             deployed=None if deployed is None else deployed.version,
             training=None if current is None else current.version,
         ),
-        health=_health(connection, settings, now, current, judged),
+        health=_health(connection, settings, now, current, judged, own[0] if own else None),
     )  # fmt: skip
 
 
@@ -175,24 +177,35 @@ def _checks(health: parts.Health) -> dict[str, bool]:
     return {name: getattr(health, name) for name in ("database", "storage", "judge", "trainer", "daemon", "wandb")}
 
 
-def _health(connection: Connection, settings: Settings, now: datetime, current: Batch | None, judged: JudgedState) -> parts.Health:
+def _health(
+    connection: Connection, settings: Settings, now: datetime, current: Batch | None, judged: JudgedState, newest: Model | None
+) -> parts.Health:
     found = {
-        "storage": _storage(settings),
+        "storage": _storage(settings, current),
         "judge": _judge_health(settings, judged),
-        "trainer": _trainer(settings, current, now),
+        "trainer": _trainer(connection, settings, current, now),
         "daemon": _daemon(connection, now),
-        "wandb": (bool(settings.wandb_key), f"project {settings.wandb_project}" if settings.wandb_key else "WANDB_API_KEY is not set"),
+        "wandb": _wandb(settings, newest),
     }
     version = connection.info.server_version
     details = {"database": f"Postgres {version // 10000} answers", **{name: words for name, (_, words) in found.items()}}
     return parts.Health(database=True, details=details, **{name: works for name, (works, _) in found.items()})
 
 
-def _storage(settings: Settings) -> tuple[bool, str]:
+def _storage(settings: Settings, current: Batch | None) -> tuple[bool, str]:
+    if current is not None and current.state == "uploading" and current.error is not None:
+        return False, f"{current.batch_id} waits for its upload: {current.error}"
     directory = settings.home / "checkpoints"
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    words = f"{shutil.disk_usage(existing).free / 1e9:.1f} GB free at {directory}"
-    return (True, words) if os.access(existing, os.W_OK) else (False, f"{existing} cannot be written")
+    if not os.access(existing, os.W_OK):
+        return False, f"{existing} cannot be written"
+    try:
+        needed_gb = TRAINING_GB[trainer_choice(settings).backend]
+    except NoTrainer:
+        needed_gb = 0.0
+    free_gb = shutil.disk_usage(existing).free / 1e9
+    words = f"{free_gb:.1f} GB free at {directory}"
+    return (True, words) if free_gb >= needed_gb else (False, f"{words}, and a training needs about {needed_gb:g} GB")
 
 
 def _judge_health(settings: Settings, judged: JudgedState) -> tuple[bool, str]:
@@ -201,14 +214,25 @@ def _judge_health(settings: Settings, judged: JudgedState) -> tuple[bool, str]:
     return True, "a rule on this machine" if settings.judge_model == HEURISTIC else f"no hour waits for {settings.judge_model}"
 
 
-def _trainer(settings: Settings, current: Batch | None, now: datetime) -> tuple[bool, str]:
+def _trainer(connection: Connection, settings: Settings, current: Batch | None, now: datetime) -> tuple[bool, str]:
     try:
         choice = trainer_choice(settings)
     except NoTrainer as missing:
         return False, str(missing)
     if current is not None and current.state != "pending" and now - current.heartbeat_at > SILENT_TRAINER:
         return False, f"{current.batch_id} is {current.state} and silent since {current.heartbeat_at:%Y-%m-%d %H:%M} UTC"
-    return True, f"{choice.backend}, from {choice.base_model}"
+    words = f"{choice.backend}, from {choice.base_model}"
+    if current is not None:
+        waits = current.error if current.state == "training" else None
+        return waits is None, words if waits is None else f"{words}; {current.batch_id} waits: {waits}"
+    paused = refused_lately(connection, settings, now)
+    return paused is None, words if paused is None else f"{words}; {paused}"
+
+
+def _wandb(settings: Settings, newest: Model | None) -> tuple[bool, str]:
+    reason = refusal(settings) or (newest.tracking_refusal if newest is not None else None)
+    place = "files for `wandb sync`" if settings.wandb_mode == "offline" else f"project {settings.wandb_project}"
+    return reason is None, place if reason is None else reason
 
 
 def _daemon(connection: Connection, now: datetime) -> tuple[bool, str]:

@@ -121,7 +121,7 @@ class AlertDocument(Shape):
 
 
 class Health(Shape):
-    """Whether each part works; ``wandb``: it is configured. ``details`` says of each what was found."""
+    """Whether each part works; ``wandb``: trainings are sent there. ``details`` says of each what was found."""
 
     database: bool
     storage: bool

@@ -27,7 +27,7 @@ _MODELS = """
 SELECT m."modelId", m.version, m."baseModel", m."trainingBatch", m.status, m."deployedAt", m."storagePath", m."benchmarkScore",
        m.accuracy, m."avgReward", m."evalMetrics", m."createdAt", l."batchId" IS NULL, l."parentVersion", l."backend",
        l."checkpointPath", l."manifestSha", COALESCE(l."windows", '{}'), l."metrics", l."prunedAt", l."uploadedUrl", l."trackingUrl",
-       m."wandbRunId", m."wandbArtifactId"
+       m."wandbRunId", m."wandbArtifactId", l."trackingRefusal"
 FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 """
@@ -66,6 +66,7 @@ class Model:
     tracking_url: str | None
     wandb_run_id: str | None
     wandb_artifact_id: str | None
+    tracking_refusal: str | None
 
     @property
     def shown_status(self) -> str:
@@ -334,11 +335,18 @@ def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime)
 
 def note_tracking(connection: Connection, batch_id: str, run_id: str, link: str, now: datetime) -> None:
     """Store the tracking link of a version's training; the caller commits."""
-    updated = connection.execute('UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s WHERE "batchId" = %s', [link, batch_id])
+    updated = connection.execute(
+        'UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s, "trackingRefusal" = NULL WHERE "batchId" = %s', [link, batch_id]
+    )
     if updated.rowcount:
         connection.execute(
             'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [run_id, now, batch_id]
         )
+
+
+def note_tracking_refusal(connection: Connection, batch_id: str, reason: str) -> None:
+    """Store why a version's training is not in Weights & Biases; the caller commits."""
+    connection.execute('UPDATE babylon_rl.model_lineage SET "trackingRefusal" = %s WHERE "batchId" = %s', [reason, batch_id])
 
 
 def note_artifact(connection: Connection, batch_id: str, artifact: str, now: datetime) -> None:

@@ -18,6 +18,7 @@ from babylon_rl.serving.access import key_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.database import Database
+from babylon_rl.training.backends import TRAINING_GB
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.rows import insert, make_trajectory
@@ -133,7 +134,7 @@ def test_a_storage_that_cannot_be_written_fails(looked: Callable[..., Lines], tm
 
 def test_too_little_room_for_a_training_fails(looked: Callable[..., Lines], monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked(train_rl_local=True, local_base_model="dry")["disk"][0] == "PASS"
-    monkeypatch.setitem(system_checks.TRAINING_GB, "dry", 1e9)
+    monkeypatch.setitem(TRAINING_GB, "dry", 1e9)
     status, detail = looked(train_rl_local=True, local_base_model="dry")["disk"]
     assert status == "FAIL" and "Make room, or move BABYLON_RL_HOME" in detail
 

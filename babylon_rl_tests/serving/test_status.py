@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from msgspec import to_builtins
 from psycopg.types.json import Jsonb
+from pydantic import SecretStr
 
 from babylon_rl.cli import run
 from babylon_rl.serving.admin_shapes import BatchDocument, ModelDocument
@@ -17,14 +18,17 @@ from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store import training_status
 from babylon_rl.store.alerts import see
-from babylon_rl.store.batches import read_batch
+from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
-from babylon_rl.store.registry import read_models
+from babylon_rl.store.registry import note_tracking_refusal, read_models
 from babylon_rl.store.releases import insert_rollout, read_rollouts
 from babylon_rl.store.scores import keep_pending
+from babylon_rl.training.backends import TRAINING_GB
+from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.eta import DurationFit, fit_durations
 from babylon_rl.training.freezing import freeze
+from babylon_rl.training.lifecycle import PUBLISH
 from babylon_rl.training.readiness import keep_counts, readiness
 from babylon_rl.windows import moment
 from babylon_rl_tests.serving.gateways import add_version, rows
@@ -232,6 +236,41 @@ def test_a_silent_daemon_and_a_silent_training_are_said(busy: str, connection: A
     health = later.automation.health
     assert (later.status, health.daemon, health.trainer) == ("degraded", False, False)
     assert "silent since 2025-10-30 11:50 UTC" in health.details["trainer"]
+
+
+def test_each_part_of_the_health_can_be_false_and_says_why(
+    busy: str, connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"wandb_api_key": SecretStr("secret"), "trainer": "dry"})
+
+    def health(name: str, at: datetime = NOW, **changed: Any) -> tuple[bool, str]:
+        found = status_document(connection, settings.model_copy(update=changed), at).automation.health
+        return getattr(found, name), found.details[name]
+
+    assert health("wandb") == (True, "project babylon-rl-training") and health("wandb", wandb_mode="offline")[0]
+    assert health("wandb", wandb_mode="disabled") == (False, "Not sent to Weights & Biases: WANDB_MODE is disabled.")
+    assert not health("wandb", wandb_api_key=None)[0]
+    note_tracking_refusal(connection, "batch-v1.0.0", "Not sent to Weights & Biases: 401.")
+    assert health("wandb") == (False, "Not sent to Weights & Biases: 401.")
+    assert not health("judge")[0] and not health("daemon", NOW + HOUR)[0]
+    assert not health("trainer", trainer=None, wandb_api_key=None, train_rl_local=False)[0]
+    with monkeypatch.context() as little:
+        little.setitem(TRAINING_GB, "dry", 1e9)
+        works, words = health("storage")
+        assert not works and words.endswith(", and a training needs about 1e+09 GB")
+    attempt = claim_batch(connection, busy, NOW)
+    assert attempt is not None
+    note_waiting(connection, busy, attempt, "The service does not answer.")
+    assert health("trainer") == (False, f"dry, from dry; {busy} waits: The service does not answer.")
+    attempt = claim_batch(connection, busy, NOW)
+    assert attempt is not None
+    advance_batch(connection, busy, attempt, PUBLISH, NOW)
+    note_waiting(connection, busy, attempt, "The bucket is gone.")
+    assert health("storage") == (False, f"{busy} waits for its upload: The bucket is gone.") and health("trainer")[0]
+    fail_batch(connection, busy, "No token trains.", NOW)
+    works, words = health("trainer")
+    assert not works and words.startswith(f"dry, from dry; {busy} failed: No token trains. Automation tries again at ")
+    assert health("storage")[0] and health("trainer", NOW + 2 * DAY)[0]
 
 
 def test_hours_that_were_not_read_are_counted_by_their_rows(connection: Any, settings: Settings) -> None:

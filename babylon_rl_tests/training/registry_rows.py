@@ -15,6 +15,6 @@ def make_model(version: str = "v1.0.0", **changed: Any) -> Model:
         "status": "ready", "deployed_at": None, "storage_path": "x", "benchmark_score": None, "accuracy": None, "avg_reward": 0.5,
         "eval_metrics": None, "created_at": NOW, "foreign": False, "parent_version": None, "backend": "cpu", "checkpoint": None,
         "manifest_sha": None, "windows": (), "metrics": {}, "pruned_at": None, "uploaded_url": None, "tracking_url": None,
-        "wandb_run_id": None, "wandb_artifact_id": None,
+        "wandb_run_id": None, "wandb_artifact_id": None, "tracking_refusal": None,
     }  # fmt: skip
     return Model(**{**values, **changed})

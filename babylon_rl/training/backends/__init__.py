@@ -13,6 +13,9 @@ from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
 
+# Gigabytes that a training writes, by backend: its checkpoints, and what they are made of.
+TRAINING_GB = {"cpu": 1.0, "dry": 0.1, "serverless": 1.0, "gpu": 60.0}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
