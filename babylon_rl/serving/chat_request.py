@@ -1,7 +1,7 @@
 """Chat request: the fields that the gateway reads, all else unchanged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,13 @@ class ClientGone(Exception):
 class ChatRequest:
     """A decoded request. ``document`` is the whole body.
 
-    ``model`` None leaves the choice to the gateway.
+    ``model`` None leaves the choice to the gateway; ``user`` is OpenAI's field, None where it is no name.
     """
 
     document: dict[str, Any]
     model: str | None
     stream: bool
+    user: str | None
 
     @classmethod
     def of(cls, body: bytes) -> "ChatRequest":
@@ -52,23 +53,22 @@ class ChatRequest:
             raise ApiError(400, "messages is not a list of at least one message.", "invalid_type", "messages")
         if stream is not None and not isinstance(stream, bool):
             raise ApiError(400, "stream is not true or false.", "invalid_type", "stream")
-        return cls(document, model or None, bool(stream))
+        user = document.get("user")
+        return cls(document, model or None, bool(stream), user if isinstance(user, str) and _is_name(user) else None)
 
     @property
-    def leaves_usage_open(self) -> bool:
-        """True for a stream of which the client does not say whether it wants token counts."""
-        options = self.document.get("stream_options")
-        return self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None))
+    def open_fields(self) -> set[str]:
+        """Fields that the gateway may add: token log-probabilities, and options for the token counts of a stream."""
+        options = self.document.get("stream_options", {})
+        counts = self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None))
+        return ({"logprobs"} if "logprobs" not in self.document else set()) | ({"stream_options"} if counts else set())
 
-    def body_for(self, model_name: str, logprobs: bool) -> bytes:
-        """Encode the request for an upstream.
-
-        ``logprobs`` asks for token log-probabilities where the client left it open; token counts of streams are asked for likewise.
-        """
+    def body_for(self, model_name: str, added: Collection[str]) -> bytes:
+        """Encode the request for an upstream with the ``added`` of its open fields."""
         document = self.document | {"model": model_name}
-        if logprobs:
-            document.setdefault("logprobs", True)
-        if self.leaves_usage_open:
+        if "logprobs" in added:
+            document["logprobs"] = True
+        if "stream_options" in added:
             document["stream_options"] = {**(document.get("stream_options") or {}), "include_usage": True}
         return msgspec.json.encode(document)
 
@@ -109,9 +109,13 @@ class CallContext:
 
 def _name(headers: Mapping[str, str], name: str) -> str | None:
     value = headers.get(name)
-    if value is not None and not (0 < len(value) <= _MAX_HEADER and value.isprintable()):
+    if value is not None and not _is_name(value):
         raise ApiError(400, f"{name} has not 1 to {_MAX_HEADER} printable characters.", "invalid_header")
     return value
+
+
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= _MAX_HEADER and value.isprintable()
 
 
 async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:

@@ -8,9 +8,11 @@ goes to the client as the upstream sent it; only headers say which version it ca
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +33,7 @@ from babylon_rl.windows import utc_now
 
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_LOG = logging.getLogger("babylon_rl.gateway")
 _MAX_RECORDED_BYTES = 8 * 1024**2
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -108,6 +111,8 @@ class Gateway:
         context = CallContext.of(headers)
         body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2, self._body_timeout_s)
         request = ChatRequest.of(body)
+        if context.agent_id is None:
+            context = replace(context, agent_id=request.user)
         try:
             chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
         except ModelUnavailable as unknown:
@@ -140,14 +145,24 @@ class Gateway:
             raise failed.error from None
 
     async def _ask_model(self, exchange: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
-        body = exchange.request.body_for(chosen.model_name, self.settings.gateway_logprobs)
-        answer = await self.upstreams.get(chosen.upstream).ask(chosen.model_name, body, exchange.request.stream)
+        upstream, request = self.upstreams.get(chosen.upstream), exchange.request
+        refused = upstream.refused_fields.setdefault(chosen.model_name, set())
+        added = request.open_fields - refused - (set() if self.settings.gateway_logprobs else {"logprobs"})
+        answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added), request.stream)
+        if isinstance(answer, WholeAnswer) and answer.status in (400, 422):
+            # The client did not ask for them: a server that refuses them refuses the gateway.
+            named = {name for name in added if name.encode() in answer.body}
+            if named:
+                answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added - named), request.stream)
+                if isinstance(answer, StreamedAnswer) or answer.status == 200:
+                    refused |= named
+                    _LOG.warning("%s at %s refuses %s and is asked without.", chosen.model_name, upstream.name, ", ".join(sorted(named)))
         exchange.answered()
         return answer
 
     async def _send_stream(self, exchange: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size, meter = list[bytes](), 0, StreamMeter(exchange.request.leaves_usage_open)
+        parts, size, meter = list[bytes](), 0, StreamMeter("stream_options" in exchange.request.open_fields)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
             async for received in answer.events():

@@ -93,7 +93,8 @@ class StreamedAnswer:
 class Upstream:
     """One OpenAI-compatible server.
 
-    ``timeout_s`` limits an answer, a stream's first token and each pause after it.
+    ``timeout_s`` limits an answer, a stream's first token and each pause after it. ``refused_fields`` are by model the fields added by the
+    gateway that it does not take.
     """
 
     def __init__(self, name: str, base_url: str, key: str | None, timeout_s: float) -> None:
@@ -104,6 +105,7 @@ class Upstream:
             headers["Authorization"] = f"Bearer {key}"
         self.pool = ServerPool(f"{with_version(base_url)}/chat/completions", headers)
         self._timeout_s = timeout_s
+        self.refused_fields: dict[str, set[str]] = {}
         self._breakers: dict[str, CircuitBreaker] = {}
 
     async def ask(self, model: str, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:

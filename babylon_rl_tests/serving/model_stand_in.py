@@ -80,6 +80,9 @@ class ModelStandIn:
         elif fault.isdigit():
             extra = "retry-after: 7\r\n" if fault == "429" else ""
             self._write(writer, int(fault), "application/json", b'{"error": {"message": "no, sk-secretsecret"}}', extra)
+        elif fault.startswith("refuses ") and fault.split()[1] in body:
+            refusal = {"error": {"message": f"Unrecognized request argument supplied: {fault.split()[1]}"}}
+            self._write(writer, 400, "application/json", json.dumps(refusal).encode())
         elif fault == "html":
             self._write(writer, 200, "text/html", b"<html>a proxy's page</html>")
         elif fault == "half body":

@@ -1,7 +1,7 @@
-// The official Node client against a gateway: run by test_node_client.py with the address of one.
+// The official Node client against a gateway: run by test_node_client.py with OPENAI_BASE_URL.
 import OpenAI from "openai";
 
-const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const client = new OpenAI({ maxRetries: 0, defaultHeaders: { "x-babylon-agent": "agent-7" } });
 const messages = [{ role: "user", content: "Prices?" }];
 const whole = await client.chat.completions.create({ model: "babylon-agent", messages }).withResponse();
 let streamed = "";

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from babylon_rl.serving.routing import place
 from babylon_rl.serving.server_sent_events import EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion
 
 FALLBACKS = {
@@ -130,6 +131,42 @@ def test_an_error_of_the_request_is_passed_on_and_not_tried_elsewhere(gateway: R
     with pytest.raises(openai.UnprocessableEntityError):
         gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
     assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("field", ["logprobs", "stream_options"])
+def test_a_server_that_refuses_a_field_of_the_gateway_is_asked_without_it(
+    gateway: RunningGateway, upstream: ModelStandIn, field: str
+) -> None:
+    upstream.behaviour["v1.0.0"] = f"refuses {field}"
+    for _ in range(2):
+        parts = list(gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES, stream=True))
+        assert parts[-1].choices[0].finish_reason == "stop"
+    assert [{"logprobs", "stream_options"} - set(body) for body in upstream.seen] == [set(), {field}, {field}]
+    if field == "logprobs":
+        with pytest.raises(openai.BadRequestError, match="logprobs"):  # the client's own wish
+            gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES, logprobs=True)
+
+
+def test_the_body_s_user_is_the_agent_where_no_header_names_one(settings: Settings, database: Database, upstream: ModelStandIn) -> None:
+    add_version(database, "v1.0.0")
+    settings = settings.model_copy(update={"local_endpoint": upstream.url, "rl_rollout_percentage": 50.0})
+    places = {name: "v1.0.0" if place(name) < 50 else "base" for name in (f"agent-{number}" for number in range(6))}
+    assert len(set(places.values())) == 2
+    with running_gateway(settings, database, writes=True) as gateway:
+
+        def version(user: object, **headers: str) -> str:
+            asked = gateway.client().chat.completions.with_raw_response
+            return asked.create(model="auto", messages=MESSAGES, extra_body={"user": user}, extra_headers=headers).headers[
+                "x-babylon-version"
+            ]
+
+        assert {name: version(name) for name in places} == places
+        assert {name: version("another", **{"x-babylon-agent": name}) for name in places} == places
+        for odd in (7, "", "x" * 201, "a\nb"):
+            version(odd)
+        wait_for(lambda: len(rows(database, "SELECT 1 FROM babylon_rl.gateway_calls")) == 16, "the calls")
+    agents = [row["agentId"] for row in rows(database, 'SELECT "agentId" FROM babylon_rl.gateway_calls ORDER BY "at"')]
+    assert agents == [*places, *places, None, None, None, None]
 
 
 def test_a_version_that_keeps_failing_is_left_alone_for_a_while(gateway: RunningGateway, upstream: ModelStandIn) -> None:

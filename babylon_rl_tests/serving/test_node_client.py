@@ -1,34 +1,65 @@
-"""The official Node client against the gateway; skipped unless `npm install openai` was run in this directory, or where NODE_PATH says."""
+"""OpenAI's Node client and the AI SDK against the gateway, as docs/howto/gateway.md shows them; skipped where they are not installed."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import add_version, running_gateway
+from babylon_rl_tests.serving.gateways import add_version, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import model_stand_in
+from babylon_rl_tests.store.servers import ROOT
 
 SCRIPT = Path(__file__).with_name("node_client.mjs")
+OPENAI, AI_SDK = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "docs" / "howto" / "gateway.md").read_text(), re.M | re.S)
+Node = Callable[[str, str], str]
 
 
-def test_the_official_node_client_works_unchanged(settings: Settings, database: Database, tmp_path: Path) -> None:
-    modules = Path(os.environ.get("NODE_PATH", SCRIPT.parent / "node_modules"))
-    if shutil.which("node") is None or not (modules / "openai").is_dir():
-        pytest.skip("no node, or no openai package: npm install --prefix DIR openai, then NODE_PATH=DIR/node_modules")
-    # Modules are resolved from the script's directory, not from NODE_PATH.
-    (tmp_path / "node_modules").symlink_to(modules.resolve())
-    shutil.copy(SCRIPT, tmp_path)
+@pytest.fixture
+def node(settings: Settings, database: Database, tmp_path: Path) -> Iterator[Node]:
+    """``node(code, package)``: output of a module that needs a package, with a gateway in front of v1.0.0."""
+
+    def run(code: str, package: str) -> str:
+        modules = Path(os.environ.get("NODE_PATH", SCRIPT.parent / "node_modules"))
+        if shutil.which("node") is None or not (modules / package).is_dir():
+            pytest.skip(f"no node, or no {package}: npm install --prefix DIR openai ai @ai-sdk/openai, then NODE_PATH=DIR/node_modules")
+        # Modules are resolved from the script's directory, not from NODE_PATH.
+        (tmp_path / "node_modules").symlink_to(modules.resolve())
+        (tmp_path / "agent.mjs").write_text(code)
+        environment = os.environ | {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": "none"}
+        done = subprocess.run(
+            ["node", str(tmp_path / "agent.mjs")], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     add_version(database, "v1.0.0")
-    with model_stand_in() as upstream, running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), database) as gateway:
-        command = ["node", str(tmp_path / SCRIPT.name), gateway.url]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    with model_stand_in() as upstream:
+        changed = settings.model_copy(update={"local_endpoint": upstream.url})
+        with running_gateway(changed, database, writes=True) as gateway:
+            yield run
+
+
+def test_the_official_node_client_works_unchanged(node: Node, database: Database) -> None:
+    told = json.loads(node(SCRIPT.read_text(), "openai"))
     assert (told["answer"], told["streamed"], told["version"]) == ("hold your position",) * 2 + ("v1.0.0",)
     assert "babylon-agent-v1.0.0" in told["models"]
     assert told["error"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
+    statement = 'SELECT DISTINCT "agentId" FROM babylon_rl.gateway_calls'
+    wait_for(lambda: rows(database, statement) == [{"agentId": "agent-7"}], "the agent's calls")
+
+
+@pytest.mark.parametrize(("code", "package", "step"), [(OPENAI, "openai", 0), (AI_SDK, "@ai-sdk/openai", 1)], ids=["openai", "ai-sdk"])
+def test_the_code_of_the_page_gives_the_agent_and_the_call_s_place(
+    node: Node, database: Database, code: str, package: str, step: int
+) -> None:
+    assert node(code, package) == "hold your position\n"
+    wait_for(lambda: rows(database, "SELECT 1 FROM llm_call_logs"), "the call")
+    (row,) = rows(database, 'SELECT "agentId", "trajectoryId", "stepId" FROM babylon_rl.gateway_calls JOIN llm_call_logs USING ("callId")')
+    assert row == {"agentId": "agent-7", "trajectoryId": "trajectory-1", "stepId": f"trajectory-1-step-{step}"}
