@@ -14,7 +14,7 @@ from typing import Any
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation.comparison import compare
-from babylon_rl.evaluation.gate import ANALYSES
+from babylon_rl.evaluation.gate import ANALYSES, FAIL
 from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
@@ -25,8 +25,9 @@ from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway
-from babylon_rl.serving.promotion import read_guards
-from babylon_rl.serving.releases import ReleaseAuthor, deploy
+from babylon_rl.serving.guards import Guard
+from babylon_rl.serving.promotion import describe, read_guards
+from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
@@ -223,30 +224,38 @@ def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
 
 
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
-    """Release a version on trial to all agents, after they asked the gateway.
+    """Release a version on trial to all agents, after they asked the gateway; one whose guards fail is rolled back.
 
-    Returns True if it was released.
+    Returns True if it was released, and was not rolled back since.
     """
     with state.database.connect() as connection:
         table = read_routing(connection)
         trial = table.trial
         if trial is not None and trial.version == version:
             connection.commit()
-            _play_trial(state, connection, trial, _after(hours[-1]))
-            author = ReleaseAuthor("demo", "the demo does not wait for the hours that the guard of P&L needs", utc_now())
-            deploy(connection, trial.version, state.settings, author, strategy="immediate")
+            end_trial(state, connection, trial, _play_trial(state, connection, trial, _after(hours[-1])))
         own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
         for event in read_events(connection, own[0].rollout_id) if own else ():
             say(f"   {event.version} {event.to_state} at {event.to_percentage:g} %: {event.why}")
-    released = any(rollout.percentage == 100 for rollout in own)
+    released = any(rollout.percentage == 100 and rollout.state in ("released", "superseded") for rollout in own)
     if not released:
         stays = table.deployed or "the base"
         say(f"   {version or 'No version'} is not released; {stays} stays in front of agents")
     return released
 
 
-def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> None:
-    """Play an hour with agents that ask the gateway, and show the guards.
+def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Sequence[Guard]) -> None:
+    """Release the version on trial to all agents, or roll it back if a guard fails."""
+    failed = [guard for guard in guards if guard.verdict == FAIL]
+    if failed:
+        rollback(connection, state.settings, ReleaseAuthor("demo", describe(failed), utc_now()), trial_id=trial.rollout_id)
+        return
+    author = ReleaseAuthor("demo", "the demo does not wait for the hours that the guard of P&L needs", utc_now())
+    deploy(connection, trial.version, state.settings, author, strategy="immediate")
+
+
+def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> list[Guard]:
+    """Play an hour with agents that ask the gateway, show the guards and return them.
 
     It also shows who answered them.
     """
@@ -262,6 +271,7 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
     say(f"   guards: {', '.join(f'{guard.name} {guard.verdict}' for guard in guards)}")
     connection.commit()
     materialize_hours(state, [hour])
+    return guards
 
 
 def _after(window: str) -> str:

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.cli.demo_stages import Demo, release
+from babylon_rl.cli.demo_stages import Demo, end_trial, release
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
-from babylon_rl.serving.promotion import promote
+from babylon_rl.serving.promotion import promote, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.store.confirmations import read_confirmations
 from babylon_rl.store.releases import read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, endpoint, hold, reads_news, reads_wrongly
+from babylon_rl_tests.serving.live_rows import insert_calls
 
 MARKETS = 24
 HOURS = ["2025-03-03T00:00"]  # of the demo
@@ -122,3 +123,16 @@ def test_the_demo_releases_what_was_promoted_and_nothing_else(promoted, make_ver
     assert not release(state, "v1.0.1", HOURS) and not release(state, None, HOURS)
     assert "v1.0.1 is not released; v1.0.0 stays in front of agents" in capsys.readouterr().err
     assert release(state, "v1.0.0", HOURS), "a finished demo shows the same again"
+    rollback(connection, settings, ReleaseAuthor("tester", "worse", NOW))
+    assert read_rollouts(connection)[-1].percentage == 100 and not release(state, "v1.0.0", HOURS)
+
+
+def test_the_demo_takes_a_version_back_whose_guards_fail(make_version, connection, database, settings):
+    make_version("v1.0.0")
+    state = Demo(settings, database, windows=2, seed=0)
+    trial = deploy(connection, "v1.0.0", settings, ReleaseAuthor("tester", "a half", NOW), percentage=50)
+    insert_calls(connection, "v1.0.0", NOW, ["agent-1"], calls=200, failed=100)
+    end_trial(state, connection, trial, read_guards(connection, trial, settings))
+    assert states(connection) == [("v1.0.0", "rolled_back")] and read_routing(connection).deployed is None
+    assert read_events(connection)[-1].why.startswith("errors fail (100 of 200")
+    assert not release(state, "v1.0.0", HOURS)
