@@ -25,6 +25,7 @@ from babylon_rl.store.trajectories import (
     rows_of_no_hour,
     scored_ids,
     trajectory_rows,
+    with_logged_accesses,
 )
 from babylon_rl.types import WindowReading
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range
@@ -94,17 +95,22 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     ids: list[str] = []
     faults: list[tuple[str, str]] = []
     silent: list[str] = []
+    blind: list[str] = []
     for row in trajectory_rows(connection, windows):
         if flagged(row) is None:
             ids.append(row.trajectory_id)
             for name in row_faults(row):
                 if name == "LLM calls":
                     silent.append(row.trajectory_id)
+                elif name == "provider accesses":
+                    blind.append(row.trajectory_id)
                 else:
                     faults.append((row.trajectory_id, name))
     logged = first_logged_calls(connection, silent)
     faults += [(row, "LLM calls") for row in silent if row not in logged]
     faults += [(row, "first LLM call") for row, whole in logged.items() if not whole]
+    accessed = with_logged_accesses(connection, blind)
+    faults += [(row, "provider accesses") for row in blind if row not in accessed]
     scored = scored_ids(connection, ids)
     return ids, faults + [(row, "scores") for row in ids if row not in scored]
 

@@ -193,7 +193,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
         all(calls),
         bool(served) and not any(is_short(call) for call in served),
         all(any(action.get(key) is not None for key in ("result", "error", "success")) for action in actions),
-        any(entry.get("providerAccesses") for entry in entries),
+        any(entry.get("providerAccesses") for entry in entries) or any(log.has_accesses for log in logs),
     )
 
 
@@ -212,7 +212,7 @@ CHECKS: dict[str, tuple[Status, str]] = {
     "environment state": ("FAIL", "a step without environmentState"),
     "LLM calls": ("FAIL", "no LLM call, in its steps or in llm_call_logs"),
     "first LLM call": ("FAIL", "the first LLM call lacks system prompt, user prompt, response or temperature"),
-    "provider accesses": ("WARN", "no provider access"),
+    "provider accesses": ("WARN", "no provider access, in its steps or in llm_call_logs"),
     "action results": ("WARN", "an action without result or error"),
     "scores": ("WARN", "not scored"),
 }
@@ -230,7 +230,7 @@ class RowCheck:
 def row_faults(row: TrajectoryRow) -> Iterator[str]:
     """Yield the names of the checks that a row fails by itself.
 
-    llm_call_logs may still hold its calls.
+    llm_call_logs may still hold its calls, and provider accesses with them.
     """
     try:
         # Without readable steps no other check applies.

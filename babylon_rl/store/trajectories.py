@@ -6,6 +6,7 @@ their own where there is one (indexes.py), so that no read scans the table.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +60,11 @@ class CallLogRow(msgspec.Struct, frozen=True):
     def timestamp_ms(self) -> float:
         """Milliseconds since the epoch."""
         return self.timestamp.replace(tzinfo=UTC).timestamp() * 1000
+
+    @property
+    def has_accesses(self) -> bool:
+        """True if provider accesses were recorded with the call."""
+        return self.metadata is not None and re.search(_ACCESSES.encode(), self.metadata) is not None
 
 
 # Infinite times and years beyond four digits have no Python datetime, so they are clamped.
@@ -244,6 +250,10 @@ SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "us
 FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId", "timestamp", "callId" COLLATE "C"
 """
 
+# Those of a call through the gateway.
+_ACCESSES = r'"providerAccesses"\s*:\s*\[\s*\{'
+_WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
+
 _AT_ONCE = 5000
 
 
@@ -265,3 +275,12 @@ def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) ->
     for start in range(0, len(trajectory_ids), _AT_ONCE):
         complete.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
     return complete
+
+
+def with_logged_accesses(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
+    """Return the trajectories with provider accesses in a logged call."""
+    found: set[str] = set()
+    for start in range(0, len(trajectory_ids), _AT_ONCE):
+        rows = connection.execute(_WITH_ACCESSES, [list(trajectory_ids[start : start + _AT_ONCE]), _ACCESSES])
+        found.update(trajectory_id for (trajectory_id,) in rows)
+    return found

@@ -9,8 +9,10 @@ import pytest
 from babylon_rl.cli.verify_data import data_checks
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import trajectory_rows
+from babylon_rl.training.readiness import measure_quality
 from babylon_rl_tests.cli.test_data import Ask, asker
-from babylon_rl_tests.rows import AFTER, START, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 Row = dict[str, Any]
 Checks = dict[str, tuple[str, str]]
@@ -95,6 +97,18 @@ def test_calls_in_the_log_count_and_their_first_must_be_whole(verified: Callable
     found = verified(silent, logs)
     assert found["LLM calls"] == ("FAIL", "1 of 3 rows: no LLM call, in its steps or in llm_call_logs (silent)")
     assert found["first LLM call"][0] == "FAIL" and found["first LLM call"][1].endswith("(torn)")
+
+
+def test_provider_accesses_of_logged_calls_count(verified: Callable[..., Checks], database: Database) -> None:
+    names = ("accessed", "empty", "words")
+    given = ('{"providerAccesses":[{"providerName":"markets"}]}', '{"providerAccesses": []}', '{"x": "\\"providerAccesses\\":[{"}')
+    logs = [make_log(name, **LONG, metadata=metadata) for name, metadata in zip(names, given, strict=True)]
+    found = verified([row(name, agent=name, steps=steps(llmCalls=[], providerAccesses=[])) for name in names], logs)
+    assert found["provider accesses"] == (
+        "WARN", "2 of 3 rows: no provider access, in its steps or in llm_call_logs (empty, words)",
+    )  # fmt: skip
+    with database.connect() as connection:
+        assert measure_quality(connection, list(trajectory_rows(connection, [WINDOW]))).provider_accesses == pytest.approx(1 / 3)
 
 
 def test_rows_that_no_training_sees_are_left_out(verified: Callable[..., Checks]) -> None:
