@@ -108,6 +108,10 @@ def _readiness(world: World) -> None:
 def _status(world: World) -> None:
     with world.database.connect() as connection:
         status_document(connection, world.settings, world.now)
+
+
+def _training_data(world: World) -> None:
+    with world.database.connect() as connection:
         TrainingControl(world.database, world.settings, DagsterClient("http://127.0.0.1:9")).training_data(connection, world.now)
 
 
@@ -141,6 +145,7 @@ CALLERS: dict[str, Caller] = {
     "score --force": _scoring_again,
     "ready": _readiness,
     "status": _status,
+    "the training-data endpoint": _training_data,
     "send_alerts": lambda world: world.tick(send_alerts_sensor),
     "keep_counts": lambda world: world.tick(keep_counts_sensor),
     "train --from --to": _freezing_by_hand,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copyfile
 
 import dagster as dg
 import pytest
@@ -117,12 +118,17 @@ def test_a_run_in_a_process_of_dagsters_keeps_its_connections(sample_database: D
 
 
 @pytest.mark.slow
-def test_a_run_of_plain_dagster_elsewhere_writes_nothing_and_names_the_line(sample_database: Database, tmp_path: Path):
+@pytest.mark.parametrize("missing", ["DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"])
+def test_a_run_of_plain_dagster_elsewhere_writes_nothing_and_names_the_line(sample_database: Database, tmp_path: Path, missing: str):
     unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
     environment = {name: value for name, value in os.environ.items() if name not in unset} | {"DATABASE_URL": sample_database.url}
+    if missing != "DAGSTER_HOME":
+        copyfile(ROOT / "dagster.yaml", tmp_path / "dagster.yaml")
+        environment["DAGSTER_HOME"] = str(tmp_path)
     tags = '{"dagster/partition": "2025-10-29T14:00"}'
     command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "babylon_rl.definitions", "-j", "hours", "--tags", tags]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.returncode != 0 and 'eval "$(babylon-rl env)"' in ended.stderr
+    assert ended.returncode != 0 and f"{missing} is not set: Dagster was started without" in ended.stderr
+    assert 'eval "$(babylon-rl env)"' in ended.stderr
     with sample_database.connect() as connection:
         assert connection.execute("SELECT count(*) FROM babylon_rl.windows").fetchone() == (0,)
