@@ -128,4 +128,22 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
         try:
             yield babylon
         finally:
-            _LOG.info("it ended")
+            # No exception of a step reaches its resources.
+            reason = None if context.instance is None else _failure(context.instance, run.run_id)
+            if reason is None:
+                _LOG.info("it ended")
+            else:
+                _LOG.error("it failed: %s", reason)
+
+
+def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """First line of the error of a run's first failed step, or None."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        failed = entry.get_dagster_event().step_failure_data
+        if failed.user_failure_data is not None and failed.user_failure_data.description:
+            return failed.user_failure_data.description.strip().splitlines()[0]
+        error = failed.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        return "no reason was recorded" if error is None else error.message.strip().splitlines()[0]
+    return None

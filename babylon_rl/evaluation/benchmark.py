@@ -5,6 +5,7 @@ When the markets played decide nothing and a few times as many would, they are p
 A release is the gate's decision on record; serving/promotion.py does what follows from it.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,7 @@ from babylon_rl.store.registry import Model, deployed_model, model_of_batch, rea
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import utc_now
 
+_LOG = logging.getLogger(__name__)
 PLOTS = "benchmarks"
 
 
@@ -208,6 +210,8 @@ def record_release(connection: Connection, batch_id: str, settings: Settings, no
     # A version that was not compared keeps the figures it has.
     score, accuracy = (None, None) if row is None else (row["pnl"], row["accuracy"])
     write_release(connection, report, score, accuracy, {"benchmark": _metrics(report, row)}, now)
+    said = {"version": report.version, "decision": report.decision}
+    _LOG.info("the gate's decision on %s is %s: %s", report.version, report.decision, report.reason, extra=said)
     return Release(report.version, report.decision, report.reason)
 
 

@@ -5,6 +5,7 @@ group has not changed since it was judged, or if a training has consumed one of 
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -21,6 +22,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks
 from babylon_rl.types import GroupScores, WindowReading
 from babylon_rl.windows import is_complete
+
+_LOG = logging.getLogger(__name__)
 
 
 def unscored_hours(connection: Connection, windows: Iterable[str]) -> set[str]:
@@ -58,13 +61,18 @@ def score_windows(
     if settings.judge_model != HEURISTIC:
         from babylon_rl.judge.model_scoring import score_with_model  # slow import
 
-        return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
-    scored = ScoringResult()
-    for some in reading_chunks(connection, complete):
-        on_beat()
-        with connection.transaction():
-            lock_windows(connection, some)
-            scored.update(_score(connection, read_windows(connection, some, settings), now, force))
+        scored = score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
+    else:
+        scored = ScoringResult()
+        for some in reading_chunks(connection, complete):
+            on_beat()
+            with connection.transaction():
+                lock_windows(connection, some)
+                scored.update(_score(connection, read_windows(connection, some, settings), now, force))
+    judged = sum(group.changed for group in scored.values())
+    counts = {"judged": judged, "waiting": len(scored.pending), "quarantined": len(scored.quarantined)}
+    waits = "".join(f", {len(scored.pending)} wait: {reason}" for reason in list(scored.pending.values())[:1])
+    _LOG.info("%d hours are judged%s", judged, waits, extra=counts)
     return scored
 
 

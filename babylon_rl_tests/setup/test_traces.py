@@ -1,5 +1,7 @@
 """Traces against a real receiver: what a run, a training and a gateway's call send, and what a collector that is gone costs."""
 
+import io
+import json
 import logging
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from pydantic import SecretStr
 
 from babylon_rl.automation.celery_runs import worker_app
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.logs import start_logs
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.traces import span, start_traces, stop_traces
@@ -23,9 +26,10 @@ from babylon_rl_tests.judge.model_judge import NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.serving.gateways import MESSAGES, add_version, running_gateway
 from babylon_rl_tests.serving.model_stand_in import model_stand_in
+from babylon_rl_tests.setup.test_logs import logger
 from babylon_rl_tests.trace_receiver import TraceReceiver, trace_receiver
 
-__all__ = ["make_bench"]
+__all__ = ["logger", "make_bench"]
 
 DRY = {
     "train_rl_local": True, "local_base_model": "dry", "iterations": 1, "training_min_trajectories": 5, "training_min_groups": 1,
@@ -44,24 +48,40 @@ def receiver() -> Iterator[TraceReceiver]:
 
 @pytest.mark.slow
 def test_a_run_is_a_trace_of_its_steps_judge_requests_and_iterations(
-    make_bench: Callable[..., Bench], database: Database, settings: Settings, receiver: TraceReceiver
+    make_bench: Callable[..., Bench], database: Database, settings: Settings, receiver: TraceReceiver, logger: logging.Logger
 ) -> None:
-    windows = filled(database, 2)
+    windows, out = filled(database, 2), io.StringIO()
     with judging() as judge, database.connect(autocommit=True) as connection:
         chosen = asking(settings.model_copy(update=DRY), judge.url)
         names = (*DRY, "judge_model", "judge_base_url", "judge_timeout_seconds", "judge_disagreement")
         traced = {"otel_exporter_otlp_endpoint": receiver.url, "openai_api_key": SecretStr(KEY)}
         bench = make_bench(database, NOW, **{name: getattr(chosen, name) for name in names}, **traced)
+        start_logs(bench.babylon.settings, out)
         scored = bench.run("score", windows[0], windows[1])
         sync_windows(connection, windows, bench.babylon.settings, NOW)
         batch = freeze(connection, bench.babylon.settings, NOW).batch
         assert batch is not None
         bench.instance.add_dynamic_partitions("batch", [batch.batch_id])
         trained = bench.run("train", batch.batch_id, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
+        decided = bench.run("train", batch.batch_id, asset_selection=[dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")])
+        failed = bench.run("score", "2025-12-31T23:00", raise_on_error=False)
     stop_traces()
+    # Its log says the same: what happened to the run's hours, its batch and its version, and why a run failed.
+    said = [json.loads(line) for line in out.getvalue().splitlines()]
+    events = {run.run_id: [line["event"] for line in said if line["run"] == run.run_id] for run in (scored, trained, decided, failed)}
+    assert events[scored.run_id] == ["a run of score began", "2 hours are judged", "it ended"]
+    assert {line["window"] for line in said if line["run"] == scored.run_id} == {windows[0]}
+    assert "iteration 1 of 1 is trained" in events[trained.run_id]
+    (gate,) = [line for line in said if line.get("decision")]
+    assert gate["event"].startswith(f"the gate's decision on {batch.version} is not_compared: ")
+    assert (gate["run"], gate["batch"], gate["version"]) == (decided.run_id, batch.batch_id, batch.version)
+    _, ended = [line for line in said if line["run"] == failed.run_id]
+    assert (ended["level"], ended["window"]) == ("error", "2025-12-31T23:00") and ended["event"].startswith("it failed: ")
+    assert "has not ended" in ended["event"] and KEY not in out.getvalue()
     # The trace of a run has the run's own id, a step in it, and in the step what it asked and trained.
-    (run,), (step,) = receiver.named("run score"), receiver.named("step scored_groups")
-    assert run.trace == UUID(scored.run_id).hex and run.parent == "" and step.parent == run.span
+    (run,) = [each for each in receiver.named("run score") if each.trace == UUID(scored.run_id).hex]
+    (step,) = [each for each in receiver.named("step scored_groups") if each.parent == run.span]
+    assert run.parent == "" and step.trace == run.trace
     assert step.attributes == {
         "babylon.run": scored.run_id, "babylon.window": f"{windows[0]}...{windows[1]}",
     }  # fmt: skip
