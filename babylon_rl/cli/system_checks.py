@@ -126,22 +126,23 @@ def _storage(settings: Settings) -> tuple[str, str]:
             local = local_path(url)
             places.append(url if local is None else str(_existing(local)))
     for place in places:
-        with describing_failures(place, lambda reason, _: CheckFailed(f"{reason}. Mend it, or choose another place.")):
-            _try_storage(Location(place))
+        _try_storage(place)
     return PASS, f"written, read and removed a file at {' and '.join(Location(place).shown for place in places)}"
 
 
-def _try_storage(location: Location) -> None:
-    name, content = f".verify-system-{uuid4().hex}", os.urandom(1024)
-    with tempfile.NamedTemporaryFile() as source:
-        source.write(content)
-        source.flush()
-        location.put(Path(source.name), name)
-    try:
-        if location.read(name) != content:
-            raise OSError(f"{location.shown} gave back other bytes than were written.")
-    finally:
-        location.remove(name)
+def _try_storage(place: str) -> None:
+    location = Location(place)
+    with describing_failures(place, lambda reason, _: CheckFailed(f"{location.shown}: {reason}. Mend it, or choose another place.")):
+        name, content = f".verify-system-{uuid4().hex}", os.urandom(1024)
+        with tempfile.NamedTemporaryFile() as source:
+            source.write(content)
+            source.flush()
+            location.put(Path(source.name), name)
+        try:
+            if location.read(name) != content:
+                raise CheckFailed(f"{location.shown} gave back other bytes than were written.")
+        finally:
+            location.remove(name)
 
 
 def _clock(connection: Connection) -> tuple[str, str]:

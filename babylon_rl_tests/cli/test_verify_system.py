@@ -21,8 +21,10 @@ from babylon_rl.store.database import Database
 from babylon_rl.training.backends import TRAINING_GB
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.object_store import ObjectStore
 from babylon_rl_tests.rows import insert, make_trajectory
 from babylon_rl_tests.serving.gateways import add_version
+from babylon_rl_tests.serving.model_stand_in import model_stand_in
 
 Lines = dict[str, tuple[str, str]]
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,39 @@ def test_a_new_installation_passes_and_nothing_is_changed(looked: Callable[..., 
     with database.connect() as connection:
         schemas = connection.execute("SELECT count(*) FROM pg_namespace WHERE nspname = 'babylon_dagster'").fetchone()
     assert schemas == (0,)
+
+
+def test_nothing_of_a_database_a_home_and_a_storage_in_use_is_changed(
+    sample_database: Database, settings: Settings, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    url, tables = object_store.bucket(), read_tables(sample_database)
+    for place in ("checkpoints/v1.0.0", "benchmarks", "dagster"):
+        (settings.home / place).mkdir(parents=True)
+        (settings.home / place / "file").write_text(place)
+    (tmp_path / "file").write_text("x")
+    object_store.files().put_file(str(tmp_path / "file"), f"{url}/v1.0.0/file")
+
+    def state() -> tuple[dict[str, Any], dict[Path, bytes], list[str]]:
+        files = {path: path.read_bytes() for path in settings.home.rglob("*") if path.is_file()}
+        return tables(), files, object_store.files().find(url)
+
+    before = state()
+    changes = {"database_url": SecretStr(sample_database.url), "model_storage_url": url}
+    found = {check.name: check.status for check in check_system(settings.model_copy(update=changes), production=True)}
+    assert found["storage"] == found["schema"] == "PASS"
+    assert state() == before and len(before[0]) > 30 and len(before[1]) == 3 and len(before[2]) == 1
+
+
+def read_tables(database: Database) -> Callable[[], dict[str, Any]]:
+    """A function that hashes every table's rows."""
+    tables = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname IN ('public', 'babylon_rl')"
+    rows = "SELECT md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM {} row"
+
+    def read() -> dict[str, Any]:
+        with database.connect() as connection:
+            return {name: connection.execute(rows.format(name)).fetchone() for (name,) in connection.execute(tables).fetchall()}
+
+    return read
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1, "PASS"), (30, "WARN")])
@@ -106,6 +141,10 @@ def test_the_judge_is_asked_once(looked: Callable[..., Lines]) -> None:
         status, detail = looked(judge_model="openai/scripted", judge_base_url=judge.url)["judge"]
         assert status == "WARN" and "it is there" in detail  # it answers prompts of the judge alone
         assert judge.url in detail
+    with model_stand_in() as answering:
+        status, detail = looked(judge_model="openai/scripted", judge_base_url=f"{answering.url}/v1")["judge"]
+        assert status == "PASS" and detail.startswith("answered a trial question in ") and answering.url in detail
+        assert len(answering.heads) == 1
     status, detail = looked(judge_model="openai/scripted", judge_base_url=judge.url)["judge"]
     assert status == "FAIL" and "does not answer" in detail
 
@@ -130,6 +169,14 @@ def test_a_storage_that_cannot_be_written_fails(looked: Callable[..., Lines], tm
     (tmp_path / "file").write_text("in the way")
     status, detail = looked(model_storage_url=f"file://{tmp_path}/file")["storage"]
     assert status == "FAIL" and "Mend it, or choose another place" in detail
+
+
+def test_an_object_storage_is_tried_and_one_that_refuses_fails(looked: Callable[..., Lines], object_store: ObjectStore) -> None:
+    url = object_store.bucket()
+    status, detail = looked(model_storage_url=url)["storage"]
+    assert status == "PASS" and url in detail and object_store.files().find(url) == []
+    status, detail = looked(model_storage_url="s3://no-such-bucket/models")["storage"]
+    assert status == "FAIL" and "s3://no-such-bucket/models" in detail and "Mend it, or choose another place" in detail
 
 
 def test_too_little_room_for_a_training_fails(looked: Callable[..., Lines], monkeypatch: pytest.MonkeyPatch) -> None:
