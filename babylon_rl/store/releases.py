@@ -1,6 +1,7 @@
 """Rollouts, their events, A/B tests, and the routing table that gateways read of them.
 
-Tables babylon_rl.rollouts, rollout_events and ab_tests. Triggers send CHANNEL when a transaction that changed one of them commits.
+Tables babylon_rl.rollouts, rollout_events and ab_tests. Triggers send CHANNEL when a transaction that changed one of them commits, or that
+registered or pruned a version of ours.
 The rules of transitions stand in serving/releases.py. Rows of trained_models that another producer wrote are never changed.
 """
 

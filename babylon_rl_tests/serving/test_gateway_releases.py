@@ -1,17 +1,21 @@
 """A gateway follows the registry: transitions reach it under load, and no request fails meanwhile."""
 
 import asyncio
+import json
+import urllib.request
 from datetime import datetime
 
 import openai
+import pytest
 
-from babylon_rl.serving import releases
+from babylon_rl.serving import live_state, releases
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.upstreams import Upstream, UpstreamFailed
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import MESSAGES, Clients, RunningGateway, add_version, running_gateway, wait_for
+from babylon_rl.store.registry import mark_pruned
+from babylon_rl_tests.serving.gateways import MESSAGES, Clients, RunningGateway, add_version, gateway_process, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
@@ -42,11 +46,67 @@ class Asking(Clients):
             self.failed.append(failure)
 
 
-def test_deployments_and_rollbacks_reach_a_gateway_under_load_and_no_request_fails(
-    settings: Settings, database: Database, upstream: ModelStandIn
+def test_deployments_and_rollbacks_reach_every_gateway_by_notification_and_no_request_fails(
+    settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(live_state, "POLL_S", 60.0)  # longer than the test waits
+    settings = settings.model_copy(update={"local_endpoint": upstream.url})
     add_version(database, "v1.0.0", "ready")
-    add_version(database, "v1.0.1", "ready")
+    with (
+        running_gateway(settings, database) as first,
+        running_gateway(settings, database) as second,
+        connect(database.url) as connection,
+        Asking(first) as asking,
+        Asking(second) as others,
+    ):
+
+        def until(version: str) -> None:
+            asking.until(version)
+            others.until(version)
+
+        until("base")
+        add_version(database, "v1.0.1", "ready")
+        wait_for(lambda: all("v1.0.1" in one.gateway.state.table.versions for one in (first, second)), "the new version")
+        releases.deploy(connection, "v1.0.0", settings, AUTHOR, strategy="immediate")
+        until("v1.0.0")
+        releases.deploy(connection, "v1.0.1", settings, AUTHOR, strategy="immediate")
+        until("v1.0.1")
+        releases.rollback(connection, settings, AUTHOR)
+        until("v1.0.0")
+        mark_pruned(connection, ["batch-v1.0.1"], NOW)
+        connection.commit()
+        wait_for(lambda: first.gateway.state.table.versions["v1.0.1"].pruned, "the pruned version")
+    assert asking.failed == others.failed == []
+
+
+@pytest.mark.slow
+def test_a_rollback_reaches_each_of_two_gateway_processes(settings: Settings, database: Database, upstream: ModelStandIn) -> None:
+    settings = settings.model_copy(update={"local_endpoint": upstream.url})
+    add_version(database, "v1.0.0", "ready")
+    body = json.dumps({"model": "auto", "messages": MESSAGES}).encode()
+    with (
+        gateway_process(settings, database) as (_, one),
+        gateway_process(settings, database) as (_, two),
+        connect(database.url) as connection,
+    ):
+
+        def answered() -> list[str]:
+            calls = [urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body) for port in (one, two)]
+            return [call.headers["x-babylon-version"] for call in calls if call.read()]
+
+        releases.deploy(connection, "v1.0.0", settings, AUTHOR, strategy="immediate")
+        wait_for(lambda: answered() == ["v1.0.0"] * 2, "both to answer with the version")
+        releases.rollback(connection, settings, AUTHOR)
+        wait_for(lambda: answered() == ["base"] * 2, "both to answer with the base")
+
+
+def test_polling_alone_brings_a_change_of_which_nothing_notifies(
+    settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_state, "POLL_S", 0.5)
+    add_version(database, "v1.0.0", "ready")
+    with connect(database.url) as connection, connection.transaction():
+        connection.execute("ALTER TABLE babylon_rl.rollouts DISABLE TRIGGER rollouts_notify")
     with (
         running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), database) as gateway,
         connect(database.url) as connection,
@@ -54,10 +114,6 @@ def test_deployments_and_rollbacks_reach_a_gateway_under_load_and_no_request_fai
     ):
         asking.until("base")
         releases.deploy(connection, "v1.0.0", settings, AUTHOR, strategy="immediate")
-        asking.until("v1.0.0")
-        releases.deploy(connection, "v1.0.1", settings, AUTHOR, strategy="immediate")
-        asking.until("v1.0.1")
-        releases.rollback(connection, settings, AUTHOR)
         asking.until("v1.0.0")
     assert asking.failed == []
 
