@@ -136,12 +136,12 @@ def running_gateway(
 
 
 @contextmanager
-def gateway_process(settings: Settings, database: Database, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def gateway_process(settings: Settings, database: Database, workers: int = 1, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """``serve gateway`` as a process, and its port."""
     environment = {
         **os.environ, "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(settings.home), "LOCAL_ENDPOINT": settings.local_endpoint,
     }  # fmt: skip
-    command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", "0", "--workers", str(workers)]
+    command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", str(port), "--workers", str(workers)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

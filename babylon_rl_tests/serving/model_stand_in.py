@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,12 +133,12 @@ class ModelStandIn:
 
 
 @contextmanager
-def model_stand_in() -> Iterator[ModelStandIn]:
+def model_stand_in(port: int = 0) -> Iterator[ModelStandIn]:
     """A stand-in that serves in a thread of its own until the block ends."""
     stand_in, loop = ModelStandIn(), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(stand_in.serve, "127.0.0.1", 0), loop).result(10)
+    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(stand_in.serve, "127.0.0.1", port), loop).result(10)
     stand_in.port = server.sockets[0].getsockname()[1]
 
     async def stop() -> None:
@@ -154,3 +155,9 @@ def model_stand_in() -> Iterator[ModelStandIn]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+if __name__ == "__main__":
+    with model_stand_in(int(sys.argv[1])) as served:
+        print(served.port, flush=True)
+        sys.stdin.read()

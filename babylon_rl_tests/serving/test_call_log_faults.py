@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,9 +23,13 @@ from babylon_rl.serving.call_writer import CallWriter
 from babylon_rl.serving.spool import Spool, read_status, stored_bytes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import Clients, gateway_process, rows, running_gateway, wait_for
+from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.memory import quick_directory
+from babylon_rl_tests.serving.gateways import Clients, add_version, gateway_process, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
+from babylon_rl_tests.store.servers import ROOT
 
 CLIENTS = 6
 
@@ -77,7 +82,8 @@ def require_each_once(database: Database, answered: list[str]) -> None:
     assert sorted(set(recorded)) == sorted(recorded)
     calls = rows(database, 'SELECT count(*) AS n, count(DISTINCT "callId") AS ids FROM babylon_rl.gateway_calls WHERE status = 200')[0]
     assert calls["n"] == calls["ids"] == len(recorded)
-    assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models')[0]["n"] <= len(recorded)
+    answered_by = "SELECT count(*) AS n FROM babylon_rl.gateway_calls WHERE status = 200 AND version = 'v1.0.0'"
+    assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == rows(database, answered_by)
 
 
 def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no_call(recording: Settings, database: Database) -> None:
@@ -160,6 +166,63 @@ def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings
             load.more(10)
         require_each_once(database, load.answered)
         assert {row["status"] for row in rows(database, "SELECT DISTINCT status FROM babylon_rl.gateway_calls")} <= {200, 502, 503}
+
+
+@contextmanager
+def upstream_process(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The stand-in as a process of its own, and its port."""
+    command = [sys.executable, "-m", "babylon_rl_tests.serving.model_stand_in", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A Postgres that the test may kill."""
+    with quick_directory(tmp_path) as home:
+        cluster = Cluster(home)
+        cluster.create()
+        yield cluster
+        cluster.stop()
+
+
+@pytest.mark.slow
+def test_database_upstream_and_gateway_killed_in_turn_under_load_lose_no_answered_call_and_count_none_twice(
+    settings: Settings, cluster: Cluster
+) -> None:
+    url = cluster.url(cluster.start())
+    database = Database(url, url)
+    migrate(database)
+    add_version(database, "v1.0.0")
+    with ExitStack() as stack:
+        upstream, upstream_port = stack.enter_context(upstream_process())
+        settings = settings.model_copy(update={"local_endpoint": f"http://127.0.0.1:{upstream_port}"})
+        gateway, port = stack.enter_context(gateway_process(settings, database))
+        load = stack.enter_context(Load(port))
+        load.more(100)
+        os.kill(int((cluster.directory / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        load.more(100)
+        upstream.kill()
+        upstream.wait()
+        seen = load.failed
+        wait_for(lambda: load.failed > seen + 10, "calls to fail")
+        stack.enter_context(upstream_process(upstream_port))
+        load.more(100)
+        # The database is away still: the next gateway serves as last known.
+        gateway.kill()
+        gateway.wait()
+        seen = load.failed
+        wait_for(lambda: load.failed > seen, "calls to fail")
+        stack.enter_context(gateway_process(settings, database, port=port))
+        load.more(100)
+        wait_for(lambda: cluster.running_port() is None, "the killed server's processes to end")
+        assert cluster.url(cluster.start()) == url
+        load.more(100)
+        versions = {row["version"] for row in rows(database, "SELECT DISTINCT version FROM babylon_rl.gateway_calls WHERE status = 200")}
+        require_each_once(database, load.answered)
+        assert versions == {"v1.0.0"}
 
 
 FULL = Path("/dev/full")  # refuses each write as a full disk does
