@@ -28,12 +28,12 @@ from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.evaluation.conftest import MakeVersion, write_tensors
 from babylon_rl_tests.serving.admin_server import AdminServer, DagsterStandIn, dagster_stand_in, running_admin
 from babylon_rl_tests.serving.gateways import add_version, rows, wait_for
 from babylon_rl_tests.serving.live_rows import insert_calls
+from babylon_rl_tests.serving.status_rows import QUALITY, shown
 from babylon_rl_tests.training.conftest import read_sample
 
 __all__ = ["read_sample"]
@@ -131,11 +131,12 @@ def test_the_hours_agree_with_the_database(sample: AdminServer, read_sample: Dat
         'SELECT * FROM trajectories WHERE "windowId" >= (SELECT min("windowId") FROM (SELECT "windowId" FROM trajectories WHERE "windowId"'
         ' < \'A\' ORDER BY 1 DESC LIMIT 10) h) AND "windowId" < \'A\' ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT 10',
     )
-    shown = [(row["trajectoryId"], row["agentId"], row["episodeLength"], row["totalReward"], row["finalPnL"]) for row in newest]
-    names = ("trajectoryId", "agentId", "episodeLength", "totalReward", "finalPnL")
-    assert [tuple(row[name] for name in names) for row in data["recentTrajectories"]] == shown
-    with read_sample.connect() as connection:
-        assert data["qualityMetrics"] == readiness(connection, sample.api.settings, utc_now()).quality.document()
+    names = (
+        "trajectoryId", "agentId", "windowId", "startTime", "episodeLength", "totalReward", "finalPnL", "finalStatus", "createdAt",
+    )  # fmt: skip
+    assert data["recentTrajectories"] == [{name: shown(row[name]) for name in names} for row in newest] and len(newest) == 10
+    assert [data["qualityMetrics"]] == rows(read_sample, QUALITY)
+    assert set(data) == {"summary", "windows", "readyWindows", "recentTrajectories", "qualityMetrics"}
 
 
 def test_a_trigger_freezes_a_batch_and_launches_its_run(sample: AdminServer, read_sample: Database, dagster: DagsterStandIn) -> None:
