@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from babylon_rl.assets.change_detection import MARKET_DATA, observe
-from babylon_rl.assets.metadata import OWNERS, column_schema
+from babylon_rl.assets.metadata import OWNERS, column_schema, described
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 
@@ -61,8 +61,10 @@ def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObs
     group_name="game",
     tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
     metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
-    description="Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their "
-    "logged calls.",
+    description=described(
+        "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged calls.",
+        "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once.",
+    ),
 )
 def _raw_trajectories(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
     return report_changes(context, observe(context.instance, babylon, full=True, with_market=False).events)
@@ -77,8 +79,11 @@ raw_trajectories = owned(_raw_trajectories)
     group_name="game",
     tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
     metadata=MARKET_COLUMNS,
-    description="Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "
-    "the question was open.",
+    description=described(
+        "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which the "
+        "question was open.",
+        "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once.",
+    ),
 )
 def _market_data(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
     return report_changes(context, observe(context.instance, babylon, full=True).events_of(MARKET_DATA))

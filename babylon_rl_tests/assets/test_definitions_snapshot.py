@@ -65,3 +65,12 @@ def test_every_asset_says_whose_it_is_what_it_holds_and_in_which_version():
         assert asset["owners"] == ["team:babylon-rl"], name
         assert asset["group"] and asset["kinds"] and asset["description"] and asset["columns"], name
         assert asset["codeVersion"] or not asset["deps"], name
+
+
+def test_every_asset_and_every_check_says_what_to_do_when_it_is_red():
+    graph = defs.resolve_asset_graph()
+    described = {key.to_user_string(): graph.get(key).description for key in graph.get_all_asset_keys()}
+    described |= {key.to_user_string(): graph.get_check_spec(key).description for key in graph.asset_check_keys}
+    assert len(described) == 13 + 37
+    for name, text in described.items():
+        assert len((text or "").partition("**When red:** ")[2]) > 20, name

@@ -26,6 +26,7 @@ from babylon_rl.errors import BatchConflict, JudgeUnavailable, ModelUnavailable,
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
+from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, fail_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -500,6 +501,11 @@ def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(re
     with pytest.raises(dg.Failure):
         waiting.run("train", batch, asset_selection=[dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")])
     assert ready.instance.get_runs(limit=1)[0].tags[ENDED_TAG] == WAITS
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        note_tracking(connection, batch, batch, "https://wandb.test/run", NOW)
     ready.run("train", batch, asset_selection=request.asset_selection)
-    assert ready.materializations("released_model")[batch].metadata["decision"].value == "not_compared"
+    released = ready.materializations("released_model")[batch].metadata
+    assert released["decision"].value == "not_compared"
+    links = {name: entry.url for name, entry in released.items() if isinstance(entry, dg.UrlMetadataValue)}
+    assert links == {"admin_page": f"{ready.babylon.settings.admin_url}/admin", "weights_and_biases": "https://wandb.test/run"}
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")

@@ -61,6 +61,10 @@ def test_the_lineage_page_shows_every_asset(ui: str, backfill: str, tmp_path: Pa
         page.wait_for("Global asset lineage", *assets)
 
 
+def test_the_first_visit_begins_without_a_dialog(ui: str):
+    assert ask(ui, "{ shouldShowNux }") == {"shouldShowNux": False}
+
+
 def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
     with running_dev(tmp_path / "home") as dev:
         started = [*dev.group(STARTED), dev.postgres()]

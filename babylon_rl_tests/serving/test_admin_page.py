@@ -6,6 +6,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.admin_page.hour_strip import MOST_HOURS, hour_strip
 from babylon_rl.serving.admin_page.logins import LASTS_S, Logins
 from babylon_rl.settings import Settings
+from babylon_rl.store.alerts import see
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key
 from babylon_rl.store.database import Database
 from babylon_rl.windows import HOUR, utc_now, window_of, window_start
@@ -66,6 +68,32 @@ def test_every_part_is_there_and_nothing_of_an_agent_is_markup(admin: AdminServe
     assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy and "form-action 'self'" in policy
     assert not re.search(r"\s(style|on\w+)=", re.sub(r"&[^;]+;", "", page).replace("onerror", "")), "the policy forbids them"
+
+
+def table_rows(page: str, label: str) -> list[list[str]]:
+    """The cells of a table of the page, as a person reads them."""
+    table = page[page.index(f'aria-label="{label}"') :].partition("<tbody>")[2].partition("</tbody>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr>")[1:]]
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+
+
+def test_guards_arms_reasons_links_and_alerts_are_those_of_the_database(admin: AdminServer, database: Database) -> None:
+    with database.connect(autocommit=True) as connection:
+        see(connection, "quality_fell", "quality_fell", "The quality is 50 %.", "Look at the rows.", utc_now() - HOUR, timedelta(0))
+        see(connection, "readiness_blocked", "readiness_blocked", "Nothing comes.", "Wait.", utc_now(), timedelta(days=1))  # not due yet
+        connection.execute("""UPDATE babylon_rl.model_lineage SET "trackingUrl" = 'https://wandb.test/run' WHERE "version" = 'v1.0.1'""")
+    page = asked(f"{admin.url}/admin")[2]
+    # Eight agents of each arm played three hours, with three calls in each.
+    guards = {name: (verdict, words) for name, verdict, words in table_rows(page, "Guards of the rollout")}
+    assert set(guards) == {"errors", "latency", "invalid actions", "action collapse", "P&L"}
+    assert guards["errors"][1].startswith("0 of 72, control 0 of 72") and guards["action collapse"][1].startswith("hold in 240 of 720 ")
+    arms = table_rows(page, "Arms of the test")
+    assert [arm[:4] for arm in arms] == [["v1.0.0", "50 %", "8", "3"], ["v1.0.1", "50 %", "8", "3"]]
+    assert (arms[0][4:], arms[1][4]) == (["+$44", "\u2013"], "+$64") and arms[1][5].startswith("+$20 ")
+    agents = table_rows(page, "Agents of the newest hour")
+    assert agents[0][4].startswith("Bought before the news were priced in, and sold in time: <b>$") and len(agents) == 17
+    assert re.findall(r'<a href="(https://wandb[^"]*)"[^>]*>W&amp;B</a>', page) == ["https://wandb.test/run"]
+    assert re.findall(r'role="alert"><strong>(.*?)</strong> (.*?)</p>', page) == [("The quality is 50 %.", "Look at the rows.")]
 
 
 def test_decisions_of_an_agent_are_shown_as_data(admin: AdminServer) -> None:
