@@ -1,5 +1,7 @@
 """The files of docs/howto/deploy name commands, options, settings and paths that there are; systemd accepts the units."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -56,6 +58,16 @@ def test_no_port_is_open_to_the_network() -> None:
     ports = [port for service in compose()["services"].values() for port in service.get("ports", ())]
     assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_docker_accepts_the_compose_file() -> None:
+    client = shutil.which("docker")
+    if client is None or subprocess.run([client, "compose", "version"], capture_output=True).returncode != 0:
+        pytest.skip("docker has no command compose here (Debian: docker-compose-plugin)")
+    command = [client, "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
+    answer = subprocess.run(command, env=os.environ | {"POSTGRES_PASSWORD": "x"}, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert set(json.loads(answer.stdout)["services"]) == set(compose()["services"])
 
 
 def test_the_image_copies_what_there_is() -> None:

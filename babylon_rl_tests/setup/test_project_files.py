@@ -1,14 +1,18 @@
 """The files that set-up relies on are what their generators make, and say nothing about where they were made."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import yaml
 
+from babylon_rl.serving.dagster_client import LOCATION
 from babylon_rl.settings import GROUPS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +73,17 @@ def test_exact_pins_of_the_project_and_of_the_lock_agree() -> None:
     locked = {entry.split(" ")[0] for entry in requirements("requirements.lock")}
     pins = [line for line in [*project["dependencies"], *project["optional-dependencies"]["remote"]] if "==" in line]
     assert pins and set(pins) <= locked
+
+
+def test_dg_finds_the_definitions_under_the_name_that_the_admin_api_asks_for() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dg"]
+    project = tool["project"]
+    assert (tool["directory_type"], project["root_module"]) == ("project", "babylon_rl")
+    definitions = importlib.import_module(project["code_location_target_module"])
+    assert isinstance(definitions.defs, dg.Definitions) and definitions.__name__.startswith(f"{project['root_module']}.")
+    (loaded,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    found = (project["code_location_name"], project["code_location_target_module"])
+    assert found == (loaded["python_module"]["location_name"], loaded["python_module"]["module_name"]) and found[0] == LOCATION
 
 
 def test_ci_runs_the_command_of_the_readme() -> None:
