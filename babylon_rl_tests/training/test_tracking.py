@@ -24,6 +24,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
 from babylon_rl.training.backends.dry import DryTrainer
@@ -323,7 +324,7 @@ def test_a_training_here_that_is_tracked_online_logs_its_checkpoint_by_itself_an
             }
         )
         frozen = []
-        for most, refused in ((60, set[str]()), (None, {"CreateArtifact"})):
+        for most, refused in ((60, set[str]()), (None, {"CreateArtifact", "UpsertBucket"})):
             batch = freeze(connection, online, SAMPLE_NOW, max_trajectories=most).batch
             assert batch is not None and batch.backend == "dry"
             prepare_batch(connection, batch.batch_id, online, SAMPLE_NOW)
@@ -333,3 +334,6 @@ def test_a_training_here_that_is_tracked_online_logs_its_checkpoint_by_itself_an
             frozen.append(batch)
     assert artifact_of(frozen[0].batch_id) == f"me/p/babylon-agent-{frozen[0].version}:{frozen[0].version}"
     assert artifact_of(frozen[1].batch_id) is None
+    # The status says so of the newest version.
+    model = next(model for model in read_models(connection) if model.training_batch == frozen[1].batch_id)
+    assert (model.tracking_url, (model.tracking_refusal or "")[:30]) == (None, "Not sent to Weights & Biases: ")
