@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on time and size of a request's head."""
+"""uvicorn's HTTP protocol with limits on time and size of a request's head, and on clients that stop reading."""
 
 import asyncio
 from typing import Any
@@ -9,16 +9,19 @@ from babylon_rl.serving.api_errors import ApiError
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
+STALLED_S = 60.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Connection, closed if a request's head is too late or too long.
+    """Connection, closed if a request's head is too late or too long, or its client stops reading the answer.
 
-    uvicorn alone would hold a connection that sends a header line every few seconds for ever.
+    uvicorn alone would hold a connection that sends a header line every few seconds, or that reads nothing, for ever.
     """
 
     head_timeout_s = HEAD_TIMEOUT_S
+    stalled_s = STALLED_S
     _head_timer: asyncio.TimerHandle | None = None
+    _stalled_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -27,9 +30,21 @@ class LimitedProtocol(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Forget the timers."""
         self._stop_timer()
+        self._stop_stalled_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read; an orderly close would wait as well."""
+        super().pause_writing()
+        self._stop_stalled_timer()
+        self._stalled_timer = self.loop.call_later(self.stalled_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._stop_stalled_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes of a head."""
@@ -63,6 +78,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_stalled_timer(self) -> None:
+        if self._stalled_timer is not None:
+            self._stalled_timer.cancel()
+            self._stalled_timer = None
 
     def _refuse(self, error: ApiError) -> None:
         self._stop_timer()

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
 from babylon_rl_tests.e2e.browser import browser_page, find_browser
 from babylon_rl_tests.e2e.dev import ask, living, running_dev
 
@@ -76,6 +77,16 @@ def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
         assert "dagster dev" in said and "embedded database" in said
         assert living(started, 1) == []
         assert dev.babylon_rl("stop").startswith("Nothing that was started")
+
+
+def test_the_admin_api_s_client_launches_a_training_and_a_scoring_once(ui: str):
+    client = DagsterClient(ui)
+    training, scoring = client.launch_training("batch-unknown", None), client.launch_scoring(*HOURS)
+    query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { jobName tags { key value } } } }"
+    runs = [ask(ui, query, id=run)["runOrError"] for run in (training, scoring)]
+    assert [run["jobName"] for run in runs] == [TRAIN_JOB, SCORE_JOB]
+    partitions = [{tag["value"] for tag in run["tags"] if "partition" in tag["key"]} for run in runs]
+    assert "batch-unknown" in partitions[0] and set(HOURS) <= partitions[1]
 
 
 def test_hours_are_backfilled(ui: str, backfill: str):

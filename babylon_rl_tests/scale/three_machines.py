@@ -52,6 +52,7 @@ def three_machines(directory: Path, database: Database) -> Row:
             server = Host(directory / "C", variables)
             with server.serves("admin") as admin:
                 started, _ = post(f"{admin}/{TRAINING}/trigger", {"force": True})
+            assert (started["runId"],) in made.query("SELECT run_id FROM babylon_dagster.runs WHERE pipeline_name = 'train'"), started
             line.away = True
             line.cut()
             time.sleep(CUT_S)

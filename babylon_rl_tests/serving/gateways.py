@@ -108,7 +108,7 @@ def running_gateway(
 ) -> Iterator[RunningGateway]:
     """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
-    protocol = type("ImpatientProtocol", (LimitedProtocol,), {"head_timeout_s": client_timeout_s})
+    protocol = type("ImpatientProtocol", (LimitedProtocol,), {"head_timeout_s": client_timeout_s, "stalled_s": client_timeout_s})
     gateway = Gateway(settings, body_timeout_s=client_timeout_s)
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.listen(512)

@@ -91,20 +91,22 @@ class ModelStandIn:
             writer.write(JSON_HEAD.format(200, "application/json", len(document), "").encode() + document[: len(document) // 2])
             return False
         elif body.get("stream"):
-            return await self._stream(writer, model, fault, bool((body.get("stream_options") or {}).get("include_usage")))
+            return await self._stream(reader, writer, model, fault, bool((body.get("stream_options") or {}).get("include_usage")))
         else:
             await asyncio.sleep(self.pause_s)
             self._write(writer, 200, "application/json", json.dumps(self.answer(model)).encode())
         await writer.drain()
         return True
 
-    async def _stream(self, writer: asyncio.StreamWriter, model: str, fault: str, counts: bool) -> bool:
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str, fault: str, counts: bool) -> bool:
         writer.write(STREAM_HEAD)
         events = [chunk(model, {"role": "assistant"}), *(chunk(model, {"content": word}) for word in WORDS), chunk(model, {}, "stop")]
         if counts and fault != "no usage":
             events.append(
                 b"data: " + json.dumps({**completion(model), "object": "chat.completion.chunk", "choices": []}).encode() + b"\n\n"
             )
+        if fault == "reasons":
+            events.insert(1, chunk(model, {"reasoning_content": "because"}))
         if fault == "error first":
             events = [b'data: {"error": {"message": "out of memory"}}\n\n']
         for place, event in enumerate(events):
@@ -114,6 +116,12 @@ class ModelStandIn:
                 self._chunked(writer, event[: len(event) // 2])
                 await writer.drain()
                 return False
+            if (fault, place) == ("stalls", 3):
+                await reader.read(1)
+                raise ConnectionError
+            while (fault, place) == ("endless", 2):
+                self._chunked(writer, chunk(model, {"content": "x" * 65536}))
+                await writer.drain()
             # In two pieces that are no events of their own.
             for piece in (event[:20], event[20:]):
                 self._chunked(writer, piece)

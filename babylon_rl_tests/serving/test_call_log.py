@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 from contextlib import nullcontext
@@ -167,6 +168,27 @@ def test_gateways_with_one_key_hash_an_agent_alike_and_others_do_not(settings: S
 
     assert hashed("one", "key") == hashed("two", "key") != hashed("one", "another")
     assert hashed("one", None) == hashed("one", None) != hashed("two", None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_recorded(recording: Settings, database: Database, upstream: ModelStandIn, stream: bool) -> None:
+    upstream.answer = lambda model: completion(model, reasoning_content="because")
+    upstream.behaviour["v1.0.0"] = "reasons"
+    with running_gateway(recording, database, writes=True) as gateway:
+        chat(gateway, stream=stream)
+        (row,) = logs(database, 1)
+    assert (row["reasoning"], row["response"]) == ("because", "hold your position")
+
+
+def test_a_trajectory_is_sampled_whole_or_not_at_all_as_the_recorder_decides(recording: Settings, database: Database) -> None:
+    names = [f"t{number}" for number in range(12)]
+    chosen = sorted(name for name in names if random.Random(name).random() < 0.3)
+    assert 0 < len(chosen) < len(names)
+    with running_gateway(recording.model_copy(update={"trajectory_sampling_rate": 0.3}), database, writes=True) as gateway:
+        for step, name in ((str(step), name) for step in range(2) for name in names):
+            chat(gateway, extra_headers=PLACE | {"x-babylon-trajectory": name, "x-babylon-step": step})
+        found = logs(database, 2 * len(names))
+    assert sorted(row["stepId"] for row in found) == [f"{name}-step-{step}" for name in chosen for step in range(2)]
 
 
 def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recording: Settings, database: Database) -> None:

@@ -87,6 +87,9 @@ def test_the_start_up_line_resolve_and_the_answer_s_headers_agree(command, conne
         assert agree("on, v1.0.0 is deployed, v1.0.1 is rolling for 50 % of agents, at most") == {"v1.0.0", "v1.0.1"}
         command("models", "rollback")
         command("ab", "start", "duel", "--versions", "v1.0.0,base", "--shares", "50,50")
+        status = command("ab", "status", "duel")
+        assert {"name", "arms", "difference", "sampleRatio", "verdict"} <= set(status)
+        assert [set(arm) for arm in status["arms"]] == [{"version", "share", "agents", "windows", "pnl", "interval"}] * 2
         assert agree("on, v1.0.0 is deployed, A/B test duel (v1.0.0 50 %, base 50 %), at most") == {"v1.0.0", "base"}
     unknown = settings.model_copy(update={"rl_model_version": "v9.9.9"})
     assert "Warning: RL_MODEL_VERSION=v9.9.9: There is no version v9.9.9" in configuration(unknown, read_routing(connection))

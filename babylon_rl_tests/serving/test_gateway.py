@@ -31,6 +31,11 @@ def gateway(settings: Settings, database: Database, upstream: ModelStandIn) -> I
         yield running
 
 
+def require_nothing_left(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    """No task is left over, and no connection to the model but the pooled one."""
+    wait_for(lambda: gateway.quiet() and upstream.open <= 1, "no task or connection to be left")
+
+
 def test_a_chat_is_answered_by_the_deployed_version_and_says_so(gateway: RunningGateway, upstream: ModelStandIn) -> None:
     raw = gateway.client().chat.completions.with_raw_response.create(
         model="babylon-agent", messages=MESSAGES, extra_headers={"x-request-id": "mine", "x-babylon-agent": "a1"}
@@ -67,6 +72,7 @@ def test_a_version_that_fails_is_replaced_by_the_base(gateway: RunningGateway, u
     raw = gateway.client().chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES)
     assert raw.parse().model == "base" and raw.headers["x-babylon-version"] == "base" and raw.headers["x-babylon-arm"] == "named"
     assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+    require_nothing_left(gateway, upstream)
 
 
 @pytest.mark.parametrize(("fault", "cause"), STREAM_FALLBACKS.items())
@@ -78,10 +84,13 @@ def test_a_stream_that_breaks_before_its_first_token_is_the_base_s(
     parts = list(raw.parse())
     assert {part.model for part in parts} == {"base"}
     assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+    require_nothing_left(gateway, upstream)
 
 
-@pytest.mark.parametrize("fault", ["breaks later", "half a chunk"])
-def test_a_stream_that_breaks_after_its_first_token_ends_as_an_error(gateway: RunningGateway, upstream: ModelStandIn, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["breaks later", "half a chunk", "stalls"])
+def test_a_stream_that_breaks_or_pauses_too_long_after_its_first_token_ends_as_an_error(
+    gateway: RunningGateway, upstream: ModelStandIn, fault: str
+) -> None:
     upstream.behaviour["v1.0.0"] = fault
     parts = []
     with pytest.raises(openai.APIError, match="ended before its answer did"):
@@ -89,6 +98,7 @@ def test_a_stream_that_breaks_after_its_first_token_ends_as_an_error(gateway: Ru
             parts.append(part)
     assert [part.choices[0].delta.content for part in parts if part.choices[0].delta.content] == ["hold ", "your "]
     assert {part.model for part in parts} == {"v1.0.0"} and [body["model"] for body in upstream.seen] == ["v1.0.0"]
+    wait_for(gateway.quiet, "no task to be left")
 
 
 def test_an_answer_that_says_the_words_of_the_end_does_not_end_the_stream() -> None:
