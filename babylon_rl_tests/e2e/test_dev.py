@@ -84,6 +84,9 @@ def test_the_admin_api_s_client_launches_a_training_and_a_scoring_once(ui: str):
     training, scoring = client.launch_training("batch-unknown", None), client.launch_scoring(*HOURS)
     query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { jobName tags { key value } } } }"
     runs = [ask(ui, query, id=run)["runOrError"] for run in (training, scoring)]
+    # They need not run, and are ended before most of them have begun.
+    end = "mutation($ids: [String!]!) { terminateRuns(runIds: $ids, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename } }"
+    assert ask(ui, end, ids=[training, scoring])["terminateRuns"]["__typename"] == "TerminateRunsResult"
     assert [run["jobName"] for run in runs] == [TRAIN_JOB, SCORE_JOB]
     partitions = [{tag["value"] for tag in run["tags"] if "partition" in tag["key"]} for run in runs]
     assert "batch-unknown" in partitions[0] and set(HOURS) <= partitions[1]
