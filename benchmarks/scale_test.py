@@ -1,8 +1,8 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
 
-Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill on 1, 2 and 4 workers, the
-faults, and a version that one machine trains, another decides on and a third serves. Names of scenarios choose some:
-`python -m benchmarks.scale_test --hours 96 speed worker-killed`.
+Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
+executor, on 1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
+that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
 """
 
 import argparse
@@ -19,23 +19,27 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.scale.machines import NO_REDIS, site
 from babylon_rl_tests.scale.scenarios import SETTINGS, Row, Scenarios, table
-from babylon_rl_tests.scale.three_machines import three_machines
+from babylon_rl_tests.scale.three_machines import alone, three_machines
 from babylon_rl_tests.trace_receiver import trace_receiver
 
 LATENCY_S = 0.3
 WORKERS = (1, 2, 4)
 FAULT_HOURS = 96
-THREE_MACHINES = "three-machines"
+# Each with a database of its own.
+APART: dict[str, Callable[[Path, Database], Row]] = {"three-machines": three_machines, "alone": alone}
 
 
 def speed(scenarios: Scenarios, hours: int) -> list[Row]:
-    """The same number of hours on 1, 2 and 4 workers."""
-    return [scenarios.backfill(f"{workers} worker{'s' * (workers > 1)}", hours, workers) for workers in WORKERS]
+    """The same number of hours in one process, then on 1, 2 and 4 workers."""
+    return [scenarios.one_process(hours)] + [
+        scenarios.backfill(f"{workers} worker{'s' * (workers > 1)}", hours, workers) for workers in WORKERS
+    ]
 
 
 # By the name on the command line; each is given the hours to measure.
 SCENARIOS: dict[str, Callable[[Scenarios, int], list[Row]]] = {
     "speed": speed,
+    "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
     "redis-emptied": lambda scenarios, hours: [scenarios.redis_emptied(min(FAULT_HOURS, hours))],
     "redis-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
@@ -46,13 +50,14 @@ SCENARIOS: dict[str, Callable[[Scenarios, int], list[Row]]] = {
 
 def main() -> None:
     """Run the scenarios and print a row as each ends, then the table."""
+    names = [*SCENARIOS, *APART]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=int, default=720, help="hours of each backfill whose speed is measured")
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join([*SCENARIOS, THREE_MACHINES])}; all by default")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(names)}; all by default")
     options = parser.parse_args()
-    chosen = options.scenarios or [*SCENARIOS, THREE_MACHINES]
-    if unknown := [name for name in chosen if name not in (*SCENARIOS, THREE_MACHINES)]:
-        parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join([*SCENARIOS, THREE_MACHINES])}.")
+    chosen = options.scenarios or names
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join(names)}.")
     if shutil.which("redis-server") is None:
         print(f"scale-test: skipped: {NO_REDIS}")
         return
@@ -75,9 +80,11 @@ def measured(directory: Path, chosen: Sequence[str], hours: int) -> Iterator[Row
                 scenarios = Scenarios(made, redis, receiver)
                 for name in several:
                     yield from SCENARIOS[name](scenarios, hours)
-    if THREE_MACHINES in chosen:
-        with prepared(directory / "another-postgres") as database:
-            yield three_machines(directory / "three", database)
+    for name in chosen:
+        if name in APART:
+            (directory / name).mkdir()
+            with prepared(directory / name / "postgres") as database:
+                yield APART[name](directory / name / "machines", database)
 
 
 @contextmanager

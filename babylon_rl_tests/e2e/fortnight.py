@@ -29,6 +29,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.market.spawn import SpawnRequest, players_of, spawn
 from babylon_rl.settings import Settings
+from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import read_batches
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
@@ -41,6 +42,7 @@ from babylon_rl_tests.evaluation.endpoint import Rule, alternates, reads_news, r
 START = datetime(2025, 11, 3)
 PLAYED = range(12, 14)  # the game's hours of a day
 AGENTS = 8
+WAITING, ALERT = "{} hours wait for their judge.", "Alert, "
 QUIET = logging.getLogger("fortnight")
 
 
@@ -87,7 +89,7 @@ class Fortnight:
     crash_at: str | None = None
     workspace: WorkspaceProcessContext | None = None
     _times: dict[str, Any] = field(default_factory=dict)
-    _seen: dict[str, str] = field(default_factory=dict)
+    _seen: dict[str, str] = field(default_factory=lambda: {"judge": WAITING.format(0)})
     _assets: AssetDaemon = field(default_factory=lambda: AssetDaemon({}, 0))
     _queue: QueuedRunCoordinatorDaemon = field(default_factory=lambda: QueuedRunCoordinatorDaemon(0))
 
@@ -149,10 +151,12 @@ class Fortnight:
                 pass
 
     def _listen(self) -> None:
-        """What a person would notice: batches, decisions and rollouts that changed."""
+        """What a person would notice: batches, decisions and rollouts that changed, hours that wait, alerts."""
         with self.database.connect(autocommit=True) as connection:
             batches, rollouts = read_batches(connection), read_rollouts(connection)
             reports = {batch.batch_id: read_report(connection, batch.batch_id) for batch in batches}
+            alerts = read_alerts(connection)
+            ((waiting,),) = connection.execute("SELECT count(*) FROM babylon_rl.judge_pending").fetchall()
         told = {
             f"batch {batch.batch_id}": f"{batch.batch_id} ({batch.trajectories} trajectories, {batch.version}) is {batch.state}"
             + (f": {batch.error}" if batch.error else ".")
@@ -163,6 +167,10 @@ class Fortnight:
             f"rollout {one.version}": f"{one.version} is {one.state.replace('_', ' ')} at {one.percentage:g} % of agents."
             for one in rollouts
         }
+        told["judge"] = WAITING.format(waiting)
+        for alert in alerts:
+            key = f"alert {alert.cause} {alert.first_seen_at}"
+            told[key] = self._seen.get(key, f"{ALERT}{alert.kind}: {alert.says}")
         for key, sentence in told.items():
             if self._seen.get(key) != sentence:
                 self._seen[key] = sentence

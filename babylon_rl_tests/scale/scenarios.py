@@ -3,15 +3,27 @@
 The judge answers after a latency and one request at a time for each run, so that a backfill takes as long as its answers.
 """
 
+import contextlib
+import json
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
 import psycopg
 
-from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill
+from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.automation.jobs import hour_tags
+from babylon_rl.windows import window_stretches
+from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
 from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
@@ -20,6 +32,10 @@ ORDERS = 2  # requests for each hour
 # Of a run; two more of Dagster's runs wait in Redis than there are workers.
 SETTINGS = {"JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6"}
 QUEUES = ("hours", "judge")
+BY_EXECUTOR, EXECUTOR_JOB = "babylon_rl_tests.scale.by_executor", "score_by_executor"
+
+
+Way = Callable[[list[str]], AbstractContextManager[None]]  # starts to judge some hours; its end waits for what it started
 
 
 @dataclass(frozen=True)
@@ -49,25 +65,92 @@ class Scenarios:
         machines = [self.site.worker(f"{name.replace(' ', '-')}-{number}", *QUEUES) for number in range(workers)]
         for machine in machines:
             machine.ready()
+
+        @contextlib.contextmanager
+        def asked(windows: list[str]) -> Iterator[None]:
+            self.site.backfill("scored_groups", windows)
+            yield
+
+        row = self.judged(name, hours, asked, None if fault is None else lambda windows: fault(machines, windows), repeats)
+        self.site.clear()
+        return row
+
+    def judged(self, name: str, hours: int, way: Way, fault: Callable[[list[str]], str] | None = None, repeats: int = 0) -> Row:
+        """Make new hours and have them judged in some way; its seconds begin with the first scores."""
         with psycopg.connect(self.site.url) as connection:
             windows = fill(connection, self.next_hour, hours)
         self.next_hour += hours
         asked = self.site.asked()
-        self.site.backfill("scored_groups", windows)
-        self.site.wait(lambda: self.site.scored(windows))
-        began_s = time.monotonic()
-        remark = ""
-        if fault is not None:
-            self.site.wait(lambda: self.site.scored(windows) > 3)
+        with way(windows):
+            self.site.wait(lambda: self.site.scored(windows))
             began_s = time.monotonic()
-            remark = fault(machines, windows)
-        self.site.wait(lambda: self.site.scored(windows) == hours, 400 + 2 * hours)
-        seconds = time.monotonic() - began_s
-        self.site.wait(self.site.at_rest)
+            remark = ""
+            if fault is not None:
+                self.site.wait(lambda: self.site.scored(windows) > 3)
+                began_s = time.monotonic()
+                remark = fault(windows)
+            self.site.wait(lambda: self.site.scored(windows) == hours, 400 + 2 * hours)
+            seconds = time.monotonic() - began_s
+            self.site.wait(self.site.at_rest)
         row = Row(name, hours, seconds, self.site.asked() - asked - ORDERS * hours, remark)
         self.check(windows, row, repeats)
-        self.site.clear()
         return row
+
+    def one_process(self, hours: int) -> Row:
+        """The same work by one command, without workers."""
+
+        @contextlib.contextmanager
+        def command(windows: list[str]) -> Iterator[None]:
+            end = hour(self.next_hour)
+            with self._process("one-process", "python", "-m", "babylon_rl", "score", "--from", windows[0], "--to", end) as process:
+                yield
+                assert process.wait(120) == 0
+
+        return self.judged("one process", hours, command)
+
+    def by_executor(self, hours: int) -> Row:
+        """Celery's executor: each run a process that sends its steps to the worker, one run after another.
+
+        The daemon sleeps meanwhile: it would end a run whose heartbeat goes from one process to the next.
+        """
+        assert self.site.dev is not None
+        daemon = self.site.dev.group(1)
+        broker = {"broker": self.site.broker, "backend": self.site.broker}
+        config = self.site.directory / "executor.yaml"
+        config.write_text(json.dumps({"execution": {"config": broker}}))
+
+        @contextlib.contextmanager
+        def steps(windows: list[str]) -> Iterator[None]:
+            execute = ["python", "-m", "dagster", "job", "execute", "-m", BY_EXECUTOR, "-j", EXECUTOR_JOB, "-c", str(config), "--tags"]
+            stretches = window_stretches(windows, HOURS_PER_RUN)
+            script = " && ".join(shlex.join([*execute, json.dumps(hour_tags(first, last))]) for first, last in stretches)
+            worker = ["dagster-celery", "worker", "start", "-A", "dagster_celery.app", "-y", str(config), "--", "--concurrency=1"]
+            for process in daemon:
+                process.suspend()
+            with self._process("executor-worker", *worker), self._process("executor-runs", "bash", "-c", script) as runs:
+                yield
+                assert runs.wait(600) == 0
+            for process in daemon:
+                process.resume()
+
+        return self.judged("Celery's executor", hours, steps)
+
+    @contextlib.contextmanager
+    def _process(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process group with the variables of a machine of its own and of its Dagster; nothing of it is left at the end."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = self.site.environment | {"BABYLON_RL_HOME": str(self.site.directory / name), "PATH": path}
+        script = 'eval "$(python -m babylon_rl env)" && exec "$@"'
+        with (self.site.directory / f"{name}.log").open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", script, "bash", *command], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def check(self, windows: Sequence[str], row: Row, repeats: int = 0) -> None:
         """Every hour was judged and made; nothing was asked twice but what was in flight; no secret is in a log."""
