@@ -99,6 +99,7 @@ def alone(directory: Path, database: Database) -> Row:
         made.wait(lambda: made.query("SELECT 1 FROM babylon_dagster.event_logs WHERE asset_key = %s", '["released_model"]'))
         made.wait(made.at_rest)
         # Who made what: the checkpoint is B's, and C fetched it.
-        assert [name for name in ("dev", "A", "B", "C") if (directory / name / "checkpoints" / version).exists()] == ["B", "C"]
+        held = [name for name in ("dev", "A", "B", "C") if (directory / name / "checkpoints" / version).exists()]
+        assert held == ["B", "C"], held
         assert set(made.runs()) == {"SUCCESS"}, made.runs()
     return Row("alone", HOURS, time.monotonic() - began_s, 0, f"A judges, B trains, C finds {version} {decision}")
