@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art scale-test docs evidence lock env-example
+.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -44,6 +44,9 @@ test-art: ## The client's side of serverless training with openpipe-art 0.5.23; 
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
+
+fourteen-days: setup ## Fourteen days of a game that runs by itself, with what goes wrong in them, in some minutes
+	@mkdir -p build; $(RUN)python -m benchmarks.fourteen_days 2> build/fourteen-days.log || { tail -n 40 build/fourteen-days.log; exit 1; }
 
 docs: setup ## The docs with their generated reference as a site: build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet

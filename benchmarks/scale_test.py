@@ -9,7 +9,7 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,15 +29,15 @@ FAULT_HOURS = 96
 APART: dict[str, Callable[[Path, Database], Row]] = {"three-machines": three_machines, "alone": alone}
 
 
-def speed(scenarios: Scenarios, hours: int) -> list[Row]:
+def speed(scenarios: Scenarios, hours: int) -> Iterator[Row]:
     """The same number of hours in one process, then on 1, 2 and 4 workers."""
-    return [scenarios.one_process(hours)] + [
-        scenarios.backfill(f"{workers} worker{'s' * (workers > 1)}", hours, workers) for workers in WORKERS
-    ]
+    yield scenarios.one_process(hours)
+    for workers in WORKERS:
+        yield scenarios.backfill(f"{workers} worker{'s' * (workers > 1)}", hours, workers)
 
 
 # By the name on the command line; each is given the hours to measure.
-SCENARIOS: dict[str, Callable[[Scenarios, int], list[Row]]] = {
+SCENARIOS: dict[str, Callable[[Scenarios, int], Iterable[Row]]] = {
     "speed": speed,
     "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],

@@ -1,6 +1,6 @@
 """What goes wrong on which day of the simulated fortnight, and what must hold at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from sqlalchemy.exc import OperationalError
 
 from babylon_rl.errors import DatabaseUnreachable
-from babylon_rl.evaluation.gate import PASS
+from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -22,7 +22,7 @@ from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts, read_routing
 from babylon_rl_tests import oracle
-from babylon_rl_tests.e2e.fortnight import PLAYED, Fortnight, Skills, deliver, hold_back
+from babylon_rl_tests.e2e.fortnight import ALERT, PLAYED, START, WAITING, Fortnight, Skills, deliver, hold_back
 from babylon_rl_tests.e2e.fortnight_location import JUDGE
 from babylon_rl_tests.evaluation.endpoint import endpoint
 from babylon_rl_tests.judge.scripted_server import judging
@@ -60,6 +60,7 @@ class Outcome:
     best: str | None
     by_day: list[tuple[int, int]]
     decisions: dict[str, str]
+    skills: dict[str, float]
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def fortnight(directory: Path, base: Path, settings: Settings) -> Iterator[tuple
             yield days, Cluster(directory), skills, judge.url
 
 
-def live(days: Fortnight, cluster: Cluster, judge_url: str, number: int) -> list[tuple[int, int]]:
+def live(days: Fortnight, cluster: Cluster, judge_url: str, number: int, say: Callable[[str], object] = str) -> list[tuple[int, int]]:
     """Let ``number`` days pass, with what goes wrong on each; trajectories recorded and trained by day."""
     by_day = []
     for day in range(number):
@@ -85,6 +86,7 @@ def live(days: Fortnight, cluster: Cluster, judge_url: str, number: int) -> list
             _hour(days, cluster, day, hour, judge_url)
         with days.database.connect() as connection:
             by_day.append(connection.execute(COUNTS).fetchone() or ())
+        say(f"day {day + 1} of {number}: {by_day[-1][0]} trajectories, {by_day[-1][1]} of them trained")
     return by_day
 
 
@@ -160,7 +162,40 @@ def judge_outcome(days: Fortnight, skills: Skills, by_day: list[tuple[int, int]]
                 FULL JOIN (SELECT "trajectoryId" FROM babylon_rl.batch_items WHERE "consumed") c USING ("trajectoryId")
                 WHERE m IS NULL OR c IS NULL"""),
             read_routing(connection).deployed, max(good, key=lambda version: skills.skills[version], default=None), by_day, decisions,
+            dict(skills.skills),
         )  # fmt: skip
+
+
+def unmet(outcome: Outcome) -> list[str]:
+    """What does not hold at the end of all days, in sentences."""
+    days = len(outcome.by_day)
+
+    def told(day: int, *parts: str, until: int = 0) -> bool:
+        """True when a sentence of those days has all the parts."""
+        first, end = START + timedelta(days=day), START + timedelta(days=max(day, until) + 1)
+        return any(first <= moment < end and all(part in sentence for part in parts) for moment, sentence in outcome.story)
+
+    waiting = [sentence for _, sentence in outcome.story if WAITING.format("") in sentence]
+    alerts = [sentence for _, sentence in outcome.story if sentence.startswith(ALERT)]
+    worst = min(outcome.skills, key=lambda version: outcome.skills[version], default="")
+    # By the first day after which it can be asked for: what must hold then.
+    held = [
+        (0, "Every hour is what the plain reading of its rows says.", not outcome.wrong_hours),
+        (0, "Every ready hour is scored.", outcome.unscored == 0),
+        (0, "No trajectory is in two batches, and each is marked as its batch says.", outcome.used_twice + outcome.marked_otherwise == 0),
+        (0, "The deployed version is the best that passed.", outcome.deployed == outcome.best is not None),
+        (0, "No alert comes twice.", len(alerts) == len(set(alerts))),
+        (LATE, "Late rows arrived.", told(LATE, "late rows arrive")),
+        (OUTAGE, "Hours waited for the judge that was down.", told(OUTAGE, WAITING.format(1))),
+        (OUTAGE, "No hour waits for its judge at the end.", bool(waiting) and waiting[-1] == WAITING.format(0)),
+        (OUTAGE, f"{worst}, which reads the news wrongly, was refused.", outcome.decisions.get(worst) == FAIL),
+        (SPENT, "Hours waited for the next day's budget, with an alert.", told(SPENT, f"{ALERT}judge_budget_spent")),
+        (RESTART, "The database was restarted.", told(RESTART, "The database is back.")),
+        (CRASH, "The training that crashed was told of.", told(CRASH, "is training")),
+        (CRASH, "It was completed within a day.", told(CRASH, "is completed", until=CRASH + 1)),
+        (ERRORS + 3, "A version on trial was rolled back, with an alert.", told(ERRORS, f"{ALERT}guard_tripped", until=ERRORS + 3)),
+    ]  # fmt: skip
+    return [sentence for day, sentence, holds in held if days > day and not holds]
 
 
 def _one(connection: Connection, query: str) -> Any:

@@ -102,19 +102,15 @@ class Scenarios:
         @contextlib.contextmanager
         def command(windows: list[str]) -> Iterator[None]:
             end = hour(self.next_hour)
-            with self._process("one-process", "python", "-m", "babylon_rl", "score", "--from", windows[0], "--to", end) as process:
+            score = ["python", "-m", "babylon_rl", "score", "--from", windows[0], "--to", end]
+            with self._without_daemon(), self._process("one-process", *score) as process:
                 yield
                 assert process.wait(120) == 0
 
         return self.judged("one process", hours, command)
 
     def by_executor(self, hours: int) -> Row:
-        """Celery's executor: each run a process that sends its steps to the worker, one run after another.
-
-        The daemon sleeps meanwhile: it would end a run whose heartbeat goes from one process to the next.
-        """
-        assert self.site.dev is not None
-        daemon = self.site.dev.group(1)
+        """Celery's executor: each run a process that sends its steps to the worker, one run after another."""
         broker = {"broker": self.site.broker, "backend": self.site.broker}
         config = self.site.directory / "executor.yaml"
         config.write_text(json.dumps({"execution": {"config": broker}}))
@@ -125,15 +121,25 @@ class Scenarios:
             stretches = window_stretches(windows, HOURS_PER_RUN)
             script = " && ".join(shlex.join([*execute, json.dumps(hour_tags(first, last))]) for first, last in stretches)
             worker = ["dagster-celery", "worker", "start", "-A", "dagster_celery.app", "-y", str(config), "--", "--concurrency=1"]
-            for process in daemon:
-                process.suspend()
-            with self._process("executor-worker", *worker), self._process("executor-runs", "bash", "-c", script) as runs:
+            runs = ["bash", "-c", script]
+            with self._without_daemon(), self._process("executor-worker", *worker), self._process("executor-runs", *runs) as process:
                 yield
-                assert runs.wait(600) == 0
-            for process in daemon:
-                process.resume()
+                assert process.wait(600) == 0
 
         return self.judged("Celery's executor", hours, steps)
+
+    @contextlib.contextmanager
+    def _without_daemon(self) -> Iterator[None]:
+        """Suspend the daemon: it would have the same hours judged by workers, and end runs without a heartbeat of their own."""
+        assert self.site.dev is not None
+        daemon = self.site.dev.group(1)
+        for process in daemon:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in daemon:
+                process.resume()
 
     @contextlib.contextmanager
     def _process(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
