@@ -22,7 +22,7 @@ def worker(
     runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
 ) -> None:
     """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
-    from babylon_rl.automation.run_handover import QUEUES, code_version
+    from babylon_rl.automation.run_handover import HOURS, JUDGE, QUEUES, code_version
 
     queues = tuple(dict.fromkeys(queue or QUEUES))
     if unknown := [name for name in queues if name not in QUEUES]:
@@ -36,9 +36,13 @@ def worker(
     from babylon_rl.automation.celery_runs import run_worker
     from babylon_rl.automation.instance import prepare_instance
     from babylon_rl.definitions import defs
+    from babylon_rl.judge.client import load_judge_libraries
 
     with open_database(settings) as database:
         os.environ.update(prepare_instance(database, settings))
-        defs.get_repository_def()  # loaded once, for all the runs that are forked from this process
+        # Loaded once, for all the runs that are forked from this process.
+        defs.get_repository_def()
+        if {HOURS, JUDGE} & set(queues):
+            load_judge_libraries(settings)
         say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
         raise typer.Exit(run_worker(settings, queues, runs, f"{socket.gethostname()}-{os.getpid()}"))

@@ -88,6 +88,7 @@ class OpenAITransport:
             default_headers=unsaid,
             http_client=openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False),
         )
+        self._create = self._client.chat.completions.with_raw_response.create  # loads OpenAI's modules of it, for half a second
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
         """Post one request and read the answer.
@@ -97,7 +98,7 @@ class OpenAITransport:
         """
         refused, failed = self._errors
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
+            raw = await self._create(
                 model=self._model,
                 messages=[_sendable(message) for message in messages],
                 **{**parameters, "extra_headers": {**parameters.get("extra_headers", {}), **self._unauthorized}},
