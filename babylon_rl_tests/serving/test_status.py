@@ -338,5 +338,5 @@ def test_the_command_prints_the_same_document_on_one_screen(
     assert run(["status"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 40
-    for words in (f"{busy} is training", "v1.0.0 rolling at 10 %", "quality_fell: It is low. Look.", "deployed v1.0.0", "FAIL daemon"):
+    for words in (f"{busy} is training", "v1.0.1 rolling at 10 %", "quality_fell: It is low. Look.", "deployed v1.0.0", "FAIL daemon"):
         assert words in shown
