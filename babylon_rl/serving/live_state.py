@@ -16,7 +16,7 @@ from babylon_rl.serving.access import Access
 from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
 from babylon_rl.store.client_keys import ClientKey
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, address
 from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
 
@@ -28,8 +28,9 @@ _LOG = logging.getLogger("babylon_rl.gateway")
 
 
 class LastState(msgspec.Struct):
-    """State that the database gave last, as it stands in the file."""
+    """State that ``database`` gave last, as it stands in the file."""
 
+    database: str
     table: RoutingTable
     keys: list[ClientKey]
 
@@ -48,6 +49,8 @@ class LiveState:
         self.problem: str | None = "the database has not answered yet"
         self.reads = 0
         self._settings, self._access = settings, access
+        url = settings.database_url
+        self._database = "embedded" if url is None else address(url.get_secret_value())
         self._file = settings.home / "gateway" / "state.json"
         self._last = self._restore()
         self.restored = self._last is not None
@@ -88,7 +91,7 @@ class LiveState:
                 table = read_routing(connection)
             self._access.update(keys)
             self.table = table
-            self._keep(LastState(table, [replace(key, last_used_at=None) for key in keys]))
+            self._keep(LastState(self._database, table, [replace(key, last_used_at=None) for key in keys]))
             self.problem, self.reads = None, self.reads + 1
             self._first.set()
             # Ends after one notification, or after POLL_S; slices, so that close() does not wait.
@@ -104,6 +107,9 @@ class LiveState:
             return None
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as unreadable:
             _LOG.warning("%s cannot be read (%s); it is written anew once the database answers.", self._file, first_line(unreadable))
+            return None
+        # Keys of another database open nothing here.
+        if last.database != self._database:
             return None
         self._access.update(last.keys)
         self.table = last.table

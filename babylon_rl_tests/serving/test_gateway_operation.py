@@ -137,16 +137,21 @@ def test_a_gateway_started_while_its_database_is_away_serves_releases_and_keys_a
         connection.execute('UPDATE babylon_rl.client_keys SET "revokedAt" = "createdAt" WHERE name = \'old\'')
     settings = settings.model_copy(update={"local_endpoint": upstream.url})
     kept = settings.home / "gateway" / "state.json"
-    with running_gateway(settings, database) as gateway:
+    proxy = Proxy(database.url)
+    behind = Database(proxy.url, proxy.url)
+    with running_gateway(settings, behind) as gateway:
         wait_for(kept.exists, "the state to be kept")
     assert kept.stat().st_mode & 0o777 == 0o600 and b"brl-game" not in kept.read_bytes()
-    with running_gateway(settings, NO_DATABASE) as gateway:
+    proxy.away = True
+    with running_gateway(settings, behind) as gateway:
         assert routed(gateway, "auto", "brl-game", PROXIED) == ("v1.0.0", "v1.0.0 is deployed")
         assert routed(gateway, "v1.0.9", "brl-game") == ("base", "the registry does not answer")
         for key in ("brl-old", "none"):
             with pytest.raises(openai.AuthenticationError):
                 routed(gateway, "auto", key)
         assert readiness(gateway)["serving"] == "as last known"
+    with running_gateway(settings, NO_DATABASE) as gateway:  # another one, whose keys nobody knows
+        assert routed(gateway, "auto")[0] == "base" and readiness(gateway)["serving"] == "base, to this machine alone"
     kept.write_text("{")
-    with running_gateway(settings, NO_DATABASE) as gateway:
+    with running_gateway(settings, behind) as gateway:
         assert routed(gateway, "auto")[0] == "base" and readiness(gateway)["serving"] == "base, to this machine alone"
