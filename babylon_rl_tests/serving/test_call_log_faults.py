@@ -200,29 +200,27 @@ def test_database_upstream_and_gateway_killed_in_turn_under_load_lose_no_answere
         upstream, upstream_port = stack.enter_context(upstream_process())
         settings = settings.model_copy(update={"local_endpoint": f"http://127.0.0.1:{upstream_port}"})
         gateway, port = stack.enter_context(gateway_process(settings, database))
-        load = stack.enter_context(Load(port))
-        load.more(100)
-        os.kill(int((cluster.directory / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
-        load.more(100)
-        upstream.kill()
-        upstream.wait()
-        seen = load.failed
-        wait_for(lambda: load.failed > seen + 10, "calls to fail")
-        stack.enter_context(upstream_process(upstream_port))
-        load.more(100)
-        # The database is away still: the next gateway serves as last known.
-        gateway.kill()
-        gateway.wait()
-        seen = load.failed
-        wait_for(lambda: load.failed > seen, "calls to fail")
-        stack.enter_context(gateway_process(settings, database, port=port))
-        load.more(100)
-        wait_for(lambda: cluster.running_port() is None, "the killed server's processes to end")
-        assert cluster.url(cluster.start()) == url
-        load.more(100)
-        versions = {row["version"] for row in rows(database, "SELECT DISTINCT version FROM babylon_rl.gateway_calls WHERE status = 200")}
+        with Load(port) as load:
+            load.more(100)
+            os.kill(int((cluster.directory / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+            load.more(100)
+            upstream.kill()
+            upstream.wait()
+            seen = load.failed
+            wait_for(lambda: load.failed > seen + 10, "calls to fail")
+            stack.enter_context(upstream_process(upstream_port))
+            load.more(100)
+            # The database is away still: the next gateway serves as last known.
+            gateway.kill()
+            gateway.wait()
+            seen = load.failed
+            wait_for(lambda: load.failed > seen, "calls to fail")
+            stack.enter_context(gateway_process(settings, database, port=port))
+            load.more(100)
+            wait_for(lambda: cluster.running_port() is None, "the killed server's processes to end")
+            assert cluster.url(cluster.start()) == url
+            load.more(100)
         require_each_once(database, load.answered)
-        assert versions == {"v1.0.0"}
 
 
 FULL = Path("/dev/full")  # refuses each write as a full disk does
