@@ -108,7 +108,7 @@ def evidence_key(batch_id: str) -> str:
 
 
 def evidence_attempts(runs: Sequence[dg.DagsterRun], batch_id: str) -> int:
-    """Number of runs of a batch that finish_evidence requested; neither lost ones nor those that wait count."""
+    """Number of a batch's runs that finish_evidence requested, less lost and waiting ones."""
     own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(evidence_key(batch_id))]
     return sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own)
 
@@ -119,7 +119,10 @@ def in_words(again_at: datetime) -> str:
 
 
 def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
-    """Time at which an hour's judge is asked again: after a pause that doubles, or when its budget starts anew."""
+    """Time at which an hour's judge is asked again.
+
+    After a pause that doubles, or for a spent budget at the start of the next day.
+    """
     after = retry_after(pending.asked, JUDGE_ASKED_AFTER, JUDGE_ASKED_EVERY)
     return spent_until(pending.reason, settings.judge_budget_usd, pending.asked_at) or pending.asked_at + after
 

@@ -39,9 +39,9 @@ def expected_usd(model: str, tokens: int, episodes: int) -> float | None:
 
 
 def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime | None:
-    """The end of the UTC day whose budget was spent at ``asked_at``, by the reason why an hour waits.
+    """The end of the UTC day whose budget was spent, by a pending hour's reason.
 
-    None for another reason, and for a limit other than ``usd``, the present one.
+    The day is that of ``asked_at``. None for another reason, and for a limit other than ``usd``, the present one.
     """
     if usd is None or not reason.startswith(_LIMIT.format(usd=usd)):
         return None

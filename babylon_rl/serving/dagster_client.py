@@ -37,9 +37,9 @@ mutation($params: ExecutionParams!) {
 
 
 def trained_assets(settings: ScaleSettings) -> tuple[str, ...] | None:
-    """The assets of a training's run: all of its batch (None), or with workers those of the trainer's queue.
+    """The assets of a training's run; None: all of its batch.
 
-    finish_evidence requests the others then, for a machine that need have no GPU.
+    With workers those of the trainer's queue: finish_evidence requests the others then, for a machine that need have no GPU.
     """
     return None if settings.celery_broker_url is None else TRAINING_ASSETS
 

@@ -301,7 +301,7 @@ def forget_transcripts(connection: Connection, before: datetime, *, dry_run: boo
 
 
 class PendingHour(NamedTuple):
-    """Why an hour is not judged, when its judge was asked last, and how often in a row."""
+    """An hour that is not judged: reason, time of the last request, requests in a row."""
 
     reason: str
     asked_at: datetime
@@ -309,7 +309,7 @@ class PendingHour(NamedTuple):
 
 
 def read_pending(connection: Connection, windows: Sequence[str] | None = None, judge: str | None = None) -> dict[str, PendingHour]:
-    """Return the pending hours among ``windows``, or all of them, by window; with ``judge``, only those of that judge."""
+    """Return the pending hours among ``windows`` (None: all) by window; with ``judge``, only its own."""
     with connection.transaction():
         found = connection.execute(_PENDING, {"windows": None if windows is None else list(windows), "judge": judge})
         return {window: PendingHour(*pending) for window, *pending in found.fetchall()}

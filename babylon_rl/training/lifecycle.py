@@ -125,7 +125,7 @@ FAILURES = (
 
 
 def retry_after(failed: int, first: timedelta = FIRST_RETRY, longest: timedelta = RETRY_EVERY) -> timedelta:
-    """Pause before the next try after so many failed ones: ``first``, then twice the last, ``longest`` at most.
+    """Pause after failed tries: ``first``, then twice the last, at most ``longest``.
 
     The defaults are those of a waiting batch, by its failed runs since the last finished iteration.
     """
