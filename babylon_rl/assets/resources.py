@@ -15,6 +15,7 @@ import psycopg
 
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
+from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.kept_connections import kept_connections
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
@@ -138,12 +139,17 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
     """First line of the error of a run's first failed step, or None."""
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+    from dagster_postgres.utils import DagsterPostgresException
+
+    try:
+        entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    except (SQLAlchemyError, DagsterPostgresException):
+        return "the database does not answer"  # with the records of the run; an error here would hide the one that ended it
+    for entry in entries:
         failed = entry.get_dagster_event().step_failure_data
-        if failed.user_failure_data is not None and failed.user_failure_data.description:
-            return failed.user_failure_data.description.strip().splitlines()[0]
         error = failed.error
         while error is not None and error.cause is not None:
             error = error.cause
-        return "no reason was recorded" if error is None else error.message.strip().splitlines()[0]
+        given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
+        return next(iter((given or "").strip().splitlines()), "no reason was recorded")
     return None
