@@ -29,8 +29,11 @@ from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
 ORDERS = 2  # requests for each hour
-# Of a run; two more of Dagster's runs wait in Redis than there are workers.
-SETTINGS = {"JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6"}
+# Of a run; two more of Dagster's runs wait in Redis than there are workers. Hours are judged when the scenario asks, and by whom it says.
+SETTINGS = {
+    "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
+    "AUTOMATION_STATUS": "stopped",
+}  # fmt: skip
 QUEUES = ("hours", "judge")
 BY_EXECUTOR, EXECUTOR_JOB = "babylon_rl_tests.scale.by_executor", "score_by_executor"
 
@@ -103,7 +106,7 @@ class Scenarios:
         def command(windows: list[str]) -> Iterator[None]:
             end = hour(self.next_hour)
             score = ["python", "-m", "babylon_rl", "score", "--from", windows[0], "--to", end]
-            with self._without_daemon(), self._process("one-process", *score) as process:
+            with self._process("one-process", *score) as process:
                 yield
                 assert process.wait(120) == 0
 
@@ -130,7 +133,7 @@ class Scenarios:
 
     @contextlib.contextmanager
     def _without_daemon(self) -> Iterator[None]:
-        """Suspend the daemon: it would have the same hours judged by workers, and end runs without a heartbeat of their own."""
+        """Suspend the daemon: it would end runs without a heartbeat of their own."""
         assert self.site.dev is not None
         daemon = self.site.dev.group(1)
         for process in daemon:
