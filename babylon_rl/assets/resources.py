@@ -150,6 +150,8 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
         error = failed.error
         while error is not None and error.cause is not None:
             error = error.cause
+        if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
+            return "it was interrupted; what it had finished is kept, and the same run again goes on"
         given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
         return next(iter((given or "").strip().splitlines()), "no reason was recorded")
     return None

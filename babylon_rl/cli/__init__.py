@@ -59,7 +59,7 @@ COMMANDS = {
     ),
     "export": ("export", "Write training data for other tools: LLM calls as served, with scores."),
     "judge": ("judge", "The judge: quarantined groups, reliability, privacy."),
-    "batches": ("batches", "Training jobs: list, show, cancel, give up what never ends."),
+    "batches": ("batches", "Training jobs, newest first; one of them; cancel one, give up what never ends."),
     "models": ("models", "The registry of versions."),
     "ab": ("ab", "A/B tests of versions on live agents."),
     "serve": ("serve", "Run a server until it is interrupted."),

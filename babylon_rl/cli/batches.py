@@ -16,7 +16,7 @@ from babylon_rl.training.batches import cancel_batch
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
-batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
+batches = typer.Typer(help="Training jobs, newest first; one of them; cancel one, give up what never ends.", invoke_without_command=True)
 app.add_typer(batches, name="batches")
 BATCHES = (
     Column("batch", "batchId"),

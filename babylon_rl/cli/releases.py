@@ -161,6 +161,7 @@ def author_of(reason: str) -> "ReleaseAuthor":
 
 def _emit(connection: "Connection", settings: Settings, rollout: "Rollout", as_json: bool) -> None:
     from babylon_rl.serving.releases import agents_updated
+    from babylon_rl.store.releases import read_routing
 
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
@@ -168,4 +169,7 @@ def _emit(connection: "Connection", settings: Settings, rollout: "Rollout", as_j
         "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
         "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated(connection, settings, utc_now()),
     }  # fmt: skip
-    emit(document, [f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."], as_json)
+    said = f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."
+    if rollout.state == "rolled_back":
+        said = f"{rollout.version} is rolled back; its agents get {read_routing(connection).deployed or 'the base'}."
+    emit(document, [said], as_json)
