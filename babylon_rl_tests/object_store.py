@@ -1,5 +1,6 @@
 """An S3 server (moto's) on this machine, whose answers can be made to fail; what is asked of it is counted."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 SECRET = "a-secret-that-nobody-may-see"
+_BUCKETS = itertools.count(1)  # of all servers: moto keeps what they hold in the process
 
 
 @dataclass
@@ -27,7 +29,6 @@ class ObjectStore:
     address: str
     downloads: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    count: int = 0
 
     @property
     def variables(self) -> dict[str, str]:
@@ -38,9 +39,9 @@ class ObjectStore:
 
     def bucket(self) -> str:
         """A new bucket's URL."""
-        self.count += 1
-        self.files().mkdir(f"bucket-{self.count}")
-        return f"s3://bucket-{self.count}/models"
+        name = f"bucket-{next(_BUCKETS)}"
+        self.files().mkdir(name)
+        return f"s3://{name}/models"
 
     def files(self) -> Any:
         """The store as a file system, for looking and for damage."""
@@ -82,6 +83,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def running_store() -> Iterator[ObjectStore]:
+    import fsspec
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -101,15 +103,13 @@ def running_store() -> Iterator[ObjectStore]:
         server.shutdown()
         thread.join()
         server.server_close()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # drivers that have its address
 
 
 @pytest.fixture(scope="session")
 def object_server() -> Iterator[ObjectStore]:
-    import fsspec
-
     with running_store() as store:
         yield store
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture
