@@ -23,6 +23,9 @@ TRAJECTORY_COLUMNS = column_schema(
     finalPnL=("double precision", "Lifetime P&L in dollars at the end"),
     usedInTraining=("boolean", "Set when a batch that held the row has produced a checkpoint"),
 )
+_WHEN_RED = (
+    "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once."
+)
 MARKET_COLUMNS = column_schema(
     StockPrice=("table", "price of an organization at a moment"),
     WorldEvent=("table", "what happened, to whom, about which question"),
@@ -63,7 +66,7 @@ def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObs
     metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
     description=described(
         "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged calls.",
-        "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once.",
+        _WHEN_RED,
     ),
 )
 def _raw_trajectories(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
@@ -82,7 +85,7 @@ raw_trajectories = owned(_raw_trajectories)
     description=described(
         "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which the "
         "question was open.",
-        "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once.",
+        _WHEN_RED,
     ),
 )
 def _market_data(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:

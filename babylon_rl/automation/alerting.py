@@ -6,14 +6,13 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG
-from babylon_rl.automation.batch_runs import evidence_attempts
+from babylon_rl.automation.batch_runs import evidence_is_tried_again, evidence_runs
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import AB_TEST_JOB, EVIDENCE_ASSETS, HOURLY, JUDGE_REPORT_JOB, OBSERVE_JOB, RANGE_START, SCORING_JOBS
 from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.serving.dagster_client import TRAIN_JOB
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
-from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.training.readiness import keep_counts
 
 RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
@@ -59,7 +58,7 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
                 return dg.SkipReason(f"The batch of {run.run_id} is run again, or has failed.")
             runs = context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
             # finish_evidence asks for it again.
-            if batch.batch_id in undecided_batches(connection) and evidence_attempts(runs, batch.batch_id) < MAX_DEAD_RUNS:
+            if batch.batch_id in undecided_batches(connection) and evidence_is_tried_again(evidence_runs(runs, batch.batch_id)):
                 return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
         what = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START) or "no partition"
         says = f"Run {run.run_id} of {run.job_name} ({what}) failed: {context.failure_event.message}"

@@ -6,7 +6,7 @@ batch, so the limit for those is higher. A batch that holds paid work is never g
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -107,10 +107,14 @@ def evidence_key(batch_id: str) -> str:
     return f"{batch_id}/benchmark/"
 
 
-def evidence_attempts(runs: Sequence[dg.DagsterRun], batch_id: str) -> int:
-    """Number of a batch's runs that finish_evidence requested, less lost and waiting ones."""
-    own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(evidence_key(batch_id))]
-    return sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own)
+def evidence_runs(runs: Iterable[dg.DagsterRun], batch_id: str) -> list[dg.DagsterRun]:
+    """Those of a batch's runs that finish_evidence requested."""
+    return [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(evidence_key(batch_id))]
+
+
+def evidence_is_tried_again(own: Iterable[dg.DagsterRun]) -> bool:
+    """True while attempts of finish_evidence are left; lost and waiting runs count as none."""
+    return sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS
 
 
 def in_words(again_at: datetime) -> str:

@@ -15,9 +15,9 @@ from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
     LIVE,
-    RUN_KEY_TAG,
-    evidence_attempts,
+    evidence_is_tried_again,
     evidence_key,
+    evidence_runs,
     in_words,
     judge_asked_at,
     naive,
@@ -125,9 +125,8 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
         if any(record.dagster_run.status in LIVE for record in records):
             return dg.SkipReason(f"{batch_id} has a live run.")
-        prefix, runs = evidence_key(batch_id), [record.dagster_run for record in records]
-        own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
-        if evidence_attempts(runs, batch_id) < MAX_DEAD_RUNS:
+        prefix, own = evidence_key(batch_id), evidence_runs((record.dagster_run for record in records), batch_id)
+        if evidence_is_tried_again(own):
             again_at = naive(records[0].update_timestamp) + retry_after(len(own)) if records else babylon.now()
             if records and records[0].dagster_run.tags.get(ENDED_TAG) == WAITS and babylon.now() < again_at:
                 reasons.append(f"{batch_id} could not be compared, as its last run says; {in_words(again_at)}.")

@@ -310,7 +310,10 @@ class JudgeClient:
 
 
 def load_judge_libraries(settings: Settings) -> None:
-    """Import what the judge of the settings needs, seconds of imports, for processes that are forked from this one."""
+    """Import the libraries of the settings' judge.
+
+    It takes seconds, which processes that are forked from this one are spared.
+    """
     if settings.judge_model != HEURISTIC:
         token_counter(settings.judge_model)
         with suppress(BabylonError):  # a missing key is the run's to report

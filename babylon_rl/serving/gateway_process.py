@@ -106,7 +106,10 @@ def _metrics_directory(settings: Settings, supervisor: int) -> Path:
 
 
 def _registry(settings: Settings, stack: ExitStack) -> RoutingTable | None:
-    """Read the routing table, None if the database does not answer; an embedded server then runs as long as ``stack``."""
+    """Read the routing table; None if the database does not answer.
+
+    An embedded server then runs as long as ``stack``.
+    """
     try:
         database = stack.enter_context(open_database(settings, prepare=False))
         with database.connect(autocommit=True) as connection, connection.answering_within(ANSWER_S):

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on time and size of a request's head, and on clients that stop reading."""
+"""uvicorn's HTTP protocol with limits on slow, large and stalled requests."""
 
 import asyncio
 from typing import Any
