@@ -18,7 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import window_stretches
 from babylon_rl_tests.assets.conftest import NOW
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.servers import ROOT, end_other_sessions
 
 
 def test_stretches_of_windows_are_contiguous_and_not_too_long():
@@ -77,9 +77,7 @@ def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_data
     with open_instance(sample_database, settings) as instance:
         instance.add_dynamic_partitions("batch", ["one"])
         with sample_database.connect(autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            end_other_sessions(connection)
         instance.add_dynamic_partitions("batch", ["two"])
         assert set(instance.get_dynamic_partitions("batch")) == {"one", "two"}
     with sample_database.connect(autocommit=True) as connection:

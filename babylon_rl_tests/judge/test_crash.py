@@ -22,6 +22,7 @@ from babylon_rl_tests.judge.crash_run import INTERRUPTED, run_interruptible, run
 from babylon_rl_tests.judge.model_judge import NOW, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.repeatable import ROUNDS
+from babylon_rl_tests.store.servers import end_other_sessions
 
 pytestmark = pytest.mark.slow
 
@@ -122,9 +123,7 @@ def test_a_run_whose_database_goes_away_ends_and_the_next_goes_on(database: Data
         process.start()
         while judge.stats()["answered"] < 2:
             time.sleep(0.01)
-        somebody.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        end_other_sessions(somebody)
         process.join(60)
         assert process.exitcode == 1
         with connect(database.url, autocommit=True) as connection:

@@ -12,6 +12,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.recorder.builders import AGENTS, connected, record_steps, stored, until
 from babylon_rl_tests.recorder.proxy import Proxy
+from babylon_rl_tests.store.servers import end_other_sessions
 
 LOST = """
 import sys
@@ -168,9 +169,7 @@ def test_a_server_that_ends_the_connection_is_asked_again(game: Database, settin
         record_some(recorder, 1)
         recorder.flush()
         with game.connect() as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            end_other_sessions(connection)
         record_some(recorder, 1)
         until(lambda: recorder.report().waiting == 0)
     assert recorder.report() == RecorderReport(recorded=2)

@@ -408,7 +408,7 @@ def test_a_database_that_is_away_is_a_503(admin: AdminServer, database: Database
     name = database.url.rpartition("/")[2]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        connection.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name])
         answer = admin.get(STATUS)
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     assert (answer.status, answer.body["success"]) == (503, False)

@@ -1,4 +1,4 @@
-"""Other processes that use an embedded server, for the tests of its life."""
+"""Other processes that use an embedded server, and the end of a server's sessions."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 import babylon_rl
+from babylon_rl.store.connection import Connection
 
 ROOT = Path(babylon_rl.__file__).resolve().parents[1]
 _HOLD = """
@@ -57,3 +58,10 @@ class Holder:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+
+def end_other_sessions(connection: Connection) -> None:
+    """End every session on this database but the connection's own; return when the server has let go of them (10 s at most)."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )

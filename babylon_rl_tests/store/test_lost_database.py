@@ -50,7 +50,7 @@ def kill_backends(database: Database) -> None:
     """What an administrator, or a server that shuts down, does to the sessions of the pipeline."""
     with database.connect(autocommit=True) as connection:
         connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND application_name = 'babylon-rl' AND pid <> pg_backend_pid()"
         )
 
