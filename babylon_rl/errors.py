@@ -161,9 +161,14 @@ EXTRAS = {
 }
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's message; of one without a message its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException | str, without: str | None = None) -> str:
+    """First line of an error or of its message; of an empty message ``without``, or the error's type."""
+    return next(iter(str(error).strip().splitlines()), without or type(error).__name__)
+
+
+def first_clause(error: BaseException) -> str:
+    """``first_line`` without its full stop, for the middle of a sentence."""
+    return first_line(error).rstrip(".")
 
 
 def require(*packages: str) -> None:

@@ -47,7 +47,7 @@ class ObjectStore:
         """The store as a file system, for looking and for damage."""
         import fsspec
 
-        return fsspec.filesystem("s3", use_listings_cache=False)
+        return fsspec.filesystem("s3", endpoint_url=self.address, key="key", secret=SECRET, use_listings_cache=False)
 
     def fail(self, name: str, kind: str, times: int) -> None:
         self.faults.append(Fault(name, kind, times))

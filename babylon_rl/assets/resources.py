@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.kept_connections import kept_connections
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
-from babylon_rl.errors import BabylonError, DatabaseUnreachable
+from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
@@ -153,5 +153,5 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
         if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
             return "it was interrupted; what it had finished is kept, and the same run again goes on"
         given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
-        return next(iter((given or "").strip().splitlines()), "no reason was recorded")
+        return first_line(given or "", "no reason was recorded")
     return None

@@ -11,7 +11,7 @@ from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
-from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
 from babylon_rl.progress import Progress
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
@@ -20,7 +20,6 @@ from babylon_rl.store.windows import reading_chunks
 from babylon_rl.traces import traced_step
 from babylon_rl.types import GroupScores, Judgement
 
-HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
 NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour; one group"),

@@ -9,7 +9,6 @@ import dagster as dg
 
 from babylon_rl.assets.partitions import BATCHES
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import (
@@ -24,7 +23,7 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.automation.pace import SCHEDULES
-from babylon_rl.judge.scoring import unscored_hours
+from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement

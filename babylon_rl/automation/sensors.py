@@ -11,7 +11,6 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, WAITS
-from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
     LIVE,
@@ -29,6 +28,7 @@ from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, hour_tags, score_job, train_job, trained_keys
 from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.automation.run_handover import put_back_untaken
+from babylon_rl.judge.scoring import HOURS_PER_RUN
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.errors import BabylonError, first_line, missing_package
+from babylon_rl.errors import BabylonError, first_clause, missing_package
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -193,11 +193,11 @@ def _database_sentence(failed: Exception) -> str | None:
 
     # Disk full is the most specific and comes first.
     if isinstance(failed, psycopg.errors.DiskFull):
-        return f"The database's disk is full: {first_line(failed).rstrip('.')}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
+        return f"The database's disk is full: {first_clause(failed)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
     if isinstance(failed, psycopg.OperationalError):
-        return f"The database broke off: {first_line(failed).rstrip('.')}. What was not committed is undone; run the same command again."
+        return f"The database broke off: {first_clause(failed)}. What was not committed is undone; run the same command again."
     if isinstance(failed, psycopg.errors.InsufficientPrivilege):
-        return f"The database's role may not do this: {first_line(failed).rstrip('.')}. docs/howto/database.md lists what it needs."
+        return f"The database's role may not do this: {first_clause(failed)}. docs/howto/database.md lists what it needs."
     return None
 
 

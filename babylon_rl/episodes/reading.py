@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import structs
 
@@ -21,18 +21,24 @@ from babylon_rl.episodes.stitch import by_agent, episode
 from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
-from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
 from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks, replace_hours
-from babylon_rl.types import Episode, Rejection, Trajectory, WindowReading, WindowSummary
+from babylon_rl.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.windows import window_start
 
 _LOG_CHUNK = 1000  # trajectories per query for log rows
 TEXTS_AT_ONCE = 250  # trajectories whose texts are held
-E = TypeVar("E", Episode, BatchEpisode)
+
+
+class _HasRows(Protocol):
+    @property
+    def trajectory_ids(self) -> Sequence[str]: ...
+
+
+E = TypeVar("E", bound=_HasRows)
 
 OnRow = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 

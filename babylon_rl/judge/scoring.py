@@ -25,6 +25,8 @@ from babylon_rl.windows import is_complete
 
 _LOG = logging.getLogger(__name__)
 
+HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
+
 
 def unscored_hours(connection: Connection, windows: Iterable[str]) -> set[str]:
     """Return those of ``windows`` without current scores, less the quarantined ones."""

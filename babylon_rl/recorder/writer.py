@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError, first_line
+from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError, first_clause
 from babylon_rl.recorder.rows import Recording
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import copy_rows, stored_rows
@@ -207,7 +207,7 @@ class BackgroundWriter:
                 if failures == 2:
                     _LOG.warning(
                         "The database does not take recorded trajectories (%s); they wait and are tried again.",
-                        first_line(broken).rstrip("."),
+                        first_clause(broken),
                     )
                 if not self._pause(failures):
                     return False
@@ -286,4 +286,4 @@ def _reason(recording: Recording, fault: psycopg.Error) -> str:
     agent, trajectory = recording.columns["agentId"], recording.trajectory_id
     if isinstance(fault, psycopg.errors.ForeignKeyViolation):
         return f'Agent {agent} is not in "User", so its trajectory {trajectory} was not recorded: create the agent first.'
-    return f"Trajectory {trajectory} of agent {agent} was not recorded: {first_line(fault).rstrip('.')}."
+    return f"Trajectory {trajectory} of agent {agent} was not recorded: {first_clause(fault)}."

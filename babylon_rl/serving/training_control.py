@@ -5,7 +5,7 @@ from datetime import datetime
 from itertools import islice
 
 from babylon_rl.errors import BatchConflict, NothingToTrain
-from babylon_rl.judge.scoring import unscored_hours
+from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets
@@ -22,7 +22,7 @@ from babylon_rl.training.starting import Start, freeze_when_ready
 from babylon_rl.windows import moment, window_stretches
 
 TRAJECTORIES_SHOWN = 10
-HOURS_PER_RUN, MOST_RUNS = 24, 5  # of one scoring check; the next continues
+MOST_RUNS = 5  # of one scoring check; the next continues
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import DatabaseError, DatabaseUnreachable, first_line
+from babylon_rl.errors import DatabaseError, DatabaseUnreachable, first_clause
 from babylon_rl.store.connection import Connection, address, connect
 from babylon_rl.store.database import Database
 
@@ -69,7 +69,7 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
                 return None, f"{database.address} is itself a replica, so nobody knows how far {address(read_url)} must be."
             (written,) = primary.execute(_WRITTEN).fetchone() or ("",)
         except psycopg.errors.InsufficientPrivilege as refused:
-            return None, f"The role may not read how far {database.address} is ({first_line(refused).rstrip('.')})."
+            return None, f"The role may not read how far {database.address} is ({first_clause(refused)})."
     replica = None
     try:
         replica = connect(read_url)
@@ -77,7 +77,7 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
         with replica.answering_within(database.read_wait_s + ANSWER_S):
             reason = _unfit(replica, ours[:2], written, database)
     except (psycopg.Error, DatabaseUnreachable) as refused:
-        reason = f"{where} does not answer ({first_line(refused).rstrip('.')})."
+        reason = f"{where} does not answer ({first_clause(refused)})."
     if reason is None:
         return replica, None
     if replica is not None:

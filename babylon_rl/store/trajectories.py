@@ -17,6 +17,9 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.indexes import UNNAMED, WITHOUT_HOUR, has_index
 from babylon_rl.windows import is_window_id, window_end, window_of, window_start
 
+# Provider accesses in the metadata of a logged call; Python and Postgres read it alike.
+_ACCESSES = r'"providerAccesses"\s*:\s*\[\s*\{'
+
 
 class TrajectoryRow(msgspec.Struct, frozen=True):
     """One row as the game wrote it; JSON columns are undecoded UTF-8."""
@@ -250,8 +253,6 @@ SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "us
 FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId", "timestamp", "callId" COLLATE "C"
 """
 
-# Those of a call through the gateway.
-_ACCESSES = r'"providerAccesses"\s*:\s*\[\s*\{'
 _WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
 
 _AT_ONCE = 5000

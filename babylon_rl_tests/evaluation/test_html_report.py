@@ -19,7 +19,7 @@ from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.result_building import RunLabel, result_of
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.simulation.actions import Action, Invalid, Post
+from babylon_rl.market.simulation.actions import Action, Invalid, WritePost
 from babylon_rl.market.simulation.agents import Agent, AgentFactory
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -79,7 +79,7 @@ class Saying:
 
     def __init__(self, name: str, text: str, invalid: bool = False) -> None:
         self.name = name
-        self._said: Action | Invalid = Invalid(text) if invalid else Post(text)
+        self._said: Action | Invalid = Invalid(text) if invalid else WritePost(text)
 
     def decide(self, seen: Observation) -> Action | Invalid:
         return self._said

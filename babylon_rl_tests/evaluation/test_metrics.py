@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from babylon_rl.evaluation import metrics as m
 from babylon_rl.evaluation.metrics import open_counts, positions
 from babylon_rl.evaluation.results import Metrics
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Invalid, OpenPerp, Post, SellPrediction
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Invalid, OpenPerp, SellPrediction, WritePost
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import Scenario, WorldEvent, from_paths
@@ -103,7 +103,7 @@ def test_actions_are_counted_by_kind_and_side_with_invalid_and_refused_ones() ->
         def decide(self, seen: Observation) -> Action | Invalid:
             if seen.tick < 5:
                 return Invalid("not JSON")
-            return OpenPerp(STOCK, "long", 1e9) if seen.tick < 10 else Post("hello")
+            return OpenPerp(STOCK, "long", 1e9) if seen.tick < 10 else WritePost("hello")
 
     run = play(make_market(), {"a": lambda agent_id, seed: Clumsy()})
     found = m.metrics_of(run, "a", [0.0] * 20, 0.0)

@@ -10,8 +10,8 @@ from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.recorder import AsyncTrajectoryRecorder, RecorderReport, TrajectoryRecorder
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.recorder.builders import AGENTS, connected, record_steps, stored, until
-from babylon_rl_tests.recorder.proxy import Proxy
 from babylon_rl_tests.store.servers import end_other_sessions
 
 LOST = """
@@ -47,12 +47,12 @@ def test_what_ends_during_an_outage_is_written_after_it(game: Database, settings
     with Proxy(game.url) as proxy, connected(proxy.url, settings) as recorder:
         begun = record_some(recorder, 5)
         recorder.flush()
-        proxy.cut()
+        proxy.cut(away=True)
         begun += record_some(recorder, 20)
         with pytest.raises(DatabaseUnreachable, match="20 recorded trajectories were not written within 0.5 s"):
             recorder.flush(0.5)
         until(lambda: "does not take recorded trajectories" in caplog.text)
-        proxy.mend()
+        proxy.away = False
         recorder.flush(60)
         assert set(stored(game)) == set(begun)
         assert set(stored(game).values()) == {(agent, 2, 2) for agent in AGENTS}
@@ -66,8 +66,8 @@ def test_a_connection_that_was_cut_while_idle_is_not_noticed(game: Database, set
         for _ in range(5):
             record_some(recorder, 1)
             recorder.flush()
-            proxy.cut()
-            proxy.mend()
+            proxy.cut(away=True)
+            proxy.away = False
     assert recorder.report() == RecorderReport(recorded=5)
     assert caplog.text == ""
 
@@ -87,12 +87,12 @@ def test_a_transaction_whose_answer_was_lost_is_not_written_twice(game: Database
 def test_an_agent_that_is_no_user_is_told_apart_from_an_outage(game: Database, settings: Settings) -> None:
     with Proxy(game.url) as proxy:
         recorder = connected(proxy.url, settings)
-        proxy.cut()
+        proxy.cut(away=True)
         begun = record_some(recorder, 3)
         recorder.end_trajectory(recorder.start_trajectory("stranger"))
         begun += record_some(recorder, 3)
         proxy.swallow_commits = 2
-        proxy.mend()
+        proxy.away = False
         report = recorder.close()
     assert (report.recorded, report.rejected, report.lost) == (6, 1, 0)
     assert set(stored(game)) == set(begun)
@@ -117,7 +117,7 @@ def test_closing_during_an_outage_gives_up_after_its_patience_and_says_how_many_
         recorder = connected(proxy.url, settings, patience_s=0.5)
         record_some(recorder, 2)
         recorder.flush()
-        proxy.cut()
+        proxy.cut(away=True)
         record_some(recorder, 4)
         report = recorder.close()
     assert report == RecorderReport(recorded=2, lost=4)
@@ -139,7 +139,7 @@ def test_a_program_that_ends_during_an_outage_says_what_it_lost(game: Database) 
         child = subprocess.Popen([sys.executable, "-c", ENDS, proxy.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True)  # fmt: skip
         assert child.stdout is not None and child.stdout.readline() == "connected\n"
-        proxy.cut()
+        proxy.cut(away=True)
         _, said = child.communicate("go on\n", timeout=60)
     assert "7 ended trajectories are lost" in said
 
@@ -147,12 +147,12 @@ def test_a_program_that_ends_during_an_outage_says_what_it_lost(game: Database) 
 def test_tasks_go_on_during_an_outage(game: Database, settings: Settings) -> None:
     async def play(proxy: Proxy) -> RecorderReport:
         async with await AsyncTrajectoryRecorder.connect(proxy.url, settings=settings) as recorder:
-            proxy.cut()
+            proxy.cut(away=True)
             for agent in AGENTS:
                 async with recorder.trajectory(agent) as begun:
                     record_steps(recorder, begun, 2)
             assert recorder.report().waiting == len(AGENTS)
-            proxy.mend()
+            proxy.away = False
         return recorder.report()
 
     with Proxy(game.url) as proxy:

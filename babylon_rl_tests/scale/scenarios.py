@@ -20,11 +20,11 @@ from uuid import UUID
 
 import psycopg
 
-from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.jobs import hour_tags
+from babylon_rl.judge.scoring import HOURS_PER_RUN
 from babylon_rl.windows import window_stretches
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
-from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
@@ -208,8 +208,7 @@ class Scenarios:
             self.site.worker(f"cut-off-from-{'Redis' if broker else 'Postgres'}", *QUEUES, **through).ready()
 
             def cut(machines: list[Machine], windows: list[str]) -> str:
-                proxy.away = True
-                proxy.cut()
+                proxy.cut(away=True)
                 time.sleep(away_s)
                 proxy.away = False
                 return f"one of two machines cut off for {away_s} s"

@@ -1,12 +1,10 @@
 """Machines that share a database, a broker and S3, and no disk: what each makes, another goes on with."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
-from unittest.mock import patch
 
 from babylon_rl.automation.run_handover import QUEUE_TAG
 from babylon_rl.judge.scripted.judge import ScriptedJudge
@@ -17,9 +15,9 @@ from babylon_rl.windows import utc_now
 from babylon_rl_tests.e2e.host import Host, post, version_of_answer
 from babylon_rl_tests.e2e.test_dev_alone import DECIDED, SMALL
 from babylon_rl_tests.object_store import SECRET, ObjectStore, running_store
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Site, site
 from babylon_rl_tests.scale.scenarios import Row
-from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.tiny_model import make_base
 
 FIRST_HOUR = "2025-11-15T10:00"
@@ -39,7 +37,7 @@ def sharing_s3(directory: Path, database: Database, **settings: str) -> Iterator
     directory.mkdir()
     with database.connect() as connection:
         spawn(connection, SpawnRequest(agents=5, model_agents=0, windows=HOURS, seed=4, start=FIRST_HOUR), utc_now(), None)
-    with running_store() as store, patch.dict(os.environ, store.variables):
+    with running_store() as store:
         storage = {"MODEL_STORAGE_URL": store.bucket(), "COMPUTE_LOGS_URL": store.bucket()}
         chosen = PROMPT | settings | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
         with site(directory, database.url, ScriptedJudge(), apart=True, **chosen) as (made, _):
@@ -65,8 +63,7 @@ def three_machines(directory: Path, database: Database) -> Row:
         with server.serves("admin") as admin:
             started, _ = post(f"{admin}/{TRAINING}/trigger", {"force": True})
         assert (started["runId"],) in made.query("SELECT run_id FROM babylon_dagster.runs WHERE pipeline_name = 'train'"), started
-        line.away = True
-        line.cut()
+        line.cut(away=True)
         time.sleep(CUT_S)
         assert made.query("SELECT 1 FROM public.trained_models") == []  # no row without its files
         line.away = False

@@ -26,9 +26,9 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.memory import quick_directory
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.serving.gateways import Clients, add_version, gateway_process, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
-from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
 
 CLIENTS = 6
@@ -91,8 +91,7 @@ def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no
     with running_gateway(recording, Database(proxy.url, proxy.url), writes=True) as gateway:
         with Load(gateway.port) as load:
             load.more(40)
-            proxy.away = True
-            proxy.cut()
+            proxy.cut(away=True)
             load.more(40)
             ready = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
             proxy.away = False

@@ -17,9 +17,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.serving.gateways import MESSAGES, NOW, RunningGateway, add_version, gateway_process, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
-from babylon_rl_tests.store.proxy import Proxy
 
 
 def counted(port: int) -> int:

@@ -15,9 +15,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import mark_pruned
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.serving.gateways import MESSAGES, Clients, RunningGateway, add_version, gateway_process, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
-from babylon_rl_tests.store.proxy import Proxy
 
 NOW = datetime(2025, 11, 2, 12)
 AUTHOR = ReleaseAuthor("a test", "to see it arrive", NOW)
@@ -126,8 +126,7 @@ def test_without_notifications_the_registry_is_polled_and_a_lost_database_change
     changed = settings.model_copy(update={"local_endpoint": upstream.url})
     with running_gateway(changed, Database(proxy.url, proxy.url)) as gateway, Asking(gateway) as asking:
         asking.until("v1.0.0")
-        proxy.away = True
-        proxy.cut()
+        proxy.cut(away=True)
         wait_for(lambda: gateway.gateway.state.problem, "the loss to be noticed")
         add_version(database, "v1.0.1")
         reads = gateway.gateway.state.reads

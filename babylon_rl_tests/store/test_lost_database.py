@@ -20,8 +20,8 @@ from babylon_rl.automation.sensors import hours_follow_changes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.windows import lock_windows
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.store.pipeline import content
-from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.training.sample import NOW
 

@@ -16,8 +16,8 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.replica import read_connection
 from babylon_rl.training.freezing import freeze
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.rows import AFTER, insert, make_trajectory
-from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.standby import Server, server_with_replica
 
 COUNT = "SELECT count(*), pg_is_in_recovery() FROM public.trajectories"

@@ -15,7 +15,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.command_server import run_command
-from babylon_rl_tests.store.proxy import Proxy
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.training.sample import NOW
 
 MAIN = "from babylon_rl.cli import main; main()"
@@ -115,8 +115,7 @@ def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables,
             for line in process.stdout:
                 if line.startswith("Iteration 2/15"):
                     break
-            proxy.away = True
-            proxy.cut()
+            proxy.cut(away=True)
             time.sleep(6)
             proxy.away = False
             said, complained = process.communicate(timeout=100)

@@ -52,7 +52,7 @@ class ClosePerp(msgspec.Struct, frozen=True, tag_field="action", tag="close_perp
     share: float = 1.0
 
 
-class Post(msgspec.Struct, frozen=True, tag_field="action", tag="post"):
+class WritePost(msgspec.Struct, frozen=True, tag_field="action", tag="post"):
     """Say something in public; it moves no market."""
 
     text: str
@@ -64,7 +64,7 @@ class Invalid(msgspec.Struct, frozen=True):
     reason: str
 
 
-Action = Hold | BuyPrediction | SellPrediction | OpenPerp | ClosePerp | Post
+Action = Hold | BuyPrediction | SellPrediction | OpenPerp | ClosePerp | WritePost
 KINDS: tuple[str, ...] = ("hold", "buy_prediction", "sell_prediction", "open_perp", "close_perp", "post")
 
 _decoder: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)

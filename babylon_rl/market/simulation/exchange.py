@@ -15,7 +15,7 @@ from babylon_rl.market.simulation.actions import (
     ClosePerp,
     Hold,
     OpenPerp,
-    Post,
+    WritePost,
     kind,
 )
 from babylon_rl.market.simulation.arithmetic import exp
@@ -59,11 +59,11 @@ class Exchange(Venue):
     def apply(self, agent_id: str, action: Action) -> Fill | Refusal:
         """Carry out an agent's action at the present tick, or say why not; KeyError when there is no such agent."""
         account = self.accounts[agent_id]
-        if self.over and not isinstance(action, Hold | Post):
+        if self.over and not isinstance(action, Hold | WritePost):
             return orders.refusal(self, account, action, "over", f"the market ended with tick {self.tick}")
         if isinstance(action, Hold):
             return Fill(self.tick, agent_id, "hold")
-        if isinstance(action, Post):
+        if isinstance(action, WritePost):
             return self._post(account, action)
         self._quotes = None
         if isinstance(action, OpenPerp):
@@ -74,7 +74,7 @@ class Exchange(Venue):
             return orders.buy_prediction(self, account, action)
         return orders.sell_prediction(self, account, action)
 
-    def _post(self, account: Account, action: Post) -> Fill | Refusal:
+    def _post(self, account: Account, action: WritePost) -> Fill | Refusal:
         if not 0 < len(action.text.strip()) <= MAX_POST_CHARACTERS:
             reason = f"a post has 1 to {MAX_POST_CHARACTERS} characters, this one {len(action.text)}"
             return orders.refusal(self, account, action, "text", reason)

@@ -13,7 +13,7 @@ import msgspec
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.market.simulation import orders, prompting
-from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, Post, SellPrediction
+from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, SellPrediction, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, Answer, AskingAgent, mandate_of
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
@@ -201,7 +201,7 @@ class Seat:
             return
         outcome = exchange.apply(record.agent_id, action)
         record.acted(action, outcome)
-        if isinstance(action, Post) and isinstance(outcome, Fill):
+        if isinstance(action, WritePost) and isinstance(outcome, Fill):
             newsroom.said(exchange.tick, record.agent_id, action.text)
 
     def keep_mandate(self, exchange: Exchange) -> None:

@@ -15,8 +15,8 @@ from babylon_rl.market.simulation.actions import (
     Hold,
     Invalid,
     OpenPerp,
-    Post,
     SellPrediction,
+    WritePost,
     encode_action,
     kind,
     parse_action,
@@ -29,7 +29,7 @@ MARKETS, TICKERS = ("Q1", "Q2"), ("ACME", "BOLT")
 
 
 @repeatable(60)
-@given(action=st.one_of(actions(st.floats(1.0, 1e6)), st.builds(Post, st.text(min_size=1, alphabet=st.characters(codec="utf-8")))))
+@given(action=st.one_of(actions(st.floats(1.0, 1e6)), st.builds(WritePost, st.text(min_size=1, alphabet=st.characters(codec="utf-8")))))
 def test_an_action_survives_its_text(action: Action) -> None:
     assert parse_action(encode_action(action), MARKETS, TICKERS) == action
     assert kind(action) in KINDS

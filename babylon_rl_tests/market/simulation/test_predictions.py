@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.market.simulation.actions import BuyPrediction, Post, SellPrediction
+from babylon_rl.market.simulation.actions import BuyPrediction, SellPrediction, WritePost
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.fills import Fill, Refusal
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_MARKET, filled, make_market
@@ -119,7 +119,7 @@ def test_selling_nothing_or_more_than_all_is_refused_and_dust_is_sold_with_the_r
 def test_posts_are_kept_with_who_said_them_and_when() -> None:
     exchange = Exchange(make_market(), ("me",))
     exchange.advance()
-    assert isinstance(exchange.apply("me", Post("Acme to the moon")), Fill)
-    refused = exchange.apply("me", Post(" "))
+    assert isinstance(exchange.apply("me", WritePost("Acme to the moon")), Fill)
+    refused = exchange.apply("me", WritePost(" "))
     assert isinstance(refused, Refusal) and refused.code == "text"
     assert exchange.posted == [(1, "me", "Acme to the moon")]

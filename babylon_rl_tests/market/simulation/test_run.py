@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, Post
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, AgentFactory
 from babylon_rl.market.simulation.audit import check
 from babylon_rl.market.simulation.config import preset
@@ -62,7 +62,7 @@ def test_every_decision_is_kept_with_its_outcome() -> None:
     orders: dict[int, Action] = {
         0: OpenPerp(STOCK, "long", 1000.0),
         1: OpenPerp("NOPE", "long", 1.0),
-        2: Post("hello"),
+        2: WritePost("hello"),
         3: OpenPerp(OTHER_STOCK, "long", 1e9),
     }
     ticks = iter(range(1000))

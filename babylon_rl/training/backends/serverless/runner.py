@@ -40,7 +40,7 @@ LONGEST_SLEEP_S = 10.0  # between signs of life
 MOVED_TOO_FAR = "the model moved by more than one step: a job that was given up has ended late, or somebody else trains this model"
 OnProgress = Callable[[JobProgress], None]
 MaySend = Callable[[], None]  # raises when the request must not go out
-Post = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
+PostJob = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
 # Called where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
 Boundary = Callable[[str], None]
 
@@ -53,7 +53,7 @@ def no_fault_point(boundary: str) -> None:
 class Posting:
     """Request ready to be sent, with the sequences and tokens that it would train."""
 
-    send: Post
+    send: PostJob
     sequences: int
     tokens: int
 
@@ -128,7 +128,7 @@ class RemoteJobRunner:
             else:
                 raise failure_of(current)
 
-    async def _post(self, job: RemoteJob, post: Post) -> RemoteJob:
+    async def _post(self, job: RemoteJob, post: PostJob) -> RemoteJob:
         # Write-ahead: the row is committed before the request can leave.
         begin_job(self._run.connection, job, self._run.attempt)
         self._at("row written")

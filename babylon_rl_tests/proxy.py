@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that passes everything on until it is told to cut the line, call somebody, or go deaf."""
+"""A TCP proxy that passes bytes on until it is told to cut its lines, call a function, or go deaf."""
 
 import contextlib
 import re
@@ -8,12 +8,15 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+_COMMIT = b"COMMIT\x00"
+
 
 class Proxy:
-    """Listens on 127.0.0.1 and passes bytes to the server of ``url``; ``url`` of the proxy is the same with its own port.
+    """A proxy on 127.0.0.1 for the server of ``url``; its own ``url`` differs in host and port.
 
     ``after(n, act)`` arms it: once ``n`` more bytes have come from the server, ``act`` is called once, in the proxy's own thread;
     ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing. ``away`` answers nobody new.
+    ``swallow_commits`` is how many COMMITs reach the server although their client is cut off before the answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -26,7 +29,7 @@ class Proxy:
         self._left: int | None = None
         self._act: Callable[[], None] | None = None
         self.deaf = self.away = False
-        self.connections = self.fired = 0
+        self.connections = self.fired = self.swallow_commits = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def after(self, received: int, act: Callable[[], None] | None = None) -> None:
@@ -34,9 +37,10 @@ class Proxy:
         with self._lock:
             self._left, self._act = received, act
 
-    def cut(self) -> None:
-        """Close every line that is open, as a cable that is pulled and a network that says so."""
+    def cut(self, *, away: bool = False) -> None:
+        """Close every line that is open, as a cable that is pulled and a network that says so; ``away``: and answer nobody new."""
         with self._lock:
+            self.away |= away
             lines, self._lines = self._lines, set()
         for line in lines:
             with contextlib.suppress(OSError):
@@ -48,11 +52,11 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
-                if self.away:
-                    client.close()
-                    continue
-                server = socket.create_connection(self._server)
                 with self._lock:
+                    if self.away:
+                        client.close()
+                        continue
+                    server = socket.create_connection(self._server)
                     self._lines |= {client, server}
                 threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
@@ -65,6 +69,12 @@ class Proxy:
                     while self.deaf:
                         select.select([], [], [], 0.05)
                     if not received:
+                        raise OSError
+                    if ready is client and self.swallow_commits and _COMMIT in received:
+                        self.swallow_commits -= 1
+                        client.shutdown(socket.SHUT_RDWR)
+                        server.sendall(received)
+                        server.recv(65536)  # it is committed
                         raise OSError
                     if ready is server and self._count(len(received)):
                         continue
