@@ -1,23 +1,32 @@
 """The resource of assets and sensors: settings, database and clock.
 
 It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead.
+
+Connections of Dagster's storages are kept while a command or a run uses them: Dagster opens and closes one for every statement by
+default, since it makes instances without end; a run has one instance.
 """
 
 import logging
+import math
+import select
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
+import psycopg2
 
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from babylon_rl.assets.kept_connections import kept_connections
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
@@ -32,8 +41,10 @@ _LOG = logging.getLogger(__name__)
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
-# A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
+RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
+TRIED_FOR_S = 1.0
 HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
+# A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
 LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
@@ -155,3 +166,42 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
         given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
         return first_line(given or "", "no reason was recorded")
     return None
+
+
+@contextmanager
+def kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Keep one connection per storage until the block ends, instead of three new ones for every event.
+
+    This makes a range of hours four times as fast. A kept connection is tested before use, so a restarted server does no harm. An
+    instance whose connections are kept already stays as it is.
+    """
+    engine = getattr(instance.run_storage, "_engine", None)
+    if not isinstance(getattr(engine, "pool", None), NullPool):
+        yield
+        return
+    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
+    # A dead connection is found at checkout and replaced by a new one.
+    storages = (instance.event_log_storage, instance.run_storage, instance.schedule_storage)
+    engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
+    for engine in engines:
+        event.listen(engine, "checkout", _try_out)
+    try:
+        yield
+    finally:
+        for engine in engines:
+            engine.dispose()
+
+
+def _try_out(connection: Any, record: Any, proxy: object) -> None:
+    tried, record.info["tried"] = record.info.get("tried", -math.inf), time.monotonic()
+    try:
+        # A server that ended the session has said so: without such bytes, a connection that was tried just before is as good as then.
+        if record.info["tried"] - tried < TRIED_FOR_S:
+            bytes_there = select.poll()
+            bytes_there.register(connection, select.POLLIN)
+            if not bytes_there.poll(0):
+                return
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error as gone:
+        raise DisconnectionError() from gone

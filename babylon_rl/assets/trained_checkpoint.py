@@ -10,8 +10,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described, embedded, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.run_outcome_tag import sole_run
-from babylon_rl.assets.run_tags import tag_run
+from babylon_rl.assets.run_tags import sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_episodes

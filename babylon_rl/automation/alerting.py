@@ -5,7 +5,7 @@ import dagster as dg
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG
+from babylon_rl.assets.run_tags import ENDED_TAG
 from babylon_rl.automation.batch_runs import evidence_is_tried_again, evidence_runs
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import AB_TEST_JOB, EVIDENCE_ASSETS, HOURLY, JUDGE_REPORT_JOB, OBSERVE_JOB, RANGE_START, SCORING_JOBS

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from babylon_rl.assets.kept_connections import kept_connections
+from babylon_rl.assets.resources import kept_connections
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError, first_line

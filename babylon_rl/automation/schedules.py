@@ -31,7 +31,7 @@ from babylon_rl.store.observation import RECENT, answered_late
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.freezing import count_freezable
-from babylon_rl.training.starting import freeze_when_ready, smaller_batch_due, with_smaller_minimum
+from babylon_rl.training.readiness import freeze_when_ready, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_stretches
 
 ANSWERS_SINCE = timedelta(minutes=90)  # more than between two ticks, for one that came late

@@ -10,7 +10,7 @@ from babylon_rl.assets.change_detection import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, WAITS
+from babylon_rl.assets.run_tags import ENDED_TAG, WAITS
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
     LIVE,
@@ -35,7 +35,7 @@ from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, retry_after
-from babylon_rl.training.starting import freeze_when_ready
+from babylon_rl.training.readiness import freeze_when_ready
 from babylon_rl.windows import window_stretches
 
 MOST_OBSERVATIONS = 500

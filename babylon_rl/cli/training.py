@@ -24,8 +24,7 @@ from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends import address_of
 from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
-from babylon_rl.training.readiness import readiness
-from babylon_rl.training.starting import smaller_batch_due, with_smaller_minimum
+from babylon_rl.training.readiness import readiness, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import utc_now, window_end, window_of, window_range
 
 app = typer.Typer()

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.statistics.paired import permutation_test
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
-from babylon_rl.store.confirmations import Confirmation, begin_confirmation, end_confirmation, read_confirmations
+from babylon_rl.store.benchmarks import Confirmation, begin_confirmation, end_confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import deployed_model, read_models
 

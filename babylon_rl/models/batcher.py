@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
 
-from babylon_rl.models.generation import Generation
+from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, Policy
-from babylon_rl.models.sampling import Row
 from babylon_rl.models.threads import computing_on, threads_of_torch
 
 FEWEST_APART = 4  # waiting requests that are worth a second batch

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.generation import Generation
+from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.sampling import Row
 from babylon_rl.models.scoring import causal_model, encode_prompt
 
 if TYPE_CHECKING:

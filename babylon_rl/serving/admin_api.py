@@ -44,7 +44,7 @@ from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.serving.live_state import LiveState
-from babylon_rl.serving.pipeline_metrics import pipeline_metrics
+from babylon_rl.serving.metrics import pipeline_metrics
 from babylon_rl.serving.status_shapes import Shape
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings

@@ -19,12 +19,12 @@ from uuid import uuid4
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.serving.access import Access
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.call_log import CallLog
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, CallContext, ChatRequest, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
+from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings

@@ -16,7 +16,7 @@ from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hou
 from babylon_rl.serving.recorded_privacy import hides_agents
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
 from babylon_rl.settings import Settings
-from babylon_rl.store.confirmations import Confirmation, read_confirmations
+from babylon_rl.store.benchmarks import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.live_usage import CallCounts, read_agent_hours, read_call_counts
 from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, read_rollouts, read_routing

@@ -17,8 +17,7 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.freezing import Frozen, freeze, freeze_bounds
-from babylon_rl.training.readiness import Readiness, readiness, sampled_quality
-from babylon_rl.training.starting import Start, freeze_when_ready
+from babylon_rl.training.readiness import Readiness, Start, freeze_when_ready, readiness, sampled_quality
 from babylon_rl.windows import moment, window_stretches
 
 TRAJECTORIES_SHOWN = 10

@@ -12,8 +12,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from babylon_rl.assets import run_liveness
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.run_liveness import SILENT_S
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER
-from babylon_rl.assets.run_tags import BATCH_TAG, VERSION_TAG
+from babylon_rl.assets.run_tags import BATCH_TAG, ENDED_TAG, LOST, TAKEN_OVER, VERSION_TAG
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training

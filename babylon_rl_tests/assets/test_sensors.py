@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from babylon_rl.assets.metadata import embedded
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import given
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, WAITS
+from babylon_rl.assets.run_tags import ENDED_TAG, WAITS
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import job_definition

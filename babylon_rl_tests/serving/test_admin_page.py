@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from babylon_rl.serving.access import key_hash
-from babylon_rl.serving.admin_page.hour_strip import MOST_HOURS, hour_strip
 from babylon_rl.serving.admin_page.logins import LASTS_S, Logins
+from babylon_rl.serving.admin_page.views import MOST_HOURS, hour_strip
 from babylon_rl.settings import Settings
 from babylon_rl.store.alerts import see
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key

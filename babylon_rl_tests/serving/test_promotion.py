@@ -10,7 +10,7 @@ from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
 from babylon_rl.serving.promotion import promote, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
-from babylon_rl.store.confirmations import read_confirmations
+from babylon_rl.store.benchmarks import read_confirmations
 from babylon_rl.store.releases import read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, endpoint, hold, reads_news, reads_wrongly

@@ -1,4 +1,4 @@
-"""The markets of a scenario as agents move them: quotes, orders, and what a tick of time does.
+"""The markets of a scenario as agents move them: quotes, orders, and settlements by time.
 
 A run alternates: agents act at tick t by `apply`, then `advance` brings what happened by t + 1: prices and beliefs move, funding is
 settled, positions without margin are liquidated, questions are resolved. Balances never fall below zero: an order that is not covered is
@@ -7,7 +7,7 @@ refused, and the house bears what a position loses beyond its margin. Refused or
 
 from collections.abc import Mapping, Sequence
 
-from babylon_rl.market.simulation import clearing, orders
+from babylon_rl.market.simulation import orders
 from babylon_rl.market.simulation.actions import (
     MAX_POST_CHARACTERS,
     Action,
@@ -21,7 +21,7 @@ from babylon_rl.market.simulation.actions import (
 from babylon_rl.market.simulation.arithmetic import exp
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
 from babylon_rl.market.simulation.fills import Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
-from babylon_rl.market.simulation.ledger import Account
+from babylon_rl.market.simulation.ledger import Account, PerpPosition
 from babylon_rl.market.simulation.perps import PerpBook
 from babylon_rl.market.simulation.pools import Pool
 from babylon_rl.market.simulation.scenario import Scenario
@@ -96,13 +96,13 @@ class Exchange(Venue):
             book.move_to(self.tick, self._recovery)
             if funding:
                 rates, number = book.asset.funding, self.tick // self.scenario.funding_ticks - 1
-                settled += clearing.settle_funding(self, book, rates[number] if number < len(rates) else 0.0)
+                settled += settle_funding(self, book, rates[number] if number < len(rates) else 0.0)
             if book.open_units > 0.0:
-                settled += clearing.liquidate(self, book)
+                settled += liquidate(self, book)
         resolved = False
         for pool in self._open:
             if pool.question.resolve_tick <= self.tick:
-                settled += clearing.resolve(self, pool)
+                settled += resolve(self, pool)
                 resolved = True
             else:
                 pool.crowd_moves(self.tick, self._recovery, self.house)
@@ -163,3 +163,97 @@ class Exchange(Venue):
             book.path.append(book.mark)
         for pool in self.pools.values():
             pool.path.append(pool.yes_price)
+
+
+def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement]:
+    """Longs pay ``rate`` of their position's worth at the mark, shorts receive it (the other way round when it is negative).
+
+    An agent pays from its balance first, then from the position's margin; what neither covers is not paid.
+    """
+    settled = []
+    for account in venue.accounts.values():
+        position = account.perps.get(book.asset.ticker)
+        if position is None or rate == 0.0:
+            continue
+        due = position.direction * rate * position.units * book.mark
+        from_margin = min(position.margin, max(0.0, due - account.balance))
+        from_balance = min(due, account.balance)
+        account.balance -= from_balance
+        position.margin -= from_margin
+        paid = from_balance + from_margin
+        position.paid += paid
+        account.funding += paid
+        venue.house.funding += paid
+        venue.house.cash += paid
+        settled.append(_settlement(venue, "funding", account, position, book.mark, -paid, None))
+    return settled
+
+
+def liquidate(venue: Venue, book: PerpBook) -> list[Settlement]:
+    """Close at the mark every position whose margin with its profit is down to the maintenance margin; the rest goes to the house."""
+    settled = []
+    mark, maintenance = book.mark, venue.model.maintenance
+    for account in venue.accounts.values():
+        position = account.perps.get(book.asset.ticker)
+        if position is None:
+            continue
+        left = position.margin + position.profit_at(mark)
+        if left > maintenance * position.units * mark:
+            continue
+        house = venue.house
+        house.cash += position.margin
+        house.perp_profit -= position.profit_at(mark)
+        house.liquidated += max(0.0, left)
+        house.gaps += max(0.0, -left)
+        book.open_units -= position.units
+        del account.perps[book.asset.ticker]
+        account.liquidations += 1
+        profit = -position.margin - position.paid
+        account.closed(profit)
+        settled.append(_settlement(venue, "liquidation", account, position, mark, 0.0, profit))
+    return settled
+
+
+def resolve(venue: Venue, pool: Pool) -> list[Settlement]:
+    """Publish a question's answer: every share of it is paid a dollar, the others nothing."""
+    question = pool.question
+    pool.resolved = question.answer
+    settled = []
+    for account in venue.accounts.values():
+        for side in ("yes", "no"):
+            position = account.shares.pop((question.id, side), None)
+            if position is None:
+                continue
+            right = (side == "yes") == question.answer
+            paid = position.shares if right else 0.0
+            account.balance += paid
+            pool.sets -= paid
+            account.correct += right
+            account.incorrect += not right
+            profit = paid - position.cost
+            account.closed(profit)
+            settled.append(
+                Settlement(
+                    venue.tick, account.agent_id, "resolution", question.id, side, position.shares, float(right), paid, profit, position.id
+                )
+            )
+    venue.house.cash += pool.sets
+    pool.sets = pool.yes = pool.no = pool.crowd_yes = pool.crowd_no = 0.0
+    return settled
+
+
+def _settlement(
+    venue: Venue, kind: str, account: Account, position: PerpPosition, mark: float, usd: float, profit: float | None
+) -> Settlement:
+    return Settlement(
+        venue.tick,
+        account.agent_id,
+        "funding" if kind == "funding" else "liquidation",
+        position.ticker,
+        position.side,
+        position.units,
+        mark,
+        usd,
+        profit,
+        position.id,
+    )

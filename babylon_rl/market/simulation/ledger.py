@@ -1,7 +1,7 @@
-"""Who owns what: agents' accounts and positions, and the house, which is everybody else.
+"""Accounts and positions of agents, and the house, which is everybody else.
 
-Money only moves between a balance, a margin, a pool's collateral and the house's cash; `babylon_rl.market.simulation.audit` adds
-them up. Objects here change in place and are the exchange's own; read them, and trade through the exchange.
+Money only moves between a balance, a margin, a pool's collateral and the house's cash. Objects here
+change in place and are the exchange's own; read them, and trade through the exchange.
 """
 
 import math

@@ -9,11 +9,21 @@ for one tick; ``NewsTrader`` holds positions. Trends, reversion to a fundamental
 import msgspec
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
-from babylon_rl.market.simulation.agents import FREE, HOLDING, QUESTION_STAKE, STAKE_USD, Choice, Mandate, choose, closing
+from babylon_rl.market.simulation.agents import (
+    FREE,
+    HOLDING,
+    QUESTION_STAKE,
+    STAKE_USD,
+    Choice,
+    Mandate,
+    choose,
+    closing,
+    question_profit,
+    stock_profit,
+)
 from babylon_rl.market.simulation.arithmetic import log
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.observation import Headline, Heard, Held, Observation
-from babylon_rl.market.simulation.payoff import question_profit, stock_profit
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import HOLD
 

@@ -8,11 +8,22 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from babylon_rl.market.simulation.actions import Action
-from babylon_rl.market.simulation.agents import FREE, HOLDING, QUESTION_STAKE, STAKE_USD, Choice, Mandate, choose, closing, order
+from babylon_rl.market.simulation.agents import (
+    FREE,
+    HOLDING,
+    QUESTION_STAKE,
+    STAKE_USD,
+    Choice,
+    Mandate,
+    choose,
+    closing,
+    order,
+    question_profit,
+    stock_profit,
+)
 from babylon_rl.market.simulation.arithmetic import log
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.payoff import question_profit, stock_profit
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Question, Scenario
 

@@ -1,14 +1,16 @@
 """Values of the admin page, gathered in one transaction; the templates draw them."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+
+from markupsafe import Markup
 
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.serving import ab_tests
-from babylon_rl.serving.admin_page.hour_strip import MEANINGS, MOST_HOURS, HourStrip, hour_strip
 from babylon_rl.serving.admin_shapes import StatusDocument
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
@@ -22,10 +24,18 @@ from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episo
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.types import Episode, EpisodeScore, ServedSequence
+from babylon_rl.windows import HOUR, window_of, window_start
 
 MOST_VERSIONS, MOST_AGENTS, MOST_EVENTS = 60, 20, 8
 HOURS_OF_AGENT, DECISIONS_OF_HOUR = 3, 40
 TEXT_CHARACTERS = 6_000  # of one prompt or response
+MOST_HOURS = 10_000
+ONE_ROW_HOURS = 7 * 24
+# In the order of an hour's life; a gap between hours has no state.
+MEANINGS = {
+    "pending": "not over yet", "thin": "too few agents for a group", "ready": "ready to be judged",
+    "waiting": "waits for its judge", "scored": "judged", "trained": "a version learned from it", "quarantined": "set aside: look at it",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,22 @@ class Bar:
     def full(self) -> bool:
         """True once there is enough."""
         return self.have >= self.need
+
+
+@dataclass(frozen=True)
+class HourStrip:
+    """Cells of hours as SVG paths of unit width, by state.
+
+    ``codes`` is by hour the state's place in MEANINGS, ``-`` for a gap.
+    """
+
+    first: str
+    last: str
+    rows: int
+    columns: int
+    paths: Mapping[str, Markup]
+    counts: Mapping[str, int]
+    codes: str
 
 
 @dataclass(frozen=True)
@@ -233,3 +259,40 @@ def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHo
         of_agent = [score for score in group.scores if score.agent_id == episode.agent_id] if group is not None else []
         hours.append(AgentHourView(episode, None if group is None else group.judge, of_agent[0] if of_agent else None))
     return hours
+
+
+def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
+    """Draw the states of hours (window -> state), MOST_HOURS back from the newest; None without hours."""
+    if not states:
+        return None
+    last = window_start(max(states))
+    first = max(window_start(min(states)), last - (MOST_HOURS - 1) * HOUR)
+    rows = 1 if last - first < ONE_ROW_HOURS * HOUR else 24
+    if rows > 1:
+        first -= timedelta(hours=first.hour)
+    length = (last - first) // HOUR + 1
+    days = [str(first.date() + timedelta(days=day)) for day in range(-(-(length + first.hour) // 24))]
+    windows = [f"{day}T{hour:02}:00" for day in days for hour in range(24)][first.hour : first.hour + length]
+    by_place = [states.get(window) for window in windows]
+    paths: dict[str, list[str]] = {state: [] for state in MEANINGS}
+    place = 0
+    while place < length:
+        end = place + 1
+        # Equal neighbours within a column are one stroke.
+        while end < length and end % rows and by_place[end] == by_place[place]:
+            end += 1
+        state = by_place[place]
+        if state is not None:
+            paths[state].append(f"M{place // rows}.5 {place % rows}v{end - place}")
+        place = end
+    places = {state: str(number) for number, state in enumerate(MEANINGS)}
+    counts = Counter(state for state in by_place if state is not None)
+    return HourStrip(
+        first=window_of(first),
+        last=window_of(last),
+        rows=rows,
+        columns=-(-length // rows),
+        paths={state: Markup("".join(strokes)) for state, strokes in paths.items() if strokes},  # of digits alone
+        counts={state: counts[state] for state in MEANINGS if counts[state]},
+        codes="".join("-" if state is None else places[state] for state in by_place),
+    )

@@ -1,4 +1,4 @@
-"""Does the money add up? Sums that no trade and no tick may change, for tests and for whoever doubts a run."""
+"""Audit of a market's books: sums that no trade and no tick may change."""
 
 import math
 
@@ -25,7 +25,7 @@ def conserved(venue: Venue) -> float:
 
 
 def faults(venue: Venue) -> list[str]:
-    """What is wrong with a venue's books, in words: nothing, in a run that went right."""
+    """Faults of a venue's books, in words."""
     found = []
     started = sum(account.start for account in venue.accounts.values())
     if not math.isclose(conserved(venue), started, rel_tol=1e-6, abs_tol=1e-6 * sum(pool.sets for pool in venue.pools.values()) + 1e-6):
