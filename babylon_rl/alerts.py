@@ -27,8 +27,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.releases import RolloutEvent, read_events
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.readiness import readiness, sampled_quality
-from babylon_rl.training.starting import smaller_batch_due, with_smaller_minimum
+from babylon_rl.training.readiness import readiness, sampled_quality, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_of
 
 BLOCKED_FOR = timedelta(days=1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.evaluation.gate import COLLAPSE
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.tables import markdown_table
+from babylon_rl.reporting.numbers import markdown_table
 
 if TYPE_CHECKING:
     from benchmarks.broken_checkpoints import Judged

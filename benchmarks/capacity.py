@@ -28,8 +28,8 @@ from babylon_rl.automation.launch import run_hours
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import running
+from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.reporting.plots import GREY, SERIES, new_figure, plain_axes, png_of
-from babylon_rl.reporting.tables import markdown_table
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server

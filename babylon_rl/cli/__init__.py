@@ -26,10 +26,10 @@ COMMANDS = {
     "env": ("system", 'Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".'),
     "dagster": ("system", "Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."),
     "dev": ("system", "The Dagster UI and daemon on this project, until Ctrl-C."),
-    "worker": ("worker", "Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."),
+    "worker": ("system", "Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."),
     "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
     "cleanup": (
-        "cleanup",
+        "system",
         "Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed.",
     ),
     "verify-system": (
@@ -37,7 +37,7 @@ COMMANDS = {
         "Try every part: settings, disk, storage, database, clock, data, automation, judge, weights; exit 1 when one fails.",
     ),
     "status": ("status", "State of the whole system: readiness, training, judge, versions, rollout, alerts and health."),
-    "alerts": ("alerting", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
+    "alerts": ("status", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),
     "spawn-agents": ("agents", "Play hours of the market with simulated agents, and write the game's rows."),
     "windows": ("data", "List the hours: their rows, and their readiness for training."),

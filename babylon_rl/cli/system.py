@@ -1,10 +1,11 @@
-"""Commands about the installation: schema, settings, Dagster's processes, system checks."""
+"""Commands about the installation: schema, settings, Dagster's processes, workers, cleanup, system checks."""
 
 import os
 import shlex
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
-from babylon_rl.errors import UsageError
+from babylon_rl.errors import UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
@@ -21,6 +22,7 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_everything
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as bring_up_to_date
+from babylon_rl.windows import utc_now
 
 app = typer.Typer()
 UI_PORT = 3000
@@ -35,10 +37,17 @@ INDEXES = (
     Column("statement", "statement", wide=True),
 )
 CHECKS = (Column("", "status"), Column("", "name"), Column("", "detail"))
+PARTS = (
+    Column("what", "name"),
+    Column("number", "count"),
+    Column("of", "unit"),
+    Column("MB", lambda row: None if row["bytes"] is None else round(row["bytes"] / 1e6, 1)),
+)
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 QUIET = "ignore:Function `"
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _WANTED_BYTES = 2_000_000_000
+_FAILED = 3
 
 
 @app.command("migrate")
@@ -239,3 +248,59 @@ def _free_port(first: int) -> int:
                 continue
             return port
     raise UsageError(f"No port from {first} on is free. Choose another with --port.")
+
+
+@app.command("worker")
+def worker(
+    queue: Annotated[
+        list[str] | None, typer.Option(help="hours, judge, trainer or evidence; may be repeated. All of them by default.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
+) -> None:
+    """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
+    from babylon_rl.automation.run_handover import HOURS, JUDGE, QUEUES, code_version
+
+    queues = tuple(dict.fromkeys(queue or QUEUES))
+    if unknown := [name for name in queues if name not in QUEUES]:
+        raise UsageError(f"{unknown[0]} is not a queue. Choose from {', '.join(QUEUES)}.")
+    settings = load_settings()
+    if settings.celery_broker_url is None:
+        raise UsageError("CELERY_BROKER_URL is not set: the address of Redis or RabbitMQ through which runs come, the daemon's own.")
+    if settings.uses_embedded_database:
+        raise UsageError("DATABASE_URL is not set: workers share a server of your own with the daemon, not an embedded one.")
+    require("dagster_celery", "redis")
+    from babylon_rl.automation.celery_runs import run_worker
+    from babylon_rl.automation.instance import prepare_instance
+    from babylon_rl.definitions import defs
+    from babylon_rl.judge.client import load_judge_libraries
+
+    with open_database(settings) as database:
+        os.environ.update(prepare_instance(database, settings))
+        # Loaded once, for all the runs that are forked from this process.
+        defs.get_repository_def()
+        if {HOURS, JUDGE} & set(queues):
+            load_judge_libraries(settings)
+        say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
+        raise typer.Exit(run_worker(settings, queues, runs, f"{socket.gethostname()}-{os.getpid()}"))
+
+
+@app.command("cleanup")
+def cleanup(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed."""
+    from babylon_rl.automation.cleanup import ADVICE, clean_up
+
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect(autocommit=True) as connection:
+        parts = [asdict(part) for part in clean_up(connection, settings, utc_now(), dry_run=dry_run)]
+    refused = [sentence for part in parts for sentence in part.pop("refused")]
+    emit({"dryRun": dry_run, "parts": parts, "refused": refused}, [Table(PARTS, parts)], as_json)
+    if dry_run:
+        say("Nothing was removed: --dry-run.")
+    for sentence in refused:
+        say(sentence)
+    if refused:
+        say(ADVICE)
+        raise typer.Exit(_FAILED)

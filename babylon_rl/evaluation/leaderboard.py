@@ -17,7 +17,7 @@ from babylon_rl.evaluation.report import COLOURS, earnings
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.tables import markdown_table
+from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.benchmarks import GateDecision, MarketResult, read_gated, read_identities, read_results
 from babylon_rl.store.connection import Connection

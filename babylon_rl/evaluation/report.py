@@ -21,7 +21,7 @@ from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, 
 from babylon_rl.files.durable import fsync
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.tables import markdown_table
+from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 

@@ -12,10 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from babylon_rl.recorder.core import RecorderCalls, new_uuid, status_after
-from babylon_rl.recorder.opening import open_writer
 from babylon_rl.recorder.rows import Recording
 from babylon_rl.recorder.threads import PATIENCE_S, ROOM, reported, require_all, warn_unfinished
-from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
+from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport, open_writer
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
 

@@ -12,14 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psycopg
+from pydantic import SecretStr
 
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError, first_clause
 from babylon_rl.recorder.rows import Recording
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.recording import copy_rows, stored_rows
+from babylon_rl.store.database import open_database
+from babylon_rl.store.recording import copy_rows, require_recording_tables, stored_rows
 
 _LOG = logging.getLogger("babylon_rl.recorder")
 # Limits of one transaction: trajectories and bytes. Pauses between attempts double from the first to the longest.
@@ -287,3 +291,33 @@ def _reason(recording: Recording, fault: psycopg.Error) -> str:
     if isinstance(fault, psycopg.errors.ForeignKeyViolation):
         return f'Agent {agent} is not in "User", so its trajectory {trajectory} was not recorded: create the agent first.'
     return f"Trajectory {trajectory} of agent {agent} was not recorded: {first_clause(fault)}."
+
+
+def open_writer(
+    url: str | None, settings: Settings | None, *, room: int, patience_s: float, stack: ExitStack
+) -> tuple[BackgroundWriter | None, float]:
+    """Return (writer, sampling rate), or (None, 0) if the settings disable recording.
+
+    Without recording, no database is opened. ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack``
+    closes.
+
+    Raises:
+        DatabaseUnreachable: the database does not answer.
+        SchemaMismatch: it has no trajectories or llm_call_logs.
+        SettingsError: a setting is not allowed.
+    """
+    # The off switch comes first: without recording nothing needs a database.
+    chosen = settings if settings is not None else load_settings()
+    if url is not None:
+        chosen = chosen.model_copy(update={"database_url": SecretStr(url)})
+    if not chosen.record_agent_trajectories or chosen.trajectory_sampling_rate == 0:
+        return None, 0.0
+    database = stack.enter_context(open_database(chosen, prepare=False))
+    # Fail at once, not when the first trajectory ends.
+    with database.connect() as connection:
+        require_recording_tables(connection)
+
+    def connect() -> Connection:
+        return database.connect(autocommit=True)
+
+    return BackgroundWriter(connect, room=room, patience_s=patience_s), chosen.trajectory_sampling_rate

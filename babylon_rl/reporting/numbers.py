@@ -1,9 +1,10 @@
-"""Numbers and texts as people read them.
+"""Numbers, texts and tables as people read them.
 
 Dollars are without cents from ten on, with a real minus sign; a missing value is a dash.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -80,3 +81,8 @@ def ticks_of(low: float, high: float, most: int = 5) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; cells are texts that hold no bar and no line break."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))

@@ -36,8 +36,7 @@ from babylon_rl.models.server import bind
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
-from babylon_rl.serving.admin_page.app import PATH, AdminPage, refuse_other_sites
-from babylon_rl.serving.admin_page.logins import Logins
+from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
 from babylon_rl.serving.dagster_client import DagsterClient

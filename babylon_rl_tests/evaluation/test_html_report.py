@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.html_report.csv_files import safe
+from babylon_rl.evaluation.html_report import safe, write_report
 from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.html_report.runs import MOST_ROWS, MOST_RUNS, chosen, rows_of
 from babylon_rl.evaluation.play import PLAYER_ID
@@ -27,9 +26,8 @@ from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.reporting.charts import curve_of
 from babylon_rl.reporting.numbers import DASH, dollars, duration, moment, number, percent, shortened, ticks_of
-from babylon_rl.reporting.pages import render
+from babylon_rl.reporting.pages import curve_of, render
 
 VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline", "polygon"}
 HOSTILE = '</td></table><script>alert("x")</script><img src=x onerror=alert(1)>&amp;\x00\u202e'

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.serving.access import key_hash
-from babylon_rl.serving.admin_page.logins import LASTS_S, Logins
+from babylon_rl.serving.admin_page.app import LOGIN_LASTS_S, Logins
 from babylon_rl.serving.admin_page.views import MOST_HOURS, hour_strip
 from babylon_rl.settings import Settings
 from babylon_rl.store.alerts import see
@@ -178,7 +178,7 @@ def test_a_login_ends_after_half_a_day() -> None:
     logins = Logins(lambda: now)
     headers = {"cookie": f"babylon_rl_admin={logins.open('k')}"}
     assert logins.with_key(headers)["authorization"] == "Bearer k"
-    now = LASTS_S
+    now = LOGIN_LASTS_S
     assert "authorization" not in logins.with_key(headers)
     assert logins.with_key(headers | {"authorization": "Bearer other"})["authorization"] == "Bearer other"
 

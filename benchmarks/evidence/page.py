@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
-from babylon_rl.reporting.tables import markdown_table
+from babylon_rl.reporting.numbers import markdown_table
 from benchmarks.evidence.results import (
     Document,
     OverSeeds,

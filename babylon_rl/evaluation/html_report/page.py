@@ -17,9 +17,8 @@ from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.reporting.charts import Curve, Quantiles, curve_of, quantiles_of
 from babylon_rl.reporting.numbers import dollars, duration, moment, number, percent, plural
-from babylon_rl.reporting.pages import render
+from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
 
 LEVEL = 0.05
 MOST_COMPARED = 12

@@ -5,8 +5,11 @@ A page of another site can neither read it nor use the login: the cookie is Same
 other sites send, and the policy of the page lets nobody frame it. Texts of agents are escaped, and no inline script would run.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
+from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
+from time import monotonic
 from urllib.parse import parse_qs
 
 import anyio
@@ -19,7 +22,6 @@ from starlette.routing import Route as RoutedPath
 from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.reporting.pages import TEMPLATES, render
 from babylon_rl.serving.access import Access, Client
-from babylon_rl.serving.admin_page.logins import COOKIE, LASTS_S, Logins
 from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, read_body
@@ -29,6 +31,9 @@ from babylon_rl.windows import utc_now
 
 PATH = "/admin"
 LONGEST_LOGIN = 2000
+COOKIE = "babylon_rl_admin"
+LOGIN_LASTS_S = 12 * 3600.0
+MOST_LOGINS = 1000
 _HERE = Path(__file__).parent
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -39,6 +44,49 @@ _HEADERS = {
     "cache-control": "no-store",
 }
 Admit = Callable[[Request], Client]
+
+
+class Logins:
+    """Logins of browsers: bearer keys by random cookie, in memory alone.
+
+    A browser cannot send the key by itself, and cookies end with this process.
+    Every request asks whether its key is still valid, so a revoked key ends its logins.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._keys: dict[str, tuple[str, float]] = {}
+
+    def open(self, key: str) -> str:
+        """Return the cookie of a new login; the oldest ends beyond MOST_LOGINS."""
+        while len(self._keys) >= MOST_LOGINS:
+            del self._keys[next(iter(self._keys))]
+        cookie = secrets.token_urlsafe(32)
+        self._keys[cookie] = (key, self._clock() + LOGIN_LASTS_S)
+        return cookie
+
+    def close(self, headers: Mapping[str, str]) -> None:
+        """End the login of a request."""
+        self._keys.pop(_cookie(headers), None)
+
+    def has_ended(self, headers: Mapping[str, str]) -> bool:
+        """True for a request with the cookie of a login that is over: too old, closed, or of a server that was stopped since."""
+        return _cookie(headers) != "" and "authorization" not in self.with_key(headers)
+
+    def with_key(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers of a request, with the key of its login where they bring none."""
+        key, until = self._keys.get(_cookie(headers), ("", 0.0))
+        if "authorization" in headers or self._clock() >= until:
+            return headers
+        return {**headers, "authorization": f"Bearer {key}"}
+
+
+def _cookie(headers: Mapping[str, str]) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
 
 
 class AdminPage:
@@ -123,7 +171,7 @@ class AdminPage:
         answer = RedirectResponse(PATH, 303)
         secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
         answer.set_cookie(
-            COOKIE, self._logins.open(key), max_age=int(LASTS_S), path="/", httponly=True, samesite="strict", secure=secure
+            COOKIE, self._logins.open(key), max_age=int(LOGIN_LASTS_S), path="/", httponly=True, samesite="strict", secure=secure
         )  # fmt: skip
         return answer
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, Self
 import msgspec
 
 from babylon_rl.errors import ExportError, UsageError
+from babylon_rl.files.file_sets import PublishedFile, Staging
 from babylon_rl.files.location import Location, describing_failures, shown_address
-from babylon_rl.files.staging import PublishedFile, Staging
 
 MANIFEST = "_export.json"  # readers of Parquet directories pass over names with an underscore
 STAGING = ".export-partial"
