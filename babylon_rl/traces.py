@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from inspect import isgeneratorfunction
@@ -98,7 +98,7 @@ class _Tracing:
 
 _tracing: _Tracing | None = None
 _run_trace: ContextVar[int | None] = ContextVar("babylon_rl_run_trace", default=None)
-_NOTHING = Span()
+_UNTRACED = nullcontext(Span())
 
 
 def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
@@ -122,28 +122,33 @@ def stop_traces() -> None:
         _tracing = None
 
 
-@contextmanager
-def span(name: str, kind: Kind = "internal", caller: Mapping[str, str] | None = None, **attributes: Attribute) -> Iterator[Span]:
+def span(
+    name: str, kind: Kind = "internal", caller: Mapping[str, str] | None = None, **attributes: Attribute
+) -> AbstractContextManager[Span]:
     """A span around a block, in the span that is open here or, with ``caller``, in that of a request's headers.
 
     It has the fields of the log context (run, window, batch, version) as attributes. An error marks it by its class and passes through.
     """
-    if _tracing is None:
-        yield _NOTHING
-        return
+    return _UNTRACED if _tracing is None else _opened(_tracing, name, kind, caller, attributes)
+
+
+@contextmanager
+def _opened(
+    tracing: _Tracing, name: str, kind: Kind, caller: Mapping[str, str] | None, attributes: Mapping[str, Attribute]
+) -> Iterator[Span]:
     from opentelemetry.trace import SpanKind
 
     fields = structlog.contextvars.get_contextvars()
-    parent = None if caller is None else _tracing.propagator.extract(caller)
+    parent = None if caller is None else tracing.propagator.extract(caller)
     token = _run_trace.set(_uuid(fields.get("run")))
     try:
-        opened = _tracing.tracer.start_as_current_span(
+        opened = tracing.tracer.start_as_current_span(
             name, parent, SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
         )
         inner = opened.__enter__()
     finally:
         _run_trace.reset(token)
-    traced = Span(inner, _tracing.redactor)
+    traced = Span(inner, tracing.redactor)
     traced.note(**{**fields, **attributes})
     try:
         yield traced

@@ -101,11 +101,12 @@ class Access:
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else ""
-        if key and key_hash(key) == self._own:
+        sha256 = key_hash(key) if key and (self._own is not None or self._any_key) else None
+        if sha256 is not None and sha256 == self._own:
             return Client()
         if not self._any_key:
             return self._without_keys(peer, headers)
-        client = (self._clients or {}).get(key_hash(key)) if key else None
+        client = (self._clients or {}).get(sha256) if sha256 is not None else None
         if client is None:
             message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY."
             raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})

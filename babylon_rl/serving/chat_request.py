@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -56,7 +57,7 @@ class ChatRequest:
         user = document.get("user")
         return cls(document, model or None, bool(stream), user if isinstance(user, str) and _is_name(user) else None)
 
-    @property
+    @cached_property
     def open_fields(self) -> set[str]:
         """Fields that the gateway may add: token log-probabilities, and options for the token counts of a stream."""
         options = self.document.get("stream_options", {})

@@ -10,9 +10,9 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
@@ -66,7 +66,7 @@ class Gateway:
         self.open_exchanges += 1
         try:
             exchange = await self._routed(scope, headers, receive, request_id[1].decode())
-            async with _cancelled_when_gone(receive):
+            with _CancelledWhenGone(receive):
                 answer = await self._ask(exchange)
                 if isinstance(answer, StreamedAnswer):
                     await self._send_stream(exchange, answer, [request_id, *exchange.headers], send)
@@ -166,17 +166,26 @@ class Gateway:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
             async for received in answer.events():
-                events = meter.feed(received)
+                events = meter.for_client(received)
+                closes = is_closed(events)
+                try:
+                    if events and not closes:
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                    # What is sent leaves once the loop goes round: the first token does not wait for being counted.
+                    if not parts:
+                        await asyncio.sleep(0)
+                # Also for a client that leaves now: it has had these tokens.
+                finally:
+                    meter.count(received)
+                    exchange.usage = meter.usage
                 # A longer answer is passed on, and not kept in memory.
                 if size <= _MAX_RECORDED_BYTES:
                     parts.append(events)
                     size += len(events)
-                # Also for a client that leaves now: it has had these tokens.
-                exchange.usage = meter.usage
-                if is_closed(events):
+                # Recorded before the client has the end of its answer.
+                if closes:
                     exchange.status = 200
                     self._record(exchange, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
-                if events:
                     await send({"type": "http.response.body", "body": events, "more_body": True})
         except UpstreamFailed as broken:
             self.metrics.failures.add(exchange.route.version or BASE, broken.cause)
@@ -211,32 +220,38 @@ class Gateway:
         self.log.close()
 
 
-@asynccontextmanager
-async def _cancelled_when_gone(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client closes its connection.
+class _CancelledWhenGone:
+    """Block that is cancelled when the client closes its connection.
 
     Raises:
         ClientGone: it did.
     """
-    task, gone = asyncio.current_task(), False
-    assert task is not None
 
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._receive, self._task, self._gone = receive, task, False
+        self._watcher: asyncio.Task[None] | None = None
 
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+    def __enter__(self) -> None:
+        # After the request has left for the model, which need not wait for it.
+        self._starting = asyncio.get_running_loop().call_soon(self._start)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._starting.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._gone and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
             raise ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
+
+    def _start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self._task.cancel()
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

@@ -22,12 +22,12 @@ class LimitedProtocol(HttpToolsProtocol):
     stalled_s = STALLED_S
     _head_timer: asyncio.TimerHandle | None = None
     _stalled_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes: int | None = 0  # of an open head; None while there is none
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first request's head."""
         super().connection_made(transport)
-        self._expect_head()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -47,21 +47,27 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes of a head."""
-        if self._head_timer is not None:
+        """Count the bytes of a head, and limit its time if it is not complete."""
+        if self._head_bytes is not None:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+        # Most heads come whole, and pay for no timer.
+        if self._head_bytes is None or self.transport.is_closing():
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(ApiError(431, f"The head of the request has more than {MAX_HEAD_BYTES:,} bytes.", "head_too_large"))
+        elif self._head_timer is None:
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         """Expect the head of a further request on this connection."""
         super().on_message_begin()
-        if self._head_timer is None:
-            self._expect_head()
+        if self._head_bytes is None:
+            self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         """Stop the clock of the head."""
+        self._head_bytes = None
         self._stop_timer()
         super().on_headers_complete()
 
@@ -69,10 +75,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Refuse bytes that are no HTTP, in OpenAI's envelope."""
         self._refuse(ApiError(400, msg, "invalid_http"))
 
-    def _expect_head(self) -> None:
-        self._head_bytes = 0
-        message = f"The head of the request did not arrive within {self.head_timeout_s:g} s."
-        self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse, ApiError(408, message, "head_timeout"))
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse_late_head)
+
+    def _refuse_late_head(self) -> None:
+        self._refuse(ApiError(408, f"The head of the request did not arrive within {self.head_timeout_s:g} s.", "head_timeout"))
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

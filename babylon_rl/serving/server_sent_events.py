@@ -4,6 +4,7 @@ import re
 
 import msgspec
 
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 # At the beginning of a line: an answer's text may hold the same words.
 _CLOSED = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
@@ -46,7 +47,7 @@ class EventBuffer:
 def payloads(events: bytes) -> list[bytes]:
     """Return the data of whole events; several data lines of one event are joined."""
     found = []
-    for event in re.split(rb"\r\n\r\n|\n\n|\r\r", events):
+    for event in _BOUNDARY.split(events):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
         if lines:
             found.append(b"\n".join(lines))

@@ -67,8 +67,8 @@ class StreamedAnswer:
         Raises:
             UpstreamFailed: the stream broke, or paused for too long; a partial event is not passed on.
         """
-        finished, closed = is_finished(self._head), is_closed(self._head)
         yield self._head
+        finished, closed = is_finished(self._head), is_closed(self._head)
         try:
             while received := await self._read():
                 if events := self._buffer.feed(received):

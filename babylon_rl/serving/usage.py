@@ -52,13 +52,16 @@ class StreamMeter:
         """Counts up to now; those of the server if it has sent them."""
         return self._sent or Usage(None, self._tokens, 0)
 
-    def feed(self, events: bytes) -> bytes:
-        """Count whole events, and return those for the client."""
-        for payload in payloads(events):
-            self._count(payload)
+    def for_client(self, events: bytes) -> bytes:
+        """Return those of whole events that the client gets."""
         if not self._hides_usage or _NO_CHOICES.search(events) is None:
             return events
         return b"".join(event for event in _EVENT.findall(events) if not _is_usage(event))
+
+    def count(self, events: bytes) -> None:
+        """Count whole events, hidden ones included."""
+        for payload in payloads(events):
+            self._count(payload)
 
     def _count(self, payload: bytes) -> None:
         if payload == b"[DONE]":

@@ -129,6 +129,16 @@ def test_slow_and_malformed_requests_are_ended_in_openai_s_shape(gateway: Runnin
     wait_for(gateway.quiet, "no task to be left")
 
 
+def test_a_later_request_on_a_connection_may_not_be_slow_either(gateway: RunningGateway) -> None:
+    with request(gateway) as line:
+        assert b"200" in line.recv(65536)
+        line.sendall(b"GET /health HT")
+        answer = b""
+        while part := line.recv(65536):
+            answer += part
+    assert b"HTTP/1.1 408" in answer and b"head_timeout" in answer
+
+
 def test_slow_clients_do_not_keep_others_waiting(gateway: RunningGateway) -> None:
     lines = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(50)]
     for line in lines:
