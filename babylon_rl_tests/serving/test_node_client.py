@@ -1,4 +1,7 @@
-"""OpenAI's Node client and the AI SDK against the gateway, as docs/howto/gateway.md shows them; skipped where they are not installed."""
+"""OpenAI's Node client and the AI SDK against the gateway, as docs/howto/gateway.md shows them; skipped where they are not installed.
+
+`scripts/node_packages.sh` installs them.
+"""
 
 import json
 import os
@@ -17,6 +20,7 @@ from babylon_rl_tests.serving.model_stand_in import model_stand_in
 from babylon_rl_tests.store.servers import ROOT
 
 SCRIPT = Path(__file__).with_name("node_client.mjs")
+MODULES = ROOT / "build" / "node" / "node_modules"
 OPENAI, AI_SDK = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "docs" / "howto" / "gateway.md").read_text(), re.M | re.S)
 Node = Callable[[str, str], str]
 
@@ -26,11 +30,10 @@ def node(settings: Settings, database: Database, tmp_path: Path) -> Iterator[Nod
     """``node(code, package)``: output of a module that needs a package, with a gateway in front of v1.0.0."""
 
     def run(code: str, package: str) -> str:
-        modules = Path(os.environ.get("NODE_PATH", SCRIPT.parent / "node_modules"))
-        if shutil.which("node") is None or not (modules / package).is_dir():
-            pytest.skip(f"no node, or no {package}: npm install --prefix DIR openai ai @ai-sdk/openai, then NODE_PATH=DIR/node_modules")
-        # Modules are resolved from the script's directory, not from NODE_PATH.
-        (tmp_path / "node_modules").symlink_to(modules.resolve())
+        if shutil.which("node") is None or not (MODULES / package).is_dir():
+            pytest.skip(f"no node, or no {package}: scripts/node_packages.sh installs it")
+        # Modules are resolved from the script's directory.
+        (tmp_path / "node_modules").symlink_to(MODULES)
         (tmp_path / "agent.mjs").write_text(code)
         environment = os.environ | {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": "none"}
         done = subprocess.run(
