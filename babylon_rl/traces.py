@@ -91,7 +91,7 @@ class _Tracing:
         self.tracer = self._provider.get_tracer("babylon_rl")
 
     def end(self) -> None:
-        """Send what waits."""
+        """Send the waiting spans."""
         self._sending.is_last = True
         self._provider.shutdown()
 
@@ -102,7 +102,10 @@ _UNTRACED = nullcontext(Span())
 
 
 def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
-    """Trace this process from now on, if there is an ``endpoint`` (OTEL_EXPORTER_OTLP_ENDPOINT); a second call changes nothing."""
+    """Trace this process from now on, if there is an ``endpoint`` (OTEL_EXPORTER_OTLP_ENDPOINT).
+
+    A second call changes nothing.
+    """
     global _tracing
     if endpoint is None or _tracing is not None:
         return
@@ -115,7 +118,7 @@ def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
 
 
 def stop_traces() -> None:
-    """Send what waits, and trace nothing more."""
+    """Send the waiting spans, and trace nothing more."""
     global _tracing
     if _tracing is not None:
         _tracing.end()
@@ -125,7 +128,9 @@ def stop_traces() -> None:
 def span(
     name: str, kind: Kind = "internal", caller: Mapping[str, str] | None = None, **attributes: Attribute
 ) -> AbstractContextManager[Span]:
-    """A span around a block, in the span that is open here or, with ``caller``, in that of a request's headers.
+    """A span around a block.
+
+    It is in the span that is open here or, with ``caller``, in that of a request's headers.
 
     It has the fields of the log context (run, window, batch, version) as attributes. An error marks it by its class and passes through.
     """
@@ -176,7 +181,10 @@ def outgoing_headers() -> dict[str, str]:
 
 
 def traced_step(function: F) -> F:
-    """Trace each call of an asset's function as ``step NAME``; a generator is traced until it ends."""
+    """Trace each call of an asset's function as ``step NAME``.
+
+    A generator is traced until it ends.
+    """
     name = f"step {function.__name__}"
 
     @wraps(function)
@@ -201,7 +209,10 @@ def _uuid(run: Any) -> int | None:
 
 
 def _sending(exporter: "SpanExporter", endpoint: str) -> Any:
-    """Wrap an exporter: it says once that the collector is gone and once that it is back, and gives up at the end of the process."""
+    """Wrap an exporter with words on a lost collector.
+
+    It says once that the collector is gone and once that it is back, and gives up at the end of the process.
+    """
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class Sending(SpanExporter):

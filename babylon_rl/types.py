@@ -300,7 +300,7 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def shown_version(self) -> str:
-        """Hash of what a language model was shown; empty of other judges."""
+        """Hash of a language model's prompt; empty of other judges."""
         return "" if self.judgement is None else self.judgement.shown_version
 
     @property

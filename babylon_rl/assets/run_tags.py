@@ -1,4 +1,6 @@
-"""Tags of runs: their hour, batch or version for the UI, and an end on purpose, so that only crashes count as failed attempts.
+"""Tags of runs: hour, batch or version for the UI, and an end on purpose.
+
+Only crashes count as failed attempts.
 
 A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
 has taken over, or when it was interrupted. A run that was lost with its code server or its machine is tagged by automation/dead_runs.py.
@@ -23,7 +25,10 @@ WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lo
 
 
 def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
-    """Tag a run with its window (or first...last), batch or version, if missing; the step's trace gets them too."""
+    """Tag a run with its window (or first...last), batch or version, if missing.
+
+    The step's trace gets them too.
+    """
     note(window=window, batch=batch, version=version)
     tags = {WINDOW_TAG: window, BATCH_TAG: batch, VERSION_TAG: version}
     wanted = {name: value for name, value in tags.items() if value is not None}

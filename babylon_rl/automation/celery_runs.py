@@ -1,4 +1,6 @@
-"""Runs by Celery: the launcher of the daemon and the app of `babylon-rl worker`, both dagster_celery's own.
+"""Runs by Celery: the daemon's launcher and the app of `babylon-rl worker`.
+
+Both are dagster_celery's own.
 
 What differs from dagster_celery's defaults, and why, is in docs/decisions/0020.
 """
@@ -88,11 +90,14 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
 
     @property
     def supports_resume_run(self) -> bool:
-        """False: what a run had finished is found by the next one."""
+        """False: the next run finds the finished work of this one."""
         return False
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt a run as by Ctrl-C; one that no worker has taken yet is canceled by end_dead_runs."""
+        """Interrupt a run as by Ctrl-C.
+
+        One that no worker has taken yet is canceled by end_dead_runs.
+        """
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or TASK_TAG not in run.tags:
             return False
@@ -121,7 +126,10 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
 
 
 class ClaimedTask(Task):  # type: ignore[misc]
-    """A task that executes its run if no other worker has taken it, and if this machine's code is not older."""
+    """Task that executes its run, unless another worker has taken it.
+
+    Nor if this machine's code is older.
+    """
 
     abstract = True
 

@@ -41,7 +41,7 @@ class CleanedPart:
 
 
 def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[CleanedPart]:
-    """Remove what is older than RETENTION_DAYS, and checkpoints beyond CHECKPOINTS_KEPT.
+    """Remove files and rows older than RETENTION_DAYS, and checkpoints beyond CHECKPOINTS_KEPT.
 
     Yield each part when it is done.
 

@@ -21,7 +21,7 @@ BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
 
 
 def trainer_tags(settings: TrainingSettings) -> dict[str, str]:
-    """Tags of every run of the job ``train``: how its pod differs from that of other runs."""
+    """Tags of every run of the job ``train``, for a pod of its own kind."""
     return {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
 
 

@@ -1,4 +1,4 @@
-"""When sensors and schedules run by themselves: AUTOMATION_STATUS, and AUTOMATION_SECONDS between two looks of a sensor.
+"""Pace of automation: AUTOMATION_STATUS, and AUTOMATION_SECONDS between two looks of a sensor.
 
 The page *Automation* switches each of them. The sensor end_dead_runs follows neither setting.
 """

@@ -1,4 +1,6 @@
-"""Handing over of runs: Dagster's queue, and the launcher that CELERY_BROKER_URL chooses; both are named in dagster.yaml.
+"""Handing over of runs: Dagster's queue, and the launcher that CELERY_BROKER_URL chooses.
+
+Both are named in dagster.yaml.
 
 A message to a worker is only a hint: the database says which run waits and who has taken it (store/run_heartbeats.py). A run that no
 worker has taken within UNTAKEN_S goes back into Dagster's queue and is handed over again, so a broker that lost its messages loses no run.
@@ -97,7 +99,9 @@ def _assets_of(job: str) -> set[str]:
 
 @cache
 def code_version() -> str:
-    """The version of this process's code: that of the package, the number of the newest migration, and a hash of the sources.
+    """The version of this process's code.
+
+    It is that of the package, the number of the newest migration, and a hash of the sources.
 
     Read once, early: files that are replaced later are not what this process executes.
     """
@@ -107,7 +111,9 @@ def code_version() -> str:
 
 
 def why_refused(run: dg.DagsterRun, own: str) -> str | None:
-    """A sentence if this machine's code is older than that of the run, or another of the same version; else None.
+    """A sentence if this machine's code does not fit the run's; else None.
+
+    It does not if it is older, or another of the same version.
 
     Newer code takes a run: the migrations that it needs are looked for before anything is written.
     """
@@ -156,7 +162,10 @@ def _why_void(instance: dg.DagsterInstance, run_id: str, task: str) -> str | Non
 
 
 def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, why: str) -> None:
-    """Put a run that this worker must not execute back into Dagster's queue, unless another worker has taken it."""
+    """Put a run that another worker must execute back into Dagster's queue.
+
+    Unless another worker has taken it.
+    """
     with database.connect() as connection:
         (heartbeat,) = lock_heartbeats(connection, [run_id])
         if not heartbeat.holder and _put_back(instance, run_id, why):
@@ -164,7 +173,10 @@ def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, wh
 
 
 def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Put runs that no worker has taken, or whose worker died before it began, back into Dagster's queue; a sentence for each."""
+    """Put runs that no live worker holds back into Dagster's queue.
+
+    No worker has taken them, or theirs died before they began. Returns a sentence for each.
+    """
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
     waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags]
     if not waiting:
@@ -188,7 +200,9 @@ def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[s
 
 
 def _put_back(instance: dg.DagsterInstance, run_id: str, why: str) -> bool:
-    """Put a run that was handed over and has not begun back into Dagster's queue; False if it has begun or ended.
+    """Put a run that was handed over and has not begun back into Dagster's queue.
+
+    False if it has begun or ended.
 
     The caller holds the row of its heartbeat. Dagster does the same when a code server does not answer.
     """

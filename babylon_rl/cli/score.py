@@ -61,7 +61,7 @@ def score(
 
 
 def _judge(database: Database, settings: Settings, span: Span, force: bool) -> tuple[list[str], list[str]]:
-    """Judge what lacks scores; return all requested hours, and those that lacked scores."""
+    """Judge hours without scores; return all requested hours, and those judged."""
     from babylon_rl.automation.launch import run_hours
 
     now = utc_now()

@@ -1,4 +1,4 @@
-"""Commands ``status`` and ``alerts``: the state of the system on one screen, and what was alerted."""
+"""Commands ``status`` and ``alerts``: state of the system, and causes of alerts."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any

@@ -81,7 +81,10 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
 
 
 def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
-    """Make a check of a function's (status, detail); an error of a known kind fails it."""
+    """Make a check of a function's (status, detail).
+
+    An error of a known kind fails it.
+    """
     try:
         return Check(name, *look())
     except (BabylonError, OSError) as failed:
@@ -165,7 +168,7 @@ def _schema(database: Database) -> tuple[str, str]:
 
 
 def _read_automation(connection: Connection) -> AutomationState | psycopg.Error:
-    """Read what the daemon did, or the error of a role that may not read Dagster's tables."""
+    """Read the daemon's runs, or the error of a role without the right."""
     try:
         return automation_state(connection)
     except psycopg.Error as refused:

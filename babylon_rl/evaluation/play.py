@@ -253,7 +253,10 @@ class _Progress:
 
 @dataclass(frozen=True)
 class GateRuns:
-    """A player and the markets of the gate that it plays; ``on_result`` is called in the caller's thread as each of them ends."""
+    """A player and the markets of the gate that it plays.
+
+    ``on_result`` is called in the caller's thread as each of them ends.
+    """
 
     player: Player
     snapshots: Sequence[Snapshot]
@@ -268,7 +271,10 @@ def play_gate(
     on_result: Callable[[MarketResult], None] = lambda result: None,
     home: Path | None = None,
 ) -> list[MarketResult]:
-    """The rows of one player in the gate's markets, in the order of ``snapshots``; see ``play_side_by_side``."""
+    """The rows of one player in the gate's markets, in the order of ``snapshots``.
+
+    See ``play_side_by_side``.
+    """
     return play_side_by_side([GateRuns(player, snapshots, on_result)], concurrency=concurrency, home=home)[0]
 
 

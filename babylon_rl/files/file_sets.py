@@ -1,4 +1,6 @@
-"""Sets of files at a URL, each below a name of its own, complete once its manifest exists.
+"""Sets of files at a URL, complete once their manifest exists.
+
+Each is below a name of its own.
 
 Publishing stages files under a temporary prefix, reads them back, compares, and moves them into place, the manifest last; what was
 interrupted continues with the missing files, and nothing is replaced. Fetching downloads a set beside its place on this machine and
@@ -137,7 +139,9 @@ class FileSet:
         return True
 
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
-        """Download the set as the directory ``final`` unless that is there; False when there is no complete set.
+        """Download the set as the directory ``final`` unless that is there.
+
+        False when there is no complete set.
 
         ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
 
@@ -184,7 +188,10 @@ class FileSet:
 
 
 def _retried(work: Callable[[], T]) -> T:
-    """Repeat ``work`` after passing failures: a server that is busy, a connection that was cut, a damaged transfer."""
+    """Repeat ``work`` after passing failures.
+
+    A server that is busy, a connection that was cut, a damaged transfer.
+    """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
     wait = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)

@@ -194,7 +194,7 @@ def describing_failures(target: str, describe: Callable[[str, int | None], Babyl
 
 
 def is_failure(error: BaseException) -> bool:
-    """True for a failure of the system or of a driver, False for one of the program."""
+    """True for a failure of the system or of a driver, False for a bug."""
     return isinstance(error, _failures()) and not isinstance(error, BabylonError)
 
 

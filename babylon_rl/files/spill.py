@@ -1,4 +1,7 @@
-"""Values on disk that are too many for the memory: written in order, read one by one."""
+"""Values on disk that are too many for the memory.
+
+They are written in order, and read one by one.
+"""
 
 import os
 import pickle

@@ -191,7 +191,10 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
-    """Yield the stored form of each action that has a target; its words are kept once for all actions."""
+    """Yield the stored form of each action that has a target.
+
+    Its words are kept once for all actions.
+    """
     for place, step in enumerate(steps):
         intended = intent(step.action.action_type, bytes(step.action.parameters))
         if intended is not None:

@@ -69,7 +69,10 @@ class _Worker:
 
 
 class Batcher:
-    """Collects requests from the event loop and answers them in batches, at most as many at once as torch has threads."""
+    """Collects requests from the event loop and answers them in batches.
+
+    At most as many at once as torch has threads.
+    """
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
         self._policy, self._find_adapter = policy, find_adapter
@@ -165,7 +168,10 @@ class Batcher:
         await asyncio.sleep(LINGER_S)
 
     def _batch(self) -> list[PendingAnswer]:
-        """Take what waits for the adapter of the oldest request, or as much of it as leaves work for the other threads."""
+        """Take the waiting requests for the adapter of the oldest one.
+
+        Or as many of them as leave work for the other threads.
+        """
         self._bound = [asked for asked in self._bound if not asked.left]
         if not self._bound:
             return []

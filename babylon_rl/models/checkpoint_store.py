@@ -52,7 +52,9 @@ def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None
 
 
 def checkpoint_named(version: str, settings: Settings) -> Path | None:
-    """Directory of a version below BABYLON_RL_HOME, fetched if missing; None when it is in neither place.
+    """Directory of a version below BABYLON_RL_HOME, fetched if missing.
+
+    None when it is in neither place.
 
     Raises:
         CheckpointError: what is at MODEL_STORAGE_URL is damaged.

@@ -103,7 +103,10 @@ class Policy:
         return policy
 
     def twin(self) -> "Policy":
-        """A policy on the same weights, for another thread: which adapter is active, and adapters added later, are its own."""
+        """A policy on the same weights, for another thread.
+
+        The active adapter, and adapters added later, are its own.
+        """
         shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
         return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters)
 

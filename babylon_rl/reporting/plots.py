@@ -231,7 +231,10 @@ def draw_intervals(axes: Any, marks: Sequence[IntervalMark], *, title: str = "",
 
 
 def draw_interval_columns(axes: Any, marks: Sequence[IntervalMark], *, title: str, legend: Mapping[str, str]) -> None:
-    """Means with their intervals as columns; ``legend`` says what markers mean."""
+    """Means with their intervals as columns.
+
+    ``legend`` says what markers mean.
+    """
     for place, mark in enumerate(marks):
         axes.plot([place, place], [mark.low, mark.high], color=mark.colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([place], [mark.mean], marker=mark.marker, markersize=9, color=mark.colour, markeredgecolor="white")

@@ -1,4 +1,4 @@
-"""Bodies of the admin API as msgspec structs, and the OpenAPI document that is generated from them.
+"""Bodies of the admin API as msgspec structs, and their OpenAPI document.
 
 The names are those that dashboards and scripts of the game read. Times are UTC, in ISO 8601.
 """
@@ -38,7 +38,10 @@ class RequestShape(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_
 
 
 class TriggerRequest(RequestShape):
-    """Start of a training. ``force``: also while it is not ready, and behind a job that runs."""
+    """Start of a training.
+
+    ``force``: also while it is not ready, and behind a job that runs.
+    """
 
     force: bool = False
     batch_size: Annotated[int, Meta(ge=1, le=1_000_000, description="The most trajectories to freeze.")] | None = None
@@ -67,7 +70,10 @@ class CancelRequest(RequestShape):
 
 
 class UploadMetadata(RequestShape):
-    """Facts of an upload: the registered version that it continues, and the SHA-256 of its file. ``notes`` are kept with the version."""
+    """Facts of an upload.
+
+    The registered version that it continues, and the SHA-256 of its file. ``notes`` are kept with the version.
+    """
 
     parent: Version
     sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
@@ -83,7 +89,10 @@ class ErrorReply(Shape):
 
 
 class BatchDocument(Shape):
-    """A training job; ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline."""
+    """A training job.
+
+    ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline.
+    """
 
     batch_id: str
     status: str
@@ -165,7 +174,10 @@ class ReadinessStats(Shape):
 
 
 class ReadinessDocument(Shape):
-    """Readiness as `babylon-rl ready --json` shows it; ``countedAt`` is null for counts made for this answer."""
+    """Readiness as `babylon-rl ready --json` shows it.
+
+    ``countedAt`` is null for counts made for this answer.
+    """
 
     ready: bool
     reason: str
@@ -181,7 +193,10 @@ class ReadinessDocument(Shape):
 
 
 class TrainingJobs(Shape):
-    """The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once)."""
+    """Jobs of training.
+
+    The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once).
+    """
 
     current_job: BatchDocument | None
     last_completed: Time | None
@@ -206,7 +221,9 @@ class Automation(Shape):
 
 
 class StatusDocument(Shape):
-    """State of the system; ``degraded`` when a part of its health but Weights & Biases does not work.
+    """State of the system.
+
+    ``degraded`` when a part of its health but Weights & Biases does not work.
 
     ``progress`` is null without a current job, ``rollout`` without a version on trial or released.
     """
@@ -226,7 +243,10 @@ class StatusDocument(Shape):
 
 
 class TriggerDocument(Shape):
-    """A training that was started. ``runId`` is null if Dagster did not take the run at once: its sensor starts it within a minute."""
+    """A training that was started.
+
+    ``runId`` is null if Dagster did not take the run at once: its sensor starts it within a minute.
+    """
 
     job_id: str
     run_id: str | None
@@ -300,7 +320,10 @@ class ModelsDocument(Shape):
 
 
 class DeploymentDocument(Shape):
-    """A transition of a release. ``agentsUpdated``: agents of the last day that get another version than they had at their last call."""
+    """A transition of a release.
+
+    ``agentsUpdated``: agents of the last day that get another version than they had at their last call.
+    """
 
     agents_updated: int
     deployment_id: str
@@ -336,7 +359,10 @@ class ABTestsDocument(Shape):
 
 
 class ABArmDocument(Shape):
-    """An arm: agents and hours that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look."""
+    """An arm.
+
+    Agents and hours that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look.
+    """
 
     version: str
     share: float
@@ -347,7 +373,10 @@ class ABArmDocument(Shape):
 
 
 class ABDifference(Shape):
-    """Dollars an agent-hour more than the first arm, with an interval that holds at every look; null: no bound yet."""
+    """Dollars an agent-hour more than the first arm.
+
+    With an interval that holds at every look; null: no bound yet.
+    """
 
     mean: float
     low: float | None
@@ -366,7 +395,10 @@ class ABSampleRatio(Shape):
 
 
 class ABTestDocument(Shape):
-    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it; ``difference`` is that of the second arm."""
+    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it.
+
+    ``difference`` is that of the second arm.
+    """
 
     name: str
     state: str
@@ -407,7 +439,10 @@ class TrainingCheckDocument(Shape):
 
 
 class CronTrainingDocument(Shape):
-    """Answer of the daily start; ``jobId`` is null if none was started, and ``message`` says why."""
+    """Answer of the daily start.
+
+    ``jobId`` is null if none was started, and ``message`` says why.
+    """
 
     timestamp: Time
     readiness: ReadinessDocument
@@ -419,7 +454,10 @@ class CronTrainingDocument(Shape):
 
 @dataclass(frozen=True)
 class Described:
-    """Description of one operation for the OpenAPI document; ``errors`` are its statuses besides those of access."""
+    """Description of one operation for the OpenAPI document.
+
+    ``errors`` are its statuses besides those of access.
+    """
 
     method: str
     path: str

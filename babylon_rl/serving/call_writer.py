@@ -168,7 +168,10 @@ class CallWriter:
             self._write(rows[middle:], database)
 
     def _keep_refused(self) -> None:
-        """Append the refused rows of a batch to their file, all or none; the batch is read again if that fails."""
+        """Append the refused rows of a batch to their file, all or none.
+
+        The batch is read again if that fails.
+        """
         if not self._refused:
             return
         lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()

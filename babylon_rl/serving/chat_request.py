@@ -59,7 +59,10 @@ class ChatRequest:
 
     @cached_property
     def open_fields(self) -> set[str]:
-        """Fields that the gateway may add: token log-probabilities, and options for the token counts of a stream."""
+        """Fields that the gateway may add.
+
+        Token log-probabilities, and options for the token counts of a stream.
+        """
         options = self.document.get("stream_options", {})
         counts = self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None))
         return ({"logprobs"} if "logprobs" not in self.document else set()) | ({"stream_options"} if counts else set())

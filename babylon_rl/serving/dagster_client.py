@@ -63,7 +63,10 @@ class DagsterClient:
         return [run["runId"] for run in answer["results"]]
 
     def launch_training(self, batch_id: str, assets: Sequence[str] | None) -> str:
-        """Launch the run of a frozen batch with ``assets`` (None: all), unless there is one; return its id."""
+        """Launch the run of a frozen batch with ``assets`` (None: all), unless there is one.
+
+        Return its id.
+        """
         repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
         key = {"name": BATCHES, "key": batch_id, "repository": repository}
         self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")

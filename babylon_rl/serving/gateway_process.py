@@ -119,7 +119,7 @@ def _registry(settings: Settings, stack: ExitStack) -> RoutingTable | None:
 
 
 def configuration(settings: Settings, table: RoutingTable | None) -> str:
-    """The line by which an operator sees what the settings make of the registry.
+    """The line that tells an operator how calls are routed.
 
     ``table`` is None if the registry does not answer.
     """

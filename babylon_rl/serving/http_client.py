@@ -124,7 +124,10 @@ class ServerConnection(asyncio.Protocol):
 
 
 class ServerPool:
-    """Connections to the server of an address; ``headers`` go with every request, and those that continue the open span."""
+    """Connections to the server of an address.
+
+    ``headers`` go with every request, and those that continue the open span.
+    """
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)

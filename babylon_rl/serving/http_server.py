@@ -13,7 +13,9 @@ STALLED_S = 60.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Connection, closed if a request's head is too late or too long, or its client stops reading the answer.
+    """Connection with limits on a request's head and on slow clients.
+
+    Closed if the head is too late or too long, or the client stops reading the answer.
 
     uvicorn alone would hold a connection that sends a header line every few seconds, or that reads nothing, for ever.
     """

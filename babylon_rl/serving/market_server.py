@@ -130,7 +130,7 @@ class MarketSession:
         return {"settlements": msgspec.to_builtins(settlements), "closed": msgspec.to_builtins(closed)}
 
     def stop(self, reason: str) -> None:
-        """End the run here, with what was played so far.
+        """End the run here, with the ticks played so far.
 
         The tick of a decision that was made still passes.
         """

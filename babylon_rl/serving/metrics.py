@@ -1,4 +1,6 @@
-"""Metrics in the text format of Prometheus: of a gateway's calls, and of the pipeline by its status document.
+"""Metrics of a gateway and of the pipeline, in the text format of Prometheus.
+
+The pipeline's are those of the status document.
 
 Gateway processes that share a port publish their values in files, and each of them shows the sum of all. The values of a process that
 has ended stay, so that counters never fall.
@@ -178,7 +180,10 @@ def _escaped(text: str) -> str:
 
 
 def pipeline_metrics(found: "StatusDocument") -> str:
-    """Return the samples in Prometheus' text format; what is not known has no sample."""
+    """Return the samples in Prometheus' text format.
+
+    What is not known has no sample.
+    """
     data, judge, ready, progress = found.automation.data_collection, found.judge, found.readiness, found.progress
     ended_at = _seconds(found.automation.training.last_completed)
     age_s = None if data.newest_age_hours is None else 3600 * data.newest_age_hours

@@ -11,7 +11,10 @@ PARTS = ("database", "storage", "judge", "trainer", "daemon")
 
 
 def pipeline_metrics(found: StatusDocument) -> str:
-    """Return the samples in Prometheus' text format; what is not known has no sample."""
+    """Return the samples in Prometheus' text format.
+
+    What is not known has no sample.
+    """
     data, judge, ready, progress = found.automation.data_collection, found.judge, found.readiness, found.progress
     ended_at = _seconds(found.automation.training.last_completed)
     age_s = None if data.newest_age_hours is None else 3600 * data.newest_age_hours

@@ -205,7 +205,10 @@ def rollback(
 
 
 def agents_updated(connection: Connection, settings: Settings, now: datetime) -> int:
-    """Count the agents of the last day that get another version than they had at their last call."""
+    """Count the last day's agents that get another version now.
+
+    Another than they had at their last call.
+    """
     routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
     return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
 

@@ -87,7 +87,10 @@ def route(
 
 
 def base_route(settings: Settings, reason: str, upstream: Upstream | None = None) -> Route:
-    """The base model; as a fallback give the ``upstream`` of the version that failed, whose base is there."""
+    """The base model.
+
+    As a fallback give the ``upstream`` of the version that failed, whose base is there.
+    """
     where: Upstream = upstream or ("wandb" if settings.wandb_key and not settings.trains_here else "local")
     return Route(None, settings.base_model if where == "wandb" else BASE, where, "base", reason)
 

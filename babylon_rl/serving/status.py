@@ -1,4 +1,4 @@
-"""The status document: what the command `status`, the admin API and the admin page show.
+"""The status document of the command `status`, the admin API and the admin page.
 
 ``status_document(connection, settings, now)`` is the whole interface; its shape is StatusDocument (admin_shapes.py), to which fields are
 added and from which none is taken. Nothing is asked over the network and nothing is changed: `verify-system` tries the judge.
@@ -119,7 +119,7 @@ def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], 
 
 
 def judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
-    """Count the hours within the look-back that are scored, wait for their judge or are quarantined."""
+    """Count the look-back's hours that are scored, wait for their judge or are quarantined."""
     bounds = freeze_bounds(connection, settings, now)
     return judged_state(connection, bounds.first, bounds.end)
 

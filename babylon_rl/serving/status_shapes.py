@@ -1,4 +1,7 @@
-"""Parts of the status document as msgspec structs, with the names that dashboards read. Times are UTC, in ISO 8601."""
+"""Parts of the status document as msgspec structs, with the names that dashboards read.
+
+Times are UTC, in ISO 8601.
+"""
 
 from typing import Annotated, Literal
 
@@ -13,7 +16,9 @@ class Shape(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class DataCollection(Shape):
-    """Trajectories of the last 24 hours and 7 days, by the hours they belong to; the rate is that of the last day.
+    """Trajectories of the last 24 hours and 7 days, by the hours they belong to.
+
+    The rate is that of the last day.
 
     ``newestAt`` is the end of the newest trajectory.
     """
@@ -26,7 +31,9 @@ class DataCollection(Shape):
 
 
 class ProgressDocument(Shape):
-    """Progress of the current job: ``fraction`` 0 to 1, and its end as fitted to ``fittedTo`` past runs and to its own pace.
+    """Progress of the current job.
+
+    ``fraction`` is 0 to 1, its end as fitted to ``fittedTo`` past runs and to its own pace.
 
     ``etaError``: mean relative error with which past runs predict each other; null below two.
     """
@@ -45,7 +52,10 @@ class ProgressDocument(Shape):
 
 
 class AgreementDocument(Shape):
-    """Newest calibration of the judge: rank correlation of its scores with expected P&L, and its interval."""
+    """Newest calibration of the judge.
+
+    Rank correlation of its scores with expected P&L, and its interval.
+    """
 
     judge: str
     mean: float
@@ -56,7 +66,9 @@ class AgreementDocument(Shape):
 
 
 class JudgeDocument(Shape):
-    """The judge: hours of the look-back with current scores, hours without and the newest reason, agreement, and dollars.
+    """The judge.
+
+    Hours of the look-back with current scores, hours without and the newest reason, agreement, and dollars.
 
     ``unpriced`` counts the answers of today whose price is not known.
     """
@@ -74,7 +86,10 @@ class JudgeDocument(Shape):
 
 
 class LineageDocument(Shape):
-    """A version with its parent and the gate's evidence: dollars an hour above the reference, with the 95 % interval."""
+    """A version with its parent and the gate's evidence.
+
+    Dollars an hour above the reference, with the 95 % interval.
+    """
 
     version: str
     parent: str | None
@@ -121,7 +136,10 @@ class AlertDocument(Shape):
 
 
 class Health(Shape):
-    """Whether each part works; ``wandb``: trainings are sent there. ``details`` says of each what was found."""
+    """Health of each part.
+
+    ``wandb``: trainings are sent there. ``details`` says of each how it was found.
+    """
 
     database: bool
     storage: bool
@@ -141,7 +159,10 @@ class TrajectoryMeans(Shape):
 
 
 class TrajectoryStats(Shape):
-    """All recorded trajectories; ``counted`` is exact or, of a large table, estimated (the means then are a sample's)."""
+    """All recorded trajectories.
+
+    ``counted`` is exact or, of a large table, estimated (the means then are a sample's).
+    """
 
     count: int = msgspec.field(name="_count")
     means: TrajectoryMeans = msgspec.field(name="_avg")

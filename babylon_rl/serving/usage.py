@@ -1,4 +1,7 @@
-"""Token counts of answers: as the server sends them, else counted from the events of a stream."""
+"""Token counts of answers.
+
+As the server sends them, else counted from the events of a stream.
+"""
 
 import re
 

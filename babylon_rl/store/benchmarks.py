@@ -1,4 +1,4 @@
-"""Benchmark results per market, benchmark reports, release decisions, confirmations in fresh markets, and the leaderboard's evidence."""
+"""Benchmark results per market, reports, release decisions, confirmations, and the leaderboard's evidence."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -178,7 +178,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     @contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:
-        """Cut the connection off if the block takes longer, so that its statement fails instead of waiting for ever.
+        """Cut the connection off if the block takes longer.
+
+        Its statement fails then instead of waiting for ever.
 
         For a server behind a network that drops packets: it neither answers nor closes, and TCP alone notices after minutes.
 

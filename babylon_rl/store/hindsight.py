@@ -78,7 +78,10 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _version(window: str, sequences: int, *rows: list[StoredAction] | list[StoredLeak]) -> str:
-    """Hash the JSON array of the arguments, a row at a time: that of a full hour is longer than the rows."""
+    """Hash the JSON array of the arguments, a row at a time.
+
+    That of a full hour is longer than the rows.
+    """
     encode = msgspec.json.encode
     content = hashlib.sha256(encode([window, sequences])[:-1])
     for kind in rows:

@@ -56,7 +56,7 @@ _STATE = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('public
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """An optional index: how it was found, and its size now (None: it is not there)."""
+    """An optional index: its state, and its size now (None: it is not there)."""
 
     index: OptionalIndex
     found: IndexState
@@ -75,7 +75,9 @@ def has_index(connection: Connection, index: OptionalIndex) -> bool:
 
 
 def build_indexes(database: Database, *, check_only: bool = False) -> list[BuiltIndex]:
-    """Build the optional indexes that are missing, or with ``check_only`` only look; safe to repeat and to interrupt.
+    """Build the optional indexes that are missing, or with ``check_only`` only look.
+
+    Safe to repeat and to interrupt.
 
     Raises:
         DatabaseError: the role does not own a table, or another process builds them.

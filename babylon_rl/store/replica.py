@@ -34,7 +34,9 @@ def _ignore(sentence: str) -> None:
 
 @contextmanager
 def read_connection(database: Database, say: Callable[[str], None] = _ignore, *, autocommit: bool = False) -> Iterator[Connection]:
-    """Open a connection for reads that decide nothing: at the replica if it is up to date, else at the database itself.
+    """Open a connection for reads that decide nothing.
+
+    It is at the replica if that is up to date, else at the database itself.
 
     Args:
         say: called with the reason why the replica is not used, if one is configured.
@@ -60,7 +62,10 @@ def read_connection(database: Database, say: Callable[[str], None] = _ignore, *,
 
 
 def _current_replica(database: Database, read_url: str) -> tuple[Connection | None, str | None]:
-    """Connect to the replica once it has all that is written now; else return the reason why not."""
+    """Connect to the replica once it has all that is written now.
+
+    Else return the reason why not.
+    """
     where = f"The replica at {address(read_url)}"
     with database.connect(autocommit=True) as primary:
         try:
@@ -86,7 +91,10 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
 
 
 def _unfit(replica: Connection, identity: tuple[Any, ...], written: str, database: Database) -> str | None:
-    """Return why a connection must not be read from: another server, or one that is behind for too long."""
+    """Return why a connection must not be read from.
+
+    It is to another server, or to one that is behind for too long.
+    """
     shown = address(database.read_url or "")
     theirs = replica.execute(_IDENTITY).fetchone()
     if theirs is None or theirs[:2] != identity or not theirs[2]:

@@ -56,7 +56,10 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 def beat(connection: Connection, run_id: str, holder: str) -> bool:
-    """Write a heartbeat of a run held by ``holder``; False if it was reported dead or another process holds it."""
+    """Write a heartbeat of a run held by ``holder``.
+
+    False if it was reported dead or another process holds it.
+    """
     with connection.transaction():
         return connection.execute(_BEAT, (run_id, holder)).fetchone() is not None
 

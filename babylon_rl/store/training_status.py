@@ -119,7 +119,10 @@ class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class KeptCounts(msgspec.Struct, frozen=True):
-    """Counts of the hours that were read: freezable trajectories by window, other new ones by reason; counted in ``seconds``."""
+    """Counts of the hours that were read.
+
+    Freezable trajectories by window, other new ones by reason; counted in ``seconds``.
+    """
 
     mark: str
     episodes: int
@@ -130,7 +133,10 @@ class KeptCounts(msgspec.Struct, frozen=True):
 
 
 class AutomationState(msgspec.Struct, frozen=True):
-    """Dagster on this database: the daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off."""
+    """Dagster on this database.
+
+    The daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off.
+    """
 
     seen_at: datetime | None
     runs: int
@@ -200,7 +206,10 @@ def daemon_seen_at(connection: Connection) -> datetime | None:
 
 
 def automation_state(connection: Connection) -> AutomationState:
-    """Return what Dagster's tables say of automation; empty where they are not there yet."""
+    """Return the state of automation by Dagster's tables.
+
+    Empty where they are not there yet.
+    """
     if not _one(connection, _HEARTBEATS)[0]:
         return AutomationState(None, 0, ())
     stopped = tuple(name for (name,) in connection.execute(_STOPPED))

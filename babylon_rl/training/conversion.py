@@ -37,7 +37,7 @@ LEAK = "leak"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Sequences of a batch, newest window first, with counts of what was left out.
+    """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
     ``per_episode`` is the number of sequences of each (window, agent id).
     """

@@ -113,7 +113,10 @@ def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
 
 
 def _take_place(connection: Connection, final: Path) -> None:
-    """Lock the registry, refuse a version that is taken, and clear its directory of what a crash left there."""
+    """Lock the registry, refuse a version that is taken, and clear its directory.
+
+    A crash may have left files there.
+    """
     lock_registry(connection)
     version = final.name
     if version_taken(connection, version):

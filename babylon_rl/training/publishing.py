@@ -292,7 +292,7 @@ def _manifest(
 
 
 def _named_in(directory: Path) -> str | None:
-    """Batch id in a directory's manifest, whatever the state of its other files."""
+    """Batch id in a directory's manifest, in any state of its other files."""
     manifest = _manifest_in(directory)
     return None if manifest is None else manifest.batch_id
 

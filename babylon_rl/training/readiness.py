@@ -1,4 +1,4 @@
-"""Readiness: whether there is enough good data to start a training, and the start by automation.
+"""Readiness: enough good data to start a training, and the start by automation.
 
 One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
 
@@ -69,7 +69,7 @@ class Readiness:
 
 
 def readiness(connection: Connection, settings: Settings, now: datetime, *, may_be_kept: bool = False) -> Readiness:
-    """Count what the sensor would freeze within the look-back, and sample the newest rows.
+    """Count the sensor's next batch within the look-back, and sample the newest rows.
 
     With ``may_be_kept`` the counts that automation keeps are taken, if nothing was written since; or if they took longer than LONG_COUNT_S
     and are not older than KEPT_FOR.
@@ -97,7 +97,10 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
 
 
 def keep_counts(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Count what could train, if anything was written since the last time, for looks at the status; say it in a sentence."""
+    """Count trainable rows, if anything was written since the last time.
+
+    It is for looks at the status; said in a sentence.
+    """
     with connection.transaction():
         mark, _ = _watermarks(connection, settings, now)
         kept = read_kept_counts(connection)

@@ -1,4 +1,7 @@
-"""Benchmark report: one HTML file that works offline, and its numbers as CSV without spreadsheet formulas."""
+"""Benchmark report: one HTML file that works offline, and its numbers as CSV.
+
+The CSV holds no formula of a spreadsheet.
+"""
 
 import csv
 import io

@@ -320,7 +320,7 @@ def funding_paid(scenario: Scenario) -> Floats:
 
 
 def upper_bound(scenario: Scenario, model: MarketModel | None = None, start_balance: float = START_BALANCE) -> float:
-    """Upper bound, in dollars, on the P&L of any plan, whatever its stakes and leverage.
+    """Upper bound, in dollars, on the P&L of any plan, at any stake and leverage.
 
     It holds for an agent that never has more than the start balance at risk and buys a question at most once. It frees the agent of fees,
     of one action a tick, of liquidation and of its impact on stocks; funding is only ever received. Two limits stay: the margins of all

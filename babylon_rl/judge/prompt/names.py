@@ -26,7 +26,9 @@ _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left ou
 
 
 class HourVocabulary:
-    """Those of some ``names`` that an hour also uses as words, and that must not be replaced everywhere.
+    """Names that an hour also uses as words.
+
+    They must not be replaced everywhere.
 
     These words are its market's ``terms``, its actions and keys, and ordinary words in use. Steps are added in portions, and none is kept.
     """
@@ -150,7 +152,7 @@ def _own_words() -> str:
 
 
 def _is_taken(small: str) -> bool:
-    """True for a name that is too short, without a letter, or part of the request's own texts."""
+    """True for a name that is too short, without a letter, or in the request's texts."""
     return len(small) < LEAST_NAME or not any(map(str.isalpha, small)) or _whole(small).search(_own_words()) is not None
 
 

@@ -1,4 +1,4 @@
-"""What an agent can do, as JSON tagged by ``action``, and how an answer becomes one.
+"""Actions of an agent, as JSON tagged by ``action``, and their reading from answers.
 
 The schema constrains a model that is served with grammars; whatever any other endpoint answers is read by `parse_action`, which never
 raises: an answer that cannot be used is an ``Invalid`` that says why, and costs the turn.
@@ -21,7 +21,10 @@ class Hold(msgspec.Struct, frozen=True, tag_field="action", tag="hold"):
 
 
 class BuyPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="buy_prediction"):
-    """Buy ``usd`` dollars of YES or NO shares of a question; the fee comes on top."""
+    """Buy ``usd`` dollars of YES or NO shares of a question.
+
+    The fee comes on top.
+    """
 
     market: str
     side: Outcome
@@ -29,7 +32,7 @@ class BuyPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="buy_pr
 
 
 class SellPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="sell_prediction"):
-    """Sell a share (0 < share <= 1) of what is held of one side of a question."""
+    """Sell a share (0 < share <= 1) of the shares of one side of a question."""
 
     market: str
     side: Outcome
@@ -37,7 +40,10 @@ class SellPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="sell_
 
 
 class OpenPerp(msgspec.Struct, frozen=True, tag_field="action", tag="open_perp"):
-    """Go long or short in a stock with ``usd`` dollars of margin, times ``leverage`` (1 to 10); the fee comes on top."""
+    """Go long or short in a stock with ``usd`` dollars of margin.
+
+    Times ``leverage`` (1 to 10); the fee comes on top.
+    """
 
     ticker: str
     side: Side

@@ -1,4 +1,4 @@
-"""Who trades: the protocol of an agent, and the two mandates under which a strategy's views become orders.
+"""Agents: their protocol, and the two mandates that turn a strategy's views into orders.
 
 An agent is made anew for every run by a factory that gets its id and a seed; given the same observations it must decide the same.
 docs/howto/agents.md shows how to write one. A ``Strategy`` is less: it only says which market it likes, and ``OneTickTrader`` or
@@ -32,11 +32,14 @@ class Agent(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
         ...
 
     def decide(self, seen: Observation) -> Action | Invalid:
-        """What to do now. ``Invalid`` says why there is no usable answer: it is counted and costs the turn."""
+        """The action of this tick.
+
+        ``Invalid`` says why there is no usable answer: it is counted and costs the turn.
+        """
         ...
 
 
@@ -52,7 +55,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class AskingAgent(Protocol):
-    """An agent that waits for somebody else's answer: a run asks all such agents of a tick at once, each in a thread."""
+    """An agent that waits for somebody else's answer.
+
+    A run asks all such agents of a tick at once, each in a thread.
+    """
 
     @property
     def name(self) -> str: ...
@@ -60,7 +66,7 @@ class AskingAgent(Protocol):
     def decide(self, seen: Observation) -> Action | Invalid: ...
 
     def ask(self, seen: Observation) -> Answer:
-        """What to do now, and how that was found.
+        """The action of this tick with the request behind it.
 
         Raises:
             ModelUnavailable: whoever is asked stays down; the run ends there and says so.
@@ -74,7 +80,10 @@ def mandate_of(agent: Agent) -> Mandate:
 
 
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Buy (long, YES), sell (short, NO) or hold; ``market`` is a ticker or a question's id, None for hold."""
+    """Buy (long, YES), sell (short, NO) or hold.
+
+    ``market`` is a ticker or a question's id, None for hold.
+    """
 
     action: Literal["buy", "sell", "hold"]
     market: str | None = None
@@ -94,7 +103,10 @@ def choose(direction: float, market: str) -> Choice:
 
 
 class Strategy(Protocol):
-    """A scripted view of the market; its randomness is its own, seeded when it is made."""
+    """A scripted view of the market.
+
+    Its randomness is its own, seeded when it is made.
+    """
 
     @property
     def name(self) -> str: ...
@@ -105,7 +117,10 @@ class Strategy(Protocol):
 
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
-    """The order that opens what was chosen: ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question."""
+    """The order of a choice.
+
+    ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question.
+    """
     if choice.market is None or choice.action == "hold":
         return HOLD
     if any(question.market == choice.market for question in seen.questions):
@@ -121,7 +136,10 @@ def closing(position: Held) -> ClosePerp | SellPrediction:
 
 
 class OneTickTrader:
-    """Trades a strategy's choices as policies are trained to: a fixed stake for one tick, closed before the next decision."""
+    """Trades a strategy's choices as policies are trained to.
+
+    A fixed stake for one tick, closed before the next decision.
+    """
 
     mandate: Mandate = ONE_TICK
 
@@ -140,7 +158,10 @@ class OneTickTrader:
 
 
 class Style(msgspec.Struct, frozen=True):
-    """How a strategy holds positions: dollars of margin and leverage of each, how long, and how many at once."""
+    """Style of positions.
+
+    Dollars of margin and leverage of each, how long they are held, and how many at once.
+    """
 
     stake_usd: float = STAKE_USD
     leverage: float = 1.0
@@ -149,7 +170,9 @@ class Style(msgspec.Struct, frozen=True):
 
 
 class PositionTrader:
-    """Trades a strategy's choices as positions that last; one action a tick, so closing what is due comes before opening.
+    """Trades a strategy's choices as positions that last.
+
+    One action a tick, so closing comes before opening.
 
     A position is closed when its time is up or when the strategy chooses the other direction; a choice that is held already, or for
     which there is no room or no money, is a hold.
@@ -167,7 +190,7 @@ class PositionTrader:
         return self._strategy.name
 
     def decide(self, seen: Observation) -> Action:
-        """Close what is due, else trade on the strategy's choice."""
+        """Close a position that is due, else trade on the strategy's choice."""
         style, choice = self._style, self._strategy.choose(seen)
         lasts = max(1, round(style.hold_minutes * 60.0 / seen.tick_seconds))
         due = [position for position in seen.positions if seen.tick - position.opened_tick >= lasts]
@@ -194,13 +217,18 @@ class Nothing:
 
 
 def stock_profit(direction: int, usd: float, log_move: float, fee: float) -> float:
-    """Dollars from going long (+1) or short (-1) with ``usd`` dollars held over a move of the log price, closing included."""
+    """Dollars from a long (+1) or short (-1) position.
+
+    ``usd`` dollars are held over a move of the log price, closing included.
+    """
     ratio = exp(log_move)
     return usd * (direction * (ratio - 1.0) - fee * (1.0 + ratio))
 
 
 def question_profit(direction: int, usd: float, yes: float, log_odds_move: float, fee: float, depth: float) -> float:
-    """Dollars from buying YES (+1) or NO (-1) at a YES price and selling after the crowd has moved the log-odds.
+    """Dollars from buying YES (+1) or NO (-1) at a YES price.
+
+    They are sold after the crowd has moved the log-odds.
 
     Args:
         depth: the root of the maker's YES times NO shares.

@@ -1,4 +1,6 @@
-"""What a language model may answer, as finite schemas that servers with grammars accept, and how its answer is read.
+"""Finite schemas of a language model's answers, and the reading of an answer.
+
+Servers with grammars accept the schemas.
 
 Under the one-tick mandate an answer is buy, sell or hold of a market by the name that it is shown under: {"action": "buy", "market":
 "Bluff Social"}. Under the free mandate it is an action in full, with amounts from a short list, and only what is held can be closed.
@@ -24,7 +26,10 @@ _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def labels(seen: Observation) -> dict[str, str]:
-    """Tickers and questions' ids by the names they are shown under: a stock's is its company's where no other stock has the same."""
+    """Tickers and questions' ids by the names they are shown under.
+
+    A stock's is its company's where no other stock has the same.
+    """
     return _labels(tuple((stock.ticker, stock.name) for stock in seen.stocks), tuple(question.market for question in seen.questions))
 
 
@@ -36,12 +41,15 @@ def _labels(stocks: tuple[tuple[str, str], ...], questions: tuple[str, ...]) -> 
 
 
 def format_name(mandate: Mandate) -> str:
-    """What the schemas of a mandate's answers are called."""
+    """Name of the schemas of a mandate's answers."""
     return "trade" if mandate == ONE_TICK else "action"
 
 
 def choice_format(seen: Observation) -> dict[str, Any]:
-    """The schema of a choice over what can be traded now, as OpenAI's ``response_format``; not to be changed in place."""
+    """The schema of a choice, as OpenAI's ``response_format``.
+
+    It covers all that can be traded now, and must not be changed in place.
+    """
     return format_of(tuple(labels(seen)))
 
 
@@ -63,7 +71,10 @@ def choice_text(choice: Choice, seen: Observation) -> str:
 
 
 def parse_choice(text: str, seen: Observation) -> Choice | Invalid:
-    """Read an answer, alone or in a code fence; whatever is outside the schema is ``Invalid`` with the reason. Never raises."""
+    """Read an answer, alone or in a code fence.
+
+    An answer outside the schema is ``Invalid`` with the reason. Never raises.
+    """
     body = unfenced(text)
     try:
         choice = _choices.decode(body)
@@ -90,7 +101,10 @@ def _why_no_choice(body: str) -> str:
 
 
 def action_format(seen: Observation) -> dict[str, Any]:
-    """The finite schema of an action in full: amounts that the balance covers, sales of what is held."""
+    """The finite schema of an action in full.
+
+    Amounts that the balance covers, sales of held positions.
+    """
     amounts = tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
     held = tuple((position.market, position.side) for position in seen.positions)
     return _action_format(

@@ -1,4 +1,4 @@
-"""What is asked of a scenario (``ScenarioConfig``, with presets) and what its market is like (``MarketModel``).
+"""Configuration of a scenario (``ScenarioConfig``, with presets) and of its market (``MarketModel``).
 
 Both are frozen values without defaults hidden elsewhere: the same config and model give the same scenario. All rates are per hour,
 volatilities per square root of an hour, effects in log price or log-odds, so that none depends on the length of a tick.

@@ -16,14 +16,20 @@ from babylon_rl.market.simulation.wording import WORDS, headline, related, take
 
 
 def times(per_tick: float, at: float) -> int:
-    """How often something happens in a tick: its mean, up or down to a whole number as ``at`` (0..1) falls."""
+    """Number of events in a tick.
+
+    Their mean, up or down to a whole number as ``at`` (0..1) falls.
+    """
     return int(per_tick) + (at < per_tick - int(per_tick))
 
 
 def tell(
     config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
 ) -> tuple[WorldEvent, ...]:
-    """All events in the order of ticks; ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
+    """All events in the order of ticks.
+
+    ``companies`` are names by ticker. Plays the crowds of all questions to the end.
+    """
     rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
     when = stream(config.seed, config.edition, "event times")
     found = []
@@ -82,7 +88,7 @@ def _within(bounds: tuple[float, float], at: float) -> float:
 
 
 def authors(config: ScenarioConfig, model: MarketModel) -> tuple[Author, ...]:
-    """Who writes, and how often each knows what they write about."""
+    """Authors of posts, with the share of events of which each knows the effect."""
     names = list(WORDS[config.edition].authors)
     stream(config.seed, config.edition, "authors").shuffle(names)
     return tuple(Author(name, round(stream(config.seed, config.edition, "trust", name).random(), 2)) for name in names[: model.authors])

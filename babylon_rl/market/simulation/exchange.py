@@ -57,7 +57,10 @@ class Exchange(Venue):
         self._write_paths()
 
     def apply(self, agent_id: str, action: Action) -> Fill | Refusal:
-        """Carry out an agent's action at the present tick, or say why not; KeyError when there is no such agent."""
+        """Carry out an agent's action at the present tick, or say why not.
+
+        KeyError when there is no such agent.
+        """
         account = self.accounts[agent_id]
         if self.over and not isinstance(action, Hold | WritePost):
             return orders.refusal(self, account, action, "over", f"the market ended with tick {self.tick}")
@@ -82,7 +85,7 @@ class Exchange(Venue):
         return Fill(self.tick, account.agent_id, kind(action))
 
     def advance(self) -> list[Settlement]:
-        """Let one tick pass; returns what it did to positions, in the order of markets, then agents.
+        """Let one tick pass; returns its settlements, in the order of markets, then agents.
 
         Nothing happens once the market is over.
         """
@@ -113,21 +116,26 @@ class Exchange(Venue):
         return settled
 
     def quotes(self) -> Quotes:
-        """What can be traded now, with prices as they stand after the orders of this tick so far."""
+        """Markets that can be traded now, with prices after this tick's orders so far."""
         if self._quotes is None:
             stocks = tuple(self._stock_quote(book) for book in self.books.values())
             self._quotes = Quotes(self.tick, stocks, tuple(self._question_quote(pool) for pool in self._open))
         return self._quotes
 
     def path(self, market: str) -> Sequence[float]:
-        """Prices of a stock, or YES prices of a question, at every moment so far as each began; a question's from ``created_tick`` on.
+        """Prices of a stock, or YES prices of a question, at every moment so far.
+
+        As each moment began; a question's from ``created_tick`` on.
 
         KeyError when there is no such market yet.
         """
         return self.books[market].path if market in self.books else self.pools[market].path
 
     def restate(self) -> None:
-        """Write this moment's prices again: what a mandate closes as a moment begins belongs to it, and agents see prices after that."""
+        """Write this moment's prices again.
+
+        Positions that a mandate closes as a moment begins belong to it, and agents see prices after that.
+        """
         self._quotes = None
         for book in self.books.values():
             book.path[-1] = book.mark
@@ -166,7 +174,9 @@ class Exchange(Venue):
 
 
 def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement]:
-    """Longs pay ``rate`` of their position's worth at the mark, shorts receive it (the other way round when it is negative).
+    """Settle funding: longs pay ``rate`` of their position's worth, shorts receive it.
+
+    A negative rate goes the other way round; worth is at the mark.
 
     An agent pays from its balance first, then from the position's margin; what neither covers is not paid.
     """
@@ -190,7 +200,10 @@ def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement
 
 
 def liquidate(venue: Venue, book: PerpBook) -> list[Settlement]:
-    """Close at the mark every position whose margin with its profit is down to the maintenance margin; the rest goes to the house."""
+    """Close at the mark every position whose margin with its profit is used up.
+
+    That is at the maintenance margin; the rest goes to the house.
+    """
     settled = []
     mark, maintenance = book.mark, venue.model.maintenance
     for account in venue.accounts.values():

@@ -43,12 +43,18 @@ class PerpPosition:
         return self.direction * (self.units * price - self.notional)
 
     def liquidation_price(self, maintenance: float) -> float:
-        """The price at which what is left of the margin is ``maintenance`` of the position's worth; at most 0: there is none."""
+        """The price of a liquidation; at most 0: there is none.
+
+        There the rest of the margin is ``maintenance`` of the position's worth.
+        """
         return (self.notional - self.direction * self.margin) / (self.units * (1.0 - self.direction * maintenance))
 
 
 class SharePosition:
-    """YES or NO shares of a question; ``cost`` is what they cost with fees, in dollars."""
+    """YES or NO shares of a question.
+
+    ``cost`` is their price with fees, in dollars.
+    """
 
     __slots__ = ("cost", "id", "market", "opened_tick", "shares", "side")
 
@@ -66,7 +72,9 @@ class SharePosition:
 
 
 class Account:
-    """One agent's money. ``realized`` is the profit of what was closed, ``fees`` and ``funding`` what it paid (received: negative).
+    """One agent's money.
+
+    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative).
 
     ``wins`` and ``losses`` count closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
     """
@@ -97,7 +105,9 @@ class Account:
 
 
 class House:
-    """The other side of every trade: the crowd, the makers and the venue. ``cash`` may be negative: it is the world outside.
+    """The other side of every trade: the crowd, the makers and the venue.
+
+    ``cash`` may be negative: it is the world outside.
 
     The rest says where cash came from: ``fees`` and ``funding`` received, ``perp_profit`` won from positions, ``gaps`` the losses beyond
     a margin that it bore, ``liquidated`` the margins that it kept.

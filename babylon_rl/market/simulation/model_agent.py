@@ -1,4 +1,6 @@
-"""An agent that asks a language model for every decision, through any endpoint of the OpenAI chat-completions interface.
+"""An agent that asks a language model for every decision.
+
+It asks any endpoint of the OpenAI chat-completions interface.
 
 The answer is constrained to a finite schema where the endpoint can do that; one that does not fit is ``Invalid``, counted by its reason,
 and costs the turn. An endpoint that stays down raises ModelUnavailable, which ends the run there.
@@ -17,7 +19,10 @@ MAX_TOKENS = {"one-tick": 48, "free": 96}
 
 
 def request_seed(*parts: object) -> int:
-    """A seed for one request, 0 to 2^31 - 1, the same for the same parts on every platform."""
+    """A seed for one request, 0 to 2^31 - 1.
+
+    The same for the same parts on every platform.
+    """
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
 
 
@@ -60,7 +65,7 @@ class ModelAgent:
         return self.ask(seen).action
 
     def ask(self, seen: Observation) -> Answer:
-        """The model's decision, with the request and what was answered.
+        """The model's decision, with the request and the answer.
 
         Raises:
             ModelUnavailable: the endpoint stays down, or answers something else than a chat completion.

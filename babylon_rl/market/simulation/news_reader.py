@@ -1,4 +1,6 @@
-"""The honest ceiling: a reader of news and posts who knows how often each is right, and nothing of the future.
+"""Reader of news and posts: the best that is possible without the future.
+
+It knows how often each is right.
 
 It holds the model's own rates: how often a report and a rumour are true, how far they move their market and for how long, how often a
 post comes from knowledge. From these it takes the probability that an event moves its market up, by Bayes' rule over the event's
@@ -31,7 +33,7 @@ _SURE = 1e9  # odds
 
 
 class Beliefs:
-    """What news and posts say about the moves to come.
+    """Expected moves of markets, from news and posts.
 
     Args:
         model: the market's true rates.
@@ -41,7 +43,10 @@ class Beliefs:
         self._model = model
 
     def moves(self, seen: Observation, horizon_ticks: int | None = None) -> dict[str, float]:
-        """The expected moves of log prices and log-odds within the horizon (None: of all that is known), by market."""
+        """The expected moves of log prices and log-odds within the horizon, by market.
+
+        Horizon None: of all that is known.
+        """
         told = seen.recent_headlines(self._model.event_minutes)
         if not told:
             return {}
@@ -60,7 +65,10 @@ class Beliefs:
         return found
 
     def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
-        """The probability that an event moves its market up (towards YES), given its text and the posts about it."""
+        """The probability that an event moves its market up (towards YES).
+
+        It is given the event's text and the posts about it.
+        """
         right = self._model.rumour_truth if event.rumour else self._model.report_truth
         odds = right / (1.0 - right) if right < 1.0 else _SURE
         odds = odds if event.direction > 0 else 1.0 / odds
@@ -74,7 +82,7 @@ class Beliefs:
         return odds / (1.0 + odds)
 
     def _share_about_events(self, seen: Observation) -> float:
-        """Of the posts about a market that something was just told of, how many are about that, and not chatter."""
+        """Share of a market's posts that are about an event, and not chatter."""
         markets = max(1, len(seen.stocks) + len(seen.questions))
         window_hours = (self._model.event_minutes * 60.0 + seen.tick_seconds) / 3600.0
         chatter = self._model.chatter_per_hour / markets * window_hours
@@ -97,7 +105,10 @@ class Prospect(msgspec.Struct, frozen=True, order=True):
 
 
 def prospects(seen: Observation, moves: dict[str, float], usd: float, question_usd: float, model: MarketModel) -> list[Prospect]:
-    """What an order in each market that is expected to move would bring, closing included; dollars with leverage."""
+    """Expected gain of an order in each market that is expected to move.
+
+    In dollars with leverage, closing included.
+    """
     found = []
     for stock in seen.stocks:
         if move := moves.get(stock.ticker):
@@ -112,7 +123,10 @@ def prospects(seen: Observation, moves: dict[str, float], usd: float, question_u
 
 
 class NewsReader:
-    """A ``Strategy``: the order with the largest expected profit over one tick, hold where none is above 0."""
+    """A ``Strategy``: the order with the largest expected profit over one tick.
+
+    Hold where none is above 0.
+    """
 
     name = "news-reader"
 
@@ -131,7 +145,9 @@ class NewsReader:
 
 
 class NewsTrader:
-    """An agent that holds positions: each tick it opens or adds where most is expected, or leaves what is expected to lose more.
+    """An agent that holds positions by expected moves.
+
+    Each tick it opens or adds in the best market, or leaves one that is expected to lose more.
 
     With nothing to expect it closes what has had its time, oldest first: a position without news is a risk without a reason.
     """

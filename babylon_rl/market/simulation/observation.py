@@ -1,4 +1,6 @@
-"""What an agent sees at a tick, as the game shows it to its agents: its money, what is quoted, what is told, and its memory.
+"""Observation of an agent at a tick, as the game shows it to its agents.
+
+Its money, quotes, news and posts, and its memory.
 
 An observation is a value: nothing in it changes after it was made. It copies no history; what is older than its tick is looked up in
 the scenario and in the agent's own record when it is asked for. Hidden parts of a scenario are not reachable from it by its public names.
@@ -18,7 +20,10 @@ MEMORY_MINUTES = 60.0
 
 
 class Headline(msgspec.Struct, frozen=True):
-    """A world event as it is told; ``direction`` is what its text says (+1 good or YES, -1, 0), ``clarity`` how plainly, 0 to 1."""
+    """A world event as it is told.
+
+    ``direction`` is that of its text (+1 good or YES, -1, 0), ``clarity`` how plainly it says so, 0 to 1.
+    """
 
     tick: int
     about: str
@@ -30,7 +35,10 @@ class Headline(msgspec.Struct, frozen=True):
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """A post; ``trust`` is its author's, 0 to 1, and None for an agent of this market, whose posts are about no market."""
+    """A post.
+
+    ``trust`` is its author's, 0 to 1, and None for an agent of this market, whose posts are about no market.
+    """
 
     tick: int
     author: str
@@ -64,7 +72,10 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Newsroom:
-    """What is told in one run, by tick, without what is hidden; shared by all its agents."""
+    """News and posts of one run, by tick, without hidden effects.
+
+    Shared by all its agents.
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -87,7 +98,10 @@ class Newsroom:
         return found
 
     def heard(self, tick: int) -> tuple[Heard, ...]:
-        """The posts to be read at a tick: the scenario's of that tick, and those that agents wrote at the tick before."""
+        """The posts to be read at a tick.
+
+        The scenario's of that tick, and those that agents wrote at the tick before.
+        """
         found = self._heard.get(tick)
         if found is None:
             posts = [Heard(p.tick, p.author, p.trust, p.text, p.about, p.direction) for p in self._scenario.posts_at(tick)]
@@ -96,7 +110,7 @@ class Newsroom:
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What one agent sees when it decides.
+    """View of one agent when it decides.
 
     Attributes:
         tick, ticks_left: the moment, and how many more times the agent will act after this one; a tick lasts ``tick_seconds``.
@@ -153,14 +167,20 @@ class Observation(msgspec.Struct, frozen=True):
         return tuple(found)
 
     def recent_posts(self, minutes: float = NEWS_MINUTES) -> tuple[Heard, ...]:
-        """The posts new in the last so many minutes, this tick's included, oldest first, the agent's own left out."""
+        """The posts new in the last so many minutes, oldest first.
+
+        This tick's included, the agent's own left out.
+        """
         found: list[Heard] = []
         for tick in range(self._since(minutes), self.tick + 1):
             found += self._newsroom.heard(tick)
         return tuple(post for post in found if post.author != self.agent_id)
 
     def memory(self, count: int = 3, minutes: float = MEMORY_MINUTES) -> tuple[Remembered, ...]:
-        """The agent's last decisions, at most ``count`` and no older than ``minutes``, oldest first, with what each brought."""
+        """The agent's last decisions with their results, oldest first.
+
+        At most ``count`` and no older than ``minutes``.
+        """
         return self._record.remembered(max(self._since(minutes), self.tick - count), self.tick)
 
     def minutes_left(self, question: QuestionQuote) -> float:
@@ -168,7 +188,10 @@ class Observation(msgspec.Struct, frozen=True):
         return (question.resolve_tick - self.tick) * self.tick_seconds / 60.0
 
     def held(self, market: str) -> Held | None:
-        """The position in a market, the first one where YES and NO are both held; None when there is none."""
+        """The position in a market, the first one where YES and NO are both held.
+
+        None when there is none.
+        """
         return next((position for position in self.positions if position.market == market), None)
 
     def public(self) -> dict[str, Any]:
@@ -186,7 +209,7 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 def observe(exchange: Exchange, newsroom: Newsroom, record: AgentRecord) -> Observation:
-    """What the owner of ``record`` sees now."""
+    """The present view of the owner of ``record``."""
     scenario, account = exchange.scenario, exchange.accounts[record.agent_id]
     positions = _positions(exchange, record.agent_id) if account.perps or account.shares else ()
     equity = account.balance

@@ -1,4 +1,6 @@
-"""Agents that know the scenario to its end: what perfect foresight is worth under the same money, fees and market depth.
+"""Agents that know the scenario to its end.
+
+They measure perfect foresight under the same money, fees and market depth.
 
 ``Oracle`` chooses for one tick at a time, exactly. ``SwingOracle`` holds positions: it rides every swing of a market that is larger
 than what entering and leaving cost, found by dynamic programming over long, flat and short. It ignores other agents and funding.
@@ -31,7 +33,7 @@ _NEVER = -1e9
 
 
 class Oracle:
-    """A ``Strategy``: the order that brings most over the next tick, hold where none brings anything."""
+    """A ``Strategy``: the order that brings most over the next tick, else hold."""
 
     name = "oracle"
 
@@ -60,7 +62,9 @@ class Oracle:
 
 
 class Swings:
-    """The best side of one market to be on at every moment, given the side one is on: +1, -1 or 0 for neither.
+    """The best side of one market at every moment, given the present side.
+
+    +1, -1 or 0 for neither.
 
     Args:
         first: the first moment that can be traded.
@@ -87,7 +91,10 @@ class Swings:
         return self._best[self._at(tick)][side]
 
     def gain(self, tick: int) -> float:
-        """What entering now brings more than staying out until the next moment, in log price after costs."""
+        """Gain of entering now over waiting for the next moment.
+
+        In log price after costs.
+        """
         return self._gain[self._at(tick)]
 
     def covers(self, tick: int) -> bool:
@@ -99,7 +106,10 @@ class Swings:
 
 
 class SwingOracle:
-    """An agent that holds positions in what it knows will move; one action a tick, closing first, then the largest gain."""
+    """An agent that holds positions in markets that it knows will move.
+
+    One action a tick, closing first, then the largest gain.
+    """
 
     name = "oracle"
     mandate: Mandate = FREE
@@ -116,7 +126,7 @@ class SwingOracle:
             self._swings[question.id] = _question_swings(scenario, question, model, stake_usd * QUESTION_STAKE)
 
     def decide(self, seen: Observation) -> Action:
-        """Close what has run its course, else enter where most is to be had."""
+        """Close a position that has run its course, else enter the best market."""
         tick = seen.tick
         for position in seen.positions:
             swings = self._swings[position.market]

@@ -1,4 +1,4 @@
-"""A stock's perpetual market: the price without agents, times the impact of what they traded.
+"""Perpetual market of a stock: the price without agents, times their impact.
 
 Impact is linear in the log price: trading ``u`` units moves it by ``per_unit * u``, and costs the integral of the price on the way. So
 the price depends only on what is held, and any round trip without other moves, however split, returns exactly what it cost.
@@ -9,7 +9,10 @@ from babylon_rl.market.simulation.scenario import Asset
 
 
 class PerpBook:
-    """``mark`` is the price now, ``pressure`` the log distance to which agents have pushed it from ``base``; volumes in dollars."""
+    """Book of a stock.
+
+    ``mark`` is the price now, ``pressure`` the log distance to which agents have pushed it from ``base``; volumes in dollars.
+    """
 
     __slots__ = ("asset", "base", "mark", "open_units", "path", "per_unit", "pressure", "volume")
 
@@ -22,7 +25,7 @@ class PerpBook:
 
     @property
     def open_interest(self) -> float:
-        """What all positions, long and short, are worth at the mark, in dollars."""
+        """Worth of all positions, long and short, at the mark, in dollars."""
         return self.open_units * self.mark
 
     def move_to(self, tick: int, recovery: float) -> None:
@@ -35,16 +38,22 @@ class PerpBook:
             self.mark = self.base
 
     def units_for(self, direction: int, usd: float) -> float:
-        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included; needs a sale of less than the market."""
+        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included.
+
+        Needs a sale of less than the market.
+        """
         per_usd = self.per_unit / self.mark
         return usd / self.mark * log_growth(direction * per_usd * usd)
 
     def usd_for(self, direction: int, units: float) -> float:
-        """What buying or selling these units costs or brings, in dollars."""
+        """Cost or proceeds of buying or selling these units, in dollars."""
         return self.mark * units * growth(direction * self.per_unit * units)
 
     def exit_units(self, direction: int, units: float) -> float:
-        """The units whose worth at the mark is what leaving a position brings (long) or costs (short)."""
+        """The units whose worth at the mark is the result of leaving a position.
+
+        Proceeds of a long one, costs of a short one.
+        """
         return units * growth(-direction * self.per_unit * units)
 
     def trade(self, direction: int, units: float, usd: float) -> None:

@@ -12,7 +12,9 @@ from babylon_rl.market.simulation.scenario import Question
 
 
 class Pool:
-    """``yes`` and ``no`` are the maker's shares, ``crowd_yes`` and ``crowd_no`` the crowd's; maker and crowd are the house's.
+    """Market maker of a question.
+
+    ``yes`` and ``no`` are the maker's shares, ``crowd_yes`` and ``crowd_no`` the crowd's; maker and crowd are the house's.
 
     ``resolved`` is the answer once it is known, None before.
     """
@@ -67,7 +69,10 @@ class Pool:
         return 2.0 * shares * other / (total + math.sqrt(total * total - 4.0 * shares * other))
 
     def worth_both(self, yes: float, no: float) -> float:
-        """The dollars that selling shares of both sides would bring, before the fee: a pair is a dollar, whatever the price."""
+        """The dollars from selling shares of both sides, before the fee.
+
+        A pair is a dollar at any price.
+        """
         pairs = min(yes, no)
         rest = max(yes, no) - pairs
         return pairs + (self.worth("yes" if yes > no else "no", rest) if rest > 0.0 else 0.0)
@@ -87,7 +92,10 @@ class Pool:
         return usd
 
     def crowd_moves(self, tick: int, recovery: float, house: House) -> None:
-        """The crowd trades as its belief changed since the last moment, and takes back ``recovery`` (0..1) of what agents did."""
+        """The crowd trades as its belief changed since the last moment.
+
+        It takes back ``recovery`` (0..1) of the agents' effect.
+        """
         probability = self.question.crowd[tick]
         odds = probability / (1.0 - probability)
         pushed = self.no / (self.yes * self._odds)

@@ -1,4 +1,4 @@
-"""The chat messages that ask a model for a decision, by the version of the prompt.
+"""Chat messages that ask a model for a decision, by version of the prompt.
 
 Versions are files in babylon_rl/market/prompts; what a version's placeholders hold is here and does not change once models were trained
 on it. ``trader-v1`` shows markets, news and the last profit; ``trader-v2`` also positions, posts, memory and questions' time left.
@@ -52,7 +52,10 @@ def system_texts() -> dict[str, str]:
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:
-    """What a script would have been asked and have answered; its amounts are its own, so under the free mandate no schema is named."""
+    """The request and the answer that a script would have had.
+
+    Its amounts are its own, so under the free mandate no schema is named.
+    """
     if isinstance(action, Invalid):
         text = action.reason
     else:

@@ -1,4 +1,4 @@
-"""Questions: when they are open, what the answer is, and what the crowd believes of it.
+"""Questions: times, answers, and the beliefs of the crowd.
 
 The answer is fixed first, and whatever moves the crowd's log-odds points to it just so much more often than away from it that the new
 odds are right: a move of ``e`` goes towards the answer with probability 1 / (1 + exp(-e)), which is Bayes' rule read backwards. So the
@@ -46,7 +46,10 @@ def ask(config: ScenarioConfig, edition: Edition, numbers: tuple[int, ...] | Non
 
 
 def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
-    """The first half is open from the start, the rest begin in the scenario's first half; each lasts 40 to 100 % of what is left."""
+    """Times of questions: half open from the start, half beginning in the first half.
+
+    Each lasts 40 to 100 % of the rest.
+    """
     when = stream(config.seed, config.edition, "question times", index)
     later, lasts = when.random(), 0.4 + 0.6 * when.random()
     created = 0 if index < (config.predictions + 1) // 2 else int(later * config.ticks / 2)
@@ -56,7 +59,10 @@ def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
 
 
 class Crowd:
-    """What everybody but the agents believes of one question, from moment to moment; ``asked`` are its words and times."""
+    """Belief of everybody but the agents in one question, from moment to moment.
+
+    ``asked`` are its words and times.
+    """
 
     def __init__(self, config: ScenarioConfig, model: MarketModel, asked: Asked, index: int) -> None:
         self.asked = asked
@@ -70,8 +76,10 @@ class Crowd:
         self._answer = fate.random() < self._path[0]
 
     def told(self, tick: int, size: float, lasts: int, at: float) -> tuple[int, float]:
-        """An event moves the log-odds by about ``size`` over ``lasts`` ticks: the way it goes (+1 YES, -1 NO) as ``at`` (0..1) falls,
-        and its effect."""
+        """An event moves the log-odds by about ``size`` over ``lasts`` ticks.
+
+        The way it goes (+1 YES, -1 NO) as ``at`` (0..1) falls, and its effect.
+        """
         size = size * self._room()
         way = self._way(at < 1.0 / (1.0 + exp(-size)))
         effect = round(way * size, 6) + 0.0
@@ -81,7 +89,10 @@ class Crowd:
         return way, effect
 
     def advance(self, tick: int) -> None:
-        """From a moment to the next one; before it is open and after its answer the belief stands still."""
+        """From a moment to the next one.
+
+        Before it is open and after its answer the belief stands still.
+        """
         if self.asked.open_at(tick):
             spread = self._spread * self._room()
             # of this mean and variance, a move is worth what it moves, as an event is
@@ -91,7 +102,7 @@ class Crowd:
         self._path.append(_probability(self._log_odds, self._limit))
 
     def question(self) -> Question:
-        """The question with its answer and with what was believed so far."""
+        """The question with its answer and past beliefs."""
         asked = self.asked
         return Question(asked.id, asked.number, asked.text, self._answer, tuple(self._path), asked.created_tick, asked.resolve_tick)
 
@@ -103,7 +114,10 @@ class Crowd:
 
 
 def room(log_odds: float, limit: float) -> float:
-    """The share of a move that these log-odds leave: all where opinions differ, next to nothing where nearly everybody is sure."""
+    """The share of a move that these log-odds leave.
+
+    All where opinions differ, next to nothing where nearly everybody is sure.
+    """
     near = log_odds / limit
     return max(LEAST_ROOM, 1.0 - near * near * near * near)
 

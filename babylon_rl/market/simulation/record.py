@@ -1,4 +1,7 @@
-"""What one agent did in one run, tick by tick, in columns: compact enough for a week of minutes, and what its memory reads."""
+"""Record of one agent in one run, in columns by tick.
+
+It is compact enough for a week of minutes, and the agent's memory reads it.
+"""
 
 from array import array
 from collections import Counter
@@ -15,7 +18,9 @@ HOLD = Hold()
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One request to a model and its answer; a script's, with what it would have been asked, is named ``scripted/<strategy>``.
+    """One request to a model and its answer.
+
+    A script's, with the request that it would have had, is named ``scripted/<strategy>``.
 
     ``logprobs`` is what the endpoint returned, or None.
     """
@@ -34,7 +39,10 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """A decision of the agent's own: what came of it, and by how many dollars its equity changed until the next decision."""
+    """A decision of the agent's own with its result.
+
+    And the change of its equity in dollars until the next decision.
+    """
 
     tick: int
     action: Action
@@ -64,7 +72,9 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class AgentRecord:
-    """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions; ``balance`` and ``equity`` at moments, one more.
+    """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions.
+
+    ``balance`` and ``equity`` at moments, one more.
 
     ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did to positions, in order.
     """
@@ -88,19 +98,22 @@ class AgentRecord:
         self.last_profit: float | None = None
 
     def acted(self, action: Action, outcome: Outcome) -> None:
-        """Keep a decision and what came of it."""
+        """Keep a decision and its result."""
         self.actions.append(action)
         self.outcomes.append(outcome)
         if isinstance(outcome, Fill) and outcome.profit is not None:
             self.last_profit = outcome.profit
 
     def mandated(self, fill: Fill) -> None:
-        """Keep what the mandate closed; it belongs to the decision of the tick before."""
+        """Keep the closings of the mandate.
+
+        They belong to the decision of the tick before.
+        """
         self.closed.setdefault(fill.tick - 1, []).append(fill)
         self.last_profit = fill.profit
 
     def settle(self, settlement: Settlement) -> None:
-        """Keep what time did to a position."""
+        """Keep a settlement."""
         self.settled.append(settlement)
         if settlement.profit is not None:
             self.last_profit = settlement.profit
@@ -112,7 +125,7 @@ class AgentRecord:
 
     @property
     def pnl_usd(self) -> float:
-        """Dollars won from first to last moment, positions at what closing them brings."""
+        """Dollars won from first to last moment, positions at their value when closed."""
         return self.equity[-1] - self.account.start if self.equity else 0.0
 
     @property

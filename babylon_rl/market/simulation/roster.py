@@ -1,4 +1,4 @@
-"""Agents by name: what harness, benchmark and command line let play.
+"""Agents by name, for harness, benchmark and command line.
 
 Under the one-tick mandate all trade a fixed stake for one tick, as policies are trained to; under the free one they hold positions.
 """

@@ -1,4 +1,6 @@
-"""Agents play a scenario: every tick each sees, decides and trades, and all of it is kept.
+"""Run of a scenario: every tick each agent sees, decides and trades.
+
+All of it is kept.
 
 All agents of a tick decide on the same quotes; their orders are then filled in a seeded order, and one tick passes. Agents that ask
 models are asked at once. The same scenario, agents and seed give the same run, to the byte of `encode_run`, for scripted agents.
@@ -53,7 +55,10 @@ class Run:
 
     @property
     def paths(self) -> dict[str, list[float]]:
-        """Prices and YES prices at every moment played, as agents moved them, by ticker and question; a question's from its first one."""
+        """Prices and YES prices at every moment played, by ticker and question.
+
+        As agents moved them; a question's from its first moment.
+        """
         return {name: list(self.exchange.path(name)) for name in (*self.exchange.books, *self.exchange.pools)}
 
     @property
@@ -121,8 +126,10 @@ def play(
 
 
 def encode_run(run: Run) -> bytes:
-    """A run as JSON: decisions, what came of them, money at every moment, prices. Latencies and calls, which a clock or a model make
-    differ, are left out: two runs of the same scripted agents are the same bytes."""
+    """A run as JSON: decisions, results, money at every moment, prices.
+
+    Latencies and calls, which a clock or a model make differ, are left out: two runs of the same scripted agents are the same bytes.
+    """
     return msgspec.json.encode(
         {
             "scenario": run.scenario.digest,
@@ -172,7 +179,7 @@ class Seat:
         self._prompts = prompting.checked_version(script_prompts, mandate) if wanted and script_prompts is not None else None
 
     def look(self, exchange: Exchange, newsroom: Newsroom) -> Observation:
-        """What the agent sees now; its money goes on record."""
+        """The agent's present view; its money goes on record."""
         seen = observe(exchange, newsroom, self.record)
         self.record.balance.append(seen.balance)
         self.record.equity.append(seen.equity)
@@ -188,7 +195,7 @@ class Seat:
         return Timed(answer, 1000.0 * (clock() - started))
 
     def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, timed: Timed) -> None:
-        """Carry out an answer and keep what came of it."""
+        """Carry out an answer and keep its result."""
         record, call = self.record, timed.answer.call
         record.latency_ms.append(timed.latency_ms)
         action = _understood(timed.answer.action)
@@ -205,7 +212,10 @@ class Seat:
             newsroom.said(exchange.tick, record.agent_id, action.text)
 
     def keep_mandate(self, exchange: Exchange) -> None:
-        """Close what is open where orders last one tick; also at the last moment, when agents may not trade any more."""
+        """Close open positions where orders last one tick.
+
+        Also at the last moment, when agents may not trade any more.
+        """
         account = self.record.account
         if self._mandate != ONE_TICK or not (account.perps or account.shares):
             return
@@ -219,7 +229,10 @@ class Seat:
 
 
 def _understood(given: object) -> Action | Invalid:
-    """What an agent decided, whatever it returned: anybody's own agent may return anything."""
+    """The decision of an agent.
+
+    Anybody's own agent may return anything.
+    """
     return given if isinstance(given, Action | Invalid) else Invalid(f"not an action: {type(given).__name__}")
 
 

@@ -1,4 +1,6 @@
-"""What happens in a market whatever agents do: prices, the crowd's beliefs, events, posts, answers and funding rates.
+"""Scenario: the course of a market without agents.
+
+Prices, the crowd's beliefs, events, posts, answers and funding rates.
 
 Moments are numbered 0 to ``ticks``; agents act at 0 to ``ticks - 1``. What is published at a tick can be read at that tick and moves
 the market only after it. Fields marked hidden are for the judge and the oracle, never for agents.
@@ -89,7 +91,10 @@ class Author(msgspec.Struct, frozen=True):
 
 
 class Post(msgspec.Struct, frozen=True):
-    """A post about one market; ``informed`` is hidden: its author knows the effect that is on its way."""
+    """A post about one market.
+
+    ``informed`` is hidden: its author knows the effect that is on its way.
+    """
 
     tick: int
     author: str
@@ -191,7 +196,9 @@ def from_paths(
     start_ms: int = START_MS,
     funding_ticks: int | None = None,
 ) -> Scenario:
-    """A market whose prices and probabilities are given, such as a recorded one; all paths have the same length, ticks + 1.
+    """A market whose prices and probabilities are given, such as a recorded one.
+
+    All paths have the same length, ticks + 1.
 
     Raises:
         MarketError: paths of different lengths, a price that is not positive, a probability outside (0, 1), or names given twice.
@@ -226,7 +233,10 @@ def checked(scenario: Scenario) -> Scenario:
 
 
 def opening(scenario: Scenario, ticks: int) -> Scenario:
-    """The scenario's first ``ticks`` ticks, as a market of its own; the scenario itself when it has no more."""
+    """The scenario's first ``ticks`` ticks, as a market of its own.
+
+    The scenario itself when it has no more.
+    """
     if ticks >= scenario.ticks:
         return scenario
     moments, replace = slice(ticks + 1), msgspec.structs.replace

@@ -1,4 +1,6 @@
-"""Scripted strategies: what each likes at a tick. They see no more than a language model does.
+"""Scripted strategies: the choice of each at a tick.
+
+They see no more than a language model does.
 
 ``news`` is what was told at this very tick. Where a strategy acts without a reason, it does so once in five minutes of market time, so
 that shorter ticks do not make it busier.
@@ -28,7 +30,10 @@ Script = Callable[[Observation, Random], Choice]
 
 
 class Scripted:
-    """A ``Strategy`` by name; the same name, agent and seed choose the same from the same observations."""
+    """A ``Strategy`` by name.
+
+    The same name, agent and seed choose the same from the same observations.
+    """
 
     def __init__(self, name: str, agent_id: str, seed: int | str) -> None:
         self.name = name
@@ -36,7 +41,7 @@ class Scripted:
         self._rng = stream(seed, "agent", agent_id)
 
     def choose(self, seen: Observation) -> Choice:
-        """What the script likes."""
+        """The script's choice."""
         return self._script(seen, self._rng)
 
 

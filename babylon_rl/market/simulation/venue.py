@@ -1,4 +1,6 @@
-"""What stands on the exchange at a moment: accounts, books, pools, the house, and what each position is worth.
+"""State of the exchange at a moment, and the worth of each position.
+
+Accounts, books, pools and the house.
 
 A position is worth what closing it now would bring after its fee: its owner's own impact counts against it, so trading by itself
 never makes anybody richer, not even on paper.
@@ -56,7 +58,10 @@ class Venue:
         return self.pools[market].yes_price
 
     def worth(self, position: PerpPosition | SharePosition) -> float:
-        """What closing a position now would bring, after the fee and with its margin; never below 0."""
+        """Proceeds of closing a position now, never below 0.
+
+        After the fee and with its margin.
+        """
         if isinstance(position, SharePosition):
             pool = self.pools[position.market]
             return pool.worth(position.side, position.shares) * (1.0 - self.model.fee)
@@ -64,7 +69,7 @@ class Venue:
         return max(0.0, position.margin + position.direction * (usd - position.notional) - self.model.fee * usd)
 
     def equity(self, agent_id: str) -> float:
-        """An agent's balance and what its positions are worth, in dollars."""
+        """An agent's balance and the worth of its positions, in dollars."""
         account = self.accounts[agent_id]
         total = account.balance
         for perp in account.perps.values():

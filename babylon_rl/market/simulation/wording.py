@@ -12,7 +12,9 @@ from babylon_rl.market.headlines import HELD_OUT, TRAINING, Edition
 
 @dataclass(frozen=True)
 class Words:
-    """``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question.
+    """Words of an edition.
+
+    ``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question.
 
     Those with ``take_`` follow the event that they are about.
     """
@@ -58,7 +60,10 @@ def related(edition: Edition, question: str, direction: int, rumour: bool, at: f
 
 
 def take(words: Words, author: str, event: str, question: str | None, direction: int, at: float) -> str:
-    """A post about an event, in the game's frame: its text, or its ``question`` alone, and what the author makes of it."""
+    """A post about an event, in the game's frame.
+
+    The event's text, or its ``question`` alone, and the author's view of it.
+    """
     clauses = words.takes(direction, question is not None)
     subject = f"Event related to: {question}" if question is not None else f"{event}."
     return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"

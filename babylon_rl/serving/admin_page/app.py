@@ -70,7 +70,10 @@ class Logins:
         self._keys.pop(_cookie(headers), None)
 
     def has_ended(self, headers: Mapping[str, str]) -> bool:
-        """True for a request with the cookie of a login that is over: too old, closed, or of a server that was stopped since."""
+        """True for a request with the cookie of a login that is over.
+
+        It is too old, closed, or of a server that was stopped since.
+        """
         return _cookie(headers) != "" and "authorization" not in self.with_key(headers)
 
     def with_key(self, headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -127,7 +130,7 @@ class AdminPage:
         return _html("agent.html.j2", agent_id=agent_id, hours=hours, client=client, characters=TEXT_CHARACTERS)
 
     def _live(self, connection: Connection, request: Request, client: Client) -> Response:
-        """State of the running training as HTML in JSON, and the version of the rest of the page."""
+        """State of the running training as HTML in JSON, and the page's version."""
         training = training_view(connection)
         html = render(_HERE / "training.html.j2", training=training)
         state = "" if training is None else f"{training.batch.batch_id} {training.batch.state}"
@@ -192,7 +195,7 @@ class AdminPage:
 
 
 def refuse_other_sites(request: Request) -> None:
-    """Refuse what a browser sends for the page of another site.
+    """Refuse requests that a browser sends for the page of another site.
 
     A browser on this machine counts as loopback, whatever site its page is of.
 

@@ -40,7 +40,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A quantity on its way to what is needed."""
+    """A quantity on its way to the needed one."""
 
     name: str
     have: float
@@ -71,7 +71,10 @@ class HourStrip:
 
 @dataclass(frozen=True)
 class Training:
-    """The unfinished training, else the newest one; ``losses`` are by optimizer step, or by iteration where no more is known."""
+    """The unfinished training, else the newest one.
+
+    ``losses`` are by optimizer step, or by iteration where no more is known.
+    """
 
     batch: Batch
     losses: Sequence[float]
@@ -90,7 +93,7 @@ class IntervalView:
 
 @dataclass
 class Version:
-    """A version in the tree of versions, with its benchmark and the versions trained from it."""
+    """A version in the tree, with its benchmark and the versions trained from it."""
 
     model: Model
     rollout: str | None
@@ -104,7 +107,10 @@ class Version:
 
 @dataclass(frozen=True)
 class ReleaseView:
-    """Who gets which version: routing, the last transitions (newest first), and the versions that could be deployed."""
+    """Routing of agents to versions.
+
+    With the last transitions (newest first), and the versions that could be deployed.
+    """
 
     routing: RoutingTable
     events: Sequence[RolloutEvent]
@@ -156,7 +162,7 @@ def page_view(control: TrainingControl, connection: Connection, now: datetime) -
 
 
 def bars(status: StatusDocument, settings: Settings) -> list[Bar]:
-    """What a training needs, by the thresholds of readiness."""
+    """Needs of a training, by the thresholds of readiness."""
     stats = status.readiness.stats
     quality = settings.data_quality_threshold
     return [
@@ -183,7 +189,10 @@ def training_view(connection: Connection) -> Training | None:
 
 
 def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
-    """The versions as trees, newest first; one whose parent is not among them is a root."""
+    """The versions as trees, newest first.
+
+    One whose parent is not among them is a root.
+    """
     nodes = {model.version: _version(model, rollouts.get(model.version)) for model in models}
     roots: list[Version] = []
     for node in nodes.values():
@@ -262,7 +271,10 @@ def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHo
 
 
 def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
-    """Draw the states of hours (window -> state), MOST_HOURS back from the newest; None without hours."""
+    """Draw the states of hours (window -> state), MOST_HOURS back from the newest.
+
+    None without hours.
+    """
     if not states:
         return None
     last = window_start(max(states))

@@ -81,7 +81,7 @@ class GpuTrainer(LocalTrainer):
         return self._base.directory
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Implement Trainer.prepare: count what ART would train."""
+        """Implement Trainer.prepare: count the training data as ART takes it."""
         self._run = run
         tokens, whole = count_hours(sequences, self._base, True)
         cure = "No sequence of it can be trained on a GPU."

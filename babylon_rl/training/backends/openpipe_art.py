@@ -121,7 +121,7 @@ class SentEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Counts of what some groups train in one pass.
+    """Counts of the training data of some groups in one pass.
 
     Sequences, tokens, untrained sequences by reason, and the trajectories with at least one trained sequence.
     """
@@ -149,7 +149,7 @@ def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[li
 
 
 def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
-    """Count what ART will train in these groups.
+    """Count the training data of these groups as ART takes it.
 
     An episode at its group's mean trains nothing; neither does a call without log-probabilities, unless that is allowed. With ``judged``
     False there are no rewards yet, and every group is assumed to have a spread.

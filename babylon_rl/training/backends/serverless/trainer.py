@@ -80,7 +80,7 @@ class ServerlessTrainer:
         return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Implement Trainer.prepare: count what ART would train, and check recorded token ids.
+        """Implement Trainer.prepare: count the training data as ART takes it, and check recorded token ids.
 
         Raises:
             ModelUnavailable: the base's tokenizer is not at hand; what was posted goes on.
