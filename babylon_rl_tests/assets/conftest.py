@@ -1,21 +1,32 @@
 """The sample game behind the definitions, in an instance that forgets."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import dagster as dg
 import pytest
 
-from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.resources import Babylon, given
+from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.automation.sensors import start_training
+from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.windows import utc_now
 
 NOW = datetime(2025, 10, 31, 12)
 VERSION = "dagster/data_version"
 # A session hands over what it has written when it is idle: at once after this, before its answer.
 COUNTED = "SELECT pg_stat_force_next_flush()"
+HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
+DRY = {
+    "train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20, "training_min_groups": 1,
+    "training_min_group_size": 1, "data_quality_threshold": 0.0, "epochs": 10,
+}  # fmt: skip
+TRAINING = [dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")]
 
 
 @dataclass(frozen=True)
@@ -70,3 +81,44 @@ def make_bench(settings: Settings) -> Iterator[Callable[..., Bench]]:
 def bench(make_bench: Callable[..., Bench], sample_database: Database) -> Bench:
     """A bench on the recorded game, all of which is over."""
     return make_bench(sample_database)
+
+
+@pytest.fixture
+def ready(make_bench: Callable[..., Bench], sample_database: Database) -> Bench:
+    """Five hours read, and a trainer that needs nothing."""
+    bench = make_bench(sample_database, **DRY)
+    with sample_database.connect(autocommit=True) as connection:
+        sync_windows(connection, HOURS, bench.babylon.settings, NOW)
+        connection.execute('UPDATE training_batches SET "completedAt" = %s', (NOW - timedelta(days=2),))  # another producer's
+    return bench
+
+
+def ask(bench: Bench, sensor: dg.SensorDefinition, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
+    context = dg.build_sensor_context(instance=bench.instance, cursor=cursor, resources={"babylon": bench.babylon})
+    return sensor(context)
+
+
+def a_batch(bench: Bench) -> str:
+    """What the sensor freezes, as a partition that runs can have."""
+    batch = ask(bench, start_training).run_requests[0].partition_key
+    bench.instance.add_dynamic_partitions(batches.name, [batch])
+    return batch
+
+
+def a_run(bench: Bench, batch: str, status: dg.DagsterRunStatus, **tags: str) -> str:
+    run = bench.instance.create_run_for_job(
+        job_definition("train", bench.babylon), tags={"dagster/partition": batch, **tags}, status=status
+    )
+    return run.run_id
+
+
+def run_into(bench: Bench, batch: str, error: Callable[[str], None]) -> None:
+    """A real run of the batch, which raises ``error`` when its trainer says how far it is."""
+    whose = replace(bench.babylon, now=utc_now, on_progress=lambda what, done, total: error(what))
+    with pytest.raises((dg.Failure, RuntimeError, KeyboardInterrupt, dg.DagsterExecutionInterruptedError)):
+        Bench(bench.instance, whose).run("train", batch, asset_selection=TRAINING)
+
+
+def repository(bench: Bench) -> dg.RepositoryDefinition:
+    """The code location as the daemon loads it."""
+    return code_location(given(bench.babylon)).get_repository_def()

@@ -16,8 +16,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.scores import keep_pending, read_pending
 from babylon_rl.windows import HOUR, utc_now
-from babylon_rl_tests.assets.conftest import Bench
-from babylon_rl_tests.assets.test_sensors import ask
+from babylon_rl_tests.assets.conftest import Bench, ask
 from babylon_rl_tests.judge.model_judge import MODEL, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 

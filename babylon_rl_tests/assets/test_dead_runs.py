@@ -19,11 +19,9 @@ from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.processes import own_name
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, lock_heartbeats
-from babylon_rl_tests.assets.conftest import Bench
+from babylon_rl_tests.assets.conftest import DRY, TRAINING, Bench, a_batch, a_run, ask
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
-from babylon_rl_tests.assets.test_sensors import DRY, TRAINING, a_batch, a_run, ask, ready
 
-__all__ = ["ready"]
 STARTED = dg.DagsterRunStatus.STARTED
 
 

@@ -35,12 +35,10 @@ from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import beat
-from babylon_rl_tests.assets.conftest import NOW, Bench
+from babylon_rl_tests.assets.conftest import DRY, NOW, Bench, ask, repository
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone
-from babylon_rl_tests.assets.test_sensors import DRY, ask, ready, repository
 from babylon_rl_tests.serving.admin_server import dagster_stand_in
 
-__all__ = ["ready"]
 STARTING = dg.DagsterRunStatus.STARTING
 BROKER = "redis://:swordfish@127.0.0.1:1/0"
 
