@@ -7,7 +7,7 @@ import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
-from babylon_rl.assets.partitions import hours, hours_of
+from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.reporting.plots import OTHER, bar_plot
@@ -52,9 +52,7 @@ COLUMNS = column_schema(
 )
 @traced_step
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = hours_of(context, babylon.now())
-    with babylon.connection() as connection:
-        yield from report_hours(context, windows, _reports(connection, windows, babylon))
+    yield from report_hours(context, babylon, _reports)
 
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:

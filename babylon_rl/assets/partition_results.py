@@ -4,7 +4,7 @@ Dagster gives all partitions of a range run one data version. So a range run lea
 instead, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata
 from dagster._core.execution.plan.execute_step import _build_data_version_tags, _get_code_version, _get_input_provenance_data
 
+from babylon_rl.assets.partitions import hours_of
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 DATA_VERSION_TAG = "dagster/data_version"
@@ -28,6 +31,9 @@ class HourReport:
     metadata: Mapping[str, Any]
 
 
+ReportsOf = Callable[[Connection, list[str], Babylon], Iterable[Mapping[str, HourReport]]]
+
+
 def plotted(windows: Sequence[str]) -> frozenset[str]:
     """The hours of a run that get plots: only the newest.
 
@@ -36,13 +42,19 @@ def plotted(windows: Sequence[str]) -> frozenset[str]:
     return frozenset(sorted(windows)[-1:])
 
 
-def report_hours(
-    context: dg.AssetExecutionContext, windows: Sequence[str], reported: Iterable[Mapping[str, HourReport]]
-) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the results of an hourly asset's body, given portion by portion of its hours (``reading_chunks``).
+def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
+    """Yield the results of an hourly asset, whose hours ``reports_of`` gives portion by portion (``reading_chunks``).
 
     A portion's events are written before the next one is made, so that a run holds one portion, whatever the length of its range.
     """
+    windows = hours_of(context, babylon.now())
+    with babylon.connection() as connection:
+        yield from _results(context, windows, reports_of(connection, windows, babylon))
+
+
+def _results(
+    context: dg.AssetExecutionContext, windows: Sequence[str], reported: Iterable[Mapping[str, HourReport]]
+) -> Iterator[dg.MaterializeResult[Any]]:
     step = context.get_step_execution_context()
     code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
     versions: dict[str, str] = {}

@@ -1,13 +1,14 @@
 """Asset ``scored_groups``: scores of every ready hour's group, its episodes compared with one another."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
-from babylon_rl.assets.partitions import hours, hours_of
+from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
@@ -62,16 +63,14 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
 )
 @traced_step
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = hours_of(context, babylon.now())
-    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
-        context.log.info(f"Judged by {endpoint}.")
-    with babylon.connection() as connection:
-        yield from report_hours(context, windows, _reports(context, connection, windows, babylon))
+    yield from report_hours(context, babylon, partial(_reports, context))
 
 
 def _reports(
     context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon
 ) -> Iterator[dict[str, HourReport]]:
+    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
+        context.log.info(f"Judged by {endpoint}.")
     pictures, progress = plotted(windows), _told(context, babylon.on_progress)
     for some in reading_chunks(connection, windows):
         scores = score_windows(connection, some, babylon.settings, babylon.now(), on_progress=progress)

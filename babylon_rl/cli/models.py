@@ -9,7 +9,7 @@ from msgspec import to_builtins
 from babylon_rl.cli import releases
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
-from babylon_rl.models.checkpoint_store import checkpoint_of
+from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.serving.admin_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
@@ -18,7 +18,6 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
 from babylon_rl.training.artifacts import record_artifact
 from babylon_rl.training.export.model import export_version, find_version
-from babylon_rl.training.uploading import upload_checkpoint
 from babylon_rl.training.wandb_process import refusal
 from babylon_rl.windows import utc_now
 

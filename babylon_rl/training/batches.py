@@ -24,6 +24,7 @@ from babylon_rl.errors import (
 )
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.models.checkpoint_store import check_storage
 from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
@@ -67,7 +68,6 @@ from babylon_rl.training.lifecycle import (
 )
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
-from babylon_rl.training.uploading import check_storage
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from
 

@@ -18,6 +18,7 @@ import msgspec
 
 from babylon_rl.errors import CheckpointError, ReleaseRefused, UsageError
 from babylon_rl.files.durable import publish_directory, sha256
+from babylon_rl.models.checkpoint_store import upload_checkpoint
 from babylon_rl.models.checkpoints import (
     ADAPTER_CONFIG,
     MANIFEST,
@@ -32,7 +33,6 @@ from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, read_models, register_import, reserved_by, version_order, version_taken
 from babylon_rl.training.publishing import parent_checkpoint
-from babylon_rl.training.uploading import upload_checkpoint
 
 PREFIX = "upload-"
 AGAIN = "then send the weights again, under a higher version if that one is taken"

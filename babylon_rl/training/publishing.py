@@ -17,7 +17,7 @@ from typing import Any
 from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
 from babylon_rl.files.durable import copy_tree
 from babylon_rl.market.simulation.prompting import system_texts
-from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest
+from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest, upload_checkpoint
 from babylon_rl.models.checkpoints import (
     FREE_TEXT,
     MANIFEST,
@@ -49,7 +49,6 @@ from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.iterations import RESULT_FILE, WORK, BatchRun
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER
 from babylon_rl.training.retention import prune
-from babylon_rl.training.uploading import upload_checkpoint
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ import pytest
 from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.files import file_sets
 from babylon_rl.files.durable import sha256
-from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest
+from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest, upload_checkpoint
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
-from babylon_rl.training.uploading import upload_checkpoint
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.object_store import SECRET, ObjectStore
 from babylon_rl_tests.training.registry_rows import make_model

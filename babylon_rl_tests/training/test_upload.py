@@ -11,6 +11,7 @@ import pytest
 from babylon_rl.cli import run
 from babylon_rl.errors import TrainingPaused
 from babylon_rl.files.file_sets import INCOMING
+from babylon_rl.models.checkpoint_store import check_storage, upload_checkpoint
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, publish, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
@@ -19,7 +20,6 @@ from babylon_rl.store.write_ahead import finished_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.uploading import check_storage, upload_checkpoint
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.object_store import ObjectStore
 from babylon_rl_tests.tiny_model import make_manifest
