@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from typing import Any
 
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl_tests.http_stand_in import Handler, served
 
 Rule = Callable[[str, list[str]], str]
 MARKETS_KNOWN, CONFIRMATIONS_KNOWN = 48, 192
@@ -93,31 +93,17 @@ class Endpoint:
 @contextmanager
 def endpoint(**rules: Rule) -> Iterator[Endpoint]:
     """``endpoint(base=hold, **{"v1.0.0": reads_news})``."""
-    served = Endpoint(rules)
+    chats = Endpoint(rules)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            text = served.answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            text = chats.answer(json.loads(self.body()))
             content = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-            self.send_response(200 if text is not None else 400)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(content, 200 if text is not None else 400)
 
-        def log_message(self, *_: Any) -> None: ...
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-    with Quiet(("127.0.0.1", 0), Handler) as listening:
-        served.url = f"http://127.0.0.1:{listening.server_port}/v1"
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield served
-        finally:
-            listening.shutdown()
-            thread.join()
+    with served(Answers) as address:
+        chats.url = f"{address}/v1"
+        yield chats

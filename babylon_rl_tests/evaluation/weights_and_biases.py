@@ -3,14 +3,14 @@
 import gzip
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 # What wandb 0.25 looks up before it sends an artifact.
+from babylon_rl_tests.http_stand_in import Handler, served
+
 ARTIFACT_FIELDS = (
     "entityName", "projectName", "runName", "artifactTypeName", "artifactCollectionName", "digest", "digestAlgorithm", "description",
     "aliases", "tags", "metadata", "historyStep", "enableDigestDeduplication", "ttlDurationSeconds", "clientID", "sequenceClientID",
@@ -119,39 +119,26 @@ def weights_and_biases() -> Iterator[Service]:
     """The stand-in on a free port, for as long as the block lasts."""
     service = Service()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_POST(self) -> None:
-            body = json.loads(self._body())
+            body = json.loads(self._content())
             service.keys.add(self.headers.get("Authorization", ""))
             if self.path == "/graphql":
-                self._answer(service.graphql(body["query"], body.get("variables") or {}))
+                self._send(service.graphql(body["query"], body.get("variables") or {}))
             else:
                 service.stream(self.path.split("/")[-2], body)
-                self._answer({"exitcode": None, "limits": {}})
+                self._send({"exitcode": None, "limits": {}})
 
         def do_PUT(self) -> None:
-            service.files[self.path.removeprefix("/up/")] = self._body()
-            self._answer({})
+            service.files[self.path.removeprefix("/up/")] = self._content()
+            self._send({})
 
-        def _body(self) -> bytes:
-            raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        def _content(self) -> bytes:
+            raw = self.body()
             return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
 
-        def _answer(self, document: dict[str, Any]) -> None:
-            raw = json.dumps(document).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+        def _send(self, document: dict[str, Any]) -> None:
+            self.answer(json.dumps(document).encode(), content_type="application/json")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        service.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield service
-        finally:
-            server.shutdown()
+    with served(Answers) as service.url:
+        yield service

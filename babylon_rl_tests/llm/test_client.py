@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatAnswer, ChatClient
+from babylon_rl_tests.http_stand_in import Handler, served
 
 GOOD = {
     "model": "served-name",
@@ -44,9 +43,9 @@ class Endpoint:
 def endpoint(*script: Any, delay_s: float = 0.0) -> Iterator[Endpoint]:
     scripted = Endpoint([entry if entry is None or len(entry) == 3 else (entry[0], {}, entry[1]) for entry in script], delay_s=delay_s)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             scripted.seen.append({"path": self.path, "key": self.headers.get("authorization"), "headers": dict(self.headers), **body})
             entry = scripted.script[min(len(scripted.seen), len(scripted.script)) - 1]
             time.sleep(scripted.delay_s)
@@ -54,35 +53,11 @@ def endpoint(*script: Any, delay_s: float = 0.0) -> Iterator[Endpoint]:
                 self.connection.close()
                 return
             status, headers, content = entry
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(content, status, **headers)
 
-        def log_message(self, *_: Any) -> None: ...
-
-        def finish(self) -> None:
-            try:
-                super().finish()
-            except (OSError, ValueError):
-                pass  # the client hung up first
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None: ...
-
-    with Quiet(("127.0.0.1", 0), Handler) as listening:
-        scripted.url = f"http://127.0.0.1:{listening.server_port}/v1"
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield scripted
-        finally:
-            listening.shutdown()
-            thread.join()
+    with served(Answers) as address:
+        scripted.url = f"{address}/v1"
+        yield scripted
 
 
 def good() -> tuple[int, bytes]:

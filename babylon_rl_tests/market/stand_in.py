@@ -4,11 +4,10 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 from babylon_rl.models.grammar import language
+from babylon_rl_tests.http_stand_in import Handler, served
 
 Answer = Callable[[dict[str, Any]], str | None]
 
@@ -29,12 +28,12 @@ def by_seed(request: dict[str, Any]) -> str:
 
 @contextmanager
 def stand_in(answer: Answer = by_seed) -> Iterator[StandIn]:
-    served = StandIn()
+    chats = StandIn()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            served.seen.append(request)
+            request = json.loads(self.body())
+            chats.seen.append(request)
             text = answer(request)
             if text is None:
                 self.send_error(500)
@@ -44,21 +43,7 @@ def stand_in(answer: Answer = by_seed) -> Iterator[StandIn]:
                 "model": request["model"], "choices": [{"message": {"content": text}, "logprobs": {"content": entries}}],
                 "usage": {"prompt_tokens": 99, "completion_tokens": len(text)},
             }).encode()  # fmt: skip
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(body)
 
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield served
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Answers) as chats.url:
+        yield chats

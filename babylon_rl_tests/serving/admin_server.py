@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from babylon_rl.serving.admin_api import AdminApi, create_app
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl_tests.http_stand_in import Handler, served
 from babylon_rl_tests.serving.gateways import wait_for
 
 
@@ -56,25 +56,13 @@ def dagster_stand_in() -> Iterator[DagsterStandIn]:
     """Serve a stand-in until the block ends."""
     stand_in = DagsterStandIn()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            body = json.dumps({"data": stand_in.answer(asked["query"], asked["variables"])}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            asked = json.loads(self.body())
+            self.answer(json.dumps({"data": stand_in.answer(asked["query"], asked["variables"])}).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        stand_in.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
+    with served(Answers) as stand_in.url:
         yield stand_in
-        server.shutdown()
-        thread.join(10)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ import re
 import runpy
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from babylon_rl.cli import COMMANDS
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
+from babylon_rl_tests.http_stand_in import Handler, served
 from babylon_rl_tests.setup.test_deploy_files import DEPLOY, ROOT
 
 FILES = DEPLOY / "kubernetes"
@@ -101,33 +100,22 @@ def kubernetes_api(directory: Path) -> Iterator[tuple[Path, list[dict[str, Any]]
     """A kubeconfig of an API that takes jobs and keeps them."""
     posted: list[dict[str, Any]] = []
 
-    class Api(BaseHTTPRequestHandler):
+    class Api(Handler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             posted.append(json.loads(body))
-            self.send_response(201)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(body, 201, content_type="application/json")
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
-    config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "here", "users": [{"name": "nobody", "user": {}}],
-        "clusters": [{"name": "here", "cluster": cluster}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "nobody"}}],
-    }  # fmt: skip
-    path = directory / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    try:
+    with served(Api) as address:
+        cluster = {"server": address}
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "here", "users": [{"name": "nobody", "user": {}}],
+            "clusters": [{"name": "here", "cluster": cluster}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "nobody"}}],
+        }  # fmt: skip
+        path = directory / "kubeconfig"
+        path.write_text(yaml.safe_dump(config))
         yield path, posted
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from babylon_rl_tests.http_stand_in import Handler, served
 from babylon_rl_tests.training.serverless_stand_in.chat import Chat, answer_chat
 from babylon_rl_tests.training.serverless_stand_in.service import Service
 
@@ -33,19 +32,16 @@ class StandIn:
     chat: Chat | None
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request; ``server.stand_in`` is what it speaks for."""
+class Answers(Handler):
+    """One request to ``stand_in``."""
 
     protocol_version = "HTTP/1.1"
 
-    @property
-    def _stand_in(self) -> StandIn:
-        found: StandIn = self.server.stand_in  # type: ignore[attr-defined]
-        return found
+    stand_in: StandIn
 
     def do_GET(self) -> None:
         path, query = self._request()
-        service = self._stand_in.service
+        service = self.stand_in.service
         if path == "/stand-in/trained":
             trained = [asdict(job) for job in service.trained()]
             self._answer(200, {"trained": trained, "jobs": len(service.jobs), "running": service.running()})
@@ -62,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path, _ = self._request()
         body = self._body()
-        service = self._stand_in.service
+        service = self.stand_in.service
         if self.headers.get("authorization", "").endswith(f" {WRONG_KEY}"):
             self._answer(401, {"error": {"message": f"the key {WRONG_KEY} is not known"}})
         elif path == "/preview/models":
@@ -71,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
                                "base_model": model.base_model, "run_id": "run-1"})  # fmt: skip
         elif path == "/preview/training-jobs":
             self._post_job(body)
-        elif path == "/chat/completions" and self._stand_in.chat is not None:
-            self._answer(200, answer_chat(self._stand_in.chat, body))
+        elif path == "/chat/completions" and self.stand_in.chat is not None:
+            self._answer(200, answer_chat(self.stand_in.chat, body))
         elif path == "/stand-in/set":
             for name, value in body.items():
                 setattr(service, name, value)
@@ -83,17 +79,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         path, _ = self._request()
         whole, found = _MODEL.fullmatch(path), _CHECKPOINTS.fullmatch(path)
-        if whole is not None and self._stand_in.service.models.pop(whole[1], None) is not None:
+        if whole is not None and self.stand_in.service.models.pop(whole[1], None) is not None:
             self._answer(200, {})
             return
         if found is None:
             self._answer(404, {"error": {"message": f"there is no {path}"}})
             return
-        deleted, missing = self._stand_in.service.delete_checkpoints(found[1], list(self._body()["steps"]))
+        deleted, missing = self.stand_in.service.delete_checkpoints(found[1], list(self._body()["steps"]))
         self._answer(200, {"deleted_count": deleted, "not_found_steps": missing})
 
     def _post_job(self, body: dict[str, Any]) -> None:
-        service = self._stand_in.service
+        service = self.stand_in.service
         fault = service.post_faults.pop(0) if service.post_faults else "none"
         if fault == "drop_before":
             self._drop()
@@ -118,11 +114,11 @@ class Handler(BaseHTTPRequestHandler):
     def _request(self) -> tuple[str, dict[str, list[str]]]:
         parts = urlsplit(self.path)
         path = parts.path.removeprefix("/v1")
-        self._stand_in.service.requests.append((self.command, path))
+        self.stand_in.service.requests.append((self.command, path))
         return path, parse_qs(parts.query)
 
     def _body(self) -> dict[str, Any]:
-        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+        body: dict[str, Any] = json.loads(self.body() or b"{}")
         return body
 
     def _page(self, entries: list[dict[str, Any]], query: dict[str, list[str]]) -> None:
@@ -133,41 +129,20 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, {"object": "list", "data": left[:most], "has_more": len(left) > most})
 
     def _answer(self, status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(json.dumps(document).encode(), status, content_type="application/json", **(headers or {}))
 
     def _drop(self) -> None:
         self.close_connection = True
         self.connection.close()
 
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients die here on purpose."""
-
 
 @contextmanager
 def standing_in(service: Service | None = None, chat: Chat | None = None, port: int = 0) -> Iterator[StandIn]:
     """Serve a stand-in on loopback while the block runs."""
-    server = _Server(("127.0.0.1", port), Handler)
-    found = StandIn(f"http://127.0.0.1:{server.server_port}", service or Service(), chat)
-    server.stand_in = found  # type: ignore[attr-defined]
-    thread = Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    found = StandIn("", service or Service(), chat)
+
+    class Bound(Answers):
+        stand_in = found
+
+    with served(Bound, port) as found.url:
         yield found
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
