@@ -14,6 +14,11 @@ def project_file(name: str) -> Path:
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
+def import_root() -> Path:
+    """Directory that contains the package, for child processes of a parent that runs elsewhere."""
+    return _PACKAGE.parent
+
+
 def clone() -> Path | None:
     """Directory of the clone that this package runs from; None for an installed wheel."""
     return _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").exists() else None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.project_files import import_root
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
@@ -51,7 +52,7 @@ def running_server(
         with log.open("wb") as errors:
             # Its own session: Ctrl-C reaches the parent alone, which stops the child on its way out.
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=_package_root(), start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=import_root(), start_new_session=True
             )
         try:
             bound = _announced_port(child, log, time.monotonic() + start_timeout_s)
@@ -93,8 +94,3 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
     return "\n".join(f"  {line}" for line in lines) or "  (empty)"
-
-
-def _package_root() -> Path:
-    """Directory that contains the package, also when the parent runs elsewhere."""
-    return Path(__file__).resolve().parents[2]

@@ -25,6 +25,7 @@ import msgspec
 import psycopg
 
 from babylon_rl.errors import BabylonError, DatabaseError, first_line
+from babylon_rl.project_files import import_root
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
 from babylon_rl.serving.spool import SpoolReader, read_status, stored_bytes
@@ -243,7 +244,7 @@ def wait_until_written(settings: Settings) -> None:
 
 
 def _started(settings: Settings) -> subprocess.Popen[bytes]:
-    child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, start_new_session=True, cwd=_package_root())
+    child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, start_new_session=True, cwd=import_root())
     values = {name: getattr(settings, name) for name in _PASSED_ON}
     plain = {name: value.get_secret_value() if hasattr(value, "get_secret_value") else value for name, value in values.items()}
     assert child.stdin is not None
@@ -260,10 +261,6 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(_STOP_S)
     except subprocess.TimeoutExpired:
         child.kill()
-
-
-def _package_root() -> Path:
-    return Path(__file__).resolve().parents[2]
 
 
 def main() -> None:

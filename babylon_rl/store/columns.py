@@ -18,6 +18,12 @@ def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(field.encode_name for field in msgspec.structs.fields(struct) if field.encode_name not in but)
 
 
+def camel(name: str) -> str:
+    """The camelCase form of a field's name."""
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
 def listed(columns: Iterable[str], table: str = "") -> str:
     """Return the quoted columns, joined by commas, each qualified by ``table`` if given."""
     return ", ".join(f'{table}."{name}"' if table else f'"{name}"' for name in columns)

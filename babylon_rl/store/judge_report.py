@@ -12,6 +12,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import camel
 from babylon_rl.store.connection import Connection, own_transaction
 
 _NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
@@ -336,7 +337,7 @@ class JudgeAgreement:
     @property
     def document(self) -> dict[str, Any]:
         """This calibration as a JSON-ready dict."""
-        plain = {_camel(field.name): getattr(self, field.name) for field in fields(self)}
+        plain = {camel(field.name): getattr(self, field.name) for field in fields(self)}
         return {
             **plain,
             **{name: dict(zip(("mean", "low", "high"), plain[name], strict=True)) for name in _INTERVALS},
@@ -345,12 +346,7 @@ class JudgeAgreement:
         }
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
-
-
-_COLUMNS = tuple(_camel(field.name) for field in fields(JudgeAgreement))
+_COLUMNS = tuple(camel(field.name) for field in fields(JudgeAgreement))
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
@@ -371,7 +367,7 @@ def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> 
     statement = sql.SQL("INSERT INTO babylon_rl.judge_agreements ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
         _names(), sql.SQL(", ").join([sql.Placeholder()] * len(_COLUMNS)), _names(_KEY), sql.SQL(", ").join(changed)
     )
-    values = {_camel(field.name): getattr(agreement, field.name) for field in fields(agreement)}
+    values = {camel(field.name): getattr(agreement, field.name) for field in fields(agreement)}
     values |= {name: list(values[name]) for name in _INTERVALS} | {"rows": Jsonb([dict(row) for row in agreement.rows])}
     with own_transaction(connection):
         connection.execute(statement, list(values.values()))

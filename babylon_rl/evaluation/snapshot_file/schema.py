@@ -13,6 +13,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.store.columns import camel
 
 VERSION = "1.0.0"
 PRICE_UPDATED, MARKET_TRADE, POST_CREATED = "price:updated", "market:trade", "post:created"
@@ -240,7 +241,7 @@ def benchmark_scenario(config: ScenarioConfig) -> Scenario:
 def camel_fields(value: Any) -> Any:
     """JSON form of a config or model: camelCase names in declaration order, lists for tuples."""
     if isinstance(value, msgspec.Struct):
-        return {_camel(name): camel_fields(field) for name, field in msgspec.structs.asdict(value).items()}
+        return {camel(name): camel_fields(field) for name, field in msgspec.structs.asdict(value).items()}
     if isinstance(value, list | tuple):
         return [camel_fields(item) for item in value]
     return value
@@ -283,11 +284,6 @@ def _one_spelling(config: ScenarioConfig) -> ScenarioConfig:
     if isinstance(seed, str) and re.fullmatch(r"0|-?[1-9]\d*", seed):
         return msgspec.structs.replace(config, seed=int(seed))
     return config
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
 
 
 def _snake(name: str) -> str:
