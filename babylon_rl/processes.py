@@ -24,8 +24,6 @@ def is_running(name: str) -> bool | None:
     """True while the named process runs; None if this machine cannot tell.
 
     A name may have more text after a further slash.
-
-    A name may go on after a further slash.
     """
     place, pid, started_s = (*name.split("/"), "", "")[:3]
     if place != _place() or not pid.isdecimal():

@@ -12,17 +12,17 @@ _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 DONE = b"data: [DONE]\n\n"
 
 
-class _Choice(msgspec.Struct, frozen=True):
+class _EventChoice(msgspec.Struct, frozen=True):
     delta: dict[str, object] | None = None
     finish_reason: str | None = None
 
 
-class _Chunk(msgspec.Struct, frozen=True):
-    choices: list[_Choice] | None = None
+class _EventChunk(msgspec.Struct, frozen=True):
+    choices: list[_EventChoice] | None = None
     error: object = None
 
 
-_CHUNKS = msgspec.json.Decoder(_Chunk)
+_CHUNKS = msgspec.json.Decoder(_EventChunk)
 
 
 class EventBuffer:

@@ -184,8 +184,6 @@ def running(judge: ScriptedJudge) -> Iterator[str]:
 
     The URL is for OpenAI clients. The judge stops at the end of the ``with`` block.
 
-    It stops at the end of the ``with`` block.
-
     Raises:
         ModelUnavailable: it does not answer in time.
     """
