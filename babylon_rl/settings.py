@@ -322,7 +322,9 @@ class RecordingSettings(SettingsGroup):
         "hash), prompts, response, reasoning, provider_accesses.",
     )
     record_hash_key: SecretStr | None = Field(
-        None, description="Key of the hashes of agents (agent=hash): one for all gateways. Unset: a random one in BABYLON_RL_HOME."
+        None,
+        description="Key of the hashes of agents (agent=hash): one for all gateways and for Dagster, which looks for hashed agents' hours. "
+        "Unset: a random one in BABYLON_RL_HOME.",
     )
 
 

@@ -38,7 +38,7 @@ def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
 
     with babylon.connection() as connection:
         tests = read_tests(connection)
-        newest = report(connection, tests[0].name) if tests else None
+        newest = report(connection, tests[0].name, babylon.settings) if tests else None
     if newest is None:
         return dg.MaterializeResult(metadata=counts(0, verdict="There has been no A/B test."), data_version=dg.DataVersion("none"))
     context.log.info(newest.verdict)

@@ -46,7 +46,7 @@ def start(
     arms = [version.strip() for version in versions.split(",")]
     with open_database(settings) as database, database.connect() as connection:
         ab_tests.start(connection, name, arms, percents, expected or settings.rollout_expected_usd, author_of(reason))
-        _show(ab_tests.report(connection, name), as_json)
+        _show(ab_tests.report(connection, name, settings), as_json)
 
 
 @ab.command("status")
@@ -62,9 +62,10 @@ def status(
     from babylon_rl.store.ab_tests import read_tests
     from babylon_rl.store.database import open_database
 
-    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
         if name is not None:
-            _show(report(connection, name), as_json)
+            _show(report(connection, name, settings), as_json)
             return
         rows = [
             {"name": test.name, "state": test.state, "arms": list(test.arms), "shares": list(test.shares),
@@ -80,9 +81,10 @@ def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOpti
     from babylon_rl.serving import ab_tests
     from babylon_rl.store.database import open_database
 
-    with open_database(load_settings()) as database, database.connect() as connection:
+    settings = load_settings()
+    with open_database(settings) as database, database.connect() as connection:
         ab_tests.stop(connection, name, author_of(reason))
-        _show(ab_tests.report(connection, name), as_json)
+        _show(ab_tests.report(connection, name, settings), as_json)
 
 
 def _show(report: Any, as_json: bool) -> None:

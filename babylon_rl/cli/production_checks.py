@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from babylon_rl.cli.system_checks import FAIL, PASS, WARN, Check, attempt
 from babylon_rl.errors import BabylonError, NoTrainer
-from babylon_rl.serving.recorded_privacy import hides_agents
+from babylon_rl.serving.recorded_privacy import why_agents_unknown
 from babylon_rl.settings import ENV_FILE, HEURISTIC, Settings, setting_sources
 from babylon_rl.store.benchmarks import read_gated
 from babylon_rl.store.client_keys import read_keys
@@ -144,10 +144,10 @@ def _money(settings: Settings) -> tuple[str, str]:
 def _privacy(settings: Settings) -> tuple[str, str]:
     given = {"RECORD_PRIVATE_FIELDS": settings.record_private_fields, "JUDGE_PRIVATE_FIELDS": settings.judge_private_fields}
     unset = [name for name, value in given.items() if not value]
-    if hides_agents(settings):
-        return FAIL, (
-            f"RECORD_PRIVATE_FIELDS={settings.record_private_fields} keeps agents out of recorded calls: guards of rollouts, A/B tests and "
-            "`models agents` see no agent's hour. Take agent out of it."
+    if (unknown := why_agents_unknown(settings)) is not None:
+        return (
+            FAIL,
+            f"{unknown}, by a guard of a rollout or an A/B test. agent=hash with a RECORD_HASH_KEY keeps the names out all the same.",
         )
     if unset and settings.judge_model != HEURISTIC:
         return WARN, f"{' and '.join(unset)} keep nothing back; the line judge says what leaves. See that this was decided"

@@ -15,7 +15,9 @@ from typing import Any
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, mean_interval
 from babylon_rl.evaluation.statistics.live import LiveInterval, SampleRatio, live_comparison, live_sample_ratio
+from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
 from babylon_rl.serving.releases import ReleaseAuthor
+from babylon_rl.settings import Settings
 from babylon_rl.store.ab_tests import ABTest, assigned_agents, end_test, insert_test, read_tests
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import AgentHour, read_agent_hours
@@ -124,7 +126,7 @@ def stop(connection: Connection, name: str, author: ReleaseAuthor) -> ABTest:
         return _required(connection, name)
 
 
-def report(connection: Connection, name: str) -> ABReport:
+def report(connection: Connection, name: str, settings: Settings) -> ABReport:
     """Compare the arms of a test by all hours that have been read.
 
     Raises:
@@ -132,13 +134,13 @@ def report(connection: Connection, name: str) -> ABReport:
     """
     test = _required(connection, name)
     assigned = assigned_agents(connection, test.started_at, test.stopped_at)
-    hours = read_agent_hours(connection, test.started_at)
+    hours = read_agent_hours(connection, test.started_at, agent_hash(settings))
     if test.stopped_at is not None:
         hours = [hour for hour in hours if hour.window < window_of(test.stopped_at)]
     arms = _arms(test, hours)
     counts = [assigned.get(None if arm == BASE else arm, 0) for arm in test.arms]
     ratio, found = live_sample_ratio(counts, test.shares), differences(test, arms)
-    return ABReport(test, arms, found, ratio, _verdict(test, found, ratio))
+    return ABReport(test, arms, found, ratio, _verdict(test, found, ratio, why_agents_unknown(settings)))
 
 
 def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
@@ -190,11 +192,11 @@ def _arms(test: ABTest, hours: Sequence[AgentHour]) -> list[Arm]:
     return made
 
 
-def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio) -> str:
+def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio, unknown: str | None) -> str:
     if ratio.mismatch:
         return f"Invalid: agents did not come as they were assigned ({ratio}). Nothing measured here can be believed."
     if not found:
-        return "No hour yet in which every arm traded. There is none while RECORD_PRIVATE_FIELDS keeps agents out of recorded calls."
+        return "No hour yet in which every arm traded." if unknown is None else f"No hour of any arm: {unknown}."
     sentences = []
     for name, one in found.items():
         words = "is shown to earn more than" if one.low > 0 else "is shown to earn less than" if one.high < 0 else "is not told apart from"

@@ -171,7 +171,7 @@ class AdminApi:
         with self.database.connect() as connection:
             if request.name not in (test.name for test in read_tests(connection)):
                 raise ApiError(404, f"There is no A/B test {request.name}; GET {_AB_TESTS} lists them.", "not_found")
-            return msgspec.convert(ab_tests.report(connection, request.name).document, shapes.ABTestDocument)
+            return msgspec.convert(ab_tests.report(connection, request.name, self.settings).document, shapes.ABTestDocument)
 
     def training_check(self, request: AdminRequest) -> Shape:
         started = time.monotonic()

@@ -13,7 +13,7 @@ from babylon_rl.evaluation.model_sources import Say, Serving
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
-from babylon_rl.serving.recorded_privacy import hides_agents
+from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Confirmation, read_confirmations
@@ -105,7 +105,8 @@ def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> l
     calls = read_call_counts(connection, trial.step_since, 1000 * settings.rollout_slow_seconds)
     control = read_routing(connection).deployed
     guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()), limits)
-    return guards + judge_hours(read_agent_hours(connection, trial.created_at), trial.version, control, limits)
+    hours = read_agent_hours(connection, trial.created_at, agent_hash(settings))
+    return guards + judge_hours(hours, trial.version, control, limits)
 
 
 def describe(guards: Sequence[Guard]) -> str:
@@ -119,8 +120,8 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
         return "it is paused"
     if trial.strategy == "test":
         return "it is for its test agents alone"
-    if hides_agents(settings):
-        return "RECORD_PRIVATE_FIELDS keeps agents out of recorded calls, so that no agent's hour can be judged"
+    if (unknown := why_agents_unknown(settings)) is not None:
+        return unknown
     if now - trial.step_since < timedelta(hours=settings.rollout_step_hours):
         return f"its step lasts {settings.rollout_step_hours:g} hours at least"
     if undecided:

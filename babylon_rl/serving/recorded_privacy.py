@@ -3,7 +3,9 @@
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,7 @@ class RecordedPrivacy:
             SettingsError: a name or a treatment that does not exist.
         """
         fields = _treatments(settings)
-        if "hash" not in fields.values():
-            return cls(fields, b"")
-        key = settings.record_hash_key
-        return cls(fields, _secret(settings.home / "gateway" / "secret") if key is None else key.get_secret_value().encode())
+        return cls(fields, (_key(settings) or _new_secret(_secret_path(settings))) if fields.get("agent") == "hash" else b"")
 
     def apply(self, call: dict[str, Any], log: dict[str, Any] | None) -> None:
         """Drop or hash the private fields of a call's rows.
@@ -67,18 +66,41 @@ class RecordedPrivacy:
         how = self.fields.get("agent")
         if how is None or not value:
             return value
-        return f"#{hmac.new(self.secret, value.encode(), hashlib.sha256).hexdigest()[:16]}" if how == "hash" else None
+        return _hashed(self.secret, value) if how == "hash" else None
 
 
 def hides_agents(settings: Settings) -> bool:
     """True where recorded calls do not name their agents.
 
-    Routing and episodes do: calls and hours of an agent are then not found together.
-
     Raises:
         SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
     """
     return "agent" in _treatments(settings)
+
+
+def agent_hash(settings: Settings) -> Callable[[str], str] | None:
+    """Return the hash that stands for an agent in recorded calls.
+
+    None where calls are not hashed, or where this process has not the key.
+
+    Raises:
+        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
+    """
+    key = _key(settings) if _treatments(settings).get("agent") == "hash" else None
+    return None if key is None else partial(_hashed, key)
+
+
+def why_agents_unknown(settings: Settings) -> str | None:
+    """Return why no recorded call is found with its agent's hour; None where calls are.
+
+    Raises:
+        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
+    """
+    how = _treatments(settings).get("agent")
+    if how is None or agent_hash(settings) is not None:
+        return None
+    why = "hashes agents with a key that is not known here: set RECORD_HASH_KEY" if how else "keeps agents out of recorded calls"
+    return f"RECORD_PRIVATE_FIELDS {why}, so that no agent's hour can be judged"
 
 
 def _treatments(settings: Settings) -> dict[str, str]:
@@ -91,11 +113,27 @@ def _treatments(settings: Settings) -> dict[str, str]:
     return fields
 
 
-def _secret(path: Path) -> bytes:
+def _hashed(key: bytes, agent: str) -> str:
+    return f"#{hmac.new(key, agent.encode(), hashlib.sha256).hexdigest()[:16]}"
+
+
+def _key(settings: Settings) -> bytes | None:
+    """RECORD_HASH_KEY, or the secret of a gateway with the same state directory."""
+    if settings.record_hash_key is not None:
+        return settings.record_hash_key.get_secret_value().encode()
+    path = _secret_path(settings)
+    return path.read_bytes() if path.exists() else None
+
+
+def _secret_path(settings: Settings) -> Path:
+    return settings.home / "gateway" / "secret"
+
+
+def _new_secret(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        partial.write_bytes(secrets.token_bytes(32))
-        partial.chmod(0o600)
-        partial.replace(path)
+        unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        unfinished.write_bytes(secrets.token_bytes(32))
+        unfinished.chmod(0o600)
+        unfinished.replace(path)
     return path.read_bytes()

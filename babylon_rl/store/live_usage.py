@@ -3,6 +3,7 @@
 An agent's hour belongs to the version that routing chose for all its calls in that hour; hours with several count for none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -67,10 +68,16 @@ SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT 
        count(*) FILTER (WHERE "latencyMs" > %s)::int
 FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "status" <> 499 GROUP BY 1
 """
+_AGENTS_OF_HOURS = """
+SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s
+"""
 _AGENT_HOURS = """
-WITH assigned AS (
-    SELECT to_char(date_trunc('hour', "at"), 'YYYY-MM-DD"T"HH24:MI') AS "window", "agentId" AS agent, "chosenVersion" AS version
-    FROM babylon_rl.gateway_calls WHERE "at" >= %(since)s AND "agentId" IS NOT NULL
+WITH names AS (
+    SELECT recorded, agent FROM unnest(%(recorded)s::text[], %(agents)s::text[]) AS n(recorded, agent)
+), assigned AS (
+    SELECT to_char(date_trunc('hour', g."at"), 'YYYY-MM-DD"T"HH24:MI') AS "window", COALESCE(n.agent, g."agentId") AS agent,
+           g."chosenVersion" AS version
+    FROM babylon_rl.gateway_calls g LEFT JOIN names n ON n.recorded = g."agentId" WHERE g."at" >= %(since)s AND g."agentId" IS NOT NULL
     UNION SELECT "window", unnest("agentIds"), "version" FROM babylon_rl.version_hours WHERE "window" >= %(window)s
 ), one AS (
     SELECT "window", agent, min(version) AS version FROM assigned GROUP BY 1, 2 HAVING count(*) = 1
@@ -161,6 +168,13 @@ def read_call_counts(connection: Connection, since: datetime, slow_ms: float) ->
     return {version: CallCounts(*counts) for version, *counts in connection.execute(_CALLS, [slow_ms, since])}
 
 
-def read_agent_hours(connection: Connection, since: datetime) -> list[AgentHour]:
-    """Return the agents' hours since then that have been read, in order."""
-    return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, {"since": since, "window": window_of(since)})]
+def read_agent_hours(connection: Connection, since: datetime, agent_hash: Callable[[str], str] | None = None) -> list[AgentHour]:
+    """Return the agents' hours since then that have been read, in order.
+
+    ``agent_hash`` is the hash that stands for an agent in recorded calls, if one does.
+    """
+    window = window_of(since)
+    agents = [] if agent_hash is None else [agent for (agent,) in connection.execute(_AGENTS_OF_HOURS, [window])]
+    recorded = [] if agent_hash is None else [agent_hash(agent) for agent in agents]
+    given = {"since": since, "window": window, "recorded": recorded, "agents": agents}
+    return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, given)]

@@ -227,6 +227,7 @@ def test_the_checklist_passes_where_everything_is_right(produced: Callable[..., 
         ({"judge_model": "openai/x"}, "money"),
         ({"train_rl_local": False}, "money"),
         ({"record_private_fields": "prompts, agent=hash"}, "privacy"),
+        ({"record_private_fields": "agent", "record_hash_key": SecretStr("key")}, "privacy"),
         ({"record_private_fields": "agents"}, "privacy"),
     ],
 )

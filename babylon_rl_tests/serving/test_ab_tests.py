@@ -7,11 +7,13 @@ from random import Random
 import dagster as dg
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.assets.ab_test_report import ab_test_report
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving.ab_tests import course, report, start, stop
+from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.routing import arm_of
 from babylon_rl.store.releases import read_routing
@@ -42,10 +44,10 @@ def traded(connection, name: str, gains: dict[str, float], *, hours: int = 8, br
         insert_hour(connection, at, {agent: tide + lasting[agent] + gains.get(arm, 0.0) + rng.gauss(0, 20) for agent, arm in arms.items()})
 
 
-def test_the_better_version_is_found_in_hours_that_differ_more_than_versions(connection, versions) -> None:
+def test_the_better_version_is_found_in_hours_that_differ_more_than_versions(connection, settings, versions) -> None:
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0})
-    found = report(connection, "first")
+    found = report(connection, "first", settings)
     difference = found.differences["v1.0.1"]
     assert difference.low > 0 and difference.low < 40 < difference.high
     assert found.verdict.startswith("v1.0.1 is shown to earn more than v1.0.0: ") and not found.sample_ratio.mismatch
@@ -56,36 +58,55 @@ def test_the_better_version_is_found_in_hours_that_differ_more_than_versions(con
     assert {name: len(values) for name, values in course(found).items()} == {"v1.0.0": 8, "v1.0.1": 8}
 
 
-def test_several_versions_and_the_base_are_compared_with_the_first(connection, versions) -> None:
+def test_hashed_agents_are_compared_like_named_ones(connection, settings, versions) -> None:
+    start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
+    traded(connection, "first", {"v1.0.1": 40.0})
+    named = report(connection, "first", settings)
+    hidden = settings.model_copy(update={"record_private_fields": "agent=hash", "record_hash_key": SecretStr("a key")})
+    recorded = agent_hash(hidden)
+    assert recorded is not None
+    statement = (
+        'UPDATE babylon_rl.gateway_calls g SET "agentId" = n.hash '
+        'FROM unnest(%s::text[], %s::text[]) AS n(agent, hash) WHERE g."agentId" = n.agent'
+    )
+    connection.execute(statement, [AGENTS, [recorded(agent) for agent in AGENTS]])
+    assert report(connection, "first", hidden).document == named.document
+    unknown = hidden.model_copy(update={"record_hash_key": None})
+    assert "hashes agents with a key that is not known here" in report(connection, "first", unknown).verdict
+
+
+def test_several_versions_and_the_base_are_compared_with_the_first(connection, settings, versions) -> None:
     start(connection, "three", ["base", "v1.0.0", "v1.0.1"], [40, 30, 30], 50.0, AUTHOR)
     traded(connection, "three", {"v1.0.0": 60.0, "v1.0.1": 0.0})
-    found = report(connection, "three")
+    found = report(connection, "three", settings)
     assert set(found.differences) == {"v1.0.0", "v1.0.1"}
     assert "v1.0.0 is shown to earn more than base" in found.verdict and "v1.0.1 is not told apart from base" in found.verdict
 
 
-def test_a_broken_assignment_is_told_instead_of_a_result(connection, versions) -> None:
+def test_a_broken_assignment_is_told_instead_of_a_result(connection, settings, versions) -> None:
     start(connection, "broken", ["base", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     traded(connection, "broken", {}, hours=1, broken=200)
-    assert report(connection, "broken").verdict.startswith("Invalid: agents did not come as they were assigned (200 : 0 where 100 : 100")
+    assert report(connection, "broken", settings).verdict.startswith(
+        "Invalid: agents did not come as they were assigned (200 : 0 where 100 : 100"
+    )
 
 
-def test_a_test_without_hours_says_so(connection, versions) -> None:
+def test_a_test_without_hours_says_so(connection, settings, versions) -> None:
     start(connection, "empty", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
-    found = report(connection, "empty")
+    found = report(connection, "empty", settings)
     assert found.verdict.startswith("No hour yet in which every arm traded.") and found.document["difference"] is None
 
 
-def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, versions) -> None:
+def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, settings, versions) -> None:
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     with pytest.raises(ReleaseRefused, match="The A/B test first runs"):
         start(connection, "second", ["v1.0.0", "v1.0.2"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0}, hours=6)
-    before = report(connection, "first").document["difference"]
+    before = report(connection, "first", settings).document["difference"]
     stop(connection, "first", ReleaseAuthor("tester", "enough", START + timedelta(hours=7)))
     insert_hour(connection, START + timedelta(hours=9), {agent: -1000.0 for agent in AGENTS})
     insert_calls(connection, "v1.0.1", START + timedelta(hours=9), AGENTS)
-    assert report(connection, "first").document["difference"] == before and read_routing(connection).test is None
+    assert report(connection, "first", settings).document["difference"] == before and read_routing(connection).test is None
     for refused in (lambda: stop(connection, "first", AUTHOR), lambda: start(connection, "first", ["base", "v1.0.0"], [1, 1], 1.0, AUTHOR)):
         with pytest.raises(ReleaseRefused):
             refused()

@@ -237,14 +237,14 @@ def test_deploying_and_rolling_back_move_agents(admin: AdminServer, database: Da
     assert {event["who"] for event in events} == {"api: this machine"}
 
 
-def test_the_result_of_an_ab_test_is_that_of_the_command(admin: AdminServer, database: Database) -> None:
+def test_the_result_of_an_ab_test_is_that_of_the_command(admin: AdminServer, settings: Settings, database: Database) -> None:
     assert admin.get("/api/admin/ab-tests").body == {"success": True, "tests": []}
     unknown = admin.get("/api/admin/ab-tests/first")
     assert (unknown.status, unknown.body["code"]) == (404, "not_found")
     add_version(database, "v1.0.0", "ready")
     with database.connect() as connection:
         start(connection, "first", ["base", "v1.0.0"], [50, 50], 50.0, ReleaseAuthor("tester", "a test", utc_now()))
-        expected = report(connection, "first").document
+        expected = report(connection, "first", settings).document
     answer = admin.get("/api/admin/ab-tests/first").body
     assert answer == expected | {"success": True} and answer["verdict"].startswith("No hour yet in which every arm traded.")
     (listed,) = admin.get("/api/admin/ab-tests").body["tests"]

@@ -18,7 +18,7 @@ from babylon_rl.episodes.messages import logged_call, sequence
 from babylon_rl.errors import SettingsError
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway as gateway_in_a_thread
-from babylon_rl.serving.recorded_privacy import RecordedPrivacy
+from babylon_rl.serving.recorded_privacy import RecordedPrivacy, agent_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -154,6 +154,9 @@ def test_private_fields_are_not_recorded(recording: Settings, database: Database
         (row,) = logs(database, 1)
     stored = json.dumps(row, default=str) + json.dumps(rows(database, "SELECT * FROM babylon_rl.gateway_calls"), default=str)
     assert '"a1"' not in stored and "Prices?" not in stored and row["response"] == "hold your position"
+    # The secret of this gateway is also known to the processes that judge rollouts with its state directory.
+    recorded = agent_hash(private)
+    assert recorded is not None and recorded("a1") in stored
     with pytest.raises(SettingsError, match="prompts=hash"):
         RecordedPrivacy.of(recording.model_copy(update={"record_private_fields": "prompts=hash"}))
 

@@ -1,5 +1,6 @@
 """A rollout advances, holds or goes back by what live agents did, and by nothing that could be chance."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -8,12 +9,14 @@ import dagster as dg
 import numpy as np
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
 from babylon_rl.serving.guards import Limits, judge_calls, judge_hours
 from babylon_rl.serving.promotion import advance
+from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, marked_versions, pause
 from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage
 from babylon_rl.store.releases import lock_releases, read_rollouts, read_routing
@@ -39,14 +42,19 @@ def rolling(connection, settings, make_version):
     deploy(connection, "v1.0.1", settings, ReleaseAuthor("tester", "second", START), percentage=10)
 
 
-def live(connection, *, hours: int = 6, gain: float = 0.0, seed: int = 1, calls: int = 20, **treated: Any) -> None:
-    """Some hours in which 20 agents of each version called and traded; ``gain`` is what the one on trial earns more."""
+def live(
+    connection, *, hours: int = 6, gain: float = 0.0, seed: int = 1, calls: int = 20, recorded: Callable[[str], str] = str, **treated: Any
+) -> None:
+    """Some hours in which 20 agents of each version called and traded; ``gain`` is what the one on trial earns more.
+
+    ``recorded`` makes the name of an agent in its calls.
+    """
     rng = Random(seed)
     failed = treated.pop("failed", 0)
     latency = treated.pop("latency_ms", 100)
     for at in hours_after(START, hours):
-        insert_calls(connection, "v1.0.1", at, TREATED, calls=calls, failed=failed, latency_ms=latency)
-        insert_calls(connection, "v1.0.0", at, CONTROL, calls=calls)
+        insert_calls(connection, "v1.0.1", at, map(recorded, TREATED), calls=calls, failed=failed, latency_ms=latency)
+        insert_calls(connection, "v1.0.0", at, map(recorded, CONTROL), calls=calls)
         insert_hour(connection, at, {agent: gain + rng.gauss(0, 30) for agent in TREATED}, **treated)
         insert_hour(connection, at, {agent: rng.gauss(0, 30) for agent in CONTROL})
 
@@ -148,12 +156,23 @@ def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
     assert wrong / runs < 0.05
 
 
-def test_a_rollout_is_held_while_recorded_calls_do_not_name_their_agents(connection, settings, rolling) -> None:
+@pytest.mark.parametrize(
+    ("fields", "why"), [("agent", "keeps agents out of"), ("agent=hash", "hashes agents with a key that is not known")]
+)
+def test_a_rollout_is_held_while_recorded_calls_are_not_found_with_their_agents(connection, settings, rolling, fields, why) -> None:
     live(connection)
-    hidden = settings.model_copy(update={"record_private_fields": "agent=hash"})
-    assert advance(connection, hidden, START + timedelta(hours=7)).startswith(
-        "Held: RECORD_PRIVATE_FIELDS keeps agents out of recorded calls"
-    )
+    hidden = settings.model_copy(update={"record_private_fields": fields})
+    assert advance(connection, hidden, START + timedelta(hours=7)).startswith(f"Held: RECORD_PRIVATE_FIELDS {why}")
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.0, "Advanced to 25 %."), (-60.0, "Rolled back.")])
+def test_guards_find_the_hours_of_agents_whose_recorded_calls_are_hashed(connection, settings, rolling, gain, verdict) -> None:
+    hidden = settings.model_copy(update={"record_private_fields": "agent=hash", "record_hash_key": SecretStr("a key")})
+    recorded = agent_hash(hidden)
+    assert recorded is not None
+    live(connection, gain=gain, recorded=recorded)
+    said = advance(connection, hidden, START + timedelta(hours=7))
+    assert said.startswith(verdict) and "20 agents against 20" in said
 
 
 def test_guards_of_calls_need_enough_of_them() -> None:

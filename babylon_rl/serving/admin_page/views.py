@@ -157,7 +157,7 @@ def page_view(control: TrainingControl, connection: Connection, now: datetime) -
     return PageView(
         status, bars(status, settings), hour_strip(states), training_view(connection), tree, _bounds(tree),
         max(0, len(models) - MOST_VERSIONS), release_view(connection, models),
-        None if test is None else ab_tests.report(connection, test.name), newest_agents(connection, list(states)),
+        None if test is None else ab_tests.report(connection, test.name, settings), newest_agents(connection, list(states)),
     )  # fmt: skip
 
 
