@@ -169,11 +169,9 @@ class Gateway:
                 events = meter.for_client(received)
                 closes = is_closed(events)
                 try:
+                    # Tokens do not wait for being counted.
                     if events and not closes:
                         await send({"type": "http.response.body", "body": events, "more_body": True})
-                    # What is sent leaves once the loop goes round: the first token does not wait for being counted.
-                    if not parts:
-                        await asyncio.sleep(0)
                 # Also for a client that leaves now: it has had these tokens.
                 finally:
                     meter.count(received)

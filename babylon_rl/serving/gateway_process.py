@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.logs import secrets_of, start_logs
@@ -31,7 +31,7 @@ STOP_S = 10
 START_S = 60.0
 
 
-def worker() -> Starlette:
+def worker() -> ASGIApp:
     """Create the application of one of several processes, which reads the settings itself."""
     settings = load_settings()
     start_logs(settings)

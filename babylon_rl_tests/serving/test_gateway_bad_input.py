@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +138,14 @@ def test_a_later_request_on_a_connection_may_not_be_slow_either(gateway: Running
         while part := line.recv(65536):
             answer += part
     assert b"HTTP/1.1 408" in answer and b"head_timeout" in answer
+
+
+def test_an_error_of_the_gateway_s_own_is_answered_in_openai_s_shape(gateway: RunningGateway) -> None:
+    wait_for(lambda: gateway.gateway.state.reads, "the routing table")
+    gateway.gateway.state.table = None  # type: ignore[assignment]
+    with pytest.raises(openai.InternalServerError, match="The gateway failed; its log has the reason."):
+        gateway.client().chat.completions.create(model="babylon-agent", messages=MESSAGES)
+    wait_for(gateway.quiet, "no task to be left")
 
 
 def test_slow_clients_do_not_keep_others_waiting(gateway: RunningGateway) -> None:
