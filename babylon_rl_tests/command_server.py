@@ -22,17 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.cli import COMMANDS, main
+from babylon_rl.cli import COMMANDS
 from babylon_rl_tests.store.servers import ROOT
 
 # Nothing that reads the environment when it is imported.
-PRELOADED = ("babylon_rl.automation.launch", *sorted({f"babylon_rl.cli.{module}" for module, _ in COMMANDS.values()}))
+PRELOADED = ("babylon_rl.automation.code_location", "babylon_rl.automation.launch", "dagster._cli", *sorted({f"babylon_rl.cli.{module}" for module, _ in COMMANDS.values()}))
+PROGRAMS = {"babylon-rl": "babylon_rl.cli", "dagster": "dagster._cli"}
 
 
 def run_command(
-    *arguments: str, environment: Mapping[str, str], directory: Path, timeout_s: float = 240
+    *arguments: str, environment: Mapping[str, str], directory: Path, timeout_s: float = 240, program: str = "babylon-rl"
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``babylon-rl`` to its end.
+    """Run ``babylon-rl``, or another program of PROGRAMS, to its end.
 
     Raises:
         subprocess.TimeoutExpired: it was killed after ``timeout_s``.
@@ -40,11 +41,11 @@ def run_command(
     with tempfile.TemporaryDirectory() as place:
         said, complained = Path(place) / "stdout", Path(place) / "stderr"
         request = {
-            "arguments": arguments, "environment": dict(environment), "directory": str(directory),
+            "program": program, "arguments": arguments, "environment": dict(environment), "directory": str(directory),
             "stdout": str(said), "stderr": str(complained), "timeout_s": timeout_s,
         }  # fmt: skip
         code = _answer(request)
-        done = subprocess.CompletedProcess(["babylon-rl", *arguments], code, said.read_text(), complained.read_text())
+        done = subprocess.CompletedProcess([program, *arguments], code, said.read_text(), complained.read_text())
     if code == -signal.SIGALRM:
         raise subprocess.TimeoutExpired(done.args, timeout_s, done.stdout, done.stderr)
     return done
@@ -93,8 +94,8 @@ def _command(request: dict[str, Any]) -> None:
             os.environ.update(request["environment"])
             tempfile.tempdir = None
             signal.setitimer(signal.ITIMER_REAL, request["timeout_s"])  # its default action ends the process
-            sys.argv[:] = ["babylon-rl", *request["arguments"]]
-            main()
+            sys.argv[:] = [request["program"], *request["arguments"]]
+            importlib.import_module(PROGRAMS[request["program"]]).main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:
