@@ -1,6 +1,6 @@
 """Fourteen days of a game that runs by itself: `make fourteen-days`, which fails where something does not hold.
 
-`python -m benchmarks.fourteen_days --write` writes docs/evidence/fourteen-days.md and its plot.
+`python -m benchmarks.fourteen_days --write` writes docs/evidence/fourteen-days.md with its plot and picture, which takes a Chromium.
 """
 
 import argparse
@@ -10,18 +10,24 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from transformers import AutoTokenizer
 
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.settings import Settings
+from babylon_rl_tests.e2e.admin_page_picture import take
+from babylon_rl_tests.e2e.browser import browser_page, find_browser
+from babylon_rl_tests.e2e.fortnight import Fortnight
 from babylon_rl_tests.e2e.fortnight_days import Outcome, fortnight, judge_outcome, live, unmet
 from babylon_rl_tests.memory import quick_directory
+from babylon_rl_tests.serving.admin_server import running_admin
 from babylon_rl_tests.tiny_model import make_base
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "evidence" / "fourteen-days.md"
 PLOT = PAGE.with_suffix(".png")
+PICTURE, WIDTH, HEIGHT = PAGE.parents[1] / "images" / "fourteen-days-admin.png", 1100, 2500
 
 
 def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
@@ -56,17 +62,31 @@ def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
             "",
             "| at the end | |", "|---|---|", *lines, "",
             "![Trajectories recorded and trained, day by day](fourteen-days.png)", "",
+            "The admin page at the end of the last day, as the browser shows it:", "",
+            "![Readiness, hours, lineage, releases and alerts after the last day](../images/fourteen-days-admin.png)", "",
             "| version | gate |", "|---|---|", *decisions, "",
             "## What happened", "", "| day and time | what |", "|---|---|", *log, "",
         ]
     )  # fmt: skip
 
 
+def picture(running: Fortnight, scratch: Path) -> None:
+    """Write a picture of the admin page as it is at the simulation's present moment."""
+    program = find_browser()
+    assert program is not None, "No Chromium was found."
+    with (
+        patch("babylon_rl.serving.admin_page.app.utc_now", lambda: running.now),
+        running_admin(running.settings, running.database) as server,
+        browser_page(program, scratch / "profile", WIDTH, 900) as page,
+    ):
+        take(page, f"{server.url}/admin", PICTURE, WIDTH, "light", HEIGHT)
+
+
 def main() -> None:
     """Live the days, and fail where something does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=14)
-    parser.add_argument("--write", action="store_true", help="write the page and its plot")
+    parser.add_argument("--write", action="store_true", help="write the page with its plot and picture")
     options = parser.parse_args()
     days = options.days
     began = time.monotonic()
@@ -77,6 +97,8 @@ def main() -> None:
         base = make_base(Path(temporary) / "base", tokenizer=tokenizer, positions=2048)
         with fortnight(directory, base, settings) as (running, cluster, skills, judge_url):
             outcome = judge_outcome(running, skills, live(running, cluster, judge_url, days, partial(print, flush=True)))
+            if options.write:
+                picture(running, Path(temporary))
     for sentence in (wrong := unmet(outcome)):
         print(f"Does not hold: {sentence}")
     if wrong:

@@ -43,8 +43,19 @@ def opened(page: Page, url: str, width: int, scheme: str) -> None:
     page.wait_for("babylon_rl", inside="body:has(main section:last-child)")
 
 
+def take(page: Page, url: str, file: Path, width: int, scheme: str, height: int) -> None:
+    """Write the upper part of a page as a PNG of 200 colours, with the first of its folded parts open."""
+    opened(page, url, width, scheme)
+    page.evaluate("{ const first = document.querySelector('main details'); if (first) first.open = true }")
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    taken = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+    picture = Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB")
+    picture.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
+    print(file, picture.size, file.stat().st_size)
+
+
 def main(out: Path) -> None:
-    """Write every picture in 200 colours, then print the median time to the first paint."""
+    """Write every picture, then print the median time to the first paint."""
     program = find_browser()
     assert program is not None, "No Chromium was found."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -54,14 +65,7 @@ def main(out: Path) -> None:
             fill(database, settings, HOURS)
             with running_admin(settings, database) as server, browser_page(program, Path(scratch) / "profile", 1100, 900) as page:
                 for name, (path, width, scheme, height) in PICTURES.items():
-                    opened(page, server.url + path, width, scheme)
-                    page.evaluate("{ const first = document.querySelector('main details'); if (first) first.open = true }")
-                    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-                    taken = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
-                    picture = Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB")
-                    file = out / f"{name}.png"
-                    picture.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
-                    print(file, picture.size, file.stat().st_size)
+                    take(page, server.url + path, out / f"{name}.png", width, scheme, height)
                 paints = []
                 for _ in range(LOOKS):
                     opened(page, f"{server.url}/admin", 1100, "light")
