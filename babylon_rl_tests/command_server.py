@@ -26,7 +26,8 @@ from babylon_rl.cli import COMMANDS
 from babylon_rl_tests.store.servers import ROOT
 
 # Nothing that reads the environment when it is imported.
-PRELOADED = ("babylon_rl.automation.code_location", "babylon_rl.automation.launch", "dagster._cli", *sorted({f"babylon_rl.cli.{module}" for module, _ in COMMANDS.values()}))
+_COMMANDS = sorted({f"babylon_rl.cli.{module}" for module, _ in COMMANDS.values()})
+PRELOADED = ("babylon_rl.automation.code_location", "babylon_rl.automation.launch", "dagster._cli", *_COMMANDS)
 PROGRAMS = {"babylon-rl": "babylon_rl.cli", "dagster": "dagster._cli"}
 
 
