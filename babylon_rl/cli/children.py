@@ -133,7 +133,10 @@ def _note(home: Path, pid: int) -> Path:
 
 def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
     note = {"group": _identity(pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
-    _note(home, pid).write_text(json.dumps(note))
+    # Whole at once: whoever stops children takes half a note for a damaged one, removes it, and never finds the program again.
+    written = _note(home, pid).with_suffix(".new")
+    written.write_text(json.dumps(note))
+    written.replace(_note(home, pid))
 
 
 def _identity(pid: int) -> dict[str, float]:

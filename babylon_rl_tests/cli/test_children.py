@@ -42,7 +42,7 @@ def parent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[sub
 
 def wait_for_note(home: Path) -> None:
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in home.glob("children/*.json")) and time.monotonic() < deadline:
+    while not any(home.glob("children/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -107,6 +107,16 @@ def test_stop_ends_the_children_of_a_living_command(parent: tuple[subprocess.Pop
     wait_for_note(tmp_path)
     assert len(stop_children(tmp_path, orphans_only=False)) == 1
     assert gone(parent[1])
+
+
+def test_a_program_that_starts_while_others_are_stopped_is_found(tmp_path: Path) -> None:
+    for _ in range(40):
+        running = threading.Thread(target=run_child, args=(["sleep", "300"], {}, tmp_path), daemon=True)
+        running.start()
+        deadline = time.monotonic() + 20
+        while running.is_alive() and time.monotonic() < deadline:
+            stop_children(tmp_path, orphans_only=False)
+        assert not running.is_alive()
 
 
 def test_note_of_a_pid_that_is_used_again_harms_nobody(tmp_path: Path) -> None:
