@@ -16,7 +16,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, trajectory_rows, windows_with_rows
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import window_stretches
-from babylon_rl_tests.assets.conftest import NOW, Bench, make_bench
+from babylon_rl_tests.assets.conftest import COUNTED, NOW, Bench, make_bench
 from babylon_rl_tests.late import bring_up_to_date
 
 pytestmark = pytest.mark.slow
@@ -129,6 +129,7 @@ def test_late_rows_remake_their_hours_alone_and_end_where_a_fresh_load_ends(
 
     with early_sample_database.connect(autocommit=True) as early, sample_database.connect() as full:
         touched = bring_up_to_date(early, full)
+        early.execute(COUNTED)
     assert {"trajectories", "llm_call_logs", "StockPrice", "WorldEvent", "PredictionPriceHistory"} <= touched.keys()
     made = automation.settle()
 
