@@ -87,40 +87,40 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
 
 @pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(command, started):
-    with started("train", "--iterations", "12", "--epochs", "12") as process:
+    with started("train", "--iterations", "50", "--epochs", "50") as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("Iteration 2/12"):
+            if line.startswith("Iteration 2/50"):
                 break
         process.kill()
     resumed = command("train")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"Going on with batch-\d+, which is (training|uploading|completed)\.", resumed.stderr)
-    assert re.findall(r"Iteration \d+/12: checkpoint step (\d+)", resumed.stdout) == [str(number) for number in range(1, 13)]
+    assert re.findall(r"Iteration \d+/50: checkpoint step (\d+)", resumed.stdout) == [str(number) for number in range(1, 51)]
     (batch, _) = json.loads(command("batches", "--json").stdout)["batches"]
     assert (batch["status"], batch["modelVersion"], batch["trajectories"]) == ("completed", "v1.0.11", 373)
     begun = [iteration["step"] for iteration in json.loads(command("batches", "show", batch["batchId"], "--json").stdout)["iterations"]]
-    assert sorted(set(begun)) == list(range(1, 13)) and len(begun) <= 13
+    assert sorted(set(begun)) == list(range(1, 51)) and len(begun) <= 51
 
 
 @pytest.mark.slow
 def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables, sample_database, tmp_path):
     with Proxy(sample_database.url) as proxy:
-        away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "8", "EPOCHS": "8"}
+        away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "15", "EPOCHS": "15"}
         with subprocess.Popen(
             [sys.executable, "-c", MAIN, "train"],
             env=away, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
-                if line.startswith("Iteration 2/8"):
+                if line.startswith("Iteration 2/15"):
                     break
             proxy.cut(away=True)
             time.sleep(6)
             proxy.away = False
             said, complained = process.communicate(timeout=100)
     assert process.returncode == 0, complained
-    assert "Iteration 8/8" in said and "Final step: 8" in said
+    assert "Iteration 15/15" in said and "Final step: 15" in said
     assert "The database does not answer. The training goes on when it does" in complained and "undone" not in complained
     assert "The database answers again." in complained
 
