@@ -15,7 +15,7 @@ setup: ## Make .venv from the lock and fetch the weights of the CPU model; the o
 demo: setup ## Play the market, train a model on it, print what got better (under 15 minutes on 2 cores)
 	@$(RUN)babylon-rl demo
 
-test: setup ## Every check and test (about 20 minutes on 2 cores)
+test: setup ## Every check and test (about 25 minutes on 2 cores)
 	@scripts/test.sh $(PYTEST_ARGS)
 
 test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes
