@@ -17,6 +17,7 @@ def game(database: Database) -> Database:
     with database.connect() as connection:
         for table in TABLES:
             connection.execute(f"CREATE TABLE {table} AS SELECT n AS id, n AS price FROM generate_series(1, 3) n")
+        connection.execute(COUNTED)
     return database
 
 
