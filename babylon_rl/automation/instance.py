@@ -13,6 +13,7 @@ from babylon_rl.assets.resources import kept_connections
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError, first_line
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.project_files import project_file
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -35,9 +36,7 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
     # Replaced atomically, as several processes may prepare the same home.
     text, installed = CONFIG.read_bytes(), home / "dagster.yaml"
     if not installed.exists() or installed.read_bytes() != text:
-        temporary = home / f".dagster.yaml.{os.getpid()}"
-        temporary.write_bytes(text)
-        temporary.replace(installed)
+        write_atomically(installed, text)
     variables = {
         "DAGSTER_HOME": str(home),
         STORAGE_URL: database.dagster_url,

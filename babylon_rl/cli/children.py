@@ -18,6 +18,8 @@ from typing import IO
 
 import psutil
 
+from babylon_rl.files.durable import write_atomically
+
 GRACE_S = 20.0
 REST_GRACE_S = 5.0
 IMPATIENT_S = 1.0
@@ -134,9 +136,7 @@ def _note(home: Path, pid: int) -> Path:
 def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
     note = {"group": _identity(pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
     # Whole at once: whoever stops children takes half a note for a damaged one, removes it, and never finds the program again.
-    written = _note(home, pid).with_suffix(".new")
-    written.write_text(json.dumps(note))
-    written.replace(_note(home, pid))
+    write_atomically(_note(home, pid), json.dumps(note).encode())
 
 
 def _identity(pid: int) -> dict[str, float]:

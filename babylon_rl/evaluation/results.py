@@ -6,7 +6,6 @@ Dollars, milliseconds since 1970 (UTC) in the market's own time, response times 
 says that there was nothing to measure, never 0. A result of scripted agents is the same bytes for the same seed.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -260,10 +259,3 @@ def read_result(path: Path) -> Result:
         raise MarketError(f"There is no result {path}; `babylon-rl benchmark run SNAPSHOT --model NAME` writes one.") from error
     except MarketError as error:
         raise MarketError(f"The result {path} cannot be read. {error}") from error
-
-
-def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a file completely or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(raw)
-    os.replace(part, path)

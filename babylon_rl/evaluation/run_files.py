@@ -32,7 +32,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
-from babylon_rl.evaluation.results import BENCHMARK, PARTIAL, SUFFIX, Result, encode_result, read_result, write_atomically
+from babylon_rl.evaluation.results import BENCHMARK, PARTIAL, SUFFIX, Result, encode_result, read_result
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.store import recording as rows

@@ -4,6 +4,7 @@ import fcntl
 import fnmatch
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,22 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_atomically(path: Path, raw: bytes, *, private: bool = False) -> None:
+    """Write a file completely or not at all; ``private``: for its owner alone.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.touch(mode=0o600 if private else 0o666)
+        part.write_bytes(raw)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def publish_directory(staged: Path, final: Path) -> None:

@@ -4,7 +4,6 @@ By notifications, and by polling in case one is lost. The last ones stay in a fi
 """
 
 import logging
-import secrets
 import threading
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import msgspec
 import psycopg
 
 from babylon_rl.errors import BabylonError, first_line
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.serving.access import Access
 from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
@@ -119,13 +119,9 @@ class LiveState:
         if state == self._last:
             return
         self._last = state
-        partial = self._file.with_name(f".{self._file.name}-{secrets.token_hex(4)}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial.touch(mode=0o600)
-            partial.write_bytes(msgspec.json.encode(state))
-            partial.replace(self._file)
+            write_atomically(self._file, msgspec.json.encode(state), private=True)
         # Routing goes on; only a start without the database would serve what was kept before.
         except OSError as full:
-            partial.unlink(missing_ok=True)
             _LOG.warning("%s cannot be written: %s.", self._file, first_line(full))

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import SettingsError
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.settings import Settings
 
 PRIVATE_FIELDS = ("agent", "prompts", "response", "reasoning", "provider_accesses")
@@ -132,8 +133,5 @@ def _secret_path(settings: Settings) -> Path:
 def _new_secret(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        unfinished.write_bytes(secrets.token_bytes(32))
-        unfinished.chmod(0o600)
-        unfinished.replace(path)
+        write_atomically(path, secrets.token_bytes(32), private=True)
     return path.read_bytes()

@@ -9,7 +9,6 @@ whatever agents do on top.
 import gzip
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +40,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     model_of,
 )
 from babylon_rl.evaluation.snapshot_file.validation import validate
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
@@ -274,9 +274,7 @@ def save(snapshot: SnapshotDocument, path: Path) -> int:
             file.write(raw)
         raw = packed.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(raw)
-    os.replace(part, path)
+    write_atomically(path, raw)
     return len(raw)
 
 

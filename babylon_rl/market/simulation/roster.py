@@ -30,7 +30,7 @@ NAMES = (*STRATEGIES, "nothing", "random", "news-reader", "oracle")
 def factory(
     name: str, scenario: Scenario, mandate: Mandate = ONE_TICK, *, model: MarketModel | None = None, stake_usd: float | None = None
 ) -> AgentFactory:
-    """Who makes the agent of that name for a run of this scenario.
+    """Return the factory of the agent of that name in a scenario.
 
     Args:
         model: the market's constants, which the oracle and the news reader know.
