@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --no-cache-dir uv==0.13.8
+"$work/venv/bin/pip" install --quiet --no-cache-dir "$(grep -o '^uv==[0-9.]*' requirements.lock)"
 # torch is installed by version alone (requirements-torch.txt): here it is asked for nowhere, so that none of its builds is locked.
 echo "torch ; python_version < '0'" > "$work/overrides.txt"
 cp requirements.lock "$work/requirements.lock"

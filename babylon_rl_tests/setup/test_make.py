@@ -24,8 +24,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(command: list[str], clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    of_the_caller = {"BABYLON_RL_HOME", "BABYLON_RL_VENV", "PYTHON", "MAKEFLAGS", "MAKELEVEL"}
-    inherited = {name: value for name, value in os.environ.items() if name not in of_the_caller}
+    of_the_caller = {"BABYLON_RL_HOME", "BABYLON_RL_VENV", "PYTHON", "MAKEFLAGS", "MAKELEVEL", "SSL_CERT_FILE"}
+    inherited = {name: value for name, value in os.environ.items() if name not in of_the_caller and not name.startswith("UV_")}
     return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False, timeout=60, env={**inherited, **variables})
 
 
@@ -75,6 +75,31 @@ def test_a_finished_setup_does_nothing_and_says_nothing(clone: Path) -> None:
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
+def test_packages_come_from_where_pip_would_take_them(clone: Path) -> None:
+    configured = """cat << .
+    global.index-url='https://packages.example/simple'
+    global.extra-index-url='file:///a/simple\\nfile:///b/simple'
+    install.index-url='https://installs.example/simple'
+    :env:.find-links='/wheels /more'
+    global.cert='/certificates.pem'
+    ."""
+    finished_setup(clone, python=configured.replace("    ", ""))
+    executable(clone / ".venv" / "bin" / "uv", '#!/bin/sh\nenv > "$PWD/seen"\n')
+    (clone / ".venv" / ".stamps" / "torch").unlink()
+    done = run(["make", "setup"], clone, UV_FIND_LINKS="/chosen")
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in (clone / "seen").read_text().splitlines() if line.startswith(("UV_", "SSL_CERT_FILE")))
+    assert seen == {
+        "UV_DEFAULT_INDEX": "https://installs.example/simple",
+        "UV_INDEX": "file:///a/simple file:///b/simple",
+        "UV_FIND_LINKS": "/chosen",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_HTTP_TIMEOUT": "180",
+        "UV_SYSTEM_CERTS": "true",
+        "SSL_CERT_FILE": "/certificates.pem",
+    }
+
+
 def test_another_python_runs_the_tests_in_an_environment_and_a_state_of_its_own(clone: Path) -> None:
     (clone / ".env.example").touch()
     version = "{}.{}".format(*sys.version_info)
@@ -104,6 +129,7 @@ def test_clean_reads_no_marker_in_the_default_place(clone: Path) -> None:
     assert not (clone / ".babylon").exists()
 
 
+@pytest.mark.slow
 def test_clean_removes_what_was_made_and_nothing_else(clone: Path) -> None:
     for made in (".venv/bin", ".babylon/postgres", ".pytest_cache", "babylon_rl/store/__pycache__", "babylon_rl.egg-info", "build"):
         (clone / made).mkdir(parents=True)
@@ -128,6 +154,7 @@ def test_clean_removes_what_was_made_and_nothing_else(clone: Path) -> None:
     assert [path.name for path in (clone / "babylon_rl").rglob("*")] == ["store", "a.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False])
 def test_clean_removes_a_state_directory_elsewhere_only_with_its_marker(clone: Path, tmp_path: Path, marked: bool) -> None:
     state = tmp_path / "state"
