@@ -5,12 +5,17 @@ any JSON, even from a proxy's page.
 """
 
 import asyncio
+import functools
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from babylon_rl.errors import UsageError
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
 
@@ -59,6 +64,31 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """The trusted certificates, as httpx finds them; read once, as that takes 30 ms."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+def _refuse_socks(base_url: str) -> None:
+    address, proxies = urlsplit(base_url), getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all", "")
+    if proxy.startswith("socks") and not proxy_bypass(address.hostname or ""):
+        raise UsageError(
+            f"The environment sends requests to {address.hostname} through a SOCKS proxy, and only HTTP proxies work. "
+            "Name one in HTTPS_PROXY, or the host in NO_PROXY."
+        )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error at which a chain of causes began: aiohttp's own, which httpx's names do not always fit."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def plausible(count: object) -> int | None:
     """A token count as sent by a server; None if it cannot be one."""
     if not isinstance(count, int) or isinstance(count, bool):
@@ -69,11 +99,19 @@ def plausible(count: object) -> int | None:
 class OpenAITransport:
     """Transport to ``base_url``, which ends before /chat/completions.
 
-    The caller limits the time of an attempt by cancelling it.
+    The caller limits the time of an attempt by cancelling it. ``aclose`` belongs to the event loop of ``send``. A user and password in the
+    address are sent instead of the key.
+
+    Raises:
+        UsageError: the environment sends such requests through a SOCKS proxy.
     """
 
     def __init__(self, base_url: str, model: str, key: str | None) -> None:
+        import httpx
         import openai
+
+        _refuse_socks(base_url)
+        address = httpx.URL(base_url)
 
         self._errors = openai.APIStatusError, openai.APIError
         self._model = model
@@ -83,10 +121,18 @@ class OpenAITransport:
         self._unauthorized = {} if key else {"Authorization": openai.omit}
         self._client = openai.AsyncOpenAI(
             api_key=key or "none",  # an empty one is looked for in the environment
-            base_url=base_url,
+            base_url=address.copy_with(userinfo=b""),
             max_retries=0,
             default_headers=unsaid,
-            http_client=openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False),
+            # Over aiohttp, as openai's documentation advises where many requests run at once (benchmarks/chat_client.py).
+            http_client=openai.DefaultAioHttpClient(
+                timeout=None,
+                follow_redirects=False,
+                verify=_certificates(),
+                auth=httpx.BasicAuth(address.username, address.password) if address.userinfo else None,
+                # Idle connections go before servers close them, after 5 s at uvicorn: a request on a closed one would fail.
+                limits=httpx.Limits(max_connections=1000, keepalive_expiry=4),
+            ),
         )
         self._create = self._client.chat.completions.with_raw_response.create  # loads OpenAI's modules of it, for half a second
 
@@ -107,7 +153,7 @@ class OpenAITransport:
             wait_s = retry_after_s(error.response.headers.get("retry-after"), datetime.now(UTC))
             raise self._failed(_error_message(error.response.content), error.status_code, wait_s) from None
         except failed as error:
-            cause = error.__cause__ or error
+            cause = _first_cause(error)
             raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None
         return self._read(raw.http_response.content)
 

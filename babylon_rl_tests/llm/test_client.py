@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl_tests.http_stand_in import Handler, served
 
@@ -173,6 +174,21 @@ def test_an_endpoint_without_a_key_is_told_none_of_the_environments(ask: Ask, mo
     assert served.seen[0]["key"] is None and "sk-of-somebody-else" not in str(served.seen[0]["headers"])
 
 
+def test_a_password_in_the_address_is_sent_instead_of_the_key() -> None:
+    with endpoint(good()) as served:
+        ask_now(served.url.replace("http://", "http://me:word@"))
+    assert served.seen[0]["key"] == f"Basic {b64encode(b'me:word').decode()}"
+
+
+def test_a_socks_proxy_is_refused_where_it_would_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with endpoint(good()) as served:
+        with pytest.raises(UsageError, match="SOCKS proxy, and only HTTP proxies work"):
+            ask_now(served.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert ask_now(served.url).text == "yes"
+
+
 @both
 def test_a_date_to_retry_after_is_read(ask: Ask) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
@@ -180,6 +196,7 @@ def test_a_date_to_retry_after_is_read(ask: Ask) -> None:
         ask(served.url)
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_once_share_a_client() -> None:
     with endpoint(good()) as served, ChatClient(served.url, None, "m") as client, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda seed: client.complete_now([{"role": "user", "content": "?"}], seed=seed).text, range(40)))

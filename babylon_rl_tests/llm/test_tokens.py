@@ -40,6 +40,7 @@ def test_an_unknown_price_is_none(model: str) -> None:
     assert not is_priced(model)
 
 
+@pytest.mark.long
 def test_litellm_comes_without_the_net_and_without_a_dotenv_of_its_own() -> None:
     """In a process whose sockets cannot connect; what it adds to the environment is what was set on purpose."""
     program = (
@@ -63,6 +64,7 @@ def test_the_table_is_litellms() -> None:
     assert table_entry("anthropic/claude-sonnet-4-5") == table["claude-sonnet-4-5"]
 
 
+@pytest.mark.slow
 def test_a_judge_of_ones_own_does_not_wait_for_litellm() -> None:
     program = (
         "import sys\n"
