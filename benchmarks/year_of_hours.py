@@ -24,9 +24,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.jobs import HOURS_JOB, RANGE_END, RANGE_START
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.serving.admin_page.views import page_view
-from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.status import status_document
-from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -100,21 +98,21 @@ class Step:
                 connection.execute(f'DELETE FROM babylon_rl.{table} WHERE "batchId" = %s', [found.batch.batch_id])
         return said
 
-    def page(self, build: Callable[[TrainingControl], object]) -> str:
+    def page(self, build: Callable[[], object]) -> str:
         """A page three times; the best."""
-        control, spent = TrainingControl(self.database, self.settings, DagsterClient("http://127.0.0.1:9")), []
+        spent = []
         for _ in range(3):
             started = time.perf_counter()
-            build(control)
+            build()
             spent.append(time.perf_counter() - started)
         return f"best of three {min(spent) * 1000:.0f} ms"
 
-    def admin_page(self, control: TrainingControl) -> None:
+    def admin_page(self) -> None:
         """Values of the first page."""
         with self.database.connect() as connection:
-            page_view(control, connection, NOW)
+            page_view(connection, self.settings, NOW)
 
-    def status(self, control: TrainingControl) -> None:
+    def status(self) -> None:
         """The status document."""
         with self.database.connect() as connection:
             status_document(connection, self.settings, NOW)

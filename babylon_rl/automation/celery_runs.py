@@ -5,12 +5,15 @@ Both are dagster_celery's own.
 What differs from dagster_celery's defaults, and why, is in docs/decisions/0020.
 """
 
+import gc
 import logging
 import os
 from typing import Any, Self
 
 import dagster as dg
 from celery import Celery, Task, signals
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
 from celery.exceptions import WorkerLostError
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClassData, unpack_value
@@ -36,7 +39,7 @@ from babylon_rl.automation.run_handover import (
 from babylon_rl.processes import own_name
 from babylon_rl.settings import ScaleSettings, Settings, load_settings
 from babylon_rl.store.database import process_database
-from babylon_rl.traces import stop_traces
+from babylon_rl.traces import start_traces, stop_traces
 
 _LOG = logging.getLogger(__name__)
 # Results are not stored: whether a run lives is in its heartbeat, how it ended in Dagster's records.
@@ -44,10 +47,39 @@ NO_RESULTS = "disabled://"
 ANSWER_S = 5  # of a broker, before it counts as unreachable
 # Keeps a queue without a worker short. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
 EXPIRES_S = 3600
+
+
+class RunProcesses(AsynPool):  # type: ignore[misc]
+    """Processes that take one run each."""
+
+    def on_job_ready(self, *_: Any) -> None:
+        """Leave a process whose run has ended marked as busy.
+
+        It winds down for a second; a message that it is given waits until it is gone.
+        """
+
+
+class RunPool(TaskPool):  # type: ignore[misc]
+    """Pool with a spare process, which takes a run while the last one's process winds down."""
+
+    Pool = RunProcesses
+
+    def __init__(self, limit: int, **options: Any) -> None:
+        super().__init__(limit + 1, **options)
+
+    @property
+    def num_processes(self) -> int:
+        """Runs at once, from which Celery reckons how many messages the worker may hold."""
+        return int(self.limit) - 1
+
+
 CONFIG: dict[str, Any] = {
-    # A worker holds the message of the run that it executes and no other, which an idle one could execute.
+    # A worker holds the message of the run that it executes and no other, which an idle one could execute; the third says so for runs
+    # that it goes on with after it has lost the broker.
     "worker_prefetch_multiplier": 1,
     "task_acks_late": True,
+    "worker_disable_prefetch": True,
+    "worker_pool": RunPool,
     "task_ignore_result": True,
     # A worker that loses the broker executes its run to the end, and looks for the broker for ever.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
@@ -169,6 +201,26 @@ def worker_app(settings: ScaleSettings) -> Celery:
     signals.task_failure.connect(_report_lost, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
     return app
+
+
+def load_ahead(settings: Settings, queues: tuple[str, ...]) -> None:
+    """Load what runs of some queues need, beside the definitions.
+
+    Runs are forked from this process: each is spared the seconds and shares the memory.
+    """
+    from babylon_rl.judge.model_scoring import load_judge_libraries
+    from babylon_rl.reporting.plots import bar_plot
+
+    with dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
+    start_traces(settings.otel_exporter_otlp_endpoint)
+    stop_traces()
+    bar_plot("", "", [("", 1.0)])
+    if {HOURS, JUDGE} & set(queues):
+        load_judge_libraries(settings)
+    # Celery collects garbage before each fork. What is frozen it passes over, and the processes of runs do not copy it.
+    gc.collect()
+    gc.freeze()
 
 
 def run_worker(settings: ScaleSettings, queues: tuple[str, ...], runs: int, name: str) -> int:

@@ -24,10 +24,10 @@ from babylon_rl.automation.jobs import (
 )
 from babylon_rl.automation.pace import SCHEDULES
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
-from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late
+from babylon_rl.store.releases import read_tests
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.freezing import count_freezable

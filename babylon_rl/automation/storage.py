@@ -71,7 +71,8 @@ class BabylonStorage(DagsterPostgresStorage):
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
-        self._event_log_storage = HourlyEventLog(postgres_url)
+        # The line above has made the tables, or found them.
+        self._event_log_storage = HourlyEventLog(postgres_url, should_autocreate_tables=False)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
