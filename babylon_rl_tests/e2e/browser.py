@@ -4,10 +4,11 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -72,12 +73,8 @@ class Page:
 @contextmanager
 def browser_page(program: str, profile: Path, width: int = 1600, height: int = 1000) -> Iterator[Page]:
     """An empty page in a browser of its own, which ends with the block; ``profile`` is a new directory."""
-    command = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
-    # its crash reports go beside the profile, not into the user's home
-    environment = os.environ | {"XDG_CONFIG_HOME": str(profile), "XDG_CACHE_HOME": str(profile)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process, port = _start([program, *FLAGS, f"--window-size={width},{height}"], profile)
     try:
-        port = _port(profile / "DevToolsActivePort")
         with urlopen(Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"), timeout=10) as answer:
             address = json.load(answer)["webSocketDebuggerUrl"]
         with connect(address, max_size=LARGEST_MESSAGE, proxy=None) as socket:
@@ -90,9 +87,25 @@ def browser_page(program: str, profile: Path, width: int = 1600, height: int = 1
         process.wait(20)
 
 
-def _port(file: Path) -> int:
-    deadline = time.monotonic() + 30
-    while not (file.exists() and file.read_text().strip()):
-        assert time.monotonic() < deadline, "Chromium did not start."
-        time.sleep(0.1)
-    return int(file.read_text().splitlines()[0])
+def _start(command: list[str], profile: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A browser and its DevTools port. One that does not open its port in a minute (seen on a busy machine) is ended, another started."""
+    for attempt in range(3):
+        own = profile / str(attempt)
+        own.mkdir(parents=True)
+        # its crash reports go beside the profile, not into the user's home
+        environment = os.environ | {"XDG_CONFIG_HOME": str(own), "XDG_CACHE_HOME": str(own)}
+        with (own / "stderr").open("wb") as errors:
+            process = subprocess.Popen(
+                [*command, f"--user-data-dir={own}", "about:blank"], env=environment,
+                stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = (own / "DevToolsActivePort").read_text().splitlines() if (own / "DevToolsActivePort").exists() else []
+            if len(lines) == 2:
+                return process, int(lines[0])
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+    raise AssertionError(f"Chromium did not start: {(own / 'stderr').read_text(errors='replace')[-2000:]}")
