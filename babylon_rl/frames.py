@@ -20,8 +20,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, StockOutcome
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store import benchmarks
-from babylon_rl.store import gateway_calls as gateway_store
+from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
 from babylon_rl.store.batches import read_batches
 from babylon_rl.store.connection import Connection
@@ -341,7 +340,7 @@ def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:
 
 
 def _gateway_rows(source: _Source) -> Iterator[dict[str, Any]]:
-    return gateway_store.read_calls(source.connection, *_moments(source))
+    return live_usage.read_calls(source.connection, *_moments(source))
 
 
 def _moments(source: _Source) -> tuple[datetime, datetime]:

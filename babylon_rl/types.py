@@ -140,6 +140,15 @@ def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
     return {reason: counts[reason] for reason in REJECTION_REASONS if counts[reason]}
 
 
+@dataclass(frozen=True)
+class Check:
+    """One line of a report of checks; ``status`` is PASS, WARN or FAIL."""
+
+    name: str
+    status: str
+    detail: str
+
+
 class HourQuality(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Odd but eligible rows or agents of an hour: counts, first ids.
 

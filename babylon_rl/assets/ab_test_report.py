@@ -34,7 +34,7 @@ COLUMNS = column_schema(
 @traced_step
 def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.serving.ab_tests import course, report
-    from babylon_rl.store.ab_tests import read_tests
+    from babylon_rl.store.releases import read_tests
 
     with babylon.connection() as connection:
         tests = read_tests(connection)

@@ -1,13 +1,16 @@
 """Commands ``ab start``, ``ab status`` and ``ab stop``: A/B tests of versions on live agents."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed
 from babylon_rl.cli.releases import ReasonOption, author_of
 from babylon_rl.errors import UsageError
+from babylon_rl.serving import ab_tests
 from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
+from babylon_rl.store.releases import read_tests
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The test's name; it also decides which agents are in which arm.")]
 app = typer.Typer()
@@ -35,9 +38,6 @@ def start(
     as_json: JsonOption = False,
 ) -> None:
     """Put agents into the arms of a test, each for as long as it runs."""
-    from babylon_rl.serving import ab_tests
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     try:
         percents = [float(share) for share in shares.split(",")]
@@ -58,14 +58,10 @@ def status(
 
     Looking often costs nothing.
     """
-    from babylon_rl.serving.ab_tests import report
-    from babylon_rl.store.ab_tests import read_tests
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         if name is not None:
-            _show(report(connection, name, settings), as_json)
+            _show(ab_tests.report(connection, name, settings), as_json)
             return
         rows = [
             {"name": test.name, "state": test.state, "arms": list(test.arms), "shares": list(test.shares),
@@ -78,16 +74,13 @@ def status(
 @ab.command("stop")
 def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """End a test; its agents follow the rollouts again, and its result stays."""
-    from babylon_rl.serving import ab_tests
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         ab_tests.stop(connection, name, author_of(reason))
         _show(ab_tests.report(connection, name, settings), as_json)
 
 
-def _show(report: Any, as_json: bool) -> None:
+def _show(report: ab_tests.ABReport, as_json: bool) -> None:
     document = report.document
     arms = listed(ARMS, [list(arm.values()) for arm in document["arms"]], f"A/B test {report.test.name}, {report.test.state}")
     emit(document, [arms, report.verdict, f"Agents by arm: {report.sample_ratio}.", document["spillover"]], as_json)

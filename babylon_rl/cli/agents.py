@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
-from babylon_rl.cli.benchmark_run import RESULTS, agents_table
+from babylon_rl.cli.benchmark_run import RESULTS, agents_table, write_pages
 from babylon_rl.cli.models import model_document
 from babylon_rl.cli.options import ReportOption
-from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
-from babylon_rl.cli.training_batches import bring_up_to_date, choose_batch, run_training
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts
+from babylon_rl.cli.training_batches import Wanted, bring_up_to_date, choose_batch, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
 from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
-from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
+from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
 from babylon_rl.store.database import Database, open_database
@@ -75,7 +76,6 @@ def spawn_agents(
 
 
 def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
-    parts: list[Table | str] = []
     strategies: dict[str, list[float]] = {}
     for hour in hours:
         for _, strategy, pnl in hour.agents:
@@ -85,8 +85,7 @@ def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
         [name, len(pnls), f"{sum(pnls) / len(pnls):+.0f}"]
         for name, pnls in sorted(strategies.items(), key=lambda item: -sum(item[1]) / len(item[1]))
     ]
-    parts.append(listed(["strategy", "agent hours", "mean P&L, $ an hour"], lines, title))
-    return parts
+    return [listed(["strategy", "agent hours", "mean P&L, $ an hour"], lines, title)]
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,17 @@ def harness(
         model = _latest_model(state)
     faults = benchmark_faults(comparison) + (learning.faults if learning is not None else [])
     document = {
-        "before": before.document(), "after": after.document(), "model": model, **comparison.document, "recorded": recorded,
+        "before": _shown(before), "after": _shown(after), "model": model, **comparison.document, "recorded": recorded,
         "training": _training(learning) if learning is not None else None, "faults": faults,
     }  # fmt: skip
     emit(document, _parts(document, comparison), as_json)
     if faults:
         raise CheckFailed("\n".join(faults))
+
+
+def _shown(readiness: Readiness) -> dict[str, Any]:
+    document: dict[str, Any] = to_builtins(ReadinessDocument.of(readiness))
+    return document
 
 
 def _readiness(state: Harness, reading: bool = False) -> Readiness:
@@ -180,8 +184,7 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
         recorded = record_runs(connection, runs.files)
     sound, refused = sound_results(runs.files)
     if report is not None:
-        pages = write_report(sound, report, {market.digest: market.scenario for market in markets})
-        say(f"The report is {pages[0]}.")
+        write_pages(sound, report, markets)
     return compare_results(sound, refused), recorded
 
 
@@ -203,7 +206,7 @@ def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | N
 
 def _train(state: Harness, market: Snapshot, learning: Learning, force: bool) -> Learning:
     try:
-        batch = choose_batch(state.database, state.settings, None, None, None, state.seed, force)
+        batch = choose_batch(state.database, state.settings, Wanted(seed=state.seed, force=force))
         trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
     except NothingToTrain as nothing:
         return replace(learning, faults=[str(nothing)])
@@ -227,7 +230,7 @@ def _training(learning: Learning) -> dict[str, Any]:
     trained = learning.trained
     return {
         "hours": learning.hours,
-        "ready": learning.offered.document(),
+        "ready": _shown(learning.offered),
         "batchId": trained.batch.batch_id if trained is not None else None,
         "modelVersion": trained.model.version if trained is not None else None,
         "checkpoint": str(trained.checkpoint) if trained is not None else None,
@@ -236,21 +239,14 @@ def _training(learning: Learning) -> dict[str, Any]:
 
 
 def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Table | str]:
-    parts: list[Table | str] = []
     training, model = document["training"], document["model"]
-    parts.append(agents_table(comparison))
-    for note in comparison.notes:
-        parts.append(note)
-    parts.append("")
     stages: list[tuple[str, dict[str, Any]]] = [("before", document["before"])]
     if training is not None:
         stages.append((f"hours played: {len(training['hours'])}", training["ready"]))
     stages.append(("after", document["after"]))
-    parts.append(listed(["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages]))
-    parts.append("")
-    for name, value in _facts(document, training, model):
-        parts.append(f"{name:11} {value}")
-    return parts
+    states = listed(["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages])
+    facts = [f"{name:11} {value}" for name, value in _facts(document, training, model)]
+    return [agents_table(comparison), *comparison.notes, "", states, "", *facts]
 
 
 def _stage(name: str, ready: dict[str, Any]) -> list[Any]:

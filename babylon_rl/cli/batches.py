@@ -7,11 +7,12 @@ from msgspec import to_builtins
 
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.errors import UsageError
-from babylon_rl.serving.admin_shapes import BatchDocument
+from babylon_rl.serving.status_shapes import BatchDocument
 from babylon_rl.settings import load_settings
 from babylon_rl.store.batches import Batch, read_batch, read_batch_episodes, read_batches, read_foreign_batches
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
-from babylon_rl.store.write_ahead import RemoteJob, give_up_job, read_jobs, read_steps
+from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
 from babylon_rl.windows import moment, utc_now
 
@@ -53,6 +54,10 @@ JOBS = (
     Column("to", "stepAfter"),
     Column("error", "error"),
 )
+SHOWN_OF_JOB = (
+    "attempt", "service", "model", "state", "job_id", "step_before", "step_after", "posted_at", "ended_at", "discarded_at", "sequences",
+    "trainable_tokens", "loss", "estimated_usd", "error",
+)  # fmt: skip
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
 
 
@@ -82,18 +87,17 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     document = batch_document(batch) | {
         "preflight": None if batch.preflight is None else dict(batch.preflight),
         "episodes": [
-            {"window": e.window, "agentId": e.agent_id, "trajectoryIds": list(e.trajectory_ids), "score": e.score, "rank": e.rank,
-             "advantage": e.advantage, "sequences": e.sequences, "dropped": e.dropped, "contribution": e.contributes,
-             "trainedTrajectoryIds": None if e.trained_ids is None else list(e.trained_ids)}
+            document_of(e, "window", "agent_id", "trajectory_ids", "score", "rank", "advantage", "sequences", "dropped")
+            | {"contribution": e.contributes, "trainedTrajectoryIds": e.trained_ids}
             for e in episodes
         ],
         "iterations": [
-            {"step": s.iteration, "attempt": s.attempt, "loss": s.loss, "trainableTokens": s.trainable_tokens, "windows": list(s.windows),
-             "startedAt": moment(s.started_at), "finishedAt": moment(s.finished_at), "checkpoint": s.checkpoint}
-            for s in steps
+            {"step": step.iteration}
+            | document_of(step, "attempt", "loss", "trainable_tokens", "windows", "started_at", "finished_at", "checkpoint")
+            for step in steps
         ],
-        "remoteJobs": [_job_document(job) for job in jobs],
-    }  # fmt: skip
+        "remoteJobs": [{"step": job.iteration} | document_of(job, *SHOWN_OF_JOB) for job in jobs],
+    }
     facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
     parts = [
         listed(["", ""], facts),
@@ -130,27 +134,6 @@ def give_up(
         if not give_up_job(connection, job_id, reason, utc_now()):
             raise UsageError(f"No job {job_id} is running. `babylon-rl batches show ID` lists a batch's jobs.")
     say(f"{job_id} counts as over. Its batch fails with its next run, and a new one may be posted; a step that it still makes is not used.")
-
-
-def _job_document(job: RemoteJob) -> dict[str, Any]:
-    return {
-        "step": job.iteration,
-        "attempt": job.attempt,
-        "service": job.service,
-        "model": job.model,
-        "state": job.state,
-        "jobId": job.job_id,
-        "stepBefore": job.step_before,
-        "stepAfter": job.step_after,
-        "postedAt": moment(job.posted_at),
-        "endedAt": moment(job.ended_at),
-        "discardedAt": moment(job.discarded_at),
-        "sequences": job.sequences,
-        "trainableTokens": job.trainable_tokens,
-        "loss": job.loss,
-        "estimatedUsd": job.estimated_usd,
-        "error": job.error,
-    }
 
 
 def batch_document(batch: Batch) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def compare(
     sound, refused = _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
-        _write_report(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
+        write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
     rows = needed(comparison, effect) if effect is not None else []
     document = comparison.document | ({"needed": rows} if effect is not None else {})
     emit(document, _parts(comparison, rows), as_json)
@@ -177,7 +177,7 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
     }  # fmt: skip
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
-        _write_report(sound, report, markets)
+        write_pages(sound, report, markets)
     emit(document, _parts(comparison) if comparison is not None else [], as_json)
     say(f"{runs.played} runs played, {runs.known} known from before; they are in {directory}.")
     if runs.unfinished:
@@ -189,7 +189,8 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         )
 
 
-def _write_report(sound: list[Result], directory: Path, markets: list[Snapshot]) -> None:
+def write_pages(sound: list[Result], directory: Path, markets: list[Snapshot]) -> None:
+    """Write the report of results, and say where it is."""
     pages = write_report(sound, directory, {market.digest: market.scenario for market in markets})
     say(f"The report is {pages[0]}.")
 
@@ -205,19 +206,10 @@ def _record(files: list[Path]) -> None:
 
 
 def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:
-    parts: list[Table | str] = []
-    parts.append(agents_table(comparison))
-    if comparison.pairs:
-        parts.append("")
-        parts.append(pairs_table(comparison))
-    if rows:
-        parts.append("")
-        parts.append(needed_table(rows))
-    for note in comparison.notes:
-        parts.append(note)
-    for refusal in comparison.refused[:5]:
-        parts.append(f"{refusal.file}: {' '.join(refusal.reasons[:3])}")
-    return parts
+    pairs: list[Table | str] = ["", pairs_table(comparison)] if comparison.pairs else []
+    sizes: list[Table | str] = ["", needed_table(rows)] if rows else []
+    refused = [f"{refusal.file}: {' '.join(refusal.reasons[:3])}" for refusal in comparison.refused[:5]]
+    return [agents_table(comparison), *pairs, *sizes, *comparison.notes, *refused]
 
 
 def agents_table(comparison: ComparisonDocument) -> Table:

@@ -31,7 +31,6 @@ def run_child(
     command: Sequence[str],
     environment: Mapping[str, str],
     home: Path,
-    cwd: Path | None = None,
     stdout: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
 ) -> int:
@@ -47,9 +46,7 @@ def run_child(
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
     with _signals_queued() as events:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True
-        )
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=stdout, stderr=stderr, start_new_session=True)
         try:
             _write_note(home, process.pid, command)
             threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()

@@ -23,6 +23,7 @@ from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.replica import read_connection
@@ -153,22 +154,11 @@ def _verdict(summaries: Sequence[WindowSummary]) -> str:
 
 def window_row(facts: WindowSummary) -> dict[str, Any]:
     """One hour as JSON shows it."""
-    return {
-        "window": facts.window,
-        "rows": facts.rows,
-        "eligible": facts.eligible,
-        "newTrainable": facts.new_trainable,
-        "rejected": facts.rejected,
-        "agents": facts.agents,
-        "episodes": facts.episodes,
-        "usableEpisodes": facts.usable_episodes,
-        "ready": facts.ready,
-        "state": facts.state,
-        "messageSources": facts.message_sources,
-        "avgPnl": facts.avg_pnl,
-        "trainableSequences": facts.trainable_sequences,
-        "quality": msgspec.to_builtins(facts.quality),
-    }
+    shown = document_of(
+        facts, "window", "rows", "eligible", "new_trainable", "rejected", "agents", "episodes", "usable_episodes", "ready", "state",
+        "message_sources", "avg_pnl", "trainable_sequences",
+    )  # fmt: skip
+    return shown | {"quality": msgspec.to_builtins(facts.quality)}
 
 
 @app.command("episodes")
@@ -186,27 +176,11 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 def episode_rows(reading: WindowReading) -> list[dict[str, Any]]:
     """The episodes of an hour as JSON shows them."""
-    return [
-        {
-            "agentId": e.agent_id,
-            "trajectoryIds": list(e.trajectory_ids),
-            "steps": e.steps,
-            "startPnl": e.start_pnl,
-            "endPnl": e.end_pnl,
-            "windowPnl": e.window_pnl,
-            "wins": e.wins,
-            "losses": e.losses,
-            "winRate": e.win_rate,
-            "trades": e.trades,
-            "posts": e.posts,
-            "messageSources": e.message_sources,
-            "usable": e.usable,
-            "used": e.used,
-            "actions": e.actions,
-            "trainableSequences": e.trainable_sequences,
-        }
-        for e in reading.episodes
-    ]
+    shown = (
+        "agent_id", "trajectory_ids", "steps", "start_pnl", "end_pnl", "window_pnl", "wins", "losses", "win_rate", "trades", "posts",
+        "message_sources", "usable", "used", "actions", "trainable_sequences",
+    )  # fmt: skip
+    return [document_of(episode, *shown) for episode in reading.episodes]
 
 
 def _say_when_running(window: str, now: datetime) -> None:
@@ -230,7 +204,7 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
     if not rejections:
         say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
     rows = sum(reading.rows for reading in readings.values())
-    rejected_rows = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in rejections]
+    rejected_rows = [document_of(rejection, "trajectory_id", "window", "reason", "detail") for rejection in rejections]
     document = {"rejected": rejected_rows, "rows": rows, "byReason": count_reasons(rejections)}
     emit(document, rejected_parts(rejections, rejected_rows, rows), as_json)
 

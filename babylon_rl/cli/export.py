@@ -114,12 +114,8 @@ def _document(done: ExportedRows, form: Format) -> dict[str, Any]:
 
 
 def _parts(done: ExportedRows) -> list[Table | str]:
-    parts: list[Table | str] = []
     if not done.files:
         return []
     rows = [[name, counts.windows, counts.scored, counts.episodes, counts.records] for name, counts in done.splits.items()]
-    parts.append(listed(["split", "windows", "scored", "episodes", "LLM calls"], rows))
     shown = done.files if len(done.files) <= 10 else (*done.files[:8], f"... {len(done.files) - 9} more ...", done.files[-1])
-    for file in shown:
-        parts.append(file)
-    return parts
+    return [listed(["split", "windows", "scored", "episodes", "LLM calls"], rows), *shown]

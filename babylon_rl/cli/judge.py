@@ -149,14 +149,11 @@ def _write(report: ReliabilityReport, directory: Path) -> list[Path]:
 
 
 def _report_parts(report: ReliabilityReport) -> list[Table | str]:
-    parts: list[Table | str] = []
     versions = f" ({'; '.join(report.versions)})" if report.versions else ""
     others = ", ".join(f"{judge} {count}" for judge, count in report.judges.items() if judge != report.judge)
     rows: list[list[Any]] = [list(line) for line in report_rows(report)]
-    parts.append(listed(["", "95 % interval", ""], rows, f"{report.judge}{versions}, {report.first} to {report.end}"))
-    if others:
-        parts.append(f"Other hours of the range were scored by: {others}.")
-    return parts
+    measures = listed(["", "95 % interval", ""], rows, f"{report.judge}{versions}, {report.first} to {report.end}")
+    return [measures, *([f"Other hours of the range were scored by: {others}."] if others else [])]
 
 
 @judge_group.command("calibrate")
@@ -191,19 +188,13 @@ def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> Judg
 
 
 def _calibration_parts(agreement: JudgeAgreement) -> list[Table | str]:
-    parts: list[Table | str] = []
     rows: list[list[Any]] = [
         [row["name"], _number(row["expected"], 0), _number(row["standardError"], 1, sign=False), _number(row["realized"], 0),
          _number(row["score"], 3, sign=False), _number(row["rank"], 1, sign=False)]
         for row in agreement.rows
     ]  # fmt: skip
     shown = "" if agreement.orders == 1 else f", {agreement.orders} orders"
-    parts.append(
-        listed(
-            CALIBRATION, rows, f"{agreement.judge} {agreement.judge_version}{shown}: {agreement.hours} hours of {agreement.agents} agents"
-        )
-    )
-    parts.append("")
+    setting = f"{agreement.judge} {agreement.judge_version}{shown}: {agreement.hours} hours of {agreement.agents} agents"
     compared = [
         ["scores with expected P&L", *_cells(agreement.expected), ""],
         ["scores with the P&L that came", *_cells(agreement.realized), ""],
@@ -211,10 +202,8 @@ def _calibration_parts(agreement: JudgeAgreement) -> list[Table | str]:
         ["first less third", *_cells(agreement.over_money), "what the judge sees beyond the money"],
     ]
     title = f"Rank correlation within an hour (Spearman), mean over {agreement.hours} hours"
-    parts.append(listed(["", "mean", "95 %", ""], compared, title))
-    if agreement.without_spread:
-        parts.append(f"{agreement.without_spread} hours got one score for all and count as 0.")
-    return parts
+    equal = [f"{agreement.without_spread} hours got one score for all and count as 0."] if agreement.without_spread else []
+    return [listed(CALIBRATION, rows, setting), "", listed(["", "mean", "95 %", ""], compared, title), *equal]
 
 
 def _cells(ends: Sequence[float]) -> list[str]:

@@ -11,7 +11,7 @@ from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
 from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
 from babylon_rl.models.checkpoints import read_remote, verify
-from babylon_rl.serving.admin_shapes import ModelDocument
+from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database

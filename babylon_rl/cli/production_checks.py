@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from babylon_rl.cli.system_checks import FAIL, PASS, WARN, Check, attempt
+from babylon_rl.cli.system_checks import FAIL, PASS, WARN, attempt
 from babylon_rl.errors import BabylonError, NoTrainer
 from babylon_rl.serving.recorded_privacy import why_agents_unknown
 from babylon_rl.settings import ENV_FILE, HEURISTIC, Settings, setting_sources
-from babylon_rl.store.benchmarks import read_gated
+from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.client_keys import read_keys
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import deployed_model, read_models
 from babylon_rl.training.backends import trainer_choice
+from babylon_rl.types import Check
 
 LEAST_SECRET, MOST_FIRST_STEP = 16, 10.0
 _LOCAL = {"localhost", "127.0.0.1", "::1", ""}
@@ -88,7 +89,7 @@ def _validation(settings: Settings, connection: Connection) -> tuple[str, str]:
     if settings.rollout_percentages[0] > MOST_FIRST_STEP:
         return FAIL, f"ROLLOUT_STEPS begins with {settings.rollout_percentages[0]:g} %. Begin with {MOST_FIRST_STEP:g} % at most."
     if deployed is not None and not deployed.foreign:
-        gated = read_gated(connection).get(deployed.training_batch or "")
+        gated = read_reports(connection).get(deployed.training_batch or "")
         decision = "no decision" if gated is None else gated.decision
         if decision != "pass":
             return FAIL, f"{deployed.version} is deployed, and its gate says {decision}. `babylon-rl models rollback` takes it back."

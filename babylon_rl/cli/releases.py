@@ -2,21 +2,22 @@
 
 import getpass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from babylon_rl.cli.output import Column, JsonOption, Table, emit
 from babylon_rl.errors import UsageError
+from babylon_rl.serving import releases
+from babylon_rl.serving.recorded_privacy import hides_agents
+from babylon_rl.serving.routing import base_route, route
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import open_database
+from babylon_rl.store.live_usage import read_last_calls
+from babylon_rl.store.releases import BASE, Rollout, read_routing
 from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from babylon_rl.serving.releases import ReleaseAuthor
-    from babylon_rl.store.connection import Connection
-    from babylon_rl.store.releases import Rollout, RoutingTable
-
-BASE = "base"
 AGENTS = (
     Column("agent", "agentId"),
     Column("version", "version"),
@@ -46,9 +47,6 @@ def deploy(
     as_json: JsonOption = False,
 ) -> None:
     """Put a version in front of agents; with another share, change its rollout."""
-    from babylon_rl.serving import releases
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     agent_ids = [agent.strip() for agent in agents.split(",") if agent.strip()]
     with open_database(settings) as database, database.connect() as connection:
@@ -66,9 +64,6 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Take back the version on trial, else the deployed one; nothing automatic deploys it again."""
-    from babylon_rl.serving import releases
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         _emit(connection, settings, releases.rollback(connection, settings, author_of(reason), version), as_json)
@@ -76,9 +71,6 @@ def rollback(
 
 def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Hold the version on trial at its share of agents."""
-    from babylon_rl.serving import releases
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         _emit(connection, settings, releases.pause(connection, author_of(reason)), as_json)
@@ -86,9 +78,6 @@ def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None
 
 def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Let a paused version advance again."""
-    from babylon_rl.serving import releases
-    from babylon_rl.store.database import open_database
-
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         _emit(connection, settings, releases.resume(connection, author_of(reason)), as_json)
@@ -100,10 +89,6 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """Say which version an agent gets, and why."""
-    from babylon_rl.serving.routing import base_route, route
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.releases import read_routing
-
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         found = route(read_routing(connection), settings, model, agent)
@@ -122,18 +107,14 @@ def agents(
     as_json: JsonOption = False,
 ) -> None:
     """List each agent's version, and the agents on another one than expected."""
-    from babylon_rl.serving.recorded_privacy import hides_agents
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.live_usage import read_last_calls
-    from babylon_rl.store.releases import read_routing
-
     settings, now = load_settings(), utc_now()
     if hides_agents(settings):
         raise UsageError("RECORD_PRIVATE_FIELDS keeps agents out of recorded calls, so that their versions cannot be listed.")
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(hours=hours))
     rows = [
-        {"agentId": call.agent_id, "version": call.version or BASE, "expected": _expected(routing, settings, call.agent_id) or BASE,
+        {"agentId": call.agent_id, "version": call.version or BASE,
+         "expected": route(routing, settings, None, call.agent_id).version or BASE,
          "fallback": call.fallback, "lastCallAt": call.at.isoformat(timespec="milliseconds") + "Z"}
         for call in calls
     ]  # fmt: skip
@@ -142,32 +123,23 @@ def agents(
     emit({"agents": rows, "notOnExpectedVersion": elsewhere}, [Table(AGENTS, rows), counted], as_json)
 
 
-def _expected(routing: "RoutingTable", settings: Settings, agent_id: str) -> str | None:
-    from babylon_rl.serving.routing import route
-
-    return route(routing, settings, None, agent_id).version
-
-
-def author_of(reason: str) -> "ReleaseAuthor":
+def author_of(reason: str) -> releases.ReleaseAuthor:
     """The author of a transition by hand: the user of this process."""
-    from babylon_rl.serving.releases import ReleaseAuthor
 
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         user = "unnamed user"
-    return ReleaseAuthor(f"cli: {user}", reason, utc_now())
+    return releases.ReleaseAuthor(f"cli: {user}", reason, utc_now())
 
 
-def _emit(connection: "Connection", settings: Settings, rollout: "Rollout", as_json: bool) -> None:
-    from babylon_rl.serving.releases import agents_updated
-    from babylon_rl.store.releases import read_routing
+def _emit(connection: Connection, settings: Settings, rollout: Rollout, as_json: bool) -> None:
 
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
         "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,
         "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
-        "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated(connection, settings, utc_now()),
+        "previousVersion": rollout.previous_version, "agentsUpdated": releases.agents_updated(connection, settings, utc_now()),
     }  # fmt: skip
     said = f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."
     if rollout.state == "rolled_back":

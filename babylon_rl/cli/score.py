@@ -121,11 +121,7 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, a
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, [sentence], as_json)
             return
-
-        _print_cost(settings, estimate_hours(connection, lacking, settings, force=force), as_json)
-
-
-def _print_cost(settings: Settings, hours: list[HourCost], as_json: bool) -> None:
+        hours = estimate_hours(connection, lacking, settings, force=force)
     # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {

@@ -10,15 +10,19 @@ from babylon_rl.alerts import send_test
 from babylon_rl.cli.output import JsonOption, emit, listed, say
 from babylon_rl.errors import CheckFailed, UsageError
 from babylon_rl.reporting.numbers import about
-from babylon_rl.serving.admin_shapes import StatusDocument
 from babylon_rl.serving.status import status_document
+from babylon_rl.serving.status_shapes import StatusDocument
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.alerts import StoredAlert, read_alerts
+from babylon_rl.store.alerts import read_alerts
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
 VERSIONS_SHOWN, REASONS_SHOWN = 5, 4
+SHOWN_OF_ALERT = (
+    "cause", "kind", "says", "advice", "first_seen_at", "last_seen_at", "sent_at", "resolved_at", "channels", "tries", "error"
+)  # fmt: skip
 
 
 @app.command("status")
@@ -113,7 +117,11 @@ def alerts(
     with open_database(settings) as database, database.connect() as connection:
         rows = read_alerts(connection)
     cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
-    emit({"alerts": [_document(alert) for alert in rows]}, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
+    emit(
+        {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]},
+        [listed(["cause", "since", "sent", "ended", "says"], cells)],
+        as_json,
+    )
     for alert in rows:
         if alert.open:
             say(f"{alert.cause}: {alert.advice}")
@@ -127,11 +135,3 @@ def _test(settings: Settings, as_json: bool) -> None:
     emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
     if sent.failures:
         raise CheckFailed(f"{', '.join(sent.failures)} did not take the message.")
-
-
-def _document(alert: StoredAlert) -> dict[str, object]:
-    return {
-        "cause": alert.cause, "kind": alert.kind, "says": alert.says, "advice": alert.advice,
-        "firstSeenAt": moment(alert.first_seen_at), "lastSeenAt": moment(alert.last_seen_at), "sentAt": moment(alert.sent_at),
-        "resolvedAt": moment(alert.resolved_at), "channels": list(alert.channels), "tries": alert.tries, "error": alert.error,
-    }  # fmt: skip

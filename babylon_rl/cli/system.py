@@ -27,7 +27,6 @@ from babylon_rl.windows import utc_now
 app = typer.Typer()
 UI_PORT = 3000
 _PORTS_TRIED = 100
-# "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
 SETTINGS = (Column("setting", "name"), Column("value", "value"), Column("source", "source"))
 INDEXES = (
     Column("index", "name"),
@@ -44,9 +43,8 @@ PARTS = (
     Column("MB", lambda row: None if row["bytes"] is None else round(row["bytes"] / 1e6, 1)),
 )
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+# "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
 QUIET = "ignore:Function `"
-PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
-_WANTED_BYTES = 2_000_000_000
 _FAILED = 3
 
 
@@ -178,7 +176,7 @@ def verify_system(
 
     loaded = load_settings()
     found = [*check_system(loaded, production), *(check_production(loaded) if production else ())]
-    checks = [{"name": check.name, "status": check.status, "detail": check.detail} for check in found]
+    checks = [asdict(check) for check in found]
     emit({"checks": checks}, [Table(CHECKS, checks)], as_json)
     if any(check["status"] == FAIL for check in checks):
         raise typer.Exit(1)
@@ -261,7 +259,7 @@ def worker(
     runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
 ) -> None:
     """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
-    from babylon_rl.automation.run_handover import HOURS, JUDGE, QUEUES, code_version
+    from babylon_rl.automation.run_handover import QUEUES, code_version
 
     queues = tuple(dict.fromkeys(queue or QUEUES))
     if unknown := [name for name in queues if name not in QUEUES]:
@@ -272,17 +270,15 @@ def worker(
     if settings.uses_embedded_database:
         raise UsageError("DATABASE_URL is not set: workers share a server of your own with the daemon, not an embedded one.")
     require("dagster_celery", "redis")
-    from babylon_rl.automation.celery_runs import run_worker
+    from babylon_rl.automation.celery_runs import load_ahead, run_worker
     from babylon_rl.automation.instance import prepare_instance
     from babylon_rl.definitions import defs
-    from babylon_rl.judge.client import load_judge_libraries
 
     with open_database(settings) as database:
         os.environ.update(prepare_instance(database, settings))
         # Loaded once, for all the runs that are forked from this process.
         defs.get_repository_def()
-        if {HOURS, JUDGE} & set(queues):
-            load_judge_libraries(settings)
+        load_ahead(settings, queues)
         say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
         raise typer.Exit(run_worker(settings, queues, runs, f"{socket.gethostname()}-{os.getpid()}"))
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -30,6 +29,7 @@ from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import count_models
 from babylon_rl.store.training_status import AutomationState, arrivals, automation_state, clock_of
 from babylon_rl.training.backends import TRAINING_GB, trainer_choice
+from babylon_rl.types import Check
 from babylon_rl.windows import utc_now
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
@@ -39,15 +39,6 @@ CLOCK_WARN_S, CLOCK_FAIL_S = 5.0, 60.0
 PACKAGED_WEIGHTS_GB = 1.0  # on top of what a training writes, where they are not there yet
 _TRIAL = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ok": true}'}]
 _TRIAL_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report: name, status and detail."""
-
-    name: str
-    status: str
-    detail: str
 
 
 def check_system(settings: Settings, production: bool = False) -> Iterator[Check]:

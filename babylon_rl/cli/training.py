@@ -4,19 +4,22 @@ Data changes only through the asset graph.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.cli.system import run_daemon
-from babylon_rl.cli.training_batches import backfilled, choose_batch, run_training
+from babylon_rl.cli.training_batches import Wanted, backfilled, choose_batch, run_training
 from babylon_rl.errors import NothingToTrain, UsageError
+from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import Batch, last_completed_at, read_batch_episodes
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.market import windows_with_market
 from babylon_rl.store.outcomes import market_hours
@@ -55,7 +58,7 @@ def ready(as_json: JsonOption = False) -> None:
     ]
     least = with_smaller_minimum(settings).training_min_trajectories
     smaller = f"Automation starts with {least} trajectories from {due:%Y-%m-%d %H:%M} UTC on (train_daily)."
-    emit(state.document(), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
+    emit(to_builtins(ReadinessDocument.of(state)), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
     if not state.ready:
         raise typer.Exit(1)
 
@@ -136,23 +139,6 @@ def sync_outcomes(
     emit({"windows": shown}, [Table(SYNCED, shown)], as_json)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Arguments of one call of `train` besides settings.
-
-    ``windows`` is (from, to); ``most`` is the maximum number of trajectories to freeze. ``options`` are the settings (by field name, and
-    "seed") that were given as options.
-    """
-
-    batch_id: str | None = None
-    windows: tuple[str, str] | None = None
-    most: int | None = None
-    seed: int = 0
-    force: bool = False
-    as_json: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
 def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) -> None:
     """Run `train` in the mode single, list or backfill.
 
@@ -165,7 +151,7 @@ def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) 
     if mode == "list":
         list_freezable(database, settings, wanted)
     elif mode == "single" or wanted.batch_id is not None:
-        batch = _choose(database, settings, wanted)
+        batch = choose_batch(database, settings, wanted)
         report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
     # Several batches, and a pinned version can be used once.
     elif settings.model_version is not None:
@@ -290,11 +276,7 @@ def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted) -> 
     with database.connect() as connection:
         if pending_batches(connection) and not wanted.force:
             wanted = replace(wanted, windows=None, most=None, options={})
-    return _choose(database, settings, wanted)
-
-
-def _choose(database: Database, settings: Settings, wanted: Wanted) -> Batch:
-    return choose_batch(database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, wanted.options)
+    return choose_batch(database, settings, wanted)
 
 
 def report_training(trained: Trained, settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
@@ -310,10 +292,7 @@ def report_training(trained: Trained, settings: Settings, as_json: bool, earlier
         "modelVersion": model.version,
         "parent": model.parent_version,
         "status": trained.batch.state,
-        "iterations": [
-            {"step": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens, "windows": list(step.windows)}
-            for step in trained.steps
-        ],
+        "iterations": [{"step": step.iteration} | document_of(step, "loss", "trainable_tokens", "windows") for step in trained.steps],
         "checkpoint": str(trained.checkpoint),
         "storagePath": model.storage_path,
         "endpoint": {"url": endpoint.url, "model": endpoint.model},

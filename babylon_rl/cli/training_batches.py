@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -60,21 +61,25 @@ def _line(as_json: bool) -> Any:
     return lambda line: print(line, file=stream, flush=True)
 
 
-def choose_batch(
-    database: Database,
-    settings: Settings,
-    batch_id: str | None,
-    windows: tuple[str, str] | None,
-    most: int | None,
-    seed: int,
-    force: bool,
-    asked: Mapping[str, Any] | None = None,
-) -> Batch:
-    """The named batch, else an unfinished one, else a new one.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Arguments of one call of `train` besides settings.
 
-    Args:
-        most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
-        asked: settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
+    ``windows`` is (from, to); ``most`` is the maximum number of trajectories to freeze, None is TRAINING_MAX_TRAJECTORIES. ``options`` are
+    the settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
+    """
+
+    batch_id: str | None = None
+    windows: tuple[str, str] | None = None
+    most: int | None = None
+    seed: int = 0
+    force: bool = False
+    as_json: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choose_batch(database: Database, settings: Settings, wanted: Wanted) -> Batch:
+    """The named batch, else an unfinished one, else a new one.
 
     Raises:
         NothingToTrain: nothing can be frozen.
@@ -82,6 +87,7 @@ def choose_batch(
         UsageError: there is no such batch, or it was frozen with other options.
     """
     trainer_choice(settings)
+    batch_id, windows = wanted.batch_id, wanted.windows
     with database.connect(autocommit=True) as connection:
         if batch_id is not None:
             # 1. The batch that was named.
@@ -92,24 +98,25 @@ def choose_batch(
                 raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
             if batch.state == "failed":
                 raise BatchConflict(f"{batch_id} has failed ({batch.error}); freeze a new batch with `babylon-rl train`.")
-            _refuse_other(batch, asked or {}, "or leave --batch and BATCH_ID out")
+            _refuse_other(batch, wanted.options, "or leave --batch and BATCH_ID out")
             return batch
         # 2. A batch that has not ended, unless --force.
         pending = pending_batches(connection)
-        if pending and not force:
-            if windows is not None or most is not None:
+        if pending and not wanted.force:
+            if windows is not None or wanted.most is not None:
                 raise UsageError(
                     f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
                 )
-            _refuse_other(pending[0], asked or {}, "or add --force")
-            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in (asked or {}) else ""
+            _refuse_other(pending[0], wanted.options, "or add --force")
+            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in wanted.options else ""
             say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
             return pending[0]
         now = utc_now()
         # 3. A new batch, after new rows were read.
         windows = windows or backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most or settings.training_max_trajectories, seed=seed)
+        most = wanted.most or settings.training_max_trajectories
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=wanted.seed)
         if frozen.batch is None:
             # Nothing was freezable: perhaps because another run has just frozen these hours.
             before = {batch.batch_id for batch in pending}

@@ -4,6 +4,7 @@ Rows are checked one by one as they stream in; only their ids are kept.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from babylon_rl.cli.output import JsonOption, emit, say
 from babylon_rl.episodes.decode import flagged
-from babylon_rl.episodes.quality import RowCheck, row_faults, summarize
+from babylon_rl.episodes.quality import row_faults, summarize
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
@@ -27,7 +28,7 @@ from babylon_rl.store.trajectories import (
     trajectory_rows,
     with_logged_accesses,
 )
-from babylon_rl.types import WindowReading
+from babylon_rl.types import Check, WindowReading
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range
 
 app = typer.Typer()
@@ -58,14 +59,14 @@ def verify_data(
     settings = load_settings()
     with open_database(settings, prepare=False) as database, read_connection(database, say) as connection:
         checks = data_checks(connection, settings, as_of or clock_of(connection))
-    rows = [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
+    rows = [asdict(check) for check in checks]
     emit({"checks": rows}, [f"{check.status:<5} {check.name}: {check.detail}" for check in checks], as_json)
     failed = [check.name for check in checks if check.status == "FAIL"]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def data_checks(connection: Connection, settings: Settings, now: datetime) -> list[RowCheck]:
+def data_checks(connection: Connection, settings: Settings, now: datetime) -> list[Check]:
     """Checks of the rows of the newest 24 hours, and of rows without an hour.
 
     The 24 hours end with the newest complete hour that holds rows; the line fails when that ended more than 24 hours before ``now``. Rows
@@ -73,19 +74,19 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     """
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
-    hours = [RowCheck("hours", "FAIL", sentence)] if lost else []
+    hours = [Check("hours", "FAIL", sentence)] if lost else []
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
-        return [RowCheck("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
+        return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     # The 24 hours end with the newest hour that holds rows.
     end = window_of(window_end(newest))
     windows = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
     ids, faults = _row_faults(connection, windows)
     if not ids:
-        return [RowCheck("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
+        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
-    recent = RowCheck("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
+    recent = Check("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
     readings = read_windows(connection, windows, settings)
     return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 
@@ -115,17 +116,17 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     return ids, faults + [(row, "scores") for row in ids if row not in scored]
 
 
-def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[RowCheck]:
+def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[Check]:
     eligible = sum(reading.eligible for reading in readings)
     prompts = sum(reading.quality.prompts for reading in readings)
     short = sum(reading.quality.short_prompts for reading in readings)
     sentence = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
-    checks = [RowCheck("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", sentence)]
+    checks = [Check("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", sentence)]
     for name, count, ids, description in _ODDITIES:
         total = sum(getattr(reading.quality, count) for reading in readings)
         listed = [odd for reading in readings for odd in (getattr(reading.quality, ids) if ids else ())]
         detail = f"{total} {description}{_named(listed, total)}" if total else f"{eligible} eligible rows"
-        checks.append(RowCheck(name, "WARN" if total else "PASS", detail))
+        checks.append(Check(name, "WARN" if total else "PASS", detail))
     return checks
 
 

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.faults import strict_json
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
 from babylon_rl.episodes.steps import CallFacts, Step, StepCall, StepFacts, as_number
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
-from babylon_rl.types import HourQuality, Trajectory
+from babylon_rl.types import Check, HourQuality, Trajectory
 from babylon_rl.windows import HOUR, window_start
 
 # Limits in characters, milliseconds, multiples of the stake, dollars, and ids per list.
@@ -157,17 +157,6 @@ class SampleQuality:
         """Mean quality, 0..1; 0 without rows."""
         return (self.has_steps + self.has_calls + self.long_prompts + self.has_results) / 4
 
-    def document(self) -> dict[str, Any]:
-        """Shares under their JSON names."""
-        return {
-            "rows": self.rows,
-            "hasSteps": self.has_steps,
-            "hasCalls": self.has_calls,
-            "longPrompts": self.long_prompts,
-            "hasResults": self.has_results,
-            "providerAccesses": self.provider_accesses,
-        }
-
 
 def sample_quality(rows: Sequence[tuple[TrajectoryRow, Sequence[CallLogRow]]]) -> SampleQuality:
     """Return the share of rows, each with its logged calls, that passes each check.
@@ -202,11 +191,10 @@ def _calls(steps: list[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) ->
     return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
 
 
-Status = Literal["PASS", "WARN", "FAIL"]
 _NAMED = 3
 
 # By name of the check: the status if a row fails it, and the sentence in the report.
-CHECKS: dict[str, tuple[Status, str]] = {
+CHECKS: dict[str, tuple[str, str]] = {
     "readable": ("FAIL", "stepsJson is not an array of objects"),
     "steps": ("FAIL", "no steps"),
     "environment state": ("FAIL", "a step without environmentState"),
@@ -216,15 +204,6 @@ CHECKS: dict[str, tuple[Status, str]] = {
     "action results": ("WARN", "an action without result or error"),
     "scores": ("WARN", "not scored"),
 }
-
-
-@dataclass(frozen=True)
-class RowCheck:
-    """The result of one check over all rows."""
-
-    name: str
-    status: Status
-    detail: str
 
 
 def row_faults(row: TrajectoryRow) -> Iterator[str]:
@@ -257,8 +236,8 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
         yield "first LLM call"
 
 
-def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[RowCheck]:
-    """Return one RowCheck per kind over ``rows`` rows.
+def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:
+    """Return one check per kind over ``rows`` rows.
 
     ``faults`` are pairs (trajectory id, check name).
     """
@@ -270,9 +249,9 @@ def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[RowCheck]:
         ids = sorted(failed[name])
         if ids:
             more = "" if len(ids) <= _NAMED else f" and {len(ids) - _NAMED} more"
-            checks.append(RowCheck(name, status, f"{len(ids)} of {rows} rows: {sentence} ({', '.join(ids[:_NAMED])}{more})"))
+            checks.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence} ({', '.join(ids[:_NAMED])}{more})"))
         else:
-            checks.append(RowCheck(name, "PASS", f"{rows} rows"))
+            checks.append(Check(name, "PASS", f"{rows} rows"))
     return checks
 
 

@@ -19,9 +19,10 @@ from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.store.benchmarks import GateDecision, MarketResult, read_gated, read_identities, read_results
+from babylon_rl.store.benchmarks import MarketResult, read_identities, read_reports, read_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
+from babylon_rl.types import BenchmarkReport
 from babylon_rl.versions import content_version
 
 VERSION = "version"
@@ -39,7 +40,7 @@ class LeaderboardRow:
     place: int
     row: GateRow
     model: Model | None = None
-    gated: GateDecision | None = None
+    gated: BenchmarkReport | None = None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboa
 
     Scripts are played on the spot: 24 markets take about a second.
     """
-    models, gated = read_models(connection), read_gated(connection)
+    models, gated = read_models(connection), read_reports(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
     # As many markets as the largest report has played.
     snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
@@ -141,7 +142,7 @@ class _Known:
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
-    def missing(self, model: Model, report: GateDecision | None, benchmark_size: int) -> str | None:
+    def missing(self, model: Model, report: BenchmarkReport | None, benchmark_size: int) -> str | None:
         """Reason why a version has no place; None when it has one.
 
         ``benchmark_size`` is the number of markets of a benchmark.

@@ -5,7 +5,6 @@ no when the whole interval says the contrary, else unknown. Criteria describe; t
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from babylon_rl.evaluation.comparison import CANDIDATE, STRATEGY, Comparison, Ga
 from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
-from babylon_rl.files.durable import fsync
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import markdown_table
@@ -248,10 +247,7 @@ def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> byte
 def write_plot(png: bytes, path: Path) -> Path:
     """Put a picture at ``path``, complete or not at all; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(png)
-    fsync(temporary)
-    temporary.replace(path)
+    write_atomically(path, png)
     return path
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, raw: bytes, *, private: bool = False) -> None:
-    """Write a file completely or not at all; ``private``: for its owner alone.
+def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, private: bool = False) -> None:
+    """Write a file, whole or in parts, completely or not at all; ``private``: for its owner alone.
 
     Raises:
         OSError: it cannot be written; nothing is left.
@@ -35,9 +35,13 @@ def write_atomically(path: Path, raw: bytes, *, private: bool = False) -> None:
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.touch(mode=0o600 if private else 0o666)
-        part.write_bytes(raw)
+        with part.open("wb") as file:
+            file.writelines([raw] if isinstance(raw, bytes) else raw)
+            # Renamed before its content is on the disk, it could be empty after a power failure.
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
 

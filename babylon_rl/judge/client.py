@@ -8,16 +8,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Self
 
 from pydantic import SecretStr
 
-from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
+from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retrier, Retries
-from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry, token_counter
+from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport, with_version
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, judge_key_variable, provider_key
 from babylon_rl.traces import span
@@ -307,17 +306,6 @@ class JudgeClient:
 
     def _not_asked(self, open_: CircuitOpen) -> JudgeUnavailable:
         return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")
-
-
-def load_judge_libraries(settings: Settings) -> None:
-    """Import the libraries of the settings' judge.
-
-    It takes seconds, which processes that are forked from this one are spared.
-    """
-    if settings.judge_model != HEURISTIC:
-        token_counter(settings.judge_model)
-        with suppress(BabylonError):  # a missing key is the run's to report
-            JudgeClient(settings, settings.judge_model)
 
 
 def _transport(endpoint: JudgeEndpoint, settings: JudgeSettings) -> Transport:

@@ -7,13 +7,14 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from msgspec.structs import replace
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.errors import JudgeRefused
+from babylon_rl.errors import BabylonError, JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
@@ -23,9 +24,9 @@ from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
-from babylon_rl.llm.tokens import known_sum
+from babylon_rl.llm.tokens import known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.settings import JudgeSettings, Settings
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
@@ -39,6 +40,17 @@ from babylon_rl.windows import clock_from
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
 MAX_EXCERPT = 200
+
+
+def load_judge_libraries(settings: Settings) -> None:
+    """Import the libraries of the settings' judge.
+
+    It takes seconds, which processes that are forked from this one are spared.
+    """
+    if settings.judge_model != HEURISTIC:
+        token_counter(settings.judge_model)
+        with suppress(BabylonError):  # a missing key is the run's to report
+            JudgeClient(settings, settings.judge_model)
 
 
 def score_with_model(

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from babylon_rl.settings import HourSettings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan
 from babylon_rl.versions import content_version
 
@@ -113,30 +114,15 @@ class WindowOutcomes:
 
 
 def _stock_document(stock: StockOutcome) -> dict[str, Any]:
-    return {
-        "ticker": stock.ticker,
-        "organizationId": stock.organization_id,
-        "startPrice": stock.start_price,
-        "endPrice": stock.end_price,
-        "changePercent": stock.change_percent,
-        "sentiment": stock.sentiment,
-        "news": list(stock.news),
-        "volume": stock.volume,
-        "flags": list(stock.flags),
-    }
+    return document_of(
+        stock, "ticker", "organization_id", "start_price", "end_price", "change_percent", "sentiment", "news", "volume", "flags"
+    )  # fmt: skip
 
 
 def _prediction_document(prediction: PredictionOutcome) -> dict[str, Any]:
-    return {
-        "marketId": prediction.market_id,
-        "questionNumber": prediction.question_number,
-        "question": prediction.question,
-        "startProbability": prediction.start_probability,
-        "endProbability": prediction.end_probability,
-        "outcome": prediction.outcome,
-        "news": list(prediction.news),
-        "flags": list(prediction.flags),
-    }
+    return document_of(
+        prediction, "market_id", "question_number", "question", "start_probability", "end_probability", "outcome", "news", "flags"
+    )
 
 
 def engine_ticker(organization_id: str) -> str:

@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.threads import set_threads
 
 if TYPE_CHECKING:
+    import uvicorn
     from transformers import PreTrainedTokenizerBase
 
 BASE_MODEL_NAME = "base"
@@ -152,6 +153,37 @@ def bind(host: str, port: int) -> socket.socket:
         reason = taken.strerror or str(taken)
         raise ModelUnavailable(f"Port {port} on {host} cannot be used ({reason}): choose another port.") from taken
     return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """The address of a bound socket as http://HOST:PORT."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def in_thread(
+    server: "uvicorn.Server", name: str, late: Callable[[], str], *, ready: Callable[[], object] = lambda: True, within_s: float = 20.0
+) -> Iterator[str]:
+    """Run a server on a free loopback port in a thread until the block ends; yields its URL.
+
+    Raises:
+        ModelUnavailable: it was not started and ``ready()`` within the time; ``late()`` is the sentence.
+    """
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen(512)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name=name, daemon=True)
+        thread.start()
+        try:
+            deadline = time.monotonic() + within_s
+            while not (server.started and ready()):
+                if time.monotonic() > deadline or not thread.is_alive():
+                    raise ModelUnavailable(late())
+                time.sleep(0.005)
+            yield url_of(bound)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:

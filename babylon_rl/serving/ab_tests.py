@@ -18,11 +18,10 @@ from babylon_rl.evaluation.statistics.live import LiveInterval, SampleRatio, liv
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.settings import Settings
-from babylon_rl.store.ab_tests import ABTest, assigned_agents, end_test, insert_test, read_tests
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import AgentHour, read_agent_hours
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import BASE, lock_releases
+from babylon_rl.store.releases import BASE, ABTest, assigned_agents, end_test, insert_test, lock_releases, read_tests
 from babylon_rl.windows import window_of
 
 SPILLOVER = (

@@ -29,6 +29,12 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def bearer_token(headers: Mapping[str, str]) -> str:
+    """The bearer token of a request, empty without one."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 class MinuteBudget:
     """Token bucket: ``limit`` a minute, and at most that many at once."""
 
@@ -99,8 +105,7 @@ class Access:
         Raises:
             ApiError: no valid key, or a budget that is used up.
         """
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else ""
+        key = bearer_token(headers)
         sha256 = key_hash(key) if key and (self._own is not None or self._any_key) else None
         if sha256 is not None and sha256 == self._own:
             return Client()

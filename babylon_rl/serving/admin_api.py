@@ -32,7 +32,7 @@ from starlette.routing import Route as RoutedPath
 from babylon_rl import __version__
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
 from babylon_rl.logs import start_logs
-from babylon_rl.models.server import bind
+from babylon_rl.models.server import bind, url_of
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
@@ -41,20 +41,21 @@ from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
 from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
-from babylon_rl.serving.http_server import server_options
+from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
-from babylon_rl.serving.status_shapes import Shape
+from babylon_rl.serving.status import automation_document, status_document
+from babylon_rl.serving.status_shapes import ModelDocument, ReadinessDocument, Shape, StatusDocument
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
-from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.client_keys import ClientKey
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import Rollout
+from babylon_rl.store.releases import Rollout, read_tests
 from babylon_rl.training.batches import cancel_batch
 from babylon_rl.training.importing import ImportedWeights, import_version
+from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import moment, utc_now
 
 BODY_LIMIT = 256 * 1024
@@ -97,7 +98,7 @@ class AdminApi:
         self.logins = Logins()
         self.state = LiveState(settings, self.access)
         self.starts = MinuteBudget(starts_a_minute, clock)
-        self.page = AdminPage(self.control, self.access, self.logins, partial(_client, self))
+        self.page = AdminPage(settings, database, self.access, self.logins, partial(_client, self))
         self.cron_access = Access()
         secret = settings.cron_secret
         key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now(), admin=True)]
@@ -105,15 +106,15 @@ class AdminApi:
 
     def status(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
-            return self.control.status(connection, request.now)
+            return status_document(connection, self.settings, request.now)
 
     def metrics(self) -> str:
         with self.database.connect() as connection:
-            return pipeline_metrics(self.control.status(connection, utc_now()))
+            return pipeline_metrics(status_document(connection, self.settings, utc_now()))
 
     def readiness(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
-            return shapes.ReadinessDocument.of(self.control.readiness(connection, request.now))
+            return ReadinessDocument.of(readiness(connection, self.settings, request.now))
 
     def trigger(self, request: AdminRequest) -> Shape:
         return self.control.trigger(request.now, force=request.body.force, batch_size=request.body.batch_size)
@@ -131,7 +132,7 @@ class AdminApi:
 
     def models(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
-            return shapes.ModelsDocument(models=[shapes.ModelDocument.of(model) for model in read_models(connection)])
+            return shapes.ModelsDocument(models=[ModelDocument.of(model) for model in read_models(connection)])
 
     def deploy(self, request: AdminRequest) -> Shape:
         body: shapes.DeployRequest = request.body
@@ -161,7 +162,7 @@ class AdminApi:
             )
             with self.database.connect() as connection:
                 model = import_version(connection, self.settings, weights, request.now)
-        return shapes.UploadDocument(model=shapes.ModelDocument.of(model))
+        return shapes.UploadDocument(model=ModelDocument.of(model))
 
     def ab_tests(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
@@ -176,12 +177,12 @@ class AdminApi:
     def training_check(self, request: AdminRequest) -> Shape:
         started = time.monotonic()
         with self.database.connect() as connection:
-            ready = self.control.readiness(connection, request.now)
+            ready = readiness(connection, self.settings, request.now)
             scoring = self.control.score_settled(connection, ready)
-            status = self.control.automation(connection, request.now)
+            status = automation_document(connection, self.settings, request.now)
         return shapes.TrainingCheckDocument(
             duration=round((time.monotonic() - started) * 1000), timestamp=moment(request.now) or "", scoring=scoring,
-            readiness=shapes.ReadinessDocument.of(ready), status=status,
+            readiness=ReadinessDocument.of(ready), status=status,
         )  # fmt: skip
 
     def cron_training(self, request: AdminRequest) -> Shape:
@@ -195,22 +196,19 @@ class AdminApi:
         with self.database.connect() as connection:
             return shapes.CronTrainingDocument(
                 timestamp=moment(request.now) or "", message=message, job_id=job_id,
-                readiness=shapes.ReadinessDocument.of(self.control.readiness(connection, request.now)),
-                status=self.control.automation(connection, request.now),
+                readiness=ReadinessDocument.of(readiness(connection, self.settings, request.now)),
+                status=automation_document(connection, self.settings, request.now),
             )  # fmt: skip
 
     def _deployment(self, connection: Connection, rollout: Rollout, now: datetime) -> shapes.DeploymentDocument:
-        return shapes.DeploymentDocument(
-            agents_updated=releases.agents_updated(connection, self.settings, now),
-            deployment_id=str(rollout.rollout_id), version=rollout.version, state=rollout.state,
-            strategy=rollout.strategy, percentage=rollout.percentage, previous_version=rollout.previous_version,
-        )  # fmt: skip
+        updated = releases.agents_updated(connection, self.settings, now)
+        return shapes.DeploymentDocument.of(rollout, agents_updated=updated, deployment_id=str(rollout.rollout_id), success=True)
 
 
 _D = shapes.Described
 OPERATIONS = [
-    Operation(_D("GET", f"{_ADMIN}/status", "State of the whole system", shapes.StatusDocument), AdminApi.status),
-    Operation(_D("GET", f"{_ADMIN}/trigger", "Whether a training can start", shapes.ReadinessDocument), AdminApi.readiness),
+    Operation(_D("GET", f"{_ADMIN}/status", "State of the whole system", StatusDocument), AdminApi.status),
+    Operation(_D("GET", f"{_ADMIN}/trigger", "Whether a training can start", ReadinessDocument), AdminApi.readiness),
     Operation(
         _D("POST", f"{_ADMIN}/trigger", "Freeze a batch and train it", shapes.TriggerDocument, shapes.TriggerRequest, errors=(409,)),
         AdminApi.trigger, starts=True,
@@ -263,7 +261,7 @@ def create_app(api: AdminApi) -> Starlette:
     index = {"name": "babylon_rl admin API", "page": PATH, "version": __version__, "openapi": "/openapi.json", "paths": paths}
 
     async def root(_: Request) -> Response:
-        return _json(index)
+        return json_response(index)
 
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")
@@ -280,7 +278,7 @@ def create_app(api: AdminApi) -> Starlette:
     for path in paths:
         methods = {operation.described.method: operation for operation in OPERATIONS if operation.described.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
-    handlers: dict[Any, Any] = {HTTPException: _no_path, ApiError: _refused, Exception: _internal}
+    handlers = error_handlers(_refusal, "/openapi.json lists what is", "The admin API failed; its log has the reason.")
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -296,7 +294,7 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
         try:
             async with AsyncExitStack() as files:
                 admitted = await _read(api, operation, request, client, files)
-                return _json(await anyio.to_thread.run_sync(operation.run, api, admitted))
+                return json_response(await anyio.to_thread.run_sync(operation.run, api, admitted))
         except ClientGone:
             return Response(status_code=499)  # nobody is there to read it
         except BabylonError as refused:
@@ -423,28 +421,8 @@ def _status(refused: BabylonError) -> int:
     return next((status for kind, status in _STATUS.items() if isinstance(refused, kind)), 409)
 
 
-def _json(document: Any) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
-
-
-def _refusal(status: int, message: str, code: str | None, headers: Any = None) -> Response:
-    body = shapes.ErrorReply(error=message, code=code or "refused")
-    return Response(msgspec.json.encode(body), status, headers=headers, media_type="application/json")
-
-
-async def _no_path(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path} is not served here; /openapi.json lists what is."
-    return _refusal(error.status_code, message, "not_found", error.headers)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _refusal(error.status, error.message, error.code, dict(error.headers))
-
-
-async def _internal(_: Request, error: Exception) -> Response:
-    return _refusal(500, "The admin API failed; its log has the reason.", "internal_error")
+def _refusal(error: ApiError) -> Response:
+    return json_response(shapes.ErrorReply(error=error.message, code=error.code or "refused"), error.status, error.headers)
 
 
 def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
@@ -454,8 +432,7 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
     start_logs(settings)
     with bind(host, port) as bound, open_database(settings, prepare=False) as database:
         bound.listen(512)  # what is announced takes connections, and answers once the server below runs
-        shown_host, shown_port = bound.getsockname()[:2]
-        url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}"
+        url = url_of(bound)
         announce(
             f"Admin page on {url}{PATH}, API as {url}/openapi.json has it; it launches runs at {settings.dagster_url}. Ctrl-C ends it."
         )

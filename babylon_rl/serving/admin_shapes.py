@@ -6,28 +6,12 @@ The names are those that dashboards and scripts of the game read. Times are UTC,
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from babylon_rl.serving.status_shapes import (
-    AlertDocument,
-    DataCollection,
-    Health,
-    JudgeDocument,
-    LineageDocument,
-    ProgressDocument,
-    RolloutDocument,
-    Shape,
-    Time,
-    TrajectoryStats,
-)
-from babylon_rl.store.ab_tests import ABTest
-from babylon_rl.store.batches import Batch
-from babylon_rl.store.registry import Model
-from babylon_rl.training.readiness import Readiness
-from babylon_rl.windows import moment
+from babylon_rl.serving.status_shapes import Automation, ModelDocument, ReadinessDocument, Shape, Time
 
 Version = Annotated[str, Meta(min_length=1, max_length=100, description="A registered version, such as v1.0.0.")]
 _SCHEMAS = "#/components/schemas/"
@@ -86,160 +70,6 @@ class ErrorReply(Shape):
     error: str
     code: str
     success: Literal[False] = False
-
-
-class BatchDocument(Shape):
-    """A training job.
-
-    ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline.
-    """
-
-    batch_id: str
-    status: str
-    model_version: str
-    parent: str | None
-    base_model: str
-    backend: str
-    trajectories: int
-    windows: list[str]
-    training_loss: float | None
-    seed: int
-    attempt: int
-    dropout: dict[str, Any]
-    created_at: Time | None
-    started_at: Time | None
-    completed_at: Time | None
-    heartbeat_at: Time | None
-    error: str | None
-    foreign: bool
-
-    @classmethod
-    def of(cls, batch: Batch) -> Self:
-        """The document of a batch."""
-        return cls(
-            batch_id=batch.batch_id, status=batch.state, model_version=batch.version, parent=batch.parent_version,
-            base_model=batch.base_model, backend=batch.backend, trajectories=batch.trajectories, windows=list(batch.windows),
-            training_loss=batch.loss, seed=batch.seed, attempt=batch.attempt, dropout=dict(batch.dropout),
-            created_at=moment(batch.created_at), started_at=moment(batch.started_at), completed_at=moment(batch.completed_at),
-            heartbeat_at=moment(batch.heartbeat_at), error=batch.error, foreign=False,
-        )  # fmt: skip
-
-
-class ModelDocument(Shape):
-    """A version with its lineage; ``foreign``: another producer wrote it."""
-
-    model_id: str
-    version: str
-    status: str
-    base_model: str
-    parent: str | None
-    training_batch: str | None
-    storage_path: str
-    deployed_at: Time | None
-    created_at: Time | None
-    benchmark_score: float | None
-    accuracy: float | None
-    avg_reward: float | None
-    eval_metrics: dict[str, Any] | None
-    windows: list[str]
-    backend: str | None
-    checkpoint: str | None
-    pruned_at: Time | None
-    uploaded_url: str | None
-    tracking_url: str | None
-    wandb_artifact_id: str | None
-    foreign: bool
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        """The document of a version."""
-        return cls(
-            model_id=model.model_id, version=model.version, status=model.status, base_model=model.base_model, parent=model.parent_version,
-            training_batch=model.training_batch, storage_path=model.storage_path, deployed_at=moment(model.deployed_at),
-            created_at=moment(model.created_at), benchmark_score=model.benchmark_score, accuracy=model.accuracy,
-            avg_reward=model.avg_reward, eval_metrics=None if model.eval_metrics is None else dict(model.eval_metrics),
-            windows=list(model.windows), backend=model.backend, checkpoint=model.checkpoint, pruned_at=moment(model.pruned_at),
-            uploaded_url=model.uploaded_url, tracking_url=model.tracking_url, wandb_artifact_id=model.wandb_artifact_id,
-            foreign=model.foreign,
-        )  # fmt: skip
-
-
-class ReadinessStats(Shape):
-    """Counts behind a readiness; ``dataQuality`` is 0 to 1."""
-
-    total_trajectories: int
-    unscored_trajectories: int
-    scenario_groups: int
-    data_quality: float
-
-
-class ReadinessDocument(Shape):
-    """Readiness as `babylon-rl ready --json` shows it.
-
-    ``countedAt`` is null for counts made for this answer.
-    """
-
-    ready: bool
-    reason: str
-    stats: ReadinessStats
-    not_trainable: dict[str, int]
-    quality: dict[str, Any]
-    counted_at: Time | None
-
-    @classmethod
-    def of(cls, readiness: Readiness) -> Self:
-        """The document of a readiness."""
-        return msgspec.convert(readiness.document(), cls)
-
-
-class TrainingJobs(Shape):
-    """Jobs of training.
-
-    The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once).
-    """
-
-    current_job: BatchDocument | None
-    last_completed: Time | None
-    next_scheduled: Time | None
-
-
-class VersionNames(Shape):
-    """The highest version of this pipeline, the deployed one, and that of the current job."""
-
-    latest: str | None
-    deployed: str | None
-    training: str | None
-
-
-class Automation(Shape):
-    """State of data collection, trainings and versions."""
-
-    data_collection: DataCollection
-    training: TrainingJobs
-    models: VersionNames
-    health: Health
-
-
-class StatusDocument(Shape):
-    """State of the system.
-
-    ``degraded`` when a part of its health but Weights & Biases does not work.
-
-    ``progress`` is null without a current job, ``rollout`` without a version on trial or released.
-    """
-
-    status: Literal["healthy", "degraded"]
-    automation: Automation
-    readiness: ReadinessDocument
-    progress: ProgressDocument | None
-    judge: JudgeDocument
-    lineage: list[LineageDocument]
-    rollout: RolloutDocument | None
-    alerts: list[AlertDocument]
-    recent_jobs: list[BatchDocument]
-    models: list[ModelDocument]
-    trajectory_stats: TrajectoryStats
-    timestamp: Time
 
 
 class TriggerDocument(Shape):
@@ -343,12 +173,6 @@ class ABTestEntry(Shape):
     arms: list[str]
     shares: list[float]
     started_at: Time
-
-    @classmethod
-    def of(cls, test: ABTest) -> Self:
-        """The entry of a test."""
-        started = moment(test.started_at) or ""
-        return cls(name=test.name, state=test.state, arms=list(test.arms), shares=list(test.shares), started_at=started)
 
 
 class ABTestsDocument(Shape):

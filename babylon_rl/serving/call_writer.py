@@ -32,7 +32,7 @@ from babylon_rl.serving.spool import SpoolReader, read_status, stored_bytes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
-from babylon_rl.store.gateway_calls import GatewayRows, write_calls
+from babylon_rl.store.live_usage import write_calls
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 _EVERY_S = 0.2
@@ -157,9 +157,9 @@ class CallWriter:
         try:
             if self._connection is None:
                 self._connection = database.connect(autocommit=True)
-            given = GatewayRows([call for call, _ in rows], [log for _, log in rows if log is not None])
+            calls, logs = [call for call, _ in rows], [log for _, log in rows if log is not None]
             with self._connection.answering_within(ANSWER_S):
-                self._spool.status.written += write_calls(self._connection, given)
+                self._spool.status.written += write_calls(self._connection, calls, logs)
         except _ROW_FAULTS as fault:
             if len(rows) == 1:
                 self._refused.append((f"The database refuses call {rows[0][0]['callId']}: {first_line(fault)}", rows[0]))

@@ -1,34 +1,128 @@
-"""Gateway as a process, several on one port, or a command's thread."""
+"""Gateway's application: its paths besides the chat; as a process, several on one port, or a command's thread."""
 
+import asyncio
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as RoutedPath
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.logs import secrets_of, start_logs
-from babylon_rl.models.server import bind
+from babylon_rl.models.server import bind, in_thread, url_of
 from babylon_rl.serving.access import new_key
+from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
-from babylon_rl.serving.gateway import Gateway
-from babylon_rl.serving.gateway_app import create_app
-from babylon_rl.serving.http_server import server_options
+from babylon_rl.serving.gateway import Gateway, peer
+from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import ANSWER_S
-from babylon_rl.serving.routing import route
+from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
+from babylon_rl.serving.routed_call import BASE
+from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
 from babylon_rl.traces import start_traces
 
+CHATS = "/v1/chat/completions"
 KEEP_ALIVE_S = 75
 STOP_S = 10
 START_S = 60.0
+_OPTIONS = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
+
+
+def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIApp:
+    """Create the application around a gateway; processes that share a port share ``metrics_directory``."""
+
+    async def publish() -> None:
+        while True:
+            metrics.publish()
+            await asyncio.sleep(PUBLISH_S)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await gateway.start()
+        publishing = asyncio.create_task(publish()) if metrics_directory is not None else None
+        yield
+        if publishing is not None:
+            publishing.cancel()
+        await gateway.stop()
+        metrics.publish()
+
+    async def models(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        return json_response({"object": "list", "data": [_model(name) for name in served_names(gateway.state.table)]})
+
+    async def model(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        name = request.path_params["name"]
+        if name not in served_names(gateway.state.table):
+            raise ApiError(404, f"There is no model {name}; `GET /v1/models` lists those that there are.", "model_not_found", "model")
+        return json_response(_model(name))
+
+    async def health(_: Request) -> Response:
+        return json_response({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        state, problem = gateway.state, gateway.state.problem
+        known = state.reads or state.restored
+        serving = "base, to this machine alone" if not known else "as the registry says" if problem is None else "as last known"
+        return json_response({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
+
+    def database_answers() -> float:
+        return float(gateway.state.problem is None)
+
+    async def samples(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    gauges = [
+        # All processes see the same spool.
+        Gauge("babylon_gateway_spool", "Recording: bytes on disk, and calls by their end.", gateway.log.gauge, ("state",), least=True),
+        Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", database_answers, least=True),
+        Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_exchanges),
+    ]
+    metrics = ProcessMetrics([*gateway.metrics.families, *gauges], metrics_directory)
+    routes = [
+        RoutedPath(CHATS, gateway), RoutedPath("/v1/models", models), RoutedPath("/v1/models/{name:path}", model),
+        RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
+    ]  # fmt: skip
+    handlers = error_handlers(
+        _refusal,
+        "served: POST /v1/chat/completions; GET /v1/models, /health, /ready, /metrics",
+        "The gateway failed; its log has the reason.",
+    )
+    others = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    chats = ServerErrorMiddleware(gateway, handler=handlers[Exception])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # The layers that chats need not pass cost a twentieth of a millisecond before the first token.
+        await (chats if scope.get("path") == CHATS else others)(scope, receive, send)
+
+    return app
+
+
+def served_names(table: RoutingTable) -> list[str]:
+    """Return the model names of requests: available versions, the base, the aliases."""
+    usable = [v.version for v in table.versions.values() if v.status not in ("training", "failed") and not v.pruned]
+    return [*(f"{MODEL_PREFIX}{version}" for version in usable), *usable, BASE, *ALIASES]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "babylon-rl"}
+
+
+def _refusal(error: ApiError) -> Response:
+    return Response(error.body, error.status, error.headers, "application/json")
 
 
 def worker() -> ASGIApp:
@@ -47,14 +141,12 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
     start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
     bound = bind(host, port)
     bound.listen(2048)
-    options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
-    shown_host, shown_port = bound.getsockname()[:2]
     with ExitStack() as stack:
         announce(configuration(settings, _registry(settings, stack)))
-        announce(f"Gateway on http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}/v1. Ctrl-C ends it.")
+        announce(f"Gateway on {url_of(bound)}/v1. Ctrl-C ends it.")
         stack.enter_context(call_writer(settings))
         if workers == 1:
-            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **options)).run(sockets=[bound])
+            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **_OPTIONS)).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
@@ -62,7 +154,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **options)
+            config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **_OPTIONS)
             Multiprocess(config, sockets=[bound]).run()
 
 
@@ -82,22 +174,14 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
 
     key = new_key()
     gateway = Gateway(settings, own_key=key)
-    with bind("127.0.0.1", 0) as bound, call_writer(settings):
-        bound.listen(512)
-        options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
-        server = uvicorn.Server(uvicorn.Config(create_app(gateway), **options))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="babylon-gateway", daemon=True)
-        thread.start()
-        try:
-            deadline = time.monotonic() + START_S
-            while not (server.started and gateway.state.reads):
-                if time.monotonic() > deadline or not thread.is_alive():
-                    raise ModelUnavailable(f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}.")
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1", key
-        finally:
-            server.should_exit = True
-            thread.join()
+    server = uvicorn.Server(uvicorn.Config(create_app(gateway), **_OPTIONS))
+
+    def late() -> str:
+        return f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}."
+
+    with call_writer(settings):
+        with in_thread(server, "babylon-gateway", late, ready=lambda: gateway.state.reads, within_s=START_S) as url:
+            yield f"{url}/v1", key
         wait_until_written(settings)
 
 

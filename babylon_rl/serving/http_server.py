@@ -1,8 +1,13 @@
-"""uvicorn's HTTP protocol with limits on slow, large and stalled requests."""
+"""HTTP servers: uvicorn's protocol with limits on slow, large and stalled requests, JSON responses, errors."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from babylon_rl.serving.api_errors import ApiError
@@ -103,6 +108,32 @@ class LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Response with a document as JSON."""
+    return Response(msgspec.json.encode(document), status, headers, "application/json")
+
+
+def error_handlers(respond: Callable[[ApiError], Response], served: str, failed: str) -> dict[Any, Any]:
+    """Starlette's handlers of unknown paths, of ApiError, and of errors of our own.
+
+    ``respond`` makes the response in the server's envelope; ``served`` says what is served, ``failed`` is the sentence of the last.
+    """
+
+    async def no_path(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path} is not served here; {served}."
+        return respond(ApiError(error.status_code, message, "not_found", headers=error.headers or {}))
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return respond(error)
+
+    async def internal(_: Request, error: Exception) -> Response:
+        return respond(ApiError(500, failed, "internal_error"))
+
+    return {HTTPException: no_path, ApiError: refused, Exception: internal}
 
 
 def server_options(protocol: type[LimitedProtocol] = LimitedProtocol, **options: Any) -> dict[str, Any]:

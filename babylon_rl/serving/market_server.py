@@ -38,6 +38,10 @@ from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation
 from babylon_rl.market.simulation.record import Call, Outcome
 from babylon_rl.market.simulation.run import Run, Seat, Timed
+from babylon_rl.models.server import url_of
+from babylon_rl.serving.access import bearer_token
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.http_server import json_response
 from babylon_rl.versions import content_version
 
 IDLE_S = 600.0
@@ -147,22 +151,13 @@ class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mandate: Mandate = FREE
 
 
-class RequestError(Exception):
-    """A request that cannot be served; becomes ``{"error": {"code", "message"}}`` with that status."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
 class SessionRegistry:
     """Registry of the sessions of one server, by token.
 
     Args:
         finish: makes the result of an ended session.
         attempts: earlier starts of an agent that are known from kept results.
-        new_token: a fresh secret; clock: seconds that only go forward.
+        clock: seconds that only go forward.
     """
 
     def __init__(
@@ -172,7 +167,6 @@ class SessionRegistry:
         attempts: Callable[[ExternalAgent], int],
         *,
         idle_s: float,
-        new_token: Callable[[], str],
         clock: Clock,
     ) -> None:
         self._attempts = attempts
@@ -180,7 +174,6 @@ class SessionRegistry:
         self._market = market
         self._finish = finish
         self._idle_s = idle_s
-        self._new_token = new_token
         self._clock = clock
         self._playing: dict[str, MarketSession] = {}
         self._ended: dict[str, bytes] = {}
@@ -189,14 +182,14 @@ class SessionRegistry:
         """A new session and its token.
 
         Raises:
-            RequestError: as many play as may.
+            ApiError: as many play as may.
         """
         self.sweep()
         if len(self._playing) >= MOST_SESSIONS:
-            raise RequestError(503, "full", f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.")
+            raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
         agent = ExternalAgent(asked.name, asked.mandate)
         self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
-        token = self._new_token()
+        token = secrets.token_urlsafe(24)
         session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock)
         return token, session
 
@@ -204,18 +197,17 @@ class SessionRegistry:
         """The running session of a token.
 
         Raises:
-            RequestError: there is none of this token, or it is over.
+            ApiError: there is none of this token, or it is over.
         """
         self.sweep()
         if token in self._ended:
-            raise RequestError(409, "over", "The market is over. GET /result has what came of it.")
+            raise ApiError(409, "The market is over. GET /result has what came of it.", "over")
         if token not in self._playing:
-            raise RequestError(
-                401, "no_session", "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`."
-            )
+            message = "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`."
+            raise ApiError(401, message, "no_session")
         session = self._playing[token]
         if session.over:
-            raise RequestError(409, "over", "The market is over. GET /result has what came of it.")
+            raise ApiError(409, "The market is over. GET /result has what came of it.", "over")
         session.touched_at = self._clock()
         return session
 
@@ -223,7 +215,7 @@ class SessionRegistry:
         """The result of a session that is over.
 
         Raises:
-            RequestError: there is no such session, or it still plays.
+            ApiError: there is no such session, or it still plays.
         """
         self.sweep()
         if token in self._ended:
@@ -231,9 +223,8 @@ class SessionRegistry:
         if token in self._playing and self._playing[token].over:  # its result could not be written when it ended
             return self.end(token)
         seen = self.playing(token).seen
-        raise RequestError(
-            409, "not_over", f"The market is at tick {seen.tick} of {self._market.scenario.ticks}. POST /advance to its end, or POST /stop."
-        )
+        message = f"The market is at tick {seen.tick} of {self._market.scenario.ticks}. POST /advance to its end, or POST /stop."
+        raise ApiError(409, message, "not_over")
 
     def end(self, token: str) -> bytes:
         """Keep the result of an ended session and drop the session."""
@@ -260,7 +251,6 @@ def create_app(
     *,
     idle_s: float = IDLE_S,
     results: Path | None = None,
-    new_token: Callable[[], str] = lambda: secrets.token_urlsafe(24),
     clock: Clock = time.perf_counter,
 ) -> Starlette:
     """The application: every session plays ``market`` by itself.
@@ -274,51 +264,51 @@ def create_app(
     def attempts(agent: ExternalAgent) -> int:
         return _attempts(agent, market, results) if results is not None else 0
 
-    sessions = SessionRegistry(market, finish, attempts, idle_s=idle_s, new_token=new_token, clock=clock)
+    sessions = SessionRegistry(market, finish, attempts, idle_s=idle_s, clock=clock)
     scenario = market.scenario
     tickers = [asset.ticker for asset in scenario.assets]
     about_market = {"snapshot": market.id, "ticks": scenario.ticks, "tickSeconds": scenario.tick_seconds, "tickers": tickers}
 
     async def about(_: Request) -> Response:
-        return _json(about_market | {"protocol": ["POST /start", "GET /observe", "POST /act", "POST /advance", "GET /result"]})
+        return json_response(about_market | {"protocol": ["POST /start", "GET /observe", "POST /act", "POST /advance", "GET /result"]})
 
     async def start(request: Request) -> Response:
         asked = _start(await _body(request))
         token, session = sessions.start(asked)
         opening = {"token": token, "name": asked.name, "mandate": asked.mandate, "attempt": session.attempt, **about_market}
-        return _json(opening | {"observation": _shown(session)}, 201)
+        return json_response(opening | {"observation": _shown(session)}, 201)
 
     async def observe(request: Request) -> Response:
-        session = sessions.playing(_token(request))
-        return _json({"acted": session.acted, "observation": _shown(session)})
+        session = sessions.playing(bearer_token(request.headers))
+        return json_response({"acted": session.acted, "observation": _shown(session)})
 
     async def act(request: Request) -> Response:
         text = await _body(request)
-        session = sessions.playing(_token(request))
+        session = sessions.playing(bearer_token(request.headers))
         if session.acted:
-            raise RequestError(409, "acted", f"Tick {session.seen.tick} has its action: one a tick. POST /advance brings the next tick.")
+            raise ApiError(409, f"Tick {session.seen.tick} has its action: one a tick. POST /advance brings the next tick.", "acted")
         action = parse_action(text)
         return _outcome(session.act(action, text), kind(action) if not isinstance(action, Invalid) else "hold")
 
     async def advance(request: Request) -> Response:
-        token = _token(request)
+        token = bearer_token(request.headers)
         session = sessions.playing(token)
         happened = _camel(session.advance())
         if session.over:
-            return _json(happened | {"done": True, "result": msgspec.Raw(sessions.end(token))})
-        return _json(happened | {"done": False, "observation": _shown(session)})
+            return json_response(happened | {"done": True, "result": msgspec.Raw(sessions.end(token))})
+        return json_response(happened | {"done": False, "observation": _shown(session)})
 
     async def schema(request: Request) -> Response:
-        session = sessions.playing(_token(request))
-        return _json(response_format([question.market for question in session.seen.questions], tickers))
+        session = sessions.playing(bearer_token(request.headers))
+        return json_response(response_format([question.market for question in session.seen.questions], tickers))
 
     async def stop(request: Request) -> Response:
-        token = _token(request)
+        token = bearer_token(request.headers)
         sessions.playing(token).stop("the agent gave up")
-        return _json({"done": True, "result": msgspec.Raw(sessions.end(token))})
+        return json_response({"done": True, "result": msgspec.Raw(sessions.end(token))})
 
     async def result(request: Request) -> Response:
-        return Response(sessions.result(_token(request)), media_type="application/json")
+        return Response(sessions.result(bearer_token(request.headers)), media_type="application/json")
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -328,7 +318,7 @@ def create_app(
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
-    handlers = {RequestError: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    handlers = {ApiError: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -339,8 +329,7 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
     app = create_app(market, idle_s=idle_s, results=results)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_S))
     bound.listen(512)
-    host, port = bound.getsockname()[:2]
-    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    announce(url_of(bound))
     server.run(sockets=[bound])
 
 
@@ -373,9 +362,10 @@ def _start(text: str) -> StartRequest:
     try:
         start = msgspec.json.decode(text, type=StartRequest) if text.strip() else StartRequest()
     except msgspec.DecodeError as error:
-        raise RequestError(400, "start", f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.') from error
+        message = f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.'
+        raise ApiError(400, message, "start") from error
     if not (0 < len(start.name) <= 80 and start.name.isprintable() and start.name.strip() == start.name):
-        raise RequestError(400, "start", "A name has 1 to 80 printable characters, without spaces around them.")
+        raise ApiError(400, "A name has 1 to 80 printable characters, without spaces around them.", "start")
     return start
 
 
@@ -386,8 +376,8 @@ def _outcome(outcome: Outcome, action: str) -> Response:
     """
     if isinstance(outcome, Invalid):
         error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
-        return _json({"type": "invalid", "action": action, "error": error}, 422)
-    return _json({"type": "fill" if isinstance(outcome, Fill) else "refusal", **_camel(msgspec.to_builtins(outcome))})
+        return json_response({"type": "invalid", "action": action, "error": error}, 422)
+    return json_response({"type": "fill" if isinstance(outcome, Fill) else "refusal", **_camel(msgspec.to_builtins(outcome))})
 
 
 def _shown(session: MarketSession) -> Any:
@@ -404,11 +394,6 @@ def _camel(value: Any) -> Any:
     return [_camel(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _token(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
 async def _body(request: Request) -> str:
     """The body as text, within its limits of length and time."""
     body = bytearray()
@@ -417,35 +402,31 @@ async def _body(request: Request) -> str:
             async for part in request.stream():
                 body += part
                 if len(body) > LONGEST_BODY:
-                    raise RequestError(413, "too_long", f"A body has {LONGEST_BODY:,} bytes at most.")
+                    raise ApiError(413, f"A body has {LONGEST_BODY:,} bytes at most.", "too_long")
     except TimeoutError:
-        raise RequestError(408, "slow", f"The body did not arrive within {BODY_WITHIN_S:.0f} s.") from None
+        raise ApiError(408, f"The body did not arrive within {BODY_WITHIN_S:.0f} s.", "slow") from None
     except ClientDisconnect:
-        raise RequestError(400, "broken_off", "The request broke off.") from None
+        raise ApiError(400, "The request broke off.", "broken_off") from None
     return body.decode("utf-8", errors="replace")
 
 
-def _json(document: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(document), status, media_type="application/json")
-
-
 async def _refused(_: Request, fault: Exception) -> Response:
-    assert isinstance(fault, RequestError)
-    return _json({"error": {"code": fault.code, "message": str(fault)}}, fault.status)
+    assert isinstance(fault, ApiError)
+    return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status)
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:
-    return _json({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
+    return json_response({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
 
 
 async def _unwritten(_: Request, error: Exception) -> Response:
     message = f"The result cannot be written on the server ({error}). GET /result tries again."
-    return _json({"error": {"code": "not_written", "message": message}}, 507)
+    return json_response({"error": {"code": "not_written", "message": message}}, 507)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     routes = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
-    return _json(
+    return json_response(
         {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {routes}."}}, status
     )

@@ -11,17 +11,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import psutil
 
-if TYPE_CHECKING:
-    from babylon_rl.serving.admin_shapes import StatusDocument
+from babylon_rl.serving.status_shapes import PARTS, StatusDocument
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PUBLISH_S = 1.0
-PARTS = ("database", "storage", "judge", "trainer", "daemon")
 Labels = tuple[str, ...]
 Values = Mapping[Labels, Sequence[float]]
 
@@ -179,7 +177,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def pipeline_metrics(found: "StatusDocument") -> str:
+def pipeline_metrics(found: StatusDocument) -> str:
     """Return the samples in Prometheus' text format.
 
     What is not known has no sample.
@@ -230,7 +228,7 @@ def _gauge(name: str, explanation: str, value: float | Mapping[Any, float] | Non
     return Gauge(f"babylon_{name}", explanation, lambda: samples, labels)
 
 
-def _last_loss(found: "StatusDocument") -> float | None:
+def _last_loss(found: StatusDocument) -> float | None:
     losses = [] if found.progress is None else [loss for loss in found.progress.losses if loss is not None]
     return losses[-1] if losses else None
 

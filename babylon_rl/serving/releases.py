@@ -223,27 +223,26 @@ def _transition(connection: Connection, author: ReleaseAuthor, settings: Setting
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
         lock_releases(connection)
-        models = read_models(connection)
-        live = read_rollouts(connection, LIVE)
-        yield _Registry(connection, author, settings, {model.version: model for model in models}, deployed_model(models), live)
+        models, live = read_models(connection), read_rollouts(connection, LIVE)
+        deployed = deployed_model(models)
+        versions = {model.version: model for model in models}
+        yield _Registry(connection, author, settings, versions, None if deployed is None else deployed.version, live)
 
 
+@dataclass(frozen=True)
 class _Registry:
     """Versions and live rollouts within a transition, and its steps."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        author: ReleaseAuthor,
-        settings: Settings | None,
-        models: Mapping[str, Model],
-        deployed: Model | None,
-        live: Sequence[Rollout],
-    ) -> None:
-        self._connection, self._author, self._settings, self._models = connection, author, settings, models
-        self.deployed = None if deployed is None else deployed.version
-        self.live = live
-        self.trial = next((one for one in live if one.state in ON_TRIAL), None)
+    connection: Connection
+    author: ReleaseAuthor
+    settings: Settings | None
+    models: Mapping[str, Model]
+    deployed: str | None
+    live: Sequence[Rollout]
+
+    @property
+    def trial(self) -> Rollout | None:
+        return next((one for one in self.live if one.state in ON_TRIAL), None)
 
     def required_trial(self) -> Rollout:
         if self.trial is None:
@@ -251,29 +250,29 @@ class _Registry:
         return self.trial
 
     def deployable(self, version: str) -> Model:
-        model = self._models.get(version)
+        model = self.models.get(version)
         if model is None:
             raise ReleaseRefused(f"There is no version {version}; `babylon-rl models` lists those that there are.")
         if model.foreign:
             raise ReleaseRefused(f"{version} was made by another producer, who deploys it.")
         if model.status in ("training", "failed") or model.pruned_at is not None:
             raise ReleaseRefused(f"{version} is {model.shown_status} and cannot be deployed.")
-        if self._author.automatic and version in marked_versions(self._connection):
+        if self.author.automatic and version in marked_versions(self.connection):
             raise ReleaseRefused(f"{version} was rolled back from: only a person deploys it again.")
         return model
 
     def begin(self, version: str, action: Action, strategy: Strategy, percentage: float, agent_ids: Sequence[str] = ()) -> Rollout:
         state = next_state(version, None, action)
-        author = self._author
+        author = self.author
         return insert_rollout(
-            self._connection, version, state, strategy, percentage, agent_ids, self.deployed,
+            self.connection, version, state, strategy, percentage, agent_ids, self.deployed,
             who=author.who, why=author.why, now=author.now,
         )  # fmt: skip
 
     def change(self, before: Rollout, action: Action, **changed: Any) -> Rollout:
-        state, author = next_state(before.version, before.state, action), self._author
+        state, author = next_state(before.version, before.state, action), self.author
         after = replace(before, state=state, changed_at=author.now, **changed)
-        change_rollout(self._connection, before, after, who=author.who, why=author.why, now=author.now)
+        change_rollout(self.connection, before, after, who=author.who, why=author.why, now=author.now)
         with log_context(version=before.version):
             _LOG.info("%s became %s at %g %%", before.state, after.state, after.percentage, extra={"who": author.who, "why": author.why})
         return after
@@ -290,7 +289,7 @@ class _Registry:
             if own is None
             else self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
         )
-        move_model(self._connection, model.version, "deployed", self._author.now)
+        move_model(self.connection, model.version, "deployed", self.author.now)
         self._switch()
         return done
 
@@ -300,13 +299,13 @@ class _Registry:
                 self.change(one, "supersede")
 
     def archive(self, version: str) -> None:
-        move_model(self._connection, version, "archived", self._author.now)
+        move_model(self.connection, version, "archived", self.author.now)
 
     def earlier(self, target: str, current: str) -> Model | None:
         """The version to return to, None for the base."""
         if target == BASE:
             return None
-        model = self._models.get(target)
+        model = self.models.get(target)
         if model is None or model.deployed_at is None:
             raise ReleaseRefused(f"{target} was never deployed: `babylon-rl models deploy {target}` does it.")
         if target == current:
@@ -322,15 +321,15 @@ class _Registry:
 
     def restore(self, model: Model | None) -> None:
         """Deploy an earlier version again; the one before it is next to return to."""
-        author = self._author
+        author = self.author
         # A foreign version was never archived, so it is the newest deployed one again.
         if model is not None and not model.foreign:
-            ended = [one for one in read_rollouts(self._connection, ("superseded", "rolled_back")) if one.version == model.version]
+            ended = [one for one in read_rollouts(self.connection, ("superseded", "rolled_back")) if one.version == model.version]
             insert_rollout(
-                self._connection, model.version, next_state(model.version, None, "release"), "immediate", 100.0, (),
+                self.connection, model.version, next_state(model.version, None, "release"), "immediate", 100.0, (),
                 ended[-1].previous_version if ended else None, who=author.who, why=author.why, now=author.now,
             )  # fmt: skip
-            move_model(self._connection, model.version, "deployed", author.now)
+            move_model(self.connection, model.version, "deployed", author.now)
         self._switch()
 
     def _switch(self) -> None:
@@ -338,9 +337,9 @@ class _Registry:
 
         One that only we serve switches theirs off.
         """
-        if self._settings is None or not self._settings.game_switch:
+        if self.settings is None or not self.settings.game_switch:
             return
-        table = read_routing(self._connection)
+        table = read_routing(self.connection)
         version = None if table.deployed is None else table.versions[table.deployed]
         name = version.model_name if version is not None and version.upstream == "wandb" else None
-        switch_game(self._connection, name, self._author.now)
+        switch_game(self.connection, name, self.author.now)

@@ -67,12 +67,13 @@ def has_token(events: bytes) -> bool:
         if chunk.error is not None or chunk.choices is None:
             raise ValueError("the stream begins with an error")
         # A first chunk with the role alone is no token.
-        if any(choice.finish_reason or _has_content(choice.delta) for choice in chunk.choices):
+        if any(choice.finish_reason or has_content(choice.delta) for choice in chunk.choices):
             return True
     return False
 
 
-def _has_content(delta: dict[str, object] | None) -> bool:
+def has_content(delta: dict[str, object] | None) -> bool:
+    """Return True if a chunk's delta holds more than the role."""
     return delta is not None and any(value for name, value in delta.items() if name != "role")
 
 

@@ -1,6 +1,6 @@
 """The status document of the command `status`, the admin API and the admin page.
 
-``status_document(connection, settings, now)`` is the whole interface; its shape is StatusDocument (admin_shapes.py), to which fields are
+``status_document(connection, settings, now)`` is the whole interface; its shape is StatusDocument (status_shapes.py), to which fields are
 added and from which none is taken. Nothing is asked over the network and nothing is changed: `verify-system` tries the judge.
 """
 
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import NoTrainer
-from babylon_rl.serving import admin_shapes as shapes
-from babylon_rl.serving import status_shapes as parts
+from babylon_rl.serving import status_shapes as shapes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import Batch, last_completed_at, read_batches
@@ -36,7 +35,6 @@ from babylon_rl.windows import HOUR, moment
 JOBS_SHOWN, PAST_RUNS = 10, 30
 DAEMON_SEEN_WITHIN = timedelta(minutes=5)
 SILENT_TRAINER = timedelta(minutes=15)  # a run writes a heartbeat every 10 s
-_OPTIONAL = {"wandb"}
 
 
 def status_document(connection: Connection, settings: Settings, now: datetime) -> shapes.StatusDocument:
@@ -47,32 +45,24 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
     """
     with connection.transaction():
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
-        pending = pending_batches(connection)
-        current = pending[0] if pending else None
-        judged = judged_hours(connection, settings, now)
-        automation = automation_document(connection, settings, now, models, current, judged)
+        current = next(iter(pending_batches(connection)), None)
+        judged = _judged_hours(connection, settings, now)
+        automation = _automation(connection, settings, now, models, current, judged)
         totals = trajectory_totals(connection)
-        health = {name: works for name, works in _checks(automation.health).items() if name not in _OPTIONAL}
         return shapes.StatusDocument(
-            status="healthy" if all(health.values()) else "degraded",
+            status="healthy" if all(getattr(automation.health, part) for part in shapes.PARTS) else "degraded",
             automation=automation,
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else _progress(connection, current, batches, now),
             judge=_judge(connection, settings, now, judged),
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
-            alerts=[
-                parts.AlertDocument(
-                    cause=alert.cause, says=alert.says, advice=alert.advice, first_seen_at=moment(alert.first_seen_at),
-                    sent_at=moment(alert.sent_at),
-                )
-                for alert in read_alerts(connection) if alert.open and alert.due_at <= now
-            ],
+            alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
             recent_jobs=[shapes.BatchDocument.of(batch) for batch in batches[:JOBS_SHOWN]],
             models=[shapes.ModelDocument.of(model) for model in models],
-            trajectory_stats=parts.TrajectoryStats(
+            trajectory_stats=shapes.TrajectoryStats(
                 count=totals.count, counted=totals.counted,
-                means=parts.TrajectoryMeans(
+                means=shapes.TrajectoryMeans(
                     total_reward=totals.mean_reward, episode_length=totals.mean_length, duration_ms=totals.mean_duration_ms
                 ),
             ),
@@ -80,14 +70,19 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         )  # fmt: skip
 
 
-def automation_document(
+def automation_document(connection: Connection, settings: Settings, now: datetime) -> shapes.Automation:
+    """Data collection, trainings, versions and health."""
+    current = next(iter(pending_batches(connection)), None)
+    return _automation(connection, settings, now, read_models(connection), current, _judged_hours(connection, settings, now))
+
+
+def _automation(
     connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], current: Batch | None, judged: JudgedState
 ) -> shapes.Automation:
-    """Data collection, trainings, versions and health."""
     last, came = last_completed_at(connection), arrivals(connection, now)
     deployed, own = deployed_model(models), [model for model in models if not model.foreign]
     return shapes.Automation(
-        data_collection=parts.DataCollection(
+        data_collection=shapes.DataCollection(
             last24h=came.last_day, last7d=came.last_week, rate_per_hour=round(came.last_day / 24, 3), newest_at=moment(came.newest_at),
             newest_age_hours=None if came.newest_at is None else round((now - came.newest_at) / HOUR, 3),
         ),
@@ -105,11 +100,11 @@ def automation_document(
     )  # fmt: skip
 
 
-def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], now: datetime) -> parts.ProgressDocument:
+def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], now: datetime) -> shapes.ProgressDocument:
     fit = fit_durations(batches, current.backend)
     progress = progress_of(current, read_steps(connection, current.batch_id), fit, now)
     remaining_s = progress.remaining_s
-    return parts.ProgressDocument(
+    return shapes.ProgressDocument(
         batch_id=current.batch_id, state=current.state, fraction=round(progress.fraction, 4), iteration=progress.finished,
         iterations=progress.iterations, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
         eta_seconds=None if remaining_s is None else round(remaining_s, 1),
@@ -118,68 +113,59 @@ def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], 
     )  # fmt: skip
 
 
-def judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
+def _judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
     """Count the look-back's hours that are scored, wait for their judge or are quarantined."""
     bounds = freeze_bounds(connection, settings, now)
     return judged_state(connection, bounds.first, bounds.end)
 
 
-def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState) -> parts.JudgeDocument:
+def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState) -> shapes.JudgeDocument:
     spent, unpriced = spent_on(connection, now)
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
-    return parts.JudgeDocument(
+    return shapes.JudgeDocument(
         model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,
         waiting_reason=judged.reason, disagreement=judged.disagreement, spent_today_usd=spent, budget_usd=settings.judge_budget_usd,
         unpriced=unpriced,
-        agreement=None if newest is None else parts.AgreementDocument(
+        agreement=None if newest is None else shapes.AgreementDocument(
             judge=newest.judge, mean=newest.expected[0], low=newest.expected[1], high=newest.expected[2], hours=newest.hours,
             measured_at=moment(newest.measured_at),
         ),
     )  # fmt: skip
 
 
-def _lineage(models: Sequence[Model], reports: dict[str, BenchmarkReport]) -> list[parts.LineageDocument]:
+def _lineage(models: Sequence[Model], reports: dict[str, BenchmarkReport]) -> list[shapes.LineageDocument]:
     documents = []
     for model in models:
         report = reports.get(model.training_batch or "") if not model.foreign else None
         rows = [] if report is None else [row for row in report.rows if row.get("model") == model.version]
         row = rows[0] if rows else {}
         documents.append(
-            parts.LineageDocument(
-                version=model.version, parent=model.parent_version, batch_id=model.training_batch, status=model.shown_status,
+            shapes.LineageDocument.of(
+                model, parent=model.parent_version, batch_id=model.training_batch, status=model.shown_status,
                 decision=None if report is None else report.decision, reference=None if report is None else report.reference,
                 improvement=row.get("improvement"), improvement_low=row.get("improvementLow"), improvement_high=row.get("improvementHigh"),
-                created_at=moment(model.created_at), deployed_at=moment(model.deployed_at),
             )
         )  # fmt: skip
     return documents
 
 
-def _rollout(connection: Connection, settings: Settings) -> parts.RolloutDocument | None:
+def _rollout(connection: Connection, settings: Settings) -> shapes.RolloutDocument | None:
     trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)
     shown = trial or next(iter(read_rollouts(connection, ("released",))), None)
     if shown is None:
         return None
-    guards: list[parts.GuardDocument] = []
+    guards: list[shapes.GuardDocument] = []
     if trial is not None:
         from babylon_rl.serving.promotion import read_guards  # loads scipy
 
-        found = read_guards(connection, trial, settings)
-        guards = [parts.GuardDocument(name=guard.name, verdict=guard.verdict, words=guard.words) for guard in found]
-    return parts.RolloutDocument(
-        version=shown.version, state=shown.state, strategy=shown.strategy, percentage=shown.percentage, agents=len(shown.agent_ids),
-        previous_version=shown.previous_version, step_since=moment(shown.step_since), guards=guards,
-    )  # fmt: skip
-
-
-def _checks(health: parts.Health) -> dict[str, bool]:
-    return {name: getattr(health, name) for name in ("database", "storage", "judge", "trainer", "daemon", "wandb")}
+        guards = [shapes.GuardDocument.of(guard) for guard in read_guards(connection, trial, settings)]
+    return shapes.RolloutDocument.of(shown, agents=len(shown.agent_ids), guards=guards)
 
 
 def _health(
     connection: Connection, settings: Settings, now: datetime, current: Batch | None, judged: JudgedState, newest: Model | None
-) -> parts.Health:
+) -> shapes.Health:
     found = {
         "storage": _storage(settings, current),
         "judge": _judge_health(settings, judged),
@@ -189,7 +175,7 @@ def _health(
     }
     version = connection.info.server_version
     details = {"database": f"Postgres {version // 10000} answers", **{name: words for name, (_, words) in found.items()}}
-    return parts.Health(database=True, details=details, **{name: works for name, (works, _) in found.items()})
+    return shapes.Health(database=True, details=details, **{name: works for name, (works, _) in found.items()})
 
 
 def _storage(settings: Settings, current: Batch | None) -> tuple[bool, str]:

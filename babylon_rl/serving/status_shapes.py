@@ -1,18 +1,33 @@
-"""Parts of the status document as msgspec structs, with the names that dashboards read.
+"""The status document and its parts as msgspec structs, with the names that dashboards read.
 
 Times are UTC, in ISO 8601.
 """
 
-from typing import Annotated, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
 
+from babylon_rl.store.columns import document_of
+from babylon_rl.windows import moment
+
+PARTS = ("database", "storage", "judge", "trainer", "daemon")  # that work in a healthy system
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 
 class Shape(msgspec.Struct, kw_only=True, rename="camel"):
     """Base of answers."""
+
+    @classmethod
+    def of(cls, row: Any, **others: Any) -> Self:
+        """Build the document of a row.
+
+        Fields take the row's values of the same names, times (naive UTC) as text, or those of ``others``.
+        """
+        values = {name: getattr(row, name) for name in cls.__struct_fields__ if name not in others}
+        shown = {name: moment(value) if isinstance(value, datetime) else value for name, value in values.items()}
+        return cls(**shown, **others)
 
 
 class DataCollection(Shape):
@@ -167,3 +182,145 @@ class TrajectoryStats(Shape):
     count: int = msgspec.field(name="_count")
     means: TrajectoryMeans = msgspec.field(name="_avg")
     counted: Literal["exact", "estimated"]
+
+
+class BatchDocument(Shape):
+    """A training job.
+
+    ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline.
+    """
+
+    batch_id: str
+    status: str
+    model_version: str
+    parent: str | None
+    base_model: str
+    backend: str
+    trajectories: int
+    windows: list[str]
+    training_loss: float | None
+    seed: int
+    attempt: int
+    dropout: dict[str, Any]
+    created_at: Time | None
+    started_at: Time | None
+    completed_at: Time | None
+    heartbeat_at: Time | None
+    error: str | None
+    foreign: bool
+
+    @classmethod
+    def of(cls, row: Any, **others: Any) -> Self:
+        """The document of a ``Batch``."""
+        renamed = {"status": row.state, "model_version": row.version, "parent": row.parent_version, "training_loss": row.loss}
+        return super().of(row, **renamed, foreign=False, **others)
+
+
+class ModelDocument(Shape):
+    """A version with its lineage; ``foreign``: another producer wrote it."""
+
+    model_id: str
+    version: str
+    status: str
+    base_model: str
+    parent: str | None
+    training_batch: str | None
+    storage_path: str
+    deployed_at: Time | None
+    created_at: Time | None
+    benchmark_score: float | None
+    accuracy: float | None
+    avg_reward: float | None
+    eval_metrics: dict[str, Any] | None
+    windows: list[str]
+    backend: str | None
+    checkpoint: str | None
+    pruned_at: Time | None
+    uploaded_url: str | None
+    tracking_url: str | None
+    wandb_artifact_id: str | None
+    foreign: bool
+
+    @classmethod
+    def of(cls, row: Any, **others: Any) -> Self:
+        """The document of a ``Model``."""
+        return super().of(row, parent=row.parent_version, **others)
+
+
+class ReadinessStats(Shape):
+    """Counts behind a readiness; ``dataQuality`` is 0 to 1."""
+
+    total_trajectories: int
+    unscored_trajectories: int
+    scenario_groups: int
+    data_quality: float
+
+
+class ReadinessDocument(Shape):
+    """Readiness as `babylon-rl ready --json` shows it.
+
+    ``countedAt`` is null for counts made for this answer.
+    """
+
+    ready: bool
+    reason: str
+    stats: ReadinessStats
+    not_trainable: dict[str, int]
+    quality: dict[str, Any]
+    counted_at: Time | None
+
+    @classmethod
+    def of(cls, row: Any, **others: Any) -> Self:
+        """The document of a ``Readiness``."""
+        stats = ReadinessStats.of(row, data_quality=round(row.quality.mean, 6))
+        return super().of(row, stats=stats, not_trainable=dict(row.not_trainable), quality=document_of(row.quality), **others)
+
+
+class TrainingJobs(Shape):
+    """Jobs of training.
+
+    The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once).
+    """
+
+    current_job: BatchDocument | None
+    last_completed: Time | None
+    next_scheduled: Time | None
+
+
+class VersionNames(Shape):
+    """The highest version of this pipeline, the deployed one, and that of the current job."""
+
+    latest: str | None
+    deployed: str | None
+    training: str | None
+
+
+class Automation(Shape):
+    """State of data collection, trainings and versions."""
+
+    data_collection: DataCollection
+    training: TrainingJobs
+    models: VersionNames
+    health: Health
+
+
+class StatusDocument(Shape):
+    """State of the system.
+
+    ``degraded`` when a part of its health but Weights & Biases does not work.
+
+    ``progress`` is null without a current job, ``rollout`` without a version on trial or released.
+    """
+
+    status: Literal["healthy", "degraded"]
+    automation: Automation
+    readiness: ReadinessDocument
+    progress: ProgressDocument | None
+    judge: JudgeDocument
+    lineage: list[LineageDocument]
+    rollout: RolloutDocument | None
+    alerts: list[AlertDocument]
+    recent_jobs: list[BatchDocument]
+    models: list[ModelDocument]
+    trajectory_stats: TrajectoryStats
+    timestamp: Time

@@ -1,4 +1,4 @@
-"""Trainings and scorings started by requests, and the system's state for answers."""
+"""Trainings and scorings started by requests, and the data that they would take."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,16 +9,15 @@ from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets
-from babylon_rl.serving.status import automation_document, judged_hours, status_document
 from babylon_rl.settings import Settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.registry import read_models
 from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.freezing import Frozen, freeze, freeze_bounds
-from babylon_rl.training.readiness import Readiness, Start, freeze_when_ready, readiness, sampled_quality
-from babylon_rl.windows import moment, window_stretches
+from babylon_rl.training.readiness import Readiness, Start, freeze_when_ready, sampled_quality
+from babylon_rl.windows import window_stretches
 
 TRAJECTORIES_SHOWN = 10
 MOST_RUNS = 5  # of one scoring check; the next continues
@@ -79,20 +78,6 @@ class TrainingControl:
         runs = [self.dagster.launch_scoring(first, last) for first, last in islice(window_stretches(hours, HOURS_PER_RUN), MOST_RUNS)]
         return shapes.Scoring(hours=len(hours), run_ids=runs, message=f"Launched {len(runs)} runs that score hours.")
 
-    def readiness(self, connection: Connection, now: datetime) -> Readiness:
-        """The readiness that sensor, commands and trigger share."""
-        return readiness(connection, self.settings, now)
-
-    def status(self, connection: Connection, now: datetime) -> shapes.StatusDocument:
-        """The state of the whole system."""
-        return status_document(connection, self.settings, now)
-
-    def automation(self, connection: Connection, now: datetime) -> shapes.Automation:
-        """Data collection, trainings, versions and health."""
-        pending = pending_batches(connection)
-        current, judged = (pending[0] if pending else None), judged_hours(connection, self.settings, now)
-        return automation_document(connection, self.settings, now, read_models(connection), current, judged)
-
     def training_data(self, connection: Connection, now: datetime) -> shapes.TrainingDataDocument:
         """The hours of the look-back that were read, and the newest trajectories."""
         bounds = freeze_bounds(connection, self.settings, now)
@@ -103,20 +88,13 @@ class TrainingControl:
         ]
         least = self.settings.min_agents_per_window
         ready = [document for document, hour in zip(hours, totals, strict=True) if hour.usable_episodes >= least]
-        recent = [
-            shapes.TrajectoryDocument(
-                trajectory_id=row.trajectory_id, agent_id=row.agent_id, window_id=row.window_id, start_time=moment(row.start_time),
-                episode_length=row.episode_length, total_reward=row.total_reward, final_pnl=row.final_pnl, final_status=row.final_status,
-                created_at=moment(row.created_at),
-            )
-            for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)
-        ]  # fmt: skip
+        recent = [shapes.TrajectoryDocument.of(row) for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)]
         summary = shapes.DataSummary(
             total_trajectories=sum(hour.trajectory_count for hour in hours),
             total_windows=len(hours),
             ready_windows=len(ready),
             min_agents_required=least,
         )
-        quality = sampled_quality(connection, self.settings, now).document()
+        quality = document_of(sampled_quality(connection, self.settings, now))
         data = shapes.TrainingData(summary=summary, windows=hours, ready_windows=ready, recent_trajectories=recent, quality_metrics=quality)
         return shapes.TrainingDataDocument(data=data)

@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from babylon_rl.serving.server_sent_events import payloads
+from babylon_rl.serving.server_sent_events import has_content, payloads
 
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -77,7 +77,7 @@ class StreamMeter:
         self._sent = chunk.usage or self._sent
         for choice in chunk.choices:
             entries = choice.logprobs and choice.logprobs.content
-            self._tokens += len(entries) if entries else any(value for name, value in (choice.delta or {}).items() if name != "role")
+            self._tokens += len(entries) if entries else has_content(choice.delta)
 
 
 def _is_usage(event: bytes) -> bool:

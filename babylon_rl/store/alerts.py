@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 AGAIN_AFTER = timedelta(days=1)
@@ -33,10 +34,6 @@ ON CONFLICT ("cause") DO UPDATE SET ("firstSeenAt", "dueAt", "sentAt", "channels
 _RESOLVE = """
 UPDATE babylon_rl.alerts SET "resolvedAt" = %(now)s
 WHERE "resolvedAt" IS NULL AND NOT "cause" = ANY(%(seen)s) AND ("kind" = ANY(%(kinds)s) OR "lastSeenAt" < %(forgotten)s)
-"""
-_ALERTS = """
-SELECT "cause", "kind", "says", "advice", "firstSeenAt", "lastSeenAt", "dueAt", "sentAt", "resolvedAt", "channels", "tries", "error"
-FROM babylon_rl.alerts
 """
 _DUE = """
 WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s AND ("resolvedAt" IS NULL OR "resolvedAt" >= "dueAt")
@@ -74,6 +71,9 @@ class StoredAlert:
     def open(self) -> bool:
         """True while the cause lasts."""
         return self.resolved_at is None
+
+
+_ALERTS = f"SELECT {listed(columns_of(StoredAlert))} FROM babylon_rl.alerts "
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,10 @@ def note_try(connection: Connection, cause: str, channels: Sequence[str], error:
     connection.execute(_TRIED, [list(channels), error, sent_at, cause])
 
 
-def read_alerts(connection: Connection, limit: int = 100) -> list[StoredAlert]:
-    """Return the alerts, open ones first, then those that ended last."""
-    return [
-        StoredAlert(*row)
-        for row in connection.execute(_ALERTS + 'ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT %s', [limit])
-    ]
+def read_alerts(connection: Connection) -> list[StoredAlert]:
+    """Return the first 100 alerts, open ones first, then those that ended last."""
+    rows = connection.execute(_ALERTS + 'ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT 100')
+    return [StoredAlert(*row) for row in rows]
 
 
 def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHour]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
@@ -117,8 +118,8 @@ def lock_registry(connection: Connection) -> None:
 
 def batch_id_taken(connection: Connection, batch_id: str) -> bool:
     """Return True if a batch with this id exists, ours or foreign."""
-    rows = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
-    return rows.fetchone() is not None
+    taken = connection.value('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
+    return taken is not None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
@@ -139,19 +140,17 @@ def read_batches(connection: Connection, states: Sequence[str] | None = None, li
     return [Batch(*row) for row in rows]
 
 
-def read_foreign_batches(connection: Connection, limit: int = 100) -> list[dict[str, Any]]:
-    """Return batches written by other producers, newest first, for display only."""
-    rows = connection.execute(
+def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:
+    """Return the newest 100 batches written by other producers, newest first, by column name, for display only."""
+    rows = connection.cursor(row_factory=dict_row).execute(
         """
         SELECT p."batchId", p.status, p."baseModel", p."modelVersion", p."createdAt", p."completedAt", p.error
         FROM public.training_batches p
         WHERE NOT EXISTS (SELECT FROM babylon_rl.batches b WHERE b."batchId" = p."batchId")
-        ORDER BY p."createdAt" DESC LIMIT %s
-        """,
-        [limit],
-    ).fetchall()
-    names = ("batchId", "status", "baseModel", "modelVersion", "createdAt", "completedAt", "error")
-    return [dict(zip(names, row, strict=True)) for row in rows]
+        ORDER BY p."createdAt" DESC LIMIT 100
+        """
+    )
+    return rows.fetchall()
 
 
 def foreign_batch(connection: Connection, batch_id: str) -> bool:
@@ -183,8 +182,7 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
 
 def last_completed_at(connection: Connection) -> datetime | None:
     """Return the end of the newest completed batch, ours or foreign, or None."""
-    row = connection.execute("SELECT max(\"completedAt\") FROM public.training_batches WHERE status = 'completed'").fetchone()
-    return None if row is None else row[0]
+    return connection.value("SELECT max(\"completedAt\") FROM public.training_batches WHERE status = 'completed'")
 
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | None:

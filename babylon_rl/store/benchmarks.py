@@ -15,27 +15,27 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
 
 # A result counts only for the same market content (fingerprint) and the same model identity.
-_COLUMNS = """r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
-       r."predictions", r."predictionsRight", r."equityUsd", r."refused\""""
+_RESULT = (
+    "snapshot", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds", "predictions",
+    "predictionsRight", "equityUsd", "refused",
+)  # fmt: skip
 _RESULTS = f"""
-SELECT {_COLUMNS}
+SELECT {listed(_RESULT, "r")}
 FROM babylon_rl.benchmark_results r
 JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
 WHERE r."model" = %s AND r."identity" = %s
 """
 
 _PLAYED = f"""
-SELECT r."model", r."identity", r."playedAt", {_COLUMNS}
+SELECT r."model", r."identity", r."playedAt", {listed(_RESULT, "r")}
 FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < %s
 ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 """
 
 # The first stored result of a key stands.
-_INSERT_RESULT = """
-INSERT INTO babylon_rl.benchmark_results
-    ("model", "identity", "snapshot", "market", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds",
-     "predictions", "predictionsRight", "equityUsd", "refused", "playedAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+_INSERT_RESULT = f"""
+INSERT INTO babylon_rl.benchmark_results ("model", "identity", "market", "playedAt", {listed(_RESULT)})
+VALUES (%s, %s, %s, %s, {", ".join(["%s"] * len(_RESULT))})
 ON CONFLICT DO NOTHING
 """
 
@@ -45,7 +45,6 @@ INSERT INTO babylon_rl.benchmark_reports ({listed(_REPORT)})
 SELECT {listed(_REPORT)} FROM jsonb_populate_record(NULL::babylon_rl.benchmark_reports, %s)
 ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}
 """
-_READ_REPORT = f"""SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports WHERE "batchId" = %s"""
 _READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
 
 _PASSED = """
@@ -77,10 +76,6 @@ UPDATE public.trained_models SET
 WHERE version = %s AND "trainingBatch" = %s
 """
 _CONFIRMING = 0x636F6E6669726D  # "confirm": one number at a time
-_CONFIRMATIONS = """
-SELECT "number", "version", "reference", "level", "firstMarket", "markets", "begunAt", "improvement", "p", "endedAt"
-FROM babylon_rl.confirmations
-"""
 _BEGIN_CONFIRMATION = """
 INSERT INTO babylon_rl.confirmations ("number", "version", "reference", "level", "firstMarket", "markets", "begunAt")
 VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -171,8 +166,8 @@ def write_results(
 ) -> None:
     """Store results and commit; results already stored stay unchanged."""
     rows = [
-        [model, identity, r.snapshot, markets[r.snapshot], r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
-         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused, now]
+        [model, identity, markets[r.snapshot], now, r.snapshot, r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
+         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused]
         for r in results
     ]  # fmt: skip
     with own_transaction(connection), connection.cursor() as cursor:
@@ -192,7 +187,7 @@ def write_report(connection: Connection, report: BenchmarkReport) -> None:
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
     """Return the report of a batch, or None."""
-    row = connection.execute(_READ_REPORT, [batch_id]).fetchone()
+    row = connection.execute(_READ_REPORTS + ' WHERE "batchId" = %s', [batch_id]).fetchone()
     return None if row is None else loaded(BenchmarkReport, _REPORT, row)
 
 
@@ -235,32 +230,10 @@ def _result(row: Sequence[Any]) -> MarketResult:
     return MarketResult(snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity), refused)
 
 
-_GATED = """SELECT "batchId", "version", "decision", "reason", "reference", "markets" FROM babylon_rl.benchmark_reports"""
-
 _IDENTITIES = """
 SELECT "model", "identity" FROM babylon_rl.benchmark_results WHERE "model" = ANY(%s)
 GROUP BY "model", "identity" ORDER BY max("playedAt") DESC, "identity"
 """
-
-
-@dataclass(frozen=True, slots=True)
-class GateDecision:
-    """The gate's decision on the version of a batch.
-
-    ``reference`` is None if it could not be played; ``markets`` counts the markets compared.
-    """
-
-    batch_id: str
-    version: str
-    decision: str
-    reason: str
-    reference: str | None
-    markets: int
-
-
-def read_gated(connection: Connection) -> dict[str, GateDecision]:
-    """Return the gate's decisions by batch."""
-    return {row[0]: GateDecision(*row) for row in connection.execute(_GATED)}
 
 
 def read_identities(connection: Connection, models: Sequence[str]) -> dict[str, list[str]]:
@@ -295,9 +268,12 @@ class Confirmation:
         return self.p is not None and self.p <= self.level and (self.improvement or 0) > 0
 
 
+_CONFIRMATIONS = f"""SELECT {listed(columns_of(Confirmation))} FROM babylon_rl.confirmations ORDER BY "number\""""
+
+
 def read_confirmations(connection: Connection) -> list[Confirmation]:
     """Return all confirmations, first first."""
-    return [Confirmation(*row) for row in connection.execute(_CONFIRMATIONS + 'ORDER BY "number"')]
+    return [Confirmation(*row) for row in connection.execute(_CONFIRMATIONS)]
 
 
 def begin_confirmation(

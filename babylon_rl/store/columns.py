@@ -1,27 +1,46 @@
-"""Columns of statements, from the structs of types.py, and texts that Postgres accepts.
+"""Columns of statements, from the structs of types.py, rows as JSON, and texts that Postgres accepts.
 
 A column has the encoded name of its field, so a new field reaches every statement of its table. Rows are written as one JSON document,
 which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import structs
+
+from babylon_rl.windows import moment
 
 T = TypeVar("T")
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 
 def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the column names of ``struct``'s fields, in order, without the columns ``but``."""
-    return tuple(field.encode_name for field in msgspec.structs.fields(struct) if field.encode_name not in but)
+    """Return the column names of the fields of a struct or dataclass, in order, without the columns ``but``."""
+    names = [camel(field.name) for field in fields(struct)] if is_dataclass(struct) else [f.encode_name for f in structs.fields(struct)]
+    return tuple(name for name in names if name not in but)
 
 
 def camel(name: str) -> str:
     """The camelCase form of a field's name."""
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)
+
+
+def document_of(row: Any, *names: str) -> dict[str, Any]:
+    """Return the fields ``names`` of a row (all of a dataclass) as JSON-ready values, by their camelCase names.
+
+    Times are text, in UTC with milliseconds.
+    """
+    values = {camel(name): getattr(row, name) for name in names or [field.name for field in fields(row)]}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return moment(value) if isinstance(value, datetime) else list(value) if isinstance(value, tuple) else value
 
 
 def listed(columns: Iterable[str], table: str = "") -> str:

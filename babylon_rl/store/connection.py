@@ -11,20 +11,21 @@ of the candidate tables lacks it.
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from socket import SHUT_RDWR, socket
 from types import TracebackType
 from typing import Any
 
 import psycopg
+from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError
 from babylon_rl.project_files import project_file
+from babylon_rl.store.columns import listed
 
 MIGRATIONS = project_file("migrations")
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
@@ -66,11 +67,11 @@ class MigrationNames:
 
 
 @cache
-def defined(directory: Path = MIGRATIONS) -> MigrationNames:
-    """Return the tables, views and columns that the migrations in ``directory`` create."""
+def defined() -> MigrationNames:
+    """Return the tables, views and columns that the migrations create."""
     tables: dict[str, str] = {}
     columns: dict[tuple[str, str], str] = {}
-    for path in sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql")):
+    for path in sorted(MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql")):
         sql = path.read_text(encoding="utf-8")
         for name, body in _CREATE_TABLE.findall(sql):
             tables[_qualified(name)] = path.stem
@@ -81,7 +82,7 @@ def defined(directory: Path = MIGRATIONS) -> MigrationNames:
     return MigrationNames(tables, columns)
 
 
-def missing_sentence(connection: psycopg.Connection[Any], error: Missing, directory: Path = MIGRATIONS) -> str:
+def missing_sentence(connection: psycopg.Connection[Any], error: Missing) -> str:
     """Return one sentence naming the missing thing and the migration that creates it.
 
     Rolls back a failed transaction on ``connection``.
@@ -91,11 +92,11 @@ def missing_sentence(connection: psycopg.Connection[Any], error: Missing, direct
     if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
         connection.rollback()
     if match := _RELATION.search(message):
-        return _no_table(_qualified(match[1]), defined(directory))
+        return _no_table(_qualified(match[1]), defined())
     if match := _COLUMN_OF.search(message):
-        return _no_column(match[1], _tables_with(match[1], defined(directory), match[2]), defined(directory))
+        return _no_column(match[1], _tables_with(match[1], defined(), match[2]), defined())
     if match := _NO_SUCH_COLUMN.search(message):
-        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1], defined(directory))), defined(directory))
+        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1], defined())), defined())
     return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
 
 
@@ -175,6 +176,21 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             if outermost:
                 self.execute("SET LOCAL jit = off")
             yield begun
+
+    def value(self, statement: str, parameters: Params | None = None) -> Any | None:
+        """Return the first column of the first row, None without a row."""
+        row = self.execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
+
+    def copy_rows(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write many rows by COPY, the fastest way; ``table`` is qualified by its schema and quoted."""
+        with self.cursor().copy(f"COPY {table} ({listed(columns)}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def has_table(self, name: str) -> bool:
+        """Return True if a table of this name, qualified by its schema, is there."""
+        return self.value("SELECT to_regclass(%s) IS NOT NULL", [name]) is True
 
     @contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:

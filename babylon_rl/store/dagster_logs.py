@@ -10,7 +10,6 @@ from datetime import datetime
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import DAGSTER_SCHEMA
 
-_THERE = f"SELECT to_regclass('{DAGSTER_SCHEMA}.event_logs') IS NOT NULL"
 _ENDED = f"""
     SELECT r.run_id FROM {DAGSTER_SCHEMA}.runs r
     WHERE r.status IN ('SUCCESS', 'FAILURE', 'CANCELED') AND r.update_timestamp < %s AND NOT EXISTS (
@@ -34,7 +33,7 @@ def ended_runs(connection: Connection, before: datetime, but_partitions: Collect
 
     Without those of ``but_partitions``; empty without Dagster's tables.
     """
-    if connection.execute(_THERE).fetchone() != (True,):
+    if not connection.has_table(f"{DAGSTER_SCHEMA}.event_logs"):
         return []
     return [run_id for (run_id,) in connection.execute(_ENDED, [before, list(but_partitions)])]
 
@@ -49,7 +48,7 @@ def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool
         some = [list(run_ids[start : start + _AT_ONCE])]
         with connection.transaction():
             if dry_run:
-                deleted += (connection.execute(_COUNT, some).fetchone() or (0,))[0]
+                deleted += connection.value(_COUNT, some) or 0
             else:
                 deleted += connection.execute(_DELETE, some).rowcount
     return deleted

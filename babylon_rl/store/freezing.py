@@ -213,8 +213,7 @@ def look_at_newest(
 
 def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
     """Count new trajectories in hours that were never read."""
-    row = connection.execute(with_unnamed(connection, _UNREAD, _FLAGS, _IN_UNREAD), bounds.parameters).fetchone()
-    return 0 if row is None else int(row[0])
+    return int(connection.value(with_unnamed(connection, _UNREAD, _FLAGS, _IN_UNREAD), bounds.parameters) or 0)
 
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:

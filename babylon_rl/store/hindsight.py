@@ -10,6 +10,7 @@ from datetime import datetime
 
 import msgspec
 
+from babylon_rl.store.columns import camel, listed
 from babylon_rl.store.connection import Connection
 
 
@@ -135,9 +136,9 @@ _KNOWLEDGE = r"""
 _VERSIONS = """SELECT "window", "dataVersion" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)"""
 _CLEAR_ACTIONS = """DELETE FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s)"""
 _CLEAR_LEAKS = """DELETE FROM babylon_rl.leaks WHERE "window" = ANY(%s)"""
-_WRITE_ACTIONS = """COPY babylon_rl.action_outcomes ("window", "trajectoryId", "step", "agentId", "actionType", "executed", "kind",
-    "target", "organizationId", "marketId", "side", "outcome", "changePercent", "correct") FROM STDIN"""
-_WRITE_LEAKS = """COPY babylon_rl.leaks ("window", "trajectoryId", "sequence", "kind", "callId", "detail") FROM STDIN"""
+# Fields keep their names in the content's hash, and have others as columns.
+_ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
+_LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
 
 # One row of counts per hour.
 _UPSERT = """
@@ -155,8 +156,8 @@ _AGENTS = """
     FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s) GROUP BY 1, 2 ORDER BY 1, 2
 """
 
-_LEAKS = """
-    SELECT "window", "trajectoryId", "sequence", "kind", "callId", "detail" FROM babylon_rl.leaks
+_READ_LEAKS = f"""
+    SELECT {listed(_LEAKS)} FROM babylon_rl.leaks
     WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "sequence", "kind"
 """
 
@@ -200,8 +201,9 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
     windows = [hour.window for hour in changed]
     connection.execute(_CLEAR_ACTIONS, (windows,))
     connection.execute(_CLEAR_LEAKS, (windows,))
-    _copy(connection, _WRITE_ACTIONS, [row for hour in changed for row in hour.actions])
-    _copy(connection, _WRITE_LEAKS, [row for hour in changed for row in hour.leaks])
+    astuple = msgspec.structs.astuple
+    connection.copy_rows("babylon_rl.action_outcomes", _ACTIONS, (astuple(row) for hour in changed for row in hour.actions))
+    connection.copy_rows("babylon_rl.leaks", _LEAKS, (astuple(row) for hour in changed for row in hour.leaks))
     columns = zip(*(_counts(hour) for hour in changed), strict=True)
     connection.execute(_UPSERT, (now, windows, *(list(column) for column in columns), [hour.data_version for hour in changed]))
     return set(windows)
@@ -210,13 +212,6 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
 def _counts(hour: StoredHour) -> tuple[int, int, int, int, int]:
     verdicts = [row.correct for row in hour.actions if row.correct is not None]
     return len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked
-
-
-def _copy(connection: Connection, statement: str, rows: Sequence[StoredAction] | Sequence[StoredLeak]) -> None:
-    if rows:
-        with connection.cursor().copy(statement) as copy:
-            for row in rows:
-                copy.write_row(msgspec.structs.astuple(row))
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:
@@ -230,4 +225,4 @@ def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[st
 def stored_leaks(connection: Connection, windows: Sequence[str]) -> list[StoredLeak]:
     """Return the leaks of ``windows``, in order."""
     names = StoredLeak.__struct_fields__
-    return [StoredLeak(**dict(zip(names, row, strict=True))) for row in connection.execute(_LEAKS, (list(windows),))]
+    return [StoredLeak(**dict(zip(names, row, strict=True))) for row in connection.execute(_READ_LEAKS, (list(windows),))]

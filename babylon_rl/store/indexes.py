@@ -65,8 +65,8 @@ class BuiltIndex:
 
 def index_state(connection: Connection, index: OptionalIndex) -> IndexState:
     """Return whether an index is there and usable."""
-    row = connection.execute(_STATE, [index.name]).fetchone()
-    return "absent" if row is None else "valid" if row[0] else "invalid"
+    valid = connection.value(_STATE, [index.name])
+    return "absent" if valid is None else "valid" if valid else "invalid"
 
 
 def has_index(connection: Connection, index: OptionalIndex) -> bool:
@@ -101,5 +101,4 @@ def _built(connection: Connection, index: OptionalIndex, check_only: bool) -> Bu
                 f"The index {index.name} needs the owner of its table: {refused.diag.message_primary}. Run `babylon-rl migrate --indexes` "
                 f"with the owner's DATABASE_URL, or have it run: {index.statement};"
             ) from None
-    row = connection.execute("SELECT pg_relation_size(to_regclass('public.' || %s))", [index.name]).fetchone()
-    return BuiltIndex(index, found, None if row is None else row[0])
+    return BuiltIndex(index, found, connection.value("SELECT pg_relation_size(to_regclass('public.' || %s))", [index.name]))

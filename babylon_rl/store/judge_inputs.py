@@ -112,13 +112,12 @@ _KEEP_SECRET = """INSERT INTO babylon_rl.judge_secret ("secret", "createdAt") VA
 def read_secret(connection: Connection) -> bytes | None:
     """Return the secret, or None before the first judgement."""
     with connection.transaction():
-        row = connection.execute(_READ_SECRET).fetchone()
-    return None if row is None else bytes(row[0])
+        secret = connection.value(_READ_SECRET)
+    return None if secret is None else bytes(secret)
 
 
 def keep_secret(connection: Connection, offered: bytes, now: datetime) -> bytes:
     """Store ``offered`` (32 bytes) unless a secret exists; return the stored one."""
     with connection.transaction():
         connection.execute(_KEEP_SECRET, (offered, now))
-        row = connection.execute(_READ_SECRET).fetchone()
-    return offered if row is None else bytes(row[0])
+        return bytes(connection.value(_READ_SECRET) or offered)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import camel
+from babylon_rl.store.columns import camel, columns_of, listed, updates
 from babylon_rl.store.connection import Connection, own_transaction
 
 _NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
@@ -145,14 +144,12 @@ class JudgeCostDay:
 
 def newest_judged(connection: Connection) -> str | None:
     """Return the newest window with scores."""
-    row = connection.execute(_NEWEST).fetchone()
-    return None if row is None else row[0]
+    return connection.value(_NEWEST)
 
 
 def newest_judgement(connection: Connection) -> datetime | None:
     """Return the time of the newest judgement (naive UTC)."""
-    row = connection.execute(_NEWEST_JUDGEMENT).fetchone()
-    return None if row is None else row[0]
+    return connection.value(_NEWEST_JUDGEMENT)
 
 
 def judges_of(connection: Connection, first: str, end: str) -> dict[str, int]:
@@ -209,8 +206,7 @@ def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> 
 
     A second run would find them in the cache.
     """
-    row = connection.execute(_IN_USE, (judge, first, end)).fetchone()
-    return 0 if row is None else int(row[0])
+    return int(connection.value(_IN_USE, (judge, first, end)) or 0)
 
 
 def paid_days(connection: Connection, first: str, end: str) -> list[JudgeCostDay]:
@@ -303,7 +299,6 @@ def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
     return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:16]), *rest[16:])
 
 
-_TABLE = "SELECT to_regclass('babylon_rl.judge_agreements') IS NOT NULL"
 _KEY = ("judge", "judgeVersion", "orders")
 _INTERVALS = ("expected", "realized", "money", "overMoney")
 
@@ -346,7 +341,14 @@ class JudgeAgreement:
         }
 
 
-_COLUMNS = tuple(camel(field.name) for field in fields(JudgeAgreement))
+_COLUMNS = columns_of(JudgeAgreement)
+_AGREEMENTS = f"""
+    SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_agreements ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"
+"""
+_WRITE_AGREEMENT = f"""
+    INSERT INTO babylon_rl.judge_agreements ({listed(_COLUMNS)}) VALUES ({", ".join(["%s"] * len(_COLUMNS))})
+    ON CONFLICT ({listed(_KEY)}) DO UPDATE SET {updates(name for name in _COLUMNS if name not in _KEY)}
+"""
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
@@ -354,24 +356,14 @@ def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
 
     Empty if the table does not exist yet.
     """
-    if connection.execute(_TABLE).fetchone() != (True,):
+    if not connection.has_table("babylon_rl.judge_agreements"):
         return []
-    statement = sql.SQL('SELECT {} FROM babylon_rl.judge_agreements ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"')
-    return [JudgeAgreement(*row) for row in connection.execute(statement.format(_names()))]
+    return [JudgeAgreement(*row) for row in connection.execute(_AGREEMENTS)]
 
 
 def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
     """Store a calibration, replacing the former one of its setting."""
-    # The column list follows the fields of the class, so the statement is composed from it.
-    changed = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in _COLUMNS if name not in _KEY]
-    statement = sql.SQL("INSERT INTO babylon_rl.judge_agreements ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
-        _names(), sql.SQL(", ").join([sql.Placeholder()] * len(_COLUMNS)), _names(_KEY), sql.SQL(", ").join(changed)
-    )
     values = {camel(field.name): getattr(agreement, field.name) for field in fields(agreement)}
     values |= {name: list(values[name]) for name in _INTERVALS} | {"rows": Jsonb([dict(row) for row in agreement.rows])}
     with own_transaction(connection):
-        connection.execute(statement, list(values.values()))
-
-
-def _names(columns: Sequence[str] = _COLUMNS) -> sql.Composed:
-    return sql.SQL(", ").join(map(sql.Identifier, columns))
+        connection.execute(_WRITE_AGREEMENT, list(values.values()))

@@ -14,11 +14,11 @@ pooler. So a lease is a row that its holder renews. It only saves money: every w
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import columns_of, listed, loaded
 from babylon_rl.store.connection import Connection
 
 
@@ -48,22 +48,15 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     asked_at: datetime
 
 
-_COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAnswer))
-_LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
-_FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
+_COLUMNS = columns_of(StoredAnswer)
+_FIND = f'SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
 # Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired.
 _ADD_ANSWERS = f"""
-    INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
-    SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt",
-        given."shownVersion", given."ids", given."answer",
-        ARRAY(SELECT jsonb_array_elements_text(given."faults")), NULLIF(given."scores", 'null'), given."promptTokens",
-        given."completionTokens", given."usd", given."latencySeconds", given."tries", given."askedAt",
+    INSERT INTO babylon_rl.judge_requests ({listed(_COLUMNS)}, "retired")
+    SELECT {listed(_COLUMNS, "given")},
         EXISTS (SELECT FROM babylon_rl.judge_requests held WHERE held."key" = given."key" AND NOT held."retired")
-    FROM jsonb_to_recordset(%s) AS given ("key" text, "window" text, "judge" text, "rubricVersion" text, "order" int, "part" int,
-        "attempt" int, "shownVersion" text,
-        "ids" jsonb, "answer" text, "faults" jsonb, "scores" jsonb, "promptTokens" int, "completionTokens" int,
-        "usd" float8, "latencySeconds" float8, "tries" int, "askedAt" timestamp)
+    FROM jsonb_populate_recordset(NULL::babylon_rl.judge_requests, %s) AS given
     ON CONFLICT DO NOTHING
 """
 # Only answers with faults are retired; a good answer stays in the cache.
@@ -86,7 +79,7 @@ def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, Store
     """Return the stored answers for ``keys``, by key; unanswered ones are absent."""
     with connection.transaction():
         rows = connection.execute(_FIND, (list(keys),)).fetchall()
-    return {row[0]: _loaded(row) for row in rows}
+    return {row[0]: loaded(StoredAnswer, _COLUMNS, row) for row in rows}
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
@@ -106,10 +99,6 @@ def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
     with connection.transaction():
         row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
     return (0.0, 0) if row is None else (float(row[0]), int(row[1]))
-
-
-def _loaded(row: tuple[Any, ...]) -> StoredAnswer:
-    return msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), StoredAnswer)
 
 
 # After this silence a run counts as dead.
@@ -188,10 +177,9 @@ def claim_lease(connection: Connection, window: str, holder: str, now: datetime,
     """
     with connection.transaction():
         parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
-        if connection.execute(_CLAIM, parameters).fetchone() is not None:
+        if connection.value(_CLAIM, parameters) is not None:
             return None
-        row = connection.execute(_HOLDER, (window,)).fetchone()
-    return "" if row is None else str(row[0])
+        return str(connection.value(_HOLDER, (window,)) or "")
 
 
 def renew_leases(connection: Connection, holder: str, now: datetime) -> None:

@@ -1,14 +1,18 @@
 """Use of versions by live agents: gateway calls, other recorded calls, agent-hours.
 
-An agent's hour belongs to the version that routing chose for all its calls in that hour; hours with several count for none.
+Tables babylon_rl.gateway_calls and version_hours, and the texts of recorded calls in llm_call_logs. An agent's hour belongs to the version
+that routing chose for all its calls in that hour; hours with several count for none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_of, window_start
 
@@ -142,7 +146,7 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     on, so that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
     version.
     """
-    (newest,) = connection.execute(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)}).fetchone() or (None,)
+    newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
     times = {"since": _EARLIEST if newest is None else window_start(newest) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
     new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
     for version, calls in new.items():
@@ -178,3 +182,82 @@ def read_agent_hours(connection: Connection, since: datetime, agent_hash: Callab
     recorded = [] if agent_hash is None else [agent_hash(agent) for agent in agents]
     given = {"since": since, "window": window, "recorded": recorded, "agents": agents}
     return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, given)]
+
+
+_CALL_COLUMNS = (
+    "callId", "at", "agentId", "keyName", "chosenVersion", "version", "arm", "fallback", "status", "latencyMs", "firstTokenMs",
+    "promptTokens", "completionTokens",
+)  # fmt: skip
+_LOG_COLUMNS = (
+    "id", "trajectoryId", "stepId", "callId", "timestamp", "latencyMs", "model", "purpose", "actionType", "systemPrompt", "userPrompt",
+    "messagesJson", "response", "reasoning", "temperature", "maxTokens", "topP", "promptTokens", "completionTokens", "totalTokens",
+    "metadata", "createdAt",
+)  # fmt: skip
+# Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice. Versions of other
+# producers are not changed.
+_INSERT_CALLS = f"""
+WITH new AS (
+    INSERT INTO babylon_rl.gateway_calls ({listed(_CALL_COLUMNS)})
+    SELECT {listed(_CALL_COLUMNS)} FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s)
+    ON CONFLICT DO NOTHING
+    RETURNING "version", "status"
+), answered AS (
+    SELECT "version", count(*)::int AS calls FROM new WHERE "status" = 200 AND "version" IS NOT NULL GROUP BY "version"
+), counted AS (
+    UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + answered.calls
+    FROM answered JOIN babylon_rl.model_lineage l ON l."version" = answered."version"
+    WHERE m.version = l."version" AND m."trainingBatch" = l."batchId"
+)
+SELECT count(*) FROM new
+"""
+_INSERT_LOGS = f"""
+INSERT INTO public.llm_call_logs ({listed(_LOG_COLUMNS)})
+SELECT {listed(_LOG_COLUMNS)} FROM jsonb_populate_recordset(NULL::public.llm_call_logs, %(logs)s)
+ON CONFLICT DO NOTHING
+"""
+_KEYS_USED = """
+UPDATE babylon_rl.client_keys k SET "lastUsedAt" = greatest(k."lastUsedAt", used."at")
+FROM (SELECT "keyName", max("at") AS "at" FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s) GROUP BY 1) used
+WHERE k."name" = used."keyName"
+"""
+
+
+def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: Sequence[dict[str, Any]]) -> int:
+    """Write calls and the texts of recorded ones in one transaction; return how many calls were new.
+
+    A call is written once, however often it is given: its id is unique in both tables. Rows are by column name, with times as ISO texts in
+    UTC.
+    """
+    with connection.transaction():
+        new = connection.value(_INSERT_CALLS, {"calls": Jsonb(calls)}) or 0
+        if any(call["keyName"] for call in calls):
+            connection.execute(_KEYS_USED, {"calls": Jsonb(calls)})
+        if logs:
+            connection.execute(_INSERT_LOGS, {"logs": Jsonb(logs)})
+        return int(new)
+
+
+_READ_CALLS = f"""
+SELECT {listed(_CALL_COLUMNS)} FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "at" < %s ORDER BY "at", "callId"
+"""
+
+
+def read_calls(connection: Connection, since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
+    """Yield the calls of a time by column name, ``until`` excluded, in order.
+
+    One transaction, a part in memory at a time.
+    """
+    with connection.transaction(), connection.cursor(name="gateway_calls", row_factory=dict_row) as cursor:
+        yield from cursor.execute(_READ_CALLS, [since, until])
+
+
+_FORGET = """WITH gone AS (DELETE FROM babylon_rl.gateway_calls WHERE "at" < %s RETURNING 1) SELECT count(*) FROM gone"""
+_OLD = """SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s"""
+
+
+def forget_calls(connection: Connection, before: datetime, *, dry_run: bool) -> int:
+    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts.
+
+    Their texts stay in llm_call_logs.
+    """
+    return int(connection.value(_OLD if dry_run else _FORGET, [before]) or 0)

@@ -153,8 +153,8 @@ def market_versions(connection: Connection, first: str, end: str) -> dict[str, s
 
 def newest_market_hour(connection: Connection, end: str) -> str | None:
     """Return the newest hour before ``end`` that holds a price or an event, or None."""
-    row = connection.execute(NEWEST_MARKET_ROW, {"stop": window_start(end)}).fetchone()
-    return window_of(row[0]) if row is not None and row[0] is not None else None
+    newest = connection.value(NEWEST_MARKET_ROW, {"stop": window_start(end)})
+    return None if newest is None else window_of(newest)
 
 
 # Length of the range that is observed at every tick.
@@ -173,8 +173,7 @@ _ANSWERED_LATE = """
 
 def answered_late(connection: Connection, asked_before: datetime, since: datetime) -> int:
     """Count the questions asked before a moment whose answer came or changed ``since`` another."""
-    row = connection.execute(_ANSWERED_LATE, {"asked": asked_before, "since": since}).fetchone()
-    return 0 if row is None else int(row[0])
+    return int(connection.value(_ANSWERED_LATE, {"asked": asked_before, "since": since}) or 0)
 
 
 # The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the second hash prevents that.

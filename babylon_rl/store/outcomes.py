@@ -10,8 +10,10 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import columns_of, listed, updates
 from babylon_rl.store.connection import Connection
 
 
@@ -45,24 +47,20 @@ class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
     data_version: str
 
 
-_COLUMNS = """id, "windowId", "stockTicker", "startPrice", "endPrice", "changePercent", sentiment, "newsEvents", "predictionMarketId",
-    question, outcome, "finalProbability", volume"""
+_COLUMNS = (
+    "id", "windowId", "stockTicker", "startPrice", "endPrice", "changePercent", "sentiment", "newsEvents", "predictionMarketId",
+    "question", "outcome", "finalProbability", "volume",
+)  # fmt: skip
 
-_READ = f"""SELECT {_COLUMNS} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
+_READ = f"""SELECT {listed(_COLUMNS)} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 _DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
-_WRITE = f"""COPY public.market_outcomes ({_COLUMNS}, "createdAt") FROM STDIN"""
 
 _DELETE_WINDOWS = """DELETE FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
-_UPSERT_WINDOWS = """
-    INSERT INTO babylon_rl.market_windows AS held
-        ("window", "meanChange", "volatility", "stocks", "predictions", "flags", "dataVersion", "computedAt")
-    SELECT "window", "meanChange", "volatility", "stocks", "predictions", "flags", "dataVersion", %(now)s
-    FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "meanChange" float8, "volatility" float8, "stocks" int,
-        "predictions" int, "flags" jsonb, "dataVersion" text)
-    ON CONFLICT ("window") DO UPDATE SET
-        "meanChange" = excluded."meanChange", "volatility" = excluded."volatility", "stocks" = excluded."stocks",
-        "predictions" = excluded."predictions", "flags" = excluded."flags", "dataVersion" = excluded."dataVersion",
-        "computedAt" = excluded."computedAt"
+_WINDOWS = columns_of(MarketWindowRow)
+_UPSERT_WINDOWS = f"""
+    INSERT INTO babylon_rl.market_windows AS held ({listed(_WINDOWS)}, "computedAt")
+    SELECT {listed(_WINDOWS)}, %(now)s FROM jsonb_populate_recordset(NULL::babylon_rl.market_windows, %(windows)s)
+    ON CONFLICT ("window") DO UPDATE SET {updates((*_WINDOWS[1:], "computedAt"))}
     WHERE held."dataVersion" <> excluded."dataVersion"
 """
 
@@ -87,12 +85,9 @@ def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]
     Runs in the caller's transaction.
     """
     connection.execute(_DELETE, (list(rows),))
-    with connection.cursor().copy(_WRITE) as copy:
-        for window_rows in rows.values():
-            for row in window_rows:
-                # Lists are JSON columns.
-                values = [getattr(row, name) for name in OutcomeRow.__struct_fields__]
-                copy.write_row([Jsonb(value) if isinstance(value, list) else value for value in values] + [now])
+    # Lists are JSON columns.
+    values = ([Jsonb(value) if isinstance(value, list) else value for value in astuple(row)] for own in rows.values() for row in own)
+    connection.copy_rows("public.market_outcomes", (*_COLUMNS, "createdAt"), ([*row, now] for row in values))
 
 
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:

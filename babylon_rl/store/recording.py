@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from psycopg import sql
-
 from babylon_rl.errors import SchemaMismatch
 from babylon_rl.store.connection import Connection
 
@@ -17,14 +15,9 @@ def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
 
     All rows have the keys of the first.
     """
-    if not rows:
-        return 0
-    # COPY is the fastest way to write many rows.
-    columns = list(rows[0])
-    statement = sql.SQL("COPY public.{} ({}) FROM STDIN").format(sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns)))
-    with connection.cursor().copy(statement) as copy:
-        for row in rows:
-            copy.write_row([row[column] for column in columns])
+    if rows:
+        columns = list(rows[0])
+        connection.copy_rows(f'public."{table}"', columns, ([row[column] for column in columns] for row in rows))
     return len(rows)
 
 
@@ -108,32 +101,30 @@ def first_agent_number(connection: Connection) -> int:
 
     A game may have its own test agents with such names.
     """
-    row = connection.execute(
+    number = connection.value(
         """
         SELECT coalesce(max(substring(id from 12)::bigint), 0) + 1 FROM public."User"
         WHERE id ~ '^test-agent-[0-9]{1,9}$' AND NOT (username IS NOT DISTINCT FROM id AND "displayName" LIKE '% ' || id)
         """
-    ).fetchone()
-    return int(row[0]) if row else 1
+    )
+    return int(number or 1)
 
 
 def market_id(connection: Connection, question_number: int) -> str:
     """Return the id of a question, which is also that of its market."""
-    row = connection.execute('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,)).fetchone()
-    assert row is not None  # the caller has just written or read the question
-    return str(row[0])
+    question_id = connection.value('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,))
+    assert question_id is not None  # the caller has just written or read the question
+    return str(question_id)
 
 
 def next_question_number(connection: Connection) -> int:
     """Return the first free question number."""
-    row = connection.execute('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"').fetchone()
-    return int(row[0]) if row else 1
+    return int(connection.value('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"') or 1)
 
 
 def newest_simulated_hour(connection: Connection) -> str | None:
     """Return the newest window written by ``spawn-agents``, or None."""
-    row = connection.execute('SELECT max("window") FROM babylon_rl.simulated_hours').fetchone()
-    return row[0] if row else None
+    return connection.value('SELECT max("window") FROM babylon_rl.simulated_hours')
 
 
 def simulated_hours(connection: Connection, seed: int) -> list[str]:
@@ -154,7 +145,7 @@ def simulated_seeds(connection: Connection) -> set[int]:
 
 def has_simulated_hour(connection: Connection, window: str) -> bool:
     """Return True if ``spawn-agents`` has written this hour."""
-    return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None
+    return connection.value('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)) is not None
 
 
 def is_simulated_game(connection: Connection) -> bool:
@@ -162,7 +153,7 @@ def is_simulated_game(connection: Connection) -> bool:
 
     An empty database, or one with benchmarks only, counts too.
     """
-    row = connection.execute(
+    simulated = connection.value(
         """
         SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
            AND (EXISTS (SELECT 1 FROM babylon_rl.simulated_hours WHERE "ownMarket")
@@ -170,8 +161,8 @@ def is_simulated_game(connection: Connection) -> bool:
                    AND NOT EXISTS (SELECT 1 FROM public."WorldEvent")
                    AND NOT EXISTS (SELECT 1 FROM public.trajectories WHERE "agentId" NOT LIKE 'benchmark-%' OR NOT "isEvaluation"))
         """
-    ).fetchone()
-    return bool(row and row[0])
+    )
+    return bool(simulated)
 
 
 def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime) -> None:

@@ -83,7 +83,7 @@ class Model:
 class NewModel:
     """The input of ``register_model``: a published checkpoint and the batch behind it.
 
-    ``storage_path`` is the address that agents call.
+    ``storage_path`` is the address that agents call. Weights from outside have no episodes.
     """
 
     batch_id: str
@@ -141,18 +141,15 @@ def next_version(connection: Connection, batch_id: str | None = None, above: Seq
 
 def version_taken(connection: Connection, version: str) -> bool:
     """Return True if a model of this version is registered, ours or foreign."""
-    rows = connection.execute(
-        'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s', [version, f"babylon-agent-{version}"]
-    )
-    return rows.fetchone() is not None
+    statement = 'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s'
+    return connection.value(statement, [version, f"babylon-agent-{version}"]) is not None
 
 
 def reserved_by(connection: Connection, version: str) -> str | None:
     """Return the live batch that will register this version, or None."""
-    row = connection.execute(
+    return connection.value(
         'SELECT "batchId" FROM babylon_rl.batches WHERE "version" = %s AND "state" = ANY(%s)', [version, list(LIVE_STATES)]
-    ).fetchone()
-    return None if row is None else str(row[0])
+    )
 
 
 def reserve_version(connection: Connection, batch_id: str, version: str) -> None:
@@ -220,17 +217,6 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
         raise BatchConflict(f"{new.batch_id} ended, or another run has taken it over, while run {new.attempt} trained it.")
     connection.execute(
         """
-        INSERT INTO public.trained_models
-            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "avgReward", "evalMetrics",
-             "wandbArtifactId", "createdAt", "updatedAt")
-        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s, %s)
-        """,
-        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.storage_path,
-         sum(scores) / len(scores) if scores else None, Jsonb({"training": dict(new.metrics)}),
-         new.wandb_artifact_id, new.now, new.now],
-    )  # fmt: skip
-    connection.execute(
-        """
         UPDATE public.training_batches
         SET status = %s, error = NULL, "modelVersion" = %s, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s,
             "trainingLoss" = %s, "completedAt" = %s
@@ -254,6 +240,22 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
     baseline = [(episode.window, episode.agent_id) for episode in new.episodes if episode.contributes == BASELINE]
     # A baseline episode is excluded from later batches without being marked as used.
     record_dropped(connection, new.batch_id, BASELINE, baseline, new.now)
+    _insert_model(connection, new, sum(scores) / len(scores) if scores else None, {"training": dict(new.metrics)})
+    return marked
+
+
+def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:
+    """Write the row that the game reads, and the lineage."""
+    connection.execute(
+        """
+        INSERT INTO public.trained_models
+            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "avgReward", "evalMetrics",
+             "wandbArtifactId", "createdAt", "updatedAt")
+        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s, %s)
+        """,
+        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.storage_path,
+         reward, Jsonb(dict(eval_metrics)), new.wandb_artifact_id, new.now, new.now],
+    )  # fmt: skip
     connection.execute(
         """
         INSERT INTO babylon_rl.model_lineage
@@ -264,21 +266,9 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
         [new.version, new.parent_version, new.base_model, new.backend, new.batch_id, new.checkpoint, new.manifest_sha,
          new.windows, Jsonb(dict(new.metrics)), new.uploaded_url, new.now],
     )  # fmt: skip
-    return marked
 
 
-def register_import(
-    connection: Connection,
-    *,
-    version: str,
-    parent: Model,
-    batch_id: str,
-    checkpoint: str,
-    uploaded_url: str | None,
-    manifest_sha: str,
-    metrics: Mapping[str, Any],
-    now: datetime,
-) -> Model:
+def register_import(connection: Connection, new: NewModel) -> Model:
     """Register weights from outside as a version of their parent's line; the caller commits.
 
     The batch of the lineage has no trajectories and no row in training_batches, so that it counts as no training.
@@ -289,28 +279,10 @@ def register_import(
             ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "state", "createdAt", "heartbeatAt")
         VALUES (%s, %s, %s, %s, %s, 0, 'completed', %s, %s)
         """,
-        [batch_id, parent.base_model, parent.backend, parent.version, version, now, now],
+        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.now, new.now],
     )
-    connection.execute(
-        """
-        INSERT INTO public.trained_models
-            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "evalMetrics", "createdAt", "updatedAt")
-        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s)
-        """,
-        [f"model-{batch_id}", f"babylon-agent-{version}", version, parent.base_model, batch_id, uploaded_url or checkpoint,
-         Jsonb(dict(metrics)), now, now],
-    )  # fmt: skip
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.model_lineage
-            ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
-             "uploadedUrl", "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, '{}', %s, %s, %s)
-        """,
-        [version, parent.version, parent.base_model, parent.backend, batch_id, checkpoint, manifest_sha, Jsonb(dict(metrics)),
-         uploaded_url, now],
-    )  # fmt: skip
-    model = model_of_batch(connection, batch_id)
+    _insert_model(connection, new, None, new.metrics)
+    model = model_of_batch(connection, new.batch_id)
     assert model is not None  # written above
     return model
 
@@ -370,6 +342,6 @@ _STATUS_COUNTS = "SELECT status, count(*) FROM trained_models GROUP BY status OR
 
 def count_models(connection: Connection) -> dict[str, int] | None:
     """Count registered models by status; None without a registry table."""
-    if connection.execute("SELECT to_regclass('trained_models')").fetchone() == (None,):
+    if not connection.has_table("trained_models"):
         return None
     return {status: count for status, count in connection.execute(_STATUS_COUNTS)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 CHANNEL = "babylon_rl_releases"
@@ -20,24 +21,6 @@ Strategy = Literal["immediate", "gradual", "test"]
 Upstream = Literal["wandb", "local"]
 _LOCK = 0x72656C6561736573  # "releases": one transition at a time
 
-_ROLLOUTS = """
-SELECT "rolloutId", "version", "state", "strategy", "percentage", "agentIds", "previousVersion", "createdAt", "stepSince", "changedAt"
-FROM babylon_rl.rollouts
-"""
-_EVENTS = """
-SELECT "rolloutId", "version", "fromState", "toState", "fromPercentage", "toPercentage", "who", "why", "at"
-FROM babylon_rl.rollout_events
-"""
-_INSERT_EVENT = """
-INSERT INTO babylon_rl.rollout_events
-    ("rolloutId", "version", "fromState", "toState", "fromPercentage", "toPercentage", "who", "why", "at")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""
-_INSERT_ROLLOUT = """
-INSERT INTO babylon_rl.rollouts
-    ("version", "state", "strategy", "percentage", "agentIds", "previousVersion", "createdAt", "stepSince", "changedAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING "rolloutId"
-"""
 # A step begins when state or share changes; a new list of agents alone does not begin one.
 _UPDATE_ROLLOUT = """
 UPDATE babylon_rl.rollouts SET
@@ -105,6 +88,16 @@ class RolloutEvent:
     who: str
     why: str
     at: datetime
+
+
+_ROLLOUTS = f"SELECT {listed(columns_of(Rollout))} FROM babylon_rl.rollouts "
+_INSERT_ROLLOUT = f"""
+INSERT INTO babylon_rl.rollouts ({listed(columns_of(Rollout)[1:])}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING "rolloutId"
+"""
+_EVENTS = f"SELECT {listed(columns_of(RolloutEvent))} FROM babylon_rl.rollout_events "
+_INSERT_EVENT = f"""
+INSERT INTO babylon_rl.rollout_events ({listed(columns_of(RolloutEvent))}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +232,65 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
     None switches it off.
     """
     connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])
+
+
+# A/B tests, and the agents that routing put into their arms.
+_TESTS = """
+SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "startedBy", "startedWhy", "stoppedAt", "stoppedBy", "stoppedWhy"
+FROM babylon_rl.ab_tests
+"""
+_START = """
+INSERT INTO babylon_rl.ab_tests ("name", "arms", "shares", "expectedEffect", "startedAt", "startedBy", "startedWhy")
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+"""
+_STOP = """
+UPDATE babylon_rl.ab_tests SET "state" = 'stopped', "stoppedAt" = %s, "stoppedBy" = %s, "stoppedWhy" = %s
+WHERE "name" = %s AND "state" = 'running'
+"""
+_ASSIGNED = """
+SELECT "chosenVersion", count(DISTINCT "agentId")::int FROM babylon_rl.gateway_calls
+WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE(%s::timestamp, 'infinity') GROUP BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ABTest:
+    """Arms (versions, or base) with their percent of all agents.
+
+    The others are compared with the first.
+    """
+
+    name: str
+    arms: Sequence[str]
+    shares: Sequence[float]
+    expected_effect_usd: float
+    state: str
+    started_at: datetime
+    started_by: str
+    started_why: str
+    stopped_at: datetime | None
+    stopped_by: str | None
+    stopped_why: str | None
+
+
+def read_tests(connection: Connection) -> list[ABTest]:
+    """Return all A/B tests, newest first."""
+    return [ABTest(*row) for row in connection.execute(_TESTS + 'ORDER BY "startedAt" DESC, "name"')]
+
+
+def insert_test(
+    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, who: str, why: str,
+    now: datetime,
+) -> None:  # fmt: skip
+    """Write a running test, in the caller's transaction."""
+    connection.execute(_START, [name, list(arms), list(shares), expected_effect_usd, now, who, why])
+
+
+def end_test(connection: Connection, name: str, who: str, why: str, now: datetime) -> bool:
+    """Stop a test, in the caller's transaction; False if it does not run."""
+    return connection.execute(_STOP, [now, who, why, name]).rowcount > 0
+
+
+def assigned_agents(connection: Connection, since: datetime, until: datetime | None) -> dict[str | None, int]:
+    """Return the number of agents in each arm, by version, None for the base."""
+    return dict(connection.execute(_ASSIGNED, [since, until]).fetchall())

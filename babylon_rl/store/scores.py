@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, loaded
+from babylon_rl.store.columns import columns_of, listed, loaded, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores
 
@@ -26,8 +26,6 @@ class NewScores(NamedTuple):
     trajectories: Mapping[str, Sequence[str]]
     criteria: Mapping[str, Any]
 
-
-_TABLE = "SELECT to_regclass('babylon_rl.group_scores') IS NOT NULL"
 
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
@@ -111,7 +109,7 @@ _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = AN
 
 def have_scores(connection: Connection) -> bool:
     """Return True once the score tables exist."""
-    return connection.execute(_TABLE).fetchone() == (True,)
+    return connection.has_table("babylon_rl.group_scores")
 
 
 def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
@@ -217,20 +215,14 @@ class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
     sources_version: str = ""
 
 
-_READ_QUARANTINED = """
-    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion" FROM babylon_rl.judge_quarantine
-    WHERE "window" = ANY(%s) ORDER BY "window"
+_QUARANTINE_COLUMNS = columns_of(Quarantined)
+_READ_QUARANTINED = f"""
+    SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
+    WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
-_READ_ALL_QUARANTINED = """
-    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion" FROM babylon_rl.judge_quarantine
-    ORDER BY "window"
-"""
-_QUARANTINE = """
-    INSERT INTO babylon_rl.judge_quarantine AS held ("window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion")
-    VALUES (%s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "judgeVersion" = excluded."judgeVersion",
-        "reason" = excluded."reason", "transcript" = excluded."transcript", "at" = excluded."at",
-        "sourcesVersion" = excluded."sourcesVersion"
+_QUARANTINE = f"""
+    INSERT INTO babylon_rl.judge_quarantine ({listed(_QUARANTINE_COLUMNS)}) VALUES (%s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}
 """
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 # The state of the hour follows from its readiness and from current scores.
@@ -260,7 +252,7 @@ _WAIT_NO_MORE = """DELETE FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)
 def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
     """Return the quarantined groups among ``windows``, or all of them, by window."""
     with connection.transaction():
-        rows = connection.execute(_READ_ALL_QUARANTINED) if windows is None else connection.execute(_READ_QUARANTINED, (list(windows),))
+        rows = connection.execute(_READ_QUARANTINED, {"windows": None if windows is None else list(windows)})
         return {row[0]: Quarantined(*row) for row in rows.fetchall()}
 
 
@@ -296,7 +288,7 @@ def forget_transcripts(connection: Connection, before: datetime, *, dry_run: boo
     The groups stay in quarantine, with the reason.
     """
     if dry_run:
-        return int((connection.execute(_OLD_TRANSCRIPTS, [before]).fetchone() or (0,))[0])
+        return int(connection.value(_OLD_TRANSCRIPTS, [before]) or 0)
     return connection.execute(_FORGET_TRANSCRIPTS, [before]).rowcount
 
 

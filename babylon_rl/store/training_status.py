@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import columns_of, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -43,24 +44,8 @@ SELECT w."window", w."eligible", avg(e."steps")::float8, w."avgPnl", w."usableEp
 FROM babylon_rl.windows w LEFT JOIN babylon_rl.episodes e USING ("window")
 WHERE w."window" >= %s AND w."window" < %s GROUP BY w."window" ORDER BY w."window" DESC
 """
-# The hours from that of the row that is %(most)s-th by hour.
-_RECENT = """
-SELECT "trajectoryId", "agentId", "windowId", "startTime", "episodeLength", "totalReward", "finalPnL", "finalStatus", "createdAt"
-FROM public.trajectories
-WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
-    SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
-), '')
-ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %(most)s
-"""
-_KEPT = 'SELECT "mark", "episodes", "windows", "notTrainable", "seconds", "countedAt" FROM babylon_rl.kept_counts'
-_KEEP = """
-INSERT INTO babylon_rl.kept_counts ("mark", "episodes", "windows", "notTrainable", "seconds", "countedAt")
-VALUES (%(mark)s, %(episodes)s, %(windows)s, %(not_trainable)s, %(seconds)s, %(counted_at)s)
-ON CONFLICT ("one") DO UPDATE SET "mark" = excluded."mark", "episodes" = excluded."episodes", "windows" = excluded."windows",
-    "notTrainable" = excluded."notTrainable", "seconds" = excluded."seconds", "countedAt" = excluded."countedAt"
-"""
-_HEARTBEATS = "SELECT to_regclass('babylon_dagster.daemon_heartbeats') IS NOT NULL"
-_NEWEST_HEARTBEAT = "SELECT max((body::jsonb ->> 'timestamp')::float8) FROM babylon_dagster.daemon_heartbeats"
+_HEARTBEATS = "babylon_dagster.daemon_heartbeats"
+_NEWEST_HEARTBEAT = f"SELECT max((body::jsonb ->> 'timestamp')::float8) FROM {_HEARTBEATS}"
 _RUNS = "SELECT count(*) FROM babylon_dagster.runs"
 _STOPPED = """
 SELECT instigator_body::jsonb -> 'origin' ->> 'job_name' FROM babylon_dagster.instigators WHERE status = 'STOPPED' ORDER BY 1
@@ -118,7 +103,17 @@ class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
     created_at: datetime
 
 
-class KeptCounts(msgspec.Struct, frozen=True):
+# The hours from that of the row that is %(most)s-th by hour.
+_RECENT = f"""
+SELECT {listed(columns_of(RecentTrajectory))} FROM public.trajectories
+WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
+    SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
+), '')
+ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %(most)s
+"""
+
+
+class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
     """Counts of the hours that were read.
 
     Freezable trajectories by window, other new ones by reason; counted in ``seconds``.
@@ -130,6 +125,15 @@ class KeptCounts(msgspec.Struct, frozen=True):
     not_trainable: dict[str, int]
     seconds: float
     counted_at: datetime
+
+
+_KEPT_COLUMNS = columns_of(KeptCounts)
+_KEPT = f"SELECT {listed(_KEPT_COLUMNS)} FROM babylon_rl.kept_counts"
+_KEEP = f"""
+INSERT INTO babylon_rl.kept_counts ({listed(_KEPT_COLUMNS)})
+VALUES (%(mark)s, %(episodes)s, %(windows)s, %(not_trainable)s, %(seconds)s, %(counted_at)s)
+ON CONFLICT ("one") DO UPDATE SET {updates(_KEPT_COLUMNS)}
+"""
 
 
 class AutomationState(msgspec.Struct, frozen=True):
@@ -162,7 +166,7 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
     if estimate <= EXACT_UP_TO:
         count, reward, length, duration_ms = _one(connection, _TOTALS)
         return TrajectoryTotals(count, reward, length, duration_ms, "exact")
-    pages = max(1, _one(connection, _PAGES)[0])
+    pages = max(1, connection.value(_PAGES) or 0)
     reward, length, duration_ms = _one(connection, _SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
     return TrajectoryTotals(estimate, reward, length, duration_ms, "estimated")
 
@@ -178,7 +182,7 @@ def arrivals(connection: Connection, now: datetime) -> Arrivals:
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
     last_day, last_week = _one(connection, _ARRIVED, bounds)
     newest = newest_window_with_rows(connection, current)
-    newest_at = None if newest is None else _one(connection, _NEWEST_ROW, [newest])[0]
+    newest_at = None if newest is None else connection.value(_NEWEST_ROW, [newest])
     return Arrivals(last_day, last_week, newest_at)
 
 
@@ -199,9 +203,9 @@ def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
 
 def daemon_seen_at(connection: Connection) -> datetime | None:
     """Return the newest heartbeat of Dagster's daemon (naive UTC), or None."""
-    if not _one(connection, _HEARTBEATS)[0]:
+    if not connection.has_table(_HEARTBEATS):
         return None
-    seconds = _one(connection, _NEWEST_HEARTBEAT)[0]
+    seconds = connection.value(_NEWEST_HEARTBEAT)
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
@@ -210,10 +214,10 @@ def automation_state(connection: Connection) -> AutomationState:
 
     Empty where they are not there yet.
     """
-    if not _one(connection, _HEARTBEATS)[0]:
+    if not connection.has_table(_HEARTBEATS):
         return AutomationState(None, 0, ())
     stopped = tuple(name for (name,) in connection.execute(_STOPPED))
-    return AutomationState(daemon_seen_at(connection), _one(connection, _RUNS)[0], stopped)
+    return AutomationState(daemon_seen_at(connection), connection.value(_RUNS) or 0, stopped)
 
 
 def clock_of(connection: Connection) -> datetime:

@@ -208,19 +208,14 @@ def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
     """
     stop = window_end(newest)
     # The pattern in SQL accepts days that do not exist, so the search goes on below such an id.
-    named = _value(connection, NEWEST_NAMED, {"before": window_of(stop)})
+    named = connection.value(NEWEST_NAMED, {"before": window_of(stop)})
     while named is not None and not is_window_id(named):  # 30 February
-        named = _value(connection, NEWEST_NAMED, {"before": named})
+        named = connection.value(NEWEST_NAMED, {"before": named})
     start = window_start(named or FIRST_POSSIBLE)
     newest = with_unnamed(
         connection, NEWEST_UNNAMED, f"{_HOUR} AS hour", f'{BETWEEN} AND "windowId" IS NULL', 'ORDER BY "startTime" DESC LIMIT 1'
     )
-    return max(filter(None, (named, _value(connection, newest, {"start": start, "stop": stop}))), default=None)
-
-
-def _value(connection: Connection, statement: str, parameters: dict[str, Any]) -> str | None:
-    row = connection.execute(statement, parameters).fetchone()
-    return None if row is None else row[0]
+    return max(filter(None, (named, connection.value(newest, {"start": start, "stop": stop}))), default=None)
 
 
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:

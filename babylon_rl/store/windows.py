@@ -68,7 +68,6 @@ _SET_STATES = """
 """
 
 _QUARANTINED = """SELECT "window" FROM babylon_rl.windows WHERE "state" = 'quarantined' AND "window" = ANY(%s)"""
-_OURS = "SELECT to_regclass('babylon_rl.windows') IS NOT NULL"
 
 
 def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
@@ -150,7 +149,7 @@ def _document(row: msgspec.Struct, columns: Sequence[str]) -> dict[str, Any]:
 
 def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
     """Return those of ``windows`` that are quarantined; empty without our tables."""
-    if connection.execute(_OURS).fetchone() != (True,):
+    if not connection.has_table("babylon_rl.windows"):
         return set()
     return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}
 

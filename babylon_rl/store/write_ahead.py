@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, hold_batch
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
 
 
@@ -131,7 +132,7 @@ def begun_in_line(connection: Connection, base_model: str, but: str) -> str | No
 
     Batch ``but`` does not count. The caller holds the registry lock.
     """
-    row = connection.execute(
+    return connection.value(
         """
         SELECT b."batchId" FROM babylon_rl.batches b
         WHERE b."baseModel" = %s AND b."batchId" <> %s AND b."state" = ANY(%s)
@@ -140,8 +141,7 @@ def begun_in_line(connection: Connection, base_model: str, but: str) -> str | No
         ORDER BY b."createdAt", b."batchId" LIMIT 1
         """,
         [base_model, but, list(LIVE_STATES)],
-    ).fetchone()
-    return None if row is None else str(row[0])
+    )
 
 
 def finished_steps(connection: Connection, batch_id: str) -> dict[int, TrainingStep]:
@@ -152,14 +152,6 @@ def finished_steps(connection: Connection, batch_id: str) -> dict[int, TrainingS
 # Only posting and running jobs block the model.
 JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
 LIVE = ("posting", "running")
-
-# Each job with the present state of its batch.
-_JOBS = """
-SELECT j."batchId", j."iteration", j."attempt", j."backend", j."service", j."model", j."stepBefore", j."postedAt", j."estimatedUsd",
-       j."state", j."jobId", j."endedAt", j."stepAfter", j."sequences", j."trainableTokens", j."loss", j."metrics", j."error",
-       j."discardedAt", b."state"
-FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +192,13 @@ class RemoteJob:
     def live(self) -> bool:
         """True while the job may still train."""
         return self.state in LIVE
+
+
+# Each job with the present state of its batch.
+_JOBS = f"""
+SELECT {listed(columns_of(RemoteJob, but=("batchState",)), "j")}, b."state"
+FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,15 +249,15 @@ def check_may_post(connection: Connection, job: RemoteJob, run_attempt: int) -> 
         BatchConflict: the job was given up, the batch ended, or a newer run has it.
     """
     with own_transaction(connection):
-        row = connection.execute(
+        may_post = connection.value(
             """
             SELECT 1 FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
             WHERE j."batchId" = %s AND j."iteration" = %s AND j."attempt" = %s AND j."state" = 'posting'
               AND b."attempt" = %s AND b."state" = ANY(%s)
             """,
             [job.batch_id, job.iteration, job.attempt, run_attempt, list(LIVE_STATES)],
-        ).fetchone()
-    if row is None:
+        )
+    if may_post is None:
         raise BatchConflict(
             f"{job.batch_id} ended, or a newer run has it, since the record of its job was written; this run posts nothing."
         )
@@ -392,14 +391,14 @@ def usual_duration(connection: Connection, service: str) -> timedelta:
 
     From the post to the end; zero without any.
     """
-    row = connection.execute(
+    usual = connection.value(
         """
         SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
         FROM babylon_rl.remote_jobs WHERE "service" = %s AND "state" = 'trained' AND "jobId" IS NOT NULL
         """,
         [service],
-    ).fetchone()
-    return timedelta(0) if row is None or row[0] is None else row[0]
+    )
+    return usual or timedelta(0)
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:

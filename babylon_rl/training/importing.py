@@ -31,7 +31,7 @@ from babylon_rl.models.checkpoints import (
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.registry import Model, read_models, register_import, reserved_by, version_order, version_taken
+from babylon_rl.store.registry import Model, NewModel, read_models, register_import, reserved_by, version_order, version_taken
 from babylon_rl.training.publishing import parent_checkpoint
 
 PREFIX = "upload-"
@@ -91,10 +91,12 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
         with own_transaction(connection):
             _take_place(connection, final)
             publish_directory(made, final)
-            return register_import(
-                connection, version=weights.version, parent=parent, batch_id=batch_id, checkpoint=str(final), uploaded_url=url,
-                manifest_sha=sha256(final / MANIFEST), metrics={"upload": dict(weights.facts)}, now=now,
+            assert parent.backend is not None  # known of a version of ours
+            new = NewModel(
+                batch_id, 0, weights.version, parent.version, parent.base_model, parent.backend, str(final), url or str(final),
+                sha256(final / MANIFEST), [], None, {"upload": dict(weights.facts)}, now, uploaded_url=url,
             )  # fmt: skip
+            return register_import(connection, new)
 
 
 def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:

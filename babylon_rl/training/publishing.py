@@ -5,7 +5,6 @@ directory left by another batch of this database is replaced. A directory of a b
 state directory) keeps its number, and the next number is taken.
 """
 
-import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
-from babylon_rl.files.durable import copy_tree
+from babylon_rl.files.durable import copy_tree, sha256
 from babylon_rl.market.simulation.prompting import system_texts
 from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest, upload_checkpoint
 from babylon_rl.models.checkpoints import (
@@ -185,7 +184,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     new = NewModel(
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
         base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
-        storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=_manifest_sha(checkpoint),
+        storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=sha256(checkpoint / MANIFEST),
         episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
         wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
     )  # fmt: skip
@@ -310,10 +309,6 @@ def _batch_of(directory: Path) -> str | None:
         return verify(directory).batch_id
     except CheckpointError:
         return None  # it is published again from the last iteration
-
-
-def _manifest_sha(checkpoint: Path) -> str:
-    return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
 
 
 def _tidy(run: BatchRun) -> None:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.errors import TrainingError, UsageError
@@ -26,7 +26,6 @@ from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_ro
 from babylon_rl.training.eligibility import Freezable, count_eligible, count_in_read_hours, with_unread
 from babylon_rl.training.freezing import freeze, freeze_bounds, last_hours
 from babylon_rl.training.preflight import refused_lately
-from babylon_rl.windows import moment
 
 QUALITY_SAMPLE = 50
 KEPT_FOR, LONG_COUNT_S = timedelta(minutes=15), 0.1
@@ -50,22 +49,6 @@ class Readiness:
     not_trainable: Mapping[str, int]
     groups: Mapping[str, int]
     counted_at: datetime | None = None
-
-    def document(self) -> dict[str, Any]:
-        """JSON object printed by `ready --json`; ``quality`` holds the four checks of the newest rows."""
-        return {
-            "ready": self.ready,
-            "reason": self.reason,
-            "stats": {
-                "totalTrajectories": self.total_trajectories,
-                "unscoredTrajectories": self.unscored_trajectories,
-                "scenarioGroups": self.scenario_groups,
-                "dataQuality": round(self.quality.mean, 6),
-            },
-            "notTrainable": dict(self.not_trainable),
-            "quality": self.quality.document(),
-            "countedAt": moment(self.counted_at),
-        }
 
 
 def readiness(connection: Connection, settings: Settings, now: datetime, *, may_be_kept: bool = False) -> Readiness:

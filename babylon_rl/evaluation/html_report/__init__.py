@@ -6,7 +6,6 @@ The CSV holds no formula of a spreadsheet.
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report.page import page
 from babylon_rl.evaluation.results import Result
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.scenario import Scenario
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -61,10 +61,7 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
 
 
 def _written(path: Path, parts: Iterable[str]) -> Path:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", newline="", errors="replace") as file:
-        file.writelines(parts)
-    os.replace(part, path)
+    write_atomically(path, (part.encode("utf-8", "replace") for part in parts))
     return path
 
 

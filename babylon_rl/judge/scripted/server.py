@@ -8,8 +8,6 @@ import asyncio
 import json
 import socket
 import struct
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,15 +21,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.errors import UsageError
 from babylon_rl.judge.scripted.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
 from babylon_rl.judge.scripted.parsing import read, text_of
-from babylon_rl.models.server import bind
+from babylon_rl.models.server import in_thread, url_of
 
 OVERRIDE_HEADER = "x-scripted-judge"
 SETTLE_S = 0.02  # time for sent bytes to reach the client, as a reset discards the others
 SLOW_PIECES = 20
-START_TIMEOUT_S = 20.0
 WEB_PAGE = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head><body><h1>Checking your browser</h1></body></html>\n"
 _STATUS = {
     "rate-limit": (429, "rate_limit_exceeded", "Rate limit reached: try again later."),
@@ -173,8 +170,7 @@ def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], 
     ``announce`` gets the base URL for OpenAI clients once connections are accepted.
     """
     bound.listen(512)
-    host, port = bound.getsockname()[:2]
-    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    announce(f"{url_of(bound)}/v1")
     uvicorn_server(judge).run(sockets=[bound])
 
 
@@ -187,20 +183,8 @@ def running(judge: ScriptedJudge) -> Iterator[str]:
     Raises:
         ModelUnavailable: it does not answer in time.
     """
-    with bind("127.0.0.1", 0) as bound:
-        server = uvicorn_server(judge)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="scripted-judge", daemon=True)
-        thread.start()
-        try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > deadline:
-                    raise ModelUnavailable("The scripted judge did not start in time.")
-                time.sleep(0.005)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join(START_TIMEOUT_S)
+    with in_thread(uvicorn_server(judge), "scripted-judge", lambda: "The scripted judge did not start in time.") as url:
+        yield f"{url}/v1"
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

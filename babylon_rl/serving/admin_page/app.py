@@ -7,7 +7,6 @@ other sites send, and the policy of the page lets nobody frame it. Texts of agen
 
 import secrets
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from time import monotonic
 from urllib.parse import parse_qs
@@ -15,7 +14,7 @@ from urllib.parse import parse_qs
 import anyio
 import msgspec
 import psycopg
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as RoutedPath
 
@@ -25,8 +24,9 @@ from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, read_body
-from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now
 
 PATH = "/admin"
@@ -85,26 +85,22 @@ class Logins:
 
 
 def _cookie(headers: Mapping[str, str]) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 class AdminPage:
     """The page of one process; ``admit`` decides on a request as the admin API does."""
 
-    def __init__(self, control: TrainingControl, access: Access, logins: Logins, admit: Admit) -> None:
-        self._control, self._access, self._logins, self._admit = control, access, logins, admit
+    def __init__(self, settings: Settings, database: Database, access: Access, logins: Logins, admit: Admit) -> None:
+        self._settings, self._database, self._access, self._logins, self._admit = settings, database, access, logins, admit
         style = (TEMPLATES / "style.css").read_text("utf-8") + (_HERE / "page.css").read_text("utf-8")
         self._files = {"page.css": (style, "text/css"), "page.js": ((_HERE / "page.js").read_text("utf-8"), "text/javascript")}
 
     def prepare(self) -> None:
         """Draw the page once, so that the first visitor does not wait for imports."""
         try:
-            with self._control.database.connect() as connection:
-                render(_HERE / "page.html.j2", view=page_view(self._control, connection, utc_now()), client=Client(), dagster_url="")
+            with self._database.connect() as connection:
+                render(_HERE / "page.html.j2", view=page_view(connection, self._settings, utc_now()), client=Client(), dagster_url="")
         except (BabylonError, psycopg.Error):
             pass  # each visitor is told why
 
@@ -121,12 +117,12 @@ class AdminPage:
         ]
 
     def _page(self, connection: Connection, request: Request, client: Client) -> Response:
-        view = page_view(self._control, connection, utc_now())
-        return _html("page.html.j2", view=view, client=client, dagster_url=self._control.settings.dagster_url)
+        view = page_view(connection, self._settings, utc_now())
+        return _html("page.html.j2", view=view, client=client, dagster_url=self._settings.dagster_url)
 
     def _agent(self, connection: Connection, request: Request, client: Client) -> Response:
         agent_id = request.query_params.get("id", "").replace("\0", "")[:200]
-        hours = agent_view(connection, agent_id, self._control.settings)
+        hours = agent_view(connection, agent_id, self._settings)
         return _html("agent.html.j2", agent_id=agent_id, hours=hours, client=client, characters=TEXT_CHARACTERS)
 
     def _live(self, connection: Connection, request: Request, client: Client) -> Response:
@@ -147,7 +143,7 @@ class AdminPage:
                 return _html("login.html.j2", refused.status, refused.headers, words=words, asks=asks)
 
             def shown() -> Response:
-                with self._control.database.connect() as connection:
+                with self._database.connect() as connection:
                     return show(connection, request, client)
 
             try:

@@ -10,16 +10,16 @@ from typing import Any
 from markupsafe import Markup
 
 from babylon_rl.episodes.reading import trajectories_with_texts
+from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.serving import ab_tests
-from babylon_rl.serving.admin_shapes import StatusDocument
-from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.serving.status import status_document
+from babylon_rl.serving.status_shapes import StatusDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
-from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
-from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, read_events, read_rollouts, read_routing
+from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, read_events, read_rollouts, read_routing, read_tests
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.iterations import iterations_of
@@ -82,23 +82,17 @@ class Training:
     iterations: int
 
 
-@dataclass(frozen=True)
-class IntervalView:
-    """An estimate in dollars an hour; without bounds it is known for one market only."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
 @dataclass
 class Version:
-    """A version in the tree, with its benchmark and the versions trained from it."""
+    """A version in the tree, with its benchmark in dollars an hour and the versions trained from it.
+
+    Estimates without bounds are known for one market only.
+    """
 
     model: Model
     rollout: str | None
-    pnl: IntervalView | None
-    improvement: IntervalView | None
+    pnl: Bounds | None
+    improvement: Bounds | None
     reference: str
     decision: str | None
     reason: str | None
@@ -145,10 +139,9 @@ class PageView:
     meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
 
 
-def page_view(control: TrainingControl, connection: Connection, now: datetime) -> PageView:
+def page_view(connection: Connection, settings: Settings, now: datetime) -> PageView:
     """Read everything that the page shows."""
-    settings = control.settings
-    status = control.status(connection, now)
+    status = status_document(connection, settings, now)
     states = newest_states(connection, MOST_HOURS)
     models = [model for model in read_models(connection) if not model.foreign or model.status == "deployed"]
     rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
@@ -210,10 +203,10 @@ def _version(model: Model, rollout: Rollout | None) -> Version:
     )  # fmt: skip
 
 
-def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> IntervalView | None:
+def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> Bounds | None:
     values = [measured.get(name) for name in (mean, low, high)]
     found, lower, upper = (value if isinstance(value, int | float) and math.isfinite(value) else None for value in values)
-    return None if found is None else IntervalView(found, lower, upper)
+    return None if found is None else Bounds(found, lower, upper)
 
 
 def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
