@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-art scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -15,11 +15,14 @@ setup: ## Make .venv from the lock and fetch the weights of the CPU model; the o
 demo: setup ## Play the market, train a model on it, print what got better (under 15 minutes on 2 cores)
 	@$(RUN)babylon-rl demo
 
-test: setup ## Every check and test (about 25 minutes on 2 cores)
-	@scripts/test.sh $(PYTEST_ARGS)
+test: setup ## The checks and all tests but the long ones (about 8 minutes on 2 cores); with PYTEST_ARGS what these choose
+	@scripts/test.sh $(or $(PYTEST_ARGS),-m "not live and not long")
 
 test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes
-	@scripts/test.sh -m "not live and not slow and not e2e" $(PYTEST_ARGS)
+	@scripts/test.sh -m "not live and not slow and not long" $(PYTEST_ARGS)
+
+test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 17 minutes on 2 cores)
+	@scripts/test.sh -m "long and not live" $(PYTEST_ARGS)
 
 dev: setup ## The Dagster UI on this project
 	@$(RUN)babylon-rl dev

@@ -26,6 +26,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 SCORES = [dg.AssetKey("scored_groups")]
 
 
+@pytest.mark.long
 def test_hours_that_waited_for_their_judge_are_asked_for_again_with_a_back_off(make_bench: Callable[..., Bench], database: Database):
     windows, now = filled(database, 3), utc_now()
     chosen = asking(make_bench(database).babylon.settings, NOBODY)

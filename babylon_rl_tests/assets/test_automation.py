@@ -64,6 +64,7 @@ def settled(afternoon: Bench) -> tuple[Bench, Ticks]:
     return afternoon, ticks
 
 
+@pytest.mark.long
 def test_hours_observed_before_the_first_look_are_made(afternoon: Bench):
     afternoon.run("observe")
     observed = set(afternoon.observed("raw_trajectories"))
@@ -83,6 +84,7 @@ def test_hours_that_were_not_observed_are_never_asked_for(afternoon: Bench):
     assert ticks() == {}
 
 
+@pytest.mark.long
 def test_a_late_row_makes_exactly_its_hour_again(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
     add_late_row(bench, LATE)
@@ -105,6 +107,7 @@ def stale_hours(bench: Bench) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+@pytest.mark.long
 def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(settled: tuple[Bench, Ticks]):
     bench, _ = settled
     assert stale_hours(bench) == {}
@@ -117,12 +120,14 @@ def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(settl
     assert stale_hours(bench) == {}
 
 
+@pytest.mark.long
 def test_an_unchanged_rerun_wakes_nobody(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
     bench.run("hours", FIRST, LAST, asset_selection=[dg.AssetKey("window_groups")])
     assert ticks() == {}
 
 
+@pytest.mark.long
 def test_what_failed_is_asked_for_once_an_hour_and_at_the_next_change(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
     add_late_row(bench, LATE)
@@ -141,6 +146,7 @@ def test_what_failed_is_asked_for_once_an_hour_and_at_the_next_change(settled: t
     assert ticks() == {"window_groups": {LATE}}
 
 
+@pytest.mark.long
 def test_a_late_answer_makes_the_hours_in_which_its_question_was_open(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
     bench.execute(

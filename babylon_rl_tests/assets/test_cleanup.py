@@ -17,7 +17,7 @@ from babylon_rl.automation.launch import run_batch
 from babylon_rl.cli import run
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.store.gateway_calls import GatewayRows, write_calls
+from babylon_rl.store.live_usage import write_calls
 from babylon_rl.store.scores import Quarantined, quarantine, read_quarantined
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import utc_now
@@ -42,6 +42,7 @@ def old_file(path: Path, days: int = 200, content: bytes = b"cached") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_unused_caches_go_and_downloads_and_sockets_stay(database: Database, settings: Settings) -> None:
     home = settings.home
     gone = [old_file(home / "cache" / "matplotlib" / "fonts.json"), old_file(home / "tmp" / "left" / "part")]
@@ -67,7 +68,7 @@ def test_transcripts_and_gateway_calls_go_by_age(database: Database, settings: S
             at = utc_now() - timedelta(days=age)
             quarantine(connection, Quarantined(hour, "m", "1", "no answer", [{"answer": "?"}], at))
             call = {"callId": hour, "at": at.isoformat(), "arm": "base", "status": 200, "latencyMs": 1.0, "keyName": None}
-            write_calls(connection, GatewayRows([call], []))
+            write_calls(connection, [call], [])
         connection.commit()
     told = cleaned(database, settings, utc_now(), dry_run=True)
     done = cleaned(database, settings, utc_now())
@@ -100,7 +101,7 @@ def trained(copy_of: Callable[[str], Database], settings: Settings) -> tuple[Dat
     return database, chosen, runs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_logs_of_old_runs_go_and_records_stay_and_those_of_the_deployed_version_stay_whole(
     trained: tuple[Database, Settings, list[str]],
 ) -> None:
@@ -131,6 +132,7 @@ def test_logs_of_old_runs_go_and_records_stay_and_those_of_the_deployed_version_
     assert cleaned(database, settings, dry_run=True)["run logs"].count > 10
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_is_named_and_everything_else_goes(database: Database, settings: Settings) -> None:
     stuck = old_file(settings.home / "cache" / "matplotlib" / "fonts.json")
     other = old_file(settings.home / "tmp" / "part")

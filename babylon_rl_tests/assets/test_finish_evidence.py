@@ -19,6 +19,7 @@ from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, ask
 from babylon_rl_tests.assets.dead_runs import gone, hold
 
 
+@pytest.mark.slow
 def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
     batch = ask(ready, start_training).run_requests[0].partition_key
@@ -44,6 +45,7 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     assert "given up after 3 runs" in ask(ready, finish_evidence).skip_message
 
 
+@pytest.mark.slow
 def test_evidence_that_waits_for_a_service_is_asked_for_again_and_never_given_up(ready: Bench, make_bench: Callable[..., Bench]):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])

@@ -91,6 +91,7 @@ def test_clean_rows_and_a_plain_market_pass_every_check(checked):
     assert {verdict.description for verdict in verdicts.values()} == {"Nothing found."}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", FAULTS)
 def test_a_planted_fault_is_named_by_its_check_alone(checked, check: str):
     rows, words, ids = FAULTS[check]
@@ -124,6 +125,7 @@ def test_checks_show_their_numbers_when_they_pass_too(checked):
     assert verdicts["prompts_long_enough"].metadata["rows_with_prompts"].value == 6
 
 
+@pytest.mark.slow
 def test_ids_are_capped_and_the_count_is_not(checked):
     copies = [row(0, minute=6) | {"id": f"copy-{n}", "trajectoryId": f"copy-{n:02}"} for n in range(25)]
     found = checked([*clean(), *copies])["rows_unique"]
@@ -152,6 +154,7 @@ def test_prices_beyond_all_bounds_are_flagged_and_lose_nothing(checked):
     assert "its change is beyond" in found.description and "its price is beyond" in found.description
 
 
+@pytest.mark.slow
 def test_two_organizations_with_one_ticker_are_named(checked):
     both = [prices("antisocialcapital"), prices("antisocialcamp", 1)]
     verdicts = checked(clean(), **{table: [entry for tables in both for entry in tables[table]] for table in both[0]})
@@ -159,6 +162,7 @@ def test_two_organizations_with_one_ticker_are_named(checked):
     assert verdicts["tickers_distinct"].metadata["ids"].value == {WINDOW: ["ANTISOCIALCA~2"]}
 
 
+@pytest.mark.slow
 def test_in_a_range_the_newest_hour_and_the_bad_ones_have_a_verdict_each(make_bench: Callable[..., Bench], database: Database):
     with database.connect(autocommit=True) as connection:
         insert(connection, "trajectories", [*clean(), row(5, windowHours=4)])
@@ -171,6 +175,7 @@ def test_in_a_range_the_newest_hour_and_the_bad_ones_have_a_verdict_each(make_be
     assert not whole.passed and whole.description.startswith(f"1 of 48 hours. {WINDOW}: 1 of 6 (17%) rows say")
 
 
+@pytest.mark.slow
 def test_one_check_can_be_run_by_itself(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     key = dg.AssetCheckKey(dg.AssetKey("window_groups"), "clocks_agree")

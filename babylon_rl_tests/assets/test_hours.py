@@ -28,7 +28,7 @@ def test_observing_again_reports_nothing(bench: Bench):
     assert not [event for event in again.all_events if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_range_run_reports_every_hour_for_itself(bench: Bench):
     for first, last in (FIRST_DAY, LAST_DAY):
         bench.run("hours", first, last)
@@ -41,7 +41,7 @@ def test_a_range_run_reports_every_hour_for_itself(bench: Bench):
     assert len(set(versions)) == len(HOURS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hour_has_the_same_version_alone_and_in_a_range(bench: Bench):
     window = "2025-10-29T14:00"
     bench.run("hours", window)
@@ -53,6 +53,7 @@ def test_an_hour_has_the_same_version_alone_and_in_a_range(bench: Bench):
         assert ranged.keys() == tags.keys()
 
 
+@pytest.mark.slow
 def test_a_range_has_one_materialization_an_hour_which_names_its_inputs(bench: Bench):
     bench.run("observe")
     bench.run("hours", *FIRST_DAY)
@@ -62,6 +63,7 @@ def test_a_range_has_one_materialization_an_hour_which_names_its_inputs(bench: B
     assert bench.materializations("scored_groups")["2025-01-15T12:00"].tags["dagster/input_event_pointer/window_groups"].isdigit()
 
 
+@pytest.mark.slow
 def test_an_hours_page_is_small_and_shows_pictures(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     pictures = {
@@ -75,6 +77,7 @@ def test_an_hours_page_is_small_and_shows_pictures(bench: Bench):
         assert sum(len(repr(value)) for value in metadata.values()) < 60_000
 
 
+@pytest.mark.slow
 def test_an_hours_page_lists_what_was_rejected(bench: Bench):
     bench.run("hours", "2025-10-29T16:00")
     rows = bench.materializations("window_groups")["2025-10-29T16:00"].metadata["rejected_rows"].value
@@ -94,6 +97,7 @@ def test_only_the_newest_hour_of_a_range_is_drawn(bench: Bench):
     assert "rejected_rows" in bench.materializations("window_groups")["2025-10-29T13:00"].metadata
 
 
+@pytest.mark.slow
 def test_a_range_and_its_newest_hour_get_a_verdict_each(bench: Bench):
     result = bench.run("hours", "2025-10-29T14:00", "2025-10-29T15:00")
     verdicts = {(verdict.check_name, verdict.partition): verdict.passed for verdict in result.get_asset_check_evaluations()}
@@ -103,6 +107,7 @@ def test_a_range_and_its_newest_hour_get_a_verdict_each(bench: Bench):
     assert {hour for _, hour in verdicts} == {None, "2025-10-29T15:00"}
 
 
+@pytest.mark.long
 def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench: Bench):
     def failed(result: dg.ExecuteInProcessResult) -> set[str]:
         verdicts = result.get_asset_check_evaluations()
@@ -139,6 +144,7 @@ def test_a_run_of_no_hour_or_one_that_has_not_ended_is_refused_in_a_sentence(ben
     assert bench.instance.fetch_materializations(dg.AssetKey("window_groups"), limit=1).records == []
 
 
+@pytest.mark.slow
 def test_the_runs_of_an_hour_are_found_by_its_tag(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     (run,) = bench.instance.get_runs(dg.RunsFilter(tags={WINDOW_TAG: "2025-10-29T14:00"}))

@@ -129,6 +129,7 @@ def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database:
     assert (other.judge, other.quarantined, other.agents, other.scores) == (None, "why", [], [])
 
 
+@pytest.mark.slow
 def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_bench: Callable[..., Bench], database: Database) -> None:
     windows = filled(database, 9)
     changes = {"judge_model": MODEL, "judge_base_url": "http://127.0.0.1:9/v1"}
@@ -175,6 +176,7 @@ def _length_check(bench: Bench) -> dg.AssetCheckEvaluation:
     return next(found for found in checks if found.check_name == "length_earns_nothing")
 
 
+@pytest.mark.slow
 def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench], database: Database) -> None:
     windows = filled(database, 4)
     bench = make_bench(database, now=NOW)
@@ -187,7 +189,7 @@ def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench],
     assert whole.passed and whole.metadata["scored"].value == 4 and whole.metadata["hours"].value == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_has_numbers_table_and_pictures_and_a_day_without_judging_makes_none(
     make_bench: Callable[..., Bench], database: Database, settings: Settings
 ) -> None:

@@ -33,7 +33,7 @@ def test_stretches_of_windows_are_contiguous_and_not_too_long():
     assert list(window_stretches([day[23], "2025-10-30T00:00"], 720)) == [(day[23], "2025-10-30T00:00")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hours_run_by_hand_are_runs_like_any_other(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
     environment = dict(os.environ)
@@ -60,7 +60,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(sample_database: Dat
         run_hours(sample_database, settings, ["2025-10-29T14:00"], ["window_group"], now=lambda: NOW)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
     odd = settings.model_copy(update={"judge_model": "ollama/llama3", "judge_private_fields": "colour"})
@@ -72,6 +72,7 @@ def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database,
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
 
 
+@pytest.mark.slow
 def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
     with open_instance(sample_database, settings) as instance:
@@ -88,6 +89,7 @@ def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_data
         assert left == (0,)
 
 
+@pytest.mark.long
 def test_plain_dagster_without_the_variables_names_the_line_that_sets_them():
     unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
@@ -115,7 +117,7 @@ def test_a_run_in_a_process_of_dagsters_keeps_its_connections(sample_database: D
             assert looking.execute_in_process(instance=instance).output_for_node("look") == "QueuePool"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("missing", ["DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"])
 def test_a_run_of_plain_dagster_elsewhere_writes_nothing_and_names_the_line(sample_database: Database, tmp_path: Path, missing: str):
     unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}

@@ -31,7 +31,7 @@ def test_its_page_has_the_order_the_picture_and_what_became_of_it_outside(make_b
     assert len({record.asset_materialization.tags["dagster/data_version"] for record in records}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offline_the_page_names_the_directory(make_bench: Callable[..., Bench], database: Database) -> None:
     bench = make_bench(database, benchmark_markets=4, wandb_mode="offline")
     bench.instance.add_dynamic_partitions(str(batches.name), ["batch-1"])

@@ -16,6 +16,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import NOW
 
+pytestmark = pytest.mark.slow
+
 FIRST, LAST, HOURS = "2025-10-29T13:00", "2025-10-29T16:00", 4
 EVENTS = """SELECT dagster_event_type, step_key, asset_key, "partition", event FROM event_logs WHERE run_id = %s ORDER BY id"""
 CHECKS = """SELECT asset_key, check_name, "partition", execution_status, evaluation_event, evaluation_event_storage_id,

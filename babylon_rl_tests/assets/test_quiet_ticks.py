@@ -77,6 +77,7 @@ def shown(changes: dict[str, Change]) -> dict[str, str]:
     return {window: change.after for window, change in changes.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_ticks_report_after_whatever_is_written_what_a_look_without_a_watermark_finds(bench: Bench, seed: int):
     rng = random.Random(seed)
@@ -120,6 +121,7 @@ LEAST: list[dict[str, object]] = [
 ]
 
 
+@pytest.mark.long
 def test_what_is_remembered_of_readiness_is_what_a_count_would_say(sample_database: Database, settings: Settings):
     rng = random.Random(0)
     waiting = settings.model_copy(update=WAITING)

@@ -149,6 +149,7 @@ def test_code_that_is_older_or_another_of_the_same_version_refuses_a_run():
     assert "Install the same version here" in (why_refused(run, code_version()) or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broker", "assets"), [(None, None), (SecretStr(BROKER), ["training_batch", "trained_checkpoint"])])
 def test_with_workers_training_and_evidence_are_runs_of_their_own(
     make_bench: Callable[..., Bench], ready: Bench, tmp_path: Path, broker: SecretStr | None, assets: list[str] | None
@@ -169,6 +170,7 @@ def test_with_workers_training_and_evidence_are_runs_of_their_own(
     assert [names(daily), names(request), *webserver.selected] == [assets] * 3
 
 
+@pytest.mark.slow
 def test_the_setting_chooses_the_launcher_and_its_password_is_nowhere(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -40,6 +40,7 @@ def kept(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
         yield replace(bench, instance=instance)
 
 
+@pytest.mark.slow
 def test_settled_hours_without_scores_are_scored_every_hour_unless_a_run_scores_or_they_wait(kept: Bench):
     bench = kept
     assert tick(bench, score_settled) == "Every settled hour has scores, or waits for its judge."  # none has been read
@@ -100,7 +101,7 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
     assert ends["cleanup"] == "It runs again next night by itself, or launch it at once."
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_setting_says_whether_sensors_and_schedules_run_by_default_but_dead_runs_are_looked_for_always():
     program = (
         "from babylon_rl.definitions import defs; r = defs.get_repository_def(); "

@@ -28,6 +28,7 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     assert isinstance(ask(ready, start_training), dg.SkipReason)
 
 
+@pytest.mark.slow
 def test_preflight_is_said_before_the_first_step_and_kept_with_the_checkpoint(ready: Bench):
     batch = a_batch(ready)
     result = ready.run("train", batch, asset_selection=TRAINING)
@@ -51,6 +52,7 @@ def test_preflight_of_a_training_that_is_refused_is_said_too(ready: Bench):
     assert sum(message.startswith("Training on 0 sequences") for message in logged) == 1
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
     batch = a_batch(ready)
 

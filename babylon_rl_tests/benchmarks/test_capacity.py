@@ -22,6 +22,7 @@ def erlang_c_wait(arrivals: float, service: float, servers: int) -> float:
     return waits / (servers * service - arrivals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("servers", "arrivals"), [(1, 0.7), (4, 3.0)])
 def test_the_wait_for_the_judge_is_that_of_mmc(servers: int, arrivals: float) -> None:
     rng, env, seen = random.Random(1), simpy.Environment(), Seen()
@@ -63,6 +64,7 @@ def test_a_limit_a_minute_holds_for_all_workers_together(limits: dict[str, float
     assert 60 * minutes < took < 60 * minutes + 10
 
 
+@pytest.mark.long
 def test_a_game_that_is_too_fast_is_said_to_grow() -> None:
     def play(workers: int):
         costs = Costs(plan_row_s=0.5)

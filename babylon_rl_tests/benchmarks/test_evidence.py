@@ -127,6 +127,7 @@ def test_a_version_after_one_that_did_not_come_is_compared_with_its_parent() -> 
     assert "+120 (" in third, "181 an hour, its parent of generation 1 earns 61"
 
 
+@pytest.mark.slow
 def test_nothing_is_claimed_when_no_seed_brought_a_version() -> None:
     empty = result(0)
     for one in empty["generations"]:
@@ -138,6 +139,7 @@ def test_nothing_is_claimed_when_no_seed_brought_a_version() -> None:
     assert learning_curve([empty]).startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_pictures_are_the_same_bytes_for_the_same_results() -> None:
     assert players(RESULTS) == players(RESULTS)
     assert learning_curve(RESULTS) == learning_curve(RESULTS)
@@ -172,7 +174,7 @@ def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores
     assert evidence.side_by_side(seeds, cores) == at_once
 
 
-@pytest.mark.e2e
+@pytest.mark.long
 def test_an_interrupted_evidence_ends_all_its_seeds(packaged_base: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
     command = [sys.executable, "-m", "benchmarks.evidence", "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]

@@ -174,6 +174,7 @@ def test_what_was_not_recorded_is_none_and_a_market_without_time_is_refused() ->
         measure(recording(ticks=()))
 
 
+@pytest.mark.long
 def test_the_recorded_game_measures_as_documented(sample_database: Database) -> None:
     with sample_database.connect() as connection:
         fit = measure(recorded(connection))
@@ -215,6 +216,7 @@ def test_a_generated_market_measures_as_its_model_says() -> None:
     assert own.stocks.response[-1] == pytest.approx(0.7 * model.event_effect, rel=0.25)
 
 
+@pytest.mark.slow
 def test_every_constant_of_the_model_is_explained_by_what_was_measured(sample_database: Database) -> None:
     with sample_database.connect() as connection:
         rows = constants(measure(recorded(connection)))

@@ -36,6 +36,7 @@ def refused(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     return get
 
 
+@pytest.mark.long
 def test_a_judge_without_its_key_is_listed_with_the_other_settings(refused):
     code, said = refused("models", JUDGE_MODEL="openai/gpt-4o", EPOCHS="0", BABYLON_RL_HOME="~no-such-user/state")
     assert code == 2
@@ -44,6 +45,7 @@ def test_a_judge_without_its_key_is_listed_with_the_other_settings(refused):
     assert "BABYLON_RL_HOME is '~no-such-user/state'" in said
 
 
+@pytest.mark.slow
 def test_lines_of_dotenv_that_cannot_be_read_are_listed_and_not_left_out(refused, tmp_path: Path):
     (tmp_path / ".env").write_text('EPOCHS=2\nthis is no setting\nITERATIONS="3\n')
     code, said = refused("settings", GAMMA="2")
@@ -57,7 +59,7 @@ def test_a_dotenv_that_is_no_text_is_a_sentence(refused, tmp_path: Path):
     assert (code, said) == (2, f"{tmp_path / '.env'} cannot be read: it is not UTF-8 text. Mend it, or move it away.\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_state_directory_says_what_to_do(refused, tmp_path: Path):
     home = tmp_path / "home"
     assert refused("migrate")[0] == 0
@@ -166,7 +168,7 @@ def test_caches_of_libraries_go_into_the_state_directory(monkeypatch: pytest.Mon
             del os.environ[name]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_command_without_make_leaves_nothing_in_the_home_directory(tmp_path: Path):
     own = tmp_path / "user"
     own.mkdir()

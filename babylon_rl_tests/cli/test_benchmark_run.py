@@ -96,6 +96,7 @@ def test_people_read_tables(told: object, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_leaves_partial_results_and_exit_code_3(
     told: Callable[..., Document], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,13 +117,14 @@ def test_an_endpoint_that_is_down_leaves_partial_results_and_exit_code_3(
     assert b"very-secret" not in kept and "very-secret" not in shown.out + shown.err
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_never_answered_is_a_sentence(told: object, capsys: pytest.CaptureFixture[str]) -> None:
     model = "gone=http://127.0.0.1:9/v1"
     assert run(["benchmark", "run", SMALL, "--model", model, "--out", "r", "--attempts", "1"]) == 3
     assert "1 of 1 runs are not complete. gone in snapshot-" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_benchmark_goes_on_where_it_was(told: Callable[..., Document], tmp_path: Path) -> None:
     def slow(prompt: str, markets: list[str]) -> str:
         time.sleep(0.01)

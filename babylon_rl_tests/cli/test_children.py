@@ -109,6 +109,7 @@ def test_stop_ends_the_children_of_a_living_command(parent: tuple[subprocess.Pop
     assert gone(parent[1])
 
 
+@pytest.mark.long
 def test_a_program_that_starts_while_others_are_stopped_is_found(tmp_path: Path) -> None:
     for _ in range(40):
         running = threading.Thread(target=run_child, args=(["sleep", "300"], {}, tmp_path), daemon=True)

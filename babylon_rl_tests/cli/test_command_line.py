@@ -38,6 +38,7 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_help_lists_every_command(command: Command) -> None:
     done = command("--help")
     assert done.returncode == 0
@@ -108,6 +109,7 @@ def test_env_needs_a_running_database(command: Command, database: Database) -> N
     assert "export BABYLON_RL_DAGSTER_URL=" in printed
 
 
+@pytest.mark.slow
 def test_stop_stops_what_a_crash_left(command: Command, tmp_path: Path) -> None:
     code = "import os, signal; from pathlib import Path; from babylon_rl.store.embedded import use_server\n"
     code += f"with use_server(Path({str(tmp_path / 'home')!r})): os.kill(os.getpid(), signal.SIGKILL)"
@@ -126,7 +128,7 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dagster_runs_on_the_projects_instance_and_returns_its_exit_code(command: Command, database: Database) -> None:
     done = command("dagster", "instance", "info", DATABASE_URL=database.url)
     assert done.returncode == 0, done.stderr
@@ -152,7 +154,7 @@ def test_verify_system_has_a_line_for_each_part(command: Command, database: Data
     assert "FAIL" in unreachable.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_command_stops_its_program_and_the_embedded_server(tmp_path: Path) -> None:
     home = tmp_path / "home"
     started = subprocess.Popen(

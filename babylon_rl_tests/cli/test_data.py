@@ -36,6 +36,7 @@ def asker(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return run_it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", SAMPLES)
 def test_windows_agree_with_the_sample(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any, fixture: str

@@ -52,7 +52,7 @@ def answered(database: Database) -> list[tuple[str, str | None, int]]:
     return [(call["agentId"], call["version"], call["status"]) for call in found]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_agents_get_versions_at_the_rollouts_share_and_train_the_next_one_with_their_own_logprobs(demo: Demo) -> None:
     first, second = planned(demo)

@@ -55,7 +55,7 @@ def test_generations_that_find_no_room_before_now_are_refused(demo: Demo) -> Non
         planned(demo)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generation_whose_training_failed_is_over_once_later_hours_are_played(demo: Demo) -> None:
     hours = ["2026-02-03T04:00", "2026-02-03T05:00"]
     played(demo, hours)
@@ -69,7 +69,7 @@ def test_a_generation_whose_training_failed_is_over_once_later_hours_are_played(
         train(demo, hours)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generation_takes_its_own_hours_alone(demo: Demo) -> None:
     hours = list(window_range("2026-02-03T04:00", "2026-02-03T08:00"))
     played(demo, hours)

@@ -33,6 +33,7 @@ def ask(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return asker(database, monkeypatch, capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_agents_play_and_are_recorded_as_evaluation_which_changes_no_readiness(ask: Ask, database: Database, tmp_path: Path) -> None:
     document = ask("harness", *MARKETS, "--agents", "6", "--report", str(tmp_path / "page"))
     assert [row["agent"] for row in document["agents"]] == [*STRATEGIES, "conservative-2"]
@@ -46,7 +47,7 @@ def test_agents_play_and_are_recorded_as_evaluation_which_changes_no_readiness(a
     assert again["recorded"] == 0 and again["agents"] == document["agents"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(ask: Ask) -> None:
     document = ask("harness", *MARKETS, "--train", code=1)
     training = document["training"]
@@ -61,7 +62,7 @@ def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(
     assert again["model"]["version"] == "v1.0.1" and again["model"]["parent"] == "v1.0.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_force_it_does_not_train_on_too_little_and_says_so(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["harness", *MARKETS, "--train", "--windows", "1"]
     assert run([*short, "--json"]) == 1
@@ -81,7 +82,7 @@ def test_without_force_it_does_not_train_on_too_little_and_says_so(ask: Ask, cap
         assert promised in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_to_learn_from_is_a_failed_check(ask: Ask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIN_AGENTS_PER_WINDOW", "6")
     assert run(["harness", *MARKETS, "--train", "--force", "--windows", "1", "--json"]) == 1
@@ -149,7 +150,7 @@ def test_hours_are_free_after_the_newest_simulated_one_or_before(database: Datab
         assert [first(1), first(2), first(3)] == [window_of(last - hours * HOUR) for hours in (1, 1, 5)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_is_served_again_and_asked_unless_it_is_damaged(settings: Settings, tmp_path: Path) -> None:
     from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
 

@@ -13,7 +13,7 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.scratch import scratch_database
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def databases(home: Path) -> set[str]:

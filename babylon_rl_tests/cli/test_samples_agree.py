@@ -62,6 +62,7 @@ def same(ours: dict[str, Any], theirs: dict[str, Any], names: dict[str, str]) ->
         assert given == (pytest.approx(right, abs=1e-6) if isinstance(right, float) else right), (name, ours)
 
 
+@pytest.mark.slow
 def test_windows(game: Game) -> None:
     _, answers, ask = game
     document = ask("windows", *ALL)
@@ -107,7 +108,7 @@ def test_rejected(game: Game) -> None:
     assert all(row["window"] in answers["windows"] and row["detail"] for row in rejected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_outcomes_and_what_is_written_of_them(game: Game) -> None:
     database, answers, ask = game
     synced = {row["window"]: row for row in ask("sync-outcomes", *ALL)["windows"]}
@@ -161,7 +162,7 @@ def _close(stored: Decimal, right: float, unit: str) -> None:
     assert abs(stored - Decimal(repr(right))) <= Decimal(unit) / 2 + Decimal("1e-9")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_the_heuristic(game: Game) -> None:
     _, answers, ask = game
     scored = {row["window"] for row in ask("score", *RECORDED)["windows"]}

@@ -52,6 +52,7 @@ def test_a_new_installation_passes_and_nothing_is_changed(looked: Callable[..., 
     assert schemas == (0,)
 
 
+@pytest.mark.long
 def test_nothing_of_a_database_a_home_and_a_storage_in_use_is_changed(
     sample_database: Database, settings: Settings, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def beat(database: Database) -> Callable[[timedelta], None]:
     return beat
 
 
+@pytest.mark.slow
 def test_what_stopped_fails_where_automation_is_meant_to_run(looked: Callable[..., Lines], beat: Callable[[timedelta], None]) -> None:
     # It has run here once, so it is meant to: no daemon and no data then.
     beat(timedelta(hours=3))
@@ -163,6 +165,7 @@ def test_a_damaged_model_directory_fails(looked: Callable[..., Lines], tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_a_storage_that_cannot_be_written_fails(looked: Callable[..., Lines], tmp_path: Path) -> None:
     assert looked(model_storage_url=f"file://{tmp_path}/store")["storage"][0] == "PASS"
     assert list(tmp_path.glob("store")) == []

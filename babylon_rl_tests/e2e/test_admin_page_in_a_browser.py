@@ -16,7 +16,7 @@ from babylon_rl_tests.serving.admin_server import AdminServer, dagster_stand_in,
 from babylon_rl_tests.serving.gateways import rows, wait_for
 from babylon_rl_tests.serving.test_admin_page import with_key
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="no Chromium")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(find_browser() is None, reason="no Chromium")]
 AGENT = "/admin/agent?id=agent-1"
 
 

@@ -32,7 +32,7 @@ def environment(state: Path) -> dict[str, str]:
     return inherited | SMALL | {"BABYLON_RL_HOME": str(state)}
 
 
-@pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(state: Path) -> None:
     demo = [sys.executable, "-m", "babylon_rl", "demo", "--windows", str(WINDOWS), "--json"]

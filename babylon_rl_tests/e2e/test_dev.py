@@ -13,7 +13,7 @@ from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClien
 from babylon_rl_tests.e2e.browser import browser_page, find_browser
 from babylon_rl_tests.e2e.dev import ask, living, running_dev
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STARTED = 3  # dagster dev, its code server, and another process: the webserver's or the code server's own
 HOURS = ["2025-10-29T14:00", "2025-10-29T15:00"]
 GROUPS = ("game", "episodes", "market", "judge", "training", "evaluation", "serving")

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from babylon_rl_tests.e2e.dev import running_dev
 from babylon_rl_tests.tiny_model import make_base
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 # Many times the processor seconds of the whole way. A machine that is busy with other things is no failure.
 ENOUGH_S = 600.0

@@ -73,8 +73,7 @@ def test_every_command_of_the_docs_has_its_name_and_options():
     assert [(page, line, word) for page, line in found if (word := unknown(line))] == []
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
+@pytest.mark.long
 def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(sample_database: Database, tmp_path: Path):
     unset = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME"}
     environment = {name: value for name, value in os.environ.items() if name not in unset} | {
@@ -114,7 +113,7 @@ def runnable() -> list[str]:
     return sorted(line for line in lines if not line.startswith(ELSEWHERE))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_of_the_docs_do_what_the_page_says(sample_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME"}:
         monkeypatch.delenv(name, raising=False)

@@ -73,7 +73,7 @@ def game(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return Game(database, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_official_resolution_days_later(game: Game) -> None:
     game.rows(Question=[question(1)], WorldEvent=[event(1, 5)], trajectories=make_group())
     game.ask("score", "--window", WINDOW)
@@ -85,6 +85,7 @@ def test_an_official_resolution_days_later(game: Game) -> None:
     assert game.ask("scores", WINDOW) == before
 
 
+@pytest.mark.slow
 def test_two_organizations_with_one_engine_ticker(game: Game) -> None:
     game.rows(
         Organization=[organization("mega-corporation"), organization("mega-corporate")],
@@ -230,7 +231,7 @@ def contents(game: Game) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_pipelines_on_one_hour_at_once(
     game: Game, copy_of: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ from babylon_rl_tests.repeatable import ROUNDS
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.tiny_model import make_base
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900 * ROUNDS)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900 * ROUNDS)]
 HOURS = 8
 LIMIT_S = 600
 STEPS = 'SELECT "iteration", "finishedAt", "loss" FROM babylon_rl.training_steps WHERE "finishedAt" IS NOT NULL ORDER BY 1'

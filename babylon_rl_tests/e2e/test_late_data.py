@@ -19,7 +19,7 @@ from babylon_rl.windows import window_stretches
 from babylon_rl_tests.assets.conftest import COUNTED, NOW, Bench, make_bench
 from babylon_rl_tests.late import bring_up_to_date
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 __all__ = ["make_bench"]
 

@@ -27,8 +27,7 @@ with open_database(settings) as database, database.connect() as connection:
 """
 
 
-@pytest.mark.e2e
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_version_goes_from_the_machine_that_trains_to_those_that_judge_and_serve_it(
     database: Database, object_store: ObjectStore, tiny_base: Path, tmp_path: Path

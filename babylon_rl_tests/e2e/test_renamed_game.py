@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+import pytest
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.heuristic import judge_episode
@@ -106,6 +107,7 @@ def back_number(name: str, value: Any) -> Any:
     return value - QUESTIONS if name == "question_number" and value is not None else renamed_back(value)
 
 
+@pytest.mark.slow
 def test_names_dates_and_order_decide_nothing(sample_database: Database, settings: Settings) -> None:
     with sample_database.connect() as connection:
         before = comparable(results(connection, settings))

@@ -78,6 +78,7 @@ def without_texts(reading: WindowReading) -> tuple[Episode, ...]:
     return tuple(msgspec.structs.replace(episode, sequences=()) for episode in reading.episodes)
 
 
+@pytest.mark.long
 @repeatable(200)
 @given(game=games(), min_steps=st.integers(1, 6), min_agents=st.integers(1, 3), purposes=PURPOSES_THAT_TRAIN)
 def test_every_hour_is_read_as_the_rules_say(
@@ -108,6 +109,7 @@ def read_and_written(connection: Connection, game: Game) -> tuple[dict[str, Wind
         return readings, contents(connection)
 
 
+@pytest.mark.long
 @repeatable(40)
 @given(game=games(), chance=st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(connection: Connection, game: Game, chance: Any) -> None:

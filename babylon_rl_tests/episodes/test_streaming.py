@@ -26,7 +26,7 @@ _COPIES = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("calls", [(), (make_call(),)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_memory_does_not_grow_with_the_texts(connection: Connection, settings: Settings, calls: Any, streamed: bool) -> None:

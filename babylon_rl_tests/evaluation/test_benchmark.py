@@ -76,6 +76,7 @@ def rows(report) -> dict:
     return {row["model"]: row for row in report.rows}
 
 
+@pytest.mark.long
 def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, connection, settings):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
@@ -136,6 +137,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(evaluate, make_version):
     assert "v1.0.0: 12 of 12 markets are known" in evaluate.said
 
 
+@pytest.mark.long
 def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, make_version):
     first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": alternates, "v1.0.1": reads_news}) as served:
@@ -147,6 +149,7 @@ def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, mak
     assert report.reference == "base"
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connection):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
@@ -164,6 +167,7 @@ def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connect
         assert fresh.asked == {}
 
 
+@pytest.mark.long
 def test_other_weights_are_played_anew(evaluate, make_version, base_dir):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
@@ -174,6 +178,7 @@ def test_other_weights_are_played_anew(evaluate, make_version, base_dir):
     assert served.asked == {"base": TICKS * MARKETS, "v1.0.0": TICKS * MARKETS}
 
 
+@pytest.mark.long
 def test_the_reference_is_the_deployed_version(evaluate, make_version):
     make_version("v1.0.0", status="deployed")
     batch = make_version("v1.0.1", parent="v1.0.0")
@@ -184,6 +189,7 @@ def test_the_reference_is_the_deployed_version(evaluate, make_version):
     assert rows(report)["base"]["invalid"] == TICKS * MARKETS and rows(report)["base"]["winRate"] is None
 
 
+@pytest.mark.long
 def test_a_deployed_version_that_is_not_here_leaves_the_base_and_says_so(evaluate, make_version, settings):
     make_version("v1.0.0", status="deployed")
     (settings.home / "checkpoints" / "v1.0.0").rename(settings.home / "elsewhere")
@@ -194,6 +200,7 @@ def test_a_deployed_version_that_is_not_here_leaves_the_base_and_says_so(evaluat
     assert "The reference is the base, as the deployed v1.0.0 could not be played here: its checkpoint" in report.reason
 
 
+@pytest.mark.long
 def test_without_a_deployed_version_the_reference_is_the_parent_that_passed(evaluate, make_version):
     first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
     with endpoint(base=always_buy, **{"v1.0.0": reads_news, "v1.0.1": alternates}) as served:
@@ -205,6 +212,7 @@ def test_without_a_deployed_version_the_reference_is_the_parent_that_passed(eval
     assert [contest["rival"] for contest in report.rows[0]["contests"]] == ["v1.0.0", "base", "nothing"]
 
 
+@pytest.mark.long
 def test_a_parent_that_did_not_pass_gives_way_to_the_ancestor_that_did(evaluate, make_version, settings):
     first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
     third = make_version("v1.0.2", parent="v1.0.1")
@@ -219,6 +227,7 @@ def test_a_parent_that_did_not_pass_gives_way_to_the_ancestor_that_did(evaluate,
     assert "The reference is the base, as no version is deployed. The passed v1.0.0 could not be played here:" in without.reason
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "word"), [(hold, "answers hold in 100.0%"), (always_buy, "answers buy in 100.0%"), (babble, "unusable")])
 def test_a_broken_checkpoint_is_refused(evaluate, make_version, rule, word):
     batch = make_version("v1.0.0")
@@ -227,6 +236,7 @@ def test_a_broken_checkpoint_is_refused(evaluate, make_version, rule, word):
     assert report.decision == "fail" and word in report.reason
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", [hold, reads_news])
 @pytest.mark.parametrize("candidate", [noise, alternates, reads_wrongly])
 def test_who_trades_without_a_view_or_against_it_is_not_let_through(evaluate, make_version, base, candidate):
@@ -236,6 +246,7 @@ def test_who_trades_without_a_view_or_against_it_is_not_let_through(evaluate, ma
     assert report.decision in ({"fail"} if base is reads_news or candidate is reads_wrongly else {"fail", "inconclusive"})
 
 
+@pytest.mark.long
 def test_an_undecided_benchmark_plays_on_and_finds_its_way_again(evaluate, make_version):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
@@ -297,6 +308,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 
 
+@pytest.mark.long
 def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, connection, settings):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
@@ -315,6 +327,7 @@ def test_what_is_not_there_is_a_sentence(evaluate, connection, settings):
         record_release(connection, "batch-none", settings, NOW)
 
 
+@pytest.mark.long
 def test_it_works_on_an_autocommit_connection(make_version, database, settings):
     batch = make_version("v1.0.0")
     settings = settings.model_copy(update={"min_improvement": TOO_MUCH})

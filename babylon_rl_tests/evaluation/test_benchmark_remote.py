@@ -40,6 +40,7 @@ def evaluate(connection):
     return run
 
 
+@pytest.mark.long
 def test_a_version_at_a_service_passes_over_its_base_there(evaluate, make_version, remote, connection):
     with endpoint(**{"v1.0.0@service": reads_news, BASE: alternates}) as service, endpoint() as here:
         batch = make_version("v1.0.0", base_model=BASE, service=service.url)
@@ -52,6 +53,7 @@ def test_a_version_at_a_service_passes_over_its_base_there(evaluate, make_versio
     assert {"v1.0.0", "base"} <= {line.row.player for line in board.lines} and board.unranked == ()
 
 
+@pytest.mark.long
 def test_a_deployed_version_of_another_line_is_asked_where_it_is(evaluate, make_version, remote):
     remote = remote.model_copy(update={"min_improvement": 1e6})
     with endpoint(**{"v1.0.0@service": reads_news}) as service, endpoint(base=alternates, **{"v1.0.1": hold}) as here:
@@ -83,6 +85,7 @@ def test_no_more_is_asked_at_a_time_when_one_of_several_models_is_at_a_service(c
         assert play_sources(connection, settings, [], [], len, clock=lambda: NOW, serving=here.serving) == {}
 
 
+@pytest.mark.long
 def test_the_service_is_asked_with_its_key_and_without_one_nothing_is_compared(evaluate, make_version, settings, connection):
     tokenizer = base_tokenizer()
     with standing_in(Service(len(tokenizer)), Chat(tokenizer)) as service, endpoint() as here:

@@ -107,6 +107,7 @@ def test_names_beside_the_lines_of_the_picture_keepspaced() -> None:
     assert places[-1] == 200.0 and sum(places[:3]) / 3 == pytest.approx(1 / 3) and sum(places[3:5]) / 2 == pytest.approx(50.5)
 
 
+@pytest.mark.slow
 def test_the_picture_is_a_png_with_and_without_a_candidate() -> None:
     comparison = compared(varied(100), varied(50), analyses=3)
     alone = compare({"nothing": ("strategy", nothing(3))}, None, None, ["Nobody is here."])

@@ -112,7 +112,7 @@ def test_as_many_invalid_answers_as_the_reference_are_no_fault() -> None:
     assert found(decide(compared(ours, theirs)))["valid_answers"] == "pass"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_is_no_better_hardly_ever_passes() -> None:
     """Equal policies that earn money, so that doing nothing stops neither: the gate lets at most 2.5 % through over all looks."""
     passed = better = 0

@@ -33,6 +33,7 @@ def materialized(connection, database, settings):
     return make
 
 
+@pytest.mark.long
 def test_the_conditions_of_the_gate_are_checks_of_the_report(materialized, make_version, connection):
     verdicts = materialized(make_version("v1.0.0"), base=always_buy, **{"v1.0.0": reads_news})
     assert verdicts.keys() == GATE_CHECKS.keys() and all(verdict.passed for verdict in verdicts.values())
@@ -41,6 +42,7 @@ def test_the_conditions_of_the_gate_are_checks_of_the_report(materialized, make_
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("pass",)
 
 
+@pytest.mark.long
 def test_a_broken_checkpoint_shows_which_condition_it_fails(materialized, make_version, connection):
     verdicts = materialized(make_version("v1.0.0"), base=reads_news, **{"v1.0.0": always_buy})
     failed = {name for name, verdict in verdicts.items() if not verdict.passed}

@@ -43,6 +43,7 @@ def ignored(line: str) -> None:
     """What the benchmark says of its progress."""
 
 
+@pytest.mark.long
 def test_checkpoints_that_always_hold_or_buy_are_refused_with_the_reason(
     database: Database, settings: Settings, base_dir: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_checkpoints_that_always_hold_or_buy_are_refused_with_the_reason(
     assert statuses == {"v1.0.0": "ready", "v1.0.1": "ready"}
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_random_weights_does_not_pass_where_a_better_one_does(
     database: Database, settings: Settings, base_dir: Path, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_decisions_that_cannot_be_written_lose_no_market(play, make_version, con
     assert f"The decisions of v1.0.0 in {SNAPSHOTS[0].id} are not kept" in caplog.text
 
 
+@pytest.mark.long
 def test_other_weights_under_a_name_take_the_place_of_the_former(play, make_version, settings, base_dir):
     make_version("v1.0.0")
     play("v1.0.0", base=hold, **{"v1.0.0": reads_news})
@@ -96,6 +97,7 @@ def test_the_runs_of_those_compared_last_stay(tmp_path):
     assert kept == {"base", "v1.0.0", "v1.0.0.png", *names[-(KEPT - 2) :]}
 
 
+@pytest.mark.long
 def test_the_page_of_the_report_links_to_the_decisions(play, make_version, database, settings):
     batch, settings = make_version("v1.0.0"), settings.model_copy(update={"min_improvement": 1e6})  # decided at the first look
     play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})

@@ -195,6 +195,7 @@ def test_long_and_many_runs_are_cut_and_it_is_said(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "actions.csv")) == 48 * 2000
 
 
+@pytest.mark.slow
 def test_a_longer_market_makes_no_longer_page(tmp_path: Path) -> None:
     sizes = []
     for minutes in (200, 2000):

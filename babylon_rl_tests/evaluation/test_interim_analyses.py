@@ -30,7 +30,7 @@ def looked_at(draw: str, seeds: int = SEEDS) -> list[list[Interval]]:
     return [[paired_interval(x[:size], 0 * x[:size], resamples=999, confidence=confidence) for size in analysis_sizes(24)] for x in drawn]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("draw", ["normal", "skewed"])
 def test_two_equal_players_are_told_apart_in_at_most_5_percent_over_all_looks(draw: str) -> None:
     found = looked_at(draw)

@@ -118,6 +118,7 @@ def test_the_heuristic_is_measured_on_real_hours_and_kept(database: Database, se
         assert kept.document == more.document and kept.document["expected"]["mean"] == more.expected[0]
 
 
+@pytest.mark.slow
 def test_a_language_model_that_counts_money_is_as_good_as_the_money(database: Database, settings: Settings):
     with judging(ScriptedJudge(skill="pnl")) as judge, database.connect(autocommit=True) as connection:
         asked = settings.model_copy(update={"judge_model": "openai/scripted", "judge_base_url": judge.url, "judge_orders": 2})

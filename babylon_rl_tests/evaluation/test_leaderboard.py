@@ -30,6 +30,7 @@ def places(board) -> dict[str, int]:
     return {line.row.player: line.place for line in board.lines}
 
 
+@pytest.mark.long
 def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, connection, settings):
     for batch in (make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0", status="deployed")):
         evaluate(batch)
@@ -51,6 +52,7 @@ def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, co
     assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
 
 
+@pytest.mark.long
 def test_everybody_is_measured_in_the_markets_that_all_have_played(evaluate, make_version, connection, settings):
     evaluate(make_version("v1.0.0"), markets=14)
     evaluate(make_version("v1.0.1", parent="v1.0.0"), markets=12)
@@ -58,6 +60,7 @@ def test_everybody_is_measured_in_the_markets_that_all_have_played(evaluate, mak
     assert board.markets == 12 and {len(line.row.results) for line in board.lines} == {12}
 
 
+@pytest.mark.long
 def test_who_cannot_be_compared_is_named_with_the_reason(evaluate, make_version, connection, settings):
     few, foreign, played = make_version("v1.0.0"), "v0.9.0", make_version("v1.0.2")
     evaluate(few, markets=4)
@@ -79,6 +82,7 @@ def test_who_cannot_be_compared_is_named_with_the_reason(evaluate, make_version,
     assert board.markets == 12 and "v1.0.2" in places(board) and "* v0.9.0: Another producer made it." in markdown(board)
 
 
+@pytest.mark.long
 def test_a_version_on_weights_of_another_base_is_not_compared_with_this_one(evaluate, make_version, connection, settings, base_dir):
     evaluate(make_version("v1.0.0"))
     write_tensors(base_dir / "model.safetensors", 1.0, 3.0)

@@ -73,6 +73,7 @@ def test_offline_a_run_is_written_into_the_state_directory(board: Leaderboard, p
     assert len(list((settings.home / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.long
 def test_online_every_new_state_is_a_step_of_one_run(board: Leaderboard, png: Path, online: Settings) -> None:
     with weights_and_biases() as service:
         online = online.model_copy(update={"wandb_base_url": service.url})
@@ -92,6 +93,7 @@ def test_online_every_new_state_is_a_step_of_one_run(board: Leaderboard, png: Pa
     assert any(body.startswith(b"\x89PNG") for path, body in service.files.items() if path.startswith("media/images/plot_"))
 
 
+@pytest.mark.long
 def test_a_service_that_is_down_is_a_sentence_and_the_next_state_is_sent(board: Leaderboard, png: Path, online: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -66,6 +66,7 @@ def test_a_larger_benchmark_contains_the_smaller() -> None:
     assert [snapshot.scenario.digest for snapshot in benchmark_snapshots(30)[:8]] == [snapshot.scenario.digest for snapshot in SNAPSHOTS]
 
 
+@pytest.mark.slow
 def test_the_same_market_and_player_give_the_same_result_in_any_process() -> None:
     program = (
         "from babylon_rl.evaluation.play import *; from babylon_rl.evaluation.snapshots import *;"
@@ -144,6 +145,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_played() -> None:
         scripted("genius")
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
     with endpoint(good=reads_news, bad=babble) as served:
         results = {}

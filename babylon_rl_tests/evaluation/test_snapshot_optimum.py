@@ -65,7 +65,7 @@ def scripted(draw: st.DrawFn) -> tuple[Scenario, dict[int, Action]]:
     return scenario, actions
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(scripted())
 def test_no_script_of_the_class_earns_more_on_the_exchange(case: tuple[Scenario, dict[int, Action]]) -> None:
@@ -77,6 +77,7 @@ def test_no_script_of_the_class_earns_more_on_the_exchange(case: tuple[Scenario,
     assert best.pnl <= upper_bound(scenario) + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(scripted())
 def test_the_plan_can_be_played_as_it_stands_and_earns_what_it_says_where_nobody_moves_prices(
@@ -93,7 +94,7 @@ def test_the_plan_can_be_played_as_it_stands_and_earns_what_it_says_where_nobody
     assert exchange.account("scripted").liquidations == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0.7, 1.4), min_size=10, max_size=10), st.floats(0.1, 0.9), st.booleans(), st.sampled_from([2, 4, 9]))
 def test_the_plan_is_the_best_of_all_scripts_one_by_one(moves: list[float], belief: float, answer: bool, resolve: int) -> None:

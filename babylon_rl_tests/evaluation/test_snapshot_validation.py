@@ -191,7 +191,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_whatever_is_written_into_a_snapshot_it_is_refused_in_words_or_can_be_played(data: st.DataObject) -> None:

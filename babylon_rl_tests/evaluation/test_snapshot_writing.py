@@ -102,6 +102,7 @@ def test_a_seed_written_as_text_is_the_same_seed() -> None:
     assert one == other
 
 
+@pytest.mark.slow
 def test_another_process_with_other_hashes_writes_the_same_bytes(snapshot: SnapshotDocument) -> None:
     program = (
         "import hashlib; from babylon_rl.evaluation.snapshot_file import *; from babylon_rl.market.simulation.config import preset;"
@@ -113,6 +114,7 @@ def test_another_process_with_other_hashes_writes_the_same_bytes(snapshot: Snaps
     assert told.strip() == hashlib.sha256(encode(snapshot)).hexdigest()
 
 
+@pytest.mark.slow
 def test_no_two_markets_share_an_id() -> None:
     configs = [
         *(quick(seed=seed) for seed in range(30)), quick(seed="x"), quick(minutes=31), quick(perps=2), quick(agents=7),

@@ -31,6 +31,7 @@ def coverage(draw: Draw, rng: np.random.Generator, truth: float, count: int, run
     return np.mean([i.low <= truth <= i.high for i in found]), np.mean([i.low > truth for i in found])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 48])
 def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(count: int, rng: np.random.Generator) -> None:
     held, above = coverage(P_AND_L["normal"], rng, 20.0, count)
@@ -38,7 +39,7 @@ def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(count: int, rng
     assert above <= 0.04
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", P_AND_L)
 @pytest.mark.parametrize("count", [12, 24, 100])
 def test_intervals_of_normal_skewed_and_heavy_tailed_profits_hold_the_truth(name: str, count: int, rng: np.random.Generator) -> None:

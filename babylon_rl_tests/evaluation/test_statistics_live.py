@@ -54,7 +54,7 @@ def any_alarm(ours: list, theirs: list, begins: np.ndarray, looks: list[int], ef
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("ours", "theirs", "late"), [(15, 15, False), (30, 10, True)])
 def test_equal_arms_of_agents_raise_an_alarm_in_at_most_5_percent(ours: int, theirs: int, late: bool, rng: np.random.Generator) -> None:
     looks = list(range(6, 201, 8))

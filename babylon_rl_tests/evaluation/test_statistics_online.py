@@ -31,6 +31,7 @@ def simulated(share_better: float, effect: float, seed: int = 7) -> tuple[float,
     return false_shares / RUNS, any_false / RUNS, found / max(1, better_ones)
 
 
+@pytest.mark.long
 def test_levels_are_those_of_the_source() -> None:
     weights = [next_level([False] * number) / (ERROR_RATE / 2) for number in range(10_000)]
     assert 0.99 < sum(weights) < 1
@@ -40,11 +41,13 @@ def test_levels_are_those_of_the_source() -> None:
     assert next_level([True, True]) - next_level([True, False]) == pytest.approx(ERROR_RATE * weights[0])
 
 
+@pytest.mark.slow
 def test_a_hundred_versions_that_are_no_better_promote_any_with_a_twentieth_at_most() -> None:
     shares, any_false, _ = simulated(0.0, 0.0)
     assert shares == any_false < ERROR_RATE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("share_better", "effect", "least_power"), [(0.1, 4.0, 0.5), (0.3, 4.0, 0.7), (0.5, 3.0, 0.4), (0.9, 3.0, 0.4)])
 def test_among_promotions_of_a_hundred_generations_a_twentieth_is_false_at_most(share_better, effect, least_power) -> None:
     shares, _, power = simulated(share_better, effect)

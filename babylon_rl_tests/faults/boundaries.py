@@ -13,6 +13,8 @@ from typing import Any
 
 import psycopg
 
+from babylon_rl.store.connection import Connection
+
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FILE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -89,7 +91,7 @@ class MortalCursor(psycopg.Cursor[Any]):
         super().executemany(query, *arguments, **named)
 
 
-class MortalConnection(psycopg.Connection[Any]):
+class MortalConnection(Connection):
     """A connection of a process that may die: before a statement, and before and after a commit."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

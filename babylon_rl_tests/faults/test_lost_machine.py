@@ -42,7 +42,7 @@ def known(world: World) -> dict[str, object]:
     return {name: found[name] for name in ("models", "batches", "marks")} | {"steps": {str(step) for step in found["steps"]}}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_was_up_when_a_machine_was_lost_is_one_version_in_the_end(world: World) -> None:
     first, second = on_machine(world, "first"), on_machine(world, "second")
     upload, row, last = uploading(world, first)

@@ -180,7 +180,7 @@ def _iterations(jobs: Iterable[Job]) -> Counter[tuple[str, int]]:
     return Counter(iteration for job in jobs for iteration in {mark[:2] for mark in job.payload.trajectories})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_whatever_dies_and_fails_no_iteration_is_posted_twice(played_world: World, stand_in: StandIn) -> None:
     world = World(played_world.url, played_world.settings.model_copy(update={"iterations": 2}), played_world.connection)

@@ -20,6 +20,8 @@ from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import AGENTS, HOURS, NOW, ROWS, World, check, registry, rows
 from babylon_rl_tests.repeatable import ROUNDS, repeatable
 
+pytestmark = pytest.mark.long
+
 MOST = AGENTS * ROWS  # of one hour: every hour is a generation
 GAPS = st.integers(1, 120)  # boundaries between deaths; a whole training of two generations passes some 400
 
@@ -53,7 +55,6 @@ def finish(world: World, most: int = MOST) -> None:
     check(world, at_rest=True)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_that_dies_often_ends_as_one_that_never_did(world: World) -> None:
     expected = die_and_recover(world, [])
@@ -75,7 +76,6 @@ def lasts(boundary: str) -> bool:
     return boundary == "commit" or boundary.startswith(("os.", "write "))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_death_at_each_boundary_is_forgotten(world: World) -> None:
     world.reset()
@@ -136,7 +136,6 @@ class Trainings(WithPeople):
         assert rows(self.world, "SELECT count(*) FROM babylon_rl.model_lineage") == [(HOURS,)]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_processes_people_and_other_producers_leave_every_trajectory_trained_once(world: World) -> None:
     chosen = hypothesis_settings(repeatable(20), stateful_step_count=8)

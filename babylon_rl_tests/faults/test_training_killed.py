@@ -22,6 +22,8 @@ from babylon_rl_tests.tiny_model import make_base
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 from babylon_rl_tests.training.serverless_stand_in import StandIn
 
+pytestmark = pytest.mark.long
+
 KILLS = 20
 PROCESSES = multiprocessing.get_context("forkserver")
 ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -99,7 +101,6 @@ def kill_at_random(world: World, now: datetime, most: int, chance: random.Random
     return hit
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world: World, forks_cpu: None, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
@@ -118,7 +119,6 @@ def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world
     assert struck > 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_serverless_training_posts_no_job_twice(played_world: World, forks_serverless: None, stand_in: StandIn) -> None:
     service = stand_in.service

@@ -21,7 +21,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl.store.gateway_calls import GatewayRows, write_calls
+from babylon_rl.store.live_usage import write_calls
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.store.pipeline import dry
@@ -44,7 +44,7 @@ def _fill(url: str) -> None:
         call = {"agentId": "a", "keyName": None, "chosenVersion": "v1.0.0", "version": None, "arm": "deployed", "fallback": "timeout"}
         call |= {"status": 200, "latencyMs": 12.5, "firstTokenMs": None, "promptTokens": 7, "completionTokens": None}
         times = {"c1": "2025-11-01T10:59:59.999", "c2": "2025-11-01T11:00:00"}
-        write_calls(connection, GatewayRows([{**call, "callId": name, "at": at} for name, at in times.items()], []))
+        write_calls(connection, [{**call, "callId": name, "at": at} for name, at in times.items()], [])
 
 
 def _result(snapshot: str, pnl: float) -> MarketResult:
@@ -70,6 +70,7 @@ def plain(frame: pandas.DataFrame, *but: str) -> list[dict[str, Any]]:
     return kept.where(kept.notna(), None).to_dict("records")
 
 
+@pytest.mark.slow
 def test_episodes_scores_and_outcomes_are_those_of_the_commands(framed: Database, settings: Settings) -> None:
     with framed.connect() as connection:
         reading = read_window(connection, WINDOW, settings, texts=False)
@@ -105,6 +106,7 @@ def test_batches_results_and_calls_are_chosen_by_their_own_hours(settings: Setti
     assert (call["callId"], call["version"], call["latencyMs"], call["promptTokens"]) == ("c1", None, 12.5, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", frames.COLUMNS)
 def test_a_frame_has_the_documented_columns_with_and_without_rows(kind: frames.Kind, settings: Settings) -> None:
     read = getattr(frames, kind)
@@ -114,6 +116,7 @@ def test_a_frame_has_the_documented_columns_with_and_without_rows(kind: frames.K
         assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {c.name: c.dtype for c in frames.COLUMNS[kind]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["episodes", "calls", "results"])
 def test_parts_of_a_stream_are_the_whole_frame(kind: frames.Kind, settings: Settings) -> None:
     parts = list(frames.stream(kind, rows=5, settings=settings))
@@ -136,6 +139,7 @@ def test_a_wrong_question_is_refused_in_a_sentence(given: dict[str, Any], senten
         next(frames.stream(**given, settings=settings))
 
 
+@pytest.mark.long
 def test_the_notebook_of_the_docs_runs(framed: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)

@@ -108,6 +108,7 @@ def test_an_explanation_is_bounded() -> None:
     assert len(read_answer(text, ["a1"])["a1"].explanation) == MOST_EXPLANATION
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(st.text(max_size=200))
 def test_any_text_is_an_answer_or_a_fault(text: str) -> None:

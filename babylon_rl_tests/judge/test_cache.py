@@ -39,7 +39,7 @@ def requests(judge: Judge) -> int:
     return int(judge.stats()["requests"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_samples_ready_hours_are_scored_everywhere_and_once(sample_database: Database, settings: Settings, judge: Judge) -> None:
     answers = expected("sample_database")
     chosen = asking(settings, judge.url)
@@ -226,7 +226,7 @@ def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settin
     assert count(database.url, "SELECT count(*) FROM babylon_rl.judge_leases") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hour_that_changes_while_it_is_judged_waits_for_the_next_run(database: Database, settings: Settings) -> None:
     (window,) = filled(database, 1)
     late = make_trajectory("late", "agent-0", minute=50, finalPnL=5000.0, windowId=window, scenarioId=window)

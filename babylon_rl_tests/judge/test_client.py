@@ -258,10 +258,12 @@ def test_an_address_that_is_no_api_says_so() -> None:
 
 
 def test_nobody_at_the_address_says_so() -> None:
-    time = Time()
-    nobody = Endpoint([], url="http://127.0.0.1:9")
-    with pytest.raises(JudgeUnavailable, match=r"openai/scripted at http://127.0.0.1:9/v1 does not answer \(10 tries\): ConnectError"):
-        asyncio.run(direct(nobody, time).ask(MESSAGES, SCHEMA))
+    async def ask() -> None:
+        async with direct(Endpoint([], url="http://127.0.0.1:9"), Time()) as caller:
+            await caller.ask(MESSAGES, SCHEMA)
+
+    with pytest.raises(JudgeUnavailable, match=r"openai/scripted at http://127.0.0.1:9/v1 does not answer \(10 tries\): ConnectionRefused"):
+        asyncio.run(ask())
 
 
 @both

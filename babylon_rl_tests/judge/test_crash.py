@@ -24,7 +24,7 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.repeatable import ROUNDS
 from babylon_rl_tests.store.servers import end_other_sessions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CONCURRENCY = 4
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -41,6 +41,7 @@ def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCa
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_large_groups_are_not_held_beside_one_another(settings: Settings) -> None:
     """Groups of 60 are as many requests an order as the pool has room for, those of 5 are one."""
     assert [most_held(settings, agents) for agents in (5, 60)] == [4, 1]
@@ -227,6 +228,7 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
         )
 
 
+@pytest.mark.slow
 def test_faults_that_come_and_go_lose_no_group(settings: Settings) -> None:
     with judging(ScriptedJudge(faults=dict.fromkeys(CONTENT_FAULTS, 0.05))) as judge:
         found = judged(judge_all(asking(settings, judge.url), groups(40), MemoryCache()))

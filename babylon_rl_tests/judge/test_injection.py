@@ -63,6 +63,7 @@ def test_a_judge_who_believes_every_tag_sees_the_real_blocks_and_nothing_outside
     )
 
 
+@pytest.mark.slow
 def test_an_obedient_judge_does_what_texts_say_and_believes_no_forged_block(judge: Judge) -> None:
     """The whole corpus over HTTP to a judge that does what any text says: commands move scores, structure never does."""
     own = {"attacker": 0.3, "honest": 0.6, "third": 0.8}
@@ -129,7 +130,7 @@ def test_ordinary_words_are_not_flagged(text: str) -> None:
     assert find_flags(text, "x") == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_text_of_the_recorded_game_is_flagged(sample_database: Database, settings: Settings) -> None:
     """Every trajectory that can be read, usable or not, and the news, questions and names of its hours."""
     looked_at = 0
@@ -149,6 +150,7 @@ def test_no_text_of_the_recorded_game_is_flagged(sample_database: Database, sett
     assert looked_at == 683
 
 
+@pytest.mark.slow
 def test_no_text_of_simulated_hours_is_flagged(database: Database, settings: Settings) -> None:
     with database.connect() as connection:
         windows = [hour.window for hour in spawn(connection, SpawnRequest(agents=8, model_agents=0, windows=4, seed=5), AFTER, None)]
@@ -162,7 +164,7 @@ def test_ordinary_words_of_trading_are_not_flagged(sentence: str) -> None:
     assert [flag for seed in range(20) for flag in find_flags(filled(sentence, random.Random(seed)), "x")] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_ordinary_texts_of_traders_at_most_one_in_five_hundred_is_flagged() -> None:
     assert sum(bool(find_flags(text, "x")) for text in ordinary_texts(4000, seed=1)) <= 8
     assert find_flags("I set a stop 75-100 basis points below entry.", "x") == []

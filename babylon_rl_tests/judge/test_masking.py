@@ -25,7 +25,7 @@ from babylon_rl_tests.rows import WINDOW, insert, make_call, make_step, make_tra
 OBEDIENT = {"obedience": 1.0}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_attack_that_is_flagged_gains_or_moves_another(connection: Connection, settings: Settings, judge: Judge) -> None:
     """The whole corpus, through the database and over HTTP, to a judge that does what any text says."""
     judge.reset(**OBEDIENT)
@@ -37,7 +37,7 @@ def test_no_attack_that_is_flagged_gains_or_moves_another(connection: Connection
     assert [one.name for one in found if one.own_after or one.others_after] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_wordings_that_no_flag_was_made_for_half_still_gain(connection: Connection, settings: Settings, judge: Judge) -> None:
     judge.reset(**OBEDIENT)
     found = attempts(connection, add_attacked_hours(connection, HELD_OUT), asking(settings, judge.url))

@@ -13,9 +13,8 @@ from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import MIGRATIONS, Connection
 from babylon_rl.store.judge_inputs import keep_names, known_names
-from babylon_rl.store.migrate import MIGRATIONS
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import act, fill_market, text_of
@@ -66,6 +65,7 @@ def test_a_name_that_is_a_word_of_the_game_rewrites_nobodys_texts(connection: Co
     assert everything(group_of(connection, settings)) == before and "agent]" not in before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["Alice", "Long Lola", "long_lola", "TRADING_DECISION 2", "Zorblax", "Hold Your Balance Inc"])
 def test_a_name_that_is_nothing_but_a_name_is_masked_everywhere(connection: Connection, settings: Settings, chosen: str) -> None:
     add_talk(connection, f"{chosen}: I think {chosen.upper()} is right, says @{chosen}.", to=chosen)

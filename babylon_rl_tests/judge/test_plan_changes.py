@@ -185,6 +185,7 @@ def test_a_quarantine_that_stands_outlasts_scores_that_a_training_has_used(conne
     assert list(read_quarantined(connection)) == [WINDOW]
 
 
+@pytest.mark.slow
 def test_many_quarantines_end_together(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, HOURS_PLANNED_AT_ONCE + 1)
     sync_windows(connection, windows, settings, NOW)
@@ -198,6 +199,7 @@ def test_many_quarantines_end_together(connection: Connection, settings: Setting
     assert list(read_quarantined(connection)) == windows[:1]
 
 
+@pytest.mark.slow
 def test_an_hour_whose_quarantine_has_lost_its_cause_may_be_batched_again(connection: Connection, settings: Settings) -> None:
     (window,) = add_hours(connection, 1)
     sync_windows(connection, [window], settings, NOW)

@@ -22,7 +22,7 @@ def states(connection: Connection) -> dict[str, str]:
     return dict(connection.execute('SELECT "window", "state" FROM babylon_rl.windows').fetchall())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [*TRANSPORT_FAULTS, *CONTENT_FAULTS])
 def test_a_fault_that_lasts_makes_up_no_score_and_one_that_passes_leaves_no_trace(
     connection: Connection, settings: Settings, fault: str
@@ -57,6 +57,7 @@ def test_faults_that_come_and_go_lose_no_group(connection: Connection, settings:
     assert {window: [score.agent_id for score in group.scores] for window, group in found.items()} == dict.fromkeys(windows, AGENTS)
 
 
+@pytest.mark.slow
 def test_unusable_answers_quarantine_the_hour_with_its_transcript(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 1)
     sync_windows(connection, windows, settings, NOW)
@@ -79,6 +80,7 @@ def test_unusable_answers_quarantine_the_hour_with_its_transcript(connection: Co
     assert states(connection) == {windows[0]: "scored"}
 
 
+@pytest.mark.slow
 def test_force_asks_a_quarantined_hour_anew_and_another_judge_need_not_wait(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 1)
     sync_windows(connection, windows, settings, NOW)
@@ -95,6 +97,7 @@ def test_force_asks_a_quarantined_hour_anew_and_another_judge_need_not_wait(conn
     assert list(forced) == windows and states(connection) == {windows[0]: "scored"}
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_lets_hours_wait_and_never_becomes_the_heuristic(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 3)
     with judging() as judge:

@@ -119,7 +119,7 @@ def test_a_planted_length_bias_is_found_in_points_from_the_shortest_to_the_longe
     assert line[1].startswith(f"{points['mean']:+.3f} (") and "longest transcript over the shortest" in line[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_position_bias_is_found_and_two_orders_leave_nothing_of_it(connection: Connection, settings: Settings) -> None:
     with judging(ScriptedJudge(noise=0.05, position_bias=0.3)) as biased:
         found = judged(connection, asking(settings, biased.url, judge_max_orders=2), 8)
@@ -150,6 +150,7 @@ def test_a_judge_without_faults_agrees_with_itself_and_with_the_profit(connectio
     assert document["usd"] is None and ("cost", "unknown") in [line[:2] for line in report_rows(found)]
 
 
+@pytest.mark.slow
 def test_a_known_price_is_summed_by_the_day_of_the_hours(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url, judge_model=PRICED, judge_orders=1)
     found = judged(connection, chosen, 15, agents=5)
@@ -178,6 +179,7 @@ def test_of_the_heuristic_only_what_it_has_is_reported(connection: Connection, s
     assert document["pnlCorrelation"]["spearman"] > 0.9 and document["usd"] == 0 and document["cost"]["byJudge"] == []
 
 
+@pytest.mark.slow
 def test_a_profit_beyond_all_measure_and_one_that_is_none_break_nothing(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url)
     judged(connection, chosen, 2)
@@ -188,6 +190,7 @@ def test_a_profit_beyond_all_measure_and_one_that_is_none_break_nothing(connecti
     assert draw_plots(found)["pnl"]
 
 
+@pytest.mark.slow
 def test_groups_without_scores_are_counted_beside_those_with(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url)
     windows = add_hours(connection, 4)

@@ -244,7 +244,7 @@ def make_busy(connection: Connection, agents: int) -> None:
     insert(connection, "trajectories", rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [2_000, 5_000, 12_000])
 def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connection: Connection, settings: Settings, budget: int) -> None:
     make_long(connection, 7)
@@ -308,7 +308,7 @@ def test_a_group_above_the_setting_is_asked_in_parts(connection: Connection, set
     assert [len(request.ids) <= 6 for request in requests] == [True] * len(requests) and len(requests) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recorded_game_names_no_agent_and_keeps_its_budget(sample_database: Database, settings: Settings) -> None:
     with sample_database.connect() as connection:
         windows = windows_with_rows(connection, "2025-10-29T00:00", "2025-11-01T00:00")
@@ -342,6 +342,7 @@ def test_tokens_are_counted_by_the_models_tokenizer_where_it_is_known() -> None:
     assert 0 < known.count(text) <= other.count(text) and older.count("hello world") == known.count("hello world") == 2
 
 
+@pytest.mark.long
 def test_an_hours_texts_are_not_held_while_it_is_rendered_and_its_requests_are_planned(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

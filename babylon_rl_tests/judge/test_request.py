@@ -142,6 +142,7 @@ def test_the_system_prompt_says_the_rubric() -> None:
     assert "a small loss in a crashing market can beat a small gain in a rallying one" in prompt
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=5))
 def test_no_text_is_anything_but_the_inside_of_its_block(texts: list[str]) -> None:

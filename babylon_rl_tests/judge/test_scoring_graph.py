@@ -64,6 +64,7 @@ def read_and_frozen(connection: Connection, windows: list[str], settings: Settin
     return batch
 
 
+@pytest.mark.long
 def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
     make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
 ) -> None:
@@ -87,6 +88,7 @@ def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
     assert found[third]["judged"].startswith("pending") and "gpt-4o-mini" in found[third]["reason"]
 
 
+@pytest.mark.long
 def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: Database, settings: Settings, judge: Judge) -> None:
     windows = filled(database, 3)
     chosen = asking(settings.model_copy(update=DRY), judge.url, judge_timeout_seconds=2.0)
@@ -166,6 +168,7 @@ def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Data
     assert dict(prepared.dropped_groups) == {windows[1]: QUARANTINED_REASON}
 
 
+@pytest.mark.long
 def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_gives_the_batch_up(
     make_bench: Callable[..., Bench], database: Database, settings: Settings
 ) -> None:
@@ -214,6 +217,7 @@ def command(
     return ask
 
 
+@pytest.mark.long
 def test_score_by_command_pays_once_and_says_what_waits(
     database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
@@ -245,6 +249,7 @@ def test_score_by_command_pays_once_and_says_what_waits(
     assert command("judge", "retry")[0] == 2
 
 
+@pytest.mark.long
 def test_score_says_of_every_hour_whether_it_was_judged_and_whose_scores_it_keeps(
     database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
@@ -266,6 +271,7 @@ def test_score_says_of_every_hour_whether_it_was_judged_and_whose_scores_it_keep
     assert f"In quarantine, not scored by openai/bad: {second}." in said
 
 
+@pytest.mark.long
 def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
     database: Database, settings: Settings, command: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
@@ -274,6 +280,7 @@ def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
     assert command("score", "--window", window)[1]["windows"][0]["judge"] == MODEL
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
 def test_the_address_of_openais_own_client_is_where_the_judge_is_asked(
     database: Database,

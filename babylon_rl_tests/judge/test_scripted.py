@@ -39,6 +39,7 @@ def test_noise_spoils_the_ranking_a_little_and_the_seed_says_how(judge: Judge) -
     assert all(0 <= score <= 1 for score in first.values())
 
 
+@pytest.mark.slow
 def test_another_server_of_the_same_seed_gives_the_same_answers(judge: Judge) -> None:
     judge.reset(noise=0.2, position_bias=0.3, out_of_order=0.5, seed=7)
     answers = [judge.text(asked(*EPISODES, nonce=str(number))) for number in range(5)]

@@ -18,7 +18,7 @@ from babylon_rl_tests.market_oracle import Tables, market_of
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import AFTER
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 WINDOWS = ["2025-11-15T08:00", "2025-11-15T09:00", "2025-11-15T10:00", "2025-11-15T11:00"]
 PLAIN = Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})

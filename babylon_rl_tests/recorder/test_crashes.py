@@ -11,7 +11,7 @@ import pytest
 from babylon_rl.store.database import Database
 from babylon_rl_tests.recorder.builders import AGENTS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 AGENTS_AT_WORK = """
 import sys, threading

@@ -233,6 +233,7 @@ def test_agents_wait_for_room_and_go_on_when_there_is_some(game: Database, setti
     assert recorder.close() == RecorderReport(recorded=10)
 
 
+@pytest.mark.slow
 def test_a_trajectory_that_found_no_room_is_still_open_and_can_end_later(game: Database, settings: Settings) -> None:
     async def play() -> RecorderReport:
         recorder = await AsyncTrajectoryRecorder.connect(game.url, settings=settings, room=1, patience_s=1.5)

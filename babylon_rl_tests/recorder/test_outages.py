@@ -125,6 +125,7 @@ def test_closing_during_an_outage_gives_up_after_its_patience_and_says_how_many_
     assert recorder.close() == report
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_server_that_never_answers(game: Database, settings: Settings) -> None:
     with game.connect() as held:
         held.execute("LOCK TABLE trajectories IN EXCLUSIVE MODE")

@@ -8,8 +8,8 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.serving.releases import ReleaseAuthor, deploy
 from babylon_rl.settings import Settings
-from babylon_rl.store.ab_tests import insert_test
 from babylon_rl.store.database import Database
+from babylon_rl.store.releases import insert_test
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_call, make_step, make_trajectory
 from babylon_rl_tests.serving.gateways import add_version

@@ -1,7 +1,6 @@
 """An admin API on a real socket, a stand-in of Dagster's webserver, and a plain HTTP client."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,13 +12,12 @@ from uuid import uuid4
 import uvicorn
 from pydantic import SecretStr
 
-from babylon_rl.models.server import bind
+from babylon_rl.models.server import in_thread
 from babylon_rl.serving.admin_api import AdminApi, create_app
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.http_stand_in import Handler, served
-from babylon_rl_tests.serving.gateways import wait_for
 
 
 @dataclass
@@ -114,13 +112,6 @@ def running_admin(settings: Settings, database: Database, **options: Any) -> Ite
     """Serve until the block ends."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
     api = AdminApi(settings, database, **options)
-    with bind("127.0.0.1", 0) as bound:
-        bound.listen(64)
-        server = uvicorn.Server(uvicorn.Config(create_app(api), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        wait_for(lambda: server.started or not thread.is_alive(), "the admin API to start")
-        yield AdminServer(f"http://127.0.0.1:{bound.getsockname()[1]}", api)
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
+    server = uvicorn.Server(uvicorn.Config(create_app(api), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
+    with in_thread(server, "admin API", lambda: "The admin API did not start.") as url:
+        yield AdminServer(url, api)

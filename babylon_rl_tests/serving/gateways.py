@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from babylon_rl.models.server import bind
 from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
-from babylon_rl.serving.gateway_app import create_app
+from babylon_rl.serving.gateway_process import create_app
 from babylon_rl.serving.http_server import LimitedProtocol, server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database

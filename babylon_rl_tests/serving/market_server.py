@@ -1,8 +1,6 @@
 """A served market on a real socket, and a client that speaks to it as any language would: plain HTTP and JSON."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ import uvicorn
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.models.server import bind
+from babylon_rl.models.server import in_thread
 from babylon_rl.serving.market_server import create_app
 
 
@@ -81,18 +79,7 @@ def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:
 @contextmanager
 def served(market: Snapshot, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
     """The address of a server in a thread, which ends with the block."""
-    bound = bind("127.0.0.1", 0)
     app = create_app(market, idle_s=idle_s, results=results, clock=clock or Clock())
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        bound.close()
+    with in_thread(server, "market", lambda: "The market did not start.") as url:
+        yield url

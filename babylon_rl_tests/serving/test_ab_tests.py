@@ -131,10 +131,11 @@ def test_the_asset_shows_the_newest_test(connection, database, settings, version
     assert "v1.0.1 is shown to earn more" in made["verdict"].value and "data:image/png" in made["course"].value
 
 
+@pytest.mark.slow
 def test_equal_versions_are_seldom_told_apart_however_often_one_looks() -> None:
     from babylon_rl.serving.ab_tests import _arms, differences
-    from babylon_rl.store.ab_tests import ABTest
     from babylon_rl.store.live_usage import AgentHour
+    from babylon_rl.store.releases import ABTest
 
     test = ABTest("t", ("old", "new"), (50.0, 50.0), 50.0, "running", START, "", "", None, None, None)
     rng, wrong, runs = np.random.default_rng(11), 0, 150

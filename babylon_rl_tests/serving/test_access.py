@@ -52,6 +52,7 @@ def chat(gateway: RunningGateway, key: str, **headers: str) -> Any:
     return gateway.client(key).chat.completions.create(model="base", messages=MESSAGES, extra_headers=headers)
 
 
+@pytest.mark.slow
 def test_a_key_opens_the_gateway_and_its_revocation_closes_it(
     gateway: RunningGateway, keys: Keys, database: Database, upstream: ModelStandIn
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_client_has_its_budget_of_requests_and_tokens(settings: Settings, data
             assert 0 < int(limited.value.response.headers["retry-after"]) <= 60
 
 
+@pytest.mark.slow
 def test_streams_and_calls_that_the_client_left_take_from_its_budget(
     settings: Settings, database: Database, upstream: ModelStandIn
 ) -> None:

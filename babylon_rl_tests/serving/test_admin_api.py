@@ -423,6 +423,7 @@ def test_the_index_names_every_path(admin: AdminServer) -> None:
     json.dumps(document)
 
 
+@pytest.mark.long
 def test_requests_generated_from_the_document_are_answered_as_it_says(settings: Settings, database: Database) -> None:
     import schemathesis
     from hypothesis import HealthCheck, Phase, given

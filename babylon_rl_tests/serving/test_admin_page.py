@@ -167,6 +167,7 @@ def test_a_login_does_not_let_other_sites_start_anything(admin: AdminServer, dat
     assert admin.post("/api/admin/training/cancel", b"jobId=x", cookie=mine, **form).status == 415
 
 
+@pytest.mark.slow
 def test_without_keys_a_foreign_name_of_this_machine_is_refused(admin: AdminServer) -> None:
     for host, status in (("evil.example", 403), ("localhost:8090", 200), ("127.0.0.1", 200), ("[::1]:8090", 200)):
         assert asked(f"{admin.url}/admin", host=host)[0] == status

@@ -45,6 +45,7 @@ def chat(gateway: RunningGateway, **more: object) -> None:
         list(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_is_recorded_with_its_place_and_logprobs_and_is_a_sequence_that_trains(
     recording: Settings, database: Database, stream: bool
@@ -63,6 +64,7 @@ def test_a_call_is_recorded_with_its_place_and_logprobs_and_is_a_sequence_that_t
     assert [token["logprob"] for token in read.logprobs or ()] == [-0.5, -0.5, -0.5]
 
 
+@pytest.mark.slow
 def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
     recording: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
@@ -82,6 +84,7 @@ def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
 COUNTS = 'SELECT "promptTokens", "completionTokens", status FROM babylon_rl.gateway_calls ORDER BY "at"'
 
 
+@pytest.mark.slow
 def test_tokens_of_streams_are_the_server_s_or_counted_from_its_tokens(
     recording: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_client_gets_the_event_with_counts_when_it_asks_for_it(recording: Sett
     assert [body["stream_options"]["include_usage"] for body in upstream.seen] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_a_broken_stream_is_a_call_without_texts(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
     upstream.behaviour["v1.0.0"] = "breaks later"
     with running_gateway(recording, database, writes=True) as gateway:
@@ -119,6 +123,7 @@ def test_a_broken_stream_is_a_call_without_texts(recording: Settings, database: 
     assert [call["status"] for call in rows(database, "SELECT status FROM babylon_rl.gateway_calls")] == [502]
 
 
+@pytest.mark.slow
 def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
     recording: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
@@ -132,6 +137,7 @@ def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
     assert json.loads(row["messagesJson"]) == MESSAGES and row["metadata"]["toolCalls"] == calls
 
 
+@pytest.mark.slow
 def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: Settings, database: Database) -> None:
     with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, messages=[{"role": "user", "content": "a\x00b 😀"}], extra_headers=PLACE | {"x-babylon-step": "odd"})
@@ -139,6 +145,7 @@ def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: 
     assert (row["userPrompt"], row["stepId"]) == ("a\ufffdb 😀", "odd")
 
 
+@pytest.mark.slow
 def test_provider_accesses_come_by_a_header(recording: Settings, database: Database) -> None:
     accesses = [{"providerName": "prices", "data": {"BTC": 1}, "purpose": "trade"}]
     with running_gateway(recording, database, writes=True) as gateway:
@@ -147,6 +154,7 @@ def test_provider_accesses_come_by_a_header(recording: Settings, database: Datab
     assert row["metadata"]["providerAccesses"] == accesses
 
 
+@pytest.mark.slow
 def test_private_fields_are_not_recorded(recording: Settings, database: Database) -> None:
     private = recording.model_copy(update={"record_private_fields": "agent=hash, prompts"})
     with running_gateway(private, database, writes=True) as gateway:
@@ -173,6 +181,7 @@ def test_gateways_with_one_key_hash_an_agent_alike_and_others_do_not(settings: S
     assert hashed("one", None) == hashed("one", None) != hashed("two", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_is_recorded(recording: Settings, database: Database, upstream: ModelStandIn, stream: bool) -> None:
     upstream.answer = lambda model: completion(model, reasoning_content="because")
@@ -183,6 +192,7 @@ def test_reasoning_is_recorded(recording: Settings, database: Database, upstream
     assert (row["reasoning"], row["response"]) == ("because", "hold your position")
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_sampled_whole_or_not_at_all_as_the_recorder_decides(recording: Settings, database: Database) -> None:
     names = [f"t{number}" for number in range(12)]
     chosen = sorted(name for name in names if random.Random(name).random() < 0.3)
@@ -194,12 +204,14 @@ def test_a_trajectory_is_sampled_whole_or_not_at_all_as_the_recorder_decides(rec
     assert sorted(row["stepId"] for row in found) == [f"{name}-step-{step}" for name in chosen for step in range(2)]
 
 
+@pytest.mark.slow
 def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recording: Settings, database: Database) -> None:
     with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database, writes=True) as gateway:
         chat(gateway)
         assert logs(database, 1) == []
 
 
+@pytest.mark.slow
 def test_the_least_role_of_a_gateway_reads_what_is_deployed_and_writes_calls(
     recording: Settings, database: Database, request: pytest.FixtureRequest
 ) -> None:
@@ -237,6 +249,7 @@ def test_a_gateway_in_a_thread_routes_by_the_registry_and_ends_with_its_calls_in
     assert [(row["agentId"], row["version"]) for row in rows(database, "SELECT * FROM babylon_rl.gateway_calls")] == [("a1", "v1.0.0")]
 
 
+@pytest.mark.slow
 def test_calls_that_a_killed_gateway_left_on_disk_are_written(recording: Settings, database: Database) -> None:
     with running_gateway(recording, database) as gateway:
         chat(gateway)

@@ -86,6 +86,7 @@ def require_each_once(database: Database, answered: list[str]) -> None:
     assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == rows(database, answered_by)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no_call(recording: Settings, database: Database) -> None:
     proxy = Proxy(database.url)
     with running_gateway(recording, Database(proxy.url, proxy.url), writes=True) as gateway:
@@ -103,6 +104,7 @@ def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no
         require_each_once(database, load.answered)
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_silent_is_left_after_a_bound_and_gets_each_call_once(
     recording: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_database_that_goes_silent_is_left_after_a_bound_and_gets_each_call_on
         thread.join(10)
 
 
+@pytest.mark.long
 def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
     with gateway_process(recording, database) as (process, port), Load(port) as load:
         load.more(60)
@@ -138,6 +141,7 @@ def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Sett
     require_each_once(database, answered)
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recording: Settings, database: Database) -> None:
     with gateway_process(recording, database) as (process, port):
         with Load(port) as load:
@@ -155,6 +159,7 @@ def kill_writer(process: subprocess.Popen[str], load: Load) -> None:
     load.more(10)
 
 
+@pytest.mark.long
 def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
     with running_gateway(recording, database, writes=True) as gateway:
         with Load(gateway.port) as load:
@@ -187,7 +192,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_database_upstream_and_gateway_killed_in_turn_under_load_lose_no_answered_call_and_count_none_twice(
     settings: Settings, cluster: Cluster
 ) -> None:
@@ -312,6 +317,7 @@ class ManyPauses(threading.Event):
         return self.is_set()
 
 
+@pytest.mark.long
 def test_a_fault_that_lasts_for_hours_is_still_tried_again(recording: Settings, database: Database) -> None:
     (recording.home / "gateway" / "spool" / "0.calls").mkdir(parents=True)
     pauses = ManyPauses()

@@ -59,6 +59,7 @@ def test_everything_else_in_a_request_reaches_the_model_unchanged(gateway: Runni
     assert upstream.seen[0] == sent | {"response_format": {"type": "json_object"}, "guided_choice": ["a"]}
 
 
+@pytest.mark.slow
 def test_a_stream_comes_whole_and_in_order(gateway: RunningGateway) -> None:
     stream = gateway.client().chat.completions.create(model="babylon-agent", messages=MESSAGES, stream=True)
     deltas = [part.choices[0].delta.content for part in stream]
@@ -66,6 +67,7 @@ def test_a_stream_comes_whole_and_in_order(gateway: RunningGateway) -> None:
     wait_for(gateway.quiet, "no task to be left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "cause"), FALLBACKS.items())
 def test_a_version_that_fails_is_replaced_by_the_base(gateway: RunningGateway, upstream: ModelStandIn, fault: str, cause: str) -> None:
     upstream.behaviour["v1.0.0"] = fault
@@ -87,6 +89,7 @@ def test_a_stream_that_breaks_before_its_first_token_is_the_base_s(
     require_nothing_left(gateway, upstream)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["breaks later", "half a chunk", "stalls"])
 def test_a_stream_that_breaks_or_pauses_too_long_after_its_first_token_ends_as_an_error(
     gateway: RunningGateway, upstream: ModelStandIn, fault: str
@@ -115,6 +118,7 @@ def test_a_stream_without_its_last_line_is_complete_when_it_says_that_it_has_fin
     assert parts[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -157,6 +161,7 @@ def test_a_server_that_refuses_a_field_of_the_gateway_is_asked_without_it(
             gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES, logprobs=True)
 
 
+@pytest.mark.slow
 def test_the_body_s_user_is_the_agent_where_no_header_names_one(settings: Settings, database: Database, upstream: ModelStandIn) -> None:
     add_version(database, "v1.0.0")
     settings = settings.model_copy(update={"local_endpoint": upstream.url, "rl_rollout_percentage": 50.0})
@@ -200,6 +205,7 @@ def test_models_are_listed_and_unknown_ones_refused(gateway: RunningGateway) -> 
         client.chat.completions.create(model="v9.9.9", messages=MESSAGES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

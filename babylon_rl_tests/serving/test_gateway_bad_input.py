@@ -43,6 +43,7 @@ def gateway(settings: Settings, database: Database, upstream: ModelStandIn) -> I
         yield running
 
 
+@pytest.mark.long
 @repeatable(150)
 @given(
     st.binary()
@@ -96,6 +97,7 @@ def test_clients_that_vanish_cancel_their_requests_at_the_model(gateway: Running
     assert 'status="499"} 8' in gateway.gateway.metrics.requests.text()
 
 
+@pytest.mark.slow
 def test_clients_that_vanish_in_the_middle_of_a_stream_leave_nothing(gateway: RunningGateway, upstream: ModelStandIn) -> None:
     upstream.pause_s = 0.2
     try:
@@ -108,6 +110,7 @@ def test_clients_that_vanish_in_the_middle_of_a_stream_leave_nothing(gateway: Ru
         upstream.pause_s = 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -148,6 +151,7 @@ def test_an_error_of_the_gateway_s_own_is_answered_in_openai_s_shape(gateway: Ru
     wait_for(gateway.quiet, "no task to be left")
 
 
+@pytest.mark.slow
 def test_slow_clients_do_not_keep_others_waiting(gateway: RunningGateway) -> None:
     lines = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(50)]
     for line in lines:

@@ -28,7 +28,7 @@ def counted(port: int) -> int:
     return int(found[1]) if found else 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_of_several_processes_shows_the_numbers_of_all_also_of_one_that_ended(
     settings: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
@@ -69,6 +69,7 @@ def test_counts_and_durations_are_added_up_and_gauges_are_those_of_living_proces
     assert "seconds_sum 0.03\n" in text and "open 4\n" in text and "fresh 0\n" in text
 
 
+@pytest.mark.slow
 def test_a_silent_database_is_noticed_and_the_gateway_goes_on_when_it_speaks_again(
     settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_without_a_fallback_a_version_that_nobody_can_look_up_is_refused(setting
         routed(gateway, "v1.0.3")
 
 
+@pytest.mark.slow
 def test_a_gateway_started_while_its_database_is_away_serves_releases_and_keys_as_last_known(
     settings: Settings, database: Database, upstream: ModelStandIn
 ) -> None:

@@ -46,6 +46,7 @@ class Asking(Clients):
             self.failed.append(failure)
 
 
+@pytest.mark.slow
 def test_deployments_and_rollbacks_reach_every_gateway_by_notification_and_no_request_fails(
     settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,7 @@ def test_deployments_and_rollbacks_reach_every_gateway_by_notification_and_no_re
     assert asking.failed == others.failed == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rollback_reaches_each_of_two_gateway_processes(settings: Settings, database: Database, upstream: ModelStandIn) -> None:
     settings = settings.model_copy(update={"local_endpoint": upstream.url})
     add_version(database, "v1.0.0", "ready")
@@ -100,6 +101,7 @@ def test_a_rollback_reaches_each_of_two_gateway_processes(settings: Settings, da
         wait_for(lambda: answered() == ["base"] * 2, "both to answer with the base")
 
 
+@pytest.mark.slow
 def test_polling_alone_brings_a_change_of_which_nothing_notifies(
     settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ def test_polling_alone_brings_a_change_of_which_nothing_notifies(
     assert asking.failed == []
 
 
+@pytest.mark.slow
 def test_without_notifications_the_registry_is_polled_and_a_lost_database_changes_nothing(
     settings: Settings, database: Database, upstream: ModelStandIn
 ) -> None:

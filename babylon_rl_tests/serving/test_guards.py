@@ -65,6 +65,7 @@ def state(connection) -> tuple[str, float]:
     return newest.state, newest.percentage
 
 
+@pytest.mark.slow
 def test_a_version_that_does_well_advances_step_by_step_to_all(connection, settings, rolling) -> None:
     live(connection)
     seen = []
@@ -81,6 +82,7 @@ def test_a_version_that_does_well_advances_step_by_step_to_all(connection, setti
     assert read_routing(connection).deployed == "v1.0.1"
 
 
+@pytest.mark.slow
 def test_without_automatic_promotion_a_person_is_told_and_a_failure_still_rolls_back(connection, settings, rolling) -> None:
     by_hand = settings.model_copy(update={"auto_promote": False})
     live(connection)
@@ -93,6 +95,7 @@ def test_without_automatic_promotion_a_person_is_told_and_a_failure_still_rolls_
     assert read_routing(connection).deployed == "v1.0.0"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("trouble", "guard"),
     [
@@ -110,6 +113,7 @@ def test_each_guard_alone_takes_a_version_back(connection, settings, rolling, tr
     assert state(connection) == ("rolled_back", 10.0)
 
 
+@pytest.mark.slow
 def test_a_version_whose_refused_trades_name_no_side_is_taken_back(connection, settings, rolling) -> None:
     live(connection, buys=20, sells=0, refused=20, sides=False)
     said = advance(connection, settings, START + timedelta(hours=7))
@@ -140,6 +144,7 @@ def test_hours_with_several_versions_count_for_none(connection, settings, rollin
     assert "1 agents against 0" in advance(connection, settings, START + timedelta(hours=7))
 
 
+@pytest.mark.slow
 def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
     rng, wrong, runs = np.random.default_rng(5), 0, 200
     for _ in range(runs):
@@ -208,6 +213,7 @@ def record_calls(connection, *numbers: int, at: datetime | str, version: str = "
     connection.commit()
 
 
+@pytest.mark.long
 def test_usage_counts_recorded_calls_outside_the_gateway_once(connection, rolling) -> None:
     now = START + timedelta(hours=3)
     record_calls(connection, 0, 1, 2, at=now)
@@ -225,6 +231,7 @@ def test_usage_counts_recorded_calls_outside_the_gateway_once(connection, rollin
     assert usage(connection)["v1.0.1"] == (0, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["57842-11-20 08:00", "2099-11-20 08:00", "0001-01-01 00:00"])
 def test_a_recorded_call_with_a_wrong_time_keeps_no_other_from_being_counted(connection, rolling, wrong) -> None:
     now = START + timedelta(hours=3)
@@ -249,6 +256,7 @@ def test_a_recorded_call_of_a_clock_ahead_counts_when_its_time_has_come(connecti
         assert usage(connection)["v1.0.1"] == (1, calls)
 
 
+@pytest.mark.slow
 def test_the_sensor_counts_and_moves_at_each_tick(connection, database, settings, rolling) -> None:
     def tick(hours: float) -> str:
         babylon = Babylon(settings, database, lambda: START + timedelta(hours=hours))

@@ -34,6 +34,7 @@ def test_nothing_is_available_before_a_release_and_the_base_answers(connection, 
     assert not rl.should_use_rl_model("agent-1", settings) and rl.get_latest_rl_model(settings) is None
 
 
+@pytest.mark.slow
 def test_each_agent_gets_what_the_gateway_would_give_it(connection, settings, make_version) -> None:
     for version in ("v1.0.0", "v1.0.1"):
         make_version(version)

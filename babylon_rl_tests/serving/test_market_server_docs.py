@@ -41,6 +41,7 @@ def served(workplace: Path) -> Iterator[str]:
             server.communicate(timeout=20)
 
 
+@pytest.mark.slow
 def test_the_agent_of_the_page_plays_to_the_end(served: str, workplace: Path) -> None:
     (workplace / "agent.py").write_text("\n".join(_block("python")))
     done = subprocess.run([sys.executable, "agent.py", served], cwd=workplace, capture_output=True, text=True, timeout=60)

@@ -50,6 +50,7 @@ def recorded(database: Database, name: str, decisions: int) -> None:
     assert kept == {(logs[0]["trajectoryId"], "".join(ACTION), "action")}
 
 
+@pytest.mark.long
 def test_the_loop_plays_to_the_end_and_every_decision_is_recorded(
     environment: dict[str, str], database: Database, upstream: ModelStandIn, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_the_loop_plays_to_the_end_and_every_decision_is_recorded(
     assert re.search(r"\w+: \d+\.\d\d \([+-]\d+\.\d\d%\)", upstream.seen[1]["messages"][1]["content"])
 
 
+@pytest.mark.long
 def test_the_langgraph_agent_plays_to_the_end_and_every_decision_is_recorded(
     environment: dict[str, str], database: Database, tmp_path: Path
 ) -> None:

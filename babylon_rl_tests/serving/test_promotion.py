@@ -43,6 +43,7 @@ def test_without_automatic_promotion_a_pass_makes_a_candidate_and_nothing_plays(
     assert states(connection) == [("v1.0.0", "candidate")] and served.asked == {}
 
 
+@pytest.mark.slow
 def test_what_did_not_pass_stays_as_it_is(promoted, make_version, connection):
     make_version("v1.0.0")
     with endpoint(base=hold) as served:
@@ -50,6 +51,7 @@ def test_what_did_not_pass_stays_as_it_is(promoted, make_version, connection):
     assert states(connection) == [] and read_confirmations(connection) == []
 
 
+@pytest.mark.long
 def test_a_confirmed_version_starts_at_the_first_step_and_the_two_alone_play(promoted, make_version, connection):
     make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
@@ -62,6 +64,7 @@ def test_a_confirmed_version_starts_at_the_first_step_and_the_two_alone_play(pro
     assert read_events(connection)[-1].who == "automation"
 
 
+@pytest.mark.long
 def test_a_version_that_is_no_better_in_fresh_markets_stays_a_candidate(promoted, make_version, connection):
     make_version("v1.0.0")
     with endpoint(base=reads_news, **{"v1.0.0": reads_wrongly}) as served:
@@ -70,6 +73,7 @@ def test_a_version_that_is_no_better_in_fresh_markets_stays_a_candidate(promoted
     assert states(connection) == [("v1.0.0", "candidate")] and not read_confirmations(connection)[0].confirmed
 
 
+@pytest.mark.long
 def test_each_test_has_markets_of_its_own_and_the_deployed_version_as_rival(promoted, make_version, connection, settings):
     make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_news}) as served:
@@ -85,6 +89,7 @@ def test_each_test_has_markets_of_its_own_and_the_deployed_version_as_rival(prom
     require_unseen([*fresh, *benchmark_snapshots(96)])  # no market twice, none of training's
 
 
+@pytest.mark.long
 def test_an_interrupted_confirmation_goes_on_in_its_markets(promoted, make_version, connection):
     make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
@@ -99,6 +104,7 @@ def test_an_interrupted_confirmation_goes_on_in_its_markets(promoted, make_versi
     assert (test.level, test.markets) == (begun.level, MARKETS) and test.confirmed
 
 
+@pytest.mark.long
 def test_a_version_waits_while_another_is_on_trial_and_one_rolled_back_never_returns(promoted, make_version, connection, settings):
     for version in ("v1.0.0", "v1.0.1"):
         make_version(version)
@@ -110,6 +116,7 @@ def test_a_version_waits_while_another_is_on_trial_and_one_rolled_back_never_ret
     assert deploy(connection, "v1.0.1", settings, ReleaseAuthor("tester", "by hand", NOW)).state == "rolling"
 
 
+@pytest.mark.long
 def test_the_demo_releases_what_was_promoted_and_nothing_else(promoted, make_version, connection, database, settings, capsys):
     state = Demo(settings, database, windows=2, seed=0)
     for version in ("v1.0.0", "v1.0.1"):

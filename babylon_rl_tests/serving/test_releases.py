@@ -105,6 +105,7 @@ def test_a_paused_version_keeps_its_share_and_moves_again_after_it_was_resumed(c
     assert deploy(connection, "v1.0.0", settings, author(4), percentage=25).percentage == 25
 
 
+@pytest.mark.slow
 def test_one_version_is_on_trial_at_a_time(connection, settings, versions) -> None:
     deploy(connection, "v1.0.0", settings, author(), percentage=10)
     with pytest.raises(ReleaseRefused, match=r"v1\.0\.0 is rolling at 10 % of agents, and only one version"):

@@ -51,6 +51,7 @@ def test_the_curl_lines_of_the_gateway_s_page(settings: Settings, database: Data
     assert "hold your position" in said
 
 
+@pytest.mark.slow
 def test_the_curl_lines_of_the_admin_api_s_page(
     settings: Settings, read_sample: Database, make_version: MakeVersion, tmp_path: Path
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_silent_daemon_and_a_silent_training_are_said(busy: str, connection: A
     assert "silent since 2025-10-30 11:50 UTC" in health.details["trainer"]
 
 
+@pytest.mark.slow
 def test_each_part_of_the_health_can_be_false_and_says_why(
     busy: str, connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_no_port_is_open_to_the_network() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+@pytest.mark.slow
 def test_docker_accepts_the_compose_file() -> None:
     client = shutil.which("docker")
     if client is None or subprocess.run([client, "compose", "version"], capture_output=True).returncode != 0:

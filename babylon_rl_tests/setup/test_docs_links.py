@@ -79,7 +79,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built_in
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_docs_build_strictly_with_their_generated_reference(site: Path) -> None:
     reference = {path.stem for path in (site / "reference").glob("*.html")}
     assert {"settings", "commands", "assets", "tables", "api", "glossary"} <= reference

@@ -190,7 +190,7 @@ def test_the_values_keep_what_the_projects_dagster_yaml_says(sample_database: Da
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_gets_the_gpu_and_hours_do_not(launch: Callable[..., Any], settings: Settings) -> None:
     chosen = settings.model_copy(update={"trainer_kubernetes": json.dumps(GPU)})
     training, *_ = launch("train", {"dagster/partition": "batch-1"} | trainer_tags(chosen))
@@ -208,7 +208,7 @@ def test_a_training_gets_the_gpu_and_hours_do_not(launch: Callable[..., Any], se
     assert [pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in pods] == ["1", None]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_of_a_pod_does_the_run(launch: Callable[..., Any], sample_database: Database, tmp_path: Path) -> None:
     job, home, instance, run_id = launch("hours", {"dagster/partition": "2025-10-30T14:00"})
     (container,) = job["spec"]["template"]["spec"]["containers"]

@@ -46,7 +46,7 @@ def receiver() -> Iterator[TraceReceiver]:
         stop_traces()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_a_trace_of_its_steps_judge_requests_and_iterations(
     make_bench: Callable[..., Bench], database: Database, settings: Settings, receiver: TraceReceiver, logger: logging.Logger
 ) -> None:
@@ -139,6 +139,7 @@ def test_a_workers_process_sends_what_waits_before_celery_ends_it(settings: Sett
     assert [each.name for each in receiver.spans] == ["work"]
 
 
+@pytest.mark.slow
 def test_a_collector_that_never_answers_keeps_nobody_waiting() -> None:
     with trace_receiver(answers=False) as receiver:
         start_traces(receiver.url)
@@ -149,6 +150,7 @@ def test_a_collector_that_never_answers_keeps_nobody_waiting() -> None:
         assert not receiver.answers.is_set() and receiver.spans == []
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_gone_is_told_once_and_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

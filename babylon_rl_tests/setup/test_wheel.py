@@ -59,6 +59,7 @@ def test_the_wheel_holds_what_stands_beside_the_package(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("babylon_rl_tests", "benchmarks"))]
 
 
+@pytest.mark.long
 def test_the_commands_work_from_an_empty_database_on(installed: Installed) -> None:
     found = installed("-c", "import babylon_rl; print(babylon_rl.__file__)", program="python").stdout
     assert "elsewhere" in found and str(ROOT / "babylon_rl") not in found
@@ -71,6 +72,7 @@ def test_the_commands_work_from_an_empty_database_on(installed: Installed) -> No
     assert (window["window"], window["agents"]) == ("2025-10-29T14:00", 5)
 
 
+@pytest.mark.long
 def test_dagster_finds_the_definitions_of_the_wheel(installed: Installed) -> None:
     listed = installed("dagster", "job", "list", "-m", "babylon_rl.definitions")
     assert listed.returncode == 0, listed.stderr

@@ -30,7 +30,7 @@ def tables(database: Database, schema: str) -> set[str]:
         return {name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_url_the_embedded_server_runs_while_it_is_used(settings: Settings) -> None:
     with open_database(settings) as database:
         with database.connect() as connection:
@@ -124,6 +124,7 @@ def test_role_that_may_not_create_schemas_gets_the_statement_to_run(empty_databa
             connection.execute("DROP ROLE limited")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the options of a socket have other names there")
 def test_a_server_that_vanished_is_noticed_in_a_minute_unless_the_address_says_otherwise(
     database: Database, monkeypatch: pytest.MonkeyPatch
@@ -164,7 +165,7 @@ def test_dagster_keeps_its_storage_in_its_own_schema(database: Database, tmp_pat
     assert tables(database, "public") == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_process_database_is_one_for_a_process_and_ends_with_it(settings: Settings) -> None:
     code = f"""
 from pathlib import Path

@@ -58,6 +58,7 @@ def runs(home: Path) -> bool:
     return Cluster(home).running_port() is not None
 
 
+@pytest.mark.long
 def test_it_listens_on_loopback_with_a_password_and_without_a_unix_socket(home: Path) -> None:
     with use_server(home) as url:
         with psycopg.connect(url) as connection:
@@ -122,6 +123,7 @@ def test_a_program_that_a_user_leaves_behind_does_not_keep_it_running(home: Path
         os.kill(holder.child_pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_killed_server_starts_again_with_what_was_committed(home: Path) -> None:
     with use_server(home):
         os.kill(postmaster(home), signal.SIGKILL)
@@ -177,12 +179,14 @@ def test_damage_that_only_the_server_sees_is_told_in_its_words(home: Path) -> No
         pass
 
 
+@pytest.mark.long
 def test_lost_password_is_replaced_and_nothing_is_lost(home: Path) -> None:
     (home / "postgres.password").unlink()
     with use_server(home) as url:
         assert kept(url) == 7
 
 
+@pytest.mark.long
 def test_lost_password_of_a_server_left_by_a_crash_is_replaced_too(home: Path) -> None:
     with Holder(home) as crashing:
         crashing.url()
@@ -200,6 +204,7 @@ def test_wrong_password_says_which_file_to_delete(home: Path) -> None:
             pass
 
 
+@pytest.mark.long
 def test_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     half = tmp_path / "postgres.new-1"
     half.mkdir()
@@ -210,6 +215,7 @@ def test_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+@pytest.mark.long
 def test_full_disk_at_the_first_start_is_a_sentence_and_the_next_start_works(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # as if the disk ended there
@@ -243,6 +249,7 @@ def test_root_without_setpriv_is_told_what_to_do(home: Path, monkeypatch: pytest
         pass
 
 
+@pytest.mark.long
 @as_root
 def test_root_uses_a_clone_that_only_root_may_enter(tmp_path: Path) -> None:
     installed = Cluster(tmp_path).programs.parents[1]
@@ -292,6 +299,7 @@ def open_home() -> Iterator[Path]:
     shutil.rmtree(parent)
 
 
+@pytest.mark.long
 @as_root
 def test_ordinary_user_needs_nothing_of_root(open_home: Path) -> None:
     user = pwd.getpwnam("daemon").pw_uid
@@ -303,6 +311,7 @@ def test_ordinary_user_needs_nothing_of_root(open_home: Path) -> None:
     assert (open_home / "postgres").stat().st_uid == user
 
 
+@pytest.mark.long
 @as_root
 def test_ordinary_user_is_told_that_a_state_directory_is_roots(open_home: Path) -> None:
     with use_server(open_home):

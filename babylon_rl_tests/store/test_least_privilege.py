@@ -103,7 +103,7 @@ def role() -> str:
     return f"Pipeline-{os.getpid()}-{next(_numbers)}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_role_migrates_and_runs_all_that_the_owner_can(
     roles: Roles, role: str, settings: Settings, every_hour: Database, tmp_path: Path
@@ -120,7 +120,7 @@ def test_the_role_migrates_and_runs_all_that_the_owner_can(
         assert done.returncode == (1 if command == "verify-data" else 0), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_database_that_its_owner_migrated_before_is_handed_over(roles: Roles, role: str, settings: Settings) -> None:
     migrate(roles.database)
     roles.database.prepare_dagster_schema()
@@ -132,7 +132,7 @@ def test_a_database_that_its_owner_migrated_before_is_handed_over(roles: Roles, 
     run_hours(database, settings, ["2025-10-29T14:00"], now=lambda: NOW)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_role_scores_with_a_language_model(roles: Roles, role: str, settings: Settings) -> None:
     roles.run(role=role)
     database = roles.as_("role")

@@ -73,6 +73,7 @@ def run(
     return result, seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asset, received", [("window_groups", IN_THE_ROWS), ("market_outcomes", IN_THE_MARKET)])
 @pytest.mark.parametrize("ends_it", ["the line is cut", "the server ends the session"])
 def test_the_hour_is_as_before_and_the_run_tries_again(

@@ -183,7 +183,7 @@ def apply(connection: Connection, edit: tuple[Any, ...]) -> None:
         insert(connection, table, [rest[0]])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @chances(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.lists(row_edits, min_size=3, max_size=25),

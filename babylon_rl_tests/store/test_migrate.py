@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
+from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
-from babylon_rl.store.migrate import CONTRACT, MIGRATIONS, migrate, read_migrations, require_migrated
+from babylon_rl.store.migrate import CONTRACT, migrate, read_migrations, require_migrated
 from babylon_rl_tests.store.servers import ROOT
 
 COLUMNS = """
@@ -131,6 +132,7 @@ def test_records_hold_name_checksum_and_the_given_time(empty_database: Database)
     assert recorded == [(file.name, file.checksum, datetime(2025, 10, 29, 14, 5)) for file in read_migrations()]
 
 
+@pytest.mark.slow
 def test_the_games_tables_are_adopted_unchanged(raw_sample_database: Database) -> None:
     before = public_fingerprint(raw_sample_database)
     count = rows(raw_sample_database, "SELECT count(*) FROM trajectories")

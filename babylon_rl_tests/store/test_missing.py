@@ -9,10 +9,9 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition, run_hours
 from babylon_rl.errors import SchemaMismatch
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import connect, defined
+from babylon_rl.store.connection import MIGRATIONS, connect, defined
 from babylon_rl.store.database import Database
-from babylon_rl.store.migrate import MIGRATIONS, migrate, read_migrations
-from babylon_rl.store.schema import read_tables
+from babylon_rl.store.migrate import migrate, read_migrations, read_tables
 from babylon_rl_tests.cli.test_command_line import environment
 from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.training.sample import NOW

@@ -107,7 +107,7 @@ def world(copies: Copies, settings: Settings) -> Iterator[World]:
     copies.drop(url)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("caller", CALLERS)
 def test_no_tick_and_no_hour_scans_ten_million_rows(caller: str, world: World, copies: Copies):
     CALLERS[caller](world)

@@ -58,7 +58,7 @@ def test_clients_of_the_pooler_do_share_sessions(pooled: Database) -> None:
         assert len(set(threads.map(backend, range(24)))) <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_hour_and_a_training_come_out_the_same(pooled: Database, every_hour: Database, settings: Settings) -> None:
     hours = run_every_hour(pooled, settings)
     assert content(pooled, hours) == content(every_hour, hours)
@@ -72,6 +72,7 @@ def test_every_hour_and_a_training_come_out_the_same(pooled: Database, every_hou
     assert_nothing_left_behind(pooled)
 
 
+@pytest.mark.long
 def test_many_runs_on_the_same_hours_at_once_leave_each_hour_once(pooled: Database, every_hour: Database, settings: Settings) -> None:
     hours = recorded_hours(pooled)
 
@@ -86,6 +87,7 @@ def test_many_runs_on_the_same_hours_at_once_leave_each_hour_once(pooled: Databa
     assert_nothing_left_behind(pooled)
 
 
+@pytest.mark.slow
 def test_sessions_in_another_time_zone_shift_nothing(
     sample_database: Database, every_hour: Database, settings: Settings, tmp_path: Path
 ) -> None:
@@ -137,7 +139,7 @@ def test_agents_play_and_record_through_the_pooler(pooled: Database, settings: S
     assert_nothing_left_behind(pooled)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_read_through_the_pooler_and_migrate_past_it(raw_sample_database: Database, tmp_path: Path) -> None:
     with pgbouncer(raw_sample_database.url, tmp_path, pool_size=1) as url:
         given = environment(tmp_path / "home", DATABASE_URL=url, DIRECT_DATABASE_URL=raw_sample_database.url)

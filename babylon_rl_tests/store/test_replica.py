@@ -63,6 +63,7 @@ def replay(standby: Server, what: str) -> None:
         connection.execute(f"SELECT pg_wal_replay_{what}()")
 
 
+@pytest.mark.long
 def test_a_read_has_all_that_was_written_before_it(pair: tuple[Server, Server], settings_of: Settings) -> None:
     patient = settings_of.model_copy(update={"read_wait_seconds": 30.0})
     for number in range(5):

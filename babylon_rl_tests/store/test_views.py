@@ -39,6 +39,7 @@ def read(database: Database, query: str) -> list[dict[str, Any]]:
         return cursor.execute(query).fetchall()
 
 
+@pytest.mark.long
 def test_window_summary_says_what_the_command_says_also_after_a_training(every_hour: Database, settings: Settings, ask: Ask) -> None:
     before = compare_windows(every_hour, ask)
     train_once(every_hour, settings)
@@ -106,6 +107,7 @@ def test_rejection_summary_counts_what_the_command_lists(every_hour: Database, a
         assert details[(*key, line["example_id"])] == line["example_detail"]
 
 
+@pytest.mark.long
 def test_batches_and_versions_are_those_of_the_commands(every_hour: Database, settings: Settings, ask: Ask) -> None:
     batch = train_once(every_hour, settings)
     (line,) = read(every_hour, "SELECT * FROM babylon_rl.batch_summary")

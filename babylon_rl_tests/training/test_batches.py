@@ -161,7 +161,7 @@ def test_a_completed_batch_is_not_trained_again(connection, settings, batch):
     assert again.model.version == "v1.0.11" and not trainer.trained
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("at", "after"), [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)])
 def test_a_killed_training_goes_on_where_it_stopped(connection, settings, batch, at, after):
     with pytest.raises(Killed):
@@ -191,6 +191,7 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(connecti
     assert (resumed.checkpoint / weights).read_bytes() == (whole.checkpoint / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_crash_after_an_iterations_directory_completes_its_row(connection, settings, batch):
     with pytest.raises(Killed):
         train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(3))
@@ -213,6 +214,7 @@ def test_a_crash_between_publishing_and_registering_only_registers(connection, s
     assert_registered_once(connection, batch, settings.home)
 
 
+@pytest.mark.slow
 def test_what_was_begun_is_not_judged_again(connection, settings, batch):
     with pytest.raises(Killed):
         train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(1))
@@ -234,6 +236,7 @@ def test_the_rewards_of_a_batch_stand_in_the_order_of_its_trajectories_whatever_
     assert (status, completed_at) == ("failed", NOW)
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_gone_fails_the_batch_with_a_cure(connection, settings):
     first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
@@ -334,6 +337,7 @@ def test_a_cancelled_batch_stops_at_its_next_step(connection, settings, batch, r
     assert read_batch(connection, batch.batch_id).error == "Cancelled: enough"
 
 
+@pytest.mark.slow
 def test_a_newer_run_shuts_the_older_one_out(connection, settings, batch, read_sample):
     def take_over(metrics):
         with read_sample.connect() as other:
@@ -379,6 +383,7 @@ def test_groups_without_spread_leave_the_batch(connection, settings):
     assert failed.state == "failed" and failed.completed_at > failed.started_at >= NOW  # it ended after it was judged
 
 
+@pytest.mark.slow
 def test_settings_are_those_that_were_frozen(connection, settings, batch):
     trained = train_batch(connection, batch.batch_id, settings.model_copy(update={"iterations": 9}), NOW)
     assert len(trained.steps) == 3

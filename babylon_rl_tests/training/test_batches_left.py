@@ -41,6 +41,7 @@ def batch(connection, settings):
     return frozen
 
 
+@pytest.mark.slow
 def test_hours_that_train_nothing_are_counted_among_the_groups_that_were_dropped(connection, settings, batch):
     trained = train_batch(connection, batch.batch_id, settings, NOW, PickyTrainer())
     found = read_batch(connection, batch.batch_id).preflight

@@ -118,6 +118,7 @@ def test_a_batch_is_trained_by_the_backend_that_it_was_frozen_for(connection, se
     assert read_batch(connection, two[0].batch_id).state == "scoring" and not read_steps(connection, two[0].batch_id)
 
 
+@pytest.mark.long
 def test_two_databases_that_share_a_state_directory_keep_their_checkpoints(connection, settings, read_sample, copy_of):
     first = prepared(connection, settings, max_trajectories=100)
     theirs = train_batch(connection, first.batch_id, settings, NOW).checkpoint

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from babylon_rl.models.checkpoints import publish
 from babylon_rl.training.backends.dry import DryTrainer, _write_adapter
 from babylon_rl.training.batches import train_batch
@@ -31,6 +33,7 @@ def take_number(connection) -> None:
     connection.commit()
 
 
+@pytest.mark.slow
 def test_a_damaged_published_checkpoint_is_published_again(connection, settings, batch):
     final = settings.home / "checkpoints" / "v1.0.11"
 
@@ -50,6 +53,7 @@ def test_what_no_manifest_calls_ours_keeps_its_number(connection, settings, batc
     assert [path.name for path in final.iterdir()] == ["adapter_config.json"]
 
 
+@pytest.mark.slow
 def test_a_version_that_a_foreign_row_took_is_left_to_it(connection, settings, batch):
     take_number(connection)
     trained = train_batch(connection, batch.batch_id, settings, NOW)
@@ -57,6 +61,7 @@ def test_a_version_that_a_foreign_row_took_is_left_to_it(connection, settings, b
     assert trained.checkpoint.name == "v1.0.12"
 
 
+@pytest.mark.slow
 def test_a_number_that_was_taken_between_publishing_and_registering_is_left_to_it(connection, settings, batch):
     with server_lost_while_registering(connection):
         train_batch(connection, batch.batch_id, settings, NOW)

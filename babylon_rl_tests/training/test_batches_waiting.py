@@ -37,6 +37,7 @@ def test_a_batch_is_left_to_its_next_run_for_a_week_and_failed_then(connection, 
     assert count_freezable(connection, settings, NOW).trajectories == 373  # free again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "raised", "said"),
     [
@@ -62,6 +63,7 @@ def test_settings_that_were_lost_let_a_batch_wait_and_keep_what_it_trained(conne
     assert trained.batch.state == "completed" and trained.batch.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "dies"), [(TrainingPaused("nobody answers"), False), (Killed(), True)])
 def test_only_starts_that_ended_in_a_death_count(connection, settings, batch, ends, dies):
     class Ends(DryTrainer):

@@ -28,6 +28,7 @@ def trained(connection, settings, now=NOW, **given):
     return batch.batch_id
 
 
+@pytest.mark.slow
 def test_a_leak_that_became_known_is_found_though_as_many_were_left_out_before(connection, settings):
     agent = an_agent(connection)
     batch_id = trained(connection, settings, windows=(HOUR, "2025-10-29T15:00"))
@@ -58,6 +59,7 @@ def test_calls_that_are_gone_are_no_leak_and_without_any_there_is_nothing_to_say
     assert not look.no_leakage(connection, replace(found, episodes=[first]), settings).passed
 
 
+@pytest.mark.slow
 def test_calls_that_were_too_old_to_train_are_not_missed(connection, settings):
     fresh = settings.model_copy(update={"max_staleness_versions": 0, "lookback_hours": 200})
     first = trained(connection, fresh, windows=(HOUR, "2025-10-29T15:00"))
@@ -94,6 +96,7 @@ def pointing(tmp_path, url, base):
     return final
 
 
+@pytest.mark.slow
 def test_a_version_at_a_service_is_asked_there(played, remote, stand_in, remote_checkpoint):
     found = remote_checkpoint(stand_in.url)
     before = len(stand_in.service.requests)
@@ -106,6 +109,7 @@ def test_a_version_at_a_service_is_asked_there(played, remote, stand_in, remote_
     assert (untried.passed, untried.tried) == (False, False) and untried.words.startswith("Not measured: ")
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_answer_is_said_to_be_so(played, remote, remote_checkpoint):
     silent = look.answers(played, remote_checkpoint("http://127.0.0.1:9"), remote)
     assert not silent.passed and "does not answer (2 tries)" in silent.words

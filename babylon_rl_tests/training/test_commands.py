@@ -57,7 +57,7 @@ def started(variables: dict[str, str], tmp_path: Path):
     return start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_prints_what_it_promises_and_is_listed(command):
     before = command("ready", "--json")
     assert before.returncode == 1
@@ -85,7 +85,7 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     assert "freezable trajectories" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(command, started):
     with started("train", "--iterations", "50", "--epochs", "50") as process:
         assert process.stdout is not None
@@ -103,7 +103,7 @@ def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(com
     assert sorted(set(begun)) == list(range(1, 51)) and len(begun) <= 51
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables, sample_database, tmp_path):
     with Proxy(sample_database.url) as proxy:
         away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "15", "EPOCHS": "15"}
@@ -125,7 +125,7 @@ def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables,
     assert "The database answers again." in complained
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_and_outcomes_are_written_through_the_graph(command):
     first = command("score", "--window", "2025-10-29T14:00", "--json")
     assert first.returncode == 0, first.stderr

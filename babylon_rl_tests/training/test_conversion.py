@@ -66,7 +66,7 @@ def test_only_the_asked_trajectories_are_decoded(connection, settings):
     assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_batch(database, settings):
     peaks = []
     window = f"{START:%Y-%m-%dT%H}:00"

@@ -65,6 +65,7 @@ def test_settings_choose_it_and_name_its_base(cpu_settings: Settings, tiny_base:
     assert trainer.base_identity().name == str(tiny_base)
 
 
+@pytest.mark.slow
 def test_what_was_rewarded_becomes_likelier_and_what_was_punished_rarer(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
     settings = cpu_settings.model_copy(update={"learning_rate": 5e-3})
     result = trained(settings, tmp_path / "out", make_lesson(), passes=6)
@@ -78,6 +79,7 @@ def test_what_was_rewarded_becomes_likelier_and_what_was_punished_rarer(cpu_sett
     assert math.isfinite(result.loss) and result.metrics["topActionShare"] < 0.95
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(cpu_settings: Settings, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trained(cpu_settings, tmp_path / name, make_lesson(2), seed=seed)
@@ -171,6 +173,7 @@ def test_the_number_of_threads_changes_no_byte(cpu_settings: Settings, tmp_path:
     assert digest(tmp_path / "1") == digest(tmp_path / "4")
 
 
+@pytest.mark.slow
 def test_the_next_iteration_goes_on_from_weights_and_optimizer_state(cpu_settings: Settings, tmp_path: Path) -> None:
     lesson = make_lesson(2)
     trained(cpu_settings, tmp_path / "1", lesson, steps=2)
@@ -293,6 +296,7 @@ def test_an_episode_weighs_the_same_whatever_its_length(cpu_settings: Settings, 
     assert told.loss == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_recorded_log_probabilities_make_the_ratio_real(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
     policy = Policy.load(tiny_base)
     encoded = encode_sequence(policy.tokenizer, make_messages(GOOD), BUY, SCHEMA)
@@ -343,7 +347,7 @@ def test_the_adapter_becomes_a_checkpoint_that_verifies_and_answers(cpu_settings
     assert all(isinstance(encode_sequence(policy.tokenizer, make_messages(GOOD), one.text, SCHEMA), EncodedSequence) for one in answers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_packaged_model_trains_a_step(packaged_base: Path, tmp_path: Path) -> None:
     settings = Settings(_env_file=None, train_rl_local=True, local_base_model=str(packaged_base))
     result = trained(settings, tmp_path / "out", make_lesson(1))

@@ -48,7 +48,7 @@ def plan_of(base: Path, sequences: list[TrainSequence]) -> TrainPlan:
 OTHER_SPACING = """UPDATE trajectories SET "stepsJson" = replace("stepsJson", '{\\"action\\": ', '{\\"action\\":') WHERE "windowId" = %s"""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_one_trains(
     played: Connection, cpu_settings: Settings, tmp_path: Path
 ) -> None:

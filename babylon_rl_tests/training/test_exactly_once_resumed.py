@@ -14,7 +14,7 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.faults.world import World, registry
 from babylon_rl_tests.training.sample import NOW
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Killed(BaseException):

@@ -190,7 +190,7 @@ def test_short_episodes_and_quarantined_hours_need_to_be_asked_for(connection: C
     assert {r["agentId"] for r in records_of("archive", tmp_path / "all") if not r["usable"]} >= {"agent-9"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_leaks_are_left_out_and_hidden_knowledge_is_in_no_file(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     told = fill_template(SCORE, agent="agent-7", score=0.5, rank=1, group=6)
     quoted = json.dumps({f"{CANARY}-market": 0.987654})
@@ -209,7 +209,7 @@ def test_leaks_are_left_out_and_hidden_knowledge_is_in_no_file(connection: Conne
             assert CANARY.encode() not in content and b"reasoning" not in content, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_same_input_gives_the_same_bytes(form: str, connection: Connection, settings: Settings, tmp_path: Path) -> None:
     windows = windows_of(connection)
@@ -221,7 +221,7 @@ def test_the_same_input_gives_the_same_bytes(form: str, connection: Connection, 
     assert {path: path.stat().st_size for path in (tmp_path / "once").rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jsonl_loads_in_art_as_groups_with_messages_reward_and_metadata(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     exported(connection, windows_of(connection), tmp_path, "jsonl", settings, splits=Splits(1.0))
     script = """
@@ -325,7 +325,7 @@ def test_the_archive_has_a_directory_per_window(connection: Connection, settings
     assert json.loads((tmp_path / UNSCORED / "scores.json").read_text())["judge"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMATS)
 def test_memory_does_not_grow_with_the_texts_of_an_hour(database: Database, settings: Settings, tmp_path: Path, form: str) -> None:
     start = window_start(WINDOW)
@@ -354,7 +354,7 @@ def test_an_hour_without_an_episode_leaves_nothing(database: Database, settings:
             export_windows(connection, [WINDOW], str(tmp_path), "csv", settings, splits=Splits(), selection=Selection())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMATS)
 def test_memory_does_not_grow_with_the_range(form: str, database: Database, settings: Settings, tmp_path: Path) -> None:
     windows = [f"2025-11-14T{hour:02}:00" for hour in range(12)]

@@ -212,6 +212,7 @@ def test_an_episode_that_was_used_up_when_its_hour_was_read_is_left_out_and_stil
         sync_windows(connection, [taken.window], settings, NOW)
 
 
+@pytest.mark.slow
 def test_what_a_full_batch_leaves_is_not_looked_at(database, settings):
     end = datetime(2025, 11, 1)
     many = ManyRows(4320, end - 24 * HOUR, end, agents=30)
@@ -260,6 +261,7 @@ def test_a_pinned_version_is_used_or_refused(connection, settings):
         freeze(connection, settings.model_copy(update={"model_version": "3"}), NOW)
 
 
+@pytest.mark.slow
 def test_a_pinned_version_below_the_newest_of_its_line_is_refused(connection, settings):
     high = settings.model_copy(update={"model_version": "v3.0.0"})
     batch = freeze(connection, high, NOW, max_trajectories=50).batch

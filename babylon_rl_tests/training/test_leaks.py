@@ -66,7 +66,7 @@ def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: Connect
     sync_hindsight(connection, [HOUR], settings, NOW)
     after = count_freezable(connection, settings, NOW)
     assert after.not_trainable["leak"] == rows == before.trajectories - after.trajectories
-    assert readiness(connection, settings, NOW).document()["notTrainable"]["leak"] == rows
+    assert readiness(connection, settings, NOW).not_trainable["leak"] == rows
     batch = freeze(connection, settings, NOW).batch
     assert batch is not None
     assert batch.trajectories == after.trajectories

@@ -110,6 +110,7 @@ def test_every_change_of_a_state_is_a_transition_of_the_table(connection, settin
     assert {("pending", "preparing"), ("preparing", "scoring"), ("training", "uploading"), ("uploading", "completed")} <= changes
 
 
+@pytest.mark.slow
 def test_code_names_no_state_that_a_batch_is_to_have():
     # A state is written by the functions that take a transition, and by the default of the column alone.
     written = []

@@ -13,6 +13,8 @@ from babylon_rl_tests.training.serverless_stand_in import Service, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
 from babylon_rl_tests.training.serverless_stand_in.chat import Chat
 
+pytestmark = pytest.mark.slow
+
 
 def at_stand_in(settings: Settings, url: str, base: Path) -> Settings:
     return settings.model_copy(update={"wandb_api_key": SecretStr("x"), "serverless_base_url": url, "base_model": str(base)})
@@ -29,7 +31,6 @@ def test_the_live_step_holds_at_the_stand_in_and_leaves_nothing(settings: Settin
         assert not served.service.models
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["fails", "zero", "nan", "no_step"])
 def test_the_live_step_fails_where_the_service_does(
     settings: Settings, base_directory: Path, fault: str, monkeypatch: pytest.MonkeyPatch

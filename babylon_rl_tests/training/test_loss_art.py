@@ -101,6 +101,7 @@ def ours(rows: Rows, weights: LossWeights, reduction: str) -> tuple[float, torch
     return loss.item(), new.grad
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recorded", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_loss_is_arts_on_the_same_packed_inputs(art: Oracle, recorded: float, reduction: str) -> None:

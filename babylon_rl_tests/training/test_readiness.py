@@ -1,8 +1,10 @@
 from datetime import timedelta
 
 import pytest
+from msgspec import to_builtins
 
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -31,7 +33,7 @@ def test_the_default_threshold_reads_as_promised(connection, settings):
 
 
 def test_the_object_has_its_promised_shape(connection, settings):
-    document = readiness(connection, settings, NOW).document()
+    document = to_builtins(ReadinessDocument.of(readiness(connection, settings, NOW)))
     assert set(document) >= {"ready", "reason", "stats", "notTrainable"}
     assert set(document["stats"]) == {"totalTrajectories", "unscoredTrajectories", "scenarioGroups", "dataQuality"}
     assert document["stats"]["totalTrajectories"] == 373

@@ -51,6 +51,7 @@ def test_prompt_and_grammar_are_found_in_what_was_trained_and_compared_on_load()
         check_inference_config(manifest, "trader-v2", "trade")
 
 
+@pytest.mark.slow
 def test_row_lineage_manifest_card_and_command_tell_the_same(connection, settings) -> None:
     for most in (60, None):
         batch = prepared(connection, settings, max_trajectories=most)

@@ -26,6 +26,7 @@ def serverless(monkeypatch, tmp_path, stand_in, base_directory):
     return choose
 
 
+@pytest.mark.long
 def test_recorded_play_trains_by_command(played_database, serverless, stand_in, capsys):
     serverless(played_database)
     assert run(["train", "--iterations", "1", "--from", HOURS[0], "--to", "2025-11-15T12:00"]) == 0
@@ -50,6 +51,7 @@ def test_recorded_play_trains_by_command(played_database, serverless, stand_in, 
     assert "nothing needs to be started" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, serverless, stand_in, capsys):
     serverless(sample_database)
     assert run(["train", "--iterations", "1"]) == 1
@@ -61,6 +63,7 @@ def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, 
     assert '"failed"' in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_job_that_never_ends_is_given_up_by_command(played_database, serverless, stand_in, monkeypatch, capsys):
     serverless(played_database)
     monkeypatch.setenv("SERVERLESS_LONGEST_JOB_MINUTES", "0.001")

@@ -25,6 +25,7 @@ def make_events(losses: list[float], announced: int | None = None, end: str = "t
     return [started, *steps, Event("z", end, {"error_message": "no room"} if end == "training_failed" else {})]
 
 
+@pytest.mark.slow
 @given(LOSSES, st.randoms(use_true_random=False))
 def test_the_order_of_events_and_their_repetition_change_nothing(losses: list[float], rng: random.Random) -> None:
     events = make_events(losses)

@@ -41,7 +41,7 @@ def states(connection, batch):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_past_the_time_limit_nothing_is_posted_and_what_is_trained_is_kept(played, two, stand_in, batch):
     die(played, batch, two, "row written", 2)
     took = """UPDATE babylon_rl.training_steps SET "metrics" = "metrics" || '{"seconds": 7200}' WHERE "finishedAt" IS NOT NULL"""
@@ -63,7 +63,7 @@ def test_the_time_in_which_a_batch_lies_idle_does_not_count(played, two, stand_i
     assert_trained_once(played, batch, stand_in)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changed", ["serverless_base_url", "wandb_entity"])
 @pytest.mark.parametrize(("boundary", "nth"), [("answered", 1), ("id written", 1), ("end written", 1), ("id written", 2)])
 def test_a_batch_goes_on_only_where_its_jobs_are(played, two, stand_in, batch, changed, boundary, nth):
@@ -79,7 +79,7 @@ def test_a_batch_goes_on_only_where_its_jobs_are(played, two, stand_in, batch, c
     assert_trained_once(played, batch, stand_in)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("lost", ["calls", "logprobs"])
 @pytest.mark.parametrize("boundary", ["answered", "id written", "end written"])
 def test_a_job_counts_though_what_it_trained_cannot_be_converted_again(played, two, stand_in, batch, boundary, lost):
@@ -90,6 +90,7 @@ def test_a_job_counts_though_what_it_trained_cannot_be_converted_again(played, t
     assert min(job.step_after for job in read_jobs(played, batch.batch_id)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["calls", "logprobs"])
 def test_what_cannot_be_converted_any_more_is_not_posted(played, two, stand_in, batch, lost):
     die(played, batch, two, "pointer written")
@@ -99,6 +100,7 @@ def test_what_cannot_be_converted_any_more_is_not_posted(played, two, stand_in, 
     assert len(stand_in.service.jobs) == 1 and states(played, batch) == ["trained"]
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_at_hand_is_waited_for(played, two, stand_in, tmp_path):
     base = shutil.copytree(two.base_model, tmp_path / "base")
     own = two.model_copy(update={"base_model": str(base)})
@@ -127,6 +129,7 @@ def test_a_refusal_keeps_what_is_trained(played, two, stand_in, batch, fault):
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_trained(played, two, stand_in, batch):
     with ExitStack() as disk:
 
@@ -141,6 +144,7 @@ def test_a_full_disk_keeps_what_is_trained(played, two, stand_in, batch):
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_damaged_keeps_what_is_trained(played, two, stand_in, batch):
     train(played, batch, two)
     (model,) = read_models(played)
@@ -159,6 +163,7 @@ def test_a_parent_that_is_damaged_keeps_what_is_trained(played, two, stand_in, b
     assert [job.step for job in stand_in.service.trained()] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_post_that_was_taken_over_before_it_left_is_posted_at_once_by_the_other_run(played, two, stand_in, batch):
     def taken_over(boundary):
         if boundary == "row written":
@@ -174,6 +179,7 @@ def test_a_post_that_was_taken_over_before_it_left_is_posted_at_once_by_the_othe
     assert states(played, batch) == ["refused", "trained", "trained"]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_art_before_the_request_leaves_is_no_post(played, two, stand_in, batch, monkeypatch):
     import art
 
@@ -197,6 +203,7 @@ def two_seconds_later() -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # in whole seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after", [lambda: "0.7", two_seconds_later], ids=["seconds", "date"])
 def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch, retry_after):
     stand_in.service.post_faults, stand_in.service.retry_after = ["429"], retry_after
@@ -206,6 +213,7 @@ def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch, r
     assert posted.posted_at - refused.ended_at >= timedelta(seconds=0.7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["drop_after", "reset_after", "500_after", "garbled_after"])
 def test_the_step_of_an_unanswered_post_counts_though_its_checkpoint_is_silent(played, two, stand_in, batch, fault):
     stand_in.service.post_faults, stand_in.service.checkpoint_metrics = [fault], False
@@ -216,6 +224,7 @@ def test_the_step_of_an_unanswered_post_counts_though_its_checkpoint_is_silent(p
     assert job.sequences == trained.steps[0].metrics["sequences"] > 0  # as posted
 
 
+@pytest.mark.slow
 def test_a_death_between_the_post_and_its_answer_counts_though_the_checkpoint_is_silent(played, two, stand_in, batch):
     stand_in.service.checkpoint_metrics = False
     for _ in range(2):
@@ -232,6 +241,7 @@ def test_a_checkpoint_that_tells_a_loss_that_is_no_number_does_not_count(played,
     assert states(played, batch) == ["failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("while_built", [False, True])
 def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted(played, two, stand_in, batch, while_built):
     stand_in.service.post_faults, stand_in.service.job_faults = ["500_after", *["429"] * 4], ["late"]
@@ -250,6 +260,7 @@ def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted
     assert len(stand_in.service.jobs) == 2
 
 
+@pytest.mark.slow
 def test_a_post_that_was_accepted_though_it_was_answered_with_an_error_deletes_nothing(played, two, stand_in, batch):
     stand_in.service.post_faults, stand_in.service.job_faults = ["500_after"], ["late"]
 

@@ -74,7 +74,7 @@ def read_model_directory(model):
     return Path(model.checkpoint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_death_at_any_boundary_is_resumed(played, two, stand_in, batch, boundary, nth):
@@ -90,6 +90,7 @@ def test_a_death_at_any_boundary_is_resumed(played, two, stand_in, batch, bounda
     assert posts == ([1, 2, 1] if nth == 1 else [1, 1, 2]) if boundary == "row written" else [1, 1]
 
 
+@pytest.mark.long
 def test_a_post_whose_process_died_is_posted_again_only_after_the_longest_job_time(played, two, stand_in, batch):
     with pytest.raises(Killed):
         train(played, batch, two, Dying(two, "row written"))
@@ -100,6 +101,7 @@ def test_a_post_whose_process_died_is_posted_again_only_after_the_longest_job_ti
     assert lost.state == "lost" and trained.posted_at - lost.posted_at >= TIMES.longest_job
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["drop_after", "500_after"])
 def test_the_look_after_a_faulty_post_lasts_as_long_as_jobs_take(played, two, stand_in, batch, fault):
     stand_in.service.job_s, stand_in.service.post_faults = 1.5, ["none", fault]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from babylon_rl.training.backends.serverless.service import ArtScratch
 
 MAKE_AND_DIE = """
@@ -27,6 +29,7 @@ def test_a_directory_is_gone_when_it_is_closed_and_others_stay(tmp_path):
     assert art_directories(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     subprocess.run([sys.executable, "-c", MAKE_AND_DIE, str(tmp_path)], check=False)
     (left,) = art_directories(tmp_path)

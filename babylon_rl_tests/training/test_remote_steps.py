@@ -16,6 +16,8 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.remote_play import PLAYED_NOW, SEQUENCES
 from babylon_rl_tests.training.sample import value
 
+pytestmark = pytest.mark.slow
+
 TIMES = Times(timedelta(seconds=0.6), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.3, timeout_s=0.5)
 HOUR = SEQUENCES // 2
 
@@ -100,7 +102,6 @@ def test_a_foreign_step_is_not_taken_for_that_of_a_job_that_made_none(stand_in, 
     assert steps() == [1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["nan", "steps_but_fails"])
 def test_the_step_of_a_job_that_failed_is_known_before_anything_else_is_posted(played, stand_in, next_batch, train, steps, fault):
     stand_in.service.job_faults, stand_in.service.lag_s = [fault], 0.2
@@ -113,6 +114,7 @@ def test_the_step_of_a_job_that_failed_is_known_before_anything_else_is_posted(p
     assert read_jobs(played, failing.batch_id)[0].discarded_at is not None
 
 
+@pytest.mark.long
 def test_a_job_that_ends_late_is_waited_for_and_counts(played, stand_in, next_batch, train, steps):
     stand_in.service.job_faults = ["late"]
     batch = next_batch()
@@ -125,7 +127,7 @@ def test_a_job_that_ends_late_is_waited_for_and_counts(played, stand_in, next_ba
     assert len(stand_in.service.jobs) == 1 and states(played, batch) == ["trained"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_posted_beside_a_late_job_of_a_cancelled_batch(played, stand_in, next_batch, train, steps):
     stand_in.service.job_faults = ["late"]
     late = next_batch()
@@ -148,7 +150,6 @@ def test_a_late_job_that_somebody_gave_up_leaves_its_step_to_the_next_training(p
     assert read_jobs(played, late.batch_id)[0].discarded_at is not None
 
 
-@pytest.mark.slow
 def test_a_job_that_was_given_up_and_ends_under_the_next_one_gives_its_step_to_no_version(played, stand_in, next_batch, train, steps):
     give_up(played, stand_in, next_batch, train)
     stand_in.service.job_s = 0.2

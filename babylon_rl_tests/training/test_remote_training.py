@@ -50,6 +50,7 @@ def assert_trained_once(connection, batch, stand_in) -> None:
     assert len(read_models(connection)) == 1
 
 
+@pytest.mark.slow
 def test_recorded_play_becomes_a_version_that_agents_call(played, remote, stand_in, batch):
     seen = []
     trained = train_batch(played, batch.batch_id, remote, PLAYED_NOW, on_step=seen.append)
@@ -69,6 +70,7 @@ def test_recorded_play_becomes_a_version_that_agents_call(played, remote, stand_
     assert "x" not in str(read_jobs(played, batch.batch_id)[0].metrics)
 
 
+@pytest.mark.slow
 def test_preflight_says_what_would_train(played, remote, batch):
     train(played, batch, remote)
     found = read_batch(played, batch.batch_id).preflight
@@ -81,6 +83,7 @@ def test_preflight_says_what_would_train(played, remote, batch):
     assert any("KL_PENALTY" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429", "drop_after", "500_after", "garbled_after"])
 def test_a_faulty_post_trains_once(played, remote, stand_in, batch, fault):
     stand_in.service.post_faults = [fault]
@@ -90,6 +93,7 @@ def test_a_faulty_post_trains_once(played, remote, stand_in, batch, fault):
     assert len(stand_in.service.jobs) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fault", "why"), [("500", "status 500"), ("503", "status 503"), ("drop_before", "disconnected without")])
 def test_a_post_that_is_cut_or_answered_with_an_error_is_posted_again_after_a_short_look(played, remote, stand_in, batch, fault, why):
     stand_in.service.post_faults = [fault]
@@ -100,6 +104,7 @@ def test_a_post_that_is_cut_or_answered_with_an_error_is_posted_again_after_a_sh
     assert timedelta(seconds=SHORT.list_lag_s) <= trained.posted_at - lost.posted_at
 
 
+@pytest.mark.slow
 def test_a_service_that_answers_with_errors_alone_is_left_for_the_next_run(played, remote, stand_in, batch):
     stand_in.service.post_faults = ["500"] * 5
     with pytest.raises(TrainingPaused, match="took no job in 5 posts .*status 500"):
@@ -150,7 +155,7 @@ def test_a_job_that_does_not_count_fails_its_batch_and_the_next_batch_trains(pla
     assert read_remote(trained.checkpoint).step == (2 if fault in ("nan", "steps_but_fails") else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_service_that_takes_no_job_leaves_the_batch_for_the_next_run(played, remote, stand_in, batch):
     stand_in.service.post_faults = ["429"] * 7
     with pytest.raises(TrainingPaused, match="took no job in 5 posts .*status 429"):
@@ -208,6 +213,7 @@ def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stan
     assert any(f"each trajectory trains {'once' if epochs == 1 else '2 times'}" in line for line in preflight_lines(found, "base"))
 
 
+@pytest.mark.slow
 def test_a_batch_frozen_before_passes_had_iterations_of_their_own_trains_as_it_was_frozen(played, remote, stand_in):
     old = remote.model_copy(update={"iterations": 3, "epochs": 2})
     frozen = freeze(played, old, PLAYED_NOW, windows=(HOURS[0], HOURS[1])).batch

@@ -116,6 +116,7 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
     assert (again.words, again.link) == ("As it is in Weights & Biases already.", sent.link)
 
 
+@pytest.mark.long
 def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step_is_in_two(offline: Settings, tmp_path: Path) -> None:
     first = Tracker(make_batch(), offline)
     tell(first, (1,))  # its only iteration has ended; then the upload waits, say
@@ -131,6 +132,7 @@ def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step
     assert service.summary["version"] == "v1.0.2"
 
 
+@pytest.mark.long
 def test_a_killed_training_has_sent_the_iterations_that_it_ended(offline: Settings, tmp_path: Path) -> None:
     told = """
 import sys, time
@@ -242,6 +244,7 @@ def test_an_hour_is_paid_in_the_first_iteration_that_uses_it_and_the_batch_costs
     assert batch_costs([make_step(1)], {HOURS[0]: (0.1, None)}) == {}
 
 
+@pytest.mark.long
 def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what_it_cost(
     connection: Connection, read_sample: Database, settings: Settings, tmp_path: Path
 ) -> None:
@@ -298,6 +301,7 @@ def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, 
     assert any(path.endswith("adapter_model.safetensors") for path in service.files)
 
 
+@pytest.mark.long
 def test_a_training_here_that_is_tracked_online_logs_its_checkpoint_by_itself_and_no_failure_of_that_fails_it(
     connection: Connection, read_sample: Database, settings: Settings
 ) -> None:

@@ -197,7 +197,7 @@ def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
     assert "dry run" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_by_hand_a_version_becomes_an_artifact_and_is_noted_only_when_it_is_one(
     connection, version_by_hand, monkeypatch, capsys, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_the_crowd_is_calibrated_from_a_questions_first_moment_to_its_last(confi
                 assert abs(statistics.mean(answer for _, answer in within) - expected) < 3.0 * error, (part, low)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crowd_drifts_to_the_answer_by_half_its_variance() -> None:
     """What Bayes' rule asks of whatever moves log-odds: more drift and holding would be free money, less and favourites lose."""
     drift = variance = 0.0
