@@ -12,7 +12,7 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sqlalchemy.pool import NullPool
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
+from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
@@ -64,7 +65,7 @@ class Babylon:
     now: Callable[[], datetime] = utc_now
     on_progress: Progress = no_progress
     retry_after_s: float = RETRY_AFTER_S
-    serving: Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]] = serve_models_here
+    serving: Serving = serve_models_here
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -135,10 +136,15 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START_TAG))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
-    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
+    with (
+        heartbeats(babylon.database, run.run_id),
+        log_context(run=run.run_id, **part),
+        span(f"run {run.job_name}"),
+        kept_open(babylon.serving) as serving,
+    ):
         _LOG.info("a run of %s began", run.job_name)
         try:
-            yield babylon
+            yield replace(babylon, serving=serving)
         finally:
             # No exception of a step reaches its resources.
             reason = None if context.instance is None else _failure(context.instance, run.run_id)

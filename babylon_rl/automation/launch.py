@@ -11,12 +11,13 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.partitions import BATCHES, hours
-from babylon_rl.assets.resources import Babylon, given
+from babylon_rl.assets.resources import Babylon, given, serve_models_here
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, hour_tags
 from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB
 from babylon_rl.settings import Settings
@@ -71,10 +72,12 @@ def run_batch(
     *,
     now: Clock = utc_now,
     on_progress: Progress = no_progress,
+    serving: Serving = serve_models_here,
 ) -> str:
     """Run the job ``train`` for a frozen batch and return the run's id.
 
-    ``selection`` limits it to some assets. ``on_progress`` receives (label, done, total) of the long steps.
+    ``selection`` limits it to some assets. ``on_progress`` receives (label, done, total) of the long steps; ``serving`` answers for the
+    compared models.
 
     Raises:
         BabylonError: raised by an asset; the run is recorded as failed.
@@ -82,7 +85,9 @@ def run_batch(
     with open_instance(database, settings) as instance:
         instance.add_dynamic_partitions(BATCHES, [batch_id])
         tags = {"dagster/partition": batch_id}
-        return _execute(TRAIN_JOB, instance, Babylon(settings, database, now, on_progress), tags, tuple(selection or BATCHED))
+        return _execute(
+            TRAIN_JOB, instance, Babylon(settings, database, now, on_progress, serving=serving), tags, tuple(selection or BATCHED)
+        )
 
 
 def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_now) -> str:

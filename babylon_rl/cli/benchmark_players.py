@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.model_sources import ModelClients, ModelSource, Serving, absent, base_of, base_source, version_source
+from babylon_rl.evaluation.model_sources import ModelClients, ModelSource, absent, base_of, base_source, version_source
 from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models

@@ -6,6 +6,7 @@ Every stage does only missing work, so an interrupted demo resumes where it stop
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from babylon_rl.cli.demo_stages import (
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.evaluation.gate import FAIL, PASS
+from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.settings import keep_demo_choices, load_settings
 from babylon_rl.store.batches import read_batch
@@ -94,19 +96,22 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
     with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
-    with stage(state, f"4. Training {where}, {title}then the benchmark, through Dagster"):
-        try:
-            batch_id = train(state, hours)
-        except (Diverged, NothingToTrain) as nothing:
-            # A single generation without a version is an error; several go on with the next hours.
-            if state.generations == 1:
-                raise
-            failure = str(nothing)
-            say(f"   No version came of it: {failure}")
-        trained = _trained(state, batch_id)
-        _say_on_policy(trained.get("onPolicy", ()))
-    with stage(state, f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"):
-        released = release(state, trained["modelVersion"], hours)
+    # The comparison, the confirmation and the hour of the release ask the same models.
+    with kept_open(state.serving) as serving:
+        state = replace(state, serving=serving)
+        with stage(state, f"4. Training {where}, {title}then the benchmark, through Dagster"):
+            try:
+                batch_id = train(state, hours)
+            except (Diverged, NothingToTrain) as nothing:
+                # A single generation without a version is an error; several go on with the next hours.
+                if state.generations == 1:
+                    raise
+                failure = str(nothing)
+                say(f"   No version came of it: {failure}")
+            trained = _trained(state, batch_id)
+            _say_on_policy(trained.get("onPolicy", ()))
+        with stage(state, f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"):
+            released = release(state, trained["modelVersion"], hours)
     document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released} | trained
     return document | {"deployed": player_after([*earlier, document])}
 

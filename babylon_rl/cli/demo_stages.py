@@ -1,15 +1,16 @@
 """Stages of the demo: plan, play, judge, train, compare. Each does only missing work."""
 
 import json
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
@@ -23,6 +24,7 @@ from babylon_rl.market.gateway_agents import gateway_agents
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway
 from babylon_rl.serving.guards import Guard
@@ -56,7 +58,7 @@ GATEWAY_SETTINGS = {
 class Demo:
     """State shared by the stages.
 
-    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours.
+    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours. ``serving`` answers for the models.
     """
 
     settings: Settings
@@ -64,6 +66,7 @@ class Demo:
     windows: int
     seed: int
     generations: int = 1
+    serving: Serving = served_here
 
 
 @contextmanager
@@ -85,9 +88,14 @@ def stage(state: Demo, title: str) -> Iterator[None]:
 
 
 def _processor_s() -> float:
-    """Processor seconds of this process and of its ended children."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    """Processor seconds of this process and of its children, running and ended."""
+    me = psutil.Process()
+    spent = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system + times.children_user + times.children_system
+    return spent
 
 
 def prepare(state: Demo) -> None:
@@ -142,7 +150,7 @@ def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
     found = [table.versions[version] for version in named if version is not None]
     adapters = {one.version: Path(one.checkpoint) for one in found if one.checkpoint is not None}
     with ExitStack() as stack:
-        upstream = stack.enter_context(served_here(state.settings, adapters))
+        upstream = stack.enter_context(state.serving(state.settings, adapters))
         url, key = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
         yield stack.enter_context(gateway_agents(url, key, temperature=1.0))
 
@@ -200,7 +208,7 @@ def train(state: Demo, hours: Sequence[str]) -> str:
         else:
             say(f"   {batch.batch_id} is there already ({batch.state})")
     with progress_of_parts("   ") as on_progress:
-        run_batch(state.database, state.settings, batch.batch_id, on_progress=on_progress)
+        run_batch(state.database, state.settings, batch.batch_id, on_progress=on_progress, serving=state.serving)
     return batch.batch_id
 
 
@@ -300,7 +308,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             snapshots,
             lambda sentence: None,
             clock=utc_now,
-            serving=served_here,
+            serving=state.serving,
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}

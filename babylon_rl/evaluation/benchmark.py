@@ -14,11 +14,12 @@ from typing import Any
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, GateRow, compare
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
-from babylon_rl.evaluation.model_sources import ModelSource, Say, Serving, absent, base_of, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.model_sources import ModelSource, Say, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import passed_versions, read_report, write_release, write_report

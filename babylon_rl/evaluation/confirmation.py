@@ -12,11 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED
-from babylon_rl.evaluation.model_sources import Say, Serving, absent, base_of, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.model_sources import Say, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
 from babylon_rl.evaluation.statistics.live import next_level
 from babylon_rl.evaluation.statistics.paired import permutation_test
 from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Confirmation, begin_confirmation, end_confirmation, read_confirmations

@@ -6,7 +6,7 @@ is asked again, by whatever batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify
+from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
@@ -36,7 +37,6 @@ from babylon_rl.training.backends import address_of
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.versions import content_version
 
-Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
 Say = Callable[[str], Any]
 
 

@@ -10,18 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.project_files import import_root
+from babylon_rl.settings import Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
 _LOG_TAIL_LINES = 12
+# The base URL of an endpoint that answers for ``base`` and the adapters (name -> directory), while the block lasts.
+Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,35 @@ def running_server(
             yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid, log)
         finally:
             _stop(child)
+
+
+@contextmanager
+def kept_open(serving: Serving) -> Iterator[Serving]:
+    """Keep the endpoint of ``serving`` between uses, until another one is needed or the block ends.
+
+    A server that starts takes ten seconds of a core: the analyses of a gate and the confirmation ask the same models. An endpoint whose
+    use ended with an error is not used again.
+    """
+    with ExitStack() as stack:
+        key: tuple[object, ...] = ()
+        kept: dict[str, Path] = {}
+        url = ""
+
+        @contextmanager
+        def serve(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
+            nonlocal key, kept, url
+            wanted = (settings.home, settings.local_base_model)
+            if wanted != key or not adapters.items() <= kept.items():
+                stack.close()
+                url, key, kept = stack.enter_context(serving(settings, adapters)), wanted, dict(adapters)
+            try:
+                yield url
+            except BaseException:
+                key = ()
+                stack.close()
+                raise
+
+        yield serve
 
 
 def _announced_port(child: subprocess.Popen[bytes], log: Path, deadline: float) -> int:

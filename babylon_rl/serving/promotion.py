@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from babylon_rl.errors import ReleaseRefused
 from babylon_rl.evaluation.confirmation import confirm
 from babylon_rl.evaluation.gate import FAIL, PASS
-from babylon_rl.evaluation.model_sources import Say, Serving
+from babylon_rl.evaluation.model_sources import Say
 from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from babylon_rl.models.batcher import Batcher, PendingAnswer
 from babylon_rl.models.checkpoint_store import checkpoint_named
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.server import bind, create_app, serve
-from babylon_rl.models.server_process import RunningServer, running_server
+from babylon_rl.models.server_process import RunningServer, kept_open, running_server
 from babylon_rl.settings import Settings
 from babylon_rl_tests.tiny_model import make_adapter
 
@@ -359,3 +360,44 @@ def test_decisions_of_two_versions_are_answered_at_the_same_time_as_each_alone(
     alone = [policy.complete([request])[0] for request in requests]
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert len({answer.text for answer in together}) > 1
+
+
+@pytest.mark.long
+def test_a_kept_server_answers_again_unless_other_models_are_needed_or_it_failed(
+    tiny_base: Path, tiny_adapter: Path, settings: Settings
+) -> None:
+    started: list[int] = []
+
+    @contextmanager
+    def serving(_: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
+        with running_server(tiny_base, adapters) as server:
+            started.append(server.pid)
+            yield server.url
+
+    def models(url: str) -> list[str]:
+        return [one["id"] for one in httpx2.get(f"{url}/models").json()["data"]]
+
+    def ends(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    with kept_open(serving) as kept:
+        with kept(settings, {"v1.0.0": tiny_adapter, "v1.0.1": tiny_adapter}) as first:
+            assert models(first) == ["base", "v1.0.0", "v1.0.1"]
+        with kept(settings, {"v1.0.0": tiny_adapter}) as again:
+            assert again == first
+            assert len(started) == 1
+        with kept(settings, {"v1.0.2": tiny_adapter}) as other:
+            assert models(other) == ["base", "v1.0.2"]
+            assert ends(started[0])
+        with pytest.raises(httpx2.HTTPError), kept(settings, {}) as killed:
+            assert killed == other
+            os.kill(started[1], signal.SIGKILL)
+            models(killed)
+        with kept(settings, {}) as anew:
+            assert models(anew) == ["base"]
+    assert len(started) == 3
+    assert ends(started[2])
