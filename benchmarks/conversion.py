@@ -19,7 +19,7 @@ from training_rows import Played, played
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.backends.cpu.items import make_items
+from babylon_rl.training.backends.cpu.policy import make_items
 from babylon_rl.training.conversion import Conversion, convert
 
 if TYPE_CHECKING:

@@ -29,8 +29,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 
 if TYPE_CHECKING:
-    from babylon_rl.training.backends.cpu.items import Item
-    from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy
+    from babylon_rl.training.backends.cpu.policy import Item, Pack, PackedPolicy
 
 SEQUENCES = 72  # of an hour of six agents, so that every tick is whole: two optimizer steps
 A_STEP, A_ROW = 36, 12
@@ -51,8 +50,7 @@ class Sides:
     """What takes turns: each side trains the same sequences from where it left off."""
 
     def __init__(self, sequences: Sequence[TrainSequence], settings: Settings) -> None:
-        from babylon_rl.training.backends.cpu.items import make_items
-        from babylon_rl.training.backends.cpu.policy import PackedPolicy, load_policy, pack
+        from babylon_rl.training.backends.cpu.policy import PackedPolicy, load_policy, make_items, pack
 
         self.sequences, self.settings = sequences, settings
         self.tokenizer, model = load_policy(base_model_dir(settings), None)
@@ -72,8 +70,7 @@ class Sides:
         """Sequences to optimizer steps, as the trainer takes them."""
         import torch
 
-        from babylon_rl.training.backends.cpu.items import make_items
-        from babylon_rl.training.backends.cpu.policy import pack
+        from babylon_rl.training.backends.cpu.policy import make_items, pack
         from babylon_rl.training.backends.cpu.trainer import IterationRun
 
         items, _ = make_items(self.tokenizer, self.sequences)

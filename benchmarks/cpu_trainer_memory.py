@@ -64,8 +64,7 @@ def longest_rows(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence
     """The sequences of the longest rows, and what the longest one holds."""
     from transformers import AutoTokenizer
 
-    from babylon_rl.training.backends.cpu.items import trainable
-    from babylon_rl.training.backends.cpu.policy import pack
+    from babylon_rl.training.backends.cpu.policy import pack, trainable
 
     tokenizer = AutoTokenizer.from_pretrained(base_model_dir(load_settings()))
     encoded = [(sequence, one) for sequence in sequences if not isinstance(one := trainable(tokenizer, sequence), str)]

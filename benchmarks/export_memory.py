@@ -21,7 +21,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.training.conversion import convert
-from babylon_rl.training.export.exporting import FORMATS, export_windows
+from babylon_rl.training.export import FORMATS, export_windows
 from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl.windows import window_of
 from babylon_rl_tests.many_rows import ManyRows, insert_many

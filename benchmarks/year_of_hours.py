@@ -19,8 +19,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from babylon_rl.assets.change_detection import observe
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.sources import observe
 from babylon_rl.automation.jobs import HOURS_JOB, RANGE_END, RANGE_START
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.serving.admin_page.views import page_view

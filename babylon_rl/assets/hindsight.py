@@ -6,8 +6,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import HourReport, hours, plotted, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.reporting.plots import OTHER, bar_plot

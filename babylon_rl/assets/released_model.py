@@ -7,7 +7,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.run_tags import tag_run, tagging_end
+from babylon_rl.assets.runs import tag_run, tagging_end
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.traces import traced_step
 

@@ -27,7 +27,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
+from babylon_rl.assets.runs import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.models.server_process import Serving, kept_open

@@ -11,8 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import dagster as dg
 
 from babylon_rl.assets.metadata import described
-from babylon_rl.assets.partition_results import plotted
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import hours, plotted
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

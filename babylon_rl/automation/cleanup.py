@@ -15,7 +15,7 @@ from pathlib import Path
 import dagster as dg
 
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.files.removal import Removal
+from babylon_rl.files.durable import Removal
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.dagster_logs import delete_logs, ended_runs

@@ -14,7 +14,6 @@ from babylon_rl.assets.sources import market_data, raw_trajectories
 from babylon_rl.assets.trained_checkpoint import trained_checkpoint
 from babylon_rl.assets.training_batch import training_batch
 from babylon_rl.assets.window_groups import window_groups
-from babylon_rl.automation.alerting import alert_sensors
 from babylon_rl.automation.checks_batches import checks_of_batches
 from babylon_rl.automation.checks_hours import checks_of_hours
 from babylon_rl.automation.checks_judge import checks_of_judge
@@ -46,7 +45,7 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
         assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
         asset_checks=[*checks_of_hours, *checks_of_judge, *checks_of_batches],
         jobs=jobs,
-        sensors=[*sensors, *alert_sensors],
+        sensors=sensors,
         schedules=schedules,
         resources={"babylon": resource},
         # One run is one process; assets that need more start it themselves, and docs/howto/several-machines.md tells how to spread runs.

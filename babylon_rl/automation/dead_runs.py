@@ -6,8 +6,7 @@ end_dead_runs. A run that has not begun has no process and is left alone.
 
 import dagster as dg
 
-from babylon_rl.assets.run_liveness import why_dead
-from babylon_rl.assets.run_tags import ENDED_TAG, LOST
+from babylon_rl.assets.runs import ENDED_TAG, LOST, why_dead
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
 from babylon_rl.errors import SchemaMismatch
 from babylon_rl.store.database import Database

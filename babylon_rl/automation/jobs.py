@@ -1,14 +1,22 @@
-"""Jobs, for the UI, for `dagster job execute -j <name>` and for launch.py."""
+"""Jobs, for the UI, `dagster job execute -j <name>` and launch.py, and the pace of automation.
+
+Sensors and schedules have AUTOMATION_STATUS until the page *Automation* switches them; only end_dead_runs follows neither this setting nor
+AUTOMATION_SECONDS.
+"""
 
 from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.run_liveness import PARTITION_TAG
+from babylon_rl.assets.runs import PARTITION_TAG
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
-from babylon_rl.settings import ScaleSettings, TrainingSettings, load_settings
+from babylon_rl.settings import ScaleSettings, Settings, TrainingSettings, load_settings
 
+_SETTINGS = load_settings()
+_RUNNING = _SETTINGS.automation_status == "running"
+SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus.STOPPED
+SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
 HOURS_JOB, OBSERVE_JOB = "hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
@@ -18,6 +26,12 @@ SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
+
+
+def every(seconds: int) -> int:
+    """Interval of a sensor that looks every ``seconds`` with AUTOMATION_SECONDS at its default."""
+    usual: float = Settings.model_fields["automation_seconds"].default
+    return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
 
 
 def trainer_tags(settings: TrainingSettings) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dagster._core.launcher import DefaultRunLauncher, RunLauncher
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-from babylon_rl.assets.run_liveness import why_dead
+from babylon_rl.assets.runs import why_dead
 from babylon_rl.errors import SchemaMismatch, require
 from babylon_rl.project_files import project_file
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS

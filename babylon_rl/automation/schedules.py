@@ -13,6 +13,7 @@ from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import (
     RETRIED,
+    SCHEDULES,
     SCORING_JOBS,
     ab_test_job,
     hour_tags,
@@ -22,7 +23,6 @@ from babylon_rl.automation.jobs import (
     train_job,
     trained_keys,
 )
-from babylon_rl.automation.pace import SCHEDULES
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement

@@ -13,7 +13,7 @@ from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_p
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.replica import read_connection
-from babylon_rl.training.export.exporting import ExportedRows, export_windows
+from babylon_rl.training.export import ExportedRows, export_windows
 from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 from babylon_rl.windows import utc_now
 

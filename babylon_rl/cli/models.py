@@ -16,9 +16,8 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
-from babylon_rl.training.artifacts import record_artifact
 from babylon_rl.training.export.model import export_version, find_version
-from babylon_rl.training.wandb_process import refusal
+from babylon_rl.training.wandb_process import record_artifact, refusal
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()

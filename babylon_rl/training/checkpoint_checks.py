@@ -23,7 +23,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends import ModelAddress, address_of
-from babylon_rl.training.backends.cpu.bounds import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.backends.cpu.loss import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, TrainSequence
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.iterations import iterations_of

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.files.removal import Removal
+from babylon_rl.files.durable import Removal
 from babylon_rl.models.checkpoints import load_manifest
 from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches

@@ -9,10 +9,9 @@ import pytest
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from babylon_rl.assets import run_liveness
+from babylon_rl.assets import runs
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.run_liveness import SILENT_S
-from babylon_rl.assets.run_tags import BATCH_TAG, ENDED_TAG, LOST, TAKEN_OVER, VERSION_TAG
+from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
@@ -109,7 +108,7 @@ def test_what_ended_in_peace_and_what_belongs_to_others_is_left_alone(ready: Ben
 
 @pytest.mark.slow
 def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_liveness, "BEAT_EVERY_S", 0.5)
+    monkeypatch.setattr(runs, "BEAT_EVERY_S", 0.5)
     batch, seen = a_batch(ready), []
 
     def report_dead(what: str, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.assets.change_detection import Change, observe
+from babylon_rl.assets.sources import Change, observe
 from babylon_rl.automation.sensors import observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings

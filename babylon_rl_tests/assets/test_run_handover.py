@@ -11,7 +11,7 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from pydantic import SecretStr
 
-from babylon_rl.assets.run_liveness import SILENT_S
+from babylon_rl.assets.runs import SILENT_S
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.run_handover import (

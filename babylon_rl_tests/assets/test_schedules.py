@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 
 from babylon_rl.alerts import send_alerts
-from babylon_rl.automation.alerting import note_failed_runs
 from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.schedules import follow_answers, score_settled
+from babylon_rl.automation.sensors import note_failed_runs
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl_tests.assets.conftest import NOW, Bench
 from babylon_rl_tests.serving.test_status import completed

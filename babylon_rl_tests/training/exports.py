@@ -13,7 +13,7 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl.training.export.exporting import ExportedRows, export_windows
+from babylon_rl.training.export import ExportedRows, export_windows
 from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl_tests.rows import insert, make_call, make_step, make_trajectory
 

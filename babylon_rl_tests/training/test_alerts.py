@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from babylon_rl import alerts
 from babylon_rl.alerts import raise_alert, send_alerts, send_test
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.alerting import send_alerts_sensor
+from babylon_rl.automation.sensors import send_alerts_sensor
 from babylon_rl.cli import run
 from babylon_rl.serving.promotion import AUTOMATION
 from babylon_rl.store.alerts import read_alerts

@@ -16,9 +16,8 @@ from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import choose_trainer
-from babylon_rl.training.backends.cpu.bounds import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.items import make_items
-from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, load_policy, pack
+from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
+from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, load_policy, make_items, pack
 from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
 from babylon_rl_tests.training.sequences import (

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.backends.cpu.items import IN_WORDS, plan_items
+from babylon_rl.training.backends.cpu.policy import IN_WORDS, plan_items
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch

@@ -8,8 +8,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import reason_case
-from babylon_rl.training.eligibility import RULES, UNREAD, BarReason
-from babylon_rl.training.freezing import count_freezable
+from babylon_rl.training.freezing import RULES, UNREAD, BarReason, count_freezable
 from babylon_rl_tests.training.sample import NOW, value
 
 EPISODE = {

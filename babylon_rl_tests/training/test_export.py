@@ -23,8 +23,8 @@ from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.training.export import FORMATS, export_windows
 from babylon_rl.training.export.destination import Destination
-from babylon_rl.training.export.exporting import FORMATS, export_windows
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table
 from babylon_rl.training.export.records import COLUMNS, Record

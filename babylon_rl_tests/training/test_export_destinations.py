@@ -15,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from babylon_rl.errors import ExportError, UsageError
 from babylon_rl.files.location import shown_url
 from babylon_rl.settings import Settings
+from babylon_rl.training.export import FORMATS
 from babylon_rl.training.export.destination import MANIFEST, STAGING, Destination, describing, read_manifest
-from babylon_rl.training.export.exporting import FORMATS
 from babylon_rl_tests.training.exports import content_of
 
 Write = Callable[..., list[str]]

@@ -26,12 +26,12 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.artifacts import log_artifact
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
+from babylon_rl.training.wandb_process import log_artifact
 from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 

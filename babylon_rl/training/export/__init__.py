@@ -1,1 +1,165 @@
-"""Training data for other tools: JSONL, Parquet, Hugging Face datasets, archives by window."""
+"""Export of some hours in one format, published completely or not at all."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from babylon_rl.progress import Progress, no_progress
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.training.export.destination import Destination, describing
+from babylon_rl.training.export.hours import SPLITS, ExportHour, Selection, Splits, read_hours
+from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
+from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
+
+FORMATS = ("jsonl", "parquet", "hf", "archive")
+
+
+class Writer(Protocol):
+    """Export format: receives hours one by one and writes their files into a destination."""
+
+    def add(self, hour: ExportHour) -> None:
+        """Write one hour."""
+        ...
+
+    def close(self) -> None:
+        """Finish all files."""
+        ...
+
+    def abandon(self) -> None:
+        """Close open files after a failed export."""
+        ...
+
+
+@dataclass
+class SplitCounts:
+    """Contents of a split; ``scored`` counts windows with scores."""
+
+    windows: int = 0
+    scored: int = 0
+    episodes: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True)
+class ExportedRows:
+    """Result of an export.
+
+    ``files`` are displayable paths or URLs, empty when there was nothing to export.
+
+    ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
+    changed since they were scored.
+    """
+
+    files: tuple[str, ...]
+    splits: dict[str, SplitCounts]
+    left_out: dict[str, int]
+    synthetic: int
+    stale: int
+
+    @property
+    def records(self) -> int:
+        """Number of exported LLM calls."""
+        return sum(counts.records for counts in self.splits.values())
+
+
+@dataclass
+class _ExportCounts:
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    synthetic: int = 0
+    stale: int = 0
+
+    def add(self, hour: ExportHour) -> None:
+        self.left_out.update(hour.left_out)
+        self.synthetic += hour.synthetic
+        if not hour.episodes:
+            return
+        self.stale += hour.stale
+        counts = self.splits.setdefault(hour.split, SplitCounts())
+        counts.windows += 1
+        counts.scored += hour.scores is not None
+        counts.episodes += len(hour.episodes)
+        counts.records += hour.served.total()
+
+    def exported(self, files: Sequence[str]) -> ExportedRows:
+        ordered = {split: self.splits[split] for split in SPLITS if split in self.splits}
+        reasons = dict(sorted(self.left_out.items(), key=lambda entry: (-entry[1], entry[0])))
+        return ExportedRows(tuple(files), ordered, reasons, self.synthetic, self.stale)
+
+
+def export_windows(
+    connection: Connection,
+    windows: Sequence[str],
+    target: str,
+    form: str,
+    settings: Settings,
+    *,
+    splits: Splits,
+    selection: Selection,
+    force: bool = False,
+    tell: Progress = no_progress,
+) -> ExportedRows:
+    """Export complete hours, in order, to a directory or fsspec URL.
+
+    Nothing is written, and what was there stays, when the hours hold nothing to export.
+
+    Args:
+        connection: not inside a transaction.
+        form: one of FORMATS.
+        force: write into a directory that holds other files, and replace those that are in the way.
+        tell: is told how many hours are done.
+
+    Raises:
+        UsageError: the target is not empty and not an earlier export, or no file system knows it.
+        ExportError: the target cannot be written.
+    """
+    tally = _ExportCounts()
+    if not windows:
+        return tally.exported(())
+    with describing(target), Destination(target, settings.home / "exports", force=force) as place:
+        writer = _writer(form, place)
+        try:
+            for done, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
+                writer.add(hour)
+                tally.add(hour)
+                tell("hours exported", done, len(windows))
+            # An empty export leaves the destination unchanged.
+            if not (tally.splits if form == "archive" else tally.exported(()).records):
+                return tally.exported(())
+            writer.close()
+        finally:
+            writer.abandon()
+        return tally.exported(place.commit(_about(form, windows, splits, selection, settings)))
+
+
+def _writer(form: str, place: Destination) -> Writer:
+    if form == "jsonl":
+        return JsonlWriter(place)
+    if form == "parquet":
+        return ParquetWriter(place, lambda split, _: f"{split}.parquet")
+    if form == "hf":
+        return HuggingFaceWriter(place)
+    if form == "archive":
+        return ArchiveWriter(place)
+    raise ValueError(f"{form!r} is no format: {', '.join(FORMATS)}.")
+
+
+def _about(form: str, windows: Sequence[str], splits: Splits, selection: Selection, settings: Settings) -> dict[str, Any]:
+    return {
+        "format": form,
+        "firstWindow": windows[0],
+        "lastWindow": windows[-1],
+        "windows": len(windows),
+        "split": {"train": splits.train, "validation": splits.validation, "seed": splits.seed},
+        "selection": {
+            "all": selection.everything,
+            "onlyScored": selection.only_scored,
+            "onlyTrainable": selection.only_trainable,
+            "minActionsPerTrajectory": settings.min_actions_per_trajectory,
+            "minAgentsPerWindow": settings.min_agents_per_window,
+            "trainPurposes": sorted(settings.purposes_g),
+            "trainSynthetic": settings.train_synthetic,
+        },
+    }

@@ -1,7 +1,7 @@
-"""CPU trainer: LoRA with group-relative loss (loss.py) and shared prompts (policy.py).
+"""CPU trainer: LoRA with group-relative loss and bounds (loss.py) and shared prompts (policy.py).
 
-Pre-flight counts trainable tokens with the tokenizer alone (items.py). The result is deterministic for a seed on one machine, whatever the
-number of threads. Training stops before publication when the loss is not finite, or the policy leaves its bounds (bounds.py).
+Pre-flight counts trainable tokens with the tokenizer alone. The result is deterministic for a seed on one machine, whatever the number of
+threads. Training stops before publication when the loss is not finite, or the policy leaves its bounds.
 
 A step accumulates the gradients of several packs, then clips and applies them. It has at least GRADIENT_ACCUMULATION_STEPS times
 ``DEVICE_PACKS`` packs, and BATCH_SIZE sequences for each of these. Packs are not split, because their shared prefix is computed once.
@@ -20,10 +20,19 @@ from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_we
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.cpu.bounds import measure, refuse_diverged, refuse_no_number
-from babylon_rl.training.backends.cpu.items import Item, make_items, plan_items
-from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, served_sums, token_loss
-from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, Spot, choices, load_policy, needed_ids, pack
+from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, measure, refuse_diverged, refuse_no_number, served_sums, token_loss
+from babylon_rl.training.backends.cpu.policy import (
+    Item,
+    Pack,
+    PackedPolicy,
+    Spot,
+    choices,
+    load_policy,
+    make_items,
+    needed_ids,
+    pack,
+    plan_items,
+)
 from babylon_rl.training.backends.protocol import (
     IterationResult,
     LocalTrainer,

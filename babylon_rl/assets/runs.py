@@ -1,8 +1,13 @@
-"""Liveness of runs: the process of a run renews a heartbeat row in the database.
+"""Liveness and tags of runs.
 
-Dagster does not notice that the code server of a run died: the run stays STARTED, and keeps its pool and its place in the queue. The end
-of a process on the same machine is seen at once; a process elsewhere counts as dead after SILENT_S without a heartbeat. A run that has not
-begun has no process yet: Dagster's own monitoring handles it (run_monitoring in dagster.yaml).
+Dagster does not notice that the code server of a run died: the run stays STARTED, and keeps its pool and its place in the queue. So the
+process of a run renews a heartbeat row in the database. The end of a process on the same machine is seen at once; a process elsewhere
+counts as dead after SILENT_S without a heartbeat. A run that has not begun has no process yet: Dagster's own monitoring handles it
+(run_monitoring in dagster.yaml).
+
+A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
+has taken over, or when it was interrupted: ENDED_TAG says so, and only crashes count as failed attempts. A run that was lost with its code
+server or its machine is tagged by automation/dead_runs.py. A process that was killed alone, and an unexpected error, leave no tag.
 """
 
 import _thread
@@ -15,14 +20,19 @@ from contextlib import contextmanager
 import dagster as dg
 import psycopg
 
-from babylon_rl.errors import BabylonError, BatchConflict
+from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
+from babylon_rl.traces import note
+from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0
 PARTITION_TAG = "dagster/partition"
+WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
+ENDED_TAG = "babylon_rl/ended"
+WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
 
 
 @contextmanager
@@ -96,3 +106,49 @@ def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection,
             f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
             f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
         )
+
+
+def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
+    """Tag a run with its window (or first...last), batch or version, if missing.
+
+    The step's trace gets them too.
+    """
+    note(window=window, batch=batch, version=version)
+    tags = {WINDOW_TAG: window, BATCH_TAG: batch, VERSION_TAG: version}
+    wanted = {name: value for name, value in tags.items() if value is not None}
+    if not wanted.items() <= context.run.tags.items():
+        context.instance.add_run_tags(context.run.run_id, wanted)
+
+
+@contextmanager
+def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
+    """Give a batch to this run alone; tag the run if it ends on purpose.
+
+    Raises:
+        BatchConflict: another run has the batch.
+    """
+    with tagging_end(context):
+        refuse_second_run(context, connection, batch_id)
+        yield
+
+
+@contextmanager
+def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Tag the run with ENDED_TAG if it leaves its batch to another run on purpose."""
+    try:
+        yield
+    except BaseException as ended:
+        how = _how_it_ends(ended)
+        if how is not None:
+            context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+        raise
+
+
+def _how_it_ends(ended: BaseException) -> str | None:
+    if isinstance(ended, BatchConflict):
+        return TAKEN_OVER
+    if isinstance(ended, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
+        return INTERRUPTED
+    # A database that is away says nothing about the batch; Dagster's own may be reached past a pooler.
+    waits = failure_rule(ended).effect is FailureEffect.WAITS or isinstance(ended, DatabaseUnreachable | psycopg.OperationalError)
+    return WAITS if waits else None
