@@ -105,8 +105,6 @@ class JudgeRefused(JudgeError, ValueError):
         super().__init__(message)
         self.for_all = for_all
 
-    for_all = False  # True where every other request would be refused, too
-
 
 class ExportError(BabylonError):
     """An export cannot be written to its destination."""

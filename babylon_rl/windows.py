@@ -97,9 +97,9 @@ def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:
     return window_of(now - settle - HOUR)
 
 
-def is_complete(window: str, now: datetime, settle: timedelta = timedelta(0)) -> bool:
-    """True once the window's end (plus ``settle``) has passed."""
-    return window_end(window) + settle <= now
+def is_complete(window: str, now: datetime) -> bool:
+    """True once the window's end has passed."""
+    return window_end(window) <= now
 
 
 def moment(at: datetime | None) -> str | None:

@@ -6,13 +6,12 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, plotted, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
-from babylon_rl.store.windows import reading_chunks
 from babylon_rl.traces import traced_step
 
 NOTHING = "no rows"
@@ -54,12 +53,10 @@ def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babyl
     yield from report_hours(context, babylon, _reports)
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
-    pictures = plotted(windows)
-    for some in reading_chunks(connection, windows):
-        reports = sync_hindsight(connection, some, babylon.settings, babylon.now())
-        agents = agent_correctness(connection, some)
-        yield {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in some}
+def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+    reports = sync_hindsight(connection, windows, babylon.settings, babylon.now())
+    agents = agent_correctness(connection, windows)
+    return {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in windows}
 
 
 def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectness], *, drawn: bool) -> HourReport:

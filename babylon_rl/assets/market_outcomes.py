@@ -6,14 +6,13 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, plotted, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
-from babylon_rl.store.windows import reading_chunks
 from babylon_rl.traces import traced_step
 
 NOTHING = "nothing recorded"
@@ -51,17 +50,15 @@ def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam
     yield from report_hours(context, babylon, _reports)
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
-    pictures = plotted(windows)
-    for some in reading_chunks(connection, windows):
-        outcomes = sync_outcomes(connection, some, babylon.settings, babylon.now())
-        note_changes(connection, some, babylon.settings)
-        # Price paths are read only for the hours that get plots.
-        drawn = [outcomes[window] for window in some if window in pictures and window in outcomes]
-        prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
-        odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
-        shown = {market.window: _pictures(market, prices, odds) for market in drawn}
-        yield {window: _report(outcomes.get(window), shown.get(window, {})) for window in some}
+def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+    outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
+    note_changes(connection, windows, babylon.settings)
+    # Price paths are read only for the hours that get plots.
+    drawn = [outcomes[window] for window in windows if window in pictures and window in outcomes]
+    prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
+    odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
+    shown = {market.window: _pictures(market, prices, odds) for market in drawn}
+    return {window: _report(outcomes.get(window), shown.get(window, {})) for window in windows}
 
 
 def _report(market: WindowOutcomes | None, shown: Mapping[str, Any]) -> HourReport:
@@ -141,10 +138,5 @@ def _whole_hour(start: float, path: Path) -> Path:
 
 
 def _drawable(percent: float) -> float:
-    """Clamp a change to the largest that market_outcomes can hold.
-
-    Beyond it a plot would show one stock and a row of zeros.
-
-    market_outcomes can hold larger ones: they would flatten all other stocks to zero.
-    """
+    """Clamp a change to MOST_PERCENT, beyond which a plot would show one stock and a row of zeros."""
     return max(-MOST_PERCENT, min(MOST_PERCENT, percent))

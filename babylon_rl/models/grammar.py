@@ -46,23 +46,6 @@ class Grammar:
     tokens: dict[str, tuple[int, ...]]
     trie: Trie
 
-    def node(self, prefix: Sequence[int]) -> Trie:
-        """Return the trie's node after ``prefix``.
-
-        Raises:
-            UsageError: no text of the language starts with these tokens.
-        """
-        node = self.trie
-        for token in prefix:
-            if token not in node.children:
-                raise UsageError(f"Token {token} is not legal there: the answer is not in the grammar's language.")
-            node = node.children[token]
-        return node
-
-    def legal(self, prefix: Sequence[int]) -> tuple[int, ...]:
-        """Return the legal tokens after ``prefix``, ascending; empty after the end token."""
-        return self.node(prefix).legal
-
     def legal_t(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the legal tokens at the place of each of T response tokens."""
         node, legal = self.trie, []

@@ -74,14 +74,6 @@ class EncodedSequence:
         return sum(self.trainable_t)
 
 
-@dataclass(frozen=True)
-class NotEncodable:
-    """Reason why a sequence cannot train: a short name to count, and a sentence."""
-
-    reason: str
-    detail: str
-
-
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     """Encode a prompt: the chat template with the opening of the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
@@ -90,14 +82,16 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[
 
 def encode_sequence(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], response: str, response_format: dict[str, Any] | None
-) -> EncodedSequence | NotEncodable:
-    """Encode a served call; without a ``response_format`` every response token is trainable.
+) -> EncodedSequence | str:
+    """Encode a served call, or return why it cannot train: ``EMPTY`` or ``NOT_IN_GRAMMAR``.
+
+    Without a ``response_format`` every response token is trainable.
 
     Raises:
         UsageError: the response_format is not a finite schema.
     """
     if not response:
-        return NotEncodable(EMPTY, "the response is empty")
+        return EMPTY
     prompt = encode_prompt(tokenizer, messages)
     if response_format is None:
         tokens = (*tokenizer.encode(response, add_special_tokens=False), int(tokenizer.eos_token_id))
@@ -105,7 +99,7 @@ def encode_sequence(
     grammar = compile_grammar(response_format, tokenizer)
     answer = grammar.tokens.get(response)
     if answer is None:
-        return NotEncodable(NOT_IN_GRAMMAR, f"{response[:80]!r} is not one of the {len(grammar.texts)} answers of its schema")
+        return NOT_IN_GRAMMAR
     legal_t = tuple(grammar.legal_t(answer))
     return EncodedSequence(prompt, answer, legal_t, tuple(len(legal) > 1 for legal in legal_t))
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,25 +63,16 @@ class ChatBody(msgspec.Struct, frozen=True):
 
 def create_app(
     policy: Policy,
-    adapters: Mapping[str, Path] | None = None,
-    clock: Callable[[], float] = time.time,
     find_adapter: FindAdapter = lambda name: None,
     on_failure: Callable[[Exception], None] = lambda failure: None,
 ) -> Starlette:
     """Create the application; model ``base`` is the base, other names are adapters.
 
-    ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them; ``find_adapter`` gives the directory
-    of one that is asked for later, None if there is none; it is called in a thread. ``on_failure`` gets the error after which no request
-    is answered any more.
-
-    Raises:
-        CheckpointError: an adapter cannot be loaded.
+    ``find_adapter`` gives the directory of an adapter that the policy does not have, None if there is none; it is called in a thread.
+    ``on_failure`` gets the error after which no request is answered any more.
     """
-    for name, directory in (adapters or {}).items():
-        if name not in policy.adapters:
-            policy.add_adapter(name, directory)
     batcher = Batcher(policy, find_adapter)
-    started = int(clock())
+    started = int(time.time())
 
     async def answer() -> None:
         try:
@@ -115,7 +106,7 @@ def create_app(
         except UsageError as refused:
             return _refusal(400, str(refused))
         asked = batcher.ask(row)
-        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(clock()), "model": body.model}
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         # The status of a stream is decided by its first token.
         if not await _unless_left(asked, request, to_end=not body.stream):
             return Response(status_code=499)

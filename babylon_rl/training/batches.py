@@ -167,7 +167,6 @@ def train_batch(
     settings: Settings,
     now: datetime,
     trainer: Trainer | None = None,
-    checkpoints_root: Path | None = None,
     on_step: OnStep = lambda metrics: None,
     on_preflight: Callable[[Batch], None] = lambda batch: None,
 ) -> Trained:
@@ -175,7 +174,6 @@ def train_batch(
 
     Args:
         trainer: the backend; None makes the one that the batch's frozen settings choose.
-        checkpoints_root: where versions lie; None is ``checkpoints`` under BABYLON_RL_HOME.
         on_step: called after every optimizer step.
         on_preflight: called with the batch once its pre-flight is on record, before anything is trained, posted or paid.
 
@@ -195,7 +193,7 @@ def train_batch(
     effective = batch_settings(batch, settings)
     attempt = _claim(connection, batch_id, now)
     batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
-    checkpoints, clock = checkpoints_root or settings.home / "checkpoints", clock_from(now)
+    checkpoints, clock = settings.home / "checkpoints", clock_from(now)
     with _failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
         # A batch trains only with the backend and base that it was frozen for.
         trainer = trainer or choose_trainer(effective)

@@ -5,12 +5,10 @@ pre-flight reports them before the first step. Every text is checked for leaks h
 safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the batch.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from msgspec import structs
 
@@ -47,25 +45,6 @@ class Conversion:
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
-
-    def preflight(self, dropped_groups: Mapping[str, int]) -> dict[str, Any]:
-        """Summarize the input of a training; shares are 0..1.
-
-        ``trainableTokens`` is known only after the trainer has encoded the texts.
-        """
-        number = len(self.sequences)
-        shown = [(sequence.scripted, _has_token_logprobs(sequence)) for sequence in self.sequences]
-        return {
-            "groups": len(self.by_window),
-            "groupsDropped": dict(dropped_groups),
-            "episodes": sum(1 for count in self.per_episode.values() if count),
-            "sequences": number,
-            "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
-            "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
-            "leftOut": dict(self.left_out),
-            "stalenessVersions": dict(self.staleness),
-            "trainableTokens": None,
-        }
 
 
 def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
@@ -141,17 +120,6 @@ def _trains(
         left_out[STALE] += 1
         return False
     return True
-
-
-def _has_token_logprobs(sequence: TrainSequence) -> bool:
-    """True when every recorded token has an id and a finite log-probability.
-
-    Whether the ids belong to the base is checked with its tokenizer.
-    """
-    return bool(sequence.logprobs) and all(
-        type(token.get("tokenId")) is int and type(token.get("logprob")) in (int, float) and math.isfinite(token["logprob"])
-        for token in sequence.logprobs or ()
-    )
 
 
 def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:

@@ -23,6 +23,7 @@ from babylon_rl.models.checkpoints import (
     ADAPTER_CONFIG,
     MANIFEST,
     WEIGHTS,
+    batch_named_in,
     copy_tokenizer,
     load_manifest,
     publish,
@@ -128,11 +129,7 @@ def _take_place(connection: Connection, final: Path) -> None:
         raise ReleaseRefused(f"{version} will be what {waiting} trains; choose a higher version.")
     if not final.exists():
         return
-    try:
-        batch_id = load_manifest(final).batch_id or ""
-    except CheckpointError:
-        batch_id = ""
-    if not batch_id.startswith(PREFIX):
+    if not (batch_named_in(final) or "").startswith(PREFIX):
         raise ReleaseRefused(f"{final} is there already, and holds another checkpoint; choose a higher version.")
     shutil.rmtree(final)
 

@@ -4,6 +4,7 @@ It lists kept and dropped groups with reasons, sequences, trainable tokens, the 
 spread of scores. A training without a trainable token is refused here, with the cause and the cure.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import RemoteJob
 from babylon_rl.training.backends import choose_trainer, trainer_choice
-from babylon_rl.training.backends.protocol import TrainPlan
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
 
 LONGEST_PAUSE_HOURS = 24.0
@@ -46,8 +47,17 @@ def preflight_document(
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
     often = Counter(window for windows in iterations for window in windows)
     baseline = [episode for episode in episodes if episode.contributes == BASELINE]
-    return conversion.preflight(Counter(dropped_groups) + lost) | {
+    number = len(conversion.sequences)
+    shown = [(sequence.scripted, _has_token_logprobs(sequence)) for sequence in conversion.sequences]
+    return {
         "groups": len(trained),
+        "groupsDropped": dict(Counter(dropped_groups) + lost),
+        "episodes": sum(1 for count in conversion.per_episode.values() if count),
+        "sequences": number,
+        "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
+        "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
+        "leftOut": dict(conversion.left_out),
+        "stalenessVersions": dict(conversion.staleness),
         "trainableTokens": plan.trainable_tokens,
         "trainableSequences": plan.sequences,
         "untrained": dict(plan.untrained),
@@ -58,6 +68,17 @@ def preflight_document(
         "baselineOnly": {"episodes": len(baseline), "trajectories": sum(len(episode.trajectory_ids) for episode in baseline)},
         "spread": {"min": min(spreads), "mean": fmean(spreads), "max": max(spreads)} if spreads else None,
     }
+
+
+def _has_token_logprobs(sequence: TrainSequence) -> bool:
+    """True when every recorded token has an id and a finite log-probability.
+
+    Whether the ids belong to the base is checked with its tokenizer.
+    """
+    return bool(sequence.logprobs) and all(
+        type(token.get("tokenId")) is int and type(token.get("logprob")) in (int, float) and math.isfinite(token["logprob"])
+        for token in sequence.logprobs or ()
+    )
 
 
 def group_spreads(episodes: Sequence[BatchEpisode]) -> list[float]:

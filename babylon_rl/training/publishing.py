@@ -22,9 +22,10 @@ from babylon_rl.models.checkpoints import (
     MANIFEST,
     BaseIdentity,
     Manifest,
+    batch_named_in,
     check_base,
     copy_tokenizer,
-    load_manifest,
+    manifest_in,
     publish,
     verify,
 )
@@ -106,8 +107,8 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
         with _waiting_for_storage(run):
             stored = stored_manifest(run.batch.version, settings)
             # A directory here of another batch keeps its place, and this batch takes another number.
-            replaceable = not directory.exists() or _named_in(directory) == run.batch.batch_id
-            if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and _manifest_in(directory) != stored:
+            replaceable = not directory.exists() or batch_named_in(directory) == run.batch.batch_id
+            if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and manifest_in(directory) != stored:
                 shutil.rmtree(directory, ignore_errors=True)
                 checkpoint_named(run.batch.version, settings)
     return directory if _batch_of(directory) == run.batch.batch_id else None
@@ -149,7 +150,7 @@ def publish_and_register(
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
             copy_tokenizer(tokenizer_dir, staging)
         run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
-        if final.exists() and _known(run, _named_in(final)):
+        if final.exists() and _known(run, batch_named_in(final)):
             shutil.rmtree(final)  # _own_version made sure that no row points to it
         publish(staging, final, manifest)
     except OSError:
@@ -253,7 +254,7 @@ def _below(version: str, parent: str | None) -> bool:
 
 def _unknown(run: BatchRun, directory: Path) -> bool:
     """True for a directory of no batch of this database; it is left alone."""
-    return (directory.exists() or directory.is_symlink()) and not _known(run, _named_in(directory))
+    return (directory.exists() or directory.is_symlink()) and not _known(run, batch_named_in(directory))
 
 
 def _known(run: BatchRun, batch_id: str | None) -> bool:
@@ -287,19 +288,6 @@ def _manifest(
         },
         trainer={"backend": run.batch.backend, "seed": run.batch.seed, "settings": dict(run.batch.settings)},
     )
-
-
-def _named_in(directory: Path) -> str | None:
-    """Batch id in a directory's manifest, in any state of its other files."""
-    manifest = _manifest_in(directory)
-    return None if manifest is None else manifest.batch_id
-
-
-def _manifest_in(directory: Path) -> Manifest | None:
-    try:
-        return load_manifest(directory)
-    except CheckpointError:
-        return None
 
 
 def _batch_of(directory: Path) -> str | None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError
 from babylon_rl.files.durable import Removal
-from babylon_rl.models.checkpoints import load_manifest
+from babylon_rl.models.checkpoints import batch_named_in
 from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches
 from babylon_rl.store.connection import Connection, own_transaction
@@ -122,7 +121,7 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
     """Checkpoints of ended batches that were never registered, or registered under another number."""
     unregistered = []
     for directory in checkpoints.glob("v*"):
-        owner = None if directory.is_symlink() else _owner(directory)
+        owner = None if directory.is_symlink() else batch_named_in(directory)
         batch = None if owner is None else read_batch(connection, owner)
         if batch is None or batch.live:
             continue
@@ -141,11 +140,4 @@ def _own_directory(model: Model, checkpoints: Path) -> bool:
     directory = checkpoints / model.version
     if directory.is_symlink() or not directory.is_dir():
         return False
-    return _owner(directory) == model.training_batch
-
-
-def _owner(directory: Path) -> str | None:
-    try:
-        return load_manifest(directory).batch_id
-    except CheckpointError:
-        return None
+    return batch_named_in(directory) == model.training_batch

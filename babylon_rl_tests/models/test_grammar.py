@@ -36,9 +36,11 @@ def test_tokens_are_the_tokenizers_own_and_end_with_the_end_token(trade_format: 
 def test_every_token_of_a_text_is_legal_and_nothing_follows_its_end(trade_format: dict[str, Any], tokenizer: Any) -> None:
     grammar = compile_grammar(trade_format, tokenizer)
     for tokens in grammar.tokens.values():
-        for length, token in enumerate(tokens):
-            assert token in grammar.legal(tokens[:length])
-        assert grammar.legal(tokens) == ()
+        node = grammar.trie
+        for token, legal in zip(tokens, grammar.legal_t(tokens), strict=True):
+            assert token in legal
+            node = node.children[token]
+        assert node.legal == ()
 
 
 def test_the_number_of_choices_tells_the_texts_apart(trade_format: dict[str, Any], tokenizer: Any) -> None:

@@ -186,7 +186,8 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(connecti
     connection.execute("DELETE FROM babylon_rl.training_steps")
     connection.execute("UPDATE babylon_rl.batches SET \"state\" = 'training'")
     connection.commit()
-    whole = train_batch(connection, batch.batch_id, settings, NOW, checkpoints_root=settings.home / "other")
+    elsewhere = settings.model_copy(update={"babylon_rl_home": settings.home / "other"})
+    whole = train_batch(connection, batch.batch_id, elsewhere, NOW)
     weights = "adapter_model.safetensors"
     assert (resumed.checkpoint / weights).read_bytes() == (whole.checkpoint / weights).read_bytes()
 

@@ -8,7 +8,9 @@ from msgspec import structs
 
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert
+from babylon_rl.training.preflight import preflight_document
 from babylon_rl.windows import HOUR
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
@@ -77,7 +79,9 @@ def test_memory_does_not_grow_with_the_batch(database, settings):
         for some in (episodes[:12], episodes):
             tracemalloc.start()
             found = convert(connection, some, settings)
-            assert found.preflight({})["sequences"] == len(found.sequences) == sum(found.per_episode.values()) > 800
+            assert (
+                preflight_document(found, [], {}, TrainPlan())["sequences"] == len(found.sequences) == sum(found.per_episode.values()) > 800
+            )
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] - peaks[0] < 840 * 4000  # of texts of 16 kB a row
@@ -91,7 +95,7 @@ def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
         return structs.replace(sequence, logprobs=[{"token": "a", "logprob": -0.5, "tokenId": 7} | changes])
 
     some = [recorded(first), recorded(second, tokenId=None), recorded(third, logprob=float("nan")), structs.replace(fourth, logprobs=[])]
-    assert replace(whole, sequences=some).preflight({})["logprobShare"] == 0.25
+    assert preflight_document(replace(whole, sequences=some), [], {}, TrainPlan())["logprobShare"] == 0.25
 
 
 def test_what_too_old_a_version_served_is_not_trained(database, settings):

@@ -10,8 +10,10 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert
 from babylon_rl.training.freezing import count_freezable, freeze
+from babylon_rl.training.preflight import preflight_document
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -91,7 +93,7 @@ def test_conversion_finds_leaks_in_an_hour_that_hindsight_has_not_seen(connectio
     assert value(connection, "SELECT count(*) FROM babylon_rl.leaks") == 0
     found = convert(connection, episodes, settings)
     assert clean.left_out.get("leak", 0) == 0
-    assert found.left_out["leak"] == found.preflight({})["leftOut"]["leak"] == planted
+    assert found.left_out["leak"] == preflight_document(found, [], {}, TrainPlan())["leftOut"]["leak"] == planted
     assert found.per_episode[HOUR, agent] == clean.per_episode[HOUR, agent] - planted
     assert not [sequence for sequence in found.sequences if SECRET in str(sequence.messages)]
     # the episode weighs what it did

@@ -1,7 +1,7 @@
 """Export of some hours in one format, published completely or not at all."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +12,6 @@ from babylon_rl.training.export.destination import Destination, describing
 from babylon_rl.training.export.hours import SPLITS, ExportHour, Selection, Splits, read_hours
 from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
-
-FORMATS = ("jsonl", "parquet", "hf", "archive")
 
 
 class Writer(Protocol):
@@ -32,6 +30,15 @@ class Writer(Protocol):
         ...
 
 
+_WRITERS: dict[str, Callable[[Destination], Writer]] = {
+    "jsonl": JsonlWriter,
+    "parquet": lambda place: ParquetWriter(place, lambda split, _: f"{split}.parquet"),
+    "hf": HuggingFaceWriter,
+    "archive": ArchiveWriter,
+}
+FORMATS = tuple(_WRITERS)
+
+
 @dataclass
 class SplitCounts:
     """Contents of a split; ``scored`` counts windows with scores."""
@@ -42,37 +49,28 @@ class SplitCounts:
     records: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExportedRows:
     """Result of an export.
 
-    ``files`` are displayable paths or URLs, empty when there was nothing to export.
-
-    ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
-    changed since they were scored.
+    ``files`` are displayable paths or URLs, empty when there was nothing to export. ``left_out`` counts LLM calls by reason, ``synthetic``
+    trajectories without a recorded prompt, ``stale`` windows whose rows have changed since they were scored.
     """
 
-    files: tuple[str, ...]
-    splits: dict[str, SplitCounts]
-    left_out: dict[str, int]
-    synthetic: int
-    stale: int
+    files: tuple[str, ...] = ()
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    synthetic: int = 0
+    stale: int = 0
 
     @property
     def records(self) -> int:
         """Number of exported LLM calls."""
         return sum(counts.records for counts in self.splits.values())
 
-
-@dataclass
-class _ExportCounts:
-    splits: dict[str, SplitCounts] = field(default_factory=dict)
-    left_out: Counter[str] = field(default_factory=Counter)
-    synthetic: int = 0
-    stale: int = 0
-
-    def add(self, hour: ExportHour) -> None:
-        self.left_out.update(hour.left_out)
+    def _add(self, hour: ExportHour) -> None:
+        left_out = Counter(self.left_out) + hour.left_out
+        self.left_out = dict(sorted(left_out.items(), key=lambda entry: (-entry[1], entry[0])))
         self.synthetic += hour.synthetic
         if not hour.episodes:
             return
@@ -82,11 +80,7 @@ class _ExportCounts:
         counts.scored += hour.scores is not None
         counts.episodes += len(hour.episodes)
         counts.records += hour.served.total()
-
-    def exported(self, files: Sequence[str]) -> ExportedRows:
-        ordered = {split: self.splits[split] for split in SPLITS if split in self.splits}
-        reasons = dict(sorted(self.left_out.items(), key=lambda entry: (-entry[1], entry[0])))
-        return ExportedRows(tuple(files), ordered, reasons, self.synthetic, self.stale)
+        self.splits = {split: self.splits[split] for split in SPLITS if split in self.splits}
 
 
 def export_windows(
@@ -115,35 +109,26 @@ def export_windows(
         UsageError: the target is not empty and not an earlier export, or no file system knows it.
         ExportError: the target cannot be written.
     """
-    tally = _ExportCounts()
+    if form not in FORMATS:
+        raise ValueError(f"{form!r} is no format: {', '.join(FORMATS)}.")
+    done = ExportedRows()
     if not windows:
-        return tally.exported(())
+        return done
     with describing(target), Destination(target, settings.home / "exports", force=force) as place:
-        writer = _writer(form, place)
+        writer = _WRITERS[form](place)
         try:
-            for done, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
+            for number, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
                 writer.add(hour)
-                tally.add(hour)
-                tell("hours exported", done, len(windows))
+                done._add(hour)
+                tell("hours exported", number, len(windows))
             # An empty export leaves the destination unchanged.
-            if not (tally.splits if form == "archive" else tally.exported(()).records):
-                return tally.exported(())
+            if not (done.splits if form == "archive" else done.records):
+                return done
             writer.close()
         finally:
             writer.abandon()
-        return tally.exported(place.commit(_about(form, windows, splits, selection, settings)))
-
-
-def _writer(form: str, place: Destination) -> Writer:
-    if form == "jsonl":
-        return JsonlWriter(place)
-    if form == "parquet":
-        return ParquetWriter(place, lambda split, _: f"{split}.parquet")
-    if form == "hf":
-        return HuggingFaceWriter(place)
-    if form == "archive":
-        return ArchiveWriter(place)
-    raise ValueError(f"{form!r} is no format: {', '.join(FORMATS)}.")
+        done.files = tuple(place.commit(_about(form, windows, splits, selection, settings)))
+    return done
 
 
 def _about(form: str, windows: Sequence[str], splits: Splits, selection: Selection, settings: Settings) -> dict[str, Any]:

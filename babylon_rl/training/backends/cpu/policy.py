@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, NotEncodable, divergence, encode_sequence, spot_values
+from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> 
         encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
     except UsageError:  # recorded elsewhere under a schema whose language is not finite
         return OPEN_SCHEMA
-    if isinstance(encoded, NotEncodable):
-        return encoded.reason
+    if isinstance(encoded, str):
+        return encoded
     if not encoded.trainable_tokens:
         return NO_CHOICE
     return TOO_LONG if len(encoded.prompt_ids) + len(encoded.response_ids) > LONGEST_SEQUENCE else encoded
