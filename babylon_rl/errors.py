@@ -160,10 +160,7 @@ EXTRAS = {
 
 
 def first_line(error: BaseException | str, without: str | None = None) -> str:
-    """First line of an error or of its message.
-
-    Of an empty message ``without``, or the error's type.
-    """
+    """First line of an error or message; of an empty one ``without``, or its type."""
     return next(iter(str(error).strip().splitlines()), without or type(error).__name__)
 
 

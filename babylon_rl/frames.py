@@ -207,10 +207,7 @@ def calls(first: str | None = None, end: str | None = None, *, settings: Setting
 
 
 def gateway_calls(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Routed gateway calls of the range in time order, without texts.
-
-    Versions, times and tokens.
-    """
+    """Routed gateway calls of the range in time order, without texts."""
     return _whole("gateway_calls", first, end, settings)
 
 

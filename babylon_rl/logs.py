@@ -24,10 +24,7 @@ _LEAST_SECRET = 6  # characters; a shorter value would hide ordinary words
 
 
 class Redactor:
-    """Replaces secrets in an event.
-
-    Values of fields with a secret's name, users in addresses, and known secret texts.
-    """
+    """Replaces secrets in an event: secret-named fields, users in addresses, known texts."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         # The longest first, as one secret may be a part of another.
@@ -79,9 +76,6 @@ def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
 
 @contextmanager
 def log_context(**fields: str | None) -> Iterator[None]:
-    """Add fields (run, window, batch, version, ...) to every record of a block.
-
-    None leaves one out.
-    """
+    """Add fields (run, window, batch, version, ...) to every record; None leaves one out."""
     with structlog.contextvars.bound_contextvars(**{name: value for name, value in fields.items() if value is not None}):
         yield

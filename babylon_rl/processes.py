@@ -21,10 +21,7 @@ def own_name() -> str:
 
 
 def is_running(name: str) -> bool | None:
-    """True while the named process runs; None if this machine cannot tell.
-
-    A name may have more text after a further slash.
-    """
+    """True while the named process runs; None if this machine cannot tell."""
     place, pid, started_s = (*name.split("/"), "", "")[:3]
     if place != _place() or not pid.isdecimal():
         return None
@@ -51,9 +48,6 @@ def _place() -> str:
 
 
 def _started_s(process: psutil.Process) -> float:
-    """Start time in seconds; on Linux since the boot.
-
-    There the start as a time of day moves when the clock is set.
-    """
+    """Start in seconds; on Linux since the boot, as clocks may be set."""
     started_s = process.create_time()
     return started_s - psutil.boot_time() if sys.platform == "linux" else started_s

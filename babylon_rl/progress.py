@@ -6,7 +6,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """A progress callback that does nothing.
-
-    ``what`` is the label; ``done`` of ``total`` units are finished.
-    """
+    """Ignore that ``done`` of ``total`` units of ``what`` are finished."""

@@ -591,10 +591,7 @@ def judge_key_variable(model: str) -> str | None:
 
 
 def provider_key(variable: str) -> SecretStr | None:
-    """A judge's credential without a field here (GEMINI_API_KEY, ...).
-
-    Read from the environment, else from ``.env``.
-    """
+    """A judge's credential without a field here (GEMINI_API_KEY, ...), from environment or ``.env``."""
     value = os.environ.get(variable) or DotEnvSettingsSource(Settings).env_vars.get(variable.lower())
     return SecretStr(value) if value else None
 
@@ -617,10 +614,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def setting_sources() -> dict[str, str]:
-    """The source of each field's value: ``environment``, ``.env``, ``demo`` or ``default``.
-
-    The precedence is that of ``load_settings``.
-    """
+    """The source of each value: ``environment``, ``.env``, ``demo`` or ``default``."""
     dotenv, environment = DotEnvSettingsSource(Settings)(), EnvSettingsSource(Settings)()
     demo = _demo_choices(dotenv | environment)
     sources = dict.fromkeys(Settings.model_fields, "default")
@@ -641,10 +635,7 @@ def keep_demo_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
 
 
 def kept_demo_choices() -> dict[str, str]:
-    """Stored choices in effect, as variables for child processes.
-
-    These are given DATABASE_URL and would not read them.
-    """
+    """Stored choices in effect, as variables for children, which are given DATABASE_URL."""
     choices = _demo_choices(DotEnvSettingsSource(Settings)() | EnvSettingsSource(Settings)())
     sources = setting_sources()
     return {field.upper(): str(value) for field, value in choices.items() if sources.get(field) == "demo"}

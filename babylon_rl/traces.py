@@ -181,10 +181,7 @@ def outgoing_headers() -> dict[str, str]:
 
 
 def traced_step(function: F) -> F:
-    """Trace each call of an asset's function as ``step NAME``.
-
-    A generator is traced until it ends.
-    """
+    """Trace each call of an asset's function as ``step NAME``, a generator to its end."""
     name = f"step {function.__name__}"
 
     @wraps(function)

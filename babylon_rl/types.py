@@ -123,10 +123,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Rejection(msgspec.Struct, frozen=True, rename="camel"):
-    """Rejected row: the first failed rule, with place and cause in words.
-
-    A row of babylon_rl.rejections.
-    """
+    """A row of babylon_rl.rejections: the first failed rule, place and cause in words."""
 
     window: str
     trajectory_id: str

@@ -24,10 +24,7 @@ def content_version(content: Any) -> str:
 
 
 def files_version(directory: Path, pattern: str) -> str:
-    """The 16-digit hash of a directory's files that match a pattern.
-
-    Of their names and bytes.
-    """
+    """The 16-digit hash of the names and bytes of files that match a pattern."""
     found = hashlib.sha256()
     for path in sorted(directory.rglob(pattern)):
         content = path.read_bytes()

@@ -17,10 +17,7 @@ _WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
 
 
 def utc_now() -> datetime:
-    """The wall clock as naive UTC.
-
-    Callers pass it on as an argument so that tests can replace it.
-    """
+    """The wall clock as naive UTC, passed on as an argument for tests."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
@@ -31,10 +28,7 @@ def clock_from(now: datetime) -> Callable[[], datetime]:
 
 
 def window_of(moment: datetime) -> str:
-    """The id of the window that contains ``moment`` (naive UTC).
-
-    A full hour belongs to the window that it starts.
-    """
+    """The window that contains ``moment`` (naive UTC); a full hour is its start."""
     return moment.isoformat(timespec="hours") + ":00"  # strftime writes the year 500 with three digits
 
 

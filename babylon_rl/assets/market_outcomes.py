@@ -120,10 +120,7 @@ def _question_name(prediction: PredictionOutcome) -> str:
 
 
 def _percent(path: Path, stock: StockOutcome) -> Path:
-    """A price path as changes in percent from the hour's start price.
-
-    [] if not comparable.
-    """
+    """A price path in percent from the hour's start price; [] if not comparable."""
     if not path or stock.start_price <= 0:
         return []
     return _whole_hour(0.0, [(minute, _drawable((price / stock.start_price - 1) * 100)) for minute, price in path])

@@ -32,10 +32,7 @@ def admin_link(settings: Settings) -> dict[str, dg.UrlMetadataValue]:
 
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
-    """The row count under the key that Dagster plots, and further values by name.
-
-    Values that are None are left out.
-    """
+    """The row count under the key that Dagster plots, and values that are not None."""
     return {"dagster/row_count": rows} | {name: _readable(value) for name, value in numbers.items() if value is not None}
 
 

@@ -125,10 +125,7 @@ def given(babylon: Babylon) -> dg.ResourceDefinition:
 
 
 def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon]:
-    """Yield the resource; inside a run, keep the run's heartbeat alive meanwhile.
-
-    A tick of a sensor is not a run and has no heartbeat.
-    """
+    """Yield the resource; inside a run, keep the run's heartbeat alive meanwhile."""
     run = context.run
     if run is None:
         yield babylon

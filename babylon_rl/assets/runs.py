@@ -71,10 +71,7 @@ def heartbeats(database: Database, run_id: str) -> Iterator[None]:
 
 
 def why_dead(heartbeat: Heartbeat) -> str | None:
-    """A sentence that says why the run counts as dead.
-
-    None while it may be alive.
-    """
+    """A sentence that says why the run counts as dead; None while it may live."""
     silent = heartbeat.silent_s > SILENT_S
     if not heartbeat.holder:
         return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None
@@ -109,10 +106,7 @@ def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection,
 
 
 def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
-    """Tag a run with its window (or first...last), batch or version, if missing.
-
-    The step's trace gets them too.
-    """
+    """Tag a run, and its trace, with its window (or first...last), batch or version."""
     note(window=window, batch=batch, version=version)
     tags = {WINDOW_TAG: window, BATCH_TAG: batch, VERSION_TAG: version}
     wanted = {name: value for name, value in tags.items() if value is not None}

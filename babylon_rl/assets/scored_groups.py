@@ -31,10 +31,7 @@ COLUMNS = column_schema(
 
 
 def hours_per_run(settings: Settings) -> int | None:
-    """The maximum number of hours per run; None for a heuristic judge.
-
-    The heuristic takes no longer than reading does.
-    """
+    """The most hours of a run; None for the heuristic, as fast as reading."""
     return None if settings.judge_model == HEURISTIC else HOURS_PER_RUN
 
 
@@ -157,10 +154,7 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
 
 
 def _shortened(judgement: Judgement) -> dict[str, Any]:
-    """Shares of the hour that the judge saw shortened.
-
-    Empty for older judgements without this count.
-    """
+    """Shares of the hour that the judge saw shortened; empty for older judgements."""
     if judgement.steps is None or judgement.shortened is None:
         return {}
     return {

@@ -131,10 +131,7 @@ MARKET_COLUMNS = column_schema(
 
 
 def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
-    """The source with owners, ready for ``Definitions``.
-
-    The decorator has no parameter for owners. This uses an attribute outside the public API, and Dagster warns of that.
-    """
+    """The source with owners, by an attribute outside the public API, as Dagster warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         asset = create_external_asset_from_source_asset(source)
@@ -142,10 +139,7 @@ def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
 
 
 def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObservation]) -> dg.DataVersionsByPartition:
-    """Record one observation per changed hour, with a description of the change.
-
-    The result of the observation itself leaves every version as it is.
-    """
+    """Record an observation per changed hour; the empty result leaves other versions alone."""
     # The events carry the change descriptions; the empty result adds none of its own.
     for event in changed:
         context.log_event(event)

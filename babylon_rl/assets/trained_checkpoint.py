@@ -138,10 +138,7 @@ def _finish(
 
 
 def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
-    """Log the checkpoint as an artifact where trainings are tracked online.
-
-    Return a sentence or nothing.
-    """
+    """Log the checkpoint as an artifact where trainings are tracked online; in words."""
     if babylon.settings.wandb_mode != "online" or refusal(babylon.settings) is not None:
         return ""
     sent = record_artifact(connection, trained.model, babylon.settings, babylon.now())

@@ -62,10 +62,7 @@ def naive(moment: datetime) -> datetime:
 
 
 def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) -> Runs:
-    """Dagster's records of a batch's runs, whichever process started them.
-
-    Runs whose process is gone have been reported failed before.
-    """
+    """Dagster's records of a batch's runs, after dead ones were reported failed."""
     records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
     # A run after which an iteration is there did not die of what comes again.
     trained_at = max((step.finished_at for step in finished_steps(connection, batch.batch_id).values() if step.finished_at), default=None)
@@ -87,10 +84,7 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
 
 
 def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
-    """Number of the next run key.
-
-    Dagster drops a request whose key a sensor has used, even if that run was deleted.
-    """
+    """Number of the next run key: Dagster drops a request whose key was used."""
     used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
     return 1 + max([len(runs), *(int(key[1]) for key in used if key)])
 
@@ -122,10 +116,7 @@ def in_words(again_at: datetime) -> str:
 
 
 def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
-    """Time at which an hour's judge is asked again.
-
-    After a pause that doubles, or for a spent budget at the start of the next day.
-    """
+    """Time of the judge's next try: after a doubling pause, or with tomorrow's budget."""
     after = retry_after(pending.asked, JUDGE_ASKED_AFTER, JUDGE_ASKED_EVERY)
     return spent_until(pending.reason, settings.judge_budget_usd, pending.asked_at) or pending.asked_at + after
 

@@ -126,10 +126,7 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         return False
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt a run as by Ctrl-C.
-
-        One that no worker has taken yet is canceled by end_dead_runs.
-        """
+        """Interrupt a run as by Ctrl-C; end_dead_runs cancels one that no worker took."""
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or TASK_TAG not in run.tags:
             return False
@@ -158,10 +155,7 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
 
 
 class ClaimedTask(Task):  # type: ignore[misc]
-    """Task that executes its run, unless another worker has taken it.
-
-    Nor if this machine's code is older.
-    """
+    """Task that executes its run, unless another worker has it or the code is older."""
 
     abstract = True
 

@@ -24,10 +24,7 @@ NOT_MEASURED = "Not measured: no hour of this run holds what this check looks at
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault of one hour: a sentence without the hour, and the first rows concerned.
-
-    ``ids`` may also be agents or markets.
-    """
+    """A fault of one hour in words, and the first rows, agents or markets concerned."""
 
     says: str
     ids: tuple[str, ...] = ()

@@ -25,10 +25,7 @@ from babylon_rl.settings import load_settings
 
 
 def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
-    """All definitions with one ``babylon`` resource.
-
-    definitions.py passes that of the environment, launch.py its caller's own.
-    """
+    """All definitions with one resource: the environment's, or a caller's own (launch.py)."""
     settings = load_settings()
     when, fresh = conditions(settings), freshness(settings)
     # Three kinds of assets by trigger: conditions, sensors, and the clock.

@@ -87,10 +87,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
             return self._location.exists(_name(log_key, io_type, partial))
 
     def on_progress(self, log_key: Sequence[str]) -> None:
-        """Upload the output so far of a step that runs.
-
-        A failure is logged, as Dagster's thread would end by it.
-        """
+        """Upload a running step's output so far; a failure is only logged."""
         try:
             super().on_progress(log_key)  # type: ignore[no-untyped-call]
         except BabylonError as failed:

@@ -39,10 +39,7 @@ def on_change() -> Condition:
 
 
 def once_settled(settle_hours: float) -> Condition:
-    """Materialize an hour once, ``settle_hours`` after its end.
-
-    Later changes are judged again when a batch needs them.
-    """
+    """Materialize an hour once, ``settle_hours`` after its end; batches judge later changes."""
     settled = ~C.in_latest_time_window(timedelta(hours=settle_hours)) if settle_hours > 0 else None
     wished = (_wished() & C.missing()).with_label("not judged yet")
     return (wished & _possible() if settled is None else wished & settled & _possible()).with_label(f"hour settled for {settle_hours:g} h")
@@ -54,10 +51,7 @@ def on_scores_due(settings: Settings) -> Condition:
 
 
 def on_evidence() -> Condition:
-    """Rank again after a benchmark report that the leaderboard has not seen.
-
-    The run of a batch updates the leaderboard by itself.
-    """
+    """Rank again after a benchmark report made outside the run of its batch."""
     changed = C.any_deps_match(C.data_version_changed()).since(C.newly_updated() | C.newly_requested()).with_label("report not ranked yet")
     return (changed & ~C.any_deps_in_progress() & ~C.in_progress()).with_label("evidence changed")
 

@@ -18,10 +18,7 @@ _OUR_ASSETS = {dg.AssetKey(name) for name in (*SOURCES, *HOURLY, *BATCHED, "judg
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report this project's dead runs as failed; return a sentence for each.
-
-    Does nothing in a database that is not migrated.
-    """
+    """Report this project's dead runs as failed, in sentences; none before a migration."""
     runs = [record.dagster_run for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))]
     ours = [run.run_id for run in runs if _is_ours(run)]
     sentences = []

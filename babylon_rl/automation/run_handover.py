@@ -162,10 +162,7 @@ def _why_void(instance: dg.DagsterInstance, run_id: str, task: str) -> str | Non
 
 
 def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, why: str) -> None:
-    """Put a run that another worker must execute back into Dagster's queue.
-
-    Unless another worker has taken it.
-    """
+    """Put a run for other workers back into Dagster's queue, unless one has taken it."""
     with database.connect() as connection:
         (heartbeat,) = lock_heartbeats(connection, [run_id])
         if not heartbeat.holder and _put_back(instance, run_id, why):
@@ -173,10 +170,7 @@ def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, wh
 
 
 def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Put runs that no live worker holds back into Dagster's queue.
-
-    No worker has taken them, or theirs died before they began. Returns a sentence for each.
-    """
+    """Requeue runs whose worker never came, or died before they began; in sentences."""
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
     waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags]
     if not waiting:

@@ -92,10 +92,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Removal:
-    """Number and bytes of removed files, and a sentence for each refused path.
-
-    In a dry run: of files to be removed.
-    """
+    """Number and bytes of files removed (dry run: to remove), and refused paths in words."""
 
     dry_run: bool = False
     files: int = 0
@@ -135,11 +132,9 @@ class Removal:
                 self.file(path)
 
     def unused(self, directory: Path, before: float) -> None:
-        """Remove files below ``directory`` unused since ``before`` (Unix seconds), then empty directories.
+        """Remove files below ``directory`` neither read nor written since ``before`` (Unix seconds).
 
-        Regular files only; unused means neither read nor written.
-
-        Sockets and pipes stay: they belong to processes.
+        Then empty directories. Sockets and pipes stay: they belong to processes.
         """
         for path in _deepest_first(directory):
             try:

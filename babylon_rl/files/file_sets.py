@@ -188,10 +188,7 @@ class FileSet:
 
 
 def _retried(work: Callable[[], T]) -> T:
-    """Repeat ``work`` after passing failures.
-
-    A server that is busy, a connection that was cut, a damaged transfer.
-    """
+    """Repeat ``work`` after passing failures: a busy server, a cut connection, a damaged transfer."""
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
     wait = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)

@@ -181,10 +181,7 @@ def shown_url(url: str) -> str:
 
 @contextmanager
 def describing_failures(target: str, describe: Callable[[str, int | None], BabylonError]) -> Iterator[None]:
-    """Convert failures of the system or of a driver at ``target``.
-
-    ``describe`` takes the reason and the system's error number.
-    """
+    """Convert failures at ``target``; ``describe`` takes the reason and the system's error number."""
     try:
         yield
     except BabylonError:
@@ -199,10 +196,7 @@ def is_failure(error: BaseException) -> bool:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Exception types of the system and of loaded drivers.
-
-    Evaluated only after a failure, because drivers are loaded late.
-    """
+    """Exception types of the system and loaded drivers; evaluated after a failure."""
     loaded = [getattr(sys.modules[module], name) for module, names in _DRIVER_ERRORS.items() if module in sys.modules for name in names]
     return (OSError, NotImplementedError, *loaded)
 

@@ -17,10 +17,7 @@ Place = tuple[int, int]  # offset and length in bytes
 
 
 class Spill(Generic[T]):
-    """Nameless file under ``home`` for values.
-
-    It is removed with its last reference, however the process ends.
-    """
+    """Nameless file under ``home`` for values, removed with its last reference."""
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)

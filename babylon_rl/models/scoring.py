@@ -110,10 +110,7 @@ def causal_model(model: "nn.Module") -> Any:
 
 
 def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":
-    """Log-softmax of N hidden states over their legal tokens, [N, M] in float32.
-
-    -inf beyond a set's size.
-    """
+    """Log-softmax of N hidden states over their legal tokens, [N, M] float32, padded by -inf."""
     import torch
 
     # Legal sets differ in size: pad with a legal id, then mask the padding.

@@ -16,10 +16,7 @@ Computed = TypeVar("Computed")
 
 
 def usable_cores() -> int:
-    """Number of threads: OMP_NUM_THREADS, else the available cores, at most 4.
-
-    A small model gains nothing from more.
-    """
+    """Number of threads: OMP_NUM_THREADS, else the available cores, at most 4."""
     configured = os.environ.get("OMP_NUM_THREADS", "").strip()
     if configured.isdecimal() and int(configured) > 0:
         return int(configured)

@@ -108,10 +108,7 @@ class Trained:
 
 
 def batch_settings(batch: Batch, settings: Settings) -> Settings:
-    """Overlay ``settings`` with those frozen in the batch.
-
-    A resumed run ends as it began.
-    """
+    """Overlay ``settings`` with those frozen in the batch: a resumed run ends as it began."""
     return settings.model_copy(update=dict(batch.settings))
 
 
@@ -253,10 +250,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
 
 
 def _wait_for_the_line(run: BatchRun) -> None:
-    """Allow one training per line at a time.
-
-    Every version continues from the newest one, and the other batch is about to produce it.
-    """
+    """Allow one training per line at a time: every version continues from the newest one."""
     batch = run.batch
     other = begun_in_line(run.connection, batch.base_model, batch.batch_id)
     if other is not None:
@@ -277,10 +271,7 @@ def _parent(run: BatchRun, settings: ServingSettings) -> Model | None:
 def _leave_empty(
     run: BatchRun, prepared: Prepared, conversion: Conversion, train_plan: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
 ) -> list[BatchEpisode]:
-    """Return the episodes that train; the others leave the batch.
-
-    An episode leaves without a sequence, or in an hour without a trainable token.
-    """
+    """Return the episodes that train; those without a sequence or a trainable token leave."""
     counted = [
         replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN)
         for episode in prepared.remaining

@@ -37,9 +37,9 @@ ANSWER_WITHIN_S = 30.0
 
 @dataclass(frozen=True)
 class CheckpointVerdict:
-    """Result of one check: passed or not, the reason, and its numbers.
+    """Result of one check: passed or not, why, and its numbers.
 
-    ``tried`` is False where nothing was measured, which does not count as passed.
+    Where nothing was measured, ``tried`` is False and it has not passed.
     """
 
     passed: bool

@@ -66,10 +66,7 @@ UNREAD: BarReason = "in hours not read yet"  # rows without an episode: counted 
 
 
 class EligibilityRule(NamedTuple):
-    """Reason, and its SQL condition on an episode.
-
-    The condition is on table ``episode`` of store/freezing.py.
-    """
+    """Reason, and its SQL condition on table ``episode`` of store/freezing.py."""
 
     reason: BarReason
     condition: str
@@ -274,10 +271,7 @@ def dropout_rate(freezable_trajectories: int) -> float:
 def decide_dropout(
     episodes: Sequence[FreezableEpisode], rate: float, seed: int, min_agents: int, decided: frozenset[str] = frozenset()
 ) -> Dropout:
-    """Drop episodes by a seeded hash.
-
-    No group falls below ``min_agents``; windows in ``decided`` stay complete.
-    """
+    """Drop episodes by a seeded hash; no group falls below ``min_agents``, windows in ``decided`` stay."""
     sizes = {episode.window: episode.group_size for episode in episodes}
     dropped = []
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
@@ -298,10 +292,7 @@ def seeded_share(seed: int, *parts: str) -> float:
 def _look_and_choose(
     connection: Connection, settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
 ) -> tuple[Freezable, list[FreezableEpisode], Dropout]:
-    """Read hours from the newest until the batch is full.
-
-    It is full when older hours could not change the choice any more.
-    """
+    """Read hours from the newest until no older hour could change the choice any more."""
     episodes: list[FreezableEpisode] = []
     reasons = Counter[str]()
     for eligible, others in look_at_newest(connection, bounds, RULES):

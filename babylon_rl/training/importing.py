@@ -116,10 +116,7 @@ def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
 
 
 def _take_place(connection: Connection, final: Path) -> None:
-    """Lock the registry, refuse a version that is taken, and clear its directory.
-
-    A crash may have left files there.
-    """
+    """Lock the registry, refuse a taken version, and clear what a crash left of it."""
     lock_registry(connection)
     version = final.name
     if version_taken(connection, version):
@@ -148,10 +145,7 @@ def _check_tensors(file: Path, reference: Path, parent: str) -> None:
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor, from the file's head.
-
-    Its library checks that the head fits the file's length.
-    """
+    """Type and shape of each tensor, from the file's head; its library checks the length."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -118,10 +118,7 @@ def iterations_of(batch: Batch) -> int:
 
 
 def passes_within(batch: Batch) -> int:
-    """Passes of each iteration over its own sequences: 1, or EPOCHS in old batches.
-
-    Old batches were frozen before passes had their own iterations.
-    """
+    """Passes of an iteration over its own sequences: 1, but EPOCHS in old batches."""
     return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
 
 

@@ -34,9 +34,9 @@ RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_l
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Verdict with its reason and figures; ``groups`` counts freezable trajectories by window.
+    """Verdict with its reason and figures.
 
-    ``counted_at`` is None for figures counted now.
+    ``groups`` counts freezable trajectories by window; ``counted_at`` is None for figures counted now.
     """
 
     ready: bool
@@ -79,10 +79,7 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
 
 
 def keep_counts(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Count trainable rows, if anything was written since the last time.
-
-    It is for looks at the status; said in a sentence.
-    """
+    """Keep the counts for looks at the status, if anything was written; say so."""
     with connection.transaction():
         mark, _ = _watermarks(connection, settings, now)
         kept = read_kept_counts(connection)

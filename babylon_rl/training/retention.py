@@ -87,10 +87,7 @@ def versions_in_use(connection: Connection, settings: ServingSettings) -> frozen
 
 
 def batches_on_record(connection: Connection, settings: ServingSettings) -> set[str]:
-    """Batches of deployed versions, versions in use, and all their ancestors.
-
-    Their records stay whole.
-    """
+    """Batches whose records stay whole: of versions deployed or in use, and their ancestors."""
     models = read_models(connection)
     by_version = {model.version: model for model in models}
     ahead = [*versions_in_use(connection, settings), *(model.version for model in models if model.status == "deployed")]

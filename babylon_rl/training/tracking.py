@@ -28,10 +28,7 @@ ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of 
 
 
 class Tracker:
-    """Tracker of one training.
-
-    ``step`` is called in the trainer's loop and only appends to a list.
-    """
+    """Tracker of one training; ``step``, called in the trainer's loop, only appends to a list."""
 
     def __init__(self, batch: Batch, settings: Settings, **more: Any) -> None:
         self.refusal = refusal(settings)
@@ -94,10 +91,7 @@ class Tracker:
         return sent
 
     def abandon(self, limit_s: float = ABANDON_S) -> WandbResult:
-        """Close the run of an unfinished training.
-
-        Its complete iterations are logged, and the next run continues.
-        """
+        """Close the run of an unfinished training, for the next run to continue."""
         return WandbResult("") if self._process is None else self._process.end(limit_s)
 
     def _send(self) -> None:
@@ -181,10 +175,7 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
 
 
 def _remembered(memory: Path) -> list[dict[str, Any]]:
-    """Read the lines of a batch's memory file.
-
-    A line cut off by a crash is skipped, and its content is logged again.
-    """
+    """Read the lines of a batch's memory file, without one cut off by a crash."""
     lines_read = []
     try:
         lines = memory.read_bytes().splitlines()

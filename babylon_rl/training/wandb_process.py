@@ -37,10 +37,7 @@ _OPEN_ENDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class WandbResult:
-    """Outcome of sending, as a sentence.
-
-    ``link`` is the run's page, or its directory when it was written offline.
-    """
+    """Outcome of sending in words; ``link`` is the page, or offline the directory."""
 
     words: str
     link: str | None = None
@@ -48,10 +45,7 @@ class WandbResult:
 
 
 def refusal(settings: StorageSettings) -> str | None:
-    """Reason why nothing is sent to Weights & Biases; None when it is.
-
-    Offline it is written into files.
-    """
+    """Reason why nothing is sent to Weights & Biases, or written for it; else None."""
     if settings.wandb_mode == "disabled":
         return "Not sent to Weights & Biases: WANDB_MODE is disabled."
     if settings.wandb_mode == "online" and not settings.wandb_key:
@@ -60,10 +54,7 @@ def refusal(settings: StorageSettings) -> str | None:
 
 
 def run_request(settings: StorageSettings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
-    """Build the first line for a child: the run to open.
-
-    ``more`` are further arguments of wandb.init, and ``initTimeout`` in seconds.
-    """
+    """First line for a child: the run to open; ``more`` are further arguments of wandb.init."""
     return {
         "entity": settings.wandb_entity, "project": settings.wandb_project, "mode": settings.wandb_mode, "id": run_id, "name": name,
         "job_type": job_type, "initTimeout": INIT_TIMEOUT_S,
@@ -133,10 +124,7 @@ class WandbProcess:
 
 
 def open_run(request: Mapping[str, Any]) -> Any:
-    """Open the run of a request in the child.
-
-    An existing run is resumed; output and machine inspection are off.
-    """
+    """Open or resume the run of a request in the child, without inspecting the machine."""
     require("wandb")
     import wandb
 

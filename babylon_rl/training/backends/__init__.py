@@ -46,10 +46,7 @@ def address_of(settings: Settings, version: str, directory: Path) -> ModelAddres
 
 @dataclass(frozen=True, slots=True)
 class TrainerChoice:
-    """A backend, and the base model whose versions continue from each other.
-
-    ``remote``: as the trainer's.
-    """
+    """A backend, the base model of its line, and whether the trainer is remote."""
 
     backend: str
     base_model: str

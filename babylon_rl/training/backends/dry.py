@@ -18,10 +18,7 @@ _TENSOR = "base_model.model.lm_head.lora_A.weight"
 
 
 class DryTrainer(LocalTrainer):
-    """Trainer that writes a trainer's files and learns nothing.
-
-    The loss falls with the step, so that pages have a curve to draw.
-    """
+    """Trainer that writes a trainer's files and learns nothing; its loss falls, for plots."""
 
     name = "dry"
 

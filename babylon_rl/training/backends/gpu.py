@@ -181,10 +181,7 @@ def _last_words(scratch: Path) -> str:
 
 
 async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[[], None], every_s: float = HEARTBEAT_EVERY_S) -> Any:
-    """Await ``training`` and call ``beat`` meanwhile.
-
-    A beat that raises (the batch ended) cancels the training.
-    """
+    """Await ``training`` and call ``beat`` meanwhile, which cancels it by raising."""
     task = asyncio.ensure_future(training)
     try:
         while not (await asyncio.wait({task}, timeout=every_s))[0]:

@@ -65,10 +65,7 @@ def load_art() -> Any:
 
 @contextmanager
 def _unpatched() -> Iterator[None]:
-    """Restore a transformers function that the import of art replaces.
-
-    The replacement expects other arguments than the locked transformers version passes at every forward.
-    """
+    """Restore a transformers function that the import of art breaks for the locked version."""
     try:
         from transformers import masking_utils
     except ImportError:  # no torch here, and nothing to patch
@@ -121,9 +118,9 @@ class SentEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Counts of the training data of some groups in one pass.
+    """Training data of some groups in one pass.
 
-    Sequences, tokens, untrained sequences by reason, and the trajectories with at least one trained sequence.
+    Sequences, tokens, untrained sequences by reason, and trajectories with a trained sequence.
     """
 
     sequences: int = 0

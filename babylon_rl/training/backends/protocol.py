@@ -167,10 +167,7 @@ class Trainer(Protocol):
         ...
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base's tokenizer and chat template; None without a model.
-
-        Every checkpoint contains both.
-        """
+        """Directory of the tokenizer that every checkpoint contains; None without a model."""
         ...
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -213,10 +210,7 @@ class Trainer(Protocol):
 
 
 class LocalTrainer:
-    """Common base of the trainers of this machine.
-
-    Their checkpoint is a directory, served by `babylon-rl serve model`.
-    """
+    """Base of the trainers of this machine: a checkpoint is a directory, served from here."""
 
     remote = False
 

@@ -97,10 +97,7 @@ class Destination:
         self._leave()
 
     def new(self, name: str) -> Path:
-        """Return a local path for the file ``name``.
-
-        Raises UsageError when a foreign file is in its place.
-        """
+        """Return a local path for the file ``name``. Raises UsageError for a foreign file there."""
         if not self._force and name not in self._known and self._location.exists(name):
             raise UsageError(f"{self._location.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
         return self._staging.new(name)
@@ -159,10 +156,7 @@ class Destination:
         return self._opened
 
     def _lock_directory(self, staging: Path) -> None:
-        """Lock the staging directory and empty it.
-
-        It may hold files of an export that was killed.
-        """
+        """Lock the staging directory, and empty it of a killed export."""
         staging.mkdir(exist_ok=True)
         self._lock = os.open(staging, os.O_RDONLY)
         try:

@@ -33,10 +33,7 @@ class JsonlWriter:
         self._files: dict[str, BufferedWriter] = {}
 
     def add(self, hour: ExportHour) -> None:
-        """Write one line for an hour's scored records and one for the others.
-
-        Separate groups keep rewards from being compared with missing ones.
-        """
+        """Write a line for an hour's scored records and one for the others: separate groups."""
         for scored in (True, False):
             records = hour.records(scored=scored)
             first = next(records, None)

@@ -117,10 +117,7 @@ def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path
 
 
 def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -> None:
-    """Merge base and adapter into one model in the base's precision.
-
-    Tokenizer, chat template and generation config are written too.
-    """
+    """Merge base and adapter into one model in the base's precision, with its tokenizer."""
     require("torch", "transformers", "peft")
     import torch
     from transformers import AutoConfig, AutoTokenizer
@@ -139,10 +136,7 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
 
 
 def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:
-    """Mean KL divergence of the written model from the checkpoint, in nats a token.
-
-    On a prompt and a greedy answer.
-    """
+    """Mean KL divergence from the checkpoint on a greedy answer, in nats a token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

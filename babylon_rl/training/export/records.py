@@ -16,10 +16,7 @@ _INT64 = 2**63
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, rename="camel"):
-    """One token of a response as sampled by the serving policy.
-
-    ``token_id`` is in that policy's own vocabulary, where recorded.
-    """
+    """One token as the serving policy sampled it; ``token_id`` is in that policy's vocabulary."""
 
     token: str | None
     token_id: int | None
@@ -152,10 +149,7 @@ def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _logprobs(recorded: Sequence[Mapping[str, Any]] | None) -> list[TokenLogprob] | None:
-    """Convert the response's tokens; None unless each has a finite log-probability and a name.
-
-    Part of a response is of no use.
-    """
+    """Convert the response's tokens; None unless each has a finite log-probability and a name."""
     tokens = [_logprob(entry) for entry in recorded or ()]
     valid = [entry for entry in tokens if entry is not None]
     return valid if valid and len(valid) == len(tokens) else None

@@ -53,10 +53,7 @@ Computed = TypeVar("Computed")
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded sequence with its advantage.
-
-    ``token_weight`` gives all trainable tokens of an episode the same weight.
-    """
+    """One encoded sequence with its advantage; ``token_weight`` makes episodes weigh the same."""
 
     encoded: EncodedSequence
     advantage: float
@@ -125,10 +122,7 @@ def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> 
 
 
 def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token.
-
-    All NaN unless every token is recorded, finite, and has the base's own id.
-    """
+    """Recorded log-probabilities by response token; NaN unless all are finite, with own ids."""
     recorded = sequence.logprobs or ()
     values = [entry.get("logprob") for entry in recorded]
     finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
@@ -203,10 +197,7 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 
 def row_tensors(row: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
-    """Tensors of a row: ids and positions [1, L], additive mask [1, 1, L, L].
-
-    The mask is None for a plain causal row.
-    """
+    """Ids and positions [1, L] of a row, mask [1, 1, L, L] unless causal."""
     import torch
 
     prefix = len(row.prefix_ids)

@@ -200,10 +200,7 @@ class RemoteJobRunner:
         return self._ended(job, progress, "trained" if why is None else "failed", why, step)
 
     async def _made(self, job: RemoteJob) -> JobEnd | None:
-        """Derive the end of a post without an id from a step made since.
-
-        None while there is no new step.
-        """
+        """Derive the end of a post without an id from a new step, or None."""
         newest = await self._service.newest()
         if newest.number <= job.step_before:
             return None
@@ -308,10 +305,7 @@ class RemoteJobRunner:
             await self._pause(self._times.poll_s)
 
     async def _moved_too_far(self, job: RemoteJob) -> bool:
-        """True when there are more new steps than posts of this iteration may have made.
-
-        Then no step can be attributed to a job.
-        """
+        """True when more new steps exist than posts of this iteration may have made."""
         may_have_made = sum(post.state in ("posting", "running", "lost") for post in self._posts(job))
         return sum(number > job.step_before for number in await self._service.steps()) > max(1, may_have_made)
 
@@ -319,10 +313,7 @@ class RemoteJobRunner:
         return [post for post in read_jobs(self._run.connection, job.batch_id) if post.iteration == job.iteration]
 
     def _lost(self, job: RemoteJob) -> RemoteJob | None:
-        """Return a post given up before its step was seen.
-
-        Only if no other post can have made that step.
-        """
+        """Return a post given up before its step, if no other can have made that."""
         posts = {post.state: post for post in self._posts(job)}
         return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 
@@ -353,10 +344,7 @@ class RemoteJobRunner:
             )
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, with heartbeats.
-
-        A service may ask for a long wait (Retry-After), and the batch may end meanwhile.
-        """
+        """Wait with heartbeats: a service may ask for long, and the batch may end."""
         left_s = seconds
         while True:
             self._run.beat()
@@ -370,10 +358,7 @@ class RemoteJobRunner:
 
 
 def _against(sequences: int | None, loss: float | None) -> str | None:
-    """Return why a job that made a step does not count, or None.
-
-    Without any report the step itself is sufficient evidence.
-    """
+    """Return why a job that made a step does not count; None without contrary evidence."""
     if sequences == 0:
         return "it made a step without training a sequence"
     return None if loss is None or math.isfinite(loss) else "its loss is not finite"

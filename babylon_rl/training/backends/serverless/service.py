@@ -116,10 +116,7 @@ class ServiceStep:
 
 
 class ServerlessService:
-    """Client of one model, an async context manager.
-
-    ``beat`` is called while waiting and may raise.
-    """
+    """Client of one model, an async context manager; ``beat`` may raise while it waits."""
 
     def __init__(self, settings: Settings, base_model: str, timeout_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
@@ -279,10 +276,7 @@ def serverless_art() -> Installed:
 
 
 def describe(failed: Exception, key: str = "") -> str:
-    """Describe a failure in a few words, without the full body and without the key.
-
-    Some services repeat the key in their errors.
-    """
+    """Describe a failure in a few words, without the key, which some services repeat."""
     text = _described(failed)
     return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
 
