@@ -1,31 +1,7 @@
 """All deliberate errors of the pipeline, as one tree.
 
-    BabylonError                      exit code 3: something outside failed
-    ├── SettingsError                 2: an environment variable or option is not allowed
-    ├── UsageError                    2: the command was asked for something that makes no sense
-    ├── CheckFailed                   1: a check ran and the answer is no
-    ├── DatabaseError                 3
-    │   ├── DatabaseUnreachable       3: no server answers at the address
-    │   ├── SchemaMismatch            3: a table or column is missing, or a migration is half applied
-    │   └── EmbeddedServerError       3: the embedded Postgres cannot be made or started
-    ├── MarketError                   3: a snapshot, market or agent answer is not usable
-    ├── ModelError                    3
-    │   ├── ModelUnavailable          3: weights or an endpoint are not there
-    │   └── CheckpointError           3: a checkpoint is damaged or does not match its base
-    ├── JudgeError                    3
-    │   ├── JudgeUnavailable          3: it is down or fails too often; nothing was scored with something else instead
-    │   └── JudgeRefused              3: a wrong key, an unknown model or a request that it does not take
-    ├── MissingPackage                3: a package of an extra is not installed
-    ├── ExportError                   3: an export cannot be written where it was to go
-    ├── ReleaseRefused                3: the state of a version or its rollout forbids a transition
-    └── TrainingError                 3
-        ├── NoTrainer                 2: the settings choose no trainer that there is
-        ├── NothingToTrain            1: no freezable episode, no spread, or no trainable token
-        ├── BatchConflict             3: the batch or a trajectory belongs to another live run
-        ├── TrainingPaused            3: the training service does not answer; the batch goes on with its next run
-        └── Diverged                  3: the loss or the policy left its bounds; nothing was published
-
-A message says what happened, where, and what to do; it never holds a secret.
+The exit code of a command is 3 (something outside failed) unless the class says another. A message says what happened, where, and what to
+do; it never holds a secret.
 """
 
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Rows as pandas DataFrames by window range, for notebooks.
 
-Episodes, scores, outcomes, batches, results, calls and gateway calls.
-
 Columns have the names of the JSON output, COLUMNS their dtypes and meanings; a frame without rows has them too. Episodes and scores are
 those of the last reading of an hour (``babylon-rl train`` and the automation read hours), outcomes and calls come from the game's tables
 as they are now. Settings are those of the process: DATABASE_URL, or the embedded database of BABYLON_RL_HOME, which stays open until the

@@ -1,7 +1,4 @@
-"""Files of the project other than Python.
-
-In a clone at its top level, in an installed wheel inside the package.
-"""
+"""Files of the project other than Python: in a clone, or inside an installed wheel."""
 
 from pathlib import Path
 

@@ -171,8 +171,49 @@ class JudgeSettings(SettingsGroup):
 
 
 class TrainingSettings(SettingsGroup):
-    """Time, data and trainer of trainings, and the conditions for a version."""
+    """Trainer, data, steps and limits of a training, and the conditions for a version."""
 
+    trainer: Literal["serverless", "local", "gpu", "cpu", "dry"] | None = Field(
+        None,
+        description="The trainer; local: on this machine, with a GPU if there is one. With it a WANDB_API_KEY is for tracking alone. "
+        "Unset: serverless with a WANDB_API_KEY, else local with TRAIN_RL_LOCAL.",
+    )
+    train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
+    base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line.")
+    local_base_model: str | None = Field(
+        None,
+        description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. "
+        "Unset: the packaged SmolLM2-135M-Instruct.",
+    )
+    art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
+    lookback_hours: int = Field(
+        168,
+        gt=0,
+        le=1_000_000,
+        description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
+    )
+    train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
+    train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
+    max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
+    iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")
+    windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
+    epochs: int = Field(1, gt=0, description="Passes over a batch's hours, each in iterations of its own.")
+    batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
+    gradient_accumulation_steps: int = Field(
+        2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."
+    )
+    learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (serverless and GPU 5e-6, CPU 3e-3).")
+    warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
+    kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    gamma: float = Field(1.0, ge=0, le=1, description="No effect: a score belongs to a whole episode, so that nothing is discounted.")
+    training_time_limit_hours: float = Field(
+        24,
+        gt=0,
+        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more, "
+        "one on this machine stops, and the batch waits with its finished iterations.",
+    )
+    training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
     serverless_longest_job_minutes: float = Field(
         180,
@@ -182,81 +223,11 @@ class TrainingSettings(SettingsGroup):
     serverless_usd_per_million_tokens: float | None = Field(
         None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
     )
-    training_min_trajectories: int = Field(1000, gt=0, description="Freezable trajectories before the sensor starts a training.")
-    training_max_trajectories: int = Field(
-        10_000, gt=0, description="The most trajectories of one batch; more make several, one after the other."
-    )
-    training_min_group_size: int = Field(10, gt=0, description="Readiness: freezable trajectories in a group.")
-    training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
-    training_interval_hours: float = Field(
-        24,
-        gt=0,
-        description="Hours after the last completed training in which automation starts one only with TRAINING_MIN_TRAJECTORIES; "
-        "also the first pause after one that failed.",
-    )
-    training_daily_min_trajectories: int = Field(
-        100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
-    )
-    automation_status: Literal["running", "stopped"] = Field(
-        "running",
-        description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on. "
-        "end_dead_runs runs either way.",
-    )
-    automation_seconds: float = Field(
-        60, gt=0, description="Seconds between two looks of most sensors; the others keep their proportion to it."
-    )
-    training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
-    training_time_limit_hours: float = Field(
-        24,
-        gt=0,
-        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more, "
-        "one on this machine stops, and the batch waits with its finished iterations.",
-    )
-    data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
-    backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
-    lookback_hours: int = Field(
-        168,
-        gt=0,
-        le=1_000_000,
-        description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
-    )
     mode: Literal["single", "list", "continuous", "backfill"] = Field("single", description="What a bare `babylon-rl train` does.")
+    backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
     window_id: str | None = Field(None, description="Pin one run to one hour.")
     batch_id: str | None = Field(None, description="Pin one run to an existing batch.")
     model_version: str | None = Field(None, description="Pin the version that a run registers.")
-    base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line.")
-    local_base_model: str | None = Field(
-        None,
-        description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. "
-        "Unset: the packaged SmolLM2-135M-Instruct.",
-    )
-    trainer: Literal["serverless", "local", "gpu", "cpu", "dry"] | None = Field(
-        None,
-        description="The trainer; local: on this machine, with a GPU if there is one. With it a WANDB_API_KEY is for tracking alone. "
-        "Unset: serverless with a WANDB_API_KEY, else local with TRAIN_RL_LOCAL.",
-    )
-    train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
-    trainer_kubernetes: str | None = Field(
-        None,
-        description="The pod of a training on Kubernetes, as JSON of Dagster's tag dagster-k8s/config: container_config, pod_spec_config, "
-        "... (docs/howto/kubernetes.md). Unset: as every other run.",
-    )
-    art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
-    learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (serverless and GPU 5e-6, CPU 3e-3).")
-    batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
-    gradient_accumulation_steps: int = Field(
-        2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."
-    )
-    epochs: int = Field(1, gt=0, description="Passes over a batch's hours, each in iterations of its own.")
-    iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")
-    windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
-    kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
-    warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
-    gamma: float = Field(1.0, ge=0, le=1, description="No effect: a score belongs to a whole episode, so that nothing is discounted.")
-    max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
-    train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
-    train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
     benchmark_markets: int = Field(
         24, ge=2, description="Unseen market hours to compare a version in; up to 4 times as many while undecided. A pass needs 48."
@@ -271,6 +242,65 @@ class TrainingSettings(SettingsGroup):
     def trains_here(self) -> bool:
         """True when TRAINER, or without it TRAIN_RL_LOCAL, chooses this machine."""
         return self.train_rl_local if self.trainer is None else self.trainer != "serverless"
+
+
+class AutomationSettings(SettingsGroup):
+    """Starts of trainings, and runs: when, how many, and on which machines."""
+
+    automation_status: Literal["running", "stopped"] = Field(
+        "running",
+        description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on. "
+        "end_dead_runs runs either way.",
+    )
+    automation_seconds: float = Field(
+        60, gt=0, description="Seconds between two looks of most sensors; the others keep their proportion to it."
+    )
+    training_min_trajectories: int = Field(1000, gt=0, description="Freezable trajectories before the sensor starts a training.")
+    training_max_trajectories: int = Field(
+        10_000, gt=0, description="The most trajectories of one batch; more make several, one after the other."
+    )
+    training_min_group_size: int = Field(10, gt=0, description="Readiness: freezable trajectories in a group.")
+    training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
+    data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
+    training_interval_hours: float = Field(
+        24,
+        gt=0,
+        description="Hours after the last completed training in which automation starts one only with TRAINING_MIN_TRAJECTORIES; "
+        "also the first pause after one that failed.",
+    )
+    training_daily_min_trajectories: int = Field(
+        100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
+    )
+    max_concurrent_runs: int = Field(4, ge=1, description="The most runs at once, on all machines together; more wait in Dagster's queue.")
+    celery_broker_url: SecretStr | None = Field(
+        None,
+        description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "
+        "process beside the daemon.",
+    )
+    trainer_kubernetes: str | None = Field(
+        None,
+        description="The pod of a training on Kubernetes, as JSON of Dagster's tag dagster-k8s/config: container_config, pod_spec_config, "
+        "... (docs/howto/kubernetes.md). Unset: as every other run.",
+    )
+
+    @field_validator("celery_broker_url")
+    @classmethod
+    def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = ("redis://", "rediss://", "amqp://", "amqps://", "pyamqp://")
+        if value is not None and not value.get_secret_value().startswith(schemes):
+            raise ValueError(f"must start with one of {', '.join(schemes)}")
+        return value
+
+    @field_validator("trainer_kubernetes")
+    @classmethod
+    def _is_object_of_objects(cls, value: str | None) -> str | None:
+        try:
+            parts = {} if value is None else json.loads(value)
+        except json.JSONDecodeError as broken:
+            raise ValueError(f"must be JSON: {broken}") from None
+        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+            raise ValueError('must be an object of objects such as {"pod_spec_config": {"node_selector": {"gpu": "yes"}}}')
+        return value
 
 
 class StorageSettings(SettingsGroup):
@@ -423,25 +453,6 @@ class ServingSettings(SettingsGroup):
         return tuple(float(part) for part in self.rollout_steps.split(","))
 
 
-class ScaleSettings(SettingsGroup):
-    """Workers on several machines."""
-
-    celery_broker_url: SecretStr | None = Field(
-        None,
-        description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "
-        "process beside the daemon.",
-    )
-    max_concurrent_runs: int = Field(4, ge=1, description="The most runs at once, on all machines together; more wait in Dagster's queue.")
-
-    @field_validator("celery_broker_url")
-    @classmethod
-    def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
-        schemes = ("redis://", "rediss://", "amqp://", "amqps://", "pyamqp://")
-        if value is not None and not value.get_secret_value().startswith(schemes):
-            raise ValueError(f"must start with one of {', '.join(schemes)}")
-        return value
-
-
 class AlertSettings(SettingsGroup):
     """Channels of alerts, and the receiver of traces."""
 
@@ -479,10 +490,10 @@ class AlertSettings(SettingsGroup):
 
 class Settings(
     AlertSettings,
-    ScaleSettings,
     ServingSettings,
     RecordingSettings,
     StorageSettings,
+    AutomationSettings,
     TrainingSettings,
     JudgeSettings,
     HourSettings,
@@ -527,17 +538,6 @@ class Settings(
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
         return value
 
-    @field_validator("trainer_kubernetes")
-    @classmethod
-    def _is_object_of_objects(cls, value: str | None) -> str | None:
-        try:
-            parts = {} if value is None else json.loads(value)
-        except json.JSONDecodeError as broken:
-            raise ValueError(f"must be JSON: {broken}") from None
-        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-            raise ValueError('must be an object of objects such as {"pod_spec_config": {"node_selector": {"gpu": "yes"}}}')
-        return value
-
     @field_validator(
         "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url",
         "otel_exporter_otlp_endpoint",
@@ -566,10 +566,10 @@ GROUPS: tuple[type[BaseModel], ...] = (
     HourSettings,
     JudgeSettings,
     TrainingSettings,
+    AutomationSettings,
     StorageSettings,
     RecordingSettings,
     ServingSettings,
-    ScaleSettings,
     AlertSettings,
 )
 

@@ -1,7 +1,4 @@
-"""The asset graph: one short module per asset, their partitions, and their shared resource.
-
-An asset reads rows, calls a room, writes and reports.
-"""
+"""The asset graph: a short module per asset, which reads rows, calls a room, writes and reports."""
 
 import warnings
 

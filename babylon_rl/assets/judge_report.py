@@ -1,7 +1,4 @@
-"""Asset ``judge_report``: reliability of the judge over the last days, with plots.
-
-The numbers are those of `babylon-rl judge report`.
-"""
+"""Asset ``judge_report``: the numbers of `babylon-rl judge report` over the last days, with plots."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -1,6 +1,4 @@
-"""Runs by Celery: the daemon's launcher and the app of `babylon-rl worker`.
-
-Both are dagster_celery's own.
+"""Runs by Celery: the daemon's launcher and the app of `babylon-rl worker`, both dagster_celery's.
 
 What differs from dagster_celery's defaults, and why, is in docs/decisions/0020.
 """
@@ -37,7 +35,7 @@ from babylon_rl.automation.run_handover import (
     why_refused,
 )
 from babylon_rl.processes import own_name
-from babylon_rl.settings import ScaleSettings, Settings, load_settings
+from babylon_rl.settings import AutomationSettings, Settings, load_settings
 from babylon_rl.store.database import process_database
 from babylon_rl.traces import start_traces, stop_traces
 
@@ -91,7 +89,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def app_arguments(settings: ScaleSettings) -> dict[str, Any]:
+def app_arguments(settings: AutomationSettings) -> dict[str, Any]:
     """Arguments of dagster_celery's app, the same for launcher and workers."""
     broker = settings.celery_broker_url
     return {
@@ -185,7 +183,7 @@ class ClaimedTask(Task):  # type: ignore[misc]
         return super().__call__(*args, **kwargs)
 
 
-def worker_app(settings: ScaleSettings) -> Celery:
+def worker_app(settings: AutomationSettings) -> Celery:
     """The app of a worker, with the task that executes a run."""
     arguments = app_arguments(settings)
     arguments["task_default_queue"] = arguments.pop("default_queue")
@@ -217,7 +215,7 @@ def load_ahead(settings: Settings, queues: tuple[str, ...]) -> None:
     gc.freeze()
 
 
-def run_worker(settings: ScaleSettings, queues: tuple[str, ...], runs: int, name: str) -> int:
+def run_worker(settings: AutomationSettings, queues: tuple[str, ...], runs: int, name: str) -> int:
     """Execute runs of some queues until a signal ends the worker; its exit code.
 
     SIGTERM or Ctrl-C: no further run is taken, and those that are executed end first.

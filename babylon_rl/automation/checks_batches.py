@@ -1,7 +1,4 @@
-"""Checks of a batch: its checkpoint, and the gate's criteria of its report.
-
-Errors of the checkpoint block the release.
-"""
+"""Checks of a batch: its checkpoint, whose errors block the release, and the gate's criteria."""
 
 from collections.abc import Iterator
 

@@ -1,6 +1,4 @@
-"""Cleanup of data with a time limit.
-
-Checkpoints, caches, transcripts, the gateway's files and rows, logs of Dagster's runs.
+"""Cleanup of checkpoints, caches, transcripts, the gateway's files and rows, and logs of runs.
 
 One function for `babylon-rl cleanup` and the job `cleanup`. Records stay: rows of versions and batches, materializations, and everything
 about the deployed version, the versions in use and their ancestors. Calls that wait in the spool are in no database yet and stay.

@@ -11,7 +11,7 @@ import dagster as dg
 from babylon_rl.assets.runs import PARTITION_TAG
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
-from babylon_rl.settings import ScaleSettings, Settings, TrainingSettings, load_settings
+from babylon_rl.settings import AutomationSettings, Settings, load_settings
 
 _SETTINGS = load_settings()
 _RUNNING = _SETTINGS.automation_status == "running"
@@ -34,12 +34,12 @@ def every(seconds: int) -> int:
     return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
 
 
-def trainer_tags(settings: TrainingSettings) -> dict[str, str]:
+def trainer_tags(settings: AutomationSettings) -> dict[str, str]:
     """Tags of every run of the job ``train``, for a pod of its own kind."""
     return {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
 
 
-def trained_keys(settings: ScaleSettings) -> list[dg.AssetKey] | None:
+def trained_keys(settings: AutomationSettings) -> list[dg.AssetKey] | None:
     """``trained_assets`` as Dagster's keys."""
     names = trained_assets(settings)
     return None if names is None else [dg.AssetKey(name) for name in names]

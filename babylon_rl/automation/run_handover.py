@@ -1,6 +1,4 @@
-"""Handing over of runs: Dagster's queue, and the launcher that CELERY_BROKER_URL chooses.
-
-Both are named in dagster.yaml.
+"""Handing over of runs: Dagster's queue and the launcher that dagster.yaml names.
 
 A message to a worker is only a hint: the database says which run waits and who has taken it (store/run_heartbeats.py). A run that no
 worker has taken within UNTAKEN_S goes back into Dagster's queue and is handed over again, so a broker that lost its messages loses no run.

@@ -25,7 +25,7 @@ from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import verify
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
@@ -63,7 +63,7 @@ def _player(strategy: str, round_: int) -> Player:
     )
 
 
-def missing_hours(state: Readiness, settings: TrainingSettings, agents: int) -> int:
+def missing_hours(state: Readiness, settings: AutomationSettings, agents: int) -> int:
     """Hours of ``agents`` until enough data can be frozen for a training; at least 1."""
     # Both conditions of readiness count: trajectories and groups.
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))

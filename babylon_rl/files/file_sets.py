@@ -1,6 +1,4 @@
-"""Sets of files at a URL, complete once their manifest exists.
-
-Each is below a name of its own.
+"""Sets of files at a URL, each below its own name, complete once its manifest exists.
 
 Publishing stages files under a temporary prefix, reads them back, compares, and moves them into place, the manifest last; what was
 interrupted continues with the missing files, and nothing is replaced. Fetching downloads a set beside its place on this machine and

@@ -1,7 +1,5 @@
 """Locations of files: a local directory or any fsspec URL, with the same operations.
 
-Failures are described in words.
-
 A directory of this machine is written durably: files are flushed, and a move replaces a file at once.
 """
 

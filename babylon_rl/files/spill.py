@@ -1,7 +1,4 @@
-"""Values on disk that are too many for the memory.
-
-They are written in order, and read one by one.
-"""
+"""Values on disk that are too many for the memory, written in order and read one by one."""
 
 import os
 import pickle

@@ -1,6 +1,4 @@
-"""Generation of text for rows of one adapter, one token at a time.
-
-Rows are continued side by side.
+"""Generation of text for rows of one adapter side by side, one token at a time.
 
 Every row has a grammar's state and a random generator of its own; tokens are drawn by the inverse of their distribution function.
 New rows may join between two tokens: their prompts are read in a batch of their own, then their caches are put under the others.

@@ -11,7 +11,7 @@ from http.client import HTTPException
 from typing import Any
 
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.settings import ScaleSettings
+from babylon_rl.settings import AutomationSettings
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
@@ -36,7 +36,7 @@ mutation($params: ExecutionParams!) {
 }"""
 
 
-def trained_assets(settings: ScaleSettings) -> tuple[str, ...] | None:
+def trained_assets(settings: AutomationSettings) -> tuple[str, ...] | None:
     """The assets of a training's run; None: all of its batch.
 
     With workers those of the trainer's queue: finish_evidence requests the others then, for a machine that need have no GPU.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.errors import TrainingError, UsageError
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES, FreezeBounds
@@ -155,11 +155,11 @@ def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tu
     return marks[0], marks[1]
 
 
-def _groups(settings: TrainingSettings, freezable: Freezable) -> int:
+def _groups(settings: AutomationSettings, freezable: Freezable) -> int:
     return sum(number >= settings.training_min_group_size for number in freezable.windows.values())
 
 
-def _reason(settings: TrainingSettings, freezable: Freezable, groups: int, quality: float) -> str:
+def _reason(settings: AutomationSettings, freezable: Freezable, groups: int, quality: float) -> str:
     missing = settings.training_min_trajectories - freezable.trajectories
     if missing > 0:
         return f"Need {missing} more trajectories"

@@ -1,6 +1,4 @@
-"""Retention of checkpoints: newest, best, deployed, previous and those in use.
-
-The newest and the best in the benchmark are of each line.
+"""Retention of checkpoints: of each line the newest and the best, deployed ones and those in use.
 
 A version is marked as pruned before its files are deleted. A crash between the two leaves files that the next training deletes, never a
 version whose files are missing without a mark. Rows are never deleted; rows and files of other producers and uploads are not touched.

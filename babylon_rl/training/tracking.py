@@ -1,6 +1,4 @@
-"""Tracking of a training at Weights & Biases, one run per batch.
-
-The line is the group.
+"""Tracking of a training at Weights & Biases, one run per batch, in the group of its line.
 
 An iteration is sent when its last step is reported. Step numbers follow from the iteration's place, so that an interrupted training does
 not log the same step twice. Offline there is no service to ask, so a file in the state directory records which directory holds what: lines

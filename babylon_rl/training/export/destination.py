@@ -1,6 +1,4 @@
-"""Destination of an export: a directory or fsspec URL.
-
-The set of files appears at the end, with its manifest.
+"""Destination of an export: a directory or fsspec URL, where all files appear at the end.
 
 The manifest identifies an export's own files: those that no export wrote are never replaced without ``force``, and never deleted. It is
 written last, so a complete one guarantees every file that it lists.
