@@ -5,7 +5,7 @@ import dagster as dg
 from babylon_rl.assets.ab_test_report import ab_test_report
 from babylon_rl.assets.benchmark_report import benchmark_report
 from babylon_rl.assets.hindsight import hindsight
-from babylon_rl.assets.judge_report import judge_report
+from babylon_rl.assets.judge_report import checks_of_judge, judge_report
 from babylon_rl.assets.leaderboard import leaderboard
 from babylon_rl.assets.market_outcomes import market_outcomes
 from babylon_rl.assets.released_model import released_model
@@ -16,7 +16,6 @@ from babylon_rl.assets.training_batch import training_batch
 from babylon_rl.assets.window_groups import window_groups
 from babylon_rl.automation.checks_batches import checks_of_batches
 from babylon_rl.automation.checks_hours import checks_of_hours
-from babylon_rl.automation.checks_judge import checks_of_judge
 from babylon_rl.automation.conditions import conditions, freshness
 from babylon_rl.automation.jobs import jobs
 from babylon_rl.automation.schedules import schedules

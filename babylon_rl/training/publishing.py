@@ -27,6 +27,7 @@ from babylon_rl.models.checkpoints import (
     copy_tokenizer,
     manifest_in,
     publish,
+    read_remote,
     verify,
 )
 from babylon_rl.settings import Settings, StorageSettings
@@ -170,7 +171,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         TrainingPaused: it could not be uploaded; the batch stays in `uploading`, and its next run goes on there.
     """
     manifest = verify(checkpoint)
-    stands_for = run.trainer.checkpoint(checkpoint)
+    remote = read_remote(checkpoint)
     url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     # Figures of all iterations are stored with the model.
@@ -185,9 +186,9 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     new = NewModel(
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
         base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
-        storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=sha256(checkpoint / MANIFEST),
+        storage_path=remote.inference_name if remote else url or str(checkpoint), manifest_sha=sha256(checkpoint / MANIFEST),
         episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
-        wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
+        wandb_artifact_id=remote.artifact if remote else None,
     )  # fmt: skip
     # Under the registry lock: a version number taken meanwhile sends the batch back for the next one.
     with own_transaction(run.connection):

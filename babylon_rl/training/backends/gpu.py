@@ -21,6 +21,7 @@ from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
+    LOSSES,
     WITHOUT_LOGPROBS,
     art_groups,
     count_groups,
@@ -39,7 +40,6 @@ from babylon_rl.training.backends.protocol import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.serverless.evidence import LOSSES
 
 LEARNING_RATE = 5e-6
 HEARTBEAT_EVERY_S = 10.0

@@ -1,7 +1,7 @@
 """Trainer protocol: sequences with advantages in, a numbered checkpoint directory and metrics out.
 
 One protocol for the trainers of this machine and for paid services. ``prepare`` plans and prices a training without posting anything;
-``train`` runs one iteration; ``checkpoint`` describes a directory. A local trainer's directory holds an adapter, a service's a pointer to
+``train`` runs one iteration. A local trainer's directory holds an adapter, a service's a pointer to
 its step. An iteration is the unit of resumption: it is trained completely or not at all.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from babylon_rl.models.base_model import DRY
-from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint
+from babylon_rl.models.checkpoints import BaseIdentity
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import ServedSequence
 
@@ -139,18 +139,6 @@ class TrainPlan:
         return sum(self.usd.get(window, 0.0) for windows in iterations for window in windows)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Meaning of a checkpoint directory.
-
-    ``storage_path`` is the name that agents call; ``remote`` is None for an adapter on this machine.
-    """
-
-    directory: Path
-    storage_path: str
-    remote: RemoteCheckpoint | None = None
-
-
 class Trainer(Protocol):
     """A training backend.
 
@@ -204,10 +192,6 @@ class Trainer(Protocol):
         """
         ...
 
-    def checkpoint(self, directory: Path) -> Checkpoint:
-        """Describe a directory that ``train`` wrote."""
-        ...
-
 
 class LocalTrainer:
     """Base of the trainers of this machine: a checkpoint is a directory, served from here."""
@@ -221,7 +205,3 @@ class LocalTrainer:
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Return an empty plan: nothing is paid, and tokens are counted while training."""
         return TrainPlan()
-
-    def checkpoint(self, directory: Path) -> Checkpoint:
-        """Return the directory itself."""
-        return Checkpoint(directory, str(directory))

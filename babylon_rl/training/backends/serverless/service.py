@@ -22,8 +22,7 @@ from babylon_rl.llm.retries import retry_after_s
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.openpipe_art import Installed, installed, load_art
-from babylon_rl.training.backends.serverless.evidence import Event
+from babylon_rl.training.backends.openpipe_art import Event, Installed, installed, load_art
 
 PREFIX = "art-"
 _GATE = ".art.lock"  # held while directories are made and removed, so that none goes between its making and its locking

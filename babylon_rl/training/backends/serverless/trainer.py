@@ -19,6 +19,7 @@ from babylon_rl.training.backends.openpipe_art import (
     WITHOUT_LOGPROBS,
     Counted,
     Installed,
+    JobProgress,
     SentEpisode,
     art_groups,
     count_groups,
@@ -27,7 +28,6 @@ from babylon_rl.training.backends.openpipe_art import (
 )
 from babylon_rl.training.backends.protocol import (
     SERVERLESS,
-    Checkpoint,
     IterationResult,
     RunContext,
     StepMetrics,
@@ -35,7 +35,6 @@ from babylon_rl.training.backends.protocol import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.serverless.evidence import JobProgress
 from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of, no_fault_point
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 
@@ -132,13 +131,6 @@ class ServerlessTrainer:
         if done.estimated_usd is not None:
             metrics["trainingUsd"] = done.estimated_usd
         return IterationResult(metrics, tokens, done.loss, done.sequences or 0)
-
-    def checkpoint(self, directory: Path) -> Checkpoint:
-        """Checkpoint for the step that a directory points to."""
-        remote = read_remote(directory)
-        if remote is None:
-            raise CheckpointError(f"{directory} points to no step at a training service.")
-        return Checkpoint(directory, remote.inference_name, remote)
 
     def _post(self, iteration: TrainIteration, service: ServerlessService) -> Posting:
         groups, counted = self._counted(iteration, service)
