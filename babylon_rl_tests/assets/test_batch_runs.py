@@ -17,7 +17,7 @@ from babylon_rl.training.batches import pending_batches
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import DRY, Bench, a_batch, a_run, ask, run_into
 from babylon_rl_tests.assets.dead_runs import elsewhere, hold
-from babylon_rl_tests.training.moved_batches import move_batch
+from babylon_rl_tests.training.sample import move_batch
 
 
 def test_a_batch_is_frozen_once_and_asked_for_until_a_run_lives(ready: Bench):

@@ -17,7 +17,7 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, a_batch, ask, repository
-from babylon_rl_tests.training.moved_batches import move_batch
+from babylon_rl_tests.training.sample import move_batch
 
 
 def tick(bench: Bench) -> str:

@@ -17,7 +17,7 @@ from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.object_store import SECRET, ObjectStore
-from babylon_rl_tests.training.registry_rows import make_model
+from babylon_rl_tests.training.sample import make_model
 from babylon_rl_tests.training.test_upload import make_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from babylon_rl.cli import run
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models import batcher as batching
@@ -401,3 +402,13 @@ def test_a_kept_server_answers_again_unless_other_models_are_needed_or_it_failed
             assert models(anew) == ["base"]
     assert len(started) == 3
     assert ends(started[2])
+
+
+def test_an_unknown_version_is_said_with_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints" / "v1.0.0").mkdir(parents=True)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    assert run(["serve", "model", "v9.9.9"]) == 3
+    assert "no checkpoint v9.9.9 in" in (said := capsys.readouterr().err)
+    assert "base, v1.0.0" in said

@@ -33,7 +33,7 @@ from babylon_rl_tests.serving.gateways import add_version, rows
 from babylon_rl_tests.serving.live_rows import insert_calls
 from babylon_rl_tests.serving.status_rows import JOBS, LINEAGE, MODELS, looked_up, readiness_figures, shown
 from babylon_rl_tests.training.conftest import read_sample
-from babylon_rl_tests.training.moved_batches import move_batch
+from babylon_rl_tests.training.sample import move_batch
 
 __all__ = ["read_sample"]
 NOW = datetime(2025, 10, 30, 12)

@@ -16,7 +16,7 @@ from babylon_rl.store.registry import Model
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
-from babylon_rl_tests.training.registry_rows import NOW, make_model
+from babylon_rl_tests.training.sample import NOW, make_model
 
 
 @pytest.fixture

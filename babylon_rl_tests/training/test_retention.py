@@ -15,7 +15,7 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import parent_checkpoint
 from babylon_rl.training.retention import prunable, prune
 from babylon_rl_tests.tiny_model import make_manifest
-from babylon_rl_tests.training.registry_rows import NOW, make_model
+from babylon_rl_tests.training.sample import NOW, make_model
 
 
 def versions(models) -> list[str]:
