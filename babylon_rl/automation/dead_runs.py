@@ -18,7 +18,7 @@ _OUR_ASSETS = {dg.AssetKey(name) for name in (*SOURCES, *HOURLY, *BATCHED, "judg
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report this project's dead runs as failed, in sentences; none before a migration."""
+    """Report this project's dead runs as failed; return a sentence for each."""
     runs = [record.dagster_run for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))]
     ours = [run.run_id for run in runs if _is_ours(run)]
     sentences = []

@@ -168,7 +168,7 @@ def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, wh
 
 
 def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Requeue runs whose worker never came, or died before they began; in sentences."""
+    """Put runs that no live worker holds back into Dagster's queue; a sentence for each."""
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
     waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags]
     if not waiting:

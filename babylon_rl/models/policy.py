@@ -222,7 +222,7 @@ class Policy:
 
 
 def best_dtype() -> "torch.dtype":
-    """bfloat16 where the processor supports it (AVX512_BF16 or AMX), else float32, then faster."""
+    """bfloat16 where the processor supports it (AVX512_BF16 or AMX), else float32, faster there."""
     import torch
 
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else torch.float32

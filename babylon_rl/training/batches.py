@@ -49,10 +49,10 @@ from babylon_rl.store.freezing import DROPOUT, read_dropped
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.backends import choose_trainer
-from babylon_rl.training.backends.protocol import Trainer, TrainPlan
+from babylon_rl.training.backends.protocol import OnStep, Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.training.iterations import BatchRun, OnStep, passes_within, plan_iterations, train_iterations, work_dir
+from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
 from babylon_rl.training.lifecycle import (
     ABANDON,
     ABANDONED_AFTER,

@@ -236,11 +236,11 @@ def freeze(
         lock_freezing(connection)
         lock_registry(connection)
         bounds = freeze_bounds(connection, settings, now, windows, settled)
-        freezable, chosen, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
+        freezable, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
         # Too little data freezes nothing; the reason is shown to the user.
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
-        if not chosen:
+        if not dropout.kept:
             return Frozen(
                 None,
                 f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES.",
@@ -254,7 +254,7 @@ def freeze(
             parent_version=None if parent is None else parent.version, version=_version(connection, settings, parent), seed=seed,
             settings={name: getattr(settings, name) for name in FROZEN_SETTINGS},
             dropout={"rate": dropout.rate, "freezable": freezable.trajectories, "dropped": len(dropout.dropped)},
-            now=now, episodes=chosen, passes=settings.epochs,
+            now=now, episodes=dropout.kept, passes=settings.epochs,
         )  # fmt: skip
         insert_batch(connection, new)
         record_dropped(connection, batch_id, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)
@@ -291,7 +291,7 @@ def seeded_share(seed: int, *parts: str) -> float:
 
 def _look_and_choose(
     connection: Connection, settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
-) -> tuple[Freezable, list[FreezableEpisode], Dropout]:
+) -> tuple[Freezable, Dropout]:
     """Read hours from the newest until no older hour could change the choice any more."""
     episodes: list[FreezableEpisode] = []
     reasons = Counter[str]()
@@ -300,11 +300,11 @@ def _look_and_choose(
         reasons.update(others)
         freezable = freezable_of(episodes, reasons)
         if most is not None and freezable.trajectories >= max(minimum, DROPOUT_STEADY):
-            chosen, dropout, full = _choose(connection, settings, episodes, freezable, most, seed)
+            dropout, full = _choose(connection, settings, episodes, freezable, most, seed)
             if full:
-                return freezable, chosen, dropout
+                return freezable, dropout
     freezable = freezable_of(episodes, reasons, count_unread(connection, bounds))
-    return freezable, *_choose(connection, settings, episodes, freezable, most, seed)[:2]
+    return freezable, _choose(connection, settings, episodes, freezable, most, seed)[0]
 
 
 def _choose(
@@ -314,7 +314,7 @@ def _choose(
     freezable: Freezable,
     max_trajectories: int | None,
     seed: int,
-) -> tuple[list[FreezableEpisode], Dropout, bool]:
+) -> tuple[Dropout, bool]:
     # More windows than all iterations together can see would be marked as used without having been trained.
     most = settings.iterations * settings.windows_per_iteration
     newest = sorted({episode.window for episode in episodes}, reverse=True)[:most]
@@ -324,7 +324,7 @@ def _choose(
     )
     chosen, full = _at_most(dropout.kept, max_trajectories, seed)
     taken = {episode.window for episode in chosen}
-    return chosen, Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken]), full
+    return Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken]), full
 
 
 def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) -> tuple[list[FreezableEpisode], bool]:

@@ -35,7 +35,7 @@ from babylon_rl.store.write_ahead import (
     read_steps,
 )
 from babylon_rl.traces import span
-from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
+from babylon_rl.training.backends.protocol import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
@@ -46,8 +46,6 @@ WORK = ".work"
 HEARTBEAT_EVERY_S = 10.0
 # As the game's monitors show a batch; within ``training`` by finished iterations.
 FRACTIONS = {"pending": 0.0, "preparing": 0.1, "scoring": 0.3, "training": 0.6, "uploading": 0.9, "completed": 1.0}
-
-OnStep = Callable[[StepMetrics], None]
 
 
 @dataclass(frozen=True, slots=True)

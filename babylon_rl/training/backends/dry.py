@@ -7,12 +7,11 @@ selects it; its versions form their own line, so that none is mistaken for a rea
 import hashlib
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, LocalTrainer, StepMetrics, TrainIteration
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, LocalTrainer, OnStep, StepMetrics, TrainIteration
 
 _TENSOR = "base_model.model.lm_head.lora_A.weight"
 
@@ -34,13 +33,7 @@ class DryTrainer(LocalTrainer):
         """None: there is no model."""
         return None
 
-    def train(
-        self,
-        iteration: TrainIteration,
-        parent: Path | None,
-        out: Path,
-        on_step: Callable[[StepMetrics], None],
-    ) -> IterationResult:
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Write an adapter whose bytes are derived from the parent, the seed and the sequences.
 
         Raises:

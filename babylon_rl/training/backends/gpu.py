@@ -22,7 +22,6 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     LOSSES,
-    WITHOUT_LOGPROBS,
     art_groups,
     count_groups,
     count_hours,
@@ -34,6 +33,7 @@ from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,
     LocalTrainer,
+    OnStep,
     RunContext,
     StepMetrics,
     TrainIteration,
@@ -41,7 +41,6 @@ from babylon_rl.training.backends.protocol import (
     TrainSequence,
 )
 
-LEARNING_RATE = 5e-6
 HEARTBEAT_EVERY_S = 10.0
 SCRATCH = ".art"  # below the iteration's directory, gone before it is published
 VLLM_LOG = "vllm-runtime.log"
@@ -87,7 +86,7 @@ class GpuTrainer(LocalTrainer):
         cure = "No sequence of it can be trained on a GPU."
         return TrainPlan(tokens, whole.sequences, whole.untrained, cure, trajectories=whole.trajectories)
 
-    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Implement Trainer.train; ``prepare`` must have been called.
 
         Raises:
@@ -128,15 +127,12 @@ class GpuTrainer(LocalTrainer):
         if parent is not None:
             _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
         backend = self._backend_class(path=str(scratch))
-        arguments = {
-            "learning_rate": self._settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": self._settings.kl_penalty,
-            WITHOUT_LOGPROBS: True,
-        }  # fmt: skip
+        arguments = accepts.train_arguments(self._settings, without_logprobs=True)
         # A return of train() is no evidence: the step must have advanced.
         try:
             await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()
-            training = backend.train(model, list(groups), **accepts.accepted(arguments))
+            training = backend.train(model, list(groups), **arguments)
             result = await with_signs_of_life(training, run.beat)
             if await model.get_step() <= before:
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")

@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
 from babylon_rl.training.backends.protocol import TrainSequence
 
+LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
 EARLIER_ANSWERS = "a prompt with earlier answers, which would be trained too"
 WITHOUT_LOGPROBS = "allow_training_without_logprobs"
@@ -50,9 +52,11 @@ class Installed:
         """True when texts recorded without log-probabilities can be trained (at a ratio of 1)."""
         return WITHOUT_LOGPROBS in self.train
 
-    def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Select the arguments of ``wanted`` that ``train`` accepts."""
-        return {name: value for name, value in arguments.items() if name in self.train}
+    def train_arguments(self, settings: TrainingSettings, *, without_logprobs: bool) -> dict[str, Any]:
+        """Arguments of ``train`` by the settings, as far as it accepts them."""
+        wanted: dict[str, Any] = {"learning_rate": settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": settings.kl_penalty}
+        wanted |= {WITHOUT_LOGPROBS: True} if without_logprobs else {}
+        return {name: value for name, value in wanted.items() if name in self.train}
 
     def model_arguments(self, name: str) -> dict[str, str]:
         """Return arguments that name a model the same on the wire in every version."""

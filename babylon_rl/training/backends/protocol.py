@@ -74,6 +74,9 @@ class StepMetrics:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+OnStep = Callable[[StepMetrics], None]
+
+
 @dataclass(frozen=True, slots=True)
 class IterationResult:
     """Result of one iteration: means over its optimizer steps, and the number of trained tokens.
@@ -170,13 +173,7 @@ class Trainer(Protocol):
         """
         ...
 
-    def train(
-        self,
-        iteration: TrainIteration,
-        parent: Path | None,
-        out: Path,
-        on_step: Callable[[StepMetrics], None],
-    ) -> IterationResult:
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train one iteration and write its checkpoint into the empty directory ``out``, after ``prepare``.
 
         That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote).

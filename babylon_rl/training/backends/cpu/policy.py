@@ -122,7 +122,7 @@ def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> 
 
 
 def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token; NaN unless all are finite, with own ids."""
+    """Recorded log-probabilities by response token; NaN unless all are finite with the base's ids."""
     recorded = sequence.logprobs or ()
     values = [entry.get("logprob") for entry in recorded]
     finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)

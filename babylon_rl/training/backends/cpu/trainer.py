@@ -10,7 +10,7 @@ A step accumulates the gradients of several packs, then clips and applies them. 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from babylon_rl.training.backends.cpu.policy import (
 from babylon_rl.training.backends.protocol import (
     IterationResult,
     LocalTrainer,
+    OnStep,
     RunContext,
     StepMetrics,
     TrainIteration,
@@ -78,7 +79,7 @@ class CpuTrainer(LocalTrainer):
         """Implement Trainer.prepare."""
         return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)
 
-    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Implement Trainer.train.
 
         Raises:
@@ -135,7 +136,7 @@ class IterationRun:
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
         self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
 
-    def train(self, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+    def train(self, on_step: OnStep) -> IterationResult:
         """Take every optimizer step, then measure the policy.
 
         Raises:

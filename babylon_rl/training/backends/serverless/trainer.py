@@ -5,7 +5,7 @@ holds a pointer to the step at the service, which agents call.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
-    WITHOUT_LOGPROBS,
     Counted,
     Installed,
     JobProgress,
@@ -29,6 +28,7 @@ from babylon_rl.training.backends.openpipe_art import (
 from babylon_rl.training.backends.protocol import (
     SERVERLESS,
     IterationResult,
+    OnStep,
     RunContext,
     StepMetrics,
     TrainIteration,
@@ -38,7 +38,6 @@ from babylon_rl.training.backends.protocol import (
 from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of, no_fault_point
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 
-LEARNING_RATE = 5e-6
 # Settings of training that the service takes under no name.
 NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "warmup_steps")
 
@@ -87,7 +86,7 @@ class ServerlessTrainer:
         self._run = run
         return self._plan(sequences, judged=True)
 
-    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Implement Trainer.train, at most once at the service.
 
         A posted job is followed even if its sequences have changed since.
@@ -104,7 +103,7 @@ class ServerlessTrainer:
         return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
-        self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None],
+        self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep,
     ) -> IterationResult:  # fmt: skip
         reported = 0
 
@@ -141,7 +140,7 @@ class ServerlessTrainer:
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
         sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * iteration.passes
-        arguments = service.installed.accepted(self._wanted(allow))
+        arguments = service.installed.train_arguments(self._settings, without_logprobs=allow)
         return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
 
     def _counted(self, iteration: TrainIteration, service: ServerlessService) -> tuple[list[list[SentEpisode]], Counted]:
@@ -157,13 +156,6 @@ class ServerlessTrainer:
         priced = self._settings.serverless_usd_per_million_tokens is not None and judged
         usd = {window: self._usd(own) or 0.0 for window, own in by_window.items()} if priced else None
         return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art), whole.trajectories)
-
-    def _wanted(self, without_logprobs: bool) -> dict[str, object]:
-        arguments: dict[str, object] = {
-            "learning_rate": self._settings.learning_rate or LEARNING_RATE,
-            "kl_penalty_coef": self._settings.kl_penalty,
-        }
-        return arguments | ({WITHOUT_LOGPROBS: True} if without_logprobs else {})
 
     def _ignored(self, art: Installed) -> list[str]:
         kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
