@@ -1,4 +1,4 @@
-"""Alerts: causes for a person, each sent once to Discord, a Slack-compatible webhook and a command.
+"""Alerts: causes for a person, each sent once to every channel that is set.
 
 ``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. A channel that
 fails is tried again at the next tick, and one that has taken an alert does not get it twice. Only a process that dies, or a receiver that

@@ -1,4 +1,4 @@
-"""The asset graph: a short module per asset, which reads rows, calls a room, writes and reports."""
+"""The asset graph: each module reads rows, calls a room, writes and reports."""
 
 import warnings
 

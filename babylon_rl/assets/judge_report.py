@@ -1,4 +1,4 @@
-"""Asset ``judge_report``: the numbers of `babylon-rl judge report` over the last days, and checks of them."""
+"""Asset ``judge_report``, the numbers of `babylon-rl judge report` lately, and checks of them."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -135,5 +135,5 @@ def _whole_hour(start: float, path: Path) -> Path:
 
 
 def _drawable(percent: float) -> float:
-    """Clamp a change to MOST_PERCENT, beyond which a plot would show one stock and a row of zeros."""
+    """Clamp a change to MOST_PERCENT: beyond it a plot shows one stock and zeros."""
     return max(-MOST_PERCENT, min(MOST_PERCENT, percent))

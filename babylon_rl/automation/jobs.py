@@ -1,4 +1,4 @@
-"""Jobs, for the UI, `dagster job execute -j <name>` and launch.py, and the pace of automation.
+"""Jobs for the UI, `dagster job execute` and launch.py, and the pace of automation.
 
 Sensors and schedules have AUTOMATION_STATUS until the page *Automation* switches them; only end_dead_runs follows neither this setting nor
 AUTOMATION_SECONDS.

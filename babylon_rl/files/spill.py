@@ -1,4 +1,4 @@
-"""Values on disk that are too many for the memory, written in order and read one by one."""
+"""Values too many for the memory, written to disk and read one by one."""
 
 import os
 import pickle

@@ -236,7 +236,7 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def manifest_in(directory: Path) -> Manifest | None:
-    """Read the manifest of a directory, in any state of its other files; None without a readable one."""
+    """Manifest of a directory in any state of its files; None if not readable."""
     try:
         return load_manifest(directory)
     except CheckpointError:
