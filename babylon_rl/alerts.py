@@ -5,6 +5,7 @@ fails is tried again at the next tick, and one that has taken an alert does not 
 answers too late, between taking a message and saying so can cause a second one. ``raise_alert`` adds a cause that is not in the database.
 """
 
+import html
 import json
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from http.client import HTTPException
 from statistics import fmean
 
@@ -162,15 +164,11 @@ def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None
         )
     if settings.alert_webhook_url is not None:
         webhook = settings.alert_webhook_url.get_secret_value()
-        channels["webhook"] = lambda alert: _post(webhook, {"text": _slack_text(message(alert))}, alert)
+        channels["webhook"] = lambda alert: _post(webhook, {"text": html.escape(message(alert), quote=False)}, alert)
     if settings.alert_command is not None:
         command = shlex.split(settings.alert_command)
         channels["command"] = lambda alert: _run(command, alert)
     return channels
-
-
-def _slack_text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _post(url: str, body: object, alert: StoredAlert) -> None:
@@ -241,7 +239,7 @@ def _judge_budget_spent(connection: Connection, settings: Settings, now: datetim
     return {"": f"JUDGE_BUDGET_USD is {settings.judge_budget_usd:g}, ${spent:.2f} are spent today, and {len(waiting)} hours wait for it."}
 
 
-def _rollbacks(connection: Connection, now: datetime, *, by_guard: bool) -> dict[str, str]:
+def _rollbacks(connection: Connection, settings: Settings, now: datetime, *, by_guard: bool) -> dict[str, str]:
     return {
         f"{event.version} {event.at:%Y-%m-%dT%H:%M:%S}": _rollback_sentence(event)
         for event in read_events(connection)
@@ -252,14 +250,6 @@ def _rollbacks(connection: Connection, now: datetime, *, by_guard: bool) -> dict
 def _rollback_sentence(event: RolloutEvent) -> str:
     share = event.to_percentage if event.from_percentage is None else event.from_percentage
     return f"{event.version} was rolled back at {share:g} % of agents by {event.who}: {event.why}"
-
-
-def _guard_tripped(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    return _rollbacks(connection, now, by_guard=True)
-
-
-def _rollback_done(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    return _rollbacks(connection, now, by_guard=False)
 
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
@@ -305,11 +295,14 @@ CAUSES = (
         "Raise JUDGE_BUDGET_USD, choose a cheaper JUDGE_MODEL, or wait: the hours are judged by themselves tomorrow (UTC).",
     ),
     Cause(
-        "guard_tripped", "A guard stopped a rollout", _guard_tripped,
+        "guard_tripped", "A guard stopped a rollout", partial(_rollbacks, by_guard=True),
         "`babylon-rl models` shows the versions; no automatic rollout takes this one again. `babylon-rl models deploy` "
         "does, if you disagree.",
     ),
-    Cause("rollback_done", "A version was rolled back", _rollback_done, "Nothing; `babylon-rl models` shows which version agents get now."),
+    Cause(
+        "rollback_done", "A version was rolled back", partial(_rollbacks, by_guard=False),
+        "Nothing; `babylon-rl models` shows which version agents get now.",
+    ),
     Cause(
         "score_without_pnl", "The judge's scores rise and P&L does not", _score_without_pnl,
         "`babylon-rl judge report` shows how far the judge agrees with P&L. Read what agents write to it, and hold releases "

@@ -10,13 +10,13 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.jobs import HOURLY, RANGE_END, RANGE_START
+from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import finish_evidence, keep_counts_sensor, observe_changes, send_alerts_sensor, start_training
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START, DagsterClient
 from babylon_rl.serving.status import status_document
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings

@@ -20,6 +20,7 @@ from dagster._core.execution.plan.execute_step import _build_data_version_tags, 
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import tag_run
+from babylon_rl.serving.dagster_client import BATCHES
 from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
@@ -27,7 +28,6 @@ from babylon_rl.versions import content_version
 from babylon_rl.windows import WINDOW_FORMAT, is_complete
 
 hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
-BATCHES = "batch"
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 

@@ -27,11 +27,12 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from babylon_rl.assets.runs import PARTITION_TAG, heartbeats
+from babylon_rl.assets.runs import heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.progress import Progress, no_progress
+from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
@@ -39,7 +40,6 @@ from babylon_rl.traces import span, start_traces
 from babylon_rl.windows import is_window_id, utc_now
 
 _LOG = logging.getLogger(__name__)
-RANGE_START_TAG = "dagster/asset_partition_range_start"
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
@@ -130,7 +130,7 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     if run is None:
         yield babylon
         return
-    partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START_TAG))
+    partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
     with (

@@ -22,6 +22,7 @@ import psycopg
 
 from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable
 from babylon_rl.processes import described, is_running, own_name
+from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
@@ -29,7 +30,6 @@ from babylon_rl.traces import note
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0
-PARTITION_TAG = "dagster/partition"
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"

@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from babylon_rl.assets.runs import ENDED_TAG, LOST, PARTITION_TAG, TAKEN_OVER, WAITS
+from babylon_rl.assets.runs import ENDED_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.dead_runs import HELD
 from babylon_rl.judge.budget import spent_until
+from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.settings import JudgeSettings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection

@@ -9,6 +9,7 @@ import dagster as dg
 from babylon_rl.assets.runs import ENDED_TAG, LOST, why_dead
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
 from babylon_rl.errors import SchemaMismatch
+from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
 
@@ -33,7 +34,7 @@ def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
                 if why is not None and run is not None and run.status in HELD:
                     end_heartbeat(connection, run.run_id)
                     _report(instance, run, why)
-                    sentences.append(f"Run {run.run_id} of {run.tags.get('dagster/partition', run.job_name)} is ended. {why}")
+                    sentences.append(f"Run {run.run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}")
     except SchemaMismatch:
         return []
     return sentences

@@ -8,7 +8,6 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.runs import PARTITION_TAG
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
 from babylon_rl.settings import AutomationSettings, Settings, load_settings
@@ -20,7 +19,6 @@ SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultSchedule
 HOURS_JOB, OBSERVE_JOB = "hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
@@ -58,7 +56,7 @@ score_job = dg.define_asset_job(
 train_job = dg.define_asset_job(
     TRAIN_JOB,
     selection=dg.AssetSelection.assets(*BATCHED),
-    tags=trainer_tags(load_settings()),
+    tags=trainer_tags(_SETTINGS),
     description="Judge what a batch lacks, train it, compare the checkpoint, record the gate's decision. Partition: a batch id.",
 )
 judge_report_job = dg.define_asset_job(
@@ -81,8 +79,3 @@ observe_job = dg.define_asset_job(
 RETRIED = {"dagster/max_retries": "3"}
 SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 jobs: list[Any] = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]
-
-
-def hour_tags(first: str, last: str) -> dict[str, str]:
-    """The tags of a run of the hours from ``first`` to ``last``, both inclusive."""
-    return {PARTITION_TAG: first} if first == last else {RANGE_START: first, RANGE_END: last}

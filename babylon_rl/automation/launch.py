@@ -10,16 +10,16 @@ from datetime import datetime
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import BATCHES, hours
+from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon, given, serve_models_here
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, hour_tags
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB
+from babylon_rl.serving.dagster_client import BATCHES, PARTITION_TAG, SCORE_JOB, TRAIN_JOB, hour_tags
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import is_complete, utc_now, window_stretches
@@ -84,7 +84,7 @@ def run_batch(
     """
     with open_instance(database, settings) as instance:
         instance.add_dynamic_partitions(BATCHES, [batch_id])
-        tags = {"dagster/partition": batch_id}
+        tags = {PARTITION_TAG: batch_id}
         return _execute(
             TRAIN_JOB, instance, Babylon(settings, database, now, on_progress, serving=serving), tags, tuple(selection or BATCHED)
         )

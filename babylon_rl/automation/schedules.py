@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import BATCHES
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
@@ -16,7 +15,6 @@ from babylon_rl.automation.jobs import (
     SCHEDULES,
     SCORING_JOBS,
     ab_test_job,
-    hour_tags,
     judge_report_job,
     observe_job,
     score_job,
@@ -24,6 +22,7 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
+from babylon_rl.serving.dagster_client import BATCHES, hour_tags
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late

@@ -9,7 +9,7 @@ import dagster as dg
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import ENDED_TAG, PARTITION_TAG, WAITS
+from babylon_rl.assets.runs import ENDED_TAG, WAITS
 from babylon_rl.assets.sources import observe
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
@@ -32,19 +32,17 @@ from babylon_rl.automation.jobs import (
     HOURLY,
     JUDGE_REPORT_JOB,
     OBSERVE_JOB,
-    RANGE_START,
     RETRIED,
     SCORING_JOBS,
     SENSORS,
     every,
-    hour_tags,
     score_job,
     train_job,
     trained_keys,
 )
 from babylon_rl.automation.run_handover import put_back_untaken
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import TRAIN_JOB
+from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START, TRAIN_JOB, hour_tags
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage

@@ -18,7 +18,7 @@ LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
 TRAIN_JOB, SCORE_JOB = "train", "score"
 TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
 PARTITION_TAG = "dagster/partition"
-RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
 _RUNS = """
 query($filter: RunsFilter!) {
@@ -42,6 +42,11 @@ def trained_assets(settings: AutomationSettings) -> tuple[str, ...] | None:
     With workers those of the trainer's queue: finish_evidence requests the others then, for a machine that need have no GPU.
     """
     return None if settings.celery_broker_url is None else TRAINING_ASSETS
+
+
+def hour_tags(first: str, last: str) -> dict[str, str]:
+    """The tags of a run of the hours from ``first`` to ``last``, both inclusive."""
+    return {PARTITION_TAG: first} if first == last else {RANGE_START: first, RANGE_END: last}
 
 
 class DagsterClient:
@@ -79,7 +84,7 @@ class DagsterClient:
 
         Return its id.
         """
-        return self._launch(SCORE_JOB, {PARTITION_TAG: first} if first == last else dict(zip(RANGE_TAGS, (first, last), strict=True)))
+        return self._launch(SCORE_JOB, hour_tags(first, last))
 
     def _launch(self, job: str, tags: Mapping[str, str], assets: Sequence[str] | None = None) -> str:
         selection = None if assets is None else [{"path": [asset]} for asset in assets]

@@ -10,8 +10,8 @@ from dagster_postgres import PostgresEventLogStorage
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import RANGE_END, RANGE_START
 from babylon_rl.automation.launch import job_definition
+from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import NOW

@@ -20,8 +20,8 @@ from uuid import UUID
 
 import psycopg
 
-from babylon_rl.automation.jobs import hour_tags
 from babylon_rl.judge.scoring import HOURS_PER_RUN
+from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.windows import window_stretches
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
