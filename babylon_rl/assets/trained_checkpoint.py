@@ -13,13 +13,13 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
-from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_episodes
+from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import traced_step
 from babylon_rl.training.backends.protocol import StepMetrics
-from babylon_rl.training.batches import Trained, train_batch
+from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.wandb_process import WandbResult, record_artifact, refusal
@@ -57,12 +57,11 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
     seen: list[StepMetrics] = []
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
-        tracker = _tracker(connection, batch_id, babylon)
+        tracker = Tracker(required_batch(connection, batch_id), babylon.settings)
 
         def on_step(step: StepMetrics) -> None:
             seen.append(step)
-            if tracker is not None:
-                tracker.step(step)
+            tracker.step(step)
             babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
             context.log.info(
                 f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
@@ -88,11 +87,6 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
 
 
-def _tracker(connection: Any, batch_id: str, babylon: Babylon) -> Tracker | None:
-    batch = read_batch(connection, batch_id)
-    return None if batch is None else Tracker(batch, babylon.settings)
-
-
 def _preflight(batch: Batch) -> list[str]:
     if batch.preflight is None:
         return []
@@ -100,10 +94,9 @@ def _preflight(batch: Batch) -> list[str]:
 
 
 @contextmanager
-def _abandoning(tracker: Tracker | None, log: Callable[[str], None]) -> Iterator[None]:
+def _abandoning(tracker: Tracker, log: Callable[[str], None]) -> Iterator[None]:
     def abandon() -> None:
-        words = tracker.abandon().words if tracker is not None else ""
-        if words:
+        if words := tracker.abandon().words:
             log(words)
 
     with ExitStack() as failed:
@@ -115,15 +108,13 @@ def _abandoning(tracker: Tracker | None, log: Callable[[str], None]) -> Iterator
 
 def _finish(
     connection: Any,
-    tracker: Tracker | None,
+    tracker: Tracker,
     trained: Trained,
     numbers: Mapping[int, Mapping[str, Any]],
     costs: Mapping[str, float],
     babylon: Babylon,
 ) -> WandbResult:
     """Log the training to its tracker, and store the link with the version."""
-    if tracker is None:
-        return WandbResult("")
     model = trained.model
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
     sent = tracker.finish(trained.steps, numbers, {**summary, **costs})

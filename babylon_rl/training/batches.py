@@ -112,6 +112,14 @@ def batch_settings(batch: Batch, settings: Settings) -> Settings:
     return settings.model_copy(update=dict(batch.settings))
 
 
+def required_batch(connection: Connection, batch_id: str) -> Batch:
+    """Read a batch. Raises BatchConflict where there is none of ours."""
+    batch = read_batch(connection, batch_id)
+    if batch is None:
+        raise BatchConflict(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
+    return batch
+
+
 def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now: datetime) -> Prepared:
     """Judge the batch's windows without current scores, fix advantages, drop groups without spread.
 
@@ -124,7 +132,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
             key), and the batch has failed. What was judged is kept.
     """
     # Once training has begun, the judgements are fixed.
-    batch = _required(connection, batch_id)
+    batch = required_batch(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch)
     effective = batch_settings(batch, settings)
@@ -148,7 +156,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, JUDGE, clock())
             write_judgements(connection, batch_id, judged)
-        prepared = _prepared(connection, _required(connection, batch_id))
+        prepared = _prepared(connection, required_batch(connection, batch_id))
         if not prepared.remaining:
             reasons = Counter(episode.dropped for episode in judged if episode.dropped is not None)
             raise NothingToTrain(
@@ -180,7 +188,7 @@ def train_batch(
         TrainingPaused: another training of its line has begun, or a service does not answer; the batch goes on with its next run.
         BatchConflict: the batch ended, or another run has taken it over.
     """
-    batch = _required(connection, batch_id)
+    batch = required_batch(connection, batch_id)
     # A batch with a registered model is complete: return it unchanged.
     model = model_of_batch(connection, batch_id)
     if model is not None:
@@ -189,7 +197,8 @@ def train_batch(
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
     attempt = _claim(connection, batch_id, now)
-    batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
+    # Until it was claimed, the run before this one may have given it a parent or another number.
+    batch = required_batch(connection, batch_id)
     checkpoints, clock = settings.home / "checkpoints", clock_from(now)
     with _failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
         # A batch trains only with the backend and base that it was frozen for.
@@ -202,7 +211,7 @@ def train_batch(
         limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
         run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
         model = _resume_or_train(run, effective, on_step, on_preflight)
-    return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
+    return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
 def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
@@ -240,7 +249,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     if not begun:
         episodes = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
     # Pre-flight is on record before any refusal, payment or training.
-    on_preflight(_required(run.connection, batch_id))
+    on_preflight(required_batch(run.connection, batch_id))
     if not begun:
         refuse_empty(conversion, batch_id)
         refuse_untrainable(train_plan, batch_id)
@@ -344,7 +353,7 @@ def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime,
     """
     with own_transaction(connection):
         ended = end_failed(connection, batch_id, transition, error, now)
-    batch = _required(connection, batch_id)
+    batch = required_batch(connection, batch_id)
     if not ended:
         raise BatchConflict(f"{batch_id} is {batch.state} already.")
     return batch
@@ -362,7 +371,7 @@ def fail_stuck(connection: Connection, now: datetime) -> list[Batch]:
             with own_transaction(connection):
                 ended = end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
             if ended:
-                failed.append(_required(connection, batch.batch_id))
+                failed.append(required_batch(connection, batch.batch_id))
     return failed
 
 
@@ -371,18 +380,11 @@ def pending_batches(connection: Connection) -> list[Batch]:
     return read_batches(connection, LIVE_STATES)[::-1]
 
 
-def _required(connection: Connection, batch_id: str) -> Batch:
-    batch = read_batch(connection, batch_id)
-    if batch is None:
-        raise BatchConflict(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
-    return batch
-
-
 def _claim(connection: Connection, batch_id: str, now: datetime) -> int:
     with own_transaction(connection):
         attempt = claim_batch(connection, batch_id, now)
     if attempt is None:
-        batch = _required(connection, batch_id)
+        batch = required_batch(connection, batch_id)
         why = f" ({batch.error})" if batch.error else ""
         raise BatchConflict(f"{batch_id} is {batch.state}{why}; freeze a new batch with `babylon-rl train`.")
     return attempt

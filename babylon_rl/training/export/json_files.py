@@ -23,6 +23,10 @@ from babylon_rl.types import MESSAGE_SOURCES, Episode, count_reasons
 TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
 NO_REWARD = 0.0  # ART has no trajectory without a reward; a group in which all are equal teaches nothing
 _IN_MESSAGES = {"messages", "response", "logprobs"}
+_OF_EPISODE = (
+    "agentId", "trajectoryIds", "steps", "startPnl", "endPnl", "windowPnl", "wins", "losses", "winRate", "trades", "posts", "actions",
+    "messageSources", "usable",
+)  # fmt: skip
 
 
 class JsonlWriter:
@@ -188,22 +192,8 @@ def metadata_document(hour: ExportHour) -> dict[str, Any]:
 
 
 def _episode_document(episode: Episode) -> dict[str, Any]:
-    return {
-        "agentId": episode.agent_id,
-        "trajectoryIds": list(episode.trajectory_ids),
-        "steps": episode.steps,
-        "startPnl": episode.start_pnl,
-        "endPnl": episode.end_pnl,
-        "windowPnl": episode.window_pnl,
-        "wins": episode.wins,
-        "losses": episode.losses,
-        "winRate": episode.win_rate,
-        "trades": episode.trades,
-        "posts": episode.posts,
-        "actions": episode.actions,
-        "messageSources": episode.message_sources,
-        "usable": episode.usable,
-    }
+    document = msgspec.to_builtins(episode)
+    return {name: document[name] for name in _OF_EPISODE}
 
 
 def _write_lines(path: Path, documents: Iterable[Any]) -> None:
