@@ -1,7 +1,7 @@
 """Asset ``trained_checkpoint``: a batch trained, published under its version, and registered."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -95,15 +95,12 @@ def _preflight(batch: Batch) -> list[str]:
 
 @contextmanager
 def _abandoning(tracker: Tracker, log: Callable[[str], None]) -> Iterator[None]:
-    def abandon() -> None:
+    try:
+        yield
+    except BaseException:
         if words := tracker.abandon().words:
             log(words)
-
-    with ExitStack() as failed:
-        failed.callback(abandon)
-        yield
-        # Success: drop the callback, so that nothing is abandoned.
-        failed.pop_all()
+        raise
 
 
 def _finish(

@@ -25,6 +25,7 @@ from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends import ModelAddress, address_of
 from babylon_rl.training.backends.cpu.loss import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, TrainSequence
+from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import group_spreads
@@ -176,7 +177,7 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
 
     Each episode must give the same number of sequences as in the training.
     """
-    effective = settings.model_copy(update=dict(finished.batch.settings))
+    effective = batch_settings(finished.batch, settings)
     line = _line_then(connection, finished)
     again = convert(connection, finished.episodes, effective, line)
     # Episodes with fewer sequences than before are converted alone, to count leaks.
@@ -228,7 +229,7 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
 
 def _first_sequence(connection: Connection, finished: Finished, settings: Settings) -> TrainSequence | None:
     first = replace(finished.episodes[0], trajectory_ids=finished.episodes[0].trajectory_ids[:1])
-    return next(iter(convert(connection, [first], settings.model_copy(update=dict(finished.batch.settings))).sequences), None)
+    return next(iter(convert(connection, [first], batch_settings(finished.batch, settings)).sequences), None)
 
 
 def _asked(

@@ -6,6 +6,7 @@ Row groups never span windows. A dataset directory holds Parquet files under dat
 from collections.abc import Callable, Sequence
 from io import BufferedWriter
 from itertools import islice
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -174,7 +175,7 @@ class HuggingFaceWriter:
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
         lines += ["dataset_info:", "  features:"]
-        lines += [_indented(f"- name: {column.name}\n{_TYPES[column.kind]}") for column in COLUMNS]
+        lines += [indent(f"- name: {column.name}\n{_TYPES[column.kind]}", "  ") for column in COLUMNS]
         lines.append("  splits:")
         for split in splits:
             lines += [
@@ -199,7 +200,3 @@ def columns_table() -> str:
     kinds = {"json": "string", "strings": "list of string", "messages": "list of struct", "logprobs": "list of struct"}
     rows = [f"| {column.name} | {kinds.get(column.kind, column.kind)} | {column.meaning} |" for column in COLUMNS]
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
