@@ -7,7 +7,7 @@ counts as dead after SILENT_S without a heartbeat. A run that has not begun has 
 
 A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
 has taken over, or when it was interrupted: ENDED_TAG says so, and only crashes count as failed attempts. A run that was lost with its code
-server or its machine is tagged by automation/dead_runs.py. A process that was killed alone, and an unexpected error, leave no tag.
+server or its machine is tagged by automation/instance.py. A process that was killed alone, and an unexpected error, leave no tag.
 """
 
 import _thread

@@ -25,7 +25,7 @@ from babylon_rl.automation.batch_runs import (
     why_no_run,
 )
 from babylon_rl.automation.cleanup import cleanup_job
-from babylon_rl.automation.dead_runs import report_dead_runs
+from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.jobs import (
     AB_TEST_JOB,
     EVIDENCE_ASSETS,

@@ -12,7 +12,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from babylon_rl.assets import runs
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
-from babylon_rl.automation.dead_runs import report_dead_runs
+from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.processes import own_name
