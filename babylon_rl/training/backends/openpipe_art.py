@@ -55,8 +55,11 @@ class Installed:
     def train_arguments(self, settings: TrainingSettings, *, without_logprobs: bool) -> dict[str, Any]:
         """Arguments of ``train`` by the settings, as far as it accepts them."""
         wanted: dict[str, Any] = {"learning_rate": settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": settings.kl_penalty}
-        wanted |= {WITHOUT_LOGPROBS: True} if without_logprobs else {}
-        return {name: value for name, value in wanted.items() if name in self.train}
+        return self.accepted(wanted | ({WITHOUT_LOGPROBS: True} if without_logprobs else {}))
+
+    def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Select the arguments that ``train`` accepts."""
+        return {name: value for name, value in arguments.items() if name in self.train}
 
     def model_arguments(self, name: str) -> dict[str, str]:
         """Return arguments that name a model the same on the wire in every version."""
