@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from babylon_rl.evaluation.statistics.intervals import paired_interval
+from babylon_rl.evaluation.statistics.intervals import mean_interval
 from babylon_rl.evaluation.statistics.paired import compare_pairs, permutation_test
 
 PAIRS, RESAMPLES, REPEATS, ROUNDS = 1_000, 1_000, 4, 5
@@ -41,11 +41,11 @@ def main() -> None:
         stats.bootstrap(((ours - theirs),), np.mean, n_resamples=RESAMPLES, method=method, rng=np.random.default_rng(0))
 
     seconds = {
-        "paired_interval": best_seconds(lambda: paired_interval(ours, theirs, resamples=RESAMPLES)),
+        "paired_interval": best_seconds(lambda: mean_interval(ours - theirs, resamples=RESAMPLES)),
         "scipy_percentile": best_seconds(lambda: scipys("percentile")),
         "scipy_bca": best_seconds(lambda: scipys("BCa")),
         "paired_interval_of_4_repeats": best_seconds(
-            lambda: paired_interval(repeated_ours, repeated_theirs, clusters=clusters, resamples=RESAMPLES)
+            lambda: mean_interval(repeated_ours - repeated_theirs, clusters=clusters, resamples=RESAMPLES)
         ),
         "permutation_test_of_20000_flips": best_seconds(lambda: permutation_test(ours - theirs)),
         "compare_pairs_of_10000_resamples": best_seconds(lambda: compare_pairs(ours, theirs)),

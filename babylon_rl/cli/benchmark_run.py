@@ -27,7 +27,7 @@ from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
-from babylon_rl.evaluation.statistics.paired import snapshots_table, spread_of
+from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
@@ -272,11 +272,12 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         # Differences of runs that both agents played, grouped by snapshot.
         differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
         spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
-        repeats = sorted({1, round(pair.runs / pair.snapshots)})
+        confidence = 1 - LEVEL / len(comparison.pairs)
         rows += [
-            {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": size.repeats,
-             "snapshots": size.snapshots, "power": size.power, "played": pair.snapshots}
-            for size in snapshots_table([effect], spread, repeats=repeats, confidence=1 - LEVEL / len(comparison.pairs))
+            {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
+             "snapshots": snapshots_needed(effect, spread, repeats=repeats, confidence=confidence), "power": POWER,
+             "played": pair.snapshots}
+            for repeats in sorted({1, round(pair.runs / pair.snapshots)})
         ]  # fmt: skip
     return rows
 

@@ -21,6 +21,7 @@ from babylon_rl.evaluation.metrics import calibration, share
 from babylon_rl.evaluation.players import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
+from babylon_rl.evaluation.statistics.intervals import Interval
 
 LEVEL = 0.05
 
@@ -240,17 +241,17 @@ def _names(result: Result) -> tuple[str, str, str]:
 
 
 def _pair(pair: Pair) -> PairRow:
-    difference, effect, better = pair.paired.difference, pair.paired.effect, pair.paired.superiority
+    difference, effect = pair.paired.difference, pair.paired.effect
     # Interval and corrected test must agree before a winner is named.
     sure = pair.adjusted_p <= LEVEL
     return PairRow(
         a=pair.a,
         b=pair.b,
-        difference=_bounds(difference.mean, difference.low, difference.high),
+        difference=_bounds(difference),
         p=pair.paired.test.p,
         adjusted_p=pair.adjusted_p,
-        effect_size=_bounds(effect.size, effect.low, effect.high) if effect is not None else None,
-        better_share=_bounds(better.share, better.low, better.high),
+        effect_size=_bounds(effect) if effect is not None else None,
+        better_share=_bounds(pair.paired.superiority),
         snapshots=difference.count,
         runs=pair.runs,
         winner=pair.a if difference.low > 0.0 and sure else pair.b if difference.high < 0.0 and sure else None,
@@ -275,7 +276,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         identity=runs[0].identity,
         runs=len(runs),
         snapshots=len({run.snapshot for run in runs}),
-        pnl=_bounds(row.pnl.mean, row.pnl.low, row.pnl.high),
+        pnl=_bounds(row.pnl),
         returns=row.mean(lambda run: run.metrics.return_share),
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
@@ -309,9 +310,7 @@ def _totals(results: Sequence[Result]) -> Totals:
     )
 
 
-def _bounds(mean: float, low: float, high: float) -> Bounds:
-    """Estimate whose infinite bounds are null.
-
-    One snapshot, or a jackknife without spread, gives no bound.
-    """
-    return Bounds(mean=mean, low=low if math.isfinite(low) else None, high=high if math.isfinite(high) else None)
+def _bounds(interval: Interval) -> Bounds:
+    """Infinite bounds are null: one snapshot, or a jackknife without spread, gives none."""
+    low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
+    return Bounds(mean=interval.mean, low=low, high=high)

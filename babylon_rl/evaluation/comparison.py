@@ -246,9 +246,8 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
         if keys
     }
     # Bonferroni for the interim analyses, then Holm for the number of pairs.
-    corrected = holm({f"{a} - {b}": min(1.0, analyses * compared.test.p) for (a, b), compared in paired.items()})
-    both = zip(paired.items(), corrected, strict=True)
-    return tuple(Pair(*names, compared, p.adjusted, len(shared[names])) for (names, compared), p in both), notes
+    adjusted = holm({names: min(1.0, analyses * compared.test.p) for names, compared in paired.items()})
+    return tuple(Pair(*names, compared, adjusted[names], len(shared[names])) for names, compared in paired.items()), notes
 
 
 def compare(

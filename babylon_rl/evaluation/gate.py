@@ -6,7 +6,6 @@ confidence that keeps 95 % over all of them (Bonferroni over fixed sizes; stoppi
 until something shows is no way through the gate. Left out: sizes chosen from what was seen, which no such correction covers.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from babylon_rl.evaluation.comparison import BASE, NOTHING, Comparison, GateRow, Pair
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE
-from babylon_rl.evaluation.statistics.paired import POWER, detectable_effect, markets_needed
+from babylon_rl.evaluation.statistics.paired import detectable_effect, markets_needed
 
 ANALYSES = (1, 2, 4)  # times the benchmark as it is set
 FEWEST_MARKETS = 48  # no version passes below: losses in a tenth of all markets are seen in 48 but for 0.6 %
@@ -126,7 +125,7 @@ def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
 def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
     spread, sentence = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
     if spread is not None and spread.between > 0:
-        shown = detectable_effect(comparison.markets, spread, confidence=comparison.confidence)
+        shown = detectable_effect(comparison.markets, spread, comparison.confidence)
         sentence += f", which show a difference of ${shown:.0f} an hour in 4 of 5 benchmarks"
     if comparison.markets < FEWEST_MARKETS:
         return GateCheck("enough_markets", INCONCLUSIVE, f"{sentence}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
@@ -186,5 +185,4 @@ def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> i
     differences = np.subtract(ours.pnls_usd, theirs.pnls_usd)
     # Power for the observed effect, above the required one.
     effect, spread = float(differences.mean()) - min_improvement, float(differences.std(ddof=1))
-    needed = markets_needed(effect, spread, POWER, comparison.confidence)
-    return needed if needed is not None and math.isfinite(needed) else None
+    return markets_needed(effect, spread, comparison.confidence)

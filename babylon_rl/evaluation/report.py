@@ -190,8 +190,8 @@ def _pair(pair: Pair, reference: str | None) -> list[str]:
     return [
         f"{pair.b} (the reference)" if pair.b == reference else pair.b,
         _interval(pair.paired.difference),
-        "-" if effect is None else f"{effect.size:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]",
-        f"{better.share:.0%} of {better.count} markets",
+        "-" if effect is None else f"{effect.mean:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]",
+        f"{better.mean:.0%} of {better.count} markets",
         f"{pair.adjusted_p:.2g}",
     ]
 
@@ -202,9 +202,9 @@ def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any
     return {
         "rival": pair.b, "role": comparison.row(pair.b).role,
         "difference": difference.mean, "low": difference.low, "high": difference.high,
-        "effect": None if effect is None else effect.size, "effectLow": None if effect is None else _bounded(effect.low),
+        "effect": None if effect is None else effect.mean, "effectLow": None if effect is None else _bounded(effect.low),
         "effectHigh": None if effect is None else _bounded(effect.high),
-        "betterShare": better.share, "p": pair.paired.test.p, "adjustedP": pair.adjusted_p,
+        "betterShare": better.mean, "p": pair.paired.test.p, "adjustedP": pair.adjusted_p,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.evaluation.comparison import confidence_of
 from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, analysis_sizes, needed_markets, next_analysis
-from babylon_rl.evaluation.statistics.intervals import Interval, paired_interval
+from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval
 from babylon_rl_tests.evaluation.results import compared
 
 SEEDS = 2000
@@ -27,7 +27,7 @@ def looked_at(draw: str, seeds: int = SEEDS) -> list[list[Interval]]:
     """What a benchmark of 24 markets sees at its looks, for each of many pairs of equal players."""
     rng, confidence = np.random.default_rng(11), confidence_of(len(ANALYSES))
     drawn = [DRAWS[draw](rng, analysis_sizes(24)[-1]) for _ in range(seeds)]
-    return [[paired_interval(x[:size], 0 * x[:size], resamples=999, confidence=confidence) for size in analysis_sizes(24)] for x in drawn]
+    return [[mean_interval(x[:size], resamples=999, confidence=confidence) for size in analysis_sizes(24)] for x in drawn]
 
 
 @pytest.mark.long

@@ -1,11 +1,14 @@
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.statistics.live import live_comparison, live_share
+from babylon_rl.evaluation.statistics.live import ERROR_RATE, live_comparison, live_sample_ratio, live_share, next_level
+
+GENERATIONS, RUNS = 100, 2000
 
 
 @pytest.fixture
@@ -91,3 +94,78 @@ def test_edges_of_arms() -> None:
         live_comparison(agents, [[]], expected_effect=1.0)
     with pytest.raises(ValueError, match="values of ours"):
         live_comparison([[math.nan]], agents, expected_effect=1.0)
+
+
+def test_a_broken_assignment_is_found(rng: np.random.Generator) -> None:
+    """Of 1,000 agents one arm loses every fourth."""
+    live = [live_sample_ratio([int(kept), 500], [1, 1]).mismatch for kept in rng.binomial(500, 0.7, 500)]
+    assert np.mean(live) >= 0.9
+
+
+def test_looking_after_every_agent_gives_no_more_false_alarms(rng: np.random.Generator) -> None:
+    p_value = cache(lambda count, total: live_sample_ratio([count, total - count], [0.3, 0.7]).p)
+    alarms = 0
+    for arrived in rng.random((2000, 1000)) < 0.3:
+        ours = arrived.cumsum()[9::10].tolist()  # 100 looks
+        alarms += min(p_value(count, 10 * look) for look, count in enumerate(ours, 1)) < 0.02
+    assert alarms / 2000 <= 0.02
+
+
+def test_results_are_words_and_wrong_counts_are_refused() -> None:
+    assert str(live_sample_ratio([412, 388], [0.5, 0.5])) == "412 : 388 where 400 : 400 were expected, as assigned (p = 1)"
+    assert "the assignment is broken" in str(live_sample_ratio([500, 300], [0.5, 0.5]))
+    assert live_sample_ratio([0, 0], [1, 1]).p == 1.0
+    with pytest.raises(ValueError, match="same arms"):
+        live_sample_ratio([1, 2], [1])
+    for counts, shares in (([-1, 2], [1, 1]), ([1.5, 2], [1, 1]), ([1, 2], [0, 1]), ([1], [1])):
+        with pytest.raises(ValueError, match="Counts are whole|Finite"):
+            live_sample_ratio(counts, shares)  # type: ignore[arg-type]
+
+
+def simulated(share_better: float, effect: float, seed: int = 7) -> tuple[float, float, float]:
+    """(share of false ones among discoveries, chance of any false one, power) over all runs; effects in standard errors of a test."""
+    from scipy.special import ndtr
+
+    rng = np.random.default_rng(seed)
+    false_shares, any_false, found, better_ones = 0.0, 0, 0, 0
+    for _ in range(RUNS):
+        better = rng.random(GENERATIONS) < share_better
+        p_values = ndtr(-(rng.standard_normal(GENERATIONS) + effect * better))
+        outcomes: list[bool] = []
+        for p in p_values:
+            outcomes.append(bool(p <= next_level(outcomes)))
+        discovered = np.array(outcomes)
+        false = int((discovered & ~better).sum())
+        false_shares += false / max(1, int(discovered.sum()))
+        any_false += false > 0
+        found += int((discovered & better).sum())
+        better_ones += int(better.sum())
+    return false_shares / RUNS, any_false / RUNS, found / max(1, better_ones)
+
+
+@pytest.mark.long
+def test_levels_are_those_of_the_source() -> None:
+    weights = [next_level([False] * number) / (ERROR_RATE / 2) for number in range(10_000)]
+    assert 0.99 < sum(weights) < 1
+    assert all(later < earlier for earlier, later in pairwise(weights))
+    # The first discovery gives the rest of the wealth, each later one a whole error rate.
+    assert next_level([True]) - next_level([False]) == pytest.approx(ERROR_RATE / 2 * weights[0])
+    assert next_level([True, True]) - next_level([True, False]) == pytest.approx(ERROR_RATE * weights[0])
+
+
+@pytest.mark.slow
+def test_a_hundred_versions_that_are_no_better_promote_any_with_a_twentieth_at_most() -> None:
+    shares, any_false, _ = simulated(0.0, 0.0)
+    assert shares == any_false < ERROR_RATE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("share_better", "effect", "least_power"), [(0.1, 4.0, 0.5), (0.3, 4.0, 0.7), (0.5, 3.0, 0.4), (0.9, 3.0, 0.4)])
+def test_among_promotions_of_a_hundred_generations_a_twentieth_is_false_at_most(share_better, effect, least_power) -> None:
+    shares, _, power = simulated(share_better, effect)
+    assert shares < ERROR_RATE and power > least_power
+
+
+def test_without_the_procedure_a_hundred_generations_would_promote_what_is_no_better() -> None:
+    rng = np.random.default_rng(1)
+    assert (rng.random((RUNS, GENERATIONS)) <= ERROR_RATE / 2).any(axis=1).mean() > 0.9

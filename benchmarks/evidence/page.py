@@ -94,11 +94,11 @@ def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     """The number of markets that shows a wanted improvement in one analysis of the gate."""
     from babylon_rl.evaluation.comparison import confidence_of
     from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS
-    from babylon_rl.evaluation.statistics.paired import POWER, snapshots_table
+    from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed
 
     widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
-    sizes = snapshots_table(WANTED_USD, widest, confidence=confidence_of(len(ANALYSES)))
-    takes = ", ".join(f"{size.snapshots} for ${size.effect:.0f}" for size in sizes)
+    confidence = confidence_of(len(ANALYSES))
+    takes = ", ".join(f"{snapshots_needed(usd, widest, confidence=confidence)} for ${usd:.0f}" for usd in WANTED_USD)
     return (
         f"To show an improvement with {_percent(POWER)} power, a look of the gate needs so many paired markets: {takes} an hour (at the "
         f"widest spread between markets seen, ${widest.between:.0f}). No version passes with fewer than {FEWEST_MARKETS}."

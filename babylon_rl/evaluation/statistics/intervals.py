@@ -25,9 +25,6 @@ class Interval:
     high: float
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
-
 
 def finite(values: Values, what: str = "values", fewest: int = 1) -> Floats:
     """The values as an array.
@@ -133,23 +130,13 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, count)
 
 
-def paired_interval(
-    ours: Values,
-    theirs: Values,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Interval:
-    """Mean of ``ours - theirs`` with its interval.
-
-    Both in the same order of markets and repeats; ``clusters`` names the market.
+def paired_interval(ours: Values, theirs: Values, *, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of ``ours - theirs``, in the same order of markets, with its interval.
 
     Raises:
         ValueError: they are not of the same length, empty, or not finite.
     """
-    return mean_interval(differences(ours, theirs), clusters=clusters, seed=seed, resamples=resamples, confidence=confidence)
+    return mean_interval(differences(ours, theirs), confidence=confidence)
 
 
 def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
@@ -175,7 +162,7 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(parts)
 
 
-def share_by_snapshot(successes: Sequence[int], counts: Sequence[int], confidence: float = CONFIDENCE) -> Interval:
+def share_by_snapshot(successes: Sequence[int], counts: Sequence[int]) -> Interval:
     """Share of successes among trials, with an interval clustered by snapshot.
 
     Wilson's interval at the effective number of trials, by the variance between snapshots and Student's quantile (Korn and Graubard,
@@ -199,9 +186,8 @@ def share_by_snapshot(successes: Sequence[int], counts: Sequence[int], confidenc
         return Interval(share, 0.0, 1.0, 1)
     variance = snapshots / (snapshots - 1) * float(((won - share * tried) ** 2).sum()) / trials**2
     effective = float(snapshots) if variance == 0 or share in (0.0, 1.0) else min(trials, share * (1 - share) / variance)
-    effective *= (normal_quantile(tail(confidence)) / student_quantile(tail(confidence), snapshots - 1)) ** 2
-    low, high = wilson(share, effective, confidence)
-    return Interval(share, low, high, snapshots)
+    effective *= (normal_quantile(tail(CONFIDENCE)) / student_quantile(tail(CONFIDENCE), snapshots - 1)) ** 2
+    return Interval(share, *wilson(share, effective), snapshots)
 
 
 def wilson(share: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -174,22 +174,22 @@ def _checked(counts: Sequence[int], shares: Sequence[float]) -> tuple[Floats, Fl
     return observed, np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def next_level(discoveries: Sequence[bool], error_rate: float = ERROR_RATE) -> float:
+def next_level(discoveries: Sequence[bool]) -> float:
     """Level of the next test in an unending sequence, from all earlier outcomes.
 
     LORD++ (Ramdas, Yang, Wainwright and Jordan, Online control of the false discovery rate with decaying memory, NeurIPS 2017, section 3;
     after Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, each discovery earns
-    some back. The expected share of false ones among the discoveries is at most ``error_rate`` after every test, if each p-value is valid
+    some back. The expected share of false ones among the discoveries is at most ERROR_RATE after every test, if each p-value is valid
     whatever the earlier outcomes were, as with data of its own it is. While no tested effect is real, that is the chance of any discovery
     at all.
     """
     test = len(discoveries) + 1
-    first_wealth = _FIRST_WEALTH * error_rate
+    first_wealth = _FIRST_WEALTH * ERROR_RATE
     earned = [number for number, discovery in enumerate(discoveries, 1) if discovery]
     level = _weight(test) * first_wealth
     if earned:
-        level += (error_rate - first_wealth) * _weight(test - earned[0])
-    return level + error_rate * sum(_weight(test - number) for number in earned[1:])
+        level += (ERROR_RATE - first_wealth) * _weight(test - earned[0])
+    return level + ERROR_RATE * sum(_weight(test - number) for number in earned[1:])
 
 
 def _weight(age: int) -> float:

@@ -6,13 +6,12 @@ When neither is better, a market's difference could as well have had the other s
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from babylon_rl.evaluation.statistics.intervals import (
     CONFIDENCE,
-    RESAMPLES,
     Floats,
     Interval,
     Values,
@@ -43,35 +42,11 @@ class Spread:
 
     def of_means(self, repeats: int = 1) -> float:
         """The standard deviation of a snapshot's mean over ``repeats``."""
-        if repeats < 1:
-            raise ValueError(f"A snapshot is played once at least, not {repeats} times.")
         return math.sqrt(self.between**2 + self.within**2 / repeats)
 
-    def __str__(self) -> str:
-        return f"a standard deviation of {self.between:.1f} between snapshots and {self.within:.1f} between repeats of one"
 
-
-@dataclass(frozen=True)
-class SampleSize:
-    """Number of snapshots that show an effect with a probability; None: no number does.
-
-    Each snapshot is played ``repeats`` times.
-    """
-
-    effect: float
-    repeats: int
-    snapshots: int | None
-    power: float
-
-    def __str__(self) -> str:
-        if self.snapshots is None:
-            return f"no number of snapshots shows {self.effect:+.1f}"
-        times = "" if self.repeats == 1 else f", each played {self.repeats} times"
-        return f"{self.snapshots} snapshots{times}, show {self.effect:+.1f} with {self.power:.0%} probability"
-
-
-def markets_needed(effect: float, spread: float, power: float = POWER, confidence: float = CONFIDENCE) -> int | None:
-    """Paired markets that show ``effect`` with probability ``power``, when differences have standard deviation ``spread``.
+def markets_needed(effect: float, spread: float, confidence: float = CONFIDENCE) -> int | None:
+    """Paired markets that show ``effect`` with probability POWER, when differences have standard deviation ``spread``.
 
     The power of Student's paired test by the noncentral t distribution (Cohen, Statistical Power Analysis, 1988). None when there is
     no positive effect to show.
@@ -79,10 +54,10 @@ def markets_needed(effect: float, spread: float, power: float = POWER, confidenc
     if effect <= 0:
         return None
     # The normal approximation is the start; Student's distribution needs a little more.
-    needed = max(2, math.ceil(((normal_quantile(tail(confidence)) + normal_quantile(power)) * spread / effect) ** 2))
+    needed = max(2, math.ceil(((normal_quantile(tail(confidence)) + normal_quantile(POWER)) * spread / effect) ** 2))
     if needed > _LARGE:
         return needed + 2
-    while _shows(needed, confidence, power) * spread / math.sqrt(needed) > effect:  # Student's needs two or three more than the normal's
+    while _shows(needed, confidence) * spread / math.sqrt(needed) > effect:  # Student's needs two or three more than the normal's
         needed += 1
     return needed
 
@@ -112,40 +87,27 @@ def spread_of(differences: Values, clusters: Sequence[Hashable] | None = None) -
     return Spread(math.sqrt(max(0.0, (among - within) / usual)), math.sqrt(within))
 
 
-def snapshots_needed(
-    effect: float, spread: Spread, *, repeats: int = 1, power: float = POWER, confidence: float = CONFIDENCE
-) -> int | None:
+def snapshots_needed(effect: float, spread: Spread, *, repeats: int = 1, confidence: float = CONFIDENCE) -> int | None:
     """``markets_needed`` when each snapshot is played ``repeats`` times and its mean counts."""
-    return markets_needed(effect, spread.of_means(repeats), power, confidence)
+    return markets_needed(effect, spread.of_means(repeats), confidence)
 
 
-def snapshots_table(
-    effects: Sequence[float], spread: Spread, *, repeats: Sequence[int] = (1,), power: float = POWER, confidence: float = CONFIDENCE
-) -> tuple[SampleSize, ...]:
-    """One row for every effect and number of repeats, effects first."""
-    return tuple(
-        SampleSize(effect, times, snapshots_needed(effect, spread, repeats=times, power=power, confidence=confidence), power)
-        for effect in effects
-        for times in repeats
-    )
-
-
-def detectable_effect(snapshots: int, spread: Spread, *, repeats: int = 1, power: float = POWER, confidence: float = CONFIDENCE) -> float:
-    """The smallest effect that ``snapshots`` show with probability ``power``, in the unit of the spread.
+def detectable_effect(snapshots: int, spread: Spread, confidence: float = CONFIDENCE) -> float:
+    """The smallest effect that ``snapshots`` show with probability POWER, in the unit of the spread.
 
     Raises:
         ValueError: fewer than two snapshots.
     """
     if snapshots < 2:
         raise ValueError(f"An effect needs two snapshots at least to show, not {snapshots}.")
-    return _shows(snapshots, confidence, power) * spread.of_means(repeats) / math.sqrt(snapshots)
+    return _shows(snapshots, confidence) * spread.of_means() / math.sqrt(snapshots)
 
 
-def _shows(count: int, confidence: float, power: float) -> float:
-    """Mean difference in standard errors that Student's test shows with probability ``power``."""
+def _shows(count: int, confidence: float) -> float:
+    """Mean difference in standard errors that Student's test shows with probability POWER."""
     from scipy.special import nctdtrinc
 
-    return float(nctdtrinc(count - 1, 1 - power, student_quantile(tail(confidence), count - 1)))
+    return float(nctdtrinc(count - 1, 1 - POWER, student_quantile(tail(confidence), count - 1)))
 
 
 @dataclass(frozen=True)
@@ -160,23 +122,6 @@ class PermutationTest:
     count: int
     flips: int
     exact: bool
-
-    def __str__(self) -> str:
-        how = f"all {self.flips:,}" if self.exact else f"{self.flips:,} random"
-        return f"p = {self.p:.2g} by {how} sign flips of {self.count} snapshots"
-
-
-@dataclass(frozen=True)
-class Adjusted:
-    """One of several tests: its own ``p``, and ``adjusted`` for all ``comparisons``."""
-
-    name: str
-    p: float
-    adjusted: float
-    comparisons: int
-
-    def __str__(self) -> str:
-        return f"{self.name}: p = {self.adjusted:.2g} after Holm's correction for {self.comparisons} comparisons ({self.p:.2g} alone)"
 
 
 def permutation_test(
@@ -207,8 +152,11 @@ def permutation_test(
     return PermutationTest((int(extreme.sum()) + more) / (sums.size + more), observed / x.size, int(x.size), int(sums.size), exact)
 
 
-def holm(p_values: Mapping[str, float]) -> tuple[Adjusted, ...]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given.
+Name = TypeVar("Name", bound=Hashable)
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """P-values after Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979).
 
     The probability of any false alarm among all comparisons stays below the level at which the adjusted p-values are read.
 
@@ -218,11 +166,11 @@ def holm(p_values: Mapping[str, float]) -> tuple[Adjusted, ...]:
     wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
     if wrong:
         raise ValueError(f"A p-value lies within 0 and 1, unlike {wrong}.")
-    count, largest, adjusted = len(p_values), 0.0, {}
+    count, largest, adjusted = len(p_values), 0.0, dict[Name, float]()
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, (count - rank) * p))
         adjusted[name] = largest
-    return tuple(Adjusted(name, p, adjusted[name], count) for name, p in p_values.items())
+    return adjusted
 
 
 def _all_sums(x: Floats) -> Floats:
@@ -244,37 +192,10 @@ def _random_sums(x: Floats, seed: int, flips: int) -> Floats:
 FEWEST_FOR_EFFECT = 3
 
 
-@dataclass(frozen=True)
-class Effect:
-    """Mean difference in standard deviations between snapshots (Cohen's d_z), with its interval."""
-
-    size: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.size:+.2f} standard deviations (95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.count} snapshots)"
-
-
-@dataclass(frozen=True)
-class Superiority:
-    """Share of snapshots in which ours does better, with its interval.
-
-    An equal result counts half.
-    """
-
-    share: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"better in {self.share:.0%} of {self.count} snapshots (95 % interval {self.low:.0%} to {self.high:.0%})"
-
-
-def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Effect:
+def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Interval:
     """Cohen's d_z (Statistical Power Analysis, 1988), bias-corrected by the jackknife, with its interval.
+
+    That is the mean difference in standard deviations between snapshots.
 
     The usual interval by the noncentral t distribution holds for normal differences alone (79 % instead of 95 % for skewed ones); the
     jackknife (Miller, Biometrika 61, 1974) needs no such thing and costs some width for few snapshots.
@@ -292,53 +213,43 @@ def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = 
     means = (x.sum() - x) / (count - 1)
     squares = np.maximum(((x - x.mean()) ** 2).sum() - count / (count - 1) * (x - x.mean()) ** 2, 0.0)
     if (squares < 1e-12 * squares.max()).any():  # without one value there is no spread left
-        return Effect(size, -math.inf, math.inf, count)
+        return Interval(size, -math.inf, math.inf, count)
     without = means / np.sqrt(squares / (count - 2))
     size = count * size - (count - 1) * float(without.mean())
     error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
     half = student_quantile(tail(confidence), count - 1) * error
-    return Effect(size, size - half, size + half, count)
+    return Interval(size, size - half, size + half, count)
 
 
-def superiority(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Superiority:
-    """Common-language effect size of pairs, with Wilson's interval.
+def superiority(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Interval:
+    """Share of snapshots in which ours does better, with Wilson's interval; an equal result counts half.
 
-    McGraw and Wong, Psychological Bulletin 111, 1992.
+    The common-language effect size of pairs (McGraw and Wong, Psychological Bulletin 111, 1992).
 
     Raises:
         ValueError: there is no difference, one is not finite, or there is not one cluster label each.
     """
     x = cluster_means(finite(differences, "differences"), clusters)
     share = float((np.sign(x) + 1).mean() / 2)
-    return Superiority(share, *wilson(share, x.size, confidence), int(x.size))
+    return Interval(share, *wilson(share, x.size, confidence), int(x.size))
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Paired comparison of two players: difference, test, effect and superiority.
+    """Paired comparison of two players: difference, test, ``superiority`` and ``paired_effect``.
 
     ``effect`` is None where differences do not vary or are too few, ``spread`` where there is one snapshot only.
     """
 
     difference: Interval
     test: PermutationTest
-    superiority: Superiority
-    effect: Effect | None
+    superiority: Interval
+    effect: Interval | None
     spread: Spread | None
-
-    def __str__(self) -> str:
-        parts = [str(self.difference), str(self.test), str(self.superiority), *([str(self.effect)] if self.effect else [])]
-        return ", ".join(parts)
 
 
 def compare_pairs(
-    ours: Values,
-    theirs: Values,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
+    ours: Values, theirs: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
 ) -> PairedComparison:
     """Compare two players over the same snapshots and seeds, pair by pair.
 
@@ -351,8 +262,8 @@ def compare_pairs(
     means = cluster_means(gains, clusters)
     varied = means.size >= FEWEST_FOR_EFFECT and np.ptp(means) > 0
     return PairedComparison(
-        mean_interval(gains, clusters=clusters, seed=seed, resamples=resamples, confidence=confidence),
-        permutation_test(gains, clusters=clusters, seed=seed),
+        mean_interval(gains, clusters=clusters, confidence=confidence),
+        permutation_test(gains, clusters=clusters),
         superiority(gains, clusters=clusters, confidence=confidence),
         paired_effect(gains, clusters=clusters, confidence=confidence) if varied else None,
         spread_of(gains, clusters) if means.size > 1 else None,
