@@ -107,7 +107,7 @@ def judge(
 ) -> BenchmarkReport:
     """Benchmark a batch's version, decide and record the decision."""
     report = evaluate_batch(connection, batch_id, settings, say, serving=serving)
-    record_release(connection, batch_id, settings, utc_now())
+    record_release(connection, batch_id, utc_now())
     connection.commit()
     return report
 

@@ -41,7 +41,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
 
     with babylon.connection() as connection, tagging_end(context):
         batch_id = batch_of(context)
-        decided = record_release(connection, batch_id, babylon.settings, babylon.now())
+        decided = record_release(connection, batch_id, babylon.now())
         tag_run(context, version=decided.version)
         released = promote(
             connection,

@@ -81,7 +81,7 @@ def _models_played(settings: Settings, database: Database, names: list[str], sna
         # Refuse before anything is played: unknown versions, absent weights, markets seen in training.
         missing = [fault for name in names if name != BASE and (fault := absent(models[name], settings)) is not None]
         if missing:
-            raise UsageError(f"{missing[0]}")
+            raise UsageError(missing[0])
         require_unseen(snapshots, trained_windows(models.values()))
         sources = [
             base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings), settings)

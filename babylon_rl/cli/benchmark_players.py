@@ -96,7 +96,7 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
     # Refuse before anything is played: every named version must be playable here.
     for name in versions:
         if (missing := absent(models[name], settings)) is not None:
-            raise UsageError(str(missing))
+            raise UsageError(missing)
     bases = {name: base_of(models[name], settings) for name in versions}
     return {name: version_source(models[name], name, bases[name], settings) if name in bases else base_source(settings) for name in names}
 

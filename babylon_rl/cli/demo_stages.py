@@ -20,8 +20,7 @@ from babylon_rl.evaluation.model_sources import base_source, play_sources, train
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.gateway_agents import gateway_agents
-from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.market.model_endpoints import gateway_agents, served_here
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.server_process import Serving

@@ -1,13 +1,17 @@
 """Benchmark of a batch: its checkpoint against reference, base, parent and all strategies.
 
-When the markets played decide nothing and a few times as many would, they are played too (gate.py).
+When the markets played decide nothing and a few times as many would, they are played too (gate.py). A release is the gate's decision on
+record; serving/promotion.py does what follows from it.
 
-A release is the gate's decision on record; serving/promotion.py does what follows from it.
+Confirmation tests a passed version against the deployed one in fresh markets, that no decision has used before. The gate's markets are the
+same for every version, so luck in them is kept over generations. Here every test has markets of its own and a level from an online
+procedure (statistics/live.py), so that of all versions ever promoted at most 5 % are expected to be no better than the one they replaced.
+Only the two play. docs/decisions/0007-gate.md has the reasons.
 """
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +21,23 @@ from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_anal
 from babylon_rl.evaluation.model_sources import ModelSource, Say, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.statistics.live import next_level
+from babylon_rl.evaluation.statistics.paired import permutation_test
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import passed_versions, read_report, write_release, write_report
+from babylon_rl.store.benchmarks import (
+    Confirmation,
+    begin_confirmation,
+    end_confirmation,
+    passed_versions,
+    read_confirmations,
+    read_report,
+    write_release,
+    write_report,
+)
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
 from babylon_rl.types import BenchmarkReport
@@ -30,6 +45,7 @@ from babylon_rl.windows import utc_now
 
 _LOG = logging.getLogger(__name__)
 PLOTS = "benchmarks"
+FLIPS = 1_000_000  # of signs: levels fall to some 1e-5 after a hundred tests without a discovery
 
 
 def evaluate_batch(
@@ -132,7 +148,7 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
     """The candidate, the reference and the parent where available, and the base."""
     missing = absent(model, settings)
     if missing is not None:
-        return _Players((), None, (str(missing),))
+        return _Players((), None, (missing,))
     base = base_of(model, settings)
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
@@ -186,16 +202,7 @@ def _to_milliseconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-@dataclass(frozen=True)
-class Release:
-    """Decision on a version: pass, fail, inconclusive or not_compared, and the numbers behind it."""
-
-    version: str
-    decision: str
-    reason: str
-
-
-def record_release(connection: Connection, batch_id: str, settings: Settings, now: datetime) -> Release:
+def record_release(connection: Connection, batch_id: str, now: datetime) -> BenchmarkReport:
     """Record the decision of a batch's report, and its figures beside the version in trained_models.
 
     benchmarkScore becomes the mean P&L of a market hour in dollars, accuracy the share of orders in the market's direction;
@@ -213,7 +220,7 @@ def record_release(connection: Connection, batch_id: str, settings: Settings, no
     write_release(connection, report, score, accuracy, {"benchmark": _metrics(report, row)}, now)
     said = {"version": report.version, "decision": report.decision}
     _LOG.info("the gate's decision on %s is %s: %s", report.version, report.decision, report.reason, extra=said)
-    return Release(report.version, report.decision, report.reason)
+    return report
 
 
 def _metrics(report: BenchmarkReport, row: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -222,3 +229,48 @@ def _metrics(report: BenchmarkReport, row: Mapping[str, Any] | None) -> dict[str
         "minImprovement": report.min_improvement, "reportVersion": report.data_version,
     }  # fmt: skip
     return decided | {name: value for name, value in (row or {}).items() if name not in ("model", "role", "markets")}
+
+
+def confirm(
+    connection: Connection,
+    version: str,
+    settings: Settings,
+    say: Say,
+    *,
+    clock: Callable[[], datetime],
+    serving: Serving = served_here,
+    on_progress: Progress = no_progress,
+) -> Confirmation | str:
+    """Test once whether a version earns more than the deployed one, else than the base.
+
+    Returns a sentence where one of them cannot be played here.
+
+    The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
+
+    Raises:
+        ModelUnavailable: the endpoint stays down; what was played is kept.
+    """
+    models = {model.version: model for model in read_models(connection)}
+    begun = next((test for test in read_confirmations(connection) if test.version == version), None)
+    if begun is not None and begun.ended_at is not None:
+        return begun
+    newest = deployed_model(models.values())
+    reference = begun.reference if begun is not None else None if newest is None else newest.version
+    model, deployed = models[version], None if reference is None else models[reference]
+    for player in (model, deployed):
+        missing = None if player is None else absent(player, settings)
+        if missing is not None:
+            return f"{version} was not confirmed: {missing}"
+    base = base_of(model, settings)
+    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
+    test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
+    snapshots = confirmation_snapshots(test.first_market, test.markets)
+    require_unseen(snapshots, trained_windows(models.values()))
+    sources = [version_source(model, CANDIDATE, base, settings), rival]
+    results = play_sources(
+        connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
+    )
+    ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
+    end_confirmation(connection, test.number, difference.mean, difference.p, clock())
+    return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())

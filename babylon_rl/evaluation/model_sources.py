@@ -7,7 +7,7 @@ is asked again, by whatever batch.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -33,20 +33,11 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model
-from babylon_rl.training.backends import address_of
+from babylon_rl.training.backends import ModelAddress, address_of
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.versions import content_version
 
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Service:
-    """Remote endpoint of a model, with its name and key."""
-
-    url: str
-    model: str
-    key: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,18 +51,7 @@ class ModelSource:
     role: str
     identity: str
     adapter: Path | None = None
-    service: Service | None = None
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A model that cannot be played here, and why."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name} could not be played here: {self.reason}"
+    service: ModelAddress | None = None
 
 
 def base_source(settings: Settings) -> ModelSource:
@@ -93,12 +73,12 @@ def base_of(model: Model, settings: Settings) -> ModelSource:
     if read_remote(directory) is None:
         return base_source(settings)
     address = address_of(settings, model.version, directory)
-    service = Service(address.url, model.base_model, address.key)
+    service = replace(address, model=model.base_model)
     return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
 
 
-def absent(model: Model, settings: Settings) -> Absent | None:
-    """Reason why a version cannot be played from this machine; None when it can.
+def absent(model: Model, settings: Settings) -> str | None:
+    """Sentence on a version that cannot be played from this machine; None when it can.
 
     Its files, fetched if missing, and its base must be here and whole.
 
@@ -107,25 +87,25 @@ def absent(model: Model, settings: Settings) -> Absent | None:
     Raises:
         ModelUnavailable: MODEL_STORAGE_URL does not answer, which is no reason to go on without the version.
     """
+    absent_for = f"{model.version} could not be played here:"
     if model.foreign:
-        return Absent(model.version, "another producer made it.")
+        return f"{absent_for} another producer made it."
     # A dry checkpoint has no weights that could play.
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
-        return Absent(model.version, "a dry run makes checkpoints without a model.")
+        return f"{absent_for} a dry run makes checkpoints without a model."
     try:
         directory = checkpoint_of(model, settings)
         if not directory.is_dir():
-            return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
+            return f"{absent_for} its checkpoint {directory} is not on this machine."
         remote = read_remote(directory)
         address = address_of(settings, model.version, directory)
         if remote is not None and address.needs:
-            reason = f"its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
-            return Absent(model.version, reason)
+            return f"{absent_for} its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
         # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
         check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
-        return Absent(model.version, str(unusable))
+        return f"{absent_for} {unusable}"
     return None
 
 
@@ -182,7 +162,7 @@ class ModelClients:
         # One thread starts the server; the others wait for it.
         with self._starting:
             if name not in self._clients:
-                at = self._sources[name].service or Service(self._address(), name, "")
+                at = self._sources[name].service or ModelAddress(self._address(), name)
                 self._clients[name] = self._stack.enter_context(ChatClient(at.url, at.key or None, at.model, logprobs=self._logprobs))
             return self._clients[name]
 

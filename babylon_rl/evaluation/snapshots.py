@@ -5,7 +5,7 @@ that no training seed has, and windows before the game began; ``require_unseen``
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -90,11 +90,8 @@ class Snapshot:
         return content_version([PROMPT_VERSION, self.scenario.digest, seen])
 
 
-def snapshots_named(names: Sequence[str], on_snapshot: Callable[[], None] | None = None) -> list[Snapshot]:
+def snapshots_named(names: Sequence[str]) -> list[Snapshot]:
     """The markets that ``names`` stand for, in their order, each once: snapshot files, or ``preset:quick:seeds=1-24``.
-
-    Args:
-        on_snapshot: called after each.
 
     Raises:
         UsageError: no name, or one that is no file and cannot be understood.
@@ -105,8 +102,6 @@ def snapshots_named(names: Sequence[str], on_snapshot: Callable[[], None] | None
         for snapshot in _named(name):
             # The same market under two names is played once.
             snapshots.setdefault(snapshot.digest, snapshot)
-            if on_snapshot is not None:
-                on_snapshot()
     if not snapshots:
         raise UsageError("Name a snapshot: a file of `babylon-rl benchmark generate`, or preset:quick:seeds=1-24.")
     return list(snapshots.values())

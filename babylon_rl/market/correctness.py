@@ -122,14 +122,9 @@ class Targets:
         return next(iter(matches)) if len(matches) == 1 else None
 
 
-def is_trade(action_type: str) -> bool:
-    """True for a trading step other than a hold, carried out or not."""
-    return action_type != NO_TRADE and any(word in action_type for word in TRADES)
-
-
 def intent(action_type: str, parameters: bytes) -> Intent | None:
-    """Target and side of a trading step, from its parameters (JSON); None without a target."""
-    if not is_trade(action_type):
+    """Target and side of a trading step, carried out or not, from its parameters (JSON); None without a target."""
+    if action_type == NO_TRADE or not any(word in action_type for word in TRADES):
         return None
     values = _object(parameters)
     # The first key with a known word for a side decides; the kind follows from it.

@@ -6,12 +6,12 @@ pipeline reads no table of them.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from babylon_rl.market.gateway_agents import ACTION_TYPE, GatewayCall
+from babylon_rl.market.model_endpoints import ACTION_TYPE, GatewayCall
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
@@ -171,10 +171,7 @@ def _event_row(scenario: Scenario, event: WorldEvent, number: int) -> dict[str, 
     }  # fmt: skip
 
 
-def recordings(
-    run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl_usd: Mapping[str, float] | None = None, evaluation: bool = False,
-    scenario: str | None = None,
-) -> Iterator[Recording]:  # fmt: skip
+def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl_usd: Mapping[str, float] | None = None) -> list[Recording]:
     """One recorded trajectory per tick and agent of a run, in simulated time.
 
     Agents trade under the one-tick mandate. The latency of a model is left out: it is wall time, and the same seed must give the same
@@ -182,7 +179,6 @@ def recordings(
 
     Args:
         market_ids: Market.id by question; earlier_pnl_usd: dollars won before this run, by agent id, 0 if absent.
-        scenario: the rows' scenarioId, by default the hour.
     """
     clock = [moment(run.scenario, 0)]
     window, recorded = window_of(clock[0]), list[Recording]()
@@ -197,15 +193,15 @@ def recordings(
             # Agents act seconds after the tick begins, each at another millisecond.
             clock[0] = begins + timedelta(seconds=5, milliseconds=37 * (offset % 997))
             recorded_as = turn.call.trajectory_id if isinstance(turn.call, GatewayCall) else None
-            trajectory = recorder.start_trajectory(agent, window=window, scenario=scenario, trajectory_id=recorded_as)
+            trajectory = recorder.start_trajectory(agent, window=window, trajectory_id=recorded_as)
             recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=0, activeMarkets=len(shown))
             recorder.provider_access(trajectory, "BABYLON_MARKETS", {"markets": shown}, "Get current market prices")
             if recorded_as is None:
                 _called(recorder, trajectory, turn)
             _complete(recorder, trajectory, run.scenario, turn, market_ids, (before, after))
             clock[0] = ends + timedelta(seconds=-2, milliseconds=37 * (offset % 997) % 1000)
-            recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after, evaluation=evaluation)
-    yield from recorded
+            recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after)
+    return recorded
 
 
 def _shown(scenario: Scenario, paths: Paths, tick: int) -> list[dict[str, Any]]:

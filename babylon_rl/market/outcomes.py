@@ -9,16 +9,7 @@ from dataclasses import replace as with_changes
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
-from babylon_rl.market.window_market import (
-    CHANGE,
-    PRICE,
-    PROBABILITY,
-    VOLUME,
-    PredictionOutcome,
-    StockOutcome,
-    WindowOutcomes,
-    window_outcomes,
-)
+from babylon_rl.market.window_market import CHANGE, PRICE, PROBABILITY, VOLUME, WindowOutcomes, window_outcomes
 from babylon_rl.settings import HourSettings
 from babylon_rl.store import outcomes as store
 from babylon_rl.store.connection import Connection
@@ -26,8 +17,6 @@ from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan, events
 from babylon_rl.store.outcomes import MarketWindowRow, OutcomeRow
 from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.windows import is_complete
-
-__all__ = ["PredictionOutcome", "StockOutcome", "WindowOutcomes", "outcome_rows", "read_many_outcomes", "read_outcomes", "sync_outcomes"]
 
 
 def read_outcomes(connection: Connection, window: str, settings: HourSettings) -> WindowOutcomes:

@@ -1,34 +1,42 @@
 """Simulation of whole hours: agents play, and the hours are written in the game's format.
 
 Each hour is one transaction: market rows (only into a simulated game), agents, trajectories with their prompts and answers, and
-llm_call_logs. In a real game's database only our own agents' trajectories are written, at the recorded prices.
+llm_call_logs. In a real game's database only our own agents' trajectories are written, at the recorded prices: prices, one question and
+events are as recorded. Our orders do not move its stocks; a question's pool moves like that of any market maker. A company without a price
+yet uses its first one; events about other markets are left out.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.market import game_rows
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.recorded import read_recorded_hour
 from babylon_rl.market.simulation.agents import AgentFactory
-from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, preset
+from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, MarketModel, preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import Run, play
-from babylon_rl.market.simulation.scenario import Scenario, opening
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.recorder import milliseconds
+from babylon_rl.store import market as recorded_market
 from babylon_rl.store import recording as rows
 from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 
-TICK_MINUTES = PRESETS["hour"].tick_seconds // 60
+_HOUR = PRESETS["hour"]
+TICK_MINUTES = _HOUR.tick_seconds // 60
 MODEL_STRATEGY = "llm"
 SEED_PREFIX = "training/"  # no held-out market's seed begins so
+_RECORDED_MODEL = MarketModel(impact_per_usd=1e-12)
+_EXTREME = 0.02
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ def _play_and_write(
     # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none to append after the newest hour.")
-    scenario = _own_hour(connection, request, window) if own_market else read_recorded_hour(connection, window)
+    scenario = _own_hour(connection, request, window) if own_market else _recorded_hour(connection, window)
     # from the database, so that hours played one by one equal hours played in one go
     held = rows.read_accounts(connection, [player.agent_id for player in players])
     run = _played(scenario, request, players, model, {agent: balance for agent, (balance, _) in held.items()})
@@ -173,7 +181,7 @@ def _play_and_write(
         start + HOUR,
     )
     markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
-    recorded = list(game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier))
+    recorded = game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier)
     rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, now)
@@ -213,3 +221,57 @@ def _write_market(connection: Connection, scenario: Scenario, paths: game_rows.P
     for table, table_rows in game_rows.question_rows(scenario, paths, ids).items():
         rows.copy_rows(connection, table, table_rows)
     rows.copy_rows(connection, "WorldEvent", game_rows.event_rows(scenario))
+
+
+def _recorded_hour(connection: Connection, window: str) -> Scenario:
+    """A recorded hour's busiest companies and question, in the ticks of a simulated hour.
+
+    Raises:
+        MarketError: the hour has no company with prices, or no traded question.
+    """
+    start, end = window_start(window), window_start(window) + HOUR
+    busiest = recorded_market.busiest_stocks(connection, start, end, _HOUR.perps)
+    stocks = tuple(stock for stock in (_stock(connection, *row, window) for row in busiest) if stock)
+    traded = recorded_market.busiest_question(connection, start, end)
+    if not stocks or traded is None:
+        raise MarketError(
+            f"{window} has no recorded prices to play at. "
+            f"`babylon-rl outcomes {window}` shows what it holds; give --start with an hour that has some."
+        )
+    market_id, number, text, answer = traded
+    crowd = tuple(_bounded(p) for p in recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)[::TICK_MINUTES])
+    question = Question(f"Q{number}", number, text, answer, crowd, 0, _HOUR.ticks + 1)
+    scenario = from_paths(
+        tick_seconds=_HOUR.tick_seconds, assets=stocks, questions=(question,), events=_events(connection, window, stocks, question),
+        start_ms=milliseconds(start),
+    )  # fmt: skip
+    return msgspec.structs.replace(scenario, model=_RECORDED_MODEL)
+
+
+def _stock(connection: Connection, organization_id: str, name: str, window: str) -> Asset | None:
+    prices = recorded_market.minute_prices(connection, organization_id, window_start(window), _HOUR.minutes)
+    valid = [price for price in prices if price is not None and 0 < price < math.inf]
+    if not valid:
+        return None
+    # Minutes without a valid price repeat the last one.
+    filled, last = [], valid[0]
+    for price in prices:
+        last = price if price is not None and 0 < price < math.inf else last
+        filled.append(last)
+    return Asset(organization_id, name, tuple(filled[::TICK_MINUTES]))
+
+
+def _bounded(probability: float) -> float:
+    return min(1 - _EXTREME, max(_EXTREME, probability))
+
+
+def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question) -> list[WorldEvent]:
+    start, by_tick = window_start(window), dict[int, WorldEvent]()
+    for moment, text, actors, number, points in recorded_market.events_between(connection, start, start + HOUR):
+        tick = min(_HOUR.minutes - 1, int((moment - start).total_seconds() // 60)) // TICK_MINUTES + 1  # agents read it at the next tick
+        named = next((stock.ticker for stock in stocks if stock.name.lower() in f"{text} {' '.join(actors or [])}".lower()), None)
+        about = question.id if number == question.number else named
+        if about is not None and tick < _HOUR.ticks:
+            direction = {"YES": 1, "NO": -1}.get(points or "", 0)
+            by_tick.setdefault(tick, WorldEvent(tick, about, text, direction, 1.0, False, "recorded", 0.0, "noise", 0.0, 1))
+    return [by_tick[tick] for tick in sorted(by_tick)]

@@ -24,6 +24,8 @@ UNKNOWN_PROBABILITY = 0.5
 MOST_CHANGE = 1e12  # percent; between prices that are further apart the mean and the deviation of the hour would not be numbers
 # Digits of market_outcomes' columns: all of them, and those after the point.
 PRICE, CHANGE, PROBABILITY, VOLUME = (10, 2), (5, 2), (5, 4), (15, 2)
+_STOCK_FIELDS = ("ticker", "organization_id", "start_price", "end_price", "change_percent", "sentiment", "news", "volume", "flags")
+_PREDICTION_FIELDS = ("market_id", "question_number", "question", "start_probability", "end_probability", "outcome", "news", "flags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +110,9 @@ class WindowOutcomes:
         return {
             "window": self.window,
             "market": {"meanChange": self.mean_change, "volatility": self.volatility},
-            "stocks": [_stock_document(stock) for stock in self.stocks],
-            "predictions": [_prediction_document(prediction) for prediction in self.predictions],
+            "stocks": [document_of(stock, *_STOCK_FIELDS) for stock in self.stocks],
+            "predictions": [document_of(prediction, *_PREDICTION_FIELDS) for prediction in self.predictions],
         }
-
-
-def _stock_document(stock: StockOutcome) -> dict[str, Any]:
-    return document_of(
-        stock, "ticker", "organization_id", "start_price", "end_price", "change_percent", "sentiment", "news", "volume", "flags"
-    )  # fmt: skip
-
-
-def _prediction_document(prediction: PredictionOutcome) -> dict[str, Any]:
-    return document_of(
-        prediction, "market_id", "question_number", "question", "start_probability", "end_probability", "outcome", "news", "flags"
-    )
 
 
 def engine_ticker(organization_id: str) -> str:

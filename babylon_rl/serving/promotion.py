@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import ReleaseRefused
-from babylon_rl.evaluation.confirmation import confirm
+from babylon_rl.evaluation.benchmark import confirm
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.model_sources import Say
 from babylon_rl.market.model_endpoints import served_here

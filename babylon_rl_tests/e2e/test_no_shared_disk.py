@@ -23,7 +23,7 @@ from babylon_rl.windows import utc_now
 settings = load_settings()
 with open_database(settings) as database, database.connect() as connection:
     evaluate_batch(connection, sys.argv[1], settings, print)
-    print(record_release(connection, sys.argv[1], settings, utc_now()).decision)
+    print(record_release(connection, sys.argv[1], utc_now()).decision)
 """
 
 

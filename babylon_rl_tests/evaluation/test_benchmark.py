@@ -110,7 +110,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
         " VALUES (%s, %s, 'dry', 'v1.0.0', '[]', '[]')",
         [batch, batch],
     )
-    release = record_release(connection, batch, settings, NOW)
+    release = record_release(connection, batch, NOW)
     assert (release.version, release.decision, release.reason) == ("v1.0.0", "pass", report.reason)
     score, accuracy, metrics, status = connection.execute(
         'SELECT "benchmarkScore", accuracy, "evalMetrics", status FROM trained_models WHERE version = %s', ["v1.0.0"]
@@ -304,7 +304,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
     words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
     assert report.decision == "not_compared" and words[how] in report.reason
     assert (served.starts, list(rows(report))) == (0, list(NAMES))
-    assert record_release(connection, batch, settings, NOW).decision == "not_compared"
+    assert record_release(connection, batch, NOW).decision == "not_compared"
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 
 
@@ -313,9 +313,9 @@ def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, c
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
         evaluate(batch, served, min_improvement=TOO_MUCH)
-        record_release(connection, batch, settings, NOW)
+        record_release(connection, batch, NOW)
         evaluate(batch, served, min_improvement=2 * TOO_MUCH)
-        release = record_release(connection, batch, settings, NOW + timedelta(hours=1))
+        release = record_release(connection, batch, NOW + timedelta(hours=1))
     assert release.decision == "fail" and "above the required +2000000.0" in release.reason
     assert connection.execute('SELECT "decision", "decidedAt" FROM babylon_rl.releases').fetchall() == [("fail", NOW + timedelta(hours=1))]
 
@@ -324,7 +324,7 @@ def test_what_is_not_there_is_a_sentence(evaluate, connection, settings):
     with endpoint() as served, pytest.raises(TrainingError, match="has registered no version"):
         evaluate("batch-none", served)
     with pytest.raises(UsageError, match="no benchmark report"):
-        record_release(connection, "batch-none", settings, NOW)
+        record_release(connection, "batch-none", NOW)
 
 
 @pytest.mark.long
@@ -333,4 +333,4 @@ def test_it_works_on_an_autocommit_connection(make_version, database, settings):
     settings = settings.model_copy(update={"min_improvement": TOO_MUCH})
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served, database.connect(autocommit=True) as connection:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
-        assert record_release(connection, batch, settings, NOW).decision == report.decision == "fail"
+        assert record_release(connection, batch, NOW).decision == report.decision == "fail"

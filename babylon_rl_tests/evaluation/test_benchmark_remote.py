@@ -11,9 +11,9 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard
 from babylon_rl.evaluation.model_sources import ModelSource, play_sources
-from babylon_rl.evaluation.model_sources import Service as RemoteService
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.training.backends import ModelAddress
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
 from babylon_rl_tests.evaluation.runs import small_markets
@@ -77,7 +77,7 @@ def test_no_more_is_asked_at_a_time_when_one_of_several_models_is_at_a_service(c
 
     with endpoint(m=counted) as service, endpoint(base=counted, **{"v1.0.0": counted}) as here:
         sources = [ModelSource(name, "base", name) for name in ("base", "v1.0.0")]
-        sources.append(ModelSource("v1.0.1", "base", "v1.0.1", service=RemoteService(service.url, "m", "key")))
+        sources.append(ModelSource("v1.0.1", "base", "v1.0.1", service=ModelAddress(service.url, "m", key="key")))
         results = play_sources(
             connection, settings, sources, benchmark_snapshots(3), len, clock=lambda: NOW, serving=here.serving, concurrency=1
         )

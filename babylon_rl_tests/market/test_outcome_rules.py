@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes, read_outcomes, sync_outcomes
+from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.faulty_market import markets

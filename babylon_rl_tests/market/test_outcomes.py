@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import UsageError
-from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
-from babylon_rl.market.window_market import MOST_NEWS
+from babylon_rl.market.outcomes import read_many_outcomes, read_outcomes, sync_outcomes
+from babylon_rl.market.window_market import MOST_NEWS, WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

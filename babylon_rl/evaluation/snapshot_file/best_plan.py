@@ -319,7 +319,7 @@ def funding_paid(scenario: Scenario) -> Floats:
     return np.cumsum(paid, axis=1)
 
 
-def upper_bound(scenario: Scenario, model: MarketModel | None = None, start_balance: float = START_BALANCE) -> float:
+def upper_bound(scenario: Scenario, start_balance: float = START_BALANCE) -> float:
     """Upper bound, in dollars, on the P&L of any plan, at any stake and leverage.
 
     It holds for an agent that never has more than the start balance at risk and buys a question at most once. It frees the agent of fees,
@@ -327,7 +327,7 @@ def upper_bound(scenario: Scenario, model: MarketModel | None = None, start_bala
     stocks together are at most the start balance, at the highest leverage, so each tick earns at most the move of the stock that moves
     most; and each question, by itself, gives at most what its pool has for the whole balance.
     """
-    model = model or scenario.model or MarketModel()
+    model = scenario.model or MarketModel()
     stocks = _stocks_bound(scenario, model, start_balance) if scenario.assets else 0.0
     return stocks + math.fsum(_question_bound(question, scenario, model, start_balance) for question in scenario.questions)
 
@@ -382,7 +382,7 @@ def optimum(scenario: Scenario, plan: BestPlan) -> Optimum:
     return Optimum(
         pnl=round(plan.pnl, USD_DECIMALS),
         played=round(played(scenario, plan), USD_DECIMALS),
-        upper_bound=round(upper_bound(scenario, start_balance=balance), USD_DECIMALS),
+        upper_bound=round(upper_bound(scenario, balance), USD_DECIMALS),
         start_balance=balance,
         policy=plan.policy.sentence(len(scenario.questions)),
     )

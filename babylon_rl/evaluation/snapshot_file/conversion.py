@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.best_plan import PolicyClass, best_plan, listed, optimality_score, optimum
+from babylon_rl.evaluation.snapshot_file.best_plan import best_plan, listed, optimality_score, optimum
 from babylon_rl.evaluation.snapshot_file.schema import (
     MARKET_TRADE,
     POST_CREATED,
@@ -168,13 +168,13 @@ def people(scenario: Scenario) -> tuple[Person, ...]:
     )
 
 
-def opportunities(scenario: Scenario, model: MarketModel | None = None) -> tuple[SocialOpportunity, ...]:
+def opportunities(scenario: Scenario) -> tuple[SocialOpportunity, ...]:
     """Posts and news with a profitable direction, in order of ticks.
 
     The value is that of following a text with STAKE_USD: buying what it speaks for when it can be read, unlevered, and selling when its
     effect is over, fees paid, at the prices on the screen.
     """
-    model = model or scenario.model or MarketModel()
+    model = scenario.model or MarketModel()
     worthwhile = (opportunity for opportunity in _all(scenario, model) if opportunity.value > 0.0)
     return tuple(sorted(worthwhile, key=lambda opportunity: opportunity.tick))
 
@@ -213,13 +213,13 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
     return round(STAKE_USD * (ratio - 1.0 - model.fee * (1.0 + ratio)), USD_DECIMALS)
 
 
-def from_scenario(scenario: Scenario, policy: PolicyClass | None = None) -> SnapshotDocument:
+def from_scenario(scenario: Scenario) -> SnapshotDocument:
     """Write a scenario as a snapshot; the same scenario gives the same bytes.
 
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
     recording, config = MarketRecording(scenario), scenario.config
-    plan = best_plan(scenario, policy=policy)
+    plan = best_plan(scenario)
     return SnapshotDocument(
         id=_id(scenario),
         version=VERSION,
@@ -326,16 +326,12 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
     return optimum(scenario, best_plan(scenario))
 
 
-def optimality(pnl: float, snapshot: SnapshotDocument, best: Optimum | None = None) -> float:
-    """Score 0..100: P&L as a percentage of the best plan's, clamped.
+def optimality(pnl: float, snapshot: SnapshotDocument) -> float:
+    """Score 0..100 of ``pnl`` dollars from ``Optimum.start_balance``: a percentage of the best plan's, clamped.
 
-    Args:
-        pnl: dollars earned from ``Optimum.start_balance``.
-        best: the snapshot's optimum where it is known; else `optimum_of` looks it up, which replays a snapshot that does not say it.
-
-    Where the class earns nothing, whoever loses nothing has 100.
+    Where the class earns nothing, an agent that loses nothing has 100.
     """
-    return optimality_score(pnl, (best if best is not None else optimum_of(snapshot)).pnl)
+    return optimality_score(pnl, optimum_of(snapshot).pnl)
 
 
 def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:

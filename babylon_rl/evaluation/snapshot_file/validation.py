@@ -135,9 +135,8 @@ def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[
     """
     recorded = {state.tick: market for state in states for market in state.perpetual_markets if market.ticker == ticker}
     times = {state.tick: state.timestamp for state in states}
-    wrong_points, shift = min(
-        (([point for point in history if not _same(point, recorded.get(point.tick + by))], by) for by in (0, 1)), key=_size
-    )
+    readings = (([point for point in history if not _same(point, recorded.get(point.tick + by))], by) for by in (0, 1))
+    wrong_points, shift = min(readings, key=lambda reading: len(reading[0]))
     for point in wrong_points:
         shown = recorded[point.tick + shift].price if point.tick + shift in recorded else None
         why = f"the state says {shown}" if shown is not None else "there is no such tick"
@@ -154,10 +153,6 @@ def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[
         findings.warning(
             "history time", f"The price history of {ticker} dates tick {off[0].tick} {off[0].timestamp}, its state another time"
         )
-
-
-def _size(reading: tuple[list[PricePoint], int]) -> int:
-    return len(reading[0])
 
 
 def _same(point: PricePoint, market: PerpetualMarket | None) -> bool:
