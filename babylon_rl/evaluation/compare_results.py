@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.evaluation.comparison import Comparison, Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
-from babylon_rl.evaluation.metrics import calibration, share
+from babylon_rl.evaluation.comparison import Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
+from babylon_rl.evaluation.metrics import calibration, forecast_scores, share
 from babylon_rl.evaluation.players import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
@@ -183,15 +183,14 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
         notes.append(SEEN)
     if any(left.agent is None or left.reasons for left in left_out):
         notes.append(f"{len(left_out)} results are left out: not sound, not complete, or of a market that was known from before.")
-    return _document(Comparison(rows, reference=reference, notes=tuple(notes), pairs=pairs), _totals(results), [*left_out, *other_engine])
-
-
-def _document(comparison: Comparison[PlayerRow[Result]], totals: Totals, left_out: list[LeftOut]) -> ComparisonDocument:
     return ComparisonDocument(
-        runs=[result for row in comparison.rows for result in row.results],
-        comparison=totals, agents=[_agent(row) for row in comparison.rows],
-        pairs=[_pair(pair) for pair in comparison.pairs], refused=left_out, notes=list(comparison.notes),
-    )  # fmt: skip
+        runs=[result for row in rows for result in row.results],
+        comparison=_totals(results),
+        agents=[_agent(row) for row in rows],
+        pairs=[_pair(pair) for pair in pairs],
+        refused=[*left_out, *other_engine],
+        notes=notes,
+    )
 
 
 def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut], list[str]]:
@@ -261,6 +260,7 @@ def _pair(pair: Pair) -> PairRow:
 def _agent(row: PlayerRow[Result]) -> AgentRow:
     runs = row.results
     forecasts = [forecast for run in runs for forecast in run.forecasts]
+    brier, market_brier, edge = forecast_scores(forecasts)
     metrics = [run.metrics for run in runs]
     decisions = sum(run.ticks_processed for run in runs)
     actions: dict[str, float] = {}
@@ -282,9 +282,9 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
         win_rate=row.mean(lambda run: run.metrics.win_rate),
         accuracy=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),
-        brier=share(math.fsum((run_metrics.paid - run_metrics.right) ** 2 for run_metrics in forecasts), len(forecasts)),
-        market_brier=share(math.fsum((run_metrics.crowd - run_metrics.right) ** 2 for run_metrics in forecasts), len(forecasts)),
-        edge=share(math.fsum(run_metrics.right - run_metrics.paid for run_metrics in forecasts), len(forecasts)),
+        brier=brier,
+        market_brier=market_brier,
+        edge=edge,
         calibration=calibration(forecasts),
         invalid_rate=share(sum(sum(run_metrics.invalid.values()) for run_metrics in metrics), decisions),
         refused_rate=share(sum(sum(run_metrics.refused.values()) for run_metrics in metrics), decisions),

@@ -151,23 +151,22 @@ class GateRow(PlayerRow[MarketResult]):
 
         Dollars are by hour, ``invalid`` is a count, rates and shares are 0..1.
         """
-        improvement, win_rate, accuracy, shares = self.improvement, self.win_rate, self.accuracy, self.shares
+        shares = self.shares
         return {
             "model": self.player, "role": self.role, "markets": len(self.results),
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
             "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
-            "winRate": None if win_rate is None else win_rate.mean,
-            "winRateLow": None if win_rate is None else win_rate.low,
-            "winRateHigh": None if win_rate is None else win_rate.high,
-            "accuracy": None if accuracy is None else accuracy.mean,
-            "accuracyLow": None if accuracy is None else accuracy.low,
-            "accuracyHigh": None if accuracy is None else accuracy.high,
+            **_ends("winRate", self.win_rate), **_ends("accuracy", self.accuracy),
             "decisions": self.decisions, "invalid": self.invalid, "invalidShare": shares["invalid"], "refused": self.refused,
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],
-            "improvement": None if improvement is None else improvement.mean,
-            "improvementLow": None if improvement is None else improvement.low,
-            "improvementHigh": None if improvement is None else improvement.high,
+            **_ends("improvement", self.improvement),
         }  # fmt: skip
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Mean and ends of an interval as ``name``, ``nameLow`` and ``nameHigh``."""
+    mean, low, high = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
+    return {name: mean, f"{name}Low": low, f"{name}High": high}
 
 
 @dataclass(frozen=True)

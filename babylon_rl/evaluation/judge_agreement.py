@@ -78,14 +78,6 @@ def calibration_windows(hours: int) -> list[str]:
     return [window_of(window_start(FIRST) + HOUR * index) for index in range(hours)]
 
 
-def play_hours(
-    connection: Connection, windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
-) -> None:
-    """Play consecutive hours and write them, as a game would, into a fresh database."""
-    request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(windows), seed=seed, start=windows[0])
-    spawn(connection, request, now, None, lambda _: on_hour(), players=PLAYERS)
-
-
 def calibration_name(seed: int) -> str:
     """Name of the hours of ``seed``; it changes when the market's code gives other hours."""
     scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING.name))
@@ -130,7 +122,9 @@ def measure(
     newest = newest_simulated_hour(connection)
     missing = [window for window in windows if newest is None or window > newest]
     if missing:
-        play_hours(connection, missing, seed, now, _counted(on_progress, "hours played", len(missing)))
+        played = _counted(on_progress, "hours played", len(missing))
+        request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(missing), seed=seed, start=missing[0])
+        spawn(connection, request, now, None, lambda _: played(), players=PLAYERS)
         sync_windows(connection, windows, settings, now)
     sync_outcomes(connection, windows, settings, now)
     sync_hindsight(connection, windows, settings, now)

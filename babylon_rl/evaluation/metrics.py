@@ -111,6 +111,7 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
     equity, start = list(record.equity), record.account.start
     forecasts_made = forecasts(record, scenario)
     shares = action_shares(action_counts(record))
+    brier, market_brier, edge = forecast_scores(forecasts_made)
     reactions, news = reaction_ticks(record, scenario, run.ticks_played)
     invalid = record.invalid
     won, lost = sum(position.profit > 0.0 for position in held), sum(position.profit < 0.0 for position in held)
@@ -128,9 +129,9 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
         trades=record.account.trades,
         fees=record.account.fees,
         funding=record.account.funding,
-        brier=_mean([(position.paid - position.right) ** 2 for position in forecasts_made]),
-        market_brier=_mean([(position.crowd - position.right) ** 2 for position in forecasts_made]),
-        edge=_mean([position.right - position.paid for position in forecasts_made]),
+        brier=brier,
+        market_brier=market_brier,
+        edge=edge,
         calibration=calibration(forecasts_made),
         invalid=dict(sorted(invalid.items())),
         refused=dict(sorted(record.refused.items())),
@@ -157,6 +158,15 @@ def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
                 right=yes == question.answer,
             ))  # fmt: skip
     return rows
+
+
+def forecast_scores(forecasts: Sequence[Forecast]) -> tuple[float | None, float | None, float | None]:
+    """Brier score of what was paid, that of the crowd, and the edge; None without a forecast."""
+    return (
+        _mean([(forecast.paid - forecast.right) ** 2 for forecast in forecasts]),
+        _mean([(forecast.crowd - forecast.right) ** 2 for forecast in forecasts]),
+        _mean([forecast.right - forecast.paid for forecast in forecasts]),
+    )
 
 
 def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock
 
-from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
+from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.players import STRATEGY, Player, engine_version, scripted
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, market_result, result_of
 from babylon_rl.evaluation.results import SUFFIX, Result
@@ -197,8 +197,8 @@ def run_benchmark(
     if again:
         for run_files in files.values():
             run_files.remove()
-    # Finished runs are read, not played: a second call goes on.
-    finished = {key: result for key, run_files in files.items() if (result := _finished(run_files)) is not None}
+    # Finished runs are read, not played: a second call goes on. A file that cannot be read is played again and replaced.
+    finished = {key: result for key, run_files in files.items() if (result := run_files.finished()) is not None}
     missing = [job for job in jobs if job.label.key not in finished]
     progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
     results, unfinished = dict(finished), dict[str, Unfinished]()
@@ -222,13 +222,6 @@ def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engin
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
     label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
-
-
-def _finished(files: RunFiles) -> Result | None:
-    try:
-        return files.finished()
-    except MarketError:  # a file that cannot be read is played again and replaced
-        return None
 
 
 def _unfinished(job: Job, outcome: Outcome) -> Unfinished:

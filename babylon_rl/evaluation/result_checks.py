@@ -10,7 +10,17 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.evaluation.metrics import INVALID, action_shares, calibration, drawdown_shares, drawdowns, entropy_bits, share, sharpe
+from babylon_rl.evaluation.metrics import (
+    INVALID,
+    action_shares,
+    calibration,
+    drawdown_shares,
+    drawdowns,
+    entropy_bits,
+    forecast_scores,
+    share,
+    sharpe,
+)
 from babylon_rl.evaluation.results import BENCHMARK, Result
 from babylon_rl.evaluation.snapshot_file.best_plan import optimality_score
 
@@ -159,15 +169,10 @@ def _forecasts(result: Result) -> Iterator[str]:
         yield f"There are {len(forecasts)} forecasts for {bought} purchases of predictions."
     if any(not (0.0 <= forecast.paid <= 1.0 and 0.0 <= forecast.crowd <= 1.0) for forecast in forecasts):
         yield "A forecast is not a probability."
-    yield from _same(
-        "brier", metrics.brier, share(math.fsum((forecast.paid - forecast.right) ** 2 for forecast in forecasts), len(forecasts))
-    )
-    yield from _same(
-        "marketBrier",
-        metrics.market_brier,
-        share(math.fsum((forecast.crowd - forecast.right) ** 2 for forecast in forecasts), len(forecasts)),
-    )
-    yield from _same("edge", metrics.edge, share(math.fsum(forecast.right - forecast.paid for forecast in forecasts), len(forecasts)))
+    brier, market_brier, edge = forecast_scores(forecasts)
+    yield from _same("brier", metrics.brier, brier)
+    yield from _same("marketBrier", metrics.market_brier, market_brier)
+    yield from _same("edge", metrics.edge, edge)
     if metrics.calibration != calibration(forecasts):
         yield "The calibration is not that of the forecasts."
 

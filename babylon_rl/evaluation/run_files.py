@@ -32,6 +32,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
+from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.results import BENCHMARK, PARTIAL, SUFFIX, Result, encode_result, read_result
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
@@ -60,12 +61,11 @@ class RunFiles:
         return self._directory / f"{self.stem}{suffix}"
 
     def finished(self) -> Result | None:
-        """The result, when the run was finished before.
-
-        Raises:
-            MarketError: there is one, and it cannot be read.
-        """
-        return read_result(self.path(SUFFIX)) if self.path(SUFFIX).is_file() else None
+        """The result of a run that was finished before; None without one that can be read."""
+        try:
+            return read_result(self.path(SUFFIX))
+        except MarketError:
+            return None
 
     def keep(self, result: Result, decisions: Iterable[bytes]) -> None:
         """Write a run, decisions first: a result that is there has its decisions."""

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
         raise MarketError(f"Results are there twice: {', '.join(twice[:5])}. Give each once.")
     files: dict[str, Callable[[], Iterable[str]]] = {
         "index.html": lambda: [page(results, scenarios or {})],
-        "runs.csv": lambda: runs_csv(results),
-        "actions.csv": lambda: actions_csv(results),
+        "runs.csv": lambda: _lines(RUNS, (_run(result) for result in results)),
+        "actions.csv": lambda: _lines(ACTIONS, (row for result in results for row in _actions(result))),
     }
     directory.mkdir(parents=True, exist_ok=True)
     return [_written(directory / name, parts()) for name, parts in files.items()]
@@ -65,18 +66,10 @@ def _written(path: Path, parts: Iterable[str]) -> Path:
     return path
 
 
-def runs_csv(results: Sequence[Result]) -> Iterator[str]:
-    """A line for each run."""
-    return _lines(RUNS, (_run(result) for result in results))
-
-
-def actions_csv(results: Sequence[Result]) -> Iterator[str]:
-    """CSV lines of every decision: order, outcome, and change of equity until the next."""
-    return _lines(ACTIONS, (row for result in results for row in _actions(result)))
-
-
 def safe(value: object) -> object:
     """Cell that no spreadsheet takes for a formula: such a text gets an apostrophe first."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if not isinstance(value, str):
         return value
     # Lone surrogates cannot be written as UTF-8.
@@ -85,27 +78,11 @@ def safe(value: object) -> object:
 
 
 def _lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
     # Line by line: actions.csv may be larger than memory.
-    writer.writerow(head)
-    yield _taken(line)
-    for row in rows:
-        writer.writerow([_cell(value) for value in row])
-        yield _taken(line)
-
-
-def _taken(line: io.StringIO) -> str:
-    text = line.getvalue()
-    line.seek(0)
-    line.truncate()
-    return text
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return safe(value)
+    for row in chain([head], rows):
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([safe(value) for value in row])
+        yield line.getvalue()
 
 
 def _run(result: Result) -> tuple[object, ...]:
@@ -123,6 +100,7 @@ def _run(result: Result) -> tuple[object, ...]:
 
 
 def _actions(result: Result) -> Iterator[tuple[object, ...]]:
+    """Every decision: order, outcome, and change of equity until the next."""
     states, rewards = result.trajectory.states, result.trajectory.rewards
     for action in result.actions:
         data, state = action.data, states[action.tick] if action.tick < len(states) else None

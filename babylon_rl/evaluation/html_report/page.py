@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow, by_agent, compare_results
+from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairRow, by_agent, compare_results
 from babylon_rl.evaluation.comparison import RunKey
 from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
@@ -20,7 +20,6 @@ from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.reporting.numbers import dollars, duration, moment, number, percent, plural
 from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
 
-LEVEL = 0.05
 MOST_COMPARED = 12
 OWN_SCALE_FROM = 3.0  # times as high as every other curve
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -55,10 +54,6 @@ class MetricColumn:
     meaning: str
     value: Callable[[AgentRow], float | None]
     format: Callable[[float | None], str]
-
-    def text(self, row: AgentRow) -> str:
-        """The metric of an agent, as people read it."""
-        return self.format(self.value(row))
 
 
 COLUMNS = (
@@ -150,7 +145,9 @@ class Difference:
     @property
     def negated(self) -> "Difference":
         """Theirs less ours."""
-        return replace(self, ours=self.theirs, theirs=self.ours, values=tuple(-v for v in self.values), interval=negated(self.interval))
+        low, high = (None if bound is None else -bound for bound in (self.interval.high, self.interval.low))
+        interval = Bounds(mean=-self.interval.mean, low=low, high=high)
+        return replace(self, ours=self.theirs, theirs=self.ours, values=tuple(-value for value in self.values), interval=interval)
 
 
 @dataclass(frozen=True)
@@ -251,12 +248,6 @@ def _difference(pair: PairRow, runs: Mapping[str, Mapping[RunKey, Result]]) -> D
             by_market[run.snapshot].append(run.metrics.total_pnl - runs[pair.b][key].metrics.total_pnl)
     values = tuple(math.fsum(gains) / len(gains) for gains in by_market.values())
     return Difference(pair.a, pair.b, values, pair.difference, pair.adjusted_p if pair.snapshots > 1 else None)
-
-
-def negated(interval: Bounds) -> Bounds:
-    """The interval of the difference the other way round."""
-    low, high = (None if bound is None else -bound for bound in (interval.high, interval.low))
-    return Bounds(mean=-interval.mean, low=low, high=high)
 
 
 def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSummary], Curve | None]) -> list[CurvePanel]:

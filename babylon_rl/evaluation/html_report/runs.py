@@ -120,12 +120,12 @@ def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
     )
 
 
-def rows_of(run: Result, scenario: Scenario | None, most: int = MOST_ROWS) -> list[ActionTaken]:
-    """Select decisions to show, ``most`` at most, in order of time.
+def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
+    """Select decisions to show, MOST_ROWS at most, in order of time.
 
     Those that moved the most money come first, then those with something to read.
     """
-    if len(run.actions) <= most:
+    if len(run.actions) <= MOST_ROWS:
         return run.actions
     rewards = run.trajectory.rewards
 
@@ -134,7 +134,7 @@ def rows_of(run: Result, scenario: Scenario | None, most: int = MOST_ROWS) -> li
         published = scenario is not None and bool(scenario.events_at(action.tick))
         return action.type != "hold", brought, published
 
-    heaviest = sorted(run.actions, key=weight, reverse=True)[:most]
+    heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]
     return sorted(heaviest, key=lambda action: action.tick)
 
 
