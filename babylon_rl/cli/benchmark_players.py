@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.model_sources import ModelClients, ModelSource, absent, base_of, base_source, version_source
+from babylon_rl.evaluation.model_sources import ModelSource, absent, base_of, base_source, model_clients, version_source
 from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
@@ -50,7 +50,7 @@ def players_named(
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
-        clients = stack.enter_context(ModelClients(settings, list(local.values()), serving or served_here))
+        client_of = stack.enter_context(model_clients(settings, list(local.values()), serving or served_here))
         players = []
         for player in names:
             name, url = _endpoint(player)
@@ -60,7 +60,7 @@ def players_named(
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.base_url}"))
             else:
-                players.append(model(partial(clients.client, player), player, local[player].identity))
+                players.append(model(partial(client_of, player), player, local[player].identity))
         yield players
 
 

@@ -184,10 +184,8 @@ def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
     ]  # fmt: skip
 
 
-def action_name(action: Action, invalid: bool = False) -> str:
-    """A decision's kind with its side, such as ``open_perp:long``."""
-    if invalid:
-        return INVALID
+def action_name(action: Action) -> str:
+    """An action's kind with its side, such as ``open_perp:long``."""
     side = getattr(action, "side", None)
     return f"{kind(action)}:{side}" if side is not None else kind(action)
 
@@ -195,7 +193,7 @@ def action_name(action: Action, invalid: bool = False) -> str:
 def action_counts(record: AgentRecord) -> Counter[str]:
     """Counts of decisions by kind; refused orders count as ordered."""
     pairs = zip(record.actions, record.outcomes, strict=True)
-    return Counter(action_name(action, isinstance(outcome, Invalid)) for action, outcome in pairs)
+    return Counter(INVALID if isinstance(outcome, Invalid) else action_name(action) for action, outcome in pairs)
 
 
 def action_shares(counts: Mapping[str, int]) -> dict[str, float]:

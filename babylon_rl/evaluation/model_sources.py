@@ -5,10 +5,11 @@ run's) is a value with the reason in words. What a model has played is kept unde
 is asked again, by whatever batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -132,45 +133,33 @@ def trained_windows(models: Iterable[Model]) -> set[str]:
     return {window for model in models for window in model.windows}
 
 
-class ModelClients:
-    """Clients of base and versions, for as long as the block lasts.
+@contextmanager
+def model_clients(
+    settings: Settings, sources: Sequence[ModelSource], serving: Serving = served_here, *, logprobs: bool = True
+) -> Iterator[Callable[[str], ChatClient]]:
+    """Yield a function that gives the client of a source by its name, each time the same.
 
-    One server on this machine answers for those whose weights are here; it starts when the first of them is needed.
+    One server on this machine answers for those whose weights are here; it starts when the first of them is needed. The function may be
+    called from several threads, and raises ModelUnavailable when the server does not start.
     """
+    by_name = {source.name: source for source in sources}
+    clients, starting = dict[str, ChatClient](), Lock()
+    with ExitStack() as stack:
 
-    def __init__(
-        self, settings: Settings, sources: Sequence[ModelSource], serving: Serving = served_here, *, logprobs: bool = True
-    ) -> None:
-        self._settings, self._serving, self._logprobs = settings, serving, logprobs
-        self._sources = {source.name: source for source in sources}
-        self._clients: dict[str, ChatClient] = {}
-        self._stack, self._starting = ExitStack(), Lock()
-        self._url: str | None = None
+        @cache
+        def address() -> str:
+            adapters = {source.name: source.adapter for source in by_name.values() if source.adapter is not None}
+            return stack.enter_context(serving(settings, adapters))
 
-    def __enter__(self) -> "ModelClients":
-        return self
+        def client(name: str) -> ChatClient:
+            # One thread starts the server; the others wait for it.
+            with starting:
+                if name not in clients:
+                    at = by_name[name].service or ModelAddress(address(), name)
+                    clients[name] = stack.enter_context(ChatClient(at.url, at.key or None, at.model, logprobs=logprobs))
+                return clients[name]
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def client(self, name: str) -> ChatClient:
-        """The client of a model, each time the same; may be called from several threads.
-
-        Raises:
-            ModelUnavailable: the server does not start.
-        """
-        # One thread starts the server; the others wait for it.
-        with self._starting:
-            if name not in self._clients:
-                at = self._sources[name].service or ModelAddress(self._address(), name)
-                self._clients[name] = self._stack.enter_context(ChatClient(at.url, at.key or None, at.model, logprobs=self._logprobs))
-            return self._clients[name]
-
-    def _address(self) -> str:
-        if self._url is None:
-            adapters = {source.name: source.adapter for source in self._sources.values() if source.adapter is not None}
-            self._url = self._stack.enter_context(self._serving(self._settings, adapters))
-        return self._url
+        yield client
 
 
 def play_sources(
@@ -203,13 +192,19 @@ def play_sources(
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
     # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
-    with ModelClients(settings, playing, serving, logprobs=False) as clients:
+
+    def keep(source: ModelSource, result: MarketResult) -> None:
+        # Committed before anything else, as it was played and perhaps paid for.
+        write_results(connection, source.name, source.identity, markets, [result], clock())
+        known = stored[source.name]
+        known[result.snapshot] = result
+        on_progress(f"{activity} of {source.name}", len(known), len(markets))
+        if len(known) % max(1, len(markets) // 6) == 0 or len(known) == len(markets):
+            say(f"{source.name}: played {len(known)} of {len(markets)} markets")
+
+    with model_clients(settings, playing, serving, logprobs=False) as client:
         runs = [
-            GateRuns(
-                model_player(clients.client(source.name), source.name, source.identity),
-                missing[source.name],
-                _keeper(connection, source, markets, stored[source.name], say, on_progress, clock, activity),
-            )
+            GateRuns(model_player(client(source.name), source.name, source.identity), missing[source.name], partial(keep, source))
             for source in playing
         ]
         # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
@@ -225,27 +220,3 @@ def model_player(client: ChatClient, name: str, identity: str) -> Player:
     Mandate, prompt and temperature are fixed.
     """
     return replace(endpoint_player(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
-
-
-def _keeper(
-    connection: Connection,
-    source: ModelSource,
-    markets: Mapping[str, str],
-    stored: dict[str, MarketResult],
-    say: Say,
-    on_progress: Progress,
-    clock: Callable[[], datetime],
-    activity: str,
-) -> Callable[[MarketResult], None]:
-    """Callback that stores a finished market, counts it, and reports progress now and then."""
-    every = max(1, len(markets) // 6)
-
-    def keep(result: MarketResult) -> None:
-        # Committed before anything else, as it was played and perhaps paid for.
-        write_results(connection, source.name, source.identity, markets, [result], clock())
-        stored[result.snapshot] = result
-        on_progress(f"{activity} of {source.name}", len(stored), len(markets))
-        if len(stored) % every == 0 or len(stored) == len(markets):
-            say(f"{source.name}: played {len(stored)} of {len(markets)} markets")
-
-    return keep

@@ -6,7 +6,7 @@ ends the runs under way at their next tick.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -113,24 +113,16 @@ def _play(job: Job, leaving: Event, on_decisions: Callable[[int], None]) -> Resu
     agent = job.player.make(job.snapshot, answers)
     run = simulation.play(scenario, {job.agent_id: agent}, seed=job.luck, start_balance=job.snapshot.start_balance, on_tick=on_tick)
     result = result_of(run, job.agent_id, job.snapshot, job.label)
-    if files is not None and job.resumable:
-        files.keep(result, decision_lines(run, job.agent_id))
-    elif files is not None and result.complete:
-        _keep_for_looking(files, result, decision_lines(run, job.agent_id))
+    if files is not None and (job.resumable or result.complete):
+        try:
+            files.keep(result, decision_lines(run, job.agent_id))
+        except OSError as error:
+            if job.resumable:
+                raise
+            # A market of the gate was played, perhaps paid for: its row counts without files.
+            words = "The decisions of %s in %s are not kept: %s. Its result counts all the same."
+            _LOG.warning(words, result.agent_id, result.benchmark_id, error)
     return result
-
-
-def _keep_for_looking(files: RunFiles, result: Result, decisions: Iterator[bytes]) -> None:
-    """Store the decisions of a market of the gate; a full disk is only logged.
-
-    Its row counts without files: it was played, perhaps paid for.
-    """
-    try:
-        files.keep(result, decisions)
-    except OSError as error:
-        _LOG.warning(
-            "The decisions of %s in %s are not kept: %s. Its result counts all the same.", result.agent_id, result.benchmark_id, error
-        )
 
 
 @dataclass(frozen=True)

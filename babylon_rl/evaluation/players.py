@@ -81,7 +81,8 @@ def endpoint_player(
     Raises:
         MarketError: no such prompt, or none for that mandate.
     """
-    version = prompting.checked_version(prompt or default_prompt(mandate), mandate)
+    default = prompting.TRADER_V1 if mandate == ONE_TICK else prompting.TRADER_V2
+    version = prompting.checked_version(prompt or default, mandate)
 
     def make(_: Snapshot, answers: Path | None) -> AgentFactory:
         # Opened by the run that needs it, which may be in another thread.
@@ -94,11 +95,6 @@ def endpoint_player(
 def external_identity(name: str, mandate: str) -> str:
     """Identity of an agent that plays over HTTP, from its name and mandate."""
     return content_version(["outside", name, mandate])
-
-
-def default_prompt(mandate: Mandate) -> str:
-    """The version of the prompt that policies of a mandate are asked with."""
-    return prompting.TRADER_V1 if mandate == ONE_TICK else prompting.TRADER_V2
 
 
 @cache

@@ -16,10 +16,11 @@ from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_building import market_result
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result
-from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS, gate_files
+from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS, gate_files, record_runs
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
 from babylon_rl_tests.evaluation.runs import model, results, roster, small_markets
 
@@ -190,3 +191,23 @@ def test_the_row_that_the_gate_stores_is_a_view_of_the_result_that_it_keeps(tmp_
 def test_two_agents_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="each agent once"):
         run_benchmark(roster("nothing", "nothing"), small_markets(1), tmp_path)
+
+
+def test_a_run_is_recorded_once_with_its_prompts_and_never_as_training_data(database: Database, tmp_path: Path) -> None:
+    markets = small_markets(1)
+    with endpoint(m=always_buy) as served, model(served.url) as one:
+        runs = run_benchmark([one, *roster("oracle")], markets, tmp_path)
+    with database.connect() as connection:
+        assert (record_runs(connection, runs.files), record_runs(connection, runs.files)) == (2, 0)
+        rows = connection.execute(
+            'SELECT "agentId", "scenarioId", "windowId", "isEvaluation", "isTrainingData", "episodeLength", "finalPnL",'
+            ' jsonb_array_length("stepsJson"::jsonb) FROM trajectories ORDER BY "agentId"'
+        ).fetchall()
+        calls = connection.execute("SELECT count(*) FROM llm_call_logs").fetchone()
+    name = f"benchmark-{markets[0].id}"
+    pnls = [round(result.metrics.total_pnl, 6) for result in runs.results]
+    assert [(*row[:6], round(row[6], 6), row[7]) for row in rows] == [
+        ("benchmark-m", name, name, True, False, 12, pnls[0], 12),
+        ("benchmark-oracle", name, name, True, False, 12, pnls[1], 12),
+    ]
+    assert calls == (12,)

@@ -21,6 +21,12 @@ QUESTION = {
 }  # fmt: skip
 STOCK = {"ticker", "price", "priceChange24h", "volume24h", "openInterest", "fundingRate", "nextFundingTime"}
 
+# Whoever changes the market or the snapshot on purpose puts the new sizes and hashes here.
+GOLDEN = {
+    12345: (115_964, "f998fda62e4926e2079227b6b70aa86fcc40172cfd9c3977af86a3276f1adeb2"),
+    0: (111_805, "e601cb282b07f1504a247911bef49d0ec03d643199d6607f7c171e83e3c26120"),
+}
+
 
 def quick(**changes: Any) -> ScenarioConfig:
     return preset("quick", edition="held-out", **changes)
@@ -209,3 +215,9 @@ def test_the_crowd_trades_the_way_the_price_goes_and_its_trades_are_the_volume(s
         assert all(market.total_volume == pytest.approx(traded[name], abs=0.01) for name, market in after.items())
         before = after
     assert all(amount > 0.0 for amount in traded.values())
+
+
+@pytest.mark.parametrize("seed", GOLDEN)
+def test_every_platform_writes_the_same_snapshot(seed: int) -> None:
+    written = encode(from_scenario(benchmark_scenario(quick(seed=seed))))
+    assert (len(written), hashlib.sha256(written).hexdigest()) == GOLDEN[seed]

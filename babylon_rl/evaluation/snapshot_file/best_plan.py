@@ -273,7 +273,7 @@ class _Stocks:
         prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
         self._moments = [*turns, scenario.ticks]
         self._prices, self._at = prices, prices[:, self._moments]
-        self._paid = funding_paid(scenario)[:, self._moments]
+        self._paid = np.cumsum(_funding(scenario), axis=1)[:, self._moments]
         self._usd, self._fee = policy.margin_usd * policy.leverage, model.fee
         self._lowest, self._highest = self._at.copy(), self._at.copy()  # since a turn, for positions opened in it
         share, maintenance = 1.0 / policy.leverage, model.maintenance
@@ -308,15 +308,15 @@ class _Stocks:
         return np.stack((long, short))
 
 
-def funding_paid(scenario: Scenario) -> Floats:
-    """Cumulative funding of a long of one unit in dollars, stocks x moments."""
-    paid = np.zeros((len(scenario.assets), scenario.ticks + 1))
+def _funding(scenario: Scenario) -> Floats:
+    """Funding that a long of one unit pays at every moment in dollars, stocks x moments."""
+    due = np.zeros((len(scenario.assets), scenario.ticks + 1))
     for row, asset in enumerate(scenario.assets):
         for number, rate in enumerate(asset.funding):
             tick = (number + 1) * scenario.funding_ticks
             if tick <= scenario.ticks:
-                paid[row, tick] = rate * asset.prices[tick]
-    return np.cumsum(paid, axis=1)
+                due[row, tick] = rate * asset.prices[tick]
+    return due
 
 
 def upper_bound(scenario: Scenario, start_balance: float = START_BALANCE) -> float:
@@ -340,12 +340,7 @@ def _stocks_bound(scenario: Scenario, model: MarketModel, balance: float) -> flo
     prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
     # As if every position had been opened at the lowest price so far.
     units = balance * model.max_leverage / np.minimum.accumulate(prices, axis=1)[:, :-1]
-    earned = units * np.abs(np.diff(prices, axis=1))
-    for row, asset in enumerate(scenario.assets):
-        for number, rate in enumerate(asset.funding):
-            tick = (number + 1) * scenario.funding_ticks
-            if tick <= scenario.ticks:
-                earned[row, tick - 1] += abs(rate) * prices[row, tick] * units[row, tick - 1]
+    earned = units * np.abs(np.diff(prices, axis=1)) + np.abs(_funding(scenario)[:, 1:]) * units
     return math.fsum(earned.max(axis=0).tolist())
 
 

@@ -237,14 +237,8 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
         ),
         seed=config.seed if config is not None else None,
         config=camel_fields(config) if config is not None else None,
-        generator=_generator(scenario),
+        generator=Generator(FORMAT, scenario.digest, camel_fields(scenario.model or MarketModel())) if config is not None else None,
     )
-
-
-def _generator(scenario: Scenario) -> Generator | None:
-    if scenario.config is None:
-        return None
-    return Generator(FORMAT, scenario.digest, camel_fields(scenario.model if scenario.model is not None else MarketModel()))
 
 
 def _price_history(scenario: Scenario) -> dict[str, tuple[PricePoint, ...]]:

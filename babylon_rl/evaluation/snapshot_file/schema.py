@@ -235,7 +235,10 @@ T = TypeVar("T")
 
 def benchmark_scenario(config: ScenarioConfig) -> Scenario:
     """The market of a benchmark's config; its authors are the config's agents."""
-    return generate(_one_spelling(config), MarketModel(authors=config.agents))
+    # ``7`` and ``"7"`` are one seed and give one file.
+    if isinstance(config.seed, str) and re.fullmatch(r"0|-?[1-9]\d*", config.seed):
+        config = msgspec.structs.replace(config, seed=int(config.seed))
+    return generate(config, MarketModel(authors=config.agents))
 
 
 def camel_fields(value: Any) -> Any:
@@ -276,14 +279,6 @@ def _snake_fields(value: Any) -> Any:
     if isinstance(value, dict):
         return {_snake(name): _snake_fields(field) for name, field in value.items()}
     return [_snake_fields(item) for item in value] if isinstance(value, list) else value
-
-
-def _one_spelling(config: ScenarioConfig) -> ScenarioConfig:
-    """``7`` and ``"7"`` are one seed and give one file."""
-    seed = config.seed
-    if isinstance(seed, str) and re.fullmatch(r"0|-?[1-9]\d*", seed):
-        return msgspec.structs.replace(config, seed=int(seed))
-    return config
 
 
 def _snake(name: str) -> str:
