@@ -60,18 +60,15 @@ class DecisionRow:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as the page shows it; ``decisions`` are those shown of ``decisions_made``."""
+    """A run as the page shows it, with those of its decisions that are shown."""
 
     name: str
-    market: str
-    pnl_usd: float
+    result: Result
     tags: list[str]
     stopped: str | None
-    pnl_path: list[float]
     questions: list[Question]
     has_market: bool
     decisions: list[DecisionRow]
-    decisions_made: int
 
 
 def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST_RUNS) -> list[Result]:
@@ -108,15 +105,12 @@ def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
     questions = [question for question in scenario.questions if question.id in traded] if scenario is not None else []
     return RunView(
         name=name,
-        market=run.benchmark_id,
-        pnl_usd=run.metrics.total_pnl,
+        result=run,
         tags=tags,
         stopped=None if run.complete else run.stopped or "The run ended early.",
-        pnl_path=run.pnl_path,
         questions=questions[:MOST_QUESTIONS],
         has_market=scenario is not None,
         decisions=[_decision_row(run, action, scenario) for action in rows_of(run, scenario)],
-        decisions_made=len(run.actions),
     )
 
 

@@ -60,7 +60,7 @@ LEANING_WORDS = {"bullish": 1, "bearish": -1}  # how the game's posts say which 
 
 
 class MarketRecording:
-    """The market of a scenario, played without agents; ``states`` and ``ticks`` come in order, once."""
+    """The market of a scenario, played without agents; ``ticks`` come in order, once."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario

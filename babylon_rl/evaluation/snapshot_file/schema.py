@@ -197,9 +197,6 @@ class SnapshotDocument(_SnapshotPart, frozen=True):
 
 class _Head(msgspec.Struct):
     version: Any = None
-
-
-class _Wrapped(msgspec.Struct):
     snapshot: msgspec.Raw = msgspec.Raw()
 
 
@@ -218,7 +215,7 @@ def decode(raw: bytes) -> SnapshotDocument:
     """
     try:
         # The version is read before the shape, so that another version gets a clear message.
-        inner = msgspec.json.decode(raw, type=_Wrapped).snapshot
+        inner = msgspec.json.decode(raw, type=_Head).snapshot
         body = bytes(inner) or raw
         version = msgspec.json.decode(body, type=_Head).version
         if version != VERSION:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, finite, student_quantile, tail
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Interval, finite, student_quantile, tail
 
 FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
 MISMATCH_BELOW = 0.001  # Fabijan and others, Diagnosing Sample Ratio Mismatch, KDD 2019
@@ -24,13 +24,9 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class LiveInterval:
+class LiveInterval(Interval):
     """Estimate after ``count`` units, with an interval and p-value valid at every analysis."""
 
-    mean: float
-    low: float
-    high: float
-    count: int
     p: float
 
     def __str__(self) -> str:
