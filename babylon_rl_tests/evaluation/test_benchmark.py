@@ -309,7 +309,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
 
 
 @pytest.mark.long
-def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, connection, settings):
+def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, connection):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
         evaluate(batch, served, min_improvement=TOO_MUCH)
@@ -320,7 +320,7 @@ def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, c
     assert connection.execute('SELECT "decision", "decidedAt" FROM babylon_rl.releases').fetchall() == [("fail", NOW + timedelta(hours=1))]
 
 
-def test_what_is_not_there_is_a_sentence(evaluate, connection, settings):
+def test_what_is_not_there_is_a_sentence(evaluate, connection):
     with endpoint() as served, pytest.raises(TrainingError, match="has registered no version"):
         evaluate("batch-none", served)
     with pytest.raises(UsageError, match="no benchmark report"):
