@@ -13,10 +13,11 @@ from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.compare_results import ComparisonDocument
 from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.players import Player, scripted, strategy_agent
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.actions import Invalid
-from babylon_rl.market.simulation.agents import Agent
+from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import play
@@ -52,15 +53,11 @@ def _player(strategy: str, round_: int) -> Player:
     if round_ == 1:
         return first
 
-    def make(agent_id: str, seed: int | str, scenario: Scenario) -> Agent:
-        return strategy_agent(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
+    def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
+        agent = strategy_agent(strategy, snapshot.scenario, first.mandate)
+        return lambda agent_id, seed: agent(f"{agent_id}-{round_}", seed)
 
-    return replace(
-        first,
-        name=f"{strategy}-{round_}",
-        identity=content_version([first.identity, round_]),
-        make=lambda snapshot, _: lambda agent_id, seed: make(agent_id, seed, snapshot.scenario),
-    )
+    return replace(first, name=f"{strategy}-{round_}", identity=content_version([first.identity, round_]), make=make)
 
 
 def missing_hours(state: Readiness, settings: AutomationSettings, agents: int) -> int:
