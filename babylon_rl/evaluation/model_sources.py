@@ -5,7 +5,7 @@ run's) is a value with the reason in words. What a model has played is kept unde
 is asked again, by whatever batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
