@@ -14,11 +14,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before litellm 
 from judge_groups import RULES, Group
 
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupOutcome, ScoredGroup, UnscorableGroup
+from babylon_rl.judge.group_judge import GroupOutcome, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
-from babylon_rl.windows import utc_now
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
 
 MODEL = "openai/scripted"
@@ -86,7 +85,7 @@ def own_overhead(groups: Sequence[Group], url: str, orders: int) -> Run:
     class Recorded:
         """Asks a judge the first time and repeats its answer ever after."""
 
-        def __init__(self, judge: AnswerSource) -> None:
+        def __init__(self, judge: JudgeClient) -> None:
             self.judge = judge
             self.answers: dict[str, JudgeReply] = {}
 
@@ -107,8 +106,8 @@ def own_overhead(groups: Sequence[Group], url: str, orders: int) -> Run:
     return asyncio.run(twice())
 
 
-async def _judged(shown: Sequence[RenderedGroup], asker: AnswerSource, settings: Settings, cache: AnswerCache) -> list[GroupOutcome]:
-    found = await judge_groups(shown, asker, SECRET, settings, cache, utc_now)
+async def _judged(shown: Sequence[RenderedGroup], asker: JudgeClient, settings: Settings, cache: MemoryCache) -> list[GroupOutcome]:
+    found = await judge_groups(shown, asker, SECRET, settings, cache)
     return [found[group.window] for group in shown]
 
 

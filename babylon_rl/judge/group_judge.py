@@ -8,47 +8,21 @@ it starts again, and pays only for what had not been answered.
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.answers import AnswerFault, EpisodeVerdict, FailureStreak, read_answer
-from babylon_rl.judge.budget import Budget, BudgetLedger, OverBudget, expected_usd
-from babylon_rl.judge.client import JudgeReply
+from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
-from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, plan_requests, retry_request
-from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
-from babylon_rl.settings import JudgeSettings, Settings
+from babylon_rl.judge.cost import Budget, OverBudget, expected_usd
+from babylon_rl.judge.judge_store import JudgeStore
+from babylon_rl.judge.prompt.request import RUBRIC_VERSION, JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
+from babylon_rl.settings import Settings
 from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer
 
 FIRST_TRY = 0  # at a request; each further try is a new request
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
-
-
-class AnswerSource(Protocol):
-    """Part of JudgeClient that a group judge needs."""
-
-    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> JudgeReply:
-        """Ask once, with retries.
-
-        Raises:
-            JudgeUnavailable: later may be better.
-            JudgeRefused: a retry does not help.
-        """
-        ...
-
-
-class AnswerCache(BudgetLedger, Protocol):
-    """Stored answers by the key of their request, and the shared budget."""
-
-    async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
-        """Stored answers to some requests, by key."""
-        ...
-
-    async def add(self, answer: StoredAnswer) -> None:
-        """Store an answer; it is safe when this returns."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -124,21 +98,18 @@ class _AnswerTally:
 
 
 class GroupJudge:
-    """Judges groups with one model. ``clock`` gives the time of an answer (naive UTC)."""
+    """Judges groups with one model; the times of answers are those of the store's clock."""
 
-    def __init__(
-        self, caller: AnswerSource, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
-    ) -> None:
-        self.model = model
-        self._client = caller
+    def __init__(self, client: JudgeClient, secret: bytes, settings: Settings, store: JudgeStore) -> None:
+        self.model = settings.judge_model
+        self._client = client
         self._secret = secret
         self._settings = settings
-        self._cache = cache
-        self._clock = clock
+        self._store = store
         # Held until the answer is committed, so a crash loses at most ``judge_concurrency`` paid answers.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
-        self._budget = Budget(settings.judge_budget_usd, model, cache)
-        self._failures = FailureStreak(model, settings.judge_tries)
+        self._budget = Budget(settings.judge_budget_usd, self.model, store)
+        self._failures = FailureStreak(self.model, settings.judge_tries)
 
     @property
     def notes(self) -> list[str]:
@@ -168,20 +139,19 @@ class GroupJudge:
 
     async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
         """Orders of one form of a group and their agreement; further orders where they differ."""
-        orders = await self._orders(group, range(self._settings.judge_orders), tally)
-        while self._differ(agreed := _agreement(orders)) and _next_even(len(orders)) <= self._settings.judge_max_orders:
-            orders += await self._orders(group, range(len(orders), _next_even(len(orders))), tally)
+        orders: list[Order] = []
+        for numbers in order_rounds(self._settings):
+            orders += await self._orders(group, numbers, tally)
+            agreed = agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
+            if agreed.disagreement <= self._settings.judge_disagreement:
+                break
         return orders, agreed
-
-    def _differ(self, agreed: Agreement) -> bool:
-        """True if the orders disagree by more than JUDGE_DISAGREEMENT."""
-        return agreed.disagreement > self._settings.judge_disagreement
 
     async def _orders(self, group: RenderedGroup, numbers: range, tally: _AnswerTally) -> list[Order]:
         """Ask for some orders; requests that the cache answers cost nothing."""
         plans = [plan_requests(group, self.model, number, self._secret, self._settings) for number in numbers]
         requests = [request for plan in plans for request in plan]
-        stored = await self._cache.find([request.key for request in requests])
+        stored = await self._store.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
         async with self._budget.reserved(_sizes(request for request in requests if request.key not in stored)):
             parts = await _all([self._verdicts(request, stored.get(request.key), tally) for request in requests])
@@ -196,7 +166,7 @@ class GroupJudge:
             # a further try is another request, which may be in the cache, too
             if attempt != FIRST_TRY:
                 request = retry_request(first, attempt, self._secret)
-                answer = (await self._cache.find([request.key])).get(request.key)
+                answer = (await self._store.find([request.key])).get(request.key)
             if answer is None:
                 try:
                     answer = await self._ask(request, attempt)
@@ -228,7 +198,7 @@ class GroupJudge:
             reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
             self._failures.record_answer(request.window, answer.faults)
-            await self._cache.add(answer)
+            await self._store.add(answer)
         return answer
 
     def _answer(self, request: JudgeRequest, attempt: int, reply: JudgeReply) -> StoredAnswer:
@@ -240,10 +210,10 @@ class GroupJudge:
         faults, scores = _checked(text, request)
         return StoredAnswer(
             key=request.key, window=request.window, judge=self.model, rubric_version=RUBRIC_VERSION, order=request.order,
-            part=request.part, attempt=attempt, shown_version=request.shown_version, ids=list(request.ids.items()), answer=text,
+            part=request.part, attempt=attempt, shown_version=request.group.input_version, ids=list(request.ids.items()), answer=text,
             faults=faults, scores=scores,
             prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
-            latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._clock(),
+            latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._store.clock(),
         )  # fmt: skip
 
 
@@ -263,26 +233,6 @@ async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
         # errors that are not in the list have index -1 and come first
         raise min(failed, key=lambda error: next((place for place, kind in enumerate(_BY_SEVERITY) if isinstance(error, kind)), -1))
     return results
-
-
-def _next_even(orders: int) -> int:
-    """Next even number of orders, so that every order comes with its reverse.
-
-    Only between the two does a preference for a place cancel out.
-    """
-    return orders + 2 - orders % 2
-
-
-def max_orders(settings: JudgeSettings) -> int:
-    """Largest number of orders for a group that keeps disagreeing."""
-    orders = settings.judge_orders
-    while settings.judge_disagreement < 1 and _next_even(orders) <= settings.judge_max_orders:
-        orders = _next_even(orders)
-    return orders
-
-
-def _agreement(orders: Sequence[Order]) -> Agreement:
-    return agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
 
 
 def _order(parts: Sequence[_Part]) -> Order:

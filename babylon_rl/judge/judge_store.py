@@ -36,7 +36,7 @@ HEARTBEAT_S = 30.0
 
 
 class JudgeStore:
-    """Runs database work of an event loop in a thread; implements the group judge's AnswerCache.
+    """Runs database work of an event loop in a thread: stored answers, and the budget that all runs share.
 
     It must be closed after the loop has ended, with or without an error.
     """

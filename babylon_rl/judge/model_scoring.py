@@ -22,8 +22,7 @@ from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, run_wi
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
-from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
+from babylon_rl.judge.prompt.request import RUBRIC, RUBRIC_VERSION, RenderedGroup
 from babylon_rl.llm.tokens import known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
@@ -112,7 +111,7 @@ class _ScoringRun:
     async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
         """Judge all hours that need it."""
         async with JudgeClient(self._settings, self._settings.judge_model) as client, leases:
-            judge = GroupJudge(client, self._settings.judge_model, self._secret, self._settings, store, store.clock)
+            judge = GroupJudge(client, self._secret, self._settings, store)
 
             async def judge_leased(group: RenderedGroup) -> GroupOutcome:
                 async with leases.hold(group.window):

@@ -1,17 +1,17 @@
 """Groups judged without a database: a store of answers in memory."""
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Sequence
 from datetime import datetime
 
-from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupJudge, GroupOutcome, run_pool
+from babylon_rl.judge.client import JudgeClient
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, run_pool
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import Reservation, StoredAnswer
-from babylon_rl.windows import utc_now
 
 
 class MemoryCache:
-    """Cache that lives as long as the object."""
+    """What a group judge needs of JudgeStore, kept as long as the object lives."""
 
     def __init__(self) -> None:
         self._held: dict[str, StoredAnswer] = {}
@@ -40,21 +40,20 @@ class MemoryCache:
         """Return reserved dollars."""
         self._under_way -= usd
 
+    def clock(self) -> datetime:
+        """The time of every answer."""
+        return datetime(2026, 1, 1)
+
 
 async def judge_groups(
-    groups: Sequence[RenderedGroup],
-    caller: AnswerSource,
-    secret: bytes,
-    settings: Settings,
-    cache: AnswerCache,
-    clock: Callable[[], datetime] = utc_now,
+    groups: Sequence[RenderedGroup], caller: JudgeClient, secret: bytes, settings: Settings, cache: MemoryCache
 ) -> dict[str, GroupOutcome]:
     """Judge groups with JUDGE_MODEL, without a database; outcomes by window, in the order given.
 
     Raises:
         JudgeRefused: the judge answers no request.
     """
-    ruler = GroupJudge(caller, settings.judge_model, secret, settings, cache, clock)
+    ruler = GroupJudge(caller, secret, settings, cache)
     outcomes: dict[str, GroupOutcome] = {}
 
     async def keep(outcome: GroupOutcome) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import AnswerSource, GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
@@ -36,7 +35,7 @@ def groups(number: int) -> list[RenderedGroup]:
 def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCache) -> dict[str, GroupOutcome]:
     async def run() -> dict[str, GroupOutcome]:
         async with JudgeClient(settings, settings.judge_model) as caller:
-            return await judge_groups(some, caller, SECRET, settings, cache, lambda: datetime(2026, 1, 1))
+            return await judge_groups(some, caller, SECRET, settings, cache)
 
     return asyncio.run(run())
 
@@ -65,7 +64,7 @@ def most_held(settings: Settings, agents: int) -> int:
 
     async def run(chosen: Settings) -> None:
         async with JudgeClient(chosen, chosen.judge_model) as caller:
-            judge = GroupJudge(caller, chosen.judge_model, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))
+            judge = GroupJudge(caller, SECRET, chosen, MemoryCache())
             await run_pool(coming(), judge.judge, done, chosen.judge_concurrency)
 
     with judging(ScriptedJudge(latency_s=0.05)) as served:
@@ -148,7 +147,7 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
     class Uncounted:
         """Asks a judge and forgets what it counted."""
 
-        def __init__(self, judge: AnswerSource) -> None:
+        def __init__(self, judge: JudgeClient) -> None:
             self.judge = judge
 
         async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> JudgeReply:
@@ -157,7 +156,7 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
 
     async def run(chosen: Settings, cache: MemoryCache) -> dict[str, GroupOutcome]:
         async with JudgeClient(chosen, chosen.judge_model) as caller:
-            return await judge_groups(groups(6), Uncounted(caller), SECRET, chosen, cache, lambda: datetime(2026, 1, 1))
+            return await judge_groups(groups(6), Uncounted(caller), SECRET, chosen, cache)
 
     with judging() as judge:
         chosen = asking(settings, judge.url, judge_model=PRICED, judge_concurrency=1)
@@ -201,7 +200,7 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
     class Stubborn:
         """Asks a judge as if at temperature 0: the first question of each order has no answer, however often it is asked."""
 
-        def __init__(self, judge: AnswerSource) -> None:
+        def __init__(self, judge: JudgeClient) -> None:
             self.judge = judge
             self.seen: list[str] = []
 
@@ -215,7 +214,7 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
         chosen = asking(settings, url, judge_concurrency=1)
         async with JudgeClient(chosen, chosen.judge_model) as caller:
             asked = Stubborn(caller)
-            (found,) = (await judge_groups([group()], asked, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))).values()
+            (found,) = (await judge_groups([group()], asked, SECRET, chosen, MemoryCache())).values()
         return found, asked.seen
 
     with judging(ScriptedJudge(position_bias=0.2)) as judge:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_rl.judge.prompt.rubric import system_prompt
+from babylon_rl.judge.prompt.request import system_prompt
 from babylon_rl.judge.prompt.templates import TEMPLATES
 from babylon_rl.judge.prompt.transcript import RecordedStep
 from babylon_rl.llm.tokens import token_counter

@@ -128,7 +128,7 @@ class _Audit:
     async def judge(self, store: JudgeStore, secret: bytes) -> None:
         """Ask about every group of the sample."""
         async with JudgeClient(self._second, self._second.judge_model) as client:
-            judge = GroupJudge(client, self._second.judge_model, secret, self._second, store, store.clock)
+            judge = GroupJudge(client, secret, self._second, store)
             await run_pool(self._groups(store, secret), judge.judge, self._done, self._second.judge_concurrency)
             self.notes = judge.notes
 
