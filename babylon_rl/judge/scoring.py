@@ -1,7 +1,10 @@
 """Scoring of hours: each ready window's group is judged and written in one transaction.
 
-The judge is the heuristic, or a language model (model_scoring.py), and neither ever replaces the other. An hour keeps its scores if its
-group has not changed since it was judged, or if a training has consumed one of its episodes, unless forced.
+The judge is a language model (model_scoring.py), or where none is set the heuristic, and neither ever replaces the other. An hour keeps its
+scores if its group has not changed since it was judged, or if a training has consumed one of its episodes, unless forced.
+
+The heuristic is a formula: 0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in
+dollars and a win rate of 0.5 when nothing was won or lost. Everywhere it appears it is labelled as the heuristic.
 """
 
 import hashlib
@@ -13,19 +16,39 @@ from msgspec.structs import replace as changed
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.judge import heuristic
 from babylon_rl.judge.groups import ScoringResult, group_scores
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks
-from babylon_rl.types import GroupScores, WindowReading
+from babylon_rl.types import Episode, GroupScores, WindowReading
 from babylon_rl.windows import is_complete
 
 _LOG = logging.getLogger(__name__)
 
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
+_HEURISTIC_VERSION = "1"
+_FORMULA = {"formula": "0.5*clip((pnl+1000)/2000, 0, 1) + 0.3*winRate + 0.2*min(1, actions/20)", "pnl": "window P&L in dollars"}
+_NEITHER = 0.5
+_ENOUGH_ACTIONS = 20
+
+
+def heuristic_score(pnl_usd: float, actions: int, wins: int, losses: int) -> float:
+    """Compute the heuristic's score, 0..1."""
+    decided = wins + losses
+    win_rate = wins / decided if decided else _NEITHER
+    return 0.5 * min(1.0, max(0.0, (pnl_usd + 1000) / 2000)) + 0.3 * win_rate + 0.2 * min(1.0, actions / _ENOUGH_ACTIONS)
+
+
+def judge_episode(episode: Episode) -> tuple[float, str]:
+    """Score one episode by the heuristic, with the numbers used as reasoning."""
+    score = heuristic_score(episode.window_pnl, episode.steps, episode.wins, episode.losses)
+    reasoning = (
+        f"Heuristic (a formula, no judge model): window P&L ${episode.window_pnl:.2f}, "
+        f"{episode.wins} wins, {episode.losses} losses, {episode.steps} actions: {score:.4f}."
+    )
+    return score, reasoning
 
 
 def unscored_hours(connection: Connection, windows: Iterable[str]) -> set[str]:
@@ -86,13 +109,18 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
     fresh: list[store.NewScores] = []
     for window, reading in readings.items():
         # scores stay if nothing changed or a training has used them; else a ready hour is judged anew
-        before = stored.get(window)
-        if before is not None and not force and (window in consumed or _is_of(before, reading)):
+        before, version = stored.get(window), group_version(reading)
+        own = HEURISTIC, _HEURISTIC_VERSION, version
+        same = before is not None and (before.judge, before.judge_version, before.input_version) == own
+        if before is not None and not force and (window in consumed or same):
             scores[window] = before
         elif reading.ready:
-            judged = judge_heuristically(reading)
+            by_agent = {episode.agent_id: judge_episode(episode) for episode in reading.usable_episodes}
+            judged = group_scores(window, HEURISTIC, _HEURISTIC_VERSION, by_agent, version)
             scores[window] = changed(judged, changed=True)
-            fresh.append(_stored(judged, reading))
+            trajectories = {episode.agent_id: episode.trajectory_ids for episode in reading.usable_episodes}
+            shown = hashlib.sha256("\n".join(score.reasoning for score in judged.scores).encode()).hexdigest()
+            fresh.append(store.NewScores(judged, trajectories, {"rubric": _FORMULA, "shown": shown}))
     # scores of hours that are not ready any more
     store.delete(connection, [window for window in stored if window not in scores])
     if fresh:
@@ -101,27 +129,8 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
     return scores
 
 
-def _is_of(before: GroupScores, reading: WindowReading) -> bool:
-    """True if the stored scores are the heuristic's of the same group."""
-    judge = (before.judge, before.judge_version)
-    return before.input_version == group_version(reading) and judge == (heuristic.NAME, heuristic.VERSION)
-
-
-def judge_heuristically(reading: WindowReading) -> GroupScores:
-    """Scores of a ready window by the heuristic, not stored."""
-    scores = {episode.agent_id: heuristic.judge_episode(episode) for episode in reading.usable_episodes}
-    return group_scores(reading.window, heuristic.NAME, heuristic.VERSION, scores, group_version(reading))
-
-
 def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, GroupScores]:
     """Stored scores by window; windows without scores are absent."""
     if not store.have_scores(connection):
         return {}
     return store.read(connection, sorted(set(windows)))
-
-
-def _stored(judged: GroupScores, reading: WindowReading) -> store.NewScores:
-    """The rows of a group that the heuristic has judged."""
-    trajectories = {episode.agent_id: episode.trajectory_ids for episode in reading.usable_episodes}
-    shown = hashlib.sha256("\n".join(score.reasoning for score in judged.scores).encode()).hexdigest()
-    return store.NewScores(judged, trajectories, {"rubric": heuristic.RUBRIC, "shown": shown})

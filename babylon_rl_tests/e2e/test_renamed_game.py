@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.heuristic import judge_episode
+from babylon_rl.judge.scoring import judge_episode
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import engine_ticker
 from babylon_rl.settings import Settings

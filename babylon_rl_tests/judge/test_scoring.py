@@ -12,8 +12,7 @@ from msgspec import structs
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeError
 from babylon_rl.judge.groups import group_scores, without_agents
-from babylon_rl.judge.heuristic import heuristic_score
-from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.scoring import heuristic_score, score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import GroupScores
