@@ -27,7 +27,7 @@ from babylon_rl.episodes.messages import synthetic
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
-from babylon_rl.judge.prompt.transcript import read_transcripts
+from babylon_rl.judge.prompt.steps import read_transcripts
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -14,8 +14,7 @@ from babylon_rl.judge.prompt.names import NameReplacer
 from babylon_rl.judge.prompt.privacy import private_fields
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
-from babylon_rl.judge.prompt.steps import render_steps
-from babylon_rl.judge.prompt.transcript import read_transcripts
+from babylon_rl.judge.prompt.steps import read_transcripts, render_steps
 from babylon_rl.judge.scripted.parsing import GullibleReading, demanded_scores, read, read_gullibly
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from babylon_rl.judge.prompt.request import system_prompt
+from babylon_rl.judge.prompt.steps import RecordedStep
 from babylon_rl.judge.prompt.templates import TEMPLATES
-from babylon_rl.judge.prompt.transcript import RecordedStep
 from babylon_rl.llm.tokens import token_counter
 
 THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"

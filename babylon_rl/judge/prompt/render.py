@@ -25,8 +25,7 @@ from babylon_rl.judge.prompt.market_context import (
 from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
 from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
 from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedEpisode, RenderedGroup, system_prompt
-from babylon_rl.judge.prompt.steps import RenderedStep, render_steps
-from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
+from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, read_transcripts, render_steps
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
