@@ -164,8 +164,7 @@ class AnswerFormat:
 class JudgeReply:
     """A judge's answer as text. Tokens and ``usd`` are None where unknown.
 
-    ``latency_s`` is that of the successful attempt. ``finish_reason`` other than "stop" (length, content_filter) says that the text is
-    not whole.
+    ``latency_s`` is that of the successful attempt.
     """
 
     text: str
@@ -174,8 +173,6 @@ class JudgeReply:
     usd: float | None
     latency_s: float
     attempts: int
-    finish_reason: str | None = None
-    cached_tokens: int | None = None
 
 
 class JudgeClient:
@@ -271,7 +268,7 @@ class JudgeClient:
         """An answer with its price, latency and number of attempts."""
         tokens = completion.prompt_tokens, completion.completion_tokens
         usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], completion.cached_tokens or 0)
-        return JudgeReply(completion.text or "", *tokens, usd, latency_s, attempts, completion.finish_reason, completion.cached_tokens)
+        return JudgeReply(completion.text or "", *tokens, usd, latency_s, attempts)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """Report the failure to the breaker, and return the error to raise."""

@@ -33,7 +33,7 @@ class HourCost:
     """Cost of one hour: requests to make, ``cached`` ones, tokens; ``usd`` None is unknown.
 
     ``most_requests`` and ``most_usd`` are the upper end, all else is of the lower one.
-    ChatCompletion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
+    Completion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
     """
 
     window: str

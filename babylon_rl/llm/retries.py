@@ -240,7 +240,7 @@ class CircuitBreaker:
     def enter(self) -> bool:
         """Begin a request; True when it is the probe.
 
-        One of ``succeeded``, ``failed`` and ``left`` must follow.
+        One of ``succeeded``, ``failed`` and ``cancelled`` must follow.
 
         Raises:
             CircuitOpen: no request is allowed now.

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,7 +31,6 @@ class ChatCompletion:
     """
 
     text: str | None
-    finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
@@ -40,7 +39,7 @@ class ChatCompletion:
 
     @classmethod
     def of(
-        cls, text: str | None, finish_reason: object, prompt: object, completion: object, cached: object, *,
+        cls, text: str | None, prompt: object, completion: object, cached: object, *,
         model: object = None, logprobs: list[dict[str, Any]] | None = None,
     ) -> Self:  # fmt: skip
         """Build a completion from a server's values; implausible ones become None.
@@ -49,19 +48,8 @@ class ChatCompletion:
         """
         prompt_tokens = plausible(prompt) or None
         completion_tokens = plausible(completion) if prompt_tokens else None
-        finish, name = (value if isinstance(value, str) else None for value in (finish_reason, model))
-        return cls(text, finish, prompt_tokens, completion_tokens, plausible(cached), name, logprobs)
-
-
-class Transport(Protocol):
-    """Sends one attempt; raises CallFailed.
-
-    It has no time limit: the caller cancels an attempt that takes too long.
-    """
-
-    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion: ...
-
-    async def aclose(self) -> None: ...
+        name = model if isinstance(model, str) else None
+        return cls(text, prompt_tokens, completion_tokens, plausible(cached), name, logprobs)
 
 
 @functools.cache
@@ -178,7 +166,7 @@ class OpenAITransport:
         usage = _object(document.get("usage"))
         cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
         return ChatCompletion.of(
-            text, choice.get("finish_reason"), usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
+            text, usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
             model=document.get("model"), logprobs=self._logprobs(choice, content),
         )  # fmt: skip
 
@@ -293,7 +281,6 @@ class LitellmTransport:
         usage = getattr(answer, "usage", None)
         return ChatCompletion.of(
             choice.message.content or getattr(choice.message, "refusal", None),
-            choice.finish_reason,
             getattr(usage, "prompt_tokens", None),
             getattr(usage, "completion_tokens", None),
             getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None),
@@ -305,3 +292,6 @@ class LitellmTransport:
         wait_s = retry_after_s(headers.get("retry-after"), datetime.now(UTC))
         reason = scrubbed(str(error) or type(error).__name__, (self._key,) if self._key else ())
         return CallFailed(reason, status if isinstance(status, int) else None, wait_s)
+
+
+Transport = OpenAITransport | LitellmTransport  # sends one attempt, and raises CallFailed; the caller limits its time by cancelling it
