@@ -42,7 +42,7 @@ def test_ranges_that_overlap_draw_the_same_hours() -> None:
     assert len(whole) == 40 and whole == sorted(whole) == audit_sample(windows[::-1], 40)
     later = audit_sample(windows[24:], 40)
     assert set(whole) & set(windows[24:]) <= set(later)
-    assert audit_sample(windows, 40, seed=1) != whole and audit_sample(windows[:3], 40) == windows[:3]
+    assert audit_sample(windows[:3], 40) == windows[:3]
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ answers lie in the cache, where the report finds them; no score follows from the
 import asyncio
 import hashlib
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -33,24 +32,23 @@ from babylon_rl.windows import clock_from
 AUDIT_GROUPS = 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class AuditResult:
     """Result of an audit: groups with a second opinion, new answers, cached answers.
 
     ``changed`` groups have changed since they were judged and were left out, ``quarantined`` ones have no usable answer (window -> reason),
-    ``pending`` ones wait. ``refused`` is why the second judge answers no request. ``notes`` are sentences on the whole.
+    ``pending`` ones wait. ``refused`` is why the second judge answers no request.
     """
 
     judge: str
     sampled: int
-    agreed_on: int
-    asked: int
-    cached: int
+    agreed_on: int = 0
+    asked: int = 0
+    cached: int = 0
     changed: int = 0
-    quarantined: Mapping[str, str] = field(default_factory=dict)
-    pending: Mapping[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
     refused: str | None = None
-    notes: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
@@ -65,12 +63,12 @@ class AuditResult:
         return f"{self.judge} was asked about {self.sampled} groups: {'; '.join(parts)}.{refused}"
 
 
-def audit_sample(windows: Sequence[str], size: int, seed: int = 0) -> list[str]:
-    """Draw at most ``size`` hours by seeded hash, in order.
+def audit_sample(windows: Sequence[str], size: int) -> list[str]:
+    """Draw at most ``size`` hours by hash, in order.
 
     The hours with the smallest hashes are drawn, so that ranges that overlap draw the same hours of the overlap.
     """
-    return sorted(sorted(windows, key=lambda window: hashlib.sha256(f"{seed}/{window}".encode()).digest())[:size])
+    return sorted(sorted(windows, key=lambda window: hashlib.sha256(f"0/{window}".encode()).digest())[:size])
 
 
 def audit(
@@ -80,7 +78,6 @@ def audit(
     now: datetime,
     *,
     groups: int = AUDIT_GROUPS,
-    seed: int = 0,
     on_progress: Progress = no_progress,
 ) -> AuditResult | None:
     """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
@@ -91,21 +88,17 @@ def audit(
     model = settings.judge_audit_model
     if model is None or model == settings.judge_model or groups < 1:
         return None
-    run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups, seed), on_progress)
+    run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups), on_progress)
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     # a refusal ends the asking; the answers that came before it still count
     store = JudgeStore(connection, clock_from(now))
-    refused = None
     try:
         asyncio.run(run.judge(store, secret))
     except JudgeRefused as error:
-        refused = str(error)
+        run.result.refused = str(error)
     finally:
         store.close()
-    return AuditResult(
-        model, len(run.sample), run.agreed_on, run.counts["asked"], run.counts["cached"], run.counts["changed"],
-        run.quarantined, run.pending, refused, run.notes,
-    )  # fmt: skip
+    return run.result
 
 
 class _Audit:
@@ -115,12 +108,8 @@ class _Audit:
     """
 
     def __init__(self, first: Settings, second: Settings, sample: Sequence[str], on_progress: Progress) -> None:
-        self.sample = sample
-        self.counts = Counter[str]()
-        self.agreed_on = 0
-        self.quarantined: dict[str, str] = {}
-        self.pending: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.result = AuditResult(second.judge_model, len(sample))
+        self._sample = sample
         self._first = first
         self._second = second
         self._on_progress = on_progress
@@ -130,31 +119,30 @@ class _Audit:
         async with JudgeClient(self._second, self._second.judge_model) as client:
             judge = GroupJudge(client, secret, self._second, store)
             await run_pool(self._groups(store, secret), judge.judge, self._done, self._second.judge_concurrency)
-            self.notes = judge.notes
 
     async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
         """Yield the sample's groups as the judge was shown them, in small chunks."""
-        for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
-            chunk = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
+        for start in range(0, len(self._sample), HOURS_PLANNED_AT_ONCE):
+            chunk = self._sample[start : start + HOURS_PLANNED_AT_ONCE]
             shown = await store.run(_as_judged, chunk, self._first, secret)
             # hours that changed since are missing from ``shown``
-            self.counts["changed"] += len(chunk) - len(shown)
+            self.result.changed += len(chunk) - len(shown)
             for group in shown:
                 yield group
 
     async def _done(self, outcome: GroupOutcome) -> None:
         """Count one outcome and report progress."""
-        window = outcome.group.window
+        window, result = outcome.group.window, self.result
         if isinstance(outcome, ScoredGroup):
-            self.agreed_on += 1
-            self.counts["asked"] += outcome.asked
-            self.counts["cached"] += len(outcome.answers) - outcome.asked
+            result.agreed_on += 1
+            result.asked += outcome.asked
+            result.cached += len(outcome.answers) - outcome.asked
         elif isinstance(outcome, UnscorableGroup):
-            self.quarantined[window] = outcome.reason
+            result.quarantined[window] = outcome.reason
         else:
-            self.pending[window] = outcome.reason
-        done = self.agreed_on + len(self.quarantined) + len(self.pending) + self.counts["changed"]
-        self._on_progress("second judge", done, len(self.sample))
+            result.pending[window] = outcome.reason
+        done = result.agreed_on + len(result.quarantined) + len(result.pending) + result.changed
+        self._on_progress("second judge", done, result.sampled)
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[RenderedGroup]:

@@ -4,8 +4,9 @@ Groups are the independent draws, episodes are not. Only small sums of each grou
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,9 @@ class Estimate:
     high: float | None
     groups: int
 
-    @property
-    def document(self) -> dict[str, float | int | None]:
-        """This estimate as JSON."""
-        return {"mean": self.value, "low": self.low, "high": self.high, "groups": self.groups}
+    def document(self, name: str = "mean", **others: Any) -> dict[str, Any]:
+        """This estimate as JSON; ``name`` is that of its value."""
+        return {name: self.value, "low": self.low, "high": self.high, "groups": self.groups, **others}
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
@@ -213,7 +213,8 @@ class GroupSums:
         # place, P&L rank and length, each as a mean per group
         self._add_places(episodes)
         if correlation is not None:
-            _bin(self.by_pnl_rank, list(zip(_shares(pnls), scores, strict=True)))
+            ranks = [rank + 0.5 for rank in centred_ranks(pnls)]  # from 0 (least) to 1
+            _bin(self.by_pnl_rank, list(zip(ranks, scores, strict=True)))
         if len(with_pnl) >= FEWEST_RANKED and all(episode.shown_tokens > 0 for episode in with_pnl):
             self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
 
@@ -244,13 +245,11 @@ class GroupSums:
         """Standard deviation of the mean places of a group's episodes; 0 with reversed pairs."""
         return math.sqrt(_mean(self.mean_places)) if self.mean_places else 0.0
 
-    @staticmethod
-    def estimates(bins: Bins) -> Iterator[tuple[float, Estimate]]:
-        """Yield the mean place (0..1) and the estimate of each bin that is not empty."""
-        for pairs in bins:
-            estimate = mean_estimate([value for _, value in pairs])
-            if estimate is not None:
-                yield _mean([place for place, _ in pairs]), estimate
+
+def bin_estimates(bins: Bins) -> list[tuple[float, Estimate]]:
+    """Mean place (0..1) and estimate of each bin that is not empty."""
+    estimates = [(pairs, mean_estimate([value for _, value in pairs])) for pairs in bins]
+    return [(_mean([place for place, _ in pairs]), estimate) for pairs, estimate in estimates if estimate is not None]
 
 
 def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
@@ -260,11 +259,6 @@ def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
         by_bin.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
     for number, own in by_bin.items():
         bins[number].append((_mean([place for place, _ in own]), _mean([value for _, value in own])))
-
-
-def _shares(values: Sequence[float]) -> list[float]:
-    """Ranks from 0 (least) to 1."""
-    return [rank + 0.5 for rank in centred_ranks(values)]
 
 
 def _mean(values: Sequence[float]) -> float:

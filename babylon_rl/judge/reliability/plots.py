@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from babylon_rl.judge.reliability.measures import Estimate, HourPoint
+from babylon_rl.judge.reliability.measures import Estimate, HourPoint, bin_estimates
 from babylon_rl.judge.reliability.report import ReliabilityReport
 from babylon_rl.reporting.plots import date_axis, new_figure, plain_axes, png_of
 from babylon_rl.windows import window_start
@@ -24,7 +24,7 @@ def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
 
 
 def _position(report: ReliabilityReport) -> bytes | None:
-    bins = list(report.sums.estimates(report.sums.by_place))
+    bins = bin_estimates(report.sums.by_place)
     if report.position_slope is None or not bins:
         return None
     figure, axes = _figure()
@@ -61,7 +61,7 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
 
 
 def _pnl(report: ReliabilityReport) -> bytes | None:
-    bins = list(report.sums.estimates(report.sums.by_pnl_rank))
+    bins = bin_estimates(report.sums.by_pnl_rank)
     if not bins or not report.sums.points:
         return None
     figure, (ranks, money) = _figure(1, 2)

@@ -17,6 +17,7 @@ from babylon_rl.judge.reliability.measures import (
     MOST_POINTS,
     Estimate,
     GroupSums,
+    bin_estimates,
     length_correlation,
     length_points,
     mean_estimate,
@@ -105,20 +106,15 @@ def default_range(connection: Connection) -> tuple[str, str] | None:
     return window_of(end - timedelta(hours=DEFAULT_HOURS)), window_of(end)
 
 
-def judge_of(judges: Mapping[str, int], settings: JudgeSettings) -> str:
-    """Judge of a report: JUDGE_MODEL, or the one with most scores if that has none."""
-    return settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges))
-
-
 def reliability_report(
     connection: Connection, first: str, end: str, settings: JudgeSettings, *, judge: str | None = None
 ) -> ReliabilityReport:
     """Build the report on the hours from ``first`` to before ``end``.
 
-    ``judge`` defaults to that of ``judge_of``.
+    ``judge`` defaults to JUDGE_MODEL, or to the one with most scores if that has none.
     """
     judges = store.judges_of(connection, first, end)
-    about = judge or judge_of(judges, settings)
+    about = judge or (settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges)))
     hours = store.judged_hours(connection, about, first, end)
     sums = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
@@ -153,14 +149,9 @@ def reliability_report(
         paid=store.paid(connection, first, end),
         in_use=store.answers_in_use(connection, about, first, end),
         days=store.paid_days(connection, first, end),
-        market=_market(connection, about),
+        market=next((agreement for agreement in judge_agreements(connection) if agreement.judge == about), None),
         sums=sums,
     )  # fmt: skip
-
-
-def _market(connection: Connection, judge: str) -> JudgeAgreement | None:
-    """Stored agreement of the judge with the market, None without one."""
-    return next((agreement for agreement in judge_agreements(connection) if agreement.judge == judge), None)
 
 
 def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
@@ -208,6 +199,7 @@ def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: 
 
 def report_document(report: ReliabilityReport) -> dict[str, Any]:
     """JSON document of ``judge report --json``; unknown values, and unknown prices, are null."""
+    places = [{"place": place, **estimate.document()} for place, estimate in bin_estimates(report.sums.by_place)]
     return {
         "from": report.first,
         "to": report.end,
@@ -217,15 +209,15 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
         "groups": report.groups,
         "episodes": report.sums.episodes,
         "flaggedEpisodes": report.sums.flagged,
-        "flaggedGain": _flagged_gain(report),
+        "flaggedGain": _estimate(mean_estimate(report.sums.gains), "meanGain", maskedGroups=report.sums.masked),
         "stale": report.stale,
         "quarantined": report.quarantined,
         "quarantinedShare": report.quarantined_share,
         "pending": report.pending,
         "withoutSpread": report.without_spread,
         "selfAgreement": _self_agreement(report),
-        "positionBias": _position_bias(report),
-        "lengthBias": _length_bias(report),
+        "positionBias": _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places),
+        "lengthBias": _estimate(report.length_correlation, "partialCorrelation", points=_estimate(report.length_points)),
         "auditAgreement": _audit_document(report),
         "pnlCorrelation": _estimate(report.pnl_correlation, "spearman", withoutRanks=report.sums.without_pnl_ranks),
         "marketAgreement": None if report.market is None else report.market.document,
@@ -235,36 +227,19 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: Estimate | None, name: str, **others: Any) -> dict[str, Any] | None:
-    if estimate is None:
-        return None
-    return {name: estimate.value, "low": estimate.low, "high": estimate.high, "groups": estimate.groups, **others}
-
-
-def _flagged_gain(report: ReliabilityReport) -> dict[str, Any] | None:
-    gain = mean_estimate(report.sums.gains)
-    return _estimate(gain, "meanGain", maskedGroups=report.sums.masked)
+def _estimate(estimate: Estimate | None, name: str = "mean", **others: Any) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.document(name, **others)
 
 
 def _self_agreement(report: ReliabilityReport) -> dict[str, Any] | None:
     if report.self_difference is None:
         return None
     return {
-        "meanAbsoluteDifference": report.self_difference.document,
-        "kendallTau": None if report.self_tau is None else report.self_tau.document,
+        "meanAbsoluteDifference": _estimate(report.self_difference),
+        "kendallTau": _estimate(report.self_tau),
         "orders": report.orders,
         "furtherOrders": report.further_orders,
     }
-
-
-def _position_bias(report: ReliabilityReport) -> dict[str, Any] | None:
-    places = [{"place": place, **estimate.document} for place, estimate in report.sums.estimates(report.sums.by_place)]
-    return _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places)
-
-
-def _length_bias(report: ReliabilityReport) -> dict[str, Any] | None:
-    points = None if report.length_points is None else report.length_points.document
-    return _estimate(report.length_correlation, "partialCorrelation", points=points)
 
 
 def _audit_document(report: ReliabilityReport) -> dict[str, Any] | None:
@@ -272,8 +247,7 @@ def _audit_document(report: ReliabilityReport) -> dict[str, Any] | None:
     if audit is None:
         return None
     estimates = {"spearman": audit.spearman, "kendallTau": audit.kendall_tau, "meanAbsoluteDifference": audit.difference}
-    written = {name: None if estimate is None else estimate.document for name, estimate in estimates.items()}
-    return {"judge": audit.judge, "groups": audit.groups, **written}
+    return {"judge": audit.judge, "groups": audit.groups, **{name: _estimate(estimate) for name, estimate in estimates.items()}}
 
 
 def _tokens(paid: Sequence[JudgeCost]) -> dict[str, int]:
