@@ -31,7 +31,7 @@ from babylon_rl.store.judge_requests import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LEASE_S, RENEWED_EVERY_S, ASK_AGAIN_S = 20.0, 5.0, 0.5
+LEASE, RENEWED_EVERY_S, ASK_AGAIN_S = timedelta(seconds=20), 5.0, 0.5
 HEARTBEAT_S = 30.0
 
 
@@ -132,10 +132,9 @@ class Leases:
     Another run waits until they are returned or expire.
     """
 
-    def __init__(self, store: JudgeStore, lease_s: float = LEASE_S) -> None:
+    def __init__(self, store: JudgeStore) -> None:
         self.holder = store.holder
         self._store = store
-        self._lease = timedelta(seconds=lease_s)
         self._gone: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
 
@@ -160,7 +159,7 @@ class Leases:
         """
         while True:
             now = self._store.clock()
-            other = await self._store.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
+            other = await self._store.run(claim_lease, window, self.holder, now, now - LEASE, list(self._gone))
             if other is None:
                 break
             # the holder's process is dead: take the lease over at once

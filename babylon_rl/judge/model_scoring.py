@@ -79,7 +79,7 @@ def score_with_model(
     try:
         asyncio.run(run_with_heartbeat(run.judge(store, leases, windows), store, on_beat, beat_s))
     except JudgeRefused as refused:
-        run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))
+        run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))  # planned, and without an outcome
         raise
     finally:
         store.close()
@@ -100,13 +100,8 @@ class _ScoringRun:
         self._force = force
         self._total = total
         self._on_progress = on_progress
-        self._hours: dict[str, PlannedHour] = {}
+        self.unfinished: dict[str, PlannedHour] = {}
         self._done = 0
-
-    @property
-    def unfinished(self) -> list[str]:
-        """Hours that were planned and have no outcome yet."""
-        return list(self._hours)
 
     async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
         """Judge all hours that need it."""
@@ -131,14 +126,14 @@ class _ScoringRun:
             self.scored.update(plan.unchanged)
             self.scored.quarantined |= plan.quarantined
             self._report_progress(len(chunk) - len(plan.hours))
-            self._hours |= plan.hours
+            self.unfinished |= plan.hours
             for hour in plan.hours.values():
                 yield hour.group
 
     async def _finish(self, store: JudgeStore, holder: str, outcome: GroupOutcome) -> None:
         """Write one outcome and record it in the result."""
         window = outcome.group.window
-        hour = self._hours.pop(window)
+        hour = self.unfinished.pop(window)
         result = await store.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
         if isinstance(outcome, ScoredGroup):
             self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)

@@ -104,6 +104,10 @@ class _State:
     quarantined: Mapping[str, scores.Quarantined]
     dropped: Mapping[str, Collection[str]]
 
+    def agents(self, window: str) -> list[str]:
+        """Agents of an hour to show: those with usable episodes, less dropout that a batch decided."""
+        return [e.agent_id for e in self.readings[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
+
 
 def plan_hours(
     connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes, *, force: bool = False, write: bool = True
@@ -111,8 +115,7 @@ def plan_hours(
     """Decide on a few complete hours, in one transaction under their locks.
 
     ``write=False`` changes nothing. An hour keeps its scores if a training has consumed one of its episodes, or if it has not changed
-    since it was judged. One in quarantine of this judge stays there while its request would be the same, unless forced. Dropout that a
-    batch decided is left out of the shown group.
+    since it was judged. One in quarantine of this judge stays there while its request would be the same, unless forced.
     """
     plan = ScoringPlan()
     with connection.transaction():
@@ -126,7 +129,8 @@ def plan_hours(
             _keep_unchanged(connection, chosen, state, settings, secret, plan, write)
         # then render the others, which is the expensive part
         rest = {window: state.readings[window] for window in chosen if window not in plan.unchanged}
-        shown = render_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
+        agents = {window: state.agents(window) for window in rest}
+        shown = render_groups(connection, rest, settings, agents=agents, secret=secret)
         plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.unchanged or window in rest)]
         if write:
             # scores of hours that are not ready any more
@@ -136,9 +140,13 @@ def plan_hours(
             scores.release(connection, [window for window in plan.released if window in plan.unchanged])
             scores.end_pending(connection, [window for window in windows if window not in rest])
         # versions of the sources, by which the next scoring recognises an unchanged hour
-        agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
         sources = input_versions(connection, rest, agents, settings, secret)
-    plan.hours = {window: _hour(shown[window], reading, sources[window]) for window, reading in rest.items()}
+    plan.hours = {
+        window: PlannedHour(
+            shown[window], group_version(reading), sources[window], {e.agent_id: e.trajectory_ids for e in reading.usable_episodes}
+        )
+        for window, reading in rest.items()
+    }
     return plan
 
 
@@ -170,11 +178,7 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
     if not held_back:
         return {}
     readings = {window: state.readings[window] for window in held_back}
-    agents = {
-        window: [e.agent_id for e in reading.usable_episodes if e.agent_id not in state.dropped.get(window, ())]
-        for window, reading in readings.items()
-    }
-    now = input_versions(connection, readings, agents, settings, secret)
+    now = input_versions(connection, readings, {window: state.agents(window) for window in held_back}, settings, secret)
     # an entry without a version cannot be compared, and stays
     return {window: entry.reason for window, entry in held_back.items() if entry.sources_version in ("", request_version(now[window]))}
 
@@ -209,11 +213,7 @@ def _keep_unchanged(
     if not comparable:
         return
     # different sources may still show the same: render with the judged agents and compare
-    not_judged = {
-        window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
-        for window, reading in comparable.items()
-    }
-    for window, group in render_groups(connection, comparable, settings, dropped=not_judged, secret=secret).items():
+    for window, group in render_groups(connection, comparable, settings, agents=judged, secret=secret).items():
         stored = state.stored[window]
         if stored.judgement is not None and stored.judgement.shown_version == group.input_version:
             plan.unchanged[window] = stored
@@ -234,10 +234,6 @@ def _could_stand(window: str, state: _State, settings: JudgeSettings) -> bool:
     if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
-
-
-def _hour(group: RenderedGroup, reading: WindowReading, sources: str) -> PlannedHour:
-    return PlannedHour(group, group_version(reading), sources, {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:

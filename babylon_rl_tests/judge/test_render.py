@@ -164,14 +164,14 @@ def test_names_and_ids_of_agents_are_replaced(connection: Connection, settings: 
     assert "to=[another agent] agentId=[this agent]" in text_of(group, "agent-2")
 
 
-def test_dropped_agents_and_short_episodes_are_not_shown(connection: Connection, settings: Settings) -> None:
+def test_agents_left_out_and_short_episodes_are_not_shown(connection: Connection, settings: Settings) -> None:
     insert(connection, "trajectories", [
         make_trajectory("t1", "agent-1"), make_trajectory("t2", "agent-2"), make_trajectory("t3", "agent-3", steps=[make_step(0)]),
     ])  # fmt: skip
     readings = read_windows(connection, [WINDOW], settings)
-    group = render_groups(connection, readings, settings, dropped={WINDOW: ["agent-2"]})[WINDOW]
+    group = render_groups(connection, readings, settings, agents={WINDOW: ["agent-1", "agent-3"]})[WINDOW]
     assert [episode.agent_id for episode in group.episodes] == ["agent-1"]
-    assert render_groups(connection, readings, settings, dropped={WINDOW: ["agent-1", "agent-2"]}) == {}
+    assert render_groups(connection, readings, settings, agents={WINDOW: ["agent-3"]}) == {}
 
 
 def test_the_version_is_of_what_is_shown(connection: Connection, settings: Settings) -> None:
@@ -356,12 +356,12 @@ def test_an_hours_texts_are_not_held_while_it_is_rendered_and_its_requests_are_p
     insert(connection, "trajectories", rows)
     short = settings.model_copy(update={"judge_request_tokens": 4_000})
     readings = read_windows(connection, [WINDOW], short)
-    shown(connection, short, dropped={WINDOW: [f"agent-{agent:02}" for agent in range(1, many)]})  # loads the tokenizer
+    shown(connection, short, agents={WINDOW: ["agent-00"]})  # loads the tokenizer
     peaks = []
     for agents in (few, many):
         tracemalloc.start()
-        left_out = [f"agent-{agent:02}" for agent in range(agents, many)]
-        group = render_groups(connection, readings, short, dropped={WINDOW: left_out})[WINDOW]
+        named = {WINDOW: [f"agent-{agent:02}" for agent in range(agents)]}
+        group = render_groups(connection, readings, short, agents=named)[WINDOW]
         planned = [plan_requests(group, MODEL, order, SECRET, short) for order in range(8)]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

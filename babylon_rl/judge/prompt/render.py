@@ -51,29 +51,27 @@ def render_groups(
     readings: Mapping[str, WindowReading],
     settings: Settings,
     *,
-    dropped: Mapping[str, Collection[str]] | None = None,
+    agents: Mapping[str, Collection[str]] | None = None,
     secret: bytes = b"",
 ) -> dict[str, RenderedGroup]:
     """Render the groups of some hours, by window; hours without a usable episode are absent.
 
     Args:
         readings: the hours, read; texts are not needed. They are read again here, one hour's at a time.
-        dropped: agents to leave out, by window.
+        agents: those to show, by window; None: all.
         secret: the key of hashes that JUDGE_PRIVATE_FIELDS asks for.
 
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names an unknown field.
     """
     private = private_fields(settings, secret)
-    without = dropped or {}
     groups = {
-        window: [episode for episode in reading.usable_episodes if episode.agent_id not in without.get(window, ())]
+        window: [episode for episode in reading.usable_episodes if agents is None or episode.agent_id in agents[window]]
         for window, reading in readings.items()
     }
     groups = {window: episodes for window, episodes in groups.items() if episodes}
     markets = read_many_outcomes(connection, list(groups), settings)
-    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
-    known = store.known_names(connection, agents)
+    known = store.known_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
     shown = {}
     for window, episodes in groups.items():
         # names of this hour alone: its rendering must not depend on the other hours in the call

@@ -158,11 +158,7 @@ def _as_judged(connection: Connection, windows: Sequence[str], settings: Setting
         same = {window: reading for window, reading in readings.items() if held[window].input_version == group_version(reading)}
         judged = {window: {score.agent_id for score in held[window].scores} for window in same}
         # agents without a score (dropout, late rows) are left out
-        others = {
-            window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
-            for window, reading in same.items()
-        }
-        shown = render_groups(connection, same, settings, dropped=others, secret=secret)
+        shown = render_groups(connection, same, settings, agents=judged, secret=secret)
         return [group for window, group in shown.items() if held[window].shown_version in ("", group.input_version)]
 
 
