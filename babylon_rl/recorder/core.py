@@ -1,26 +1,143 @@
 """Recorder calls that only touch memory, the same for threads and tasks.
 
-They never wait. Any number of agents share one recorder; a trajectory belongs to the agent that began it.
+They never wait. Any number of agents share one recorder; a trajectory belongs to the agent that began it. Its values become text when they
+are given, so that later changes by the agent have no effect, and a value that cannot be recorded is refused at its own call.
 """
 
+import contextlib
+import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from babylon_rl.errors import UsageError
-from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.trajectory import OpenTrajectory, UnsampledTrajectory
-from babylon_rl.recorder.values import label
+from babylon_rl.errors import DatabaseError, UsageError
+from babylon_rl.recorder.calls import CheckedCall, make_call
+from babylon_rl.recorder.rows import Ending, FinishedStep, Recording, milliseconds, recording_of
+from babylon_rl.recorder.values import dump, label, number, text, truth
+from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
 from babylon_rl.windows import is_window_id, window_of
 
+ROOM = 1000
+PATIENCE_S = 30.0
+_LOG = logging.getLogger("babylon_rl.recorder")
 _BENCHMARK = "benchmark-"
 # Short names that ``record_step`` accepts, and the names in the database.
 _STATE_NAMES = {
     "balance": "agentBalance", "pnl": "agentPnL", "openPositions": "openPositions", "open_positions": "openPositions",
 }  # fmt: skip
 _ACTION_NAMES = {"type": "actionType", "params": "parameters"}
+
+
+@dataclass
+class _Step:
+    """The current step of the agent."""
+
+    timestamp_ms: int
+    state: str
+    accesses: list[str] = field(default_factory=list)
+    calls: list[CheckedCall] = field(default_factory=list)
+
+
+class UnsampledTrajectory:
+    """Null object for a trajectory that is not recorded: it takes the same calls and keeps nothing."""
+
+    sampled = False
+
+    def _nothing(self, *_: object, **__: object) -> Recording | None:
+        return None
+
+    start_step = provider_access = llm_call = complete_step = abandon_step = finished = _nothing
+
+
+@dataclass
+class OpenTrajectory:
+    """A recorded trajectory; times are naive UTC."""
+
+    trajectory_id: str
+    agent_id: str
+    started: datetime
+    window: str
+    scenario: str
+    _steps: list[FinishedStep] = field(default_factory=list)
+    _current: _Step | None = None
+    _total: float = 0
+
+    sampled = True
+
+    def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
+        """Begin a step in ``state``; a step still open is left out.
+
+        Raises:
+            UsageError: a number is not finite, or the state is not JSON.
+        """
+        self._current = None
+        # The checked numbers come first and cannot be replaced by extra fields.
+        checked = {name: number(state[name], name) for name in ("agentBalance", "agentPnL", "openPositions")}
+        moment = milliseconds(now)
+        self._current = _Step(moment, dump({**checked, **state, **checked, "timestamp": moment}, "the state"))
+
+    def provider_access(self, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
+        """Record the data that a provider gave the agent.
+
+        Raises:
+            UsageError: no open step, or a payload that is not JSON.
+        """
+        access = {"providerName": label(provider, "provider"), "data": dict(payload), "purpose": text(purpose, "purpose")}
+        self._step().accesses.append(dump(access, "payload"))
+
+    def llm_call(self, **call: Any) -> None:
+        """Record a model request.
+
+        Raises:
+            UsageError: no open step, or a value that cannot be recorded.
+        """
+        self._step().calls.append(make_call(**call))
+
+    def complete_step(self, action: Mapping[str, Any], reward: float) -> None:
+        """End the step with its action.
+
+        Raises:
+            UsageError: no open step, or a value that cannot be recorded; the step is then still open.
+        """
+        # Every check comes before the first change, so a refused value leaves the step open.
+        step, earned = self._step(), number(reward, "reward")
+        if not math.isfinite(self._total + earned):
+            raise UsageError("The rewards' sum is not a finite number any more.")
+        action_type, success = label(action["actionType"], "action_type"), truth(action["success"], "success")
+        moment, index = step.timestamp_ms, len(self._steps)
+        # The same key order as the game's recorder; the calls come between head and tail.
+        head = f'{{"stepNumber":{index},"timestamp":{moment},"environmentState":{step.state},"providerAccesses":[{",".join(step.accesses)}]'
+        tail = f'"action":{dump(dict(action), "the action")},"reward":{dump(earned, "reward")}}}'
+        self._steps.append(FinishedStep(index, moment, head, tuple(step.calls), tail, action_type, success))
+        self._total += earned
+        self._current = None
+
+    def abandon_step(self) -> None:
+        """Discard the open step."""
+        self._current = None
+
+    def finished(self, ended: datetime, ending: Mapping[str, Any], new_id: Callable[[], str]) -> Recording | None:
+        """Return the rows to write; an uncompleted step is left out.
+
+        Raises:
+            UsageError: a number, the status or the knowledge cannot be recorded.
+        """
+        final = {name: None if ending[name] is None else number(ending[name], name) for name in ("balance", "pnl")}
+        return recording_of(
+            self.trajectory_id, self.agent_id, self.window, self.scenario, self.started, ended, self._total, tuple(self._steps),
+            Ending(**{**ending, **final}), new_id,
+        )  # fmt: skip
+
+    def _step(self) -> _Step:
+        if self._current is None:
+            raise UsageError(f"Trajectory {self.trajectory_id} has no open step: call start_step first.")
+        return self._current
+
+
 _UNSAMPLED = UnsampledTrajectory()
 
 
@@ -32,12 +149,15 @@ def new_uuid() -> str:
 class RecorderCalls:
     """In-memory part of every recorder.
 
-    Clock, ids and sampling rate (the share of trajectories kept, 0..1) are arguments.
+    Clock, ids and sampling rate (the share of trajectories kept, 0..1) are arguments. ``connect`` sets the writer, and what is held open
+    for it until ``close``.
     """
 
     def __init__(self, new_id: Callable[[], str], clock: Callable[[], datetime], sampling_rate: float) -> None:
         self._new_id, self._clock, self._sampling = new_id, clock, sampling_rate
         self._open: dict[str, OpenTrajectory | UnsampledTrajectory] = {}
+        self._writer: BackgroundWriter | None = None
+        self._held = contextlib.ExitStack()
 
     def start_trajectory(
         self, agent_id: str, *, window: str | None = None, scenario: str | None = None, trajectory_id: str | None = None
@@ -189,15 +309,24 @@ class RecorderCalls:
             # No effect after complete_step; after an error it discards the partial step.
             trajectory.abandon_step()
 
+    def report(self) -> RecorderReport:
+        """Return the counts of trajectories so far."""
+        written = RecorderReport() if self._writer is None else self._writer.report()
+        return replace(written, unfinished=sum(trajectory.sampled for trajectory in tuple(self._open.values())))
+
+    def _last_report(self) -> RecorderReport:
+        """The report of a closed recorder, logged if trajectories never ended; lost and rejected ones are in the log already."""
+        report = self.report()
+        if report.unfinished:
+            _LOG.warning(report.sentence)
+        return report
+
     def _finished(
         self, trajectory_id: str, balance: float | None, pnl: float | None, status: str | None, evaluation: bool,
         game_knowledge: Mapping[str, Any] | None,
     ) -> Recording | None:  # fmt: skip
         ending = {"balance": balance, "pnl": pnl, "status": status, "evaluation": evaluation, "game_knowledge": game_knowledge or {}}
         return self._trajectory(trajectory_id).finished(self._now(), ending, self._new_id)
-
-    def _unfinished(self) -> int:
-        return sum(trajectory.sampled for trajectory in tuple(self._open.values()))
 
     def _now(self) -> datetime:
         # The database keeps milliseconds and would round 10:59:59.9996 into the next hour.
@@ -209,6 +338,16 @@ class RecorderCalls:
         if trajectory is None:
             raise UsageError(f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called.")
         return trajectory
+
+
+def require_all(report: RecorderReport) -> None:
+    """Check that every ended trajectory is in the database.
+
+    Raises:
+        DatabaseError: one was lost or rejected.
+    """
+    if report.lost or report.rejected:
+        raise DatabaseError(report.sentence)
 
 
 def status_after(kind: type[BaseException] | None) -> str | None:

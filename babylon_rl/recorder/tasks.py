@@ -11,9 +11,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from babylon_rl.recorder.core import RecorderCalls, new_uuid, status_after
+from babylon_rl.recorder.core import PATIENCE_S, ROOM, RecorderCalls, new_uuid, require_all, status_after
 from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.threads import PATIENCE_S, ROOM, reported, require_all, warn_unfinished
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport, open_writer
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
@@ -26,17 +25,6 @@ class AsyncTrajectoryRecorder(RecorderCalls):
 
     Made by ``await AsyncTrajectoryRecorder.connect()``.
     """
-
-    def __init__(
-        self,
-        writer: BackgroundWriter | None,
-        new_id: Callable[[], str] = new_uuid,
-        clock: Callable[[], datetime] = utc_now,
-        sampling_rate: float = 1.0,
-    ) -> None:
-        super().__init__(new_id, clock, sampling_rate)
-        self._writer = writer
-        self._held = contextlib.ExitStack()
 
     @classmethod
     async def connect(
@@ -52,8 +40,8 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         """As ``TrajectoryRecorder.connect``."""
         with contextlib.ExitStack() as stack:
             writer, sampling_rate = await asyncio.to_thread(open_writer, url, settings, room=room, patience_s=patience_s, stack=stack)
-            recorder = cls(writer, new_id, clock, sampling_rate)
-            recorder._held = stack.pop_all()
+            recorder = cls(new_id, clock, sampling_rate)
+            recorder._writer, recorder._held = writer, stack.pop_all()
             return recorder
 
     async def end_trajectory(
@@ -106,16 +94,12 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         if self._writer is not None:
             await asyncio.to_thread(self._writer.flush, timeout_s)
 
-    def report(self) -> RecorderReport:
-        """Return the counts of trajectories so far."""
-        return reported(self._writer, self._unfinished())
-
     async def close(self) -> RecorderReport:
         """As ``TrajectoryRecorder.close``."""
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
         await asyncio.to_thread(self._held.close)
-        return warn_unfinished(self.report())
+        return self._last_report()
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,23 +4,16 @@ Agents in any number of threads share one.
 """
 
 import contextlib
-import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from babylon_rl.errors import DatabaseError
-from babylon_rl.recorder.core import RecorderCalls, new_uuid, status_after
+from babylon_rl.recorder.core import PATIENCE_S, ROOM, RecorderCalls, new_uuid, require_all, status_after
 from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport, open_writer
+from babylon_rl.recorder.writer import RecorderReport, open_writer
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
-
-ROOM = 1000
-PATIENCE_S = 30.0
-_LOG = logging.getLogger("babylon_rl.recorder")
 
 
 class TrajectoryRecorder(RecorderCalls):
@@ -45,8 +38,6 @@ class TrajectoryRecorder(RecorderCalls):
     ) -> None:
         super().__init__(new_id, clock, sampling_rate)
         self._write = write
-        self._writer: BackgroundWriter | None = None
-        self._held = contextlib.ExitStack()
 
     @classmethod
     def connect(
@@ -133,10 +124,6 @@ class TrajectoryRecorder(RecorderCalls):
         if self._writer is not None:
             self._writer.flush(timeout_s)
 
-    def report(self) -> RecorderReport:
-        """Return the counts of trajectories so far."""
-        return reported(self._writer, self._unfinished())
-
     def close(self) -> RecorderReport:
         """Write waiting trajectories and stop.
 
@@ -145,7 +132,7 @@ class TrajectoryRecorder(RecorderCalls):
         if self._writer is not None:
             self._writer.close()
         self._held.close()
-        return warn_unfinished(self.report())
+        return self._last_report()
 
     def __enter__(self) -> Self:
         return self
@@ -158,28 +145,3 @@ class TrajectoryRecorder(RecorderCalls):
 
 def _refuse_to_write(recording: Recording) -> None:
     raise AssertionError("a recorder that keeps nothing writes nothing")
-
-
-def reported(writer: BackgroundWriter | None, unfinished: int) -> RecorderReport:
-    """Return the writer's report with the count of open trajectories."""
-    return dataclasses.replace(RecorderReport() if writer is None else writer.report(), unfinished=unfinished)
-
-
-def warn_unfinished(report: RecorderReport) -> RecorderReport:
-    """Log a warning if trajectories never ended; return the report.
-
-    Lost and rejected trajectories are in the log already.
-    """
-    if report.unfinished:
-        _LOG.warning(report.sentence)
-    return report
-
-
-def require_all(report: RecorderReport) -> None:
-    """Check that every ended trajectory is in the database.
-
-    Raises:
-        DatabaseError: one was lost or rejected.
-    """
-    if report.lost or report.rejected:
-        raise DatabaseError(report.sentence)
