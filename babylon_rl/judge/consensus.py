@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-_ROUNDING = 1e-9  # sums of the same scores differ in the last bits
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
 MIN_SUBGROUP = 4  # episodes in a sub-group: two anchors, and two to place beside them
 MIN_SCALE_ANCHORS = 4  # anchors that tell a scale from noise
-_NOTHING = 1e-9
-_DECIMALS = 9  # of a merged score: sums of floats differ in the last bits
+_NOTHING = 1e-9  # sums of the same scores differ in the last bits
+_DECIMALS = 9  # of a score, for the same reason
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Gain:
 
         Then the masked scores count.
         """
-        return self.largest > self.noise + _ROUNDING
+        return self.largest > self.noise + _NOTHING
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
@@ -79,7 +78,7 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
 
 def gain(shown: Agreement, masked: Agreement) -> Gain:
     """Gain of flagged passages, from a group's judgements with and without them."""
-    return Gain({agent: round(shown.scores[agent] - score, 9) for agent, score in masked.scores.items()}, masked.disagreement)
+    return Gain({agent: round(shown.scores[agent] - score, _DECIMALS) for agent, score in masked.scores.items()}, masked.disagreement)
 
 
 def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:
@@ -121,12 +120,11 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
     """Split agents into overlapping sub-groups of at most ``most``; one group if all fit.
 
-    They share a third of ``most`` as anchors, or up to ENOUGH of a half.
-
-    Anchors and the rest are drawn by ``seed`` from the sorted agents, so that the same group splits the same way.
+    They share a third of ``most`` as anchors, or up to MIN_SCALE_ANCHORS of a half. Anchors and the rest are drawn by ``seed`` from the
+    sorted agents, so that the same group splits the same way.
 
     Raises:
-        ValueError: ``most`` is below LEAST, or an agent occurs twice.
+        ValueError: ``most`` is below MIN_SUBGROUP, or an agent occurs twice.
     """
     if most < MIN_SUBGROUP:
         raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {MIN_SUBGROUP}.")

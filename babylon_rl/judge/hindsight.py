@@ -260,12 +260,12 @@ def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings
         return hours
     hidden = _open_answers(connection, judged, settings)
     texts = explanations(connection, list(hidden))
-    return [replace(hour, tells=_flags(hour, texts, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
-
-
-def _flags(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
-    """Flags of an hour's explanations, of the stored check or of this one."""
-    return [tells or leaks_hidden_answer(texts[hour.window, agent], hidden) for agent, tells in zip(hour.agents, hour.tells, strict=True)]
+    for place, hour in enumerate(hours):
+        if known := hidden.get(hour.window):
+            told = zip(hour.agents, hour.tells, strict=True)
+            tells = [tell or leaks_hidden_answer(texts[hour.window, agent], known) for agent, tell in told]
+            hours[place] = replace(hour, tells=tells)
+    return hours
 
 
 def _open_answers(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, list[HiddenAnswer]]:

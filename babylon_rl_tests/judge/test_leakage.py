@@ -20,7 +20,7 @@ from babylon_rl.judge.leakage import (
     plainly_typed,
 )
 from babylon_rl.judge.prompt import templates
-from babylon_rl.judge.prompt.templates import KNOWLEDGE_KEYS, TEMPLATES, Template, fill_template, knowledge_sentences
+from babylon_rl.judge.prompt.templates import TEMPLATES, Template, fill_template, knowledge_sentences
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -85,7 +85,7 @@ def test_every_canary_in_a_judges_words_is_found_where_it_was_put(data: st.DataO
 
 
 KNOWLEDGE = st.dictionaries(
-    st.sampled_from(KNOWLEDGE_KEYS),
+    st.sampled_from(("trueProbabilities", "actualOutcomes", "futureOutcomes")),
     st.dictionaries(
         st.text(min_size=1, max_size=20), st.booleans() | st.floats(0, 1) | st.sampled_from(["YES", "NO"]), min_size=1, max_size=5
     ),

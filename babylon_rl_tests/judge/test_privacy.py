@@ -12,14 +12,14 @@ def with_private(settings: Settings, value: str) -> Settings:
 
 
 def test_everything_leaves_by_default_and_is_listed(settings: Settings) -> None:
-    assert [(name, how) for name, _, how in fields_that_leave(settings)] == [(name, "leaves") for name in FIELDS]
+    assert list(fields_that_leave(settings).items()) == [(name, "leaves") for name in FIELDS]
 
 
 def test_the_list_says_what_is_kept_back(settings: Settings) -> None:
     silent = with_private(settings, "posts, reasoning=hash ,parameters.wallet=drop,").model_copy(
         update={"show_hidden_answers_to_judge": False}
     )
-    listed = {name: how for name, _, how in fields_that_leave(silent)}
+    listed = fields_that_leave(silent)
     kept = {
         "posts": "dropped",
         "reasoning": "hashed",

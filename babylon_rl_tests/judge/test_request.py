@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.judge.prompt.injection import escaped
-from babylon_rl.judge.prompt.privacy import ALWAYS, FIELDS, NEVER
+from babylon_rl.judge.prompt.privacy import FIELDS
 from babylon_rl.judge.prompt.request import RUBRIC, JudgeRequest, plan_requests, retry_request, system_prompt
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.prompt_reader import read_request
@@ -19,6 +19,8 @@ from babylon_rl_tests.judge.rendered_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.repeatable import repeatable
 
 MODEL = "openai/gpt-4o-mini"
+ALWAYS = ("the hour", "the number of steps of each episode", "each action's type and whether it succeeded")
+NEVER = ("agents' ids, display names and user names", "database addresses and credentials")
 TEXTS = {f"agent-{number}": f"1. did HOLD number={number}" for number in range(6)}
 
 

@@ -280,10 +280,6 @@ def repetitive(text: str) -> bool:
     return max(map(len, text.split()), default=0) > 1_500
 
 
-def _as_it_is(text: str) -> str:
-    return text
-
-
 @dataclass
 class InjectionScreen:
     """Collects flags of the texts shown to a judge, and masks flagged passages if ``masks``.
@@ -292,7 +288,7 @@ class InjectionScreen:
     """
 
     masks: bool = False
-    rename: Callable[[str], str] = _as_it_is
+    rename: Callable[[str], str] = str  # as it is
     flags: list[Flag] = field(default_factory=list)
 
     def text(self, text: str, where: str) -> str:

@@ -5,7 +5,7 @@ the leak check is made.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +104,8 @@ def knowledge_context(metadata_json: Iterable[str]) -> list[str]:
     for knowledge in map(game_knowledge, metadata_json):
         if isinstance(knowledge, Mapping):
             sentences |= dict.fromkeys(knowledge_sentences(knowledge))
-    return _first(list(sentences), MOST_KNOWLEDGE, "hidden facts")
+    shown, more = list(sentences)[:MOST_KNOWLEDGE], len(sentences) - MOST_KNOWLEDGE
+    return [*shown, f"[{more} hidden facts left out]"] if more > 0 else shown
 
 
 def game_knowledge(metadata_json: str) -> Any:
@@ -114,12 +115,6 @@ def game_knowledge(metadata_json: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return metadata.get("gameKnowledge") if isinstance(metadata, dict) else None
-
-
-def _first(sentences: Sequence[str], most: int, noun: str) -> list[str]:
-    if len(sentences) <= most:
-        return list(sentences)
-    return [*sentences[:most], f"[{len(sentences) - most} {noun} left out]"]
 
 
 def _lists(entries: Iterable[str]) -> Iterator[str]:

@@ -32,8 +32,6 @@ FIELDS: Mapping[str, str] = {
     "hidden_answers": "the engine's own answers to the hour's questions",
     "game_knowledge": "gameKnowledge as trajectories recorded it",
 }
-ALWAYS = ("the hour", "the number of steps of each episode", "each action's type and whether it succeeded")
-NEVER = ("agents' ids, display names and user names", "database addresses and credentials")
 _ENTRY = re.compile(r"(?P<name>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)?)(?:=(?P<how>drop|hash))?")
 
 
@@ -94,20 +92,16 @@ def private_fields(settings: JudgeSettings, secret: bytes = b"") -> PrivateField
     return PrivateFields(treatments, secret)
 
 
-def fields_that_leave(settings: JudgeSettings) -> list[tuple[str, str, str]]:
-    """Each field as (name, meaning, ``leaves``, ``dropped`` or ``hashed``), in request order.
+def fields_that_leave(settings: JudgeSettings) -> dict[str, str]:
+    """``leaves``, ``dropped`` or ``hashed`` by field, in request order, then by private key of an action.
 
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
     """
-    private = private_fields(settings).fields
     words = {"drop": "dropped", "hash": "hashed"}
+    private = {name: words[how] for name, how in private_fields(settings).fields.items()}
     hidden = () if settings.show_hidden_answers_to_judge else ("hidden_answers", "game_knowledge")
-    rows = [
-        (name, meaning, "dropped" if name in hidden else words[private[name]] if name in private else "leaves")
-        for name, meaning in FIELDS.items()
-    ]
-    return rows + [(name, "one key of an action", words[how]) for name, how in private.items() if name not in FIELDS]
+    return dict.fromkeys(FIELDS, "leaves") | private | dict.fromkeys(hidden, "dropped")
 
 
 def what_leaves(settings: Settings) -> str:
@@ -122,6 +116,6 @@ def what_leaves(settings: Settings) -> str:
     addresses = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
     if not addresses:
         return "heuristic: nothing leaves the machine"
-    remaining = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
-    leaving = ", ".join(name for name, _, how in listed if how == "leaves")
+    remaining = [f"{name} {how}" for name, how in listed.items() if how != "leaves"]
+    leaving = ", ".join(name for name, how in listed.items() if how == "leaves")
     return f"to {addresses} go: {leaving}; kept back: {', '.join([*remaining, 'ids and names of agents'])}"

@@ -240,7 +240,7 @@ def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -
 def _max_episodes(sizes: Sequence[int], group_size: int, left: int) -> int:
     """Largest number of episodes per request such that any of them fit in full.
 
-    Never below LEAST, the fewest that can still be put on one scale.
+    Never below MIN_SUBGROUP, the fewest that can still be put on one scale.
     """
     for place, size in enumerate(sorted(sizes, reverse=True)):
         left -= size + OVERHEAD_TOKENS

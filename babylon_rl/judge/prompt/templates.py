@@ -16,7 +16,6 @@ LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
 UNKNOWN = "unknown"
 TEXT_CHARACTERS = 400
 HIDDEN = "Hidden from the agents:"
-KNOWLEDGE_KEYS = ("trueProbabilities", "actualOutcomes", "futureOutcomes")
 
 
 @dataclass(frozen=True)
