@@ -24,8 +24,7 @@ from babylon_rl.judge.leakage import (
     knowledge_numbers,
     leaks_hidden_answer,
 )
-from babylon_rl.judge.prompt.market_context import game_knowledge
-from babylon_rl.judge.prompt.templates import folded, market_name
+from babylon_rl.judge.prompt.templates import folded, game_knowledge, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes

@@ -11,9 +11,9 @@ from hypothesis import given
 from babylon_rl.episodes import reading
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.leakage import LeakContext, find_leaks
-from babylon_rl.judge.prompt.market_context import question_names
 from babylon_rl.judge.prompt.render import REQUEST_TOKENS, render_groups, request_tokens
 from babylon_rl.judge.prompt.request import RenderedGroup, episodes_per_request, plan_requests
+from babylon_rl.judge.prompt.templates import question_names
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings

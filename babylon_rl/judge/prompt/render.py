@@ -1,6 +1,6 @@
 """Rendering of a window's group for the judge, within a token budget.
 
-This file decides what the judge is shown: the hour's market (market_context.py), the lines that agents share (condense.py), and the steps
+This file decides what the judge is shown: the hour's market (templates.py), the lines that agents share (condense.py), and the steps
 of each usable episode (steps.py), without any agent's id or name. request.py makes requests of it, and escapes the texts, which are raw
 here.
 """
@@ -13,7 +13,11 @@ from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
-from babylon_rl.judge.prompt.market_context import (
+from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
+from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
+from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedEpisode, RenderedGroup, system_prompt
+from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, read_transcripts, render_steps
+from babylon_rl.judge.prompt.templates import (
     hidden_context,
     knowledge_context,
     market_context,
@@ -22,10 +26,6 @@ from babylon_rl.judge.prompt.market_context import (
     news_context,
     question_names,
 )
-from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
-from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
-from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedEpisode, RenderedGroup, system_prompt
-from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, read_transcripts, render_steps
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
