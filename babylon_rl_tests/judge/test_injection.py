@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.injection import MOST_CHARACTERS, bounded, escaped, find_flags, flat
-from babylon_rl.judge.prompt.names import NameReplacer
-from babylon_rl.judge.prompt.privacy import private_fields
+from babylon_rl.judge.prompt.privacy import NameReplacer, private_fields
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.judge.prompt.steps import read_transcripts, render_steps

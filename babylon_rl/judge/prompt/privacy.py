@@ -1,17 +1,23 @@
-"""Privacy: fields of an episode that are sent to a judge, and JUDGE_PRIVATE_FIELDS.
+"""Privacy: fields of an episode that are sent to a judge, and agents' names, which never are.
 
-A private field is dropped, or replaced by a keyed hash that only distinguishes equal texts from different ones. Agents' ids and names
-are never sent, whatever the setting says.
+A private field (JUDGE_PRIVATE_FIELDS) is dropped, or replaced by a keyed hash that only distinguishes equal texts from different ones. An
+agent's id, and a name that is nothing but a name, is replaced wherever it stands as whole words. Players choose their names, and one that
+is also a term of the market, an action, a key or an ordinary word would change everybody's texts: it is replaced only at marked places.
 """
 
+import functools
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from babylon_rl.errors import SettingsError
+from babylon_rl.judge.client import judge_addresses
+from babylon_rl.judge.prompt.request import system_prompt
+from babylon_rl.judge.prompt.templates import TEMPLATES
+from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings, Settings
 
 Treatment = Literal["drop", "hash"]
@@ -33,6 +39,15 @@ FIELDS: Mapping[str, str] = {
     "game_knowledge": "gameKnowledge as trajectories recorded it",
 }
 _ENTRY = re.compile(r"(?P<name>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)?)(?:=(?P<how>drop|hash))?")
+
+THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"
+LEAST_NAME = 4  # characters; a shorter one is taken for a word
+_WORD = re.compile(r"\w+")
+_KEYED = r"""\b(?:display|user|agent|author|sender|recipient)_?(?:name|id)?["']?\s*[=:]\s*["'@]*"""
+_YOU = r"\byou(?:'re| are)\s+"
+_MARKED = re.compile(rf"(?:{_KEYED}|@|{_YOU})$", re.IGNORECASE)
+_MARK_CHARACTERS = 40
+_STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,6 @@ def what_leaves(settings: Settings) -> str:
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
     """
-    from babylon_rl.judge.client import judge_addresses
-
     listed = fields_that_leave(settings)
     addresses = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
     if not addresses:
@@ -119,3 +132,144 @@ def what_leaves(settings: Settings) -> str:
     remaining = [f"{name} {how}" for name, how in listed.items() if how != "leaves"]
     leaving = ", ".join(name for name, how in listed.items() if how == "leaves")
     return f"to {addresses} go: {leaving}; kept back: {', '.join([*remaining, 'ids and names of agents'])}"
+
+
+class HourVocabulary:
+    """Names that an hour also uses as words.
+
+    They must not be replaced everywhere.
+
+    These words are its market's ``terms``, its actions and keys, and ordinary words in use. Steps are added in portions, and none is kept.
+    """
+
+    def __init__(self, terms: Iterable[str], names: Collection[str]) -> None:
+        known = {term.casefold() for term in terms}
+        self._names = names
+        # names, casefolded, that stand for nothing else so far
+        self._free = {small for small in map(str.casefold, names) if small not in known and not _is_taken(small)}
+        self._ordinary = set(filter(_is_ordinary, self._free))
+
+    def add(self, keys: Iterable[str], texts: Collection[str]) -> None:
+        """Look for the names among the keys of some steps, and in their texts."""
+        self._free -= {key.casefold() for key in keys}
+        self._free -= {small for small in self._ordinary & self._free if any(_stands_unmarked(small, text) for text in texts)}
+
+    @property
+    def words(self) -> set[str]:
+        """Names that also occur as words with another meaning."""
+        return {name for name in self._names if name.casefold() not in self._free}
+
+
+class NameReplacer:
+    """Replaces agents' names by ``[this agent]`` and ``[another agent]``, and questions by short names.
+
+    ``names`` are each agent's, its id among them; those in ``words`` are replaced at marked places only. ``aliases`` are questions' ids
+    and texts with their short names.
+    """
+
+    def __init__(
+        self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str], words: Collection[str] = frozenset()
+    ) -> None:
+        replacements: dict[str, tuple[str, bool]] = {}
+        for is_id in (False, True):  # an id is the agent's whose it is, and a name that two agents have is one's own
+            for agent in sorted(names, key=lambda agent: (agent == agent_id, agent)):
+                short = THIS_AGENT if agent == agent_id else ANOTHER_AGENT
+                own = [name for name in names[agent] if name and (name == agent) == is_id]
+                replacements |= {name.casefold(): (short, name in words) for name in own}
+        replacements |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
+        # longest first, or a name inside a longer one would split that
+        ordered = sorted(replacements, key=lambda small: (-len(small), small))
+        self._names = [(small, replacements[small][0], _at_marks(small) if replacements[small][1] else None) for small in ordered]
+        # A name stands in a text only where its first word does.
+        self._by_word: dict[str, list[int]] = {}
+        for place, (small, _, _) in enumerate(self._names):
+            word = _WORD.match(small)
+            self._by_word.setdefault(word[0] if word else "", []).append(place)
+        self._known: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        """The text with all names replaced; results are cached."""
+        renamed = self._known.get(text)
+        if renamed is None:
+            renamed = self._known[text] = self._renamed(text)
+        return renamed
+
+    def _renamed(self, text: str) -> str:
+        """Replace the names whose first word occurs in the text."""
+        words = self._by_word.keys() & {"", *_WORD.findall(text.casefold())}
+        for place in sorted(place for word in words for place in self._by_word[word]):
+            small, short, marked = self._names[place]
+            text = _replaced(text, small, short) if marked is None else marked.sub(rf"\g<mark>{short}", text)
+        return text
+
+
+def _replaced(text: str, name: str, short: str) -> str:
+    """Replace the casefolded ``name`` by ``short`` where it stands as whole words."""
+    small = text.casefold()
+    start = small.find(name)
+    if start < 0:
+        return text
+    if len(small) != len(text):  # a letter that folds into several: places differ
+        return _whole(name).sub(short, text)
+    # plain string search, without an expression for every name
+    parts: list[str] = []
+    copied = 0
+    while start >= 0:
+        end = start + len(name)
+        if _is_word(small[start - 1 : start]) or _is_word(small[end : end + 1]):
+            start = small.find(name, start + 1)
+            continue
+        parts += (text[copied:start], short)
+        copied = end
+        start = small.find(name, end)
+    return "".join([*parts, text[copied:]])
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(name: str) -> re.Pattern[str]:
+    """Pattern of the name as whole words, in any case."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=4096)
+def _at_marks(name: str) -> re.Pattern[str]:
+    """Pattern of the name at marked places.
+
+    These are ``@name``, the value of a key such as ``agentName``, and ``You are name,``.
+    """
+    word = re.escape(name)
+    address = rf"{_YOU}(?={word}\s*(?:[,.;:(\n]|$))"  # "you are long 40 shares" marks none
+    return re.compile(rf"(?P<mark>{_KEYED}|(?<!\w)@|{address}){word}(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def _own_words() -> str:
+    """All words of the request's own fixed texts."""
+    return " ".join([system_prompt(), *(re.sub(r"\{.*?\}", " ", template.text) for template in TEMPLATES), _STEPS_WORDS])
+
+
+def _is_taken(small: str) -> bool:
+    """True for a name that is too short, without a letter, or in the request's texts."""
+    return len(small) < LEAST_NAME or not any(map(str.isalpha, small)) or _whole(small).search(_own_words()) is not None
+
+
+def _is_ordinary(name: str) -> bool:
+    """True if each word is a single token, as common words are.
+
+    Made-up names are not; given names may be.
+    """
+    words = re.split(r"[\s_-]+", name)
+    count = token_counter("openai/gpt-4o").count  # loaded at the first use, as the import of an encoding is slow
+    return all(word.isalpha() and 1 in (count(word), count(f" {word}")) for word in words)
+
+
+def _stands_unmarked(name: str, text: str) -> bool:
+    """True if the name occurs in small letters where no name is marked."""
+    if name not in text:
+        return False
+    places = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+    return any(_MARKED.search(text[max(0, start - _MARK_CHARACTERS) : start]) is None for start in places)

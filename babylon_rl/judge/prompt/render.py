@@ -13,10 +13,9 @@ from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
-from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
-from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
+from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
 from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedEpisode, RenderedGroup, system_prompt
-from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, read_transcripts, render_steps
+from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
 from babylon_rl.judge.prompt.templates import (
     hidden_context,
     knowledge_context,
@@ -137,7 +136,7 @@ def _group(
         steps = read_transcripts(connection, [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids])
         for episode in some:
             own = [step for trajectory_id in episode.trajectory_ids for step in steps.pop(trajectory_id, ())]
-            vocabulary.add(own)
+            vocabulary.add(*keys_and_texts(own))
             places += spill.write([own])
     recorded, words = Spilled(spill, places), vocabulary.words
 

@@ -7,7 +7,7 @@ shortened.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -29,6 +29,7 @@ _LONGEST_ACTION = 80
 _GAME_ID = re.compile(r"\d{12,}")
 _DECISIONS = ("BUY", "SELL", "TRADING")
 _POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
+_KEY = re.compile(r'"(\w+)"\s*:')
 _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 
@@ -134,6 +135,30 @@ def _call(call: StepCall, note: Any, reasoning: dict[str, str]) -> RecordedCall:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def keys_and_texts(steps: Sequence[RecordedStep]) -> tuple[set[str], set[str]]:
+    """Words of some steps that are not names, and their texts.
+
+    The former are action types, and keys of recorded values and of JSON in texts.
+    """
+    calls = [call for step in steps for call in step.calls]
+    texts = {text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)}
+    texts |= {step.reasoning for step in steps}
+    keys = {step.action_type for step in steps} | {key for text in texts for key in _KEY.findall(text)}
+    keys.update(*(_keys_of(value) for step in steps for value in (step.parameters, step.result)))
+    return keys, texts
+
+
+def _keys_of(value: Any) -> Iterator[str]:
+    """Yield all keys of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield str(key)
+            yield from _keys_of(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _keys_of(entry)
 
 
 @dataclass(frozen=True)
