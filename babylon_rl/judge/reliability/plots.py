@@ -28,7 +28,7 @@ def _position(report: ReliabilityReport) -> bytes | None:
     if report.position_slope is None or not bins:
         return None
     figure, axes = _figure()
-    _points(axes, bins, _MAIN, "mean of the groups, 95 %")
+    _points(axes, bins)
     # the line of the estimated slope through the middle of the request
     slope = report.position_slope.value
     axes.plot([0, 1], [-slope / 2, slope / 2], color=_SECOND, linewidth=1.2, linestyle="--", label=f"slope {slope:+.3f}")
@@ -46,7 +46,7 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
     if not shown:
         return None
     figure, (upper, lower) = _figure(2)
-    _by_hour(upper, [(p.window, p.disagreement) for p in shown], "orders differ by", _MAIN)
+    _by_hour(upper, [(p.window, p.disagreement) for p in shown], "orders differ by")
     upper.set_ylim(0, 1.12 * max(0.05, *(p.disagreement or 0.0 for p in shown)))
     upper.sharex(lower)
     upper.tick_params(labelbottom=False)
@@ -54,7 +54,7 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
     for axes in (upper, lower):
         axes.xaxis.get_offset_text().set_fontsize(8)
     upper.xaxis.get_offset_text().set_visible(False)
-    _by_hour(lower, [(p.window, p.tau) for p in shown], "Kendall's tau", _MAIN)
+    _by_hour(lower, [(p.window, p.tau) for p in shown], "Kendall's tau")
     lower.set_ylim(min(p.tau for p in [*shown, _NOTHING] if p.tau is not None) - 0.08, 1.06)
     lower.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     return _png(figure, f"Agreement of {report.judge} with itself, by hour")
@@ -65,7 +65,7 @@ def _pnl(report: ReliabilityReport) -> bytes | None:
     if not bins or not report.sums.points:
         return None
     figure, (ranks, money) = _figure(1, 2)
-    _points(ranks, bins, _MAIN, "mean of the groups, 95 %")
+    _points(ranks, bins)
     ranks.set_xlim(-0.05, 1.05)
     ranks.set_xticks([place for place, _ in bins], _fifths(len(bins)))
     ranks.set_ylim(-0.03, 1.03)
@@ -113,17 +113,18 @@ def _cost(report: ReliabilityReport) -> bytes | None:
     return _png(figure, f"Cost by day of the hours judged ({total})")
 
 
-def _points(axes: Any, bins: Sequence[tuple[float, Estimate]], colour: str, label: str) -> None:
+def _points(axes: Any, bins: Sequence[tuple[float, Estimate]]) -> None:
     places = [place for place, _ in bins]
     values = [estimate.value for _, estimate in bins]
     lows = [0.0 if estimate.low is None else estimate.value - estimate.low for _, estimate in bins]
     highs = [0.0 if estimate.high is None else estimate.high - estimate.value for _, estimate in bins]
-    axes.errorbar(places, values, yerr=[lows, highs], fmt="o", markersize=5.5, color=colour, capsize=3, linewidth=1.4, label=label)
+    label = "mean of the groups, 95 %"
+    axes.errorbar(places, values, yerr=[lows, highs], fmt="o", markersize=5.5, color=_MAIN, capsize=3, linewidth=1.4, label=label)
 
 
-def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str, colour: str) -> None:
+def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str) -> None:
     points = [(window_start(window), value) for window, value in values if value is not None]
-    axes.scatter([when for when, _ in points], [value for _, value in points], s=12, color=colour, alpha=0.6, lw=0)
+    axes.scatter([when for when, _ in points], [value for _, value in points], s=12, color=_MAIN, alpha=0.6, lw=0)
     if points:
         date_axis(axes)
         mean = sum(value for _, value in points) / len(points)
