@@ -129,7 +129,7 @@ def art_tokens(connection: Connection, reading: WindowReading, keeper: Keeper, *
     keeper.episodes = len(lists)
     address = {"api_base": f"http://127.0.0.1:{keeper.server_port}/v1", "api_key": "none"}
     asyncio.run(ruler_score_group(group, MODEL, address))
-    count = token_counter(MODEL).count
+    count = token_counter(MODEL)
     return sum(count(message["content"]) for message in keeper.messages)
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_caches_at_home()
     settings = Settings(_env_file=None, judge_model=MODEL, openai_api_key="none")
-    count = token_counter(MODEL).count
+    count = token_counter(MODEL)
     keeper = Keeper()
     threading.Thread(target=keeper.serve_forever, daemon=True).start()
     hours = []

@@ -1,7 +1,6 @@
 """Token counts and token prices of models, from files installed with litellm; nothing is fetched.
 
-OpenAI's models are counted with their own encodings; any other model is estimated with a margin, and the counter says so. A price of None
-is unknown, never free.
+OpenAI's models are counted with their own encodings; any other model is estimated with a margin. A price of None is unknown, never free.
 """
 
 import functools
@@ -10,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +22,7 @@ _LITELLM_ENVIRONMENT = {
     "LITELLM_MODE": "PRODUCTION",  # else a .env above litellm's own folder becomes part of this process's environment
 }
 MARGIN = 1.2  # allowance for other tokenizers; not measured
-CHARACTERS_PER_TOKEN = 3
+BYTES_PER_TOKEN = 3  # where no encoding is installed
 _NEWER = "o200k_base"
 _OLDER = "cl100k_base"
 _OLDER_MODELS = ("gpt-4-", "gpt-3.5", "text-embedding")
@@ -101,34 +99,16 @@ def litellm_quietly() -> Any:
     return litellm
 
 
-@dataclass(frozen=True)
-class TokenCounter:
-    """Counts the tokens of a text; ``exact`` is False where ``name`` is an estimate.
-
-    An estimate is used where the model's own tokenizer is not known.
-    """
-
-    name: str
-    exact: bool
-    count: Callable[[str], int]
-
-
 @functools.lru_cache(maxsize=16)
-def token_counter(model: str) -> TokenCounter:
-    """Counter for a litellm model name."""
+def token_counter(model: str) -> Callable[[str], int]:
+    """Counter of a text's tokens for a litellm model name; an estimate where the tokenizer is unknown."""
     provider, _, name = model.rpartition("/")
     own = name.startswith(_OWN) and provider in ("", "openai", "azure")
     encoding = _OLDER if own and (name == "gpt-4" or name.startswith(_OLDER_MODELS)) else _NEWER
     encode = _encoder(encoding)
     if encode is None:
-        return TokenCounter(f"estimate: {CHARACTERS_PER_TOKEN} bytes a token", False, _by_length)
-    if own:
-        return TokenCounter(encoding, True, encode)
-    return TokenCounter(f"estimate: {MARGIN} x {encoding}", False, lambda text: math.ceil(encode(text) * MARGIN))
-
-
-def _by_length(text: str) -> int:
-    return -(-len(text.encode("utf-8", "replace")) // CHARACTERS_PER_TOKEN)
+        return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
+    return encode if own else lambda text: math.ceil(encode(text) * MARGIN)
 
 
 @functools.lru_cache(maxsize=4)

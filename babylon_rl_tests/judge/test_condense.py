@@ -8,7 +8,7 @@ from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, StepText, 
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl_tests.repeatable import repeatable
 
-count = token_counter("openai/gpt-4o-mini").count
+count = token_counter("openai/gpt-4o-mini")
 
 
 def condensed(steps: list[StepText], budget: int) -> Condensed:

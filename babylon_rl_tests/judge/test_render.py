@@ -336,10 +336,9 @@ def test_tokens_are_counted_by_the_models_tokenizer_where_it_is_known() -> None:
         token_counter("openai/gpt-4-turbo"),
         token_counter("anthropic/claude-sonnet-4"),
     )
-    assert known.exact and older.exact and not other.exact and other.name.startswith("estimate")
-    assert (known.name, older.name) == ("o200k_base", "cl100k_base")
     text = "The market as a whole went up by 1.5 %. \ud800 <|endoftext|>"
-    assert 0 < known.count(text) <= other.count(text) and older.count("hello world") == known.count("hello world") == 2
+    assert 0 < known(text) < other(text) and older("hello world") == known("hello world") == 2
+    assert (known("ὁμοίως"), older("ὁμοίως")) == (4, 8), "by o200k_base and cl100k_base"
 
 
 @pytest.mark.long

@@ -263,7 +263,7 @@ def _is_ordinary(name: str) -> bool:
     Made-up names are not; given names may be.
     """
     words = re.split(r"[\s_-]+", name)
-    count = token_counter("openai/gpt-4o").count  # loaded at the first use, as the import of an encoding is slow
+    count = token_counter("openai/gpt-4o")  # loaded at the first use, as the import of an encoding is slow
     return all(word.isalpha() and 1 in (count(word), count(f" {word}")) for word in words)
 
 

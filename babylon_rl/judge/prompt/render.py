@@ -162,7 +162,7 @@ def _written(
 
     One episode's whole texts are in memory at a time.
     """
-    encoded = token_counter(settings.judge_model).count
+    encoded = token_counter(settings.judge_model)
 
     def count(text: str) -> int:
         return encoded(escaped(text))  # as request.py writes it

@@ -189,7 +189,7 @@ class JudgeRequest:
     @cached_property
     def tokens(self) -> int:
         """Number of tokens of the messages; computed on demand, as counting is slow."""
-        count = token_counter(self.model).count
+        count = token_counter(self.model)
         return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
 
 
