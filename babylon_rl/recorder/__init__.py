@@ -5,9 +5,8 @@ its calls, so an agent that dies leaves no partial rows. ``TrajectoryRecorder.co
 ``await AsyncTrajectoryRecorder.connect()`` for tasks; docs/howto/recording.md.
 """
 
+from babylon_rl.recorder.recorders import AsyncTrajectoryRecorder, TrajectoryRecorder
 from babylon_rl.recorder.rows import CallRow, Recording, milliseconds
-from babylon_rl.recorder.tasks import AsyncTrajectoryRecorder
-from babylon_rl.recorder.threads import TrajectoryRecorder
 from babylon_rl.recorder.writer import RecorderReport
 
 __all__ = ["AsyncTrajectoryRecorder", "CallRow", "RecorderReport", "Recording", "TrajectoryRecorder", "milliseconds"]

@@ -21,8 +21,6 @@ from babylon_rl.recorder.values import dump, label, number, text, truth
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
 from babylon_rl.windows import is_window_id, window_of
 
-ROOM = 1000
-PATIENCE_S = 30.0
 _LOG = logging.getLogger("babylon_rl.recorder")
 _BENCHMARK = "benchmark-"
 # Short names that ``record_step`` accepts, and the names in the database.
