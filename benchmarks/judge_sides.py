@@ -65,7 +65,7 @@ def with_ours(groups: Sequence[Group], url: str, timeout_s: float, orders: int, 
 
     async def all_groups() -> list[Scores]:
         nonlocal waiting
-        async with JudgeClient(settings, MODEL) as caller:
+        async with JudgeClient(settings) as caller:
             found = await _judged(shown, caller, settings, MemoryCache())
         waiting = sum(not isinstance(outcome, (ScoredGroup, UnscorableGroup)) for outcome in found)
         return [_scores(group, outcome) for group, outcome in zip(groups, found, strict=True)]
@@ -96,7 +96,7 @@ def own_overhead(groups: Sequence[Group], url: str, orders: int) -> Run:
             return self.answers[asked]
 
     async def twice() -> Run:
-        async with JudgeClient(settings, MODEL) as caller:
+        async with JudgeClient(settings) as caller:
             asker = Recorded(caller)
             await _judged(shown, asker, settings, MemoryCache())
         began, cpu = time.perf_counter(), time.process_time()

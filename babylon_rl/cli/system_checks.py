@@ -210,7 +210,7 @@ def _judge(settings: Settings) -> tuple[str, str]:
 
     async def ask() -> float:
         quick = settings.model_copy(update={"judge_timeout_seconds": min(JUDGE_TRIAL_S, settings.judge_timeout_seconds)})
-        async with JudgeClient(quick, settings.judge_model, retries=Retries(attempts=1, total_s=JUDGE_TRIAL_S)) as client:
+        async with JudgeClient(quick, retries=Retries(attempts=1, total_s=JUDGE_TRIAL_S)) as client:
             return (await client.ask(_TRIAL, _TRIAL_SCHEMA)).latency_s
 
     try:

@@ -176,7 +176,7 @@ class JudgeReply:
 
 
 class JudgeClient:
-    """Client of one judge for one run; an async context manager.
+    """Client of JUDGE_MODEL for one run; an async context manager.
 
     It holds the limit on requests in flight and the circuit breaker.
     """
@@ -184,7 +184,6 @@ class JudgeClient:
     def __init__(
         self,
         settings: Settings,
-        model: str,
         *,
         retries: Retries | None = None,
         breaker: CircuitBreaker | None = None,
@@ -193,16 +192,16 @@ class JudgeClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: random.Random | None = None,
     ) -> None:
-        self.model = model
+        self.model = settings.judge_model
         self._timeout_s = settings.judge_timeout_seconds
         self._retrier = Retrier(retries or Retries(total_s=3 * self._timeout_s), clock, sleep, jitter)
         self._clock = clock
         self._breaker = breaker or CircuitBreaker(clock)
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
-        self._endpoint = endpoint_of(settings, model)
+        self._endpoint = endpoint_of(settings, self.model)
         self._transport = transport or _transport(self._endpoint, settings)
         self._form = _first_form(self._endpoint)
-        if is_priced(model):
+        if is_priced(self.model):
             # the import blocks the loop for more than a second
             litellm_quietly()  # now rather than at the first answer, when it would keep the others waiting
 

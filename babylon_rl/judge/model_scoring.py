@@ -49,7 +49,7 @@ def load_judge_libraries(settings: Settings) -> None:
     if settings.judge_model != HEURISTIC:
         token_counter(settings.judge_model)
         with suppress(BabylonError):  # a missing key is the run's to report
-            JudgeClient(settings, settings.judge_model)
+            JudgeClient(settings)
 
 
 def score_with_model(
@@ -105,7 +105,7 @@ class _ScoringRun:
 
     async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
         """Judge all hours that need it."""
-        async with JudgeClient(self._settings, self._settings.judge_model) as client, leases:
+        async with JudgeClient(self._settings) as client, leases:
             judge = GroupJudge(client, self._secret, self._settings, store)
 
             async def judge_leased(group: RenderedGroup) -> GroupOutcome:

@@ -45,15 +45,16 @@ class Time:
 Make = Callable[..., JudgeClient]
 
 
-def settings_at(url: str, **changes: Any) -> Settings:
-    return Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY), **changes)
+def settings_at(url: str, model: str = "openai/scripted", **changes: Any) -> Settings:
+    settings = Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY), **changes)
+    return settings.model_copy(update={"judge_model": model})
 
 
 def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scripted", **options: Any) -> JudgeClient:
     """A caller that speaks OpenAI's wire to ``played``."""
     changes = {name: options.pop(name) for name in list(options) if name.startswith("judge_")}
     time = time or Time()
-    return JudgeClient(settings_at(played.url, **changes), model, clock=time, sleep=time.sleep, jitter=random.Random(1), **options)
+    return JudgeClient(settings_at(played.url, model, **changes), clock=time, sleep=time.sleep, jitter=random.Random(1), **options)
 
 
 def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeClient:
@@ -407,7 +408,7 @@ def test_every_fault_of_the_line_at_once_loses_no_request() -> None:
     async def main(url: str) -> list[JudgeReply]:
         settings = settings_at(url, judge_timeout_seconds=1.0)
         retries = Retries(first_wait_s=0.01, total_s=60)
-        async with JudgeClient(settings, "openai/scripted", retries=retries, jitter=random.Random(2)) as caller:
+        async with JudgeClient(settings, retries=retries, jitter=random.Random(2)) as caller:
             asked = [[{"role": "user", "content": f'<episode nonce="n" id="{i}">x</episode nonce="n">'}] for i in range(100)]
             return await asyncio.gather(*(caller.ask(messages, SCHEMA) for messages in asked))
 

@@ -34,7 +34,7 @@ def groups(number: int) -> list[RenderedGroup]:
 
 def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCache) -> dict[str, GroupOutcome]:
     async def run() -> dict[str, GroupOutcome]:
-        async with JudgeClient(settings, settings.judge_model) as caller:
+        async with JudgeClient(settings) as caller:
             return await judge_groups(some, caller, SECRET, settings, cache)
 
     return asyncio.run(run())
@@ -63,7 +63,7 @@ def most_held(settings: Settings, agents: int) -> int:
         held -= 1
 
     async def run(chosen: Settings) -> None:
-        async with JudgeClient(chosen, chosen.judge_model) as caller:
+        async with JudgeClient(chosen) as caller:
             judge = GroupJudge(caller, SECRET, chosen, MemoryCache())
             await run_pool(coming(), judge.judge, done, chosen.judge_concurrency)
 
@@ -155,7 +155,7 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
             return replace(reply, prompt_tokens=None, completion_tokens=None, usd=None)
 
     async def run(chosen: Settings, cache: MemoryCache) -> dict[str, GroupOutcome]:
-        async with JudgeClient(chosen, chosen.judge_model) as caller:
+        async with JudgeClient(chosen) as caller:
             return await judge_groups(groups(6), Uncounted(caller), SECRET, chosen, cache)
 
     with judging() as judge:
@@ -212,7 +212,7 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
 
     async def run(url: str) -> tuple[GroupOutcome, list[str]]:
         chosen = asking(settings, url, judge_concurrency=1)
-        async with JudgeClient(chosen, chosen.judge_model) as caller:
+        async with JudgeClient(chosen) as caller:
             asked = Stubborn(caller)
             (found,) = (await judge_groups([group()], asked, SECRET, chosen, MemoryCache())).values()
         return found, asked.seen

@@ -27,7 +27,7 @@ def ask_judge(settings: Settings) -> dict[str, EpisodeVerdict]:
     (request,) = plan_requests(GROUP, settings.judge_model, 0, b"of a live test", settings)
 
     async def ask() -> str:
-        async with JudgeClient(settings, settings.judge_model) as caller:
+        async with JudgeClient(settings) as caller:
             return (await caller.ask(request.messages, request.schema)).text
 
     found = read_answer(asyncio.run(ask()), list(request.ids))

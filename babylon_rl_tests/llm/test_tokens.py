@@ -70,7 +70,7 @@ def test_a_judge_of_ones_own_does_not_wait_for_litellm() -> None:
         "import sys\n"
         "from babylon_rl.judge.client import JudgeClient\n"
         "from babylon_rl.settings import Settings\n"
-        "JudgeClient(Settings(_env_file=None, judge_base_url='http://127.0.0.1:9'), 'openai/scripted')\n"
+        "JudgeClient(Settings(_env_file=None, judge_base_url='http://127.0.0.1:9', judge_model='openai/scripted'))\n"
         "print('litellm' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100).stdout == "False\n"

@@ -116,7 +116,7 @@ class _Audit:
 
     async def judge(self, store: JudgeStore, secret: bytes) -> None:
         """Ask about every group of the sample."""
-        async with JudgeClient(self._second, self._second.judge_model) as client:
+        async with JudgeClient(self._second) as client:
             judge = GroupJudge(client, secret, self._second, store)
             await run_pool(self._groups(store, secret), judge.judge, self._done, self._second.judge_concurrency)
 
