@@ -338,7 +338,7 @@ def test_tokens_are_counted_by_the_models_tokenizer_where_it_is_known() -> None:
     )
     text = "The market as a whole went up by 1.5 %. \ud800 <|endoftext|>"
     assert 0 < known(text) < other(text) and older("hello world") == known("hello world") == 2
-    assert (known("ὁμοίως"), older("ὁμοίως")) == (4, 8), "by o200k_base and cl100k_base"
+    assert (known("ὁμοίως"), older("ὁμοίως")) == (5, 8), "by o200k_base and cl100k_base"
 
 
 @pytest.mark.long
