@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe, sharpe_path
+from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Interval, mean_interval, paired_interval, share_by_snapshot
 from babylon_rl.evaluation.statistics.paired import PairedComparison, compare_pairs, holm
 from babylon_rl.store.benchmarks import MarketResult
@@ -24,21 +25,7 @@ _RIVALS = (DEPLOYED, BASE, PARENT)
 RunKey = tuple[str, str, int]  # snapshot, seed, repeat
 
 
-class ComparableRun(Protocol):
-    """A complete run for comparisons: a Result, or the gate's stored row."""
-
-    @property
-    def pnl_usd(self) -> float:
-        """Dollars earned."""
-        ...
-
-    @property
-    def pnl_path(self) -> Sequence[float]:
-        """Dollars earned so far, at every moment from the start."""
-        ...
-
-
-R = TypeVar("R", bound=ComparableRun)
+R = TypeVar("R", bound=Result | MarketResult)  # complete runs: of any benchmark, or the gate's stored rows
 
 
 @dataclass(frozen=True)

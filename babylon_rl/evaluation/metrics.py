@@ -235,20 +235,12 @@ def sharpe_path(equity: Sequence[float], fewest: int = 2) -> list[float | None]:
 
 def drawdowns(equity: Sequence[float]) -> list[float]:
     """Dollars below the highest equity so far, at every moment."""
-    peak, declines = -math.inf, []
-    for value in equity:
-        peak = max(peak, value)
-        declines.append(peak - value)
-    return declines
+    return [peak - value for peak, value in zip(accumulate(equity, max), equity, strict=True)]
 
 
 def drawdown_shares(equity: Sequence[float]) -> list[float]:
     """``drawdowns`` as shares of the peak so far."""
-    peak, declines = 0.0, []
-    for value in equity:
-        peak = max(peak, value)
-        declines.append((peak - value) / peak if peak > 0.0 else 0.0)
-    return declines
+    return [(peak - value) / peak if peak > 0.0 else 0.0 for peak, value in zip(accumulate(equity, max), equity, strict=True)]
 
 
 def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:

@@ -119,8 +119,10 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
 
     For one run, which sends one request at a time. A last line that an interruption cut off is dropped.
     """
-    answers = dict(_answer_lines(path.read_bytes())) if path.is_file() else {}
+    answers: dict[str, ChatAnswer] = {}
     if path.is_file():
+        raw = path.read_bytes()
+        answers = {line.key: line.answer for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(raw[: raw.rfind(b"\n") + 1])}
         write_atomically(path, b"".join(_answer_line(key, answer) for key, answer in answers.items()))
 
     def complete_now(
@@ -160,12 +162,6 @@ def _answer_line(key: str, answer: ChatAnswer) -> bytes:
 class _KeyedAnswer(msgspec.Struct):
     key: str
     answer: ChatAnswer
-
-
-def _answer_lines(raw: bytes) -> Iterable[tuple[str, ChatAnswer]]:
-    complete_lines = raw[: raw.rfind(b"\n") + 1]
-    for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(complete_lines):
-        yield line.key, line.answer
 
 
 def record_runs(connection: Connection, files: Sequence[Path]) -> int:
