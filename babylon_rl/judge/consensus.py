@@ -45,17 +45,12 @@ class Gain:
     noise: float
 
     @property
-    def largest(self) -> float:
-        """The largest gain or loss, 0..1."""
-        return max(map(abs, self.by_agent.values()))
-
-    @property
     def beyond_noise(self) -> bool:
         """True where the passages moved a score by more than another order does.
 
         Then the masked scores count.
         """
-        return self.largest > self.noise + _NOTHING
+        return max(map(abs, self.by_agent.values())) > self.noise + _NOTHING
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:

@@ -81,7 +81,6 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
 
 
 def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float) -> HourCost:
-    """Cost of one hour."""
     group, first = hour.group, settings.judge_orders
     requests = [
         request

@@ -81,7 +81,6 @@ class UnusableAnswers(Exception):
 
     def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(reason)
-        self.reason = reason
         self.transcript = transcript
 
 
@@ -132,7 +131,7 @@ class GroupJudge:
                 gained = gain(agreed, masked)
                 orders, agreed = (without, masked) if gained.beyond_noise else (orders, agreed)
         except UnusableAnswers as unusable:
-            return UnscorableGroup(group, unusable.reason, unusable.transcript)
+            return UnscorableGroup(group, str(unusable), unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
         return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained)

@@ -146,7 +146,6 @@ class _ScoringRun:
         self._report_progress(1)
 
     def _report_progress(self, hours: int) -> None:
-        """Report progress."""
         self._done += hours
         if hours:
             self._on_progress("judging", self._done, self._total)

@@ -10,9 +10,10 @@ from hypothesis import given
 
 from babylon_rl.episodes import reading
 from babylon_rl.episodes.reading import read_windows
+from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.leakage import LeakContext, find_leaks
 from babylon_rl.judge.prompt.render import REQUEST_TOKENS, render_groups, request_tokens
-from babylon_rl.judge.prompt.request import RenderedGroup, episodes_per_request, plan_requests
+from babylon_rl.judge.prompt.request import RenderedGroup, plan_requests
 from babylon_rl.judge.prompt.templates import question_names
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
@@ -255,7 +256,7 @@ def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connectio
     assert all(request.tokens <= budget for request in requests) and set().union(*(request.ids.values() for request in requests)) == {
         f"agent-{agent}" for agent in range(7)
     }
-    assert all(len(request.ids) <= episodes_per_request(group, tight) for request in requests)
+    assert all(len(request.ids) <= max(MIN_SUBGROUP, min(group.max_episodes, tight.judge_group_size)) for request in requests)
     assert group.left_out > 0 and all("left out]" in episode.text for episode in group.episodes)
     for episode in group.episodes:
         assert episode.text.startswith("1. ") and f"\n{STEPS}. " in episode.text

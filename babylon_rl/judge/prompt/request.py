@@ -122,11 +122,6 @@ class RenderedGroup:
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
 
 
-def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
-    """Largest number of a group's episodes in one request."""
-    return max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
-
-
 @dataclass(frozen=True)
 class JudgeRequest:
     """One request to a judge.
@@ -225,7 +220,7 @@ def order_rounds(settings: JudgeSettings) -> Iterator[range]:
 def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, settings: JudgeSettings) -> list[JudgeRequest]:
     """Requests that show a group once in one order: one, or one per overlapping sub-group."""
     by_agent = {episode.agent_id: episode for episode in group.episodes}
-    most = episodes_per_request(group, settings)
+    most = max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
     # an order and its reverse have the same split
     seed = int.from_bytes(_derived(secret, group, "split", str(order // 2))[:8], "big")
     parts = split(list(by_agent), most, seed)
