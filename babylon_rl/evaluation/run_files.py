@@ -125,21 +125,12 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
         answers = {line.key: line.answer for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(raw[: raw.rfind(b"\n") + 1])}
         write_atomically(path, b"".join(_answer_line(key, answer) for key, answer in answers.items()))
 
-    def complete_now(
-        messages: Sequence[dict[str, Any]],
-        *,
-        response_format: dict[str, Any] | None = None,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        max_tokens: int = 64,
-    ) -> ChatAnswer:
-        request = msgspec.json.encode([client.model, list(messages), response_format, temperature, seed, max_tokens])
+    def complete_now(messages: Sequence[dict[str, Any]], **options: Any) -> ChatAnswer:
         # Equal requests have equal answers: temperature and seed are part of the key.
-        key = hashlib.sha256(request).hexdigest()
+        request = [client.model, list(messages), *(options[name] for name in ("response_format", "temperature", "seed", "max_tokens"))]
+        key = hashlib.sha256(msgspec.json.encode(request)).hexdigest()
         if key not in answers:
-            answers[key] = client.complete_now(
-                messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens
-            )
+            answers[key] = client.complete_now(messages, **options)
             with path.open("ab") as file:
                 file.write(_answer_line(key, answers[key]))
         return answers[key]
