@@ -3,6 +3,7 @@
 import gc
 import gzip
 import itertools
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from babylon_rl_tests.repeatable import repeatable
 
 __all__ = ["object_server", "object_store"]  # one server for all rooms: drivers remember its address
 DATA = Path(__file__).parent / "data"
+WHOLE_FILE, MARK = re.compile(r"^pytestmark = .+$", re.MULTILINE), re.compile(r"pytest\.mark\.(\w+)")
 
 # What every property test builds on, also one that says nothing of it.
 hypothesis.settings.register_profile("repeatable", repeatable(100))
@@ -35,6 +37,14 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 _numbers = itertools.count(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import a file that is marked as a whole and deselected: some import torch, which takes ten seconds of a core."""
+    if not (collection_path.name.startswith("test_") and collection_path.suffix == ".py"):
+        return None
+    marks = WHOLE_FILE.search(collection_path.read_text())
+    return True if marks and any(f"not {mark}" in config.option.markexpr for mark in MARK.findall(marks[0])) else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,15 +1,12 @@
 """A tiny random Llama with a byte-level tokenizer and a chat template: everything but the wits of the real base, in 200 KB.
 
-Rooms that need a model import the fixtures into their conftest.
+Rooms that need a model import the fixtures into their conftest, which therefore does without torch until a test asks for one.
 """
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, Manifest
@@ -18,6 +15,9 @@ from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 
 def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: int = 512) -> Path:
     """Weights are drawn wide, so that distributions are far from uniform and adapters matter."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -42,6 +42,10 @@ def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: 
 
 def make_adapter(base: Path, directory: Path, seed: int = 1) -> Path:
     """A LoRA adapter whose B matrices are not zero: it changes what the base says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
     torch.manual_seed(seed)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     with quiet_loading():

@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from transformers import AutoTokenizer
 
 from babylon_rl_tests.e2e.dev import running_dev
 from babylon_rl_tests.tiny_model import make_base
@@ -41,6 +40,8 @@ HOURS = """
 def test_nobody_touches_it_and_hours_are_scored_a_batch_trained_and_its_version_decided_on(
     server: str, template: Callable[[str], str], packaged_base: Path, tmp_path: Path
 ):
+    from transformers import AutoTokenizer
+
     base = make_base(tmp_path / "base", tokenizer=AutoTokenizer.from_pretrained(packaged_base), positions=2048)
     with psycopg.connect(server, autocommit=True) as administrator:
         administrator.execute(f"CREATE DATABASE alone TEMPLATE {template('sample')}")

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from babylon_rl.models.checkpoints import base_identity, publish
 from babylon_rl.models.policy import Policy
@@ -24,6 +23,8 @@ def published(tiny_base: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def policy(tiny_base: Path, tiny_adapter: Path) -> Policy:
     """Base and one adapter (v1.0.0) in float32, where rounding hides nothing."""
+    import torch
+
     torch.set_num_threads(1)
     return Policy.load(tiny_base, tiny_adapter, dtype=torch.float32, adapter_name="v1.0.0")
 

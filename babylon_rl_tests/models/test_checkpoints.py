@@ -10,6 +10,8 @@ from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, base_identity, load
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl_tests.models.conftest import make_adapter, make_base, make_manifest
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 
 def test_a_published_checkpoint_verifies_loads_and_tells_where_it_is_from(published: Path, tiny_base: Path) -> None:
     manifest = verify(published, tiny_base)

@@ -28,6 +28,8 @@ from babylon_rl.models.server_process import RunningServer, kept_open, running_s
 from babylon_rl.settings import Settings
 from babylon_rl_tests.tiny_model import make_adapter
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose. Decide."}]
 
 

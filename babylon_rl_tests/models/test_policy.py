@@ -12,6 +12,8 @@ from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl_tests.models.conftest import make_adapter
 from babylon_rl_tests.unpacked import branch_logprobs
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 
 def ask(text: str, **changes: Any) -> CompletionRequest:
     return CompletionRequest([{"role": "system", "content": "You are a trader."}, {"role": "user", "content": text}], **changes)

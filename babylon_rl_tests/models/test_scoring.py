@@ -17,6 +17,8 @@ from babylon_rl.models.scoring import (
 )
 from babylon_rl_tests.unpacked import branch_logprobs
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose."}]
 
 

@@ -36,6 +36,8 @@ from babylon_rl_tests.training.sequences import (
 )  # fmt: skip
 from babylon_rl_tests.unpacked import branch_logprobs
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 
 def trained(
     settings: Settings, out: Path, sequences: list[TrainSequence], *, parent: Path | None = None, step: int = 1, steps: int = 1,

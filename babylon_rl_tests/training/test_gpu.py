@@ -23,6 +23,8 @@ from babylon_rl.training.batches import Trained, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 ROOT = Path(__file__).parents[2]
 
 

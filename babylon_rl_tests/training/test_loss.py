@@ -8,6 +8,8 @@ import torch
 from babylon_rl.models.scoring import divergence
 from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 PLAIN = LossWeights(entropy=0.0, kl=0.0)
 NAN = math.nan
 

@@ -18,6 +18,8 @@ from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
 from babylon_rl_tests.training.sample import NOW, make_model
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 
 @pytest.fixture
 def here(settings: Settings, tiny_base: Path) -> Settings:

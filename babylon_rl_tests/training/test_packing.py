@@ -15,6 +15,8 @@ from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, neede
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
 from babylon_rl_tests.unpacked import branch_logprobs
 
+pytestmark = pytest.mark.slow  # torch is imported
+
 
 def make_encoded(prompt: list[int], response: int = 3, choices: int = 3) -> EncodedSequence:
     trains = tuple(t < choices for t in range(response))

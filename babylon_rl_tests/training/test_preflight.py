@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from transformers import AutoTokenizer
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
@@ -58,6 +57,8 @@ def test_pre_flight_says_what_to_do_when_nothing_trains(tiny_base: Path) -> None
 
 
 def plan_of(base: Path, sequences: list[TrainSequence]) -> TrainPlan:
+    from transformers import AutoTokenizer
+
     return plan_items(AutoTokenizer.from_pretrained(base), sequences)
 
 
@@ -66,14 +67,14 @@ OTHER_SPACING = """UPDATE trajectories SET "stepsJson" = replace("stepsJson", '{
 
 @pytest.mark.long
 def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_one_trains(
-    played: Connection, cpu_settings: Settings, tmp_path: Path
+    played: Connection, cpu_settings: Settings
 ) -> None:
     settings = cpu_settings.model_copy(update={"iterations": 2, "epochs": 2, "windows_per_iteration": 1, "lookback_hours": 24})
     played.execute(OTHER_SPACING, [HOURS[1]])
     batch = freeze(played, settings, PLAYED_NOW).batch
     assert batch is not None and set(batch.windows) == set(HOURS)
     prepare_batch(played, batch.batch_id, settings, PLAYED_NOW)
-    ended = train_batch(played, batch.batch_id, settings, PLAYED_NOW, CpuTrainer(settings, threads=1), tmp_path / "checkpoints")
+    ended = train_batch(played, batch.batch_id, settings, PLAYED_NOW, CpuTrainer(settings, threads=1))
     assert [step.windows for step in ended.steps] == [[HOURS[0]]] * 2
     found = ended.batch.preflight
     assert found is not None and found["trainableTokens"] == ended.steps[0].trainable_tokens

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
@@ -113,6 +112,8 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
 
 @pytest.mark.slow
 def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(connection, cpu_settings, tiny_base) -> None:
+    from transformers import AutoTokenizer
+
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
     batch = prepared(connection, small, max_trajectories=30)
     trained = train_batch(connection, batch.batch_id, small, NOW)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from transformers import AutoTokenizer
 
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import read_remote, verify
@@ -52,6 +51,8 @@ def assert_trained_once(connection, batch, stand_in) -> None:
 
 @pytest.mark.slow
 def test_recorded_play_becomes_a_version_that_agents_call(played, remote, stand_in, batch):
+    from transformers import AutoTokenizer
+
     seen = []
     trained = train_batch(played, batch.batch_id, remote, PLAYED_NOW, on_step=seen.append)
     assert_trained_once(played, batch, stand_in)
