@@ -119,7 +119,7 @@ def _invalid(reason: str) -> Invalid:
     return Invalid(reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 3]}...")
 
 
-def response_format(markets: Sequence[str], tickers: Sequence[str]) -> dict[str, Any]:
+def response_format(markets: Sequence[str], tickers: Sequence[str], *, max_leverage: float = 10.0, posts: bool = True) -> dict[str, Any]:
     """The schema of an action over these questions and stocks, as OpenAI's ``response_format``."""
     share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     usd = {"type": "number", "minimum": 1}
@@ -129,10 +129,11 @@ def response_format(markets: Sequence[str], tickers: Sequence[str]) -> dict[str,
         forms += [_form("buy_prediction", {**one, "usd": usd}), _form("sell_prediction", {**one, "share": share})]
     if tickers:
         ticker = {"ticker": {"enum": list(tickers)}}
-        leverage = {"type": "number", "minimum": 1, "maximum": 10.0}
+        leverage = {"type": "number", "minimum": 1, "maximum": max_leverage}
         opening = {**ticker, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": leverage}
         forms += [_form("open_perp", opening), _form("close_perp", {**ticker, "share": share})]
-    forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
+    if posts:
+        forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
     return {"type": "json_schema", "json_schema": {"name": "action", "schema": {"anyOf": forms}}}
 
 

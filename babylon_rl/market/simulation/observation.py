@@ -176,12 +176,12 @@ class Observation(msgspec.Struct, frozen=True):
             found += self._newsroom.heard(tick)
         return tuple(post for post in found if post.author != self.agent_id)
 
-    def memory(self, count: int = 3) -> tuple[Remembered, ...]:
+    def memory(self, count: int = 3, minutes: float = MEMORY_MINUTES) -> tuple[Remembered, ...]:
         """The agent's last decisions with their results, oldest first.
 
-        At most ``count`` and no older than MEMORY_MINUTES.
+        At most ``count`` and no older than ``minutes``.
         """
-        return self._record.remembered(max(self._since(MEMORY_MINUTES), self.tick - count), self.tick)
+        return self._record.remembered(max(self._since(minutes), self.tick - count), self.tick)
 
     def minutes_left(self, question: QuestionQuote) -> float:
         """Minutes until a question's answer is published."""
