@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
-from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
@@ -137,11 +137,15 @@ def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
     connection, judges = session.connection, have_scores(session.connection)
     found: list[WindowSummary] = []
     # A portion at a time: of a portion all trajectories are held, of an hour its summary.
-    for some in reading_chunks(connection, windows):
-        readings = read_windows(connection, some, session.settings)
-        judged = input_versions(connection, some) if judges else {}
-        set_aside = quarantined(connection, some)
-        found += [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
+    portions = reading_chunks(connection, windows)
+    with progress_of_parts() as on_progress:
+        for some in portions:
+            readings = read_windows(connection, some, session.settings)
+            judged = input_versions(connection, some) if judges else {}
+            set_aside = quarantined(connection, some)
+            found += [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
+            if len(portions) > 1:
+                on_progress("hours read", len(found), len(windows))
     return found
 
 
