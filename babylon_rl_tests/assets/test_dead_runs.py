@@ -44,6 +44,7 @@ def test_a_run_whose_process_is_gone_is_reported_failed_at_once(ready: Bench, jo
     assert looked(ready) == "Every run that has begun is alive."
 
 
+@pytest.mark.slow
 def test_a_batch_whose_runs_were_lost_with_their_machine_goes_on_and_is_not_given_up(ready: Bench):
     batch, name = a_batch(ready), gone()
     for attempt in range(1, 6):

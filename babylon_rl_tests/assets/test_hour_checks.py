@@ -85,6 +85,7 @@ def prices(slug: str, number: int = 0, *, initial: float | None = 100.0, last: f
     return {"Organization": [organization(slug, initial=initial)], "StockPrice": [price(number, slug, last, 10)]}
 
 
+@pytest.mark.slow
 def test_clean_rows_and_a_plain_market_pass_every_check(checked):
     verdicts = checked(clean(), **prices("openlie"))
     assert {name for name, verdict in verdicts.items() if verdict.passed} == ROW_CHECKS | MARKET_CHECKS

@@ -118,6 +118,7 @@ def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench:
     assert failed(bench.run("hours", "2025-10-29T15:00")) == {"few_rows_malformed", "few_rows_rejected"}
 
 
+@pytest.mark.slow
 def test_an_hour_without_rows_is_no_error(bench: Bench):
     result = bench.run("hours", "2025-10-29T08:00")
     assert result.success

@@ -40,6 +40,7 @@ def test_offline_the_page_names_the_directory(make_bench: Callable[..., Bench], 
     assert "offline-run-" in made.metadata["run"].value and "wandb sync" in made.metadata["weights_and_biases"].value
 
 
+@pytest.mark.slow
 def test_a_report_that_changed_alone_is_ranked_once_and_one_of_a_whole_run_not_again(
     make_bench: Callable[..., Bench], database: Database
 ) -> None:

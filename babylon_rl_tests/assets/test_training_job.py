@@ -40,6 +40,7 @@ def test_preflight_is_said_before_the_first_step_and_kept_with_the_checkpoint(re
     assert kept.splitlines()[0] == f"* {said[0]}" and "* Spread of scores in a group: " in kept
 
 
+@pytest.mark.slow
 def test_preflight_of_a_training_that_is_refused_is_said_too(ready: Bench):
     batch = a_batch(ready)
     ready.run("train", batch, asset_selection=TRAINING[:1])

@@ -59,6 +59,7 @@ def test_a_batch_holds_no_more_than_the_setting_allows(ready: Bench, make_bench:
             move_batch(connection, batch.batch_id, "completed", NOW - timedelta(days=2))
 
 
+@pytest.mark.slow
 def test_what_failed_is_not_trained_again_for_a_while_that_doubles(ready: Bench, make_bench: Callable[..., Bench]):
     moment, hour = NOW, timedelta(hours=1)
     chosen = DRY | {"training_interval_hours": 1.0}

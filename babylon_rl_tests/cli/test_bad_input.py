@@ -53,6 +53,7 @@ def test_lines_of_dotenv_that_cannot_be_read_are_listed_and_not_left_out(refused
     assert [line.partition(":")[0].strip() for line in said.splitlines()[1:]] == [".env, line 2", ".env, line 3", "GAMMA is '2'"]
 
 
+@pytest.mark.slow
 def test_a_dotenv_that_is_no_text_is_a_sentence(refused, tmp_path: Path):
     (tmp_path / ".env").write_bytes(b"\xff\xfe\x00")
     code, said = refused("settings")

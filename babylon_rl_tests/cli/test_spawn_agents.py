@@ -28,6 +28,7 @@ def test_the_document_has_the_shape_of_the_contract(ask: Ask) -> None:
     assert {agent["strategy"] for agent in hour["agents"]} == {"conservative", "balanced", "aggressive", "momentum", "contrarian"}
 
 
+@pytest.mark.slow
 def test_a_model_at_any_endpoint_can_play(ask: Ask) -> None:
     with stand_in() as served:
         document = ask("spawn-agents", "--agents", "2", "--llm-agents", "1", "--model", f"my-model@{served.url}", *START)

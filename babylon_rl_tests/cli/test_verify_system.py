@@ -174,6 +174,7 @@ def test_a_storage_that_cannot_be_written_fails(looked: Callable[..., Lines], tm
     assert status == "FAIL" and "Mend it, or choose another place" in detail
 
 
+@pytest.mark.slow
 def test_an_object_storage_is_tried_and_one_that_refuses_fails(looked: Callable[..., Lines], object_store: ObjectStore) -> None:
     url = object_store.bucket()
     status, detail = looked(model_storage_url=url)["storage"]

@@ -82,6 +82,7 @@ def test_its_interval_holds_the_truth_as_often_as_it_says():
     assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
 
 
+@pytest.mark.slow
 def test_skill_is_an_average_over_other_markets_than_the_hours_that_are_judged():
     few, more = skills(20), skills(80)
     assert [skill.agent_id for skill in few] == [player.agent_id for player in PLAYERS] and skills(20) == few

@@ -119,6 +119,7 @@ def test_any_text_is_an_answer_or_a_fault(text: str) -> None:
 scores = st.floats(0, 1)
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(st.dictionaries(st.text("abcdef0123456789", min_size=6, max_size=6), st.tuples(scores, st.text(min_size=1)), min_size=1, max_size=8))
 def test_what_is_answered_is_what_is_read(given_verdicts: dict[str, tuple[float, str]]) -> None:

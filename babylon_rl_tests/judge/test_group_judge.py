@@ -298,6 +298,7 @@ def test_a_judge_that_refuses_every_group_sets_a_few_aside_and_lets_the_others_w
     assert len(waiting) >= 27 and all("JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in waiting)
 
 
+@pytest.mark.slow
 def test_requests_in_flight_are_bounded(settings: Settings) -> None:
     with judging(ScriptedJudge(latency_s=0.2)) as judge:
         judged(judge_all(asking(settings, judge.url, judge_concurrency=3), groups(6), MemoryCache()))

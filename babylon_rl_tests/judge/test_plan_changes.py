@@ -85,6 +85,7 @@ def test_the_form_of_what_is_shown_is_no_part_of_an_hours_version(connection: Co
     assert found == {window: "81f4c8869c357806"}, "every judged hour of every user would be paid for again"
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_leaves_what_changed_stale(connection: Connection, settings: Settings) -> None:
     (window,) = add_hours(connection, 1)
     fill_market(connection)

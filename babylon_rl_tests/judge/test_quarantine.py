@@ -109,6 +109,7 @@ def test_a_judge_that_is_down_lets_hours_wait_and_never_becomes_the_heuristic(co
     assert connection.execute('SELECT DISTINCT "judgeModel" FROM reward_judgments').fetchall() == [("openai/scripted",)]
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_an_error_and_loses_nothing(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 3)
     with judging() as judge:

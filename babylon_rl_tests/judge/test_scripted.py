@@ -131,6 +131,7 @@ def test_the_page_names_every_setting_and_every_fault() -> None:
     assert [name for name in (*names, *FAULTS, *REFUSALS) if f"`{name}`" not in page] == []
 
 
+@pytest.mark.slow
 def test_bad_options_of_the_command_end_it_with_a_sentence() -> None:
     command = [sys.executable, "-m", "babylon_rl", "serve", "judge", "--port", "0"]
     for options, said in ((["--obedience", "3"], "obedience is 3.0, not in 0..1"), (["--fault", "empty"], "NAME=PROBABILITY")):

@@ -160,6 +160,7 @@ def test_tasks_go_on_during_an_outage(game: Database, settings: Settings) -> Non
         assert asyncio.run(play(proxy)) == RecorderReport(recorded=len(AGENTS))
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_still_writes_everything(game: Database) -> None:
     subprocess.run([sys.executable, "-c", LOST, game.url], check=True, timeout=60)
     assert len(stored(game)) == 50

@@ -44,6 +44,7 @@ def traded(connection, name: str, gains: dict[str, float], *, hours: int = 8, br
         insert_hour(connection, at, {agent: tide + lasting[agent] + gains.get(arm, 0.0) + rng.gauss(0, 20) for agent, arm in arms.items()})
 
 
+@pytest.mark.slow
 def test_the_better_version_is_found_in_hours_that_differ_more_than_versions(connection, settings, versions) -> None:
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0})
@@ -58,6 +59,7 @@ def test_the_better_version_is_found_in_hours_that_differ_more_than_versions(con
     assert {name: len(values) for name, values in course(found).items()} == {"v1.0.0": 8, "v1.0.1": 8}
 
 
+@pytest.mark.slow
 def test_hashed_agents_are_compared_like_named_ones(connection, settings, versions) -> None:
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0})
@@ -75,6 +77,7 @@ def test_hashed_agents_are_compared_like_named_ones(connection, settings, versio
     assert "hashes agents with a key that is not known here" in report(connection, "first", unknown).verdict
 
 
+@pytest.mark.slow
 def test_several_versions_and_the_base_are_compared_with_the_first(connection, settings, versions) -> None:
     start(connection, "three", ["base", "v1.0.0", "v1.0.1"], [40, 30, 30], 50.0, AUTHOR)
     traded(connection, "three", {"v1.0.0": 60.0, "v1.0.1": 0.0})
@@ -97,6 +100,7 @@ def test_a_test_without_hours_says_so(connection, settings, versions) -> None:
     assert found.verdict.startswith("No hour yet in which every arm traded.") and found.document["difference"] is None
 
 
+@pytest.mark.slow
 def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, settings, versions) -> None:
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     with pytest.raises(ReleaseRefused, match="The A/B test first runs"):
@@ -121,6 +125,7 @@ def test_arms_and_shares_that_make_no_sense_are_refused(connection, versions, ar
         start(connection, "odd", arms, shares, 50.0, AUTHOR)
 
 
+@pytest.mark.slow
 def test_the_asset_shows_the_newest_test(connection, database, settings, versions) -> None:
     resources = {"babylon": given(Babylon(settings, database, lambda: START))}
     empty = dg.materialize([ab_test_report], resources=resources)

@@ -97,6 +97,7 @@ def test_names_of_keys_are_used_once(keys: Keys) -> None:
     assert keys("list")["keys"][0]["limits"] == {"requestsPerMinute": 60, "tokensPerMinute": 1000}
 
 
+@pytest.mark.slow
 def test_a_client_has_its_budget_of_requests_and_tokens(settings: Settings, database: Database, upstream: ModelStandIn) -> None:
     with connect(database.url) as connection:
         create_key(connection, ClientKey("few", key_hash("brl-few"), 2, None, NOW))

@@ -47,6 +47,7 @@ def test_hours_are_read_and_the_graph_loads_without_any_extra(database: Database
     assert '"verdict"' in done.stdout
 
 
+@pytest.mark.slow
 def test_a_command_that_needs_one_says_which(tmp_path: Path) -> None:
     done = without_extras(tmp_path, "from babylon_rl.cli import main; main()", "serve", "model", "base", "--port", "0")
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)

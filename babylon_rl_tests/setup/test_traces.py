@@ -163,6 +163,7 @@ def test_a_collector_that_is_gone_is_told_once_and_fails_nothing(caplog: pytest.
     assert [record.name for record in caplog.records] == ["babylon_rl.traces"] and "could not be sent" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_an_address_nothing_of_opentelemetry_is_imported() -> None:
     code = (
         "import sys, babylon_rl.serving.gateway, babylon_rl.judge.client, babylon_rl.training.iterations\n"

@@ -79,6 +79,7 @@ def test_only_ids_that_surely_name_an_hour_are_left_out(database: Database) -> N
     }
 
 
+@pytest.mark.slow
 def test_rows_without_an_id_are_found_by_the_index_alone(database: Database) -> None:
     many = ManyRows(20_000, datetime(2025, 10, 1), datetime(2025, 10, 11), agents=100, unnamed_agents=5)
     with database.connect(autocommit=True) as connection:

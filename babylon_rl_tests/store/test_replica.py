@@ -99,6 +99,7 @@ def test_another_server_is_no_replica(pair: tuple[Server, Server], settings_of: 
     assert seen is not None and not seen[1] and "does not answer" in said[0]
 
 
+@pytest.mark.slow
 def test_a_replica_that_goes_silent_is_left_after_a_bound(
     pair: tuple[Server, Server], settings_of: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

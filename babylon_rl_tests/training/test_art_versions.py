@@ -57,6 +57,7 @@ async def registered(url: str, settings: Settings, model_class: Any, home: Path)
     return str(model.id)
 
 
+@pytest.mark.slow
 def test_both_spellings_of_a_name_find_one_model(tmp_path: Path) -> None:
     with standing_in() as served:
         settings = make_settings(served.url, tmp_path)

@@ -112,6 +112,7 @@ def test_what_trained_is_marked_though_its_calls_are_gone_when_it_is_resumed(con
     assert (after.preflight, after.windows, after.trajectories) == (before.preflight, before.windows, before.trajectories)
 
 
+@pytest.mark.slow
 def test_at_the_time_limit_a_training_here_waits_with_its_finished_iterations_and_goes_on_under_a_higher_one(connection, settings, batch):
     with pytest.raises(TrainingPaused, match="nobody answers"):
         train_batch(connection, batch.batch_id, settings, NOW, EndsAfterTheFirst())

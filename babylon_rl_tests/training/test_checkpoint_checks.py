@@ -46,6 +46,7 @@ def test_a_leak_that_became_known_is_found_though_as_many_were_left_out_before(c
     assert f"the first of {other} in {HOUR}" in leaked.words
 
 
+@pytest.mark.slow
 def test_calls_that_are_gone_are_no_leak_and_without_any_there_is_nothing_to_say(connection, settings):
     batch_id = trained(connection, settings, windows=(HOUR, "2025-10-29T15:00"))
     train_batch(connection, batch_id, settings, NOW)

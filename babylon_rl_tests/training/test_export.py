@@ -268,6 +268,7 @@ def test_an_episode_without_a_score_is_not_compared_with_those_that_have_one(
     assert done.stale == 1
 
 
+@pytest.mark.slow
 def test_parquet_has_typed_columns_and_row_groups_of_one_window(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     exported(connection, windows_of(connection), tmp_path, "parquet", settings, splits=Splits(1.0))
     file = pyarrow.parquet.ParquetFile(tmp_path / "train.parquet")
@@ -296,6 +297,7 @@ def test_the_card_describes_what_the_dataset_holds(connection: Connection, setti
     assert "Scores by: heuristic." in text and f"| train | {len(_windows(files['train']))} | {rows['train']} |" in text
 
 
+@pytest.mark.slow
 def test_large_datasets_are_cut_into_files_between_windows(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     windows = windows_of(connection)
     with Destination(str(tmp_path), tmp_path / "work") as place:

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.prompt import templates
@@ -57,6 +59,7 @@ def an_agent(connection: Connection) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: Connection, settings: Settings) -> None:
     before = count_freezable(connection, settings, NOW)
     agent = an_agent(connection)

@@ -74,6 +74,7 @@ class Interrupted(DryTrainer):
         return super().train(iteration, parent, out, on_step)
 
 
+@pytest.mark.slow
 def test_every_change_of_a_state_is_a_transition_of_the_table(connection, settings):
     connection.execute('CREATE TEMP TABLE changes ("before" text, "after" text)')
     connection.execute(
@@ -145,6 +146,7 @@ def test_an_error_has_the_effect_of_its_rule(error, effect, when_paid):
     assert (rule.effect, rule.when_paid) == (effect, when_paid) and rule in FAILURES
 
 
+@pytest.mark.slow
 def test_the_picture_in_the_docs_is_that_of_the_table():
     drawn = subprocess.run([sys.executable, "scripts/lifecycle_picture.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "docs/images/batch-lifecycle.svg").read_text() == drawn, (

@@ -147,6 +147,7 @@ def test_an_empty_database_needs_everything(database, settings):
         assert last_completed_at(connection) is None
 
 
+@pytest.mark.slow
 def test_a_training_uses_its_trajectories_up_and_starts_the_interval(connection, settings):
     batch = freeze(connection, settings, NOW).batch
     prepare_batch(connection, batch.batch_id, settings, NOW)

@@ -131,6 +131,7 @@ def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_
     assert read_remote(trained.checkpoint).step == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["id written", "pointer written"])
 def test_a_batch_waits_for_one_of_another_line_that_has_the_same_model(played, two, stand_in, batch, boundary, tmp_path):
     other_base = shutil.copytree(two.base_model, tmp_path / "base")
@@ -171,6 +172,7 @@ def test_the_database_takes_no_job_for_trained_without_a_step_or_against_what_is
         end_job(played, job, replace(JobEnd("trained", PLAYED_NOW, 1, 5, 50, 0.5), **end))
 
 
+@pytest.mark.slow
 def test_what_was_paid_is_with_the_iteration(played, two, stand_in, batch):
     priced = two.model_copy(update={"serverless_usd_per_million_tokens": 2.0})
     train(played, batch, priced)

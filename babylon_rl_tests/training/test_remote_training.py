@@ -125,6 +125,7 @@ def test_a_job_that_does_not_count_its_sequences_is_not_waited_for(played, remot
     assert job.sequences == TRAINABLE and (job.loss is None) == (sequences_a_step == 0)
 
 
+@pytest.mark.slow
 def test_slow_jobs_lagging_lists_and_events_out_of_order_train_once(played, remote, stand_in, batch):
     stand_in.service.job_s, stand_in.service.lag_s = 0.4, 0.3
     stand_in.service.job_faults = ["out_of_order"]

@@ -94,6 +94,7 @@ def test_a_place_that_cannot_be_written_is_noticed_before_a_training(settings: S
         check_storage(settings.model_copy(update={"model_storage_url": url.format(tmp=tmp_path)}), "batch-1")
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_or_refuses_lets_a_training_wait(
     settings: Settings, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_market_that_was_not_shown_is_named_shortly(market: Any) -> None:
     assert isinstance(choice, Invalid) and choice.reason.startswith("unknown market") and len(choice.reason) < 80
 
 
+@pytest.mark.slow
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda some: st.lists(some) | st.dictionaries(
     st.sampled_from(("action", "market", "x")), some)).map(json.dumps))  # fmt: skip
 def test_no_answer_is_an_error(answer: str) -> None:

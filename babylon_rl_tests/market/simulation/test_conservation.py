@@ -62,6 +62,7 @@ def test_money_is_conserved_through_orders_moves_funding_liquidations_and_answer
         assert_sound(exchange)
 
 
+@pytest.mark.slow
 @repeatable(150)
 @given(steps=steps)
 def test_a_refused_order_changes_nothing(steps: list[Step]) -> None:
