@@ -21,7 +21,7 @@ test: setup ## The checks and all tests but the long ones (about 8 minutes on 2 
 test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes
 	@scripts/test.sh -m "not live and not slow and not long" $(PYTEST_ARGS)
 
-test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 17 minutes on 2 cores)
+test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 14 minutes on 2 cores)
 	@scripts/test.sh -m "long and not live" $(PYTEST_ARGS)
 
 dev: setup ## The Dagster UI on this project
