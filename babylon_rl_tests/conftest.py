@@ -44,7 +44,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not (collection_path.name.startswith("test_") and collection_path.suffix == ".py"):
         return None
     marks = WHOLE_FILE.search(collection_path.read_text())
-    return True if marks and any(f"not {mark}" in config.option.markexpr for mark in MARK.findall(marks[0])) else None
+    excluded = {term.removeprefix("not ") for term in config.option.markexpr.split(" and ") if term.startswith("not ")}
+    return True if marks and excluded.intersection(MARK.findall(marks[0])) else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -57,15 +57,14 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
 )
 @traced_step
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
+    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
+        context.log.info(f"Judged by {endpoint}.")
     yield from report_hours(context, babylon, partial(_reports, context))
 
 
 def _reports(
     context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]
 ) -> dict[str, HourReport]:
-    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
-        context.log.info(f"Judged by {endpoint}.")
-
     def tell(what: str, done: int, total: int) -> None:
         babylon.on_progress(what, done, total)
         if total > 1:

@@ -1,6 +1,7 @@
 """Stages of the demo: plan, play, judge, train, compare. Each does only missing work."""
 
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -87,12 +88,12 @@ def stage(state: Demo, title: str) -> Iterator[None]:
 
 
 def _processor_s() -> float:
-    """Processor seconds of this process and of its children, running and ended."""
-    me = psutil.Process()
-    spent = 0.0
-    for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
+    """Processor seconds of this process and of its children, ended and running."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = time.process_time() + ended.ru_utime + ended.ru_stime
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            times = child.cpu_times()
             spent += times.user + times.system + times.children_user + times.children_system
     return spent
 

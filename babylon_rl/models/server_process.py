@@ -81,13 +81,15 @@ def kept_open(serving: Serving) -> Iterator[Serving]:
             nonlocal key, kept, url
             wanted = (settings.home, settings.local_base_model)
             if wanted != key or not adapters.items() <= kept.items():
+                key = ()  # also if the next one does not start
                 stack.close()
                 url, key, kept = stack.enter_context(serving(settings, adapters)), wanted, dict(adapters)
             try:
                 yield url
-            except BaseException:
+            except BaseException as error:
                 key = ()
-                stack.close()
+                # With the error, so that one which keeps it open in turn ends it, too.
+                stack.__exit__(type(error), error, error.__traceback__)
                 raise
 
         yield serve

@@ -414,3 +414,35 @@ def test_an_unknown_version_is_said_with_those_that_are_there(
     assert run(["serve", "model", "v9.9.9"]) == 3
     assert "no checkpoint v9.9.9 in" in (said := capsys.readouterr().err)
     assert "base, v1.0.0" in said
+
+
+def test_an_endpoint_that_failed_or_did_not_start_is_not_used_again_however_often_it_is_kept(settings: Settings, tmp_path: Path) -> None:
+    open_now: list[str] = []
+    starts = 0
+
+    @contextmanager
+    def serving(_: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
+        nonlocal starts
+        starts += 1
+        if "absent" in adapters:
+            raise ModelUnavailable("it does not start")
+        open_now.append(url := f"endpoint {starts}")
+        try:
+            yield url
+        finally:
+            open_now.remove(url)
+
+    with kept_open(serving) as outer, kept_open(outer) as kept:
+        with kept(settings, {}) as first:
+            assert open_now == [first]
+        with pytest.raises(ModelUnavailable), kept(settings, {"absent": tmp_path}):
+            pass
+        with kept(settings, {}) as second:
+            assert second != first and open_now == [second]
+        with pytest.raises(ConnectionError), kept(settings, {}) as again:
+            assert again == second
+            raise ConnectionError
+        assert open_now == []
+        with kept(settings, {}) as third:
+            assert third != second and open_now == [third]
+    assert open_now == []
