@@ -194,6 +194,7 @@ class GroupJudge:
         # The group's first requests were reserved together.
         async with self._budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
             self._failures.check()
+            self._store.check()
             reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
             self._failures.record_answer(request.window, answer.faults)

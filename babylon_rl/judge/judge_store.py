@@ -49,6 +49,7 @@ class JudgeStore:
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
         self._flushing: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
 
     def close(self) -> None:
         """Finish the current write, write the remaining answers, and release reservations."""
@@ -69,6 +70,18 @@ class JudgeStore:
     async def add(self, answer: StoredAnswer) -> None:
         """Write an answer; it is committed when this returns."""
         self._arrived[answer.key] = answer
+        try:
+            await self._written(answer)
+        except Exception as failure:
+            self._failure = failure
+            raise
+
+    def check(self) -> None:
+        """Raise the error of an answer that could not be written: none that comes now is worth paying for."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def _written(self, answer: StoredAnswer) -> None:
         # one write at a time; an answer that arrives during it joins the next
         while answer.key in self._arrived:
             if self._flushing is None or self._flushing.done():

@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_its_requests_and_keeps_what_was_answered(
 def test_a_run_whose_database_goes_away_ends_and_the_next_goes_on(database: Database, settings: Settings) -> None:
     windows = filled(database, 8)
     with judging(ScriptedJudge(latency_s=0.3)) as judge, connect(database.url, autocommit=True) as somebody:
-        chosen = asking(settings, judge.url, judge_concurrency=2)
+        chosen = asking(settings, judge.url, judge_concurrency=1)
         process = PROCESSES.Process(target=run_scoring, args=(database.url, windows, chosen, NOW))
         process.start()
         while judge.stats()["answered"] < 2:
@@ -128,4 +128,5 @@ def test_a_run_whose_database_goes_away_ends_and_the_next_goes_on(database: Data
         assert process.exitcode == 1
         with connect(database.url, autocommit=True) as connection:
             assert sorted(score_windows(connection, windows, chosen, NOW)) == windows
-        assert judge.stats()["requests"] <= 2 * 8 + 2 + 2
+        # One was in flight; what waited for it is not asked when its answer cannot be stored.
+        assert judge.stats()["requests"] <= 2 * 8 + 1
