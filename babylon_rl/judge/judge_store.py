@@ -36,7 +36,7 @@ HEARTBEAT_S = 30.0
 
 
 class JudgeStore:
-    """Runs database work of an event loop in a thread: stored answers, and the budget that all runs share.
+    """Stored answers and the budget of all runs, for an event loop; the database works in a thread.
 
     It must be closed after the loop has ended, with or without an error.
     """
@@ -49,7 +49,6 @@ class JudgeStore:
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
         self._flushing: asyncio.Task[None] | None = None
-        self._failure: Exception | None = None
 
     def close(self) -> None:
         """Finish the current write, write the remaining answers, and release reservations."""
@@ -70,24 +69,20 @@ class JudgeStore:
     async def add(self, answer: StoredAnswer) -> None:
         """Write an answer; it is committed when this returns."""
         self._arrived[answer.key] = answer
-        try:
-            await self._written(answer)
-        except Exception as failure:
-            self._failure = failure
-            raise
-
-    def check(self) -> None:
-        """Raise the error of an answer that could not be written: none that comes now is worth paying for."""
-        if self._failure is not None:
-            raise self._failure
-
-    async def _written(self, answer: StoredAnswer) -> None:
         # one write at a time; an answer that arrives during it joins the next
         while answer.key in self._arrived:
             if self._flushing is None or self._flushing.done():
                 self._flushing = asyncio.create_task(self.run(self._write_arrived))
             # a cancelled caller must not cancel the write of the others' answers
             await asyncio.shield(self._flushing)
+
+    def check(self) -> None:
+        """Raise the error of the last write, if it failed.
+
+        An answer that cannot be stored is not worth paying for.
+        """
+        if self._flushing is not None and self._flushing.done():
+            self._flushing.result()
 
     async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars if they fit beside the spending of all runs today.

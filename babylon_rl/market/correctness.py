@@ -123,7 +123,10 @@ class Targets:
 
 
 def intent(action_type: str, parameters: bytes) -> Intent | None:
-    """Target and side of a trading step, carried out or not, from its parameters (JSON); None without a target."""
+    """Target and side that a trading step names; None without a target.
+
+    ``parameters`` is JSON; whether the step was carried out does not matter.
+    """
     if action_type == NO_TRADE or not any(word in action_type for word in TRADES):
         return None
     values = _object(parameters)

@@ -313,7 +313,10 @@ class RecorderCalls:
         return replace(written, unfinished=sum(trajectory.sampled for trajectory in tuple(self._open.values())))
 
     def _last_report(self) -> RecorderReport:
-        """The report of a closed recorder, logged if trajectories never ended; lost and rejected ones are in the log already."""
+        """The report of a closed recorder.
+
+        Trajectories that never ended are logged; lost and rejected ones are in the log already.
+        """
         report = self.report()
         if report.unfinished:
             _LOG.warning(report.sentence)

@@ -20,7 +20,6 @@ from uuid import UUID
 
 import psycopg
 
-from babylon_rl.assets.resources import CONNECTION_RETRIES
 from babylon_rl.judge.scoring import HOURS_PER_RUN
 from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.windows import window_stretches
@@ -214,8 +213,7 @@ class Scenarios:
                 proxy.away = False
                 return f"one of two machines cut off for {away_s} s"
 
-            # Each attempt of a step may lose the answer that it waits for.
-            return self.backfill(f"cut off from {'Redis' if broker else 'Postgres'}", hours, 1, cut, repeats=1 + CONNECTION_RETRIES)
+            return self.backfill(f"cut off from {'Redis' if broker else 'Postgres'}", hours, 1, cut, repeats=2)
 
     def older_code(self, hours: int) -> Row:
         """A worker with other code refuses a run and ends; another takes it."""
