@@ -1,5 +1,5 @@
 # Sourced by everything that make starts: where the state directory is, and that caches of other people's libraries go into it.
-# Nothing here changes a variable that the user has set, but for without_own_settings.
+# Nothing here changes a variable that the user has set, but for PYTHONDONTWRITEBYTECODE and without_own_settings.
 
 # The state directory as an absolute path: BABYLON_RL_HOME from the environment, else from .env, else .babylon.
 state_directory() {
@@ -34,6 +34,7 @@ use_state_directory() {
     export DAGSTER_DISABLE_TELEMETRY="${DAGSTER_DISABLE_TELEMETRY:-yes}" DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
     export HF_HUB_DISABLE_TELEMETRY="${HF_HUB_DISABLE_TELEMETRY:-1}" LITELLM_LOCAL_MODEL_COST_MAP="${LITELLM_LOCAL_MODEL_COST_MAP:-True}"
     export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # babylon_rl/models/threads.py
+    unset PYTHONDONTWRITEBYTECODE # each program that is started would compile its libraries again: 10 s for those of the models
     # Dagster and multiprocessing put unix sockets into TMPDIR, whose paths end at 107 bytes: a deep clone keeps the system's.
     if [ -z "${TMPDIR:-}" ] && [ "${#state}" -le 64 ] && mkdir -p "$state/tmp" 2>/dev/null; then
         export TMPDIR="$state/tmp"

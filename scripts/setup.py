@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ VENV = ROOT / os.environ.get("BABYLON_RL_VENV", ".venv")
 STAMPS = VENV / ".stamps"
 LOCK, TORCH, WEIGHTS = ROOT / "requirements.lock", ROOT / "requirements-torch.txt", ROOT / "requirements-weights.lock"
 IMPORTED_BY_COMMANDS = (
-    "annotated_types", "dotenv", "msgspec", "psutil", "psycopg", "psycopg_binary", "pydantic", "pydantic_core", "pydantic_settings", "rich",
-    "typer", "typing_extensions.py", "typing_inspection", "xxhash",
+    "_distutils_hack", "annotated_doc", "annotated_types", "dotenv", "msgspec", "psutil", "psycopg", "psycopg_binary", "pydantic",
+    "pydantic_core", "pydantic_settings", "rich", "shellingham", "typer", "typing_extensions.py", "typing_inspection", "xxhash",
 )  # fmt: skip
 MARKER = ".babylon_rl_home"
 NEEDED_GB, NEEDED_CACHE_GB, NEEDED_STATE_GB = 4.0, 3.0, 1.0  # the cache shares its files with the environment on the same disk
@@ -131,14 +131,14 @@ def stages(state: Path) -> list[Stage]:
         # there are places where Python may write no bytecode, and each command would compile it again.
         uv(state, progress, exactly(LOCK), total=locked_count(LOCK))
         for site in VENV.glob("lib/python*/site-packages"):
-            imported = [str(site / name) for name in IMPORTED_BY_COMMANDS]
-            subprocess.run([str(VENV / "bin" / "python"), "-m", "compileall", "-qq", *imported], check=False)
+            compile_bytecode(site / name for name in IMPORTED_BY_COMMANDS)
 
     def torch(progress: Progress) -> None:
         uv(state, progress, ["--requirement", str(TORCH)])
 
     def project(progress: Progress) -> None:
         uv(state, progress, ["--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)])
+        compile_bytecode([ROOT / "babylon_rl"])
 
     return [
         Stage(f"environment {VENV.name}", STAMPS / "venv", str(ROOT), make_venv),
@@ -149,6 +149,11 @@ def stages(state: Path) -> list[Stage]:
             "weights of the CPU model (93 MB)", weights_directory(state) / ".complete", digest(WEIGHTS), lambda p: fetch_weights(state, p)
         ),
     ]
+
+
+def compile_bytecode(paths: Iterable[Path]) -> None:
+    """Write the bytecode of files and directories; what cannot be written is compiled at each import."""
+    subprocess.run([str(VENV / "bin" / "python"), "-m", "compileall", "-qq", *map(str, paths)], check=False)
 
 
 def run_stage(stage: Stage) -> None:

@@ -5,7 +5,6 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 use_state_directory
 without_own_settings
-unset PYTHONDONTWRITEBYTECODE # of hundreds of programs that are started, each would compile its libraries again
 linted=0
 [ -n "${BABYLON_RL_VENV:-}" ] || scripts/lint.sh || linted=$? # `make test-python` runs the tests alone: style and types are of one Python
 # Three at a time on two cores, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own
