@@ -27,6 +27,7 @@ from babylon_rl_tests.repeatable import repeatable
 __all__ = ["object_server", "object_store"]  # one server for all rooms: drivers remember its address
 DATA = Path(__file__).parent / "data"
 WHOLE_FILE, MARK = re.compile(r"^pytestmark = .+$", re.MULTILINE), re.compile(r"pytest\.mark\.(\w+)")
+MODELS = {"tiny_base", "packaged_base"}  # fixtures
 
 # What every property test builds on, also one that says nothing of it.
 hypothesis.settings.register_profile("repeatable", repeatable(100))
@@ -46,6 +47,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     marks = WHOLE_FILE.search(collection_path.read_text())
     excluded = {term.removeprefix("not ") for term in config.option.markexpr.split(" and ") if term.startswith("not ")}
     return True if marks and excluded.intersection(MARK.findall(marks[0])) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a model are slow: its fixture imports torch."""
+    for item in items:
+        if MODELS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

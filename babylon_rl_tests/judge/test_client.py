@@ -62,7 +62,7 @@ def through_litellm(played: Endpoint, time: Time | None = None, model: str = "op
     return direct(played, time, model, transport=LitellmTransport(model, played.url, KEY, 60), **options)
 
 
-both = pytest.mark.parametrize("make", [direct, through_litellm])
+both = pytest.mark.parametrize("make", [direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
 
 
 def run(ask: Callable[[Endpoint], Awaitable[Any]], *script: Answer) -> tuple[Any, Endpoint]:
