@@ -1,4 +1,4 @@
-"""Chat requests over aiohttp, as llm/ sends them, beside openai's usual transport: `python -m benchmarks.chat_client`, a minute or two.
+"""Chat requests as llm/ sends them beside OpenAI's client: `python -m benchmarks.chat_client`, a minute or two.
 
 A server in another process answers after 50 ms; both ask the same, one after the other. Milliseconds of processor time a request
 and requests a second, by how many are under way at once.
@@ -8,6 +8,8 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import openai
@@ -38,38 +40,55 @@ server.run([listening])
 """
 
 
-async def measure(url: str, at_once: int, usual: bool) -> tuple[float, float]:
-    """Milliseconds of processor time a request, and requests a second."""
+Ask = Callable[[], Coroutine[Any, Any, object]]
+
+
+@asynccontextmanager
+async def ours(url: str) -> AsyncIterator[Ask]:
+    """The transport of llm/."""
     transport = OpenAITransport(url, "m", None)
-    if usual:
-        await transport.aclose()
-        transport._client = transport._client.with_options(http_client=openai.DefaultAsyncHttpxClient(timeout=None))
-        transport._create = transport._client.chat.completions.with_raw_response.create
-    slots = asyncio.Semaphore(at_once)
-
-    async def ask(_: Any) -> None:
-        async with slots:
-            await transport.send(MESSAGES, {})
-
-    await asyncio.gather(*map(ask, range(at_once)))
-    started, used = time.perf_counter(), time.process_time()
-    await asyncio.gather(*map(ask, range(REQUESTS)))
-    figures = 1000 * (time.process_time() - used) / REQUESTS, REQUESTS / (time.perf_counter() - started)
+    yield lambda: transport.send(MESSAGES, {})
     await transport.aclose()
-    return figures
+
+
+@asynccontextmanager
+async def openais(url: str) -> AsyncIterator[Ask]:
+    """OpenAI's client."""
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield lambda: client.chat.completions.create(model="m", messages=MESSAGES)
+
+
+CLIENTS: dict[str, Callable[[str], AbstractAsyncContextManager[Ask]]] = {
+    "OpenAI's": openais,
+    "ours": ours,
+}
+
+
+async def measure(client: AbstractAsyncContextManager[Ask], at_once: int) -> tuple[float, float]:
+    """Milliseconds of processor time a request, and requests a second."""
+    async with client as ask:
+        slots = asyncio.Semaphore(at_once)
+
+        async def one(_: int) -> None:
+            async with slots:
+                await ask()
+
+        await asyncio.gather(*map(one, range(at_once)))
+        started, used = time.perf_counter(), time.process_time()
+        await asyncio.gather(*map(one, range(REQUESTS)))
+        return 1000 * (time.process_time() - used) / REQUESTS, REQUESTS / (time.perf_counter() - started)
 
 
 def main() -> None:
     """Print the table."""
-    table = Table("at once", "httpx: ms", "aiohttp: ms", "httpx: a second", "aiohttp: a second", "as fast", title="Chat requests")
+    table = Table("at once", *(f"{name}: ms, a second" for name in CLIENTS), title="Chat requests")
     with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
         try:
             for at_once in (1, 16, 64):
-                (httpx_ms, httpx_rate), (ms, rate) = [asyncio.run(measure(url, at_once, usual)) for usual in (True, False)]
-                figures = [f"{httpx_ms:.1f}", f"{ms:.1f}", f"{httpx_rate:.0f}", f"{rate:.0f}", f"{rate / httpx_rate:.1f} times"]
-                table.add_row(str(at_once), *figures)
+                figures = [asyncio.run(measure(client(url), at_once)) for client in CLIENTS.values()]
+                table.add_row(str(at_once), *(f"{ms:.2f}, {rate:.0f}" for ms, rate in figures))
         finally:
             server.kill()
     Console().print(table)

@@ -1,7 +1,7 @@
 """Client of a judge: endpoint, concurrency limit, retries, circuit breaker, price.
 
-An answer is text; answers.py parses it. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken by OpenAI's client, every other by
-litellm. Servers differ in the parameters that shape an answer: one that refuses a JSON schema gets the request in a plainer form.
+An answer is text; answers.py parses it. OpenAI's protocol serves openai/, openpipe: and JUDGE_BASE_URL, litellm every other provider.
+Servers differ in the parameters that shape an answer: one that refuses a JSON schema gets the request in a plainer form.
 """
 
 import asyncio
@@ -305,7 +305,7 @@ class JudgeClient:
 
 
 def _transport(endpoint: JudgeEndpoint, settings: JudgeSettings) -> Transport:
-    """The transport for an endpoint: OpenAI's client where an address is known, else litellm."""
+    """The transport for an endpoint: OpenAI's protocol where an address is known, else litellm."""
     if endpoint.base_url is not None:
         return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
     return LitellmTransport(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)

@@ -87,13 +87,12 @@ class ChatClient:
         wire, retrier = self._of_this_loop()
         sent: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "logprobs": self._logprobs}
         sent |= {name: value for name, value in (("seed", seed), ("response_format", response_format)) if value is not None}
-        sent |= {"extra_headers": dict(headers)} if headers else {}
 
         async def attempt(_: int, left_s: float) -> ChatAnswer:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(left_s):
-                    answer = await wire.send(messages, sent)
+                    answer = await wire.send(messages, sent, headers)
             except TimeoutError:
                 raise CallFailed(f"no answer within {left_s:g} s") from None
             if answer.text is None:

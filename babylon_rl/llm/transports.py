@@ -1,24 +1,30 @@
-"""Transports to chat endpoints: one attempt, one answer, by OpenAI's client or by litellm.
+"""Transports to chat endpoints: one attempt, one answer, by OpenAI's protocol over aiohttp or by litellm.
 
-Retries, logging and defaults of both libraries stay off. OpenAI's answers are parsed from their bytes: its client builds its objects from
-any JSON, even from a proxy's page.
+OpenAI's own client is not used: it builds its objects from any JSON, even from a proxy's page, and takes 40 MB and a second to import.
+Retries, logging and defaults of litellm stay off.
 """
 
 import asyncio
 import functools
 import json
+import os
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.request import getproxies, proxy_bypass
 
 from babylon_rl.errors import UsageError
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
 
+if TYPE_CHECKING:
+    import aiohttp
+    import yarl
+
+MAX_HEADER_BYTES = 64 * 1024
 WANDB_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
 
 
@@ -54,24 +60,32 @@ class ChatCompletion:
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """The trusted certificates, as httpx finds them; read once, as that takes 30 ms."""
-    import httpx
+    """The trusted certificates: those that SSL_CERT_FILE or SSL_CERT_DIR names, else certifi's; read once, as that takes 30 ms."""
+    import certifi
 
-    return httpx.create_ssl_context()
+    return ssl.create_default_context(cafile=None if {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys() else certifi.where())
 
 
-def _refuse_socks(base_url: str) -> None:
-    address, proxies = urlsplit(base_url), getproxies()
-    proxy = proxies.get(address.scheme) or proxies.get("all", "")
-    if proxy.startswith("socks") and not proxy_bypass(address.hostname or ""):
+def _proxy(url: "yarl.URL") -> str | None:
+    """The proxy that the environment names for requests to ``url``.
+
+    Raises:
+        UsageError: it is a SOCKS proxy.
+    """
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.host or ""):
+        return None
+    if proxy.startswith("socks"):
         raise UsageError(
-            f"The environment sends requests to {address.hostname} through a SOCKS proxy, and only HTTP proxies work. "
+            f"The environment sends requests to {url.host} through a SOCKS proxy, and only HTTP proxies work. "
             "Name one in HTTPS_PROXY, or the host in NO_PROXY."
         )
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The error at which a chain of causes began: aiohttp's own, which httpx's names do not always fit."""
+    """The error at which a chain of causes began."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -87,7 +101,7 @@ def plausible(count: object) -> int | None:
 class OpenAITransport:
     """Transport to ``base_url``, which ends before /chat/completions.
 
-    The caller limits the time of an attempt by cancelling it. ``aclose`` belongs to the event loop of ``send``. A user and password in the
+    The caller limits the time of an attempt by cancelling it. ``send`` and ``aclose`` belong to one event loop. A user and password in the
     address are sent instead of the key.
 
     Raises:
@@ -95,59 +109,63 @@ class OpenAITransport:
     """
 
     def __init__(self, base_url: str, model: str, key: str | None) -> None:
-        import httpx
-        import openai
+        import aiohttp
+        import yarl
 
-        _refuse_socks(base_url)
-        address = httpx.URL(base_url)
-
-        self._errors = openai.APIStatusError, openai.APIError
+        url = yarl.URL(base_url)
+        self._proxy = _proxy(url)
+        self._url = url.with_user(None) / "chat" / "completions"
         self._model = model
-        self._secrets = (key,) if key else ()
-        # The client's variables in the environment are meant for OpenAI, and this may be another server.
-        unsaid = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
-        self._unauthorized = {} if key else {"Authorization": openai.omit}
-        self._client = openai.AsyncOpenAI(
-            api_key=key or "none",  # an empty one is looked for in the environment
-            base_url=address.copy_with(userinfo=b""),
-            max_retries=0,
-            default_headers=unsaid,
-            # Over aiohttp, as openai's documentation advises where many requests run at once (benchmarks/chat_client.py).
-            http_client=openai.DefaultAioHttpClient(
-                timeout=None,
-                follow_redirects=False,
-                verify=_certificates(),
-                auth=httpx.BasicAuth(address.username, address.password) if address.userinfo else None,
-                # Idle connections go before servers close them, after 5 s at uvicorn: a request on a closed one would fail.
-                limits=httpx.Limits(max_connections=1000, keepalive_expiry=4),
-            ),
-        )
-        self._create = self._client.chat.completions.with_raw_response.create  # loads OpenAI's modules of it, for half a second
+        credentials = f"Bearer {key}" if key else None
+        if url.user is not None:
+            credentials = "Basic " + b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+        self._headers = {"Authorization": credentials} if credentials else {}
+        self._secrets = tuple(secret for secret in (key, url.password) if secret)
+        self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
+        self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
-        """Post one request and read the answer.
+    async def send(
+        self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> ChatCompletion:
+        """Post one request and read the answer; ``headers`` are sent besides the usual ones.
 
         Raises:
             CallFailed: the server refused, did not answer, or sent no chat completion.
         """
-        refused, failed = self._errors
+        body = {"model": self._model, "messages": [_sendable(message) for message in messages], **parameters}
         try:
-            raw = await self._create(
-                model=self._model,
-                messages=[_sendable(message) for message in messages],
-                **{**parameters, "extra_headers": {**parameters.get("extra_headers", {}), **self._unauthorized}},
-            )
-        except refused as error:
-            wait_s = retry_after_s(error.response.headers.get("retry-after"), datetime.now(UTC))
-            raise self._failed(_error_message(error.response.content), error.status_code, wait_s) from None
-        except failed as error:
-            cause = _first_cause(error)
+            async with self._opened().post(self._url, json=body, headers=headers, proxy=self._proxy, allow_redirects=False) as response:
+                content = await response.read()
+        except self._failures as failed:
+            cause = _first_cause(failed)
             raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None
-        return self._read(raw.http_response.content)
+        if not 200 <= response.status < 300:
+            wait_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+            raise self._failed(_error_message(content), response.status, wait_s)
+        return self._read(content)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> "aiohttp.ClientSession":
+        import aiohttp
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Idle connections go before servers close them, after 5 s at uvicorn: a request on a closed one would fail.
+                connector=aiohttp.TCPConnector(
+                    limit=1000, keepalive_timeout=4, ssl=_certificates() if self._url.scheme == "https" else True
+                ),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                json_serialize=functools.partial(json.dumps, ensure_ascii=False),
+                max_field_size=MAX_HEADER_BYTES,
+                max_line_size=MAX_HEADER_BYTES,
+            )
+        return self._session
 
     def _read(self, content: bytes) -> ChatCompletion:
         """Parse a completion; anything else is a failed attempt."""

@@ -189,6 +189,20 @@ def test_a_socks_proxy_is_refused_where_it_would_be_asked(monkeypatch: pytest.Mo
         assert ask_now(served.url).text == "yes"
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_request_goes_through_the_proxy_of_the_environment(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with endpoint(good()) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", scheme + "us%40er:word@" + proxy.url.removeprefix("http://").removesuffix("/v1"))
+        assert ask_now("http://agents.example/v1").text == "yes"
+    assert proxy.seen[0]["path"] == "http://agents.example/v1/chat/completions"
+    assert proxy.seen[0]["headers"]["Proxy-Authorization"] == f"Basic {b64encode(b'us@er:word').decode()}"
+
+
+def test_an_answer_with_long_headers_is_read() -> None:
+    with endpoint((200, {"x-why": "a" * 20_000}, json.dumps(GOOD).encode())) as served:
+        assert ask_now(served.url).text == "yes"
+
+
 @both
 def test_a_date_to_retry_after_is_read(ask: Ask) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
