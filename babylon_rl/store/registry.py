@@ -191,7 +191,7 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
 
 
 def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:
-    """Register a trained version in the caller's transaction.
+    """Register a trained version in the caller's transaction, under the locks of its windows.
 
     Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
     trainable token are not marked: their scores counted in the mean of their groups, and no later batch takes them. Returns the number of

@@ -44,6 +44,7 @@ from babylon_rl.store.registry import (
     version_order,
     version_taken,
 )
+from babylon_rl.store.windows import lock_windows
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
@@ -190,8 +191,10 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
         wandb_artifact_id=remote.artifact if remote else None,
     )  # fmt: skip
-    # Under the registry lock: a version number taken meanwhile sends the batch back for the next one.
+    # Under the registry lock: a version number taken meanwhile sends the batch back for the next one. Under the locks of its hours before:
+    # their judge writes to the same trajectories, in another order.
     with own_transaction(run.connection):
+        lock_windows(run.connection, new.windows)
         lock_registry(run.connection)
         if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
             raise TrainingPaused(

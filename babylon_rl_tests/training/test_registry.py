@@ -1,6 +1,8 @@
 """What a registered version says of itself is the same wherever one looks, and a training that cannot be written leaves nothing."""
 
 import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
+from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
@@ -73,6 +76,34 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
     note_tracking(connection, batch.batch_id, batch.batch_id, "https://w/run", NOW)
     noted = next(m for m in read_models(connection) if m.version == model.version)
     assert (noted.wandb_run_id, noted.tracking_url) == (batch.batch_id, "https://w/run")
+
+
+@pytest.mark.slow
+def test_a_version_is_registered_while_its_hours_are_judged_again(connection, settings, read_sample) -> None:
+    batch = prepared(connection, settings, max_trajectories=120)
+    connection.commit()
+
+    def train():
+        with read_sample.connect(autocommit=True) as own:
+            return train_batch(own, batch.batch_id, settings, NOW)
+
+    def judge():
+        with read_sample.connect(autocommit=True) as own:
+            return score_windows(own, batch.windows, settings, NOW, force=True)
+
+    rows = 'SELECT "trajectoryId" FROM public.trajectories WHERE "windowId" = ANY(%s) ORDER BY 1'
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with read_sample.connect() as held, read_sample.connect(autocommit=True) as watch, ThreadPoolExecutor() as pool:
+        # Both write to the same trajectories, each in its own order: they are stopped at a row that is in the middle of either.
+        ids = [trajectory for (trajectory,) in held.execute(rows, [list(batch.windows)])]
+        held.execute('SELECT FROM public.trajectories WHERE "trajectoryId" = %s FOR UPDATE', [ids[len(ids) // 3]])
+        judged, trained = pool.submit(judge), pool.submit(train)
+        until = time.monotonic() + 20
+        while watch.value(waiting) != 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        held.rollback()
+        assert trained.result(30).model.version == batch.version
+        assert all(judged.result(30)[window].changed for window in batch.windows)
 
 
 def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connection, settings) -> None:
