@@ -18,7 +18,7 @@ from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import read_last_calls
-from babylon_rl.store.registry import Model, deployed_model, read_models
+from babylon_rl.store.registry import Model, deployed_model, lock_models, read_models
 from babylon_rl.store.releases import (
     BASE,
     ON_TRIAL,
@@ -223,6 +223,7 @@ def _transition(connection: Connection, author: ReleaseAuthor, settings: Setting
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
         lock_releases(connection)
+        lock_models(connection)
         models, live = read_models(connection), read_rollouts(connection, LIVE)
         deployed = deployed_model(models)
         versions = {model.version: model for model in models}

@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.store.columns import listed
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.registry import lock_models
 from babylon_rl.windows import window_of, window_start
 
 COUNTED_AGAIN = timedelta(hours=3)  # before the newest counted hour: recorded calls may come that late
@@ -149,9 +150,10 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
     times = {"since": _EARLIEST if newest is None else window_start(newest) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
     new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
+    agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
+    lock_models(connection)
     for version, calls in new.items():
         connection.execute(_ADD_CALLS, [calls, version])
-    agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
     connection.execute(_SET_AGENTS, [Jsonb(agents)])
     return new
 
@@ -194,7 +196,7 @@ _LOG_COLUMNS = (
     "metadata", "createdAt",
 )  # fmt: skip
 # Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice. Versions of other
-# producers are not changed.
+# producers are not changed. Rows of versions are locked in one order (see lock_models).
 _INSERT_CALLS = f"""
 WITH new AS (
     INSERT INTO babylon_rl.gateway_calls ({listed(_CALL_COLUMNS)})
@@ -203,10 +205,12 @@ WITH new AS (
     RETURNING "version", "status"
 ), answered AS (
     SELECT "version", count(*)::int AS calls FROM new WHERE "status" = 200 AND "version" IS NOT NULL GROUP BY "version"
+), locked AS (
+    SELECT m.id, answered.calls FROM answered JOIN babylon_rl.model_lineage l ON l."version" = answered."version"
+    JOIN public.trained_models m ON m.version = l."version" AND m."trainingBatch" = l."batchId"
+    ORDER BY m.version FOR NO KEY UPDATE OF m
 ), counted AS (
-    UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + answered.calls
-    FROM answered JOIN babylon_rl.model_lineage l ON l."version" = answered."version"
-    WHERE m.version = l."version" AND m."trainingBatch" = l."batchId"
+    UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + locked.calls FROM locked WHERE m.id = locked.id
 )
 SELECT count(*) FROM new
 """

@@ -32,6 +32,11 @@ FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 """
 
+# In one order, as every writer to several of these rows takes them: otherwise two could wait for each other.
+_LOCK_OURS = """
+SELECT FROM public.trained_models m JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
+ORDER BY m.version FOR NO KEY UPDATE OF m
+"""
 _ROLLED_BACK = """SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'"""
 
 
@@ -156,6 +161,11 @@ def reserve_version(connection: Connection, batch_id: str, version: str) -> None
     """Change the version number of a live batch; the caller holds the registry lock."""
     connection.execute('UPDATE babylon_rl.batches SET "version" = %s WHERE "batchId" = %s', [version, batch_id])
     connection.execute('UPDATE public.training_batches SET "modelVersion" = %s WHERE "batchId" = %s', [version, batch_id])
+
+
+def lock_models(connection: Connection) -> None:
+    """Lock the rows of our versions until the end of the transaction."""
+    connection.execute(_LOCK_OURS)
 
 
 def read_models(connection: Connection) -> list[Model]:

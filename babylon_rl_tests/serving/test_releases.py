@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving import releases
 from babylon_rl.serving.releases import TRANSITIONS, ReleaseAuthor, deploy, marked_versions, next_state, pause, propose, resume, rollback
 from babylon_rl.store.database import Database
+from babylon_rl.store.live_usage import write_calls
 from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_routing
 
@@ -281,3 +284,40 @@ def test_the_next_training_continues_from_the_deployed_version(connection, setti
     rollback(connection, settings, author(3))
     rollback(connection, settings, author(4))
     assert (parent(), parent(promoted=True)) == ("v1.0.0", None)  # what was rolled back is no parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_version_is_deployed_while_a_gateway_counts_calls_of_both(database: Database, connection, settings, versions, order) -> None:
+    old, new = (versions[place] for place in order)
+    connection.execute("UPDATE trained_models SET status = 'deployed', \"deployedAt\" = %s WHERE version = %s", [NOW, old])
+    connection.commit()
+    call = {"at": NOW.isoformat(), "arm": "rollout", "status": 200, "latencyMs": 1.0, "keyName": None}
+    calls = [call | {"callId": f"call-{number}", "version": versions[number % 2]} for number in range(6)]
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    def released():
+        with database.connect() as own:
+            return deploy(own, new, settings, author(), strategy="immediate")
+
+    def written():
+        with database.connect(autocommit=True) as own:
+            return write_calls(own, calls, [])
+
+    def until_waiting(number: int) -> None:
+        end = time.monotonic() + 20
+        while watch.value(waiting) != number and time.monotonic() < end:
+            time.sleep(0.01)
+
+    with database.connect() as held, database.connect(autocommit=True) as watch, ThreadPoolExecutor() as pool:
+        # The release is stopped between its writes to the two versions.
+        held.execute("LOCK TABLE babylon_rl.rollouts IN SHARE MODE")
+        release = pool.submit(released)
+        until_waiting(1)
+        writing = pool.submit(written)
+        until_waiting(2)
+        held.rollback()
+        assert release.result(30).state == "released" and writing.result(30) == 6
+    counts = dict(connection.execute('SELECT version, "totalInferences" FROM trained_models').fetchall())
+    assert (counts[old], counts[new]) == (3, 3)
+    assert (statuses(connection)[old], statuses(connection)[new]) == ("archived", "deployed")
