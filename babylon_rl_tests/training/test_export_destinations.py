@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from babylon_rl.files.location import shown_url
 from babylon_rl.settings import Settings
 from babylon_rl.training.export import FORMATS
 from babylon_rl.training.export.destination import MANIFEST, STAGING, Destination, describing, read_manifest
+from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.training.exports import content_of
 
 Write = Callable[..., list[str]]
@@ -171,15 +171,8 @@ def test_a_manifest_that_points_elsewhere_is_not_believed(write: Write, tmp_path
 
 def test_a_full_disk_is_a_sentence_and_nothing_is_left_behind(write: Write, tmp_path: Path) -> None:
     write(tmp_path, a="1")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as if the disk ended there
-    try:
-        with pytest.raises(ExportError, match=f"{tmp_path} cannot be written: File too large"):
-            write(tmp_path, a="2", b="x" * 20_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with full_disk(10_000), pytest.raises(ExportError, match=f"{tmp_path} cannot be written: File too large"):
+        write(tmp_path, a="2", b="x" * 20_000)
     assert texts(tmp_path) == {"a": "1"}
 
 
