@@ -138,7 +138,8 @@ class _Answer(msgspec.Struct):
 
 
 def _read_answer(answer: bytes) -> _Answer:
-    if answer.startswith(b"{"):
+    # Some servers send blank lines until their answer is there.
+    if answer.lstrip().startswith(b"{"):
         document = msgspec.json.decode(answer)
         return _from_choices(document.get("model"), document["choices"])
     return _from_chunks([msgspec.json.decode(payload) for payload in payloads(answer) if payload != b"[DONE]"])

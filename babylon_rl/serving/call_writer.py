@@ -140,15 +140,19 @@ class CallWriter:
             entry = CallEntry.decoded(record)
             call = entry.call_row()
         except _ENTRY_FAULTS as fault:
-            self._refused.append((f"A record of the spool is no call: {fault}", repr(record[:1000])))
+            self._refuse(f"A record of the spool is no call: {fault}", repr(record[:1000]))
             return None
         try:
             log = entry.log_row()
         except _ENTRY_FAULTS as fault:
-            self._refused.append((f"The texts of call {entry.call_id} cannot be recorded: {fault}", {"request": repr(entry.request)}))
+            self._refuse(f"The texts of call {entry.call_id} cannot be recorded: {fault}", {"request": repr(entry.request)})
             log = None
         self._privacy.apply(call, log)
         return call, log
+
+    def _refuse(self, reason: str, unread: Any) -> None:
+        """Refuse a call that cannot be read; it is not kept where fields are private, as they cannot be dropped from it."""
+        self._refused.append((reason, None if self._privacy.fields else unread))
 
     def _write(self, rows: Rows, database: Database) -> None:
         """Write rows in one transaction; if the database refuses one, halves until it is alone."""
@@ -177,7 +181,7 @@ class CallWriter:
             return
         lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()
         path = self._spool.directory.parent / "rejected.calls.json"
-        with path.open("ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=_private) as file:
             end = file.seek(0, os.SEEK_END)
             if file.write(lines) < len(lines):
                 file.truncate(end)
@@ -192,6 +196,11 @@ class CallWriter:
         self._connection = None
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that is readable by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 @contextmanager
 def call_writer(settings: Settings) -> Iterator[None]:
     """Run the writer's process as long as the block; one that dies is started again.
@@ -199,14 +208,19 @@ def call_writer(settings: Settings) -> Iterator[None]:
     Its standard input is a pipe that only this process holds, so that it ends when this process does, after writing what is left.
     """
     RecordedPrivacy.of(settings)  # a wrong setting is reported here
-    closing, children = threading.Event(), [_started(settings)]
+    closing, child = threading.Event(), _started(settings)
 
     def keep_running() -> None:
-        while children[-1].wait() is not None and not closing.wait(_RESTART_S):
-            _LOG.error("The writer of recorded calls ended with status %d and is started again.", children[-1].returncode)
-            children.append(_started(settings))
+        nonlocal child
+        while child.wait() is not None and not closing.wait(_RESTART_S):
+            _LOG.error("The writer of recorded calls ended with status %d and is started again.", child.returncode)
+            _stop(child)
+            try:
+                child = _started(settings)
+            except OSError as failed:  # no memory or no free file; the calls wait on disk
+                _LOG.error("The writer of recorded calls cannot be started: %s. It is tried again.", first_line(failed))
             if closing.is_set():
-                _stop(children[-1])
+                _stop(child)
 
     thread = threading.Thread(target=keep_running, name="babylon-call-writer", daemon=True)
     thread.start()
@@ -214,7 +228,7 @@ def call_writer(settings: Settings) -> Iterator[None]:
         yield
     finally:
         closing.set()
-        _stop(children[-1])
+        _stop(child)
         thread.join(_STOP_S)
 
 
@@ -255,6 +269,7 @@ def _started(settings: Settings) -> subprocess.Popen[bytes]:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Close the pipe to a writer, and wait until it has ended."""
     assert child.stdin is not None
     child.stdin.close()
     try:

@@ -58,7 +58,7 @@ def has_token(events: bytes) -> bool:
     """Return True if the events hold part or end of the answer or stream.
 
     Raises:
-        ValueError: an event reports an error or is no chunk of a chat completion.
+        ValueError, RecursionError: an event reports an error or is no chunk of a chat completion.
     """
     for payload in payloads(events):
         if payload == b"[DONE]":

@@ -129,7 +129,8 @@ class SpoolReader:
             length, checksum = _HEAD.unpack_from(content, at - offset)
             start = at - offset + _HEAD.size
             record = content[start : start + length]
-            if len(record) < length or zlib.crc32(record) != checksum:
+            # A power failure may leave zeros, which look like empty records.
+            if not length or len(record) < length or zlib.crc32(record) != checksum:
                 break
             records.append(record)
             at += _HEAD.size + length

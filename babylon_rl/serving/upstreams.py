@@ -196,7 +196,7 @@ class Upstream:
             try:
                 if events and has_token(events):
                     return StreamedAnswer(head, buffer, response, self.pool, self._timeout_s)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
         raise UpstreamFailed("broken", ApiError(502, "The model's stream broke before its first token.", "upstream_error"))
 

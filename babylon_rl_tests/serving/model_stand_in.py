@@ -94,7 +94,8 @@ class ModelStandIn:
             return await self._stream(reader, writer, model, fault, bool((body.get("stream_options") or {}).get("include_usage")))
         else:
             await asyncio.sleep(self.pause_s)
-            self._write(writer, 200, "application/json", json.dumps(self.answer(model)).encode())
+            blank = b"\n\n" if fault == "blank lines" else b""
+            self._write(writer, 200, "application/json", blank + json.dumps(self.answer(model)).encode())
         await writer.drain()
         return True
 
@@ -109,6 +110,8 @@ class ModelStandIn:
             events.insert(1, chunk(model, {"reasoning_content": "because"}))
         if fault == "error first":
             events = [b'data: {"error": {"message": "out of memory"}}\n\n']
+        if fault == "nested":
+            events = [b'data: {"choices": [{"delta": {"content": ' + b"[" * 100_000 + b"\n\n"]
         for place, event in enumerate(events):
             if (fault, place) in (("breaks first", 1), ("breaks later", 3)):
                 return False

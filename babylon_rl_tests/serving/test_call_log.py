@@ -138,6 +138,15 @@ def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
 
 
 @pytest.mark.slow
+def test_an_answer_after_blank_lines_is_recorded(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
+    upstream.behaviour["v1.0.0"] = "blank lines"  # some servers send them until the answer is there
+    with running_gateway(recording, database, writes=True) as gateway:
+        chat(gateway)
+        (row,) = logs(database, 1)
+    assert row["response"] == "hold your position" and len(row["metadata"]["logprobs"]) == 3
+
+
+@pytest.mark.slow
 def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: Settings, database: Database) -> None:
     with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, messages=[{"role": "user", "content": "a\x00b 😀"}], extra_headers=PLACE | {"x-babylon-step": "odd"})

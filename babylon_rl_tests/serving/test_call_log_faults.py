@@ -3,7 +3,9 @@
 import http.client
 import json
 import os
+import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -149,6 +151,30 @@ def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recor
         require_each_once(database, load.answered)
 
 
+@pytest.mark.slow
+def test_a_writer_is_started_again_once_there_are_free_files_and_leaves_none_open(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_writer, "_RESTART_S", 0.2)
+    this, limits = psutil.Process(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    known = {child.pid for child in this.children()}
+
+    def writers() -> set[int]:
+        return {child.pid for child in this.children() if child.status() != psutil.STATUS_ZOMBIE} - known
+
+    with call_writer.call_writer(settings):
+        (first,), files = writers(), this.num_fds()
+        os.kill(first, signal.SIGKILL)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            time.sleep(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        wait_for(lambda: writers() - {first}, "a new writer")
+        assert this.num_fds() == files
+    assert writers() == set()
+
+
 def kill_writer(process: subprocess.Popen[str], load: Load) -> None:
     load.more(40)
     killed = {child.pid for child in psutil.Process(process.pid).children()}
@@ -242,13 +268,13 @@ def writer(settings: Settings, database: Database) -> Iterator[Path]:
     thread.join(10)
 
 
-def spool_segment(directory: Path, *call_ids: str) -> None:
+def spool_segment(directory: Path, *call_ids: str, request: bytes | None = None) -> None:
     """A complete segment of calls; one named NO_CALL is none."""
     spool = Spool(directory, 1024**2)
     for name in call_ids:
         entry = CallEntry(
             name, name, 0, "a1", None, None, None, "action", None, [], "v1.0.0", "v1.0.0", "deployed", "deployed", "auto", None, 200,
-            1.0, None, 1, 1,
+            1.0, None, 1, 1, request, None if request is None else b"{}",
         )  # fmt: skip
         assert spool.append(NO_CALL.encode() if name == NO_CALL else entry.encoded())
     spool.close()
@@ -299,6 +325,32 @@ def test_a_segment_that_cannot_be_read_holds_up_no_other_and_ends_no_thread(reco
         assert call_ids(database) == ["call-1"]
         (directory / "0.calls").rmdir()
         wait_for(lambda: read_status(directory).problem is None, "the problem to be over")
+
+
+def test_zeros_that_a_power_failure_leaves_behind_a_call_are_no_calls(recording: Settings, database: Database) -> None:
+    directory = recording.home / "gateway" / "spool"
+    spool_segment(directory, "call-1")
+    (segment,) = directory.glob("*.calls")
+    with segment.open("ab") as file:
+        file.write(bytes(4096))
+    with writer(recording, database):
+        wait_for(lambda: stored_bytes(directory) == 0, "the segment to be handled")
+    assert call_ids(database) == ["call-1"] and read_status(directory).rejected == 0
+
+
+@pytest.mark.parametrize(("private", "kept"), [("", True), ("prompts", False)])
+def test_refused_calls_are_kept_for_their_owner_alone_and_without_private_fields(
+    recording: Settings, database: Database, private: str, kept: bool
+) -> None:
+    directory = recording.home / "gateway" / "spool"
+    spool_segment(directory, "call-1", NO_CALL, request=b'{"messages": "a secret"}')
+    with writer(recording.model_copy(update={"record_private_fields": private}), database):
+        wait_for(lambda: stored_bytes(directory) == 0, "the segment to be handled")
+    rejected = directory.parent / "rejected.calls.json"
+    lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert "The texts of call call-1 cannot be recorded" in lines[0]["reason"] and len(lines) == 2
+    assert ("a secret" in rejected.read_text(), repr(NO_CALL.encode()) in rejected.read_text()) == (kept, kept)
+    assert stat.S_IMODE(rejected.stat().st_mode) == 0o600 and call_ids(database) == ["call-1"]
 
 
 class ManyPauses(threading.Event):

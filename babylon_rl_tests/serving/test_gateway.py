@@ -19,7 +19,13 @@ FALLBACKS = {
     "429": "rate_limited", "500": "server_error", "503": "server_error", "404": "refused", "401": "refused", "html": "no_completion",
     "hangs up": "unreachable", "half body": "unreachable", "hangs": "timeout",
 }  # fmt: skip
-STREAM_FALLBACKS = {"breaks first": "unreachable", "error first": "broken", "500": "server_error", "html": "no_completion"}
+STREAM_FALLBACKS = {
+    "breaks first": "unreachable",
+    "error first": "broken",
+    "nested": "broken",
+    "500": "server_error",
+    "html": "no_completion",
+}
 
 
 @pytest.fixture
