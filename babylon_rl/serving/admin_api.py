@@ -38,10 +38,9 @@ from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
 from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
-from babylon_rl.serving.http_server import error_handlers, json_response, server_options
+from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, error_handlers, json_response, read_body, server_options
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
 from babylon_rl.serving.status import automation_document, status_document
@@ -295,8 +294,6 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
             async with AsyncExitStack() as files:
                 admitted = await _read(api, operation, request, client, files)
                 return json_response(await anyio.to_thread.run_sync(operation.run, api, admitted))
-        except ClientGone:
-            return Response(status_code=499)  # nobody is there to read it
         except BabylonError as refused:
             raise ApiError(_status(refused), str(refused), "refused") from None
         except psycopg.Error as broken:

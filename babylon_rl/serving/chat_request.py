@@ -1,7 +1,6 @@
 """Chat request: the fields that the gateway reads, all else unchanged."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +10,8 @@ import msgspec
 from babylon_rl.recorder.calls import PURPOSES
 from babylon_rl.serving.api_errors import ApiError
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-BODY_TIMEOUT_S = 30.0
 _MAX_HEADER = 200
 _NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class ClientGone(Exception):
-    """The client closed its connection before its answer was complete."""
 
 
 @dataclass(frozen=True)
@@ -120,29 +113,3 @@ def _name(headers: Mapping[str, str], name: str) -> str | None:
 
 def _is_name(value: str) -> bool:
     return 0 < len(value) <= _MAX_HEADER and value.isprintable()
-
-
-async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
-    """Read a body within its limits of length and time.
-
-    Raises:
-        ApiError: too long, or too slow.
-        ClientGone: the client left before the body was complete.
-    """
-    parts, size = list[bytes](), 0
-    try:
-        async with asyncio.timeout(within_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > longest:
-                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
-                parts.append(part)
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        slow = f"The body did not arrive within {within_s:g} s."
-        raise ApiError(408, slow, "body_timeout", headers={"connection": "close"}) from None

@@ -19,7 +19,8 @@ from uuid import uuid4
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.serving.access import Access
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, CallContext, ChatRequest, ClientGone, Receive, read_body
+from babylon_rl.serving.chat_request import CallContext, ChatRequest
+from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route

@@ -1,7 +1,7 @@
-"""HTTP servers: uvicorn's protocol with limits on slow, large and stalled requests, JSON responses, errors."""
+"""HTTP servers: uvicorn's protocol with limits on slow, large and stalled requests, bodies, JSON responses, errors."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -15,6 +15,12 @@ from babylon_rl.serving.api_errors import ApiError
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 STALLED_S = 60.0
+BODY_TIMEOUT_S = 30.0
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was complete."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -110,13 +116,39 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
+    """Read a body within its limits of length and time.
+
+    Raises:
+        ApiError: too long, or too slow.
+        ClientGone: the client left before the body was complete.
+    """
+    parts, size = list[bytes](), 0
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > longest:
+                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
+                parts.append(part)
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        slow = f"The body did not arrive within {within_s:g} s."
+        raise ApiError(408, slow, "body_timeout", headers={"connection": "close"}) from None
+
+
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Response with a document as JSON."""
     return Response(msgspec.json.encode(document), status, headers, "application/json")
 
 
 def error_handlers(respond: Callable[[ApiError], Response], served: str, failed: str) -> dict[Any, Any]:
-    """Starlette's handlers of unknown paths, of ApiError, and of errors of our own.
+    """Starlette's handlers of unknown paths, of ApiError and ClientGone, and of errors of our own.
 
     ``respond`` makes the response in the server's envelope; ``served`` says what is served, ``failed`` is the sentence of the last.
     """
@@ -130,10 +162,13 @@ def error_handlers(respond: Callable[[ApiError], Response], served: str, failed:
         assert isinstance(error, ApiError)
         return respond(error)
 
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody is there to read it
+
     async def internal(_: Request, error: Exception) -> Response:
         return respond(ApiError(500, failed, "internal_error"))
 
-    return {HTTPException: no_path, ApiError: refused, Exception: internal}
+    return {HTTPException: no_path, ApiError: refused, ClientGone: gone, Exception: internal}
 
 
 def server_options(protocol: type[LimitedProtocol] = LimitedProtocol, **options: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ result is kept. One thread serves all: a step takes well under a millisecond. do
 """
 
 import asyncio
+import logging
 import re
 import secrets
 import socket
@@ -52,6 +53,7 @@ SEED = 0  # pairs these results with those of `benchmark run`, which has the sam
 MOST_SESSIONS = 64  # at once
 MOST_ENDED = 32  # sessions whose results are kept
 Clock = Callable[[], float]
+_LOG = logging.getLogger(__name__)
 
 
 class ExternalAgent(msgspec.Struct, frozen=True):
@@ -234,16 +236,27 @@ class SessionRegistry:
             del self._ended[next(iter(self._ended))]
         return result
 
-    def sweep(self, idle_s: float | None = None) -> None:
+    def sweep(self) -> None:
         """End the sessions that no request has touched for too long."""
-        limit = self._idle_s if idle_s is None else idle_s
         now = self._clock()
         for token, session in list(self._playing.items()):
-            if now - session.touched_at >= limit:
-                session.stop(
-                    f"{session.agent.name} did nothing for {now - session.touched_at:.0f} s" if idle_s is None else "the server ended"
-                )
-                self.end(token)
+            if now - session.touched_at >= self._idle_s:
+                self._end_unasked(token, f"{session.agent.name} did nothing for {now - session.touched_at:.0f} s")
+
+    def close(self) -> None:
+        """End all sessions."""
+        for token in list(self._playing):
+            self._end_unasked(token, "the server ended")
+
+    def _end_unasked(self, token: str, reason: str) -> None:
+        session = self._playing[token]
+        session.stop(reason)
+        try:
+            self.end(token)
+        # Other agents play on; it is tried again after as long a time, and when its own agent asks for it.
+        except OSError as unwritten:
+            session.touched_at = self._clock()
+            _LOG.warning("The result of %s cannot be written: %s.", session.agent.name, unwritten)
 
 
 def create_app(
@@ -313,7 +326,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        sessions.sweep(idle_s=0.0)
+        sessions.close()
 
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]

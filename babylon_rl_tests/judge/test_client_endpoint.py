@@ -149,3 +149,4 @@ def test_a_date_in_the_past_is_no_wait() -> None:
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT", datetime.now(UTC)) == 0
     assert retry_after_s(None, datetime.now(UTC)) is None
     assert retry_after_s("inf", datetime.now(UTC)) is None
+    assert retry_after_s(f"Wed, {10**20} Oct 2015 07:28:00 GMT", datetime.now(UTC)) is None

@@ -1,6 +1,7 @@
 """The admin page over real HTTP: who sees it, what it may run, and that its parts say what the database holds."""
 
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -48,6 +49,17 @@ def admin(settings: Settings, database: Database) -> Iterator[AdminServer]:
     fill(database, settings, hours=60)
     with running_admin(settings, database) as server:
         yield server
+
+
+def test_a_visitor_who_leaves_while_logging_in_is_no_fault_of_the_server(
+    settings: Settings, database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running_admin(settings, database) as server:
+        address = urllib.parse.urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port)) as visitor:
+            visitor.sendall(b"POST /admin/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nkey=")
+            assert server.get("/").status == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def with_key(server: AdminServer, database: Database, *, admin: bool = True) -> None:

@@ -334,6 +334,36 @@ def test_a_result_that_cannot_be_written_is_not_lost(tmp_path: Path) -> None:
         assert player.get("/result")[1]["complete"] is True
 
 
+def test_a_result_that_cannot_be_written_stops_no_other_agent(tmp_path: Path) -> None:
+    clock = Clock()
+    (tmp_path / "results").write_text("a file in the way")
+    with served(MARKET, idle_s=60.0, results=tmp_path / "results", clock=clock) as url:
+        idle, busy = Player(url), Player(url)
+        idle.start(name="idle")
+        clock.now = 50.0
+        busy.start(name="busy")
+        clock.now = 61.0
+        assert busy.post("/advance")[0] == 200 and Player(url).post("/start")[0] == 201
+        assert idle.get("/result")[0] == 507
+        (tmp_path / "results").unlink()
+        assert "idle did nothing" in idle.get("/result")[1]["stopped"]
+
+
+def test_a_server_that_ends_writes_each_result_that_it_can(tmp_path: Path) -> None:
+    with served(MARKET, results=tmp_path) as url:
+        for name in ("a", "b", "c"):
+            Player(url).start(name=name)
+    results = {path.name[0]: path for path in tmp_path.glob("*.partial.json")}
+    assert sorted(results) == ["a", "b", "c"]
+    for path in results.values():
+        path.unlink()
+    with served(MARKET, results=tmp_path) as url:
+        for name in ("a", "b", "c"):
+            Player(url).start(name=name)
+        results["a"].mkdir()
+    assert results["b"].is_file() and results["c"].is_file()
+
+
 def test_the_command_refuses_what_it_cannot_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["serve", "market", str(tmp_path / "none.json"), "--port", "0"]) == 3
     assert "There is no snapshot" in capsys.readouterr().err
