@@ -36,6 +36,7 @@ from babylon_rl.models.server import bind, url_of
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
+from babylon_rl.serving.admin_openapi import Operation, openapi_document
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import DagsterClient
@@ -74,15 +75,6 @@ class AdminRequest:
     upload: UploadFile | None = None
     version: str = ""
     name: str = ""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One method of a path. ``starts``: it is limited in rate, as it starts work."""
-
-    described: shapes.Described
-    run: Callable[["AdminApi", AdminRequest], Shape]
-    starts: bool = False
 
 
 class AdminApi:
@@ -204,44 +196,43 @@ class AdminApi:
         return shapes.DeploymentDocument.of(rollout, agents_updated=updated, deployment_id=str(rollout.rollout_id), success=True)
 
 
-_D = shapes.Described
 OPERATIONS = [
-    Operation(_D("GET", f"{_ADMIN}/status", "State of the whole system", StatusDocument), AdminApi.status),
-    Operation(_D("GET", f"{_ADMIN}/trigger", "Whether a training can start", ReadinessDocument), AdminApi.readiness),
+    Operation("GET", f"{_ADMIN}/status", "State of the whole system", StatusDocument, AdminApi.status),
+    Operation("GET", f"{_ADMIN}/trigger", "Whether a training can start", ReadinessDocument, AdminApi.readiness),
     Operation(
-        _D("POST", f"{_ADMIN}/trigger", "Freeze a batch and train it", shapes.TriggerDocument, shapes.TriggerRequest, errors=(409,)),
-        AdminApi.trigger, starts=True,
+        "POST", f"{_ADMIN}/trigger", "Freeze a batch and train it", shapes.TriggerDocument, AdminApi.trigger,
+        body=shapes.TriggerRequest, errors=(409,), starts=True,
     ),
     Operation(
-        _D("POST", f"{_ADMIN}/cancel", "End an unfinished job", shapes.CancelDocument, shapes.CancelRequest, errors=(409,)),
-        AdminApi.cancel,
+        "POST", f"{_ADMIN}/cancel", "End an unfinished job", shapes.CancelDocument, AdminApi.cancel,
+        body=shapes.CancelRequest, errors=(409,),
     ),
-    Operation(_D("GET", "/api/admin/training-data", "Hours and trajectories", shapes.TrainingDataDocument), AdminApi.training_data),
-    Operation(_D("GET", f"{_ADMIN}/models", "All versions", shapes.ModelsDocument), AdminApi.models),
+    Operation("GET", "/api/admin/training-data", "Hours and trajectories", shapes.TrainingDataDocument, AdminApi.training_data),
+    Operation("GET", f"{_ADMIN}/models", "All versions", shapes.ModelsDocument, AdminApi.models),
     Operation(
-        _D("POST", f"{_ADMIN}/deploy", "Put a version in front of agents", shapes.DeploymentDocument, shapes.DeployRequest, errors=(409,)),
-        AdminApi.deploy,
-    ),
-    Operation(
-        _D("POST", f"{_ADMIN}/rollback", "Return to an earlier version", shapes.DeploymentDocument, shapes.RollbackRequest, errors=(409,)),
-        AdminApi.rollback,
+        "POST", f"{_ADMIN}/deploy", "Put a version in front of agents", shapes.DeploymentDocument, AdminApi.deploy,
+        body=shapes.DeployRequest, errors=(409,),
     ),
     Operation(
-        _D("POST", f"{_ADMIN}/upload-model", "Register weights trained elsewhere", shapes.UploadDocument, upload=True, errors=(409,)),
-        AdminApi.upload_model, starts=True,
-    ),
-    Operation(_D("GET", _AB_TESTS, "All A/B tests", shapes.ABTestsDocument), AdminApi.ab_tests),
-    Operation(
-        _D("GET", f"{_AB_TESTS}/{{name}}", "Arms of an A/B test by what is there so far", shapes.ABTestDocument, errors=(404,)),
-        AdminApi.ab_test,
+        "POST", f"{_ADMIN}/rollback", "Return to an earlier version", shapes.DeploymentDocument, AdminApi.rollback,
+        body=shapes.RollbackRequest, errors=(409,),
     ),
     Operation(
-        _D("GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, cron=True, errors=(400, 409)),
-        AdminApi.training_check, starts=True,
+        "POST", f"{_ADMIN}/upload-model", "Register weights trained elsewhere", shapes.UploadDocument, AdminApi.upload_model,
+        upload=True, errors=(409,), starts=True,
+    ),
+    Operation("GET", _AB_TESTS, "All A/B tests", shapes.ABTestsDocument, AdminApi.ab_tests),
+    Operation(
+        "GET", f"{_AB_TESTS}/{{name}}", "Arms of an A/B test by what is there so far", shapes.ABTestDocument, AdminApi.ab_test,
+        errors=(404,),
     ),
     Operation(
-        _D("GET", f"{_CRON}/training", "Start a training if it is ready", shapes.CronTrainingDocument, cron=True, errors=(400, 409)),
-        AdminApi.cron_training, starts=True,
+        "GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, AdminApi.training_check,
+        cron=True, errors=(400, 409), starts=True,
+    ),
+    Operation(
+        "GET", f"{_CRON}/training", "Start a training if it is ready", shapes.CronTrainingDocument, AdminApi.cron_training,
+        cron=True, errors=(400, 409), starts=True,
     ),
 ]  # fmt: skip
 
@@ -255,8 +246,8 @@ def create_app(api: AdminApi) -> Starlette:
         yield
         await asyncio.to_thread(api.state.close)
 
-    document = msgspec.json.encode(shapes.openapi_document([operation.described for operation in OPERATIONS], __version__))
-    paths = sorted({operation.described.path for operation in OPERATIONS})
+    document = msgspec.json.encode(openapi_document(OPERATIONS, __version__))
+    paths = sorted({operation.path for operation in OPERATIONS})
     index = {"name": "babylon_rl admin API", "page": PATH, "version": __version__, "openapi": "/openapi.json", "paths": paths}
 
     async def root(_: Request) -> Response:
@@ -275,7 +266,7 @@ def create_app(api: AdminApi) -> Starlette:
 
     routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
     for path in paths:
-        methods = {operation.described.method: operation for operation in OPERATIONS if operation.described.path == path}
+        methods = {operation.method: operation for operation in OPERATIONS if operation.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
     handlers = error_handlers(_refusal, "/openapi.json lists what is", "The admin API failed; its log has the reason.")
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
@@ -309,7 +300,7 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
         ApiError: it has no valid key for this server, or a page of another site sends it.
     """
     refuse_other_sites(request)
-    return _client(api, request, cron=operation.described.cron).name or "this machine"
+    return _client(api, request, cron=operation.cron).name or "this machine"
 
 
 def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
@@ -344,9 +335,9 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
         ApiError: it is too long, too slow, or not what the operation takes.
         ClientGone: the client left before the end.
     """
-    kind, now = operation.described.body, utc_now()
+    kind, now = operation.body, utc_now()
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if operation.described.upload:
+    if operation.upload:
         return await _read_upload(api, request, given, client, files)
     if kind is None:
         return AdminRequest(client, now, name=request.path_params.get("name", ""))

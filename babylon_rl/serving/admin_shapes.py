@@ -1,11 +1,8 @@
-"""Bodies of the admin API as msgspec structs, and their OpenAPI document.
+"""Bodies of the admin API as msgspec structs.
 
 The names are those that dashboards and scripts of the game read. Times are UTC, in ISO 8601.
 """
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,7 +11,6 @@ from msgspec import Meta
 from babylon_rl.serving.status_shapes import Automation, ModelDocument, ReadinessDocument, Shape, Time
 
 Version = Annotated[str, Meta(min_length=1, max_length=100, description="A registered version, such as v1.0.0.")]
-_SCHEMAS = "#/components/schemas/"
 
 
 class RequestShape(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -274,92 +270,3 @@ class CronTrainingDocument(Shape):
     message: str
     job_id: str | None
     success: Literal[True] = True
-
-
-@dataclass(frozen=True)
-class Described:
-    """Description of one operation for the OpenAPI document.
-
-    ``errors`` are its statuses besides those of access.
-    """
-
-    method: str
-    path: str
-    summary: str
-    answer: type[Shape]
-    body: type[RequestShape] | None = None
-    cron: bool = False
-    upload: bool = False
-    errors: tuple[int, ...] = ()
-
-
-_MEANINGS = {
-    400: "The request is not as described.", 401: "No valid key.", 403: "Not from here: without keys only this machine is served.",
-    404: "There is nothing of that name.",
-    408: "The body came too slowly.", 409: "The state forbids it; the error says why.", 413: "The body is too large.",
-    415: "The body is of another content type.", 429: "Too many requests; the header retry-after says when.",
-    503: "The database, Dagster or MODEL_STORAGE_URL does not answer.",
-}  # fmt: skip
-
-
-def openapi_document(operations: Iterable[Described], version: str) -> dict[str, Any]:
-    """Generate the OpenAPI 3.1 document of some operations."""
-    operations = list(operations)
-    types = {kind for operation in operations for kind in (operation.answer, operation.body) if kind is not None} | {ErrorReply}
-    upload = any(operation.upload for operation in operations)
-    _, components = msgspec.json.schema_components([*types, *([UploadMetadata] if upload else [])], ref_template=_SCHEMAS + "{name}")
-    paths: dict[str, dict[str, Any]] = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "babylon_rl admin API", "version": version},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "A key of `babylon-rl keys create`."},
-                "cron": {"type": "http", "scheme": "bearer", "description": "CRON_SECRET."},
-            },
-        },
-    }  # fmt: skip
-
-
-def _operation(operation: Described) -> dict[str, Any]:
-    statuses = {401, 403, 429, 503, *operation.errors}
-    if operation.body is not None or operation.upload:
-        statuses |= {400, 408, 413, 415}
-    document: dict[str, Any] = {
-        "summary": operation.summary,
-        "operationId": operation.method.lower() + re.sub(r"\W+", "_", operation.path).rstrip("_"),
-        "security": [{"cron" if operation.cron else "key": []}],
-        "responses": {"200": _response("The answer.", operation.answer)}
-        | {str(status): _response(_MEANINGS[status], ErrorReply) for status in sorted(statuses)},
-    }
-    names = re.findall(r"{(\w+)}", operation.path)
-    if names:
-        document["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    if operation.body is not None:
-        body = {"application/json": {"schema": _reference(operation.body)}}
-        document["requestBody"] = {"required": _has_required(operation.body), "content": body}
-    if operation.upload:
-        file = {"type": "string", "format": "binary", "description": "The adapter's weights: adapter_model.safetensors."}
-        schema: dict[str, Any] = {
-            "type": "object", "required": ["model", "version", "metadata"],
-            "properties": {"model": file, "version": {"type": "string"}, "metadata": _reference(UploadMetadata)},
-        }  # fmt: skip
-        content = {"multipart/form-data": {"schema": schema, "encoding": {"metadata": {"contentType": "application/json"}}}}
-        document["requestBody"] = {"required": True, "content": content}
-    return document
-
-
-def _has_required(body: type[msgspec.Struct]) -> bool:
-    return any(field.required for field in msgspec.structs.fields(body))
-
-
-def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    return {"$ref": _SCHEMAS + kind.__name__}
-
-
-def _response(description: str, kind: type[Shape]) -> Mapping[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": _reference(kind)}}}
