@@ -118,16 +118,20 @@ class OpenTrajectory:
         """Discard the open step."""
         self._current = None
 
-    def finished(self, ended: datetime, ending: Mapping[str, Any], new_id: Callable[[], str]) -> Recording | None:
+    def finished(
+        self, ended: datetime, new_id: Callable[[], str], *, balance: float | None, pnl: float | None, status: str | None,
+        evaluation: bool, game_knowledge: Mapping[str, Any] | None,
+    ) -> Recording | None:  # fmt: skip
         """Return the rows to write; an uncompleted step is left out.
 
         Raises:
             UsageError: a number, the status or the knowledge cannot be recorded.
         """
-        final = {name: None if ending[name] is None else number(ending[name], name) for name in ("balance", "pnl")}
+        final_balance = None if balance is None else number(balance, "balance")
+        final_pnl = None if pnl is None else number(pnl, "pnl")
         return recording_of(
             self.trajectory_id, self.agent_id, self.window, self.scenario, self.started, ended, self._total, tuple(self._steps),
-            Ending(**{**ending, **final}), new_id,
+            Ending(final_balance, final_pnl, status, evaluation, game_knowledge or {}), new_id,
         )  # fmt: skip
 
     def _step(self) -> _Step:
@@ -321,13 +325,6 @@ class RecorderCalls:
         if report.unfinished:
             _LOG.warning(report.sentence)
         return report
-
-    def _finished(
-        self, trajectory_id: str, balance: float | None, pnl: float | None, status: str | None, evaluation: bool,
-        game_knowledge: Mapping[str, Any] | None,
-    ) -> Recording | None:  # fmt: skip
-        ending = {"balance": balance, "pnl": pnl, "status": status, "evaluation": evaluation, "game_knowledge": game_knowledge or {}}
-        return self._trajectory(trajectory_id).finished(self._now(), ending, self._new_id)
 
     def _now(self) -> datetime:
         # The database keeps milliseconds and would round 10:59:59.9996 into the next hour.

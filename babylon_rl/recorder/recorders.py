@@ -100,7 +100,9 @@ class TrajectoryRecorder(RecorderCalls):
             UsageError: not open, or something cannot be recorded; the trajectory is still open.
             DatabaseUnreachable: the database did not answer for so long that the queue is full; the trajectory is still open.
         """
-        recording = self._finished(trajectory_id, balance, pnl, status, evaluation, game_knowledge)
+        recording = self._trajectory(trajectory_id).finished(
+            self._now(), self._new_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
+        )
         if recording is not None:
             self._write(recording)
         # Only after the hand-over: if that fails, the trajectory stays open and can be ended again.
@@ -188,7 +190,9 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         game_knowledge: Mapping[str, Any] | None = None,
     ) -> None:
         """As ``TrajectoryRecorder.end_trajectory``; waits only while the queue is full."""
-        recording = self._finished(trajectory_id, balance, pnl, status, evaluation, game_knowledge)
+        recording = self._trajectory(trajectory_id).finished(
+            self._now(), self._new_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
+        )
         if recording is not None and self._writer is not None:
             await self._hand_over(recording, self._writer)
         self._open.pop(trajectory_id, None)

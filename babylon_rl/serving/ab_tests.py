@@ -101,7 +101,7 @@ def start(
         models, tests = {model.version: model for model in read_models(connection)}, read_tests(connection)
         for arm in arms:
             model = models.get(arm)
-            if arm != BASE and (model is None or model.status in ("training", "failed") or model.pruned_at is not None):
+            if arm != BASE and (model is None or not model.can_be_asked):
                 raise ReleaseRefused(f"{arm} cannot be asked: it is {'not registered' if model is None else model.shown_status}.")
         running = next((test.name for test in tests if test.state == "running"), None)
         if running is not None:

@@ -132,9 +132,9 @@ class Access:
         raise ApiError(403, "Without keys only this machine is served: create one with `babylon-rl keys create NAME`.", "no_keys")
 
     def _budget(self, limit: int | None, old: MinuteBudget | None) -> MinuteBudget | None:
-        if limit is None or (old is not None and old.limit == limit):
-            return old if limit is not None else None
-        return MinuteBudget(limit, self._clock)
+        if limit is None:
+            return None
+        return old if old is not None and old.limit == limit else MinuteBudget(limit, self._clock)
 
 
 @lru_cache(maxsize=1024)

@@ -28,7 +28,7 @@ from babylon_rl.errors import BabylonError, DatabaseError, first_line
 from babylon_rl.project_files import import_root
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
-from babylon_rl.serving.spool import SpoolReader, read_status, stored_bytes
+from babylon_rl.serving.spool import SpoolReader, read_status, spool_directory, stored_bytes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
@@ -58,7 +58,7 @@ class CallWriter:
     def __init__(self, settings: Settings, closing: threading.Event) -> None:
         self._settings, self._closing = settings, closing
         self._privacy = RecordedPrivacy.of(settings)
-        self._spool = SpoolReader(settings.home / "gateway" / "spool")
+        self._spool = SpoolReader(spool_directory(settings))
         self._connection: Connection | None = None
         self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
         self._unpublished = False
@@ -238,7 +238,7 @@ def write_waiting(settings: Settings) -> None:
     Raises:
         DatabaseError: it took longer than WRITTEN_S.
     """
-    if stored_bytes(settings.home / "gateway" / "spool"):
+    if stored_bytes(spool_directory(settings)):
         with call_writer(settings):
             wait_until_written(settings)
 
@@ -249,7 +249,7 @@ def wait_until_written(settings: Settings) -> None:
     Raises:
         DatabaseError: it did not within WRITTEN_S.
     """
-    directory, deadline = settings.home / "gateway" / "spool", time.monotonic() + WRITTEN_S
+    directory, deadline = spool_directory(settings), time.monotonic() + WRITTEN_S
     while stored_bytes(directory):
         if time.monotonic() > deadline:
             problem = read_status(directory).problem or "another gateway may be using it"
@@ -281,7 +281,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """Run ``python -m babylon_rl.serving.call_writer``: settings on the first line of standard input, until it closes."""
     settings = load_settings(**json.loads(sys.stdin.buffer.readline()))
-    directory, closing = settings.home / "gateway" / "spool", threading.Event()
+    directory, closing = spool_directory(settings), threading.Event()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def end_with_stdin() -> None:

@@ -22,13 +22,14 @@ from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
-from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id, trace_call
+from babylon_rl.serving.routed_call import GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
 from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings
+from babylon_rl.store.releases import BASE
 from babylon_rl.traces import Span, span
 from babylon_rl.windows import utc_now
 
@@ -51,7 +52,7 @@ class Gateway:
         self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)
         self.metrics = GatewayMetrics()
-        self.open_exchanges = 0
+        self.open_calls = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -63,40 +64,40 @@ class Gateway:
         self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send, traced: Span
     ) -> None:
         request_id = (b"x-request-id", _request_id(headers).encode())
-        exchange: RoutedCall | None = None
-        self.open_exchanges += 1
+        call: RoutedCall | None = None
+        self.open_calls += 1
         try:
-            exchange = await self._routed(scope, headers, receive, request_id[1].decode())
+            call = await self._routed(scope, headers, receive, request_id[1].decode())
             with _CancelledWhenGone(receive):
-                answer = await self._ask(exchange)
+                answer = await self._ask(call)
                 if isinstance(answer, StreamedAnswer):
-                    await self._send_stream(exchange, answer, [request_id, *exchange.headers], send)
+                    await self._send_stream(call, answer, [request_id, *call.headers], send)
             if isinstance(answer, WholeAnswer):
-                exchange.status, exchange.usage = answer.status, answer.usage
-                self._record(exchange, answer.body if answer.status == 200 else None)
-                await _send(send, answer.status, answer.body, [request_id, *exchange.headers])
+                call.status, call.usage = answer.status, answer.usage
+                self._record(call, answer.body if answer.status == 200 else None)
+                await _send(send, answer.status, answer.body, [request_id, *call.headers])
         except ApiError as refused:
             extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in refused.headers.items()]
-            if exchange is None:
+            if call is None:
                 self.metrics.refusals.add(str(refused.status))
                 traced.note(status=refused.status)
             else:
-                exchange.status = refused.status
-                extra += exchange.headers
+                call.status = refused.status
+                extra += call.headers
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
             pass  # nobody is there to answer; the call has its status 499
         # An error of our own: its call is recorded with the status that the server answers, and the error goes on to the log.
         except Exception:
-            if exchange is not None:
-                exchange.status = 500
+            if call is not None:
+                call.status = 500
             raise
         finally:
-            self.open_exchanges -= 1
-            if exchange is not None:
-                self._record(exchange, None)
-                self.metrics.count(exchange)
-                trace_call(traced, exchange)
+            self.open_calls -= 1
+            if call is not None:
+                self._record(call, None)
+                self.metrics.count(call)
+                trace_call(traced, call)
 
     async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> RoutedCall:
         """Read and route a request.
@@ -123,30 +124,30 @@ class Gateway:
             chosen = base_route(self.settings, "the registry does not answer")
         return RoutedCall(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
 
-    async def _ask(self, exchange: RoutedCall) -> WholeAnswer | StreamedAnswer:
+    async def _ask(self, call: RoutedCall) -> WholeAnswer | StreamedAnswer:
         """Ask the chosen version, and the base if it fails.
 
         Raises:
             ApiError: no model answered.
         """
-        chosen = exchange.chosen
+        chosen = call.chosen
         try:
-            return await self._ask_model(exchange, chosen)
+            return await self._ask_model(call, chosen)
         except UpstreamFailed as failed:
             self.metrics.failures.add(chosen.version or BASE, failed.cause)
             why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}"
             base = base_route(self.settings, why, chosen.upstream)
             if not self.settings.rl_fallback_to_base or (base.upstream, base.model_name) == (chosen.upstream, chosen.model_name):
                 raise failed.error from None
-            exchange.fallback, exchange.route = failed.cause, base
+            call.fallback, call.route = failed.cause, base
         try:
-            return await self._ask_model(exchange, base)
+            return await self._ask_model(call, base)
         except UpstreamFailed as failed:
             self.metrics.failures.add(BASE, failed.cause)
             raise failed.error from None
 
-    async def _ask_model(self, exchange: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
-        upstream, request = self.upstreams.get(chosen.upstream), exchange.request
+    async def _ask_model(self, call: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
+        upstream, request = self.upstreams.get(chosen.upstream), call.request
         refused = upstream.refused_fields.setdefault(chosen.model_name, set())
         added = request.open_fields - refused - (set() if self.settings.gateway_logprobs else {"logprobs"})
         answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added), request.stream)
@@ -158,12 +159,12 @@ class Gateway:
                 if isinstance(answer, StreamedAnswer) or answer.status == 200:
                     refused |= named
                     _LOG.warning("%s at %s refuses %s and is asked without.", chosen.model_name, upstream.name, ", ".join(sorted(named)))
-        exchange.answered()
+        call.answered()
         return answer
 
-    async def _send_stream(self, exchange: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
+    async def _send_stream(self, call: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size, meter = list[bytes](), 0, StreamMeter("stream_options" in exchange.request.open_fields)
+        parts, size, meter = list[bytes](), 0, StreamMeter("stream_options" in call.request.open_fields)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
             async for received in answer.events():
@@ -176,33 +177,33 @@ class Gateway:
                 # Also for a client that leaves now: it has had these tokens.
                 finally:
                     meter.count(received)
-                    exchange.usage = meter.usage
+                    call.usage = meter.usage
                 # A longer answer is passed on, and not kept in memory.
                 if size <= _MAX_RECORDED_BYTES:
                     parts.append(events)
                     size += len(events)
                 # Recorded before the client has the end of its answer.
                 if closes:
-                    exchange.status = 200
-                    self._record(exchange, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
+                    call.status = 200
+                    self._record(call, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
                     await send({"type": "http.response.body", "body": events, "more_body": True})
         except UpstreamFailed as broken:
-            self.metrics.failures.add(exchange.route.version or BASE, broken.cause)
-            exchange.status = broken.error.status
+            self.metrics.failures.add(call.route.version or BASE, broken.cause)
+            call.status = broken.error.status
             await send({"type": "http.response.body", "body": broken.error.event, "more_body": True})
         finally:
             answer.close()
         await send({"type": "http.response.body", "body": b""})
 
-    def _record(self, exchange: RoutedCall, answer: bytes | None) -> None:
+    def _record(self, call: RoutedCall, answer: bytes | None) -> None:
         """Log a call once, before the client has the end of its answer."""
-        if exchange.recorded:
+        if call.recorded:
             return
-        exchange.recorded = True
-        exchange.spend(0 if answer is None else len(answer))
-        if answer is not None and not self.log.records_texts(exchange.context.trajectory_id or exchange.call_id):
+        call.recorded = True
+        call.spend(0 if answer is None else len(answer))
+        if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
             answer = None
-        if not self.log.record(exchange.entry(answer)):
+        if not self.log.record(call.entry(answer)):
             self.metrics.unrecorded.add()
 
     async def start(self) -> None:

@@ -26,11 +26,10 @@ from babylon_rl.serving.gateway import Gateway, peer
 from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
-from babylon_rl.serving.routed_call import BASE
 from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
-from babylon_rl.store.releases import RoutingTable, read_routing
+from babylon_rl.store.releases import BASE, RoutingTable, read_routing
 from babylon_rl.traces import start_traces
 
 CHATS = "/v1/chat/completions"
@@ -89,7 +88,7 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
         # All processes see the same spool.
         Gauge("babylon_gateway_spool", "Recording: bytes on disk, and calls by their end.", gateway.log.gauge, ("state",), least=True),
         Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", database_answers, least=True),
-        Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_exchanges),
+        Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_calls),
     ]
     metrics = ProcessMetrics([*gateway.metrics.families, *gauges], metrics_directory)
     routes = [
@@ -113,7 +112,7 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
 
 def served_names(table: RoutingTable) -> list[str]:
     """Return the model names of requests: available versions, the base, the aliases."""
-    usable = [v.version for v in table.versions.values() if v.status not in ("training", "failed") and not v.pruned]
+    usable = [version.version for version in table.versions.values() if version.can_be_asked]
     return [*(f"{MODEL_PREFIX}{version}" for version in usable), *usable, BASE, *ALIASES]
 
 

@@ -171,8 +171,8 @@ def error_handlers(respond: Callable[[ApiError], Response], served: str, failed:
     return {HTTPException: no_path, ApiError: refused, ClientGone: gone, Exception: internal}
 
 
-def server_options(protocol: type[LimitedProtocol] = LimitedProtocol, **options: Any) -> dict[str, Any]:
+def server_options(**options: Any) -> dict[str, Any]:
     """Return uvicorn's options for servers that strangers may reach."""
     # The peer is the connection's: headers that a proxy adds are looked at where access is decided.
     hidden = {"access_log": False, "server_header": False, "proxy_headers": False}
-    return {"http": protocol, "loop": "uvloop", "ws": "none", "lifespan": "on"} | hidden | options
+    return {"http": LimitedProtocol, "loop": "uvloop", "ws": "none", "lifespan": "on"} | hidden | options

@@ -256,7 +256,7 @@ class _Registry:
             raise ReleaseRefused(f"There is no version {version}; `babylon-rl models` lists those that there are.")
         if model.foreign:
             raise ReleaseRefused(f"{version} was made by another producer, who deploys it.")
-        if model.status in ("training", "failed") or model.pruned_at is not None:
+        if not model.can_be_asked:
             raise ReleaseRefused(f"{version} is {model.shown_status} and cannot be deployed.")
         if self.author.automatic and version in marked_versions(self.connection):
             raise ReleaseRefused(f"{version} was rolled back from: only a person deploys it again.")

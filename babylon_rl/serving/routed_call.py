@@ -11,9 +11,9 @@ from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.metrics import Counter, Histogram, MetricFamily
 from babylon_rl.serving.routing import Route
 from babylon_rl.serving.usage import Usage, spent_tokens
+from babylon_rl.store.releases import BASE
 from babylon_rl.traces import Span
 
-BASE = "base"
 CLIENT_LEFT = 499
 
 
@@ -87,18 +87,18 @@ class GatewayMetrics:
         self.first_token = Histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ("version",))
         self.unrecorded = Counter("babylon_gateway_unrecorded_total", "Calls that were not recorded: the spool was full.")
 
-    def count(self, exchange: RoutedCall) -> None:
+    def count(self, call: RoutedCall) -> None:
         """Count a call that has ended."""
-        version = exchange.route.version or BASE
-        self.requests.add(version, exchange.chosen.arm, str(exchange.status))
-        self.latency.observe(exchange.seconds, version)
-        if exchange.first_token_s is not None:
-            self.first_token.observe(exchange.first_token_s, version)
-        if exchange.fallback is not None:
-            self.fallbacks.add(exchange.fallback)
-        if exchange.usage is not None:
-            self.tokens.add(version, "prompt", by=exchange.usage.prompt_tokens or 0)
-            self.tokens.add(version, "completion", by=exchange.usage.completion_tokens)
+        version = call.route.version or BASE
+        self.requests.add(version, call.chosen.arm, str(call.status))
+        self.latency.observe(call.seconds, version)
+        if call.first_token_s is not None:
+            self.first_token.observe(call.first_token_s, version)
+        if call.fallback is not None:
+            self.fallbacks.add(call.fallback)
+        if call.usage is not None:
+            self.tokens.add(version, "prompt", by=call.usage.prompt_tokens or 0)
+            self.tokens.add(version, "completion", by=call.usage.completion_tokens)
 
     @property
     def families(self) -> tuple[MetricFamily, ...]:
@@ -107,15 +107,15 @@ class GatewayMetrics:
         return (*counters, self.latency, self.first_token)
 
 
-def trace_call(traced: Span, exchange: RoutedCall) -> None:
+def trace_call(traced: Span, call: RoutedCall) -> None:
     """Note in its span how a call was routed and how it ended."""
-    usage = exchange.usage or Usage()
+    usage = call.usage or Usage()
     traced.note(
-        version=exchange.route.version or BASE, arm=exchange.chosen.arm, call=exchange.call_id, status=exchange.status,
-        fallback=exchange.fallback, prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
+        version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status,
+        fallback=call.fallback, prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
     )  # fmt: skip
-    if exchange.status >= 500:
-        traced.failed(str(exchange.status))
+    if call.status >= 500:
+        traced.failed(str(call.status))
 
 
 def new_call_id() -> str:

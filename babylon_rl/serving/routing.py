@@ -45,7 +45,6 @@ class Route:
     share: float | None = None
     checkpoint: str | None = None
     manifest_sha: str | None = None
-    ab_test: str | None = None
 
 
 def place(identity: str, salt: str = "") -> float:
@@ -125,8 +124,8 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
     reason = f"arm {name} of the A/B test {test.name}"
     if name == BASE:
         chosen = base_route(settings, reason)
-        return Route(None, chosen.model_name, chosen.upstream, "ab", reason, share, ab_test=test.name)
-    return _to(_usable(table, name), "ab", reason, share, test.name)
+        return Route(None, chosen.model_name, chosen.upstream, "ab", reason, share)
+    return _to(_usable(table, name), "ab", reason, share)
 
 
 def arm_of(test: RoutedTest, identity: str) -> int | None:
@@ -160,12 +159,10 @@ def _usable(table: RoutingTable, version: str) -> RoutedVersion:
     there = table.versions.get(version)
     if there is None:
         raise ModelUnavailable(f"There is no version {version}; `babylon-rl models` lists those that there are.")
-    if there.status in ("training", "failed") or there.pruned:
+    if not there.can_be_asked:
         raise ModelUnavailable(f"{version} cannot be asked: it {'was pruned' if there.pruned else f'is {there.status}'}.")
     return there
 
 
-def _to(version: RoutedVersion, arm: Arm, reason: str, share: float | None = None, ab_test: str | None = None) -> Route:
-    return Route(
-        version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, version.manifest_sha, ab_test
-    )  # fmt: skip
+def _to(version: RoutedVersion, arm: Arm, reason: str, share: float | None = None) -> Route:
+    return Route(version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, version.manifest_sha)

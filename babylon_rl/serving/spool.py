@@ -34,6 +34,11 @@ _LOG = logging.getLogger("babylon_rl.gateway")
 _REPORTED = (1, 1_000, 1_000_000)
 
 
+def spool_directory(settings: Settings) -> Path:
+    """Directory of the segments of all gateways with this state directory."""
+    return settings.home / "gateway" / "spool"
+
+
 class SpoolStatus(msgspec.Struct, rename="camel"):
     """Progress of the writer: written offset of each segment, and counts since its start."""
 
@@ -215,7 +220,7 @@ class CallLog:
     """Log of the calls of one gateway process; it never waits for the database."""
 
     def __init__(self, settings: Settings) -> None:
-        self._directory = settings.home / "gateway" / "spool"
+        self._directory = spool_directory(settings)
         self._rate = settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0.0
         self._spool = Spool(self._directory, settings.gateway_spool_mb * 1024**2)
 

@@ -79,6 +79,11 @@ class Model:
         return f"{self.status} (foreign)" if self.foreign else f"{self.status} (pruned)" if self.pruned_at is not None else self.status
 
     @property
+    def can_be_asked(self) -> bool:
+        """True unless its training is not over, has failed, or its files are gone."""
+        return self.status not in ("training", "failed") and self.pruned_at is None
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Semantic version order; other version names come first."""
         return version_order(self.version) or (-1, -1, -1)

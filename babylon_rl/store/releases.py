@@ -115,6 +115,11 @@ class RoutedVersion:
     pruned: bool
     manifest_sha: str | None = None
 
+    @property
+    def can_be_asked(self) -> bool:
+        """True unless its training is not over, has failed, or its files are gone."""
+        return self.status not in ("training", "failed") and not self.pruned
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedTest:

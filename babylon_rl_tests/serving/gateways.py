@@ -99,7 +99,7 @@ class RunningGateway:
             return len([task for task in asyncio.all_tasks() if "watch" in repr(task) or "run_asgi" in repr(task)])
 
         left = asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(10)
-        return self.gateway.open_exchanges == 0 and left == 0 and not self.server.server_state.tasks
+        return self.gateway.open_calls == 0 and left == 0 and not self.server.server_state.tasks
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def running_gateway(
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.listen(512)
         server = uvicorn.Server(
-            uvicorn.Config(create_app(gateway), **server_options(protocol, log_level="warning", timeout_graceful_shutdown=2))
+            uvicorn.Config(create_app(gateway), **server_options(http=protocol, log_level="warning", timeout_graceful_shutdown=2))
         )
         loops: list[asyncio.AbstractEventLoop] = []
 

@@ -77,7 +77,7 @@ def request(gateway: RunningGateway, **more: Any) -> socket.socket:
 def test_a_client_that_stops_reading_is_cut_off_and_its_request_cancelled(gateway: RunningGateway, upstream: ModelStandIn) -> None:
     upstream.behaviour["v1.0.0"] = "endless"
     line = request(gateway, stream=True)
-    wait_for(lambda: gateway.gateway.open_exchanges == 1, "the stream to begin")
+    wait_for(lambda: gateway.gateway.open_calls == 1, "the stream to begin")
     wait_for(gateway.quiet, "the call to end")
     wait_for(lambda: upstream.open == 0, "the request to be cancelled at the model")
     line.close()

@@ -224,8 +224,7 @@ def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
 def release_view(connection: Connection, models: Sequence[Model]) -> ReleaseView:
     """The versions in front of agents, and those that could be."""
     routing = read_routing(connection)
-    usable = [model for model in models if not model.foreign and model.status not in ("training", "failed") and model.pruned_at is None]
-    choices = [model.version for model in usable if model.version != routing.deployed]
+    choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
     return ReleaseView(routing, read_events(connection)[: -MOST_EVENTS - 1 : -1], choices)
 
 
