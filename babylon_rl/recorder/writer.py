@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError, first_clause
 from babylon_rl.recorder.rows import Recording
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import ROW_FAULTS, Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.recording import copy_rows, require_recording_tables, stored_rows
 
@@ -31,8 +31,6 @@ _BATCH = 256
 _BATCH_BYTES = 8_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0, 0.2
 _REASONS = 20
-# Errors caused by the content of a row; anything else is a fault of the connection or the server.
-_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException)
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ class BackgroundWriter:
         reason = None
         try:
             self._write(part, again)
-        except _ROW_FAULTS as fault:
+        except ROW_FAULTS as fault:
             if len(part) > 1:
                 middle = len(part) // 2
                 for half in (part[:middle], part[middle:]):

@@ -38,7 +38,7 @@ from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_openapi import Operation, openapi_document
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
-from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, error_handlers, json_response, read_body, server_options
@@ -347,7 +347,7 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
         raise ApiError(415, "Send JSON, with the header content-type: application/json.", "content_type")
     try:
         return AdminRequest(client, now, msgspec.json.decode(content or b"{}", type=kind))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as invalid:
+    except NOT_JSON as invalid:
         raise ApiError(400, f"The body is not as described in /openapi.json: {invalid}.", "invalid_body") from None
 
 
@@ -368,7 +368,7 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
         raise ApiError(413, f"The file has more than {limit:,} bytes (UPLOAD_LIMIT_MB).", "body_too_large")
     try:
         facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as invalid:
+    except NOT_JSON as invalid:
         raise ApiError(400, f"The field metadata is not as described in /openapi.json: {invalid}.", "invalid_body") from None
     return AdminRequest(client, utc_now(), facts, model, version)
 

@@ -1,10 +1,12 @@
-"""Errors of the gateway in OpenAI's envelope."""
+"""Errors of servers, in OpenAI's envelope."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+# Raised by a decoder of JSON for bytes or texts of any kind.
+NOT_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 

@@ -30,7 +30,7 @@ from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
 from babylon_rl.serving.spool import SpoolReader, read_status, spool_directory, stored_bytes
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import ROW_FAULTS, Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.live_usage import write_calls
 
@@ -42,8 +42,6 @@ _RESTART_S = 1.0
 WRITTEN_S = 60.0
 ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
-# Faults of one row; anything else is a fault of the connection or the server.
-_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 _ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key")
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
@@ -164,7 +162,7 @@ class CallWriter:
             calls, logs = [call for call, _ in rows], [log for _, log in rows if log is not None]
             with self._connection.answering_within(ANSWER_S):
                 self._spool.status.written += write_calls(self._connection, calls, logs)
-        except _ROW_FAULTS as fault:
+        except ROW_FAULTS as fault:
             if len(rows) == 1:
                 self._refused.append((f"The database refuses call {rows[0][0]['callId']}: {first_line(fault)}", rows[0]))
                 return

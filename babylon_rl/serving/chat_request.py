@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 
 from babylon_rl.recorder.calls import PURPOSES
-from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 
 _MAX_HEADER = 200
-_NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ChatRequest:
         """
         try:
             document = msgspec.json.decode(body)
-        except _NOT_JSON as invalid:
+        except NOT_JSON as invalid:
             reason = "it is nested too deeply" if isinstance(invalid, RecursionError) else str(invalid)
             raise ApiError(400, f"The body is not JSON: {reason}.", "invalid_json") from None
         if not isinstance(document, dict):
@@ -97,7 +96,7 @@ class CallContext:
         accesses = headers.get("x-babylon-provider-accesses")
         try:
             decoded = [] if accesses is None else msgspec.json.decode(accesses, type=list[dict[str, Any]])
-        except _NOT_JSON:
+        except NOT_JSON:
             message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."
             raise ApiError(400, message, "invalid_header") from None
         agent, action = _name(headers, "x-babylon-agent"), _name(headers, "x-babylon-action-type")

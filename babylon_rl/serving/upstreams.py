@@ -12,7 +12,7 @@ import msgspec
 
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
-from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.serving.usage import Usage
@@ -167,7 +167,7 @@ class Upstream:
         if status == 200:
             try:
                 completion = _COMPLETIONS.decode(body)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except NOT_JSON:
                 message = f"The model's server answered with {_kind(response)}, which is no chat completion."
                 raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
             return WholeAnswer(200, body, completion.usage)
@@ -215,7 +215,7 @@ class Upstream:
             document = msgspec.json.decode(body)
             error = document.get("error", document) if isinstance(document, dict) else document
             text = error.get("message", error) if isinstance(error, dict) else error
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             text = body[:1000].decode(errors="replace")
         return scrubbed(str(text), self._secrets)
 

@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from babylon_rl.serving.api_errors import NOT_JSON
 from babylon_rl.serving.server_sent_events import has_content, payloads
 
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
@@ -71,7 +72,7 @@ class StreamMeter:
             return
         try:
             chunk = _CHUNKS.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             self._tokens += 1
             return
         self._sent = chunk.usage or self._sent
@@ -84,7 +85,7 @@ def _is_usage(event: bytes) -> bool:
     """True for an event that holds the counts and no part of an answer."""
     try:
         chunks = [_CHUNKS.decode(payload) for payload in payloads(event)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return False
     return bool(chunks) and all(chunk.usage is not None and not chunk.choices for chunk in chunks)
 

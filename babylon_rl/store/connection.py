@@ -30,6 +30,8 @@ from babylon_rl.store.columns import listed
 MIGRATIONS = project_file("migrations")
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
+# Errors caused by the content of one row; anything else is a fault of the connection or the server.
+ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException)
 
 # Patterns over the text of the migrations.
 _NAME = r'((?:"?babylon_rl"?\.)?"?\w+"?)'

@@ -316,6 +316,23 @@ def test_a_refused_row_that_cannot_be_kept_stays_in_its_segment_and_holds_up_no_
     assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == [{"n": 3}]
 
 
+REFUSING = """
+CREATE FUNCTION refuse_call() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this agent'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON babylon_rl.gateway_calls FOR EACH ROW WHEN (NEW."callId" = 'call-2') EXECUTE FUNCTION refuse_call()
+"""
+
+
+def test_a_row_that_a_trigger_of_the_database_refuses_holds_up_no_other(recording: Settings, database: Database) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute(REFUSING)
+    directory = recording.home / "gateway" / "spool"
+    spool_segment(directory, "call-1", "call-2", "call-3")
+    with writer(recording, database):
+        wait_for(lambda: stored_bytes(directory) == 0, "the segment to be handled")
+    assert call_ids(database) == ["call-1", "call-3"] and read_status(directory).rejected == 1
+    assert "not this agent" in (directory.parent / "rejected.calls.json").read_text()
+
+
 def test_a_segment_that_cannot_be_read_holds_up_no_other_and_ends_no_thread(recording: Settings, database: Database) -> None:
     directory = recording.home / "gateway" / "spool"
     (directory / "0.calls").mkdir(parents=True)
