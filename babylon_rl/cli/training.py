@@ -22,7 +22,7 @@ from babylon_rl.store.batches import Batch, last_completed_at, read_batch_episod
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.market import windows_with_market
-from babylon_rl.store.outcomes import market_hours
+from babylon_rl.store.outcomes import read_market_windows
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends import address_of
 from babylon_rl.training.batches import Trained, pending_batches
@@ -122,9 +122,9 @@ def sync_outcomes(
         # Hours with trajectories or market records; only complete ones are written.
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
         held = sorted(window for window in recorded if window <= bounds.complete)
-        before = market_hours(connection, held)
+        before = read_market_windows(connection, held)
         run_hours(database, settings, held, ["market_outcomes"])
-        after = market_hours(connection, held)
+        after = read_market_windows(connection, held)
     shown = [
         {
             "window": window,

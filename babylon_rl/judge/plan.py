@@ -18,7 +18,7 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import DROPOUT, read_dropped
+from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.types import GroupScores, WindowReading
@@ -154,7 +154,7 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
     """Read the state of some hours, without texts."""
     stored = scores.read(connection, windows)
     dropped: dict[str, set[str]] = {}
-    for window, agent in read_dropped(connection, windows, DROPOUT):
+    for window, agent in left_to_dropout(connection, windows):
         dropped.setdefault(window, set()).add(agent)
     return _State(
         readings=read_windows(connection, windows, settings, texts=False),

@@ -71,7 +71,7 @@ class LiveState:
         while not self._closing.is_set():
             try:
                 # Past any pooler: a pooled session would not get notifications.
-                with open_database(self._settings, prepare=False) as database, database.connect_directly(autocommit=True) as connection:
+                with open_database(self._settings, prepare=False) as database, database.connect_directly() as connection:
                     self._follow(connection)
             except (psycopg.Error, BabylonError, OSError) as broken:
                 if self.problem is None or self.reads == 0:

@@ -94,16 +94,16 @@ def missing_sentence(connection: psycopg.Connection[Any], error: Missing) -> str
     if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
         connection.rollback()
     if match := _RELATION.search(message):
-        return _no_table(_qualified(match[1]), defined())
+        return _no_table(_qualified(match[1]))
     if match := _COLUMN_OF.search(message):
-        return _no_column(match[1], _tables_with(match[1], defined(), match[2]), defined())
+        return _no_column(match[1], _tables_with(match[1], match[2]))
     if match := _NO_SUCH_COLUMN.search(message):
-        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1], defined())), defined())
+        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1])))
     return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
 
 
-def _no_table(table: str, names: MigrationNames) -> str:
-    migration = names.tables.get(table)
+def _no_table(table: str) -> str:
+    migration = defined().tables.get(table)
     if migration is None:
         return (
             f"The database has no table {table}, and no migration makes one of that name. `babylon-rl migrate --check` lists what differs."
@@ -114,11 +114,11 @@ def _no_table(table: str, names: MigrationNames) -> str:
     )
 
 
-def _no_column(column: str, tables: list[str], names: MigrationNames) -> str:
+def _no_column(column: str, tables: list[str]) -> str:
     if not tables:
         return f'The database has no column "{column}", and no migration makes one. `babylon-rl migrate --check` lists what differs.'
     where = " or ".join(_shown(table) for table in tables)
-    migrations = " or ".join(sorted({names.columns[table, column] for table in tables}))
+    migrations = " or ".join(sorted({defined().columns[table, column] for table in tables}))
     sentence = f'The database is not up to date: there is no column "{column}" in {where}, which migration {migrations} makes.'
     if all(table.startswith("public.") for table in tables):
         return (
@@ -128,8 +128,8 @@ def _no_column(column: str, tables: list[str], names: MigrationNames) -> str:
     return f"{sentence} Run `babylon-rl migrate`."
 
 
-def _tables_with(column: str, names: MigrationNames, relation: str | None = None) -> list[str]:
-    return sorted(table for table, name in names.columns if name == column and (relation is None or table.split(".")[1] == relation))
+def _tables_with(column: str, relation: str | None = None) -> list[str]:
+    return sorted(table for table, name in defined().columns if name == column and (relation is None or table.split(".")[1] == relation))
 
 
 def _gone(connection: psycopg.Connection[Any], column: str, tables: list[str]) -> list[str]:

@@ -50,13 +50,13 @@ class Database:
         """
         return connect(self.url, autocommit=autocommit)
 
-    def connect_directly(self, autocommit: bool = False) -> Connection:
-        """Open a connection past any pooler, so that session locks hold.
+    def connect_directly(self) -> Connection:
+        """Open a connection in autocommit past any pooler, so that session locks hold.
 
         Raises:
             DatabaseUnreachable: the server does not answer or refuses.
         """
-        return connect(self.direct_url, autocommit=autocommit)
+        return connect(self.direct_url, autocommit=True)
 
     @property
     def address(self) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from babylon_rl.store.columns import camel, listed
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.market import ASKED
 
 
 class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -36,7 +37,7 @@ class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     correct: bool | None
 
 
-class StoredLeak(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class StoredLeak(msgspec.Struct, frozen=True, gc=False):
     """One row of babylon_rl.leaks.
 
     ``sequence`` is the index among the trajectory's trainable sequences, from 0.
@@ -116,15 +117,7 @@ _HOURS = """SELECT "window", "rows" FROM babylon_rl.windows WHERE "window" = ANY
 
 _ORGANIZATIONS = 'SELECT id, name FROM public."Organization"'
 
-# A market without a question counts as a question without a number.
-_QUESTIONS = """
-    SELECT question.id, question."questionNumber", question.text,
-        COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END)
-    FROM public."Question" question LEFT JOIN public."Market" market ON market.id = question.id
-    UNION ALL
-    SELECT market.id, NULL, market.question, CASE WHEN market.resolved THEN market.resolution END
-    FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
-"""
+_QUESTIONS = f"WITH {ASKED} SELECT id, number, text, answer FROM asked"
 
 # Most rows hold the key with an empty value: LIKE finds the key, the regular expression removes the empty ones.
 _KNOWLEDGE = r"""
@@ -224,5 +217,4 @@ def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[st
 
 def stored_leaks(connection: Connection, windows: Sequence[str]) -> list[StoredLeak]:
     """Return the leaks of ``windows``, in order."""
-    names = StoredLeak.__struct_fields__
-    return [StoredLeak(**dict(zip(names, row, strict=True))) for row in connection.execute(_READ_LEAKS, (list(windows),))]
+    return [StoredLeak(*row) for row in connection.execute(_READ_LEAKS, (list(windows),))]

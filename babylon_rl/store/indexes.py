@@ -82,7 +82,7 @@ def build_indexes(database: Database, *, check_only: bool = False) -> list[Built
     Raises:
         DatabaseError: the role does not own a table, or another process builds them.
     """
-    with database.connect_directly(autocommit=True) as connection:
+    with database.connect_directly() as connection:
         # A session lock: building runs outside transactions, and waits for those of others.
         if not check_only and connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [_LOCK]).fetchone() != (True,):
             raise DatabaseError("Another process builds the indexes. Wait for it to end, then run it again.")

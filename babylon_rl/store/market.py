@@ -53,7 +53,6 @@ class MarketEvent(msgspec.Struct, frozen=True):
     """A world event in a window."""
 
     window: str
-    event_id: str
     description: str
     actors: list[str]
     related_question: int | None
@@ -134,7 +133,7 @@ QUESTIONS = f"""
 """
 
 EVENTS = """
-    SELECT hour.start, event.id, event.description,
+    SELECT hour.start, event.description,
         ARRAY(SELECT actor FROM unnest(event.actors) actor WHERE actor IS NOT NULL), event."relatedQuestion"
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     JOIN public."WorldEvent" event ON event."timestamp" >= hour.start AND event."timestamp" < hour.start + interval '1 hour'

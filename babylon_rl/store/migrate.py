@@ -81,7 +81,7 @@ def migrate(database: Database, *, check_only: bool = False, now: datetime | Non
     """
     files = read_migrations(directory)
     try:
-        with database.connect_directly(autocommit=True) as connection:
+        with database.connect_directly() as connection:
             return _migrate(connection, files, None if check_only else now or utc_now())
     except psycopg.errors.InsufficientPrivilege as refused:
         raise DatabaseError(
@@ -121,7 +121,7 @@ def require_migrated(database: Database) -> None:
     Raises:
         SchemaMismatch: a migration is missing.
     """
-    with database.connect_directly(autocommit=True) as connection:
+    with database.connect_directly() as connection:
         pending = _pending(read_migrations(), _recorded(connection))
     if pending:
         raise SchemaMismatch(

@@ -17,7 +17,7 @@ from babylon_rl.store.columns import columns_of, listed, updates
 from babylon_rl.store.connection import Connection
 
 
-class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
+class OutcomeRow(msgspec.Struct, frozen=True):
     """One row of market_outcomes without createdAt: a stock row or a prediction row."""
 
     id: str
@@ -69,7 +69,7 @@ def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[b
     """Return the rows of market_outcomes by window, each as comparable bytes."""
     rows: dict[str, set[bytes]] = {window: set() for window in windows}
     for values in connection.execute(_READ, (list(windows),)).fetchall():
-        row = OutcomeRow(**dict(zip(OutcomeRow.__struct_fields__, values, strict=True)))
+        row = OutcomeRow(*values)
         rows[row.window].add(comparable(row))
     return rows
 
@@ -99,26 +99,17 @@ def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], 
     connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})
 
 
-_MARKET = 'SELECT "window", "stocks", "predictions", "dataVersion" FROM babylon_rl.market_windows WHERE "window" = ANY(%s)'
+_READ_WINDOWS = f"""SELECT {listed(_WINDOWS)} FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
 
 
-@dataclass(frozen=True, slots=True)
-class MarketHour:
-    """Counts of market outcomes in one hour and their data version."""
-
-    stocks: int
-    predictions: int
-    version: str
-
-
-def market_hours(connection: Connection, windows: Sequence[str]) -> dict[str, MarketHour]:
-    """Return the market hours of ``windows``; windows without outcomes are absent."""
-    return {row[0]: MarketHour(*row[1:]) for row in connection.execute(_MARKET, [list(windows)])}
+def read_market_windows(connection: Connection, windows: Sequence[str]) -> dict[str, MarketWindowRow]:
+    """Return the rows of babylon_rl.market_windows; windows without outcomes are absent."""
+    return {row[0]: MarketWindowRow(*row) for row in connection.execute(_READ_WINDOWS, [list(windows)])}
 
 
 # A ticker that two organizations share was stored with a suffix ~2.
-_MARKETS = """
-    SELECT market."window", market."stocks", market."predictions", market."flags",
+_FLAGS = """
+    SELECT market."window", market."flags",
            ARRAY(SELECT outcome."stockTicker" FROM public.market_outcomes outcome
                  WHERE outcome."windowId" = market."window" AND outcome."stockTicker" LIKE '%%~%%' ORDER BY 1)
     FROM babylon_rl.market_windows market WHERE market."window" = ANY(%s) ORDER BY 1
@@ -133,12 +124,10 @@ class MarketFlags:
     """
 
     window: str
-    stocks: int
-    predictions: int
     flags: Sequence[Mapping[str, str]]
     shared_tickers: Sequence[str]
 
 
 def market_flags(connection: Connection, windows: Sequence[str]) -> list[MarketFlags]:
     """Return the market flags of those ``windows`` with recorded market data, in order."""
-    return [MarketFlags(*row) for row in connection.execute(_MARKETS, [list(windows)])]
+    return [MarketFlags(*row) for row in connection.execute(_FLAGS, [list(windows)])]

@@ -352,11 +352,11 @@ def note_upload(connection: Connection, batch_id: str, url: str, now: datetime) 
     connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])
 
 
-_STATUS_COUNTS = "SELECT status, count(*) FROM trained_models GROUP BY status ORDER BY status"
+_STATUS_COUNTS = "SELECT status, count(*) FROM public.trained_models GROUP BY status ORDER BY status"
 
 
 def count_models(connection: Connection) -> dict[str, int] | None:
     """Count registered models by status; None without a registry table."""
-    if not connection.has_table("trained_models"):
+    if not connection.has_table("public.trained_models"):
         return None
     return {status: count for status, count in connection.execute(_STATUS_COUNTS)}

@@ -241,8 +241,7 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
 
 # A/B tests, and the agents that routing put into their arms.
 _TESTS = """
-SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "startedBy", "startedWhy", "stoppedAt", "stoppedBy", "stoppedWhy"
-FROM babylon_rl.ab_tests
+SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "stoppedAt" FROM babylon_rl.ab_tests
 """
 _START = """
 INSERT INTO babylon_rl.ab_tests ("name", "arms", "shares", "expectedEffect", "startedAt", "startedBy", "startedWhy")
@@ -271,11 +270,7 @@ class ABTest:
     expected_effect_usd: float
     state: str
     started_at: datetime
-    started_by: str
-    started_why: str
     stopped_at: datetime | None
-    stopped_by: str | None
-    stopped_why: str | None
 
 
 def read_tests(connection: Connection) -> list[ABTest]:

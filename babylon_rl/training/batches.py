@@ -45,7 +45,7 @@ from babylon_rl.store.batches import (
     write_preflight,
 )
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.freezing import DROPOUT, read_dropped
+from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.backends import choose_trainer
@@ -150,7 +150,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
-        dropped = read_dropped(connection, windows, DROPOUT)
+        dropped = left_to_dropout(connection, windows)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
