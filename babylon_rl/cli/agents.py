@@ -19,6 +19,7 @@ from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_p
 from babylon_rl.cli.training_batches import Wanted, bring_up_to_date, choose_batch, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
+from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.run_files import record_runs
@@ -37,7 +38,6 @@ from babylon_rl.training.readiness import Readiness, readiness
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
-LOCAL_MODEL = "base"
 SNAPSHOTS = ["preset:hour:seeds=1-12"]
 
 
@@ -54,7 +54,7 @@ def spawn_agents(
         typer.Option(
             help="base (its first use fetches 93 MB of weights) or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint."
         ),
-    ] = LOCAL_MODEL,
+    ] = BASE,
     as_json: JsonOption = False,
 ) -> None:
     """Play hours of the market with simulated agents, and write the game's rows.

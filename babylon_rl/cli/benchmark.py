@@ -13,9 +13,9 @@ from babylon_rl.cli.output import JsonOption, emit, listed, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
-from babylon_rl.evaluation.comparison import BASE, CANDIDATE, Comparison, GateRow
+from babylon_rl.evaluation.comparison import BASE, Comparison, GateRow
 from babylon_rl.evaluation.comparison import compare as compared
-from babylon_rl.evaluation.model_sources import absent, base_of, base_source, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.model_sources import play_sources, sources_named, trained_windows
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
@@ -78,15 +78,9 @@ def _models_played(settings: Settings, database: Database, names: list[str], sna
             raise UsageError(
                 f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there."
             )
-        # Refuse before anything is played: unknown versions, absent weights, markets seen in training.
-        missing = [fault for name in names if name != BASE and (fault := absent(models[name], settings)) is not None]
-        if missing:
-            raise UsageError(missing[0])
+        # Refuse before anything is played: unknown versions, markets seen in training, absent weights.
         require_unseen(snapshots, trained_windows(models.values()))
-        sources = [
-            base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings), settings)
-            for name in names
-        ]
+        sources = sources_named(names, models, settings)
         results = play_sources(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
     return {source.name: (source.role, results[source.name]) for source in sources}
 

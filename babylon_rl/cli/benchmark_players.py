@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.model_sources import ModelSource, absent, base_of, base_source, model_clients, version_source
+from babylon_rl.evaluation.comparison import BASE
+from babylon_rl.evaluation.model_sources import ModelSource, model_clients, sources_named
 from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
@@ -18,8 +19,6 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models
-
-BASE = "base"
 
 
 @contextmanager
@@ -93,12 +92,7 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(NAMES)}; any endpoint is NAME=URL."
         )
-    # Refuse before anything is played: every named version must be playable here.
-    for name in versions:
-        if (missing := absent(models[name], settings)) is not None:
-            raise UsageError(missing)
-    bases = {name: base_of(models[name], settings) for name in versions}
-    return {name: version_source(models[name], name, bases[name], settings) if name in bases else base_source(settings) for name in names}
+    return {source.name: source for source in sources_named(names, models, settings)}
 
 
 def _registered(settings: Settings) -> dict[str, Model]:

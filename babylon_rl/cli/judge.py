@@ -109,7 +109,7 @@ def report(
     span = named_range(first, end)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        measures, audited = measured(database, settings, span, judge, audit_groups)
+        measures, audited = _measured(database, settings, span, judge, audit_groups)
     if measures is None:
         raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
     written = [] if plots is None else _write(measures, plots)
@@ -121,17 +121,16 @@ def report(
         say(f"Wrote {path}")
 
 
-def measured(
+def _measured(
     database: Database, settings: Settings, chosen: tuple[str, str] | None, judge: str | None, audit_groups: int | None
 ) -> tuple[ReliabilityReport | None, AuditResult | None]:
-    """Reliability report of some hours, after the second judge was asked.
+    """Reliability report of the chosen hours or the newest week, after the second judge was asked.
 
-    ``wanted`` None means the newest week; the report is None if nothing is judged.
+    The report is None if nothing is judged.
     """
     require_migrated(database)
     groups = AUDIT_GROUPS if audit_groups is None else audit_groups
     with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
-        # Without judged hours there is no default range.
         span = chosen or default_range(connection)
         if span is None:
             return None, None

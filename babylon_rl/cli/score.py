@@ -8,7 +8,7 @@ import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import JsonOption, emit, listed, say
-from babylon_rl.cli.training_batches import SEE_WINDOWS, bring_up_to_date
+from babylon_rl.cli.training_batches import bring_up_to_date, recorded_hours
 from babylon_rl.errors import JudgeUnavailable, UsageError
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.cost import HourCost, estimate_hours, total_of
@@ -19,8 +19,6 @@ from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows, windows_not_by
-from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl.training.freezing import freeze_bounds
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import utc_now, window_end, window_of
 
@@ -91,7 +89,7 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
     with database.connect(autocommit=True) as connection:
         hours = read_outcomes(connection, held, frozenset(lacking), settings)
     if not hours:
-        say(f"No hour here has a group to judge. {SEE_WINDOWS}")
+        say("No hour here has a group to judge. `babylon-rl windows` shows what each hour holds; --from and --to choose others.")
     for sentence in sentences(hours, settings.judge_model):
         say(sentence)
     pending = {hour.window: hour.reason for hour in hours if hour.outcome == "waiting"}
@@ -110,10 +108,8 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
 
 
 def _say_cost(database: Database, settings: Settings, span: Span, force: bool, as_json: bool) -> None:
-    now = utc_now()
     with database.connect(autocommit=True) as connection:
-        bounds = freeze_bounds(connection, settings, now, span)
-        held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+        held = recorded_hours(connection, settings, utc_now(), span)
         lacking = held if force else _lacking(connection, held, settings)
         if settings.judge_model == HEURISTIC:
             # The heuristic asks no model: there is nothing to estimate.

@@ -145,7 +145,6 @@ def serve_gateway(
     The server is OpenAI-compatible.
     """
     from babylon_rl.serving.gateway_process import serve as run
-    from babylon_rl.settings import load_settings
 
     run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))
 

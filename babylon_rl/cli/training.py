@@ -14,7 +14,7 @@ from msgspec import to_builtins
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.cli.system import run_daemon
-from babylon_rl.cli.training_batches import Wanted, backfilled, choose_batch, run_training
+from babylon_rl.cli.training_batches import Wanted, backfill_hours, choose_batch, run_training
 from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
@@ -152,7 +152,7 @@ def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) 
         list_freezable(database, settings, wanted)
     elif mode == "single" or wanted.batch_id is not None:
         batch = choose_batch(database, settings, wanted)
-        report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
+        report_training([run_training(database, settings, batch.batch_id, wanted.as_json)], settings, wanted.as_json)
     # Several batches, and a pinned version can be used once.
     elif settings.model_version is not None:
         raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
@@ -204,14 +204,14 @@ def backfill(database: Database, settings: Settings, wanted: Wanted) -> None:
                 left |= hours
                 continue
             if not wanted.as_json:
-                _report(trained, settings, False)
+                report_training(trained, settings, False)
     except NothingToTrain as nothing:
         if not trained:
             raise
         say(str(nothing))
     finally:
         if trained and wanted.as_json:
-            _report(trained, settings, True)
+            report_training(trained, settings, True)
 
 
 def _next(database: Database, settings: Settings, wanted: Wanted, left: Collection[str]) -> Batch:
@@ -221,7 +221,7 @@ def _next(database: Database, settings: Settings, wanted: Wanted, left: Collecti
     with database.connect() as connection:
         now = utc_now()
         # Hours without a trainable batch are skipped: freeze from the stretches between them, newest first.
-        bounds = freeze_bounds(connection, settings, now, wanted.windows or backfilled(connection, settings, now))
+        bounds = freeze_bounds(connection, settings, now, wanted.windows or backfill_hours(connection, settings, now))
     hours = list(window_range(bounds.first, bounds.end))
     nothing = NothingToTrain("The hours hold nothing more.")
     for part in reversed(parts_without(hours, left)):
@@ -245,10 +245,6 @@ def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str
 def _hours_of(database: Database, batch_id: str) -> set[str]:
     with database.connect() as connection:
         return {episode.window for episode in read_batch_episodes(connection, batch_id)}
-
-
-def _report(trained: Sequence[Trained], settings: Settings, as_json: bool) -> None:
-    report_training(trained[-1], settings, as_json, [result.batch.batch_id for result in trained[:-1]])
 
 
 def train_on_and_on(settings: Settings, given: Mapping[str, Any], wanted: Wanted) -> int:
@@ -279,11 +275,9 @@ def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted) -> 
     return choose_batch(database, settings, wanted)
 
 
-def report_training(trained: Trained, settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
-    """Print the result of a training.
-
-    ``earlier`` are the batches that the same command trained before.
-    """
+def report_training(results: Sequence[Trained], settings: Settings, as_json: bool) -> None:
+    """Print the last result of a command; of those before it, the batches as JSON."""
+    trained, earlier = results[-1], [result.batch.batch_id for result in results[:-1]]
     model = trained.model
     # The document for scripts; the lines below show the same facts to people.
     endpoint = address_of(settings, model.version, trained.checkpoint)
@@ -296,7 +290,7 @@ def report_training(trained: Trained, settings: Settings, as_json: bool, earlier
         "checkpoint": str(trained.checkpoint),
         "storagePath": model.storage_path,
         "endpoint": {"url": endpoint.url, "model": endpoint.model},
-        **({"earlierBatches": list(earlier)} if earlier else {}),
+        **({"earlierBatches": earlier} if earlier else {}),
     }
     lines = [
         f"Final step: {trained.steps[-1].iteration}",

@@ -31,7 +31,6 @@ from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
 
-SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
 # Options of `train` that are frozen with a batch, by the setting that they are.
 OPTIONS = {
     "min_agents_per_window": "--min-agents", "iterations": "--iterations", "learning_rate": "--learning-rate",
@@ -50,15 +49,11 @@ def run_training(database: Database, settings: Settings, batch_id: str, as_json:
     """
     from babylon_rl.automation.launch import run_batch
 
-    with following(database, batch_id, _line(as_json)), progress_of_parts() as on_progress:
+    stream = sys.stderr if as_json else sys.stdout
+    with following(database, batch_id, lambda line: print(line, file=stream, flush=True)), progress_of_parts() as on_progress:
         run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=on_progress)
     with database.connect() as connection:
         return train_batch(connection, batch_id, settings, utc_now())  # registered: this reads it back
-
-
-def _line(as_json: bool) -> Any:
-    stream = sys.stderr if as_json else sys.stdout
-    return lambda line: print(line, file=stream, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +108,7 @@ def choose_batch(database: Database, settings: Settings, wanted: Wanted) -> Batc
             return pending[0]
         now = utc_now()
         # 3. A new batch, after new rows were read.
-        windows = windows or backfilled(connection, settings, now)
+        windows = windows or backfill_hours(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
         most = wanted.most or settings.training_max_trajectories
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=wanted.seed)
@@ -147,11 +142,10 @@ def _refuse_other(batch: Batch, options: Mapping[str, Any], otherwise: str) -> N
         )
 
 
-def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
+def backfill_hours(connection: Connection, settings: Settings, now: datetime) -> tuple[str, str] | None:
     """The hours of MODE=backfill, as (from, to); None in other modes and without rows."""
     if settings.mode != "backfill":
         return None
-
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
         return None
@@ -159,15 +153,22 @@ def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str,
     return window_of(window_start(end) - settings.backfill_hours * HOUR), end
 
 
-def bring_up_to_date(database: Database, connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None) -> list[str]:
+def recorded_hours(connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None) -> list[str]:
+    """The complete hours with rows of the range ``windows`` (None: the look-back), in order."""
+    bounds = freeze_bounds(connection, settings, now, windows)
+    return [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+
+
+def bring_up_to_date(
+    database: Database, connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None
+) -> list[str]:
     """Read new and changed hours in range through the graph.
 
     Returns all hours in range that hold rows.
     """
     from babylon_rl.automation.launch import run_hours
 
-    bounds = freeze_bounds(connection, settings, now, windows)
-    held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+    held = recorded_hours(connection, settings, now, windows)
     stored = read_versions(connection, held)
     readings = read_windows(connection, held, settings)
     changed = [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]

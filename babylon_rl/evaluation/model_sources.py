@@ -5,7 +5,7 @@ run's) is a value with the reason in words. What a model has played is kept unde
 is asked again, by whatever batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.comparison import BASE
+from babylon_rl.errors import CheckpointError, UsageError
+from babylon_rl.evaluation.comparison import BASE, CANDIDATE
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, GateRuns, play_side_by_side
 from babylon_rl.evaluation.players import Player, endpoint_player
 from babylon_rl.evaluation.run_files import forget_old_runs
@@ -118,6 +118,22 @@ def version_source(model: Model, role: str, base: ModelSource, settings: Setting
         return ModelSource(model.version, role, identity, directory)
     assert base.service is not None
     return ModelSource(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
+
+
+def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: Settings) -> list[ModelSource]:
+    """The base and registered versions by name, as a person asks for them.
+
+    Raises:
+        UsageError: a version cannot be played from this machine; the reason of the first.
+        ModelUnavailable: the base is not here and cannot be made.
+    """
+    chosen = [None if name == BASE else models[name] for name in names]
+    for model in chosen:
+        if model is not None and (fault := absent(model, settings)) is not None:
+            raise UsageError(fault)
+    return [
+        base_source(settings) if model is None else version_source(model, CANDIDATE, base_of(model, settings), settings) for model in chosen
+    ]
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
