@@ -59,6 +59,11 @@ def window_end(window: str) -> datetime:
     return window_start(window) + HOUR
 
 
+def next_window(window: str) -> str:
+    """The window that follows."""
+    return window_of(window_end(window))
+
+
 def window_range(first: str, end: str) -> Iterator[str]:
     """The windows from ``first`` (inclusive) to ``end`` (exclusive), in order.
 
@@ -78,7 +83,7 @@ def window_stretches(windows: Iterable[str], longest: int) -> Iterator[tuple[str
     first = last = None
     length = 0
     for window in sorted(set(windows)):
-        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
+        if last is not None and first is not None and (next_window(last) != window or length == longest):
             yield first, last
             first, length = None, 0
         first, last, length = first or window, window, length + 1

@@ -15,7 +15,7 @@ from babylon_rl.assets.partitions import hours, plotted
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.windows import window_end, window_of
+from babylon_rl.windows import next_window
 
 HOURS_NAMED = 3
 HOURS_LISTED = 50
@@ -157,4 +157,4 @@ def _description(findings: Mapping[str, Finding], hours: int, advice: str) -> st
     more = f"; and {len(newest) - HOURS_NAMED} more" if len(newest) > HOURS_NAMED else ""
     counted = "" if hours == 1 else f"{len(newest)} of {hours} hours. "
     window = newest[0][0]
-    return f"{counted}{named}{more}. {advice.format(hour=window, end=window_of(window_end(window)))}"
+    return f"{counted}{named}{more}. {advice.format(hour=window, end=next_window(window))}"

@@ -5,7 +5,6 @@ The harness ends with exit code 1 if all scores are equal, no training was possi
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from msgspec import to_builtins
 from babylon_rl.cli.benchmark_run import RESULTS, agents_table, write_pages
 from babylon_rl.cli.models import model_document
 from babylon_rl.cli.options import ReportOption
-from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of, progress_of_parts
 from babylon_rl.cli.training_batches import Wanted, bring_up_to_date, choose_batch, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
@@ -68,10 +67,8 @@ def spawn_agents(
         migrate(database)
         # A model is served only if an agent asks one.
         llm = stack.enter_context(model_agents(settings, model, temperature=1.0)) if llm_agents else None
-        with database.connect() as connection, progress_of_parts() as on_progress:
-            on_progress("playing hours", 0, windows)
-            played = count(1)
-            hours = spawn(connection, request, utc_now(), llm, lambda _: on_progress("playing hours", next(played), windows))
+        with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
+            hours = spawn(connection, request, utc_now(), llm, on_hour)
     emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
 
 
@@ -192,12 +189,9 @@ def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | N
     """Play training hours, then train if there is enough data, or if ``force``."""
     # Without --windows, as many hours as readiness lacks.
     number = windows or missing_hours(_readiness(state), state.settings, state.agents)
-    with state.database.connect() as connection, progress_of_parts() as on_progress:
-        on_progress("playing training hours", 0, number)
-        played = count(1)
+    with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
         request = free_hours(connection, SpawnRequest(state.agents, 0, number, state.seed, start=start), utc_now())
-        spawned = spawn(connection, request, utc_now(), None, lambda _: on_progress("playing training hours", next(played), number))
-        hours = [hour.window for hour in spawned]
+        hours = [hour.window for hour in spawn(connection, request, utc_now(), None, on_hour)]
     offered = _readiness(state, reading=True)
     if not offered.ready and not force:
         return Learning(hours, offered, faults=[f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."])

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from babylon_rl.cli.output import progress_of_parts, say
+from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation.comparison import compare
 from babylon_rl.evaluation.gate import ANALYSES, FAIL
@@ -40,7 +39,7 @@ from babylon_rl.store.recording import simulated_hours, simulated_seeds
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
-from babylon_rl.windows import HOUR, is_complete, utc_now, window_end, window_of, window_range, window_start, window_stretches
+from babylon_rl.windows import HOUR, is_complete, next_window, utc_now, window_of, window_range, window_start, window_stretches
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
@@ -164,14 +163,12 @@ def play(state: Demo, hours: Sequence[str]) -> None:
         if not missing:
             say(f"   {len(hours)} hours are there already")
             return
-        with asking_the_gateway(state) as ask, progress_of_parts("   ") as on_progress:
-            on_progress("hours played", 0, len(missing))
-            played = count(1)
+        with asking_the_gateway(state) as ask, progress_of("hours played", len(missing), "   ") as on_hour:
             # Consecutive missing hours are one request.
             for first, last in window_stretches(missing, len(missing)):
-                number = len(list(window_range(first, _after(last))))
+                number = len(list(window_range(first, next_window(last))))
                 request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
-                spawn(connection, request, utc_now(), ask, lambda _: on_progress("hours played", next(played), len(missing)))
+                spawn(connection, request, utc_now(), ask, on_hour)
 
 
 def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
@@ -224,7 +221,7 @@ def _is_past(connection: Connection, state: Demo, hours: Sequence[str]) -> bool:
 
 def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
     least = state.settings.training_min_trajectories
-    reach = (hours[0], _after(hours[-1]))
+    reach = (hours[0], next_window(hours[-1]))
     frozen = freeze(connection, state.settings, utc_now(), windows=reach, seed=state.seed, minimum=least, settled=True)
     if frozen.batch is None:
         raise NothingToTrain(frozen.reason)
@@ -243,7 +240,7 @@ def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
         trial = table.trial
         if trial is not None and trial.version == version:
             connection.commit()
-            end_trial(state, connection, trial, _play_trial(state, connection, trial, _after(hours[-1])))
+            end_trial(state, connection, trial, _play_trial(state, connection, trial, next_window(hours[-1])))
         own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
         for event in read_events(connection, own[0].rollout_id) if own else ():
             say(f"   {event.version} {event.to_state} at {event.to_percentage:g} %: {event.why}")
@@ -282,10 +279,6 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
     connection.commit()
     materialize_hours(state, [hour])
     return guards
-
-
-def _after(window: str) -> str:
-    return window_of(window_end(window))
 
 
 def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import typer
 
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
-from babylon_rl.windows import utc_now, window_end, window_of, window_range, window_start
+from babylon_rl.windows import next_window, utc_now, window_of, window_range, window_start
 
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
@@ -50,5 +50,5 @@ def pinned_windows(settings: Settings, first: str | None, end: str | None) -> tu
     if span is not None:
         refuse_future(span[0], utc_now())
     elif settings.window_id is not None:
-        return settings.window_id, window_of(window_end(settings.window_id))
+        return settings.window_id, next_window(settings.window_id)
     return span

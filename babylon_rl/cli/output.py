@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Annotated, Any
 
 import typer
@@ -138,6 +139,18 @@ def progress_of_parts(indent: str = "") -> Iterator[Progress]:
             shown[kind] = (advance, max(done, before))
 
         yield tell
+
+
+@contextmanager
+def progress_of(what: str, total: int, indent: str = "") -> Iterator[Callable[[object], None]]:
+    """Show the progress of one label.
+
+    Yields a callback that counts a unit, whatever it is given.
+    """
+    with progress_of_parts(indent) as tell:
+        done = count(1)
+        tell(what, 0, total)
+        yield lambda _: tell(what, next(done), total)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.releases import BASE, Rollout, read_routing
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import moment, utc_now
 
 AGENTS = (
     Column("agent", "agentId"),
@@ -115,7 +115,7 @@ def agents(
     rows = [
         {"agentId": call.agent_id, "version": call.version or BASE,
          "expected": route(routing, settings, None, call.agent_id).version or BASE,
-         "fallback": call.fallback, "lastCallAt": call.at.isoformat(timespec="milliseconds") + "Z"}
+         "fallback": call.fallback, "lastCallAt": moment(call.at)}
         for call in calls
     ]  # fmt: skip
     elsewhere = [row["agentId"] for row in rows if row["version"] != row["expected"]]

@@ -20,7 +20,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows, windows_not_by
 from babylon_rl.types import GroupScores
-from babylon_rl.windows import utc_now, window_end, window_of
+from babylon_rl.windows import next_window, utc_now
 
 app = typer.Typer()
 Span = tuple[str, str] | None
@@ -48,7 +48,7 @@ def score(
     if window is not None and (first is not None or end is not None):
         raise UsageError("Give --window, or --from and --to, not both.")
     if window is not None:
-        first, end = window, window_of(window_end(window))
+        first, end = window, next_window(window)
     span = pinned_windows(settings, first, end)
     with open_database(settings) as database:
         if dry_run:

@@ -19,7 +19,7 @@ from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
 from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
-from babylon_rl.store.embedded import running_url, stop_everything
+from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as bring_up_to_date
 from babylon_rl.windows import utc_now
@@ -160,7 +160,7 @@ def dev(
 def stop() -> None:
     """Stop what a crash left running: Dagster's processes and the embedded database."""
     home = load_settings().home
-    stopped = stop_children(home, orphans_only=False) + stop_everything(home)
+    stopped = stop_children(home, orphans_only=False) + stop_server(home)
     for sentence in stopped or [f"Nothing that was started from {home} runs."]:
         print(sentence)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -182,7 +182,7 @@ def _automation(state: AutomationState | psycopg.Error, expected: bool) -> tuple
     if isinstance(state, psycopg.Error):
         raise state
     silent = FAIL if expected else WARN
-    now = datetime.now(UTC).replace(tzinfo=None)
+    now = utc_now()
     if state.seen_at is None:
         return silent, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
     detail = f"the daemon was seen {about((now - state.seen_at).total_seconds())} ago, {state.runs} runs recorded"

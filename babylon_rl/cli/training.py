@@ -28,7 +28,7 @@ from babylon_rl.training.backends import address_of
 from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
 from babylon_rl.training.readiness import readiness, smaller_batch_due, with_smaller_minimum
-from babylon_rl.windows import utc_now, window_end, window_of, window_range
+from babylon_rl.windows import next_window, utc_now, window_range
 
 app = typer.Typer()
 SYNCED = (
@@ -238,7 +238,7 @@ def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str
     for is_left, stretch in groupby(hours, key=lambda hour: hour in left):
         own = list(stretch)
         if not is_left:
-            parts.append((own[0], window_of(window_end(own[-1]))))
+            parts.append((own[0], next_window(own[-1])))
     return parts
 
 

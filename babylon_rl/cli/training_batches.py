@@ -18,7 +18,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import data_version
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
 from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store.batches import Batch, BatchGroup, foreign_batch, judged_groups, read_batch
+from babylon_rl.store.batches import Batch, BatchGroup, batch_id_taken, judged_groups, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
@@ -29,7 +29,7 @@ from babylon_rl.training.batches import Trained, pending_batches, train_batch
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
+from babylon_rl.windows import HOUR, newest_complete, next_window, utc_now, window_of, window_start
 
 # Options of `train` that are frozen with a batch, by the setting that they are.
 OPTIONS = {
@@ -87,7 +87,7 @@ def choose_batch(database: Database, settings: Settings, wanted: Wanted) -> Batc
         if batch_id is not None:
             # 1. The batch that was named.
             batch = read_batch(connection, batch_id)
-            if batch is None and foreign_batch(connection, batch_id):
+            if batch is None and batch_id_taken(connection, batch_id):
                 raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
             if batch is None:
                 raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
@@ -149,7 +149,7 @@ def backfill_hours(connection: Connection, settings: Settings, now: datetime) ->
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
         return None
-    end = window_of(window_end(newest))
+    end = next_window(newest)
     return window_of(window_start(end) - settings.backfill_hours * HOUR), end
 
 

@@ -29,7 +29,7 @@ from babylon_rl.store.trajectories import (
     with_logged_accesses,
 )
 from babylon_rl.types import Check, WindowReading
-from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range
+from babylon_rl.windows import HOUR, newest_complete, next_window, window_end, window_of, window_range
 
 app = typer.Typer()
 HOURS = 24
@@ -79,7 +79,7 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     if newest is None:
         return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     # The 24 hours end with the newest hour that holds rows.
-    end = window_of(window_end(newest))
+    end = next_window(newest)
     windows = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
     ids, faults = _row_faults(connection, windows)
     if not ids:

@@ -26,9 +26,10 @@ from babylon_rl.serving.gateway import Gateway, peer
 from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
-from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX, route
+from babylon_rl.serving.routing import ALIASES, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import model_id
 from babylon_rl.store.releases import BASE, RoutingTable, read_routing
 from babylon_rl.traces import start_traces
 
@@ -113,7 +114,7 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
 def served_names(table: RoutingTable) -> list[str]:
     """Return the model names of requests: available versions, the base, the aliases."""
     usable = [version.version for version in table.versions.values() if version.can_be_asked]
-    return [*(f"{MODEL_PREFIX}{version}" for version in usable), *usable, BASE, *ALIASES]
+    return [*map(model_id, usable), *usable, BASE, *ALIASES]
 
 
 def _model(name: str) -> dict[str, Any]:

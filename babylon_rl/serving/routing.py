@@ -11,11 +11,11 @@ from typing import Literal
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.settings import Settings
+from babylon_rl.store.registry import MODEL_PREFIX
 from babylon_rl.store.releases import BASE, RoutedTest, RoutedVersion, RoutingTable, Upstream
 
 Arm = Literal["named", "pinned", "wandb_model", "ab", "test", "rollout", "deployed", "base"]
 NEWEST, BY_REGISTRY = "newest", "registry"
-MODEL_PREFIX = "babylon-agent-"
 # The meaning of model names that are no version: the newest deployed version, or the choice of the registry for this agent. The latter
 # are the names in the game's agent settings: its slots, and the models that its agents called before.
 ALIASES: dict[str, str] = {

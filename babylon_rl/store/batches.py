@@ -153,11 +153,6 @@ def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:
     return rows.fetchall()
 
 
-def foreign_batch(connection: Connection, batch_id: str) -> bool:
-    """Return True if another producer wrote the batch with this id."""
-    return batch_id_taken(connection, batch_id) and read_batch(connection, batch_id) is None
-
-
 def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpisode]:
     """Return the episodes of a batch, newest window first, then by agent.
 

@@ -22,7 +22,7 @@ from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import with_unnamed
 from babylon_rl.types import NO_SPREAD
-from babylon_rl.windows import window_end, window_of, window_start
+from babylon_rl.windows import next_window, window_end, window_start
 
 # Our tables that the statement reads. It reads trajectories too, but new ones change nothing before their hour is read.
 READ_TABLES = tuple(
@@ -202,7 +202,7 @@ def look_at_newest(
         episodes: list[FreezableEpisode] = []
         reasons = Counter[str]()
         # ``hours`` is newest first: the last of the portion begins the range.
-        inner = replace(bounds, first=portion[-1], end=window_of(window_end(portion[0])))
+        inner = replace(bounds, first=portion[-1], end=next_window(portion[0]))
         for window, reason, agent, trajectories, group_size, rows in connection.execute(statement, inner.parameters):
             if reason is None:
                 episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size))

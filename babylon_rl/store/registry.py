@@ -19,6 +19,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import record_dropped
 
 FIRST_VERSION = "v1.0.0"
+MODEL_PREFIX = "babylon-agent-"
 # ASCII only: other digits would also match \d.
 _SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 
@@ -114,13 +115,18 @@ class NewModel:
 
     @property
     def model_id(self) -> str:
-        """Model id by which the game knows the version."""
-        return f"babylon-agent-{self.version}"
+        """The model id of the version."""
+        return model_id(self.version)
 
     @property
     def windows(self) -> list[str]:
         """Windows of the training, newest first."""
         return sorted({episode.window for episode in self.episodes}, reverse=True)
+
+
+def model_id(version: str) -> str:
+    """The model id by which the game knows a version of ours."""
+    return f"{MODEL_PREFIX}{version}"
 
 
 def version_order(version: str) -> tuple[int, int, int] | None:
@@ -152,7 +158,7 @@ def next_version(connection: Connection, batch_id: str | None = None, above: Seq
 def version_taken(connection: Connection, version: str) -> bool:
     """Return True if a model of this version is registered, ours or foreign."""
     statement = 'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s'
-    return connection.value(statement, [version, f"babylon-agent-{version}"]) is not None
+    return connection.value(statement, [version, model_id(version)]) is not None
 
 
 def reserved_by(connection: Connection, version: str) -> str | None:

@@ -34,7 +34,7 @@ from babylon_rl.store.freezing import (
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.backends import trainer_choice
-from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
 
 DROPOUT_FREE = 1000
 DROPOUT_MOST = 0.3
@@ -184,7 +184,7 @@ def freeze_bounds(
         first, end = windows
     else:
         newest = newest_window_with_rows(connection, complete) or complete
-        end = window_of(window_end(newest))
+        end = next_window(newest)
         first = window_of(window_start(end) - settings.lookback_hours * HOUR)
     return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window)
 

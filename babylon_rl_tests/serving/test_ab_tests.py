@@ -142,7 +142,7 @@ def test_equal_versions_are_seldom_told_apart_however_often_one_looks() -> None:
     from babylon_rl.store.live_usage import AgentHour
     from babylon_rl.store.releases import ABTest
 
-    test = ABTest("t", ("old", "new"), (50.0, 50.0), 50.0, "running", START, "", "", None, None, None)
+    test = ABTest("t", ("old", "new"), (50.0, 50.0), 50.0, "running", START, None)
     rng, wrong, runs = np.random.default_rng(11), 0, 150
     for _ in range(runs):
         lasting, hours = rng.normal(0, 20, 40), list[AgentHour]()

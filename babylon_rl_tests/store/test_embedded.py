@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from babylon_rl.errors import EmbeddedServerError
-from babylon_rl.store.embedded import stop_everything, use_server
+from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT, Holder
 
@@ -39,7 +39,7 @@ def home(made: Path, tmp_path: Path) -> Iterator[Path]:
     copy = tmp_path / "home"
     subprocess.run(["cp", "-a", made, copy], check=True)
     yield copy
-    stop_everything(copy)
+    stop_server(copy)
     shutil.rmtree(copy)
 
 
@@ -150,12 +150,12 @@ def test_port_in_use_is_left_for_another(home: Path) -> None:
             assert kept(url) == 7
 
 
-def test_stop_everything_stops_it_under_its_users(home: Path) -> None:
+def test_stop_server_stops_it_under_its_users(home: Path) -> None:
     with Holder(home) as holder:
         holder.url()
-        assert len(stop_everything(home)) == 1
+        assert len(stop_server(home)) == 1
         assert not runs(home)
-        assert stop_everything(home) == []
+        assert stop_server(home) == []
         assert holder.leave() == 0
 
 

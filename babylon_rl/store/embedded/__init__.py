@@ -46,7 +46,7 @@ def use_server(home: Path) -> Iterator[str]:
                     cluster.stop()
 
 
-def stop_everything(home: Path) -> list[str]:
+def stop_server(home: Path) -> list[str]:
     """Stop the server under ``home`` even if it is in use.
 
     Returns one sentence for each thing stopped.
