@@ -69,11 +69,10 @@ def table_entry(model: str) -> dict[str, Any] | None:
     return entry if entry is not None and entry.get("litellm_provider") == provider else None
 
 
-@functools.cache
 def _table() -> dict[str, dict[str, Any]]:
     """Litellm's local price file, read without importing litellm.
 
-    The import takes a hundred times as long.
+    The import takes a hundred times as long. Not kept: it takes 10 MB, and few models are looked up.
     """
     package = find_spec("litellm")
     assert package is not None and package.origin is not None
