@@ -60,12 +60,10 @@ WHERE b."state" = 'completed' AND p."completedAt" IS NOT NULL
 ORDER BY p."completedAt" DESC
 """
 
-_UPSERT_RELEASE = """
-INSERT INTO babylon_rl.releases ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
-VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT ("batchId") DO UPDATE SET
-    "version" = EXCLUDED."version", "decision" = EXCLUDED."decision", "reason" = EXCLUDED."reason",
-    "reportVersion" = EXCLUDED."reportVersion", "decidedAt" = EXCLUDED."decidedAt"
+_RELEASE = ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
+_UPSERT_RELEASE = f"""
+INSERT INTO babylon_rl.releases ({listed(_RELEASE)}) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT ("batchId") DO UPDATE SET {updates(_RELEASE[1:])}
 """
 
 # NULL parameters leave the stored values; evalMetrics is merged, and replaced if it is not an object.

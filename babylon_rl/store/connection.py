@@ -1,7 +1,7 @@
 """Connections to Postgres that work behind a transaction pooler, and readable errors.
 
 Nothing is set for a session, because a pooler would pass it on to another client; so datetimes are bound as naive UTC. The server's clock
-is read for heartbeats only (run_heartbeats.py), in UTC.
+is read for heartbeats (run_heartbeats.py) and to compare it with this machine's, in UTC.
 
 Failures are raised as one readable sentence. For a missing table or column it names the migration that creates it: the name is taken from
 the server's message and looked up in the text of the migrations. If the message names a column without its table, the catalog tells which

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from babylon_rl.store.columns import camel, listed
+from babylon_rl.store.columns import camel, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -134,14 +134,12 @@ _ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
 _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
 
 # One row of counts per hour.
-_UPSERT = """
-    INSERT INTO babylon_rl.hindsight AS held
-        ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
+_COUNTS = ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
+_UPSERT = f"""
+    INSERT INTO babylon_rl.hindsight ({listed(_COUNTS)})
     SELECT given.*, %s::timestamp
     FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::text[]) AS given
-    ON CONFLICT ("window") DO UPDATE SET
-        "actions" = excluded."actions", "known" = excluded."known", "right" = excluded."right", "sequences" = excluded."sequences",
-        "leaked" = excluded."leaked", "dataVersion" = excluded."dataVersion", "computedAt" = excluded."computedAt"
+    ON CONFLICT ("window") DO UPDATE SET {updates(_COUNTS[1:])}
 """
 
 _AGENTS = """

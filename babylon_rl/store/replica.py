@@ -28,12 +28,8 @@ _REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
 _CONFLICT = "conflict with recovery"
 
 
-def _ignore(sentence: str) -> None:
-    """Say nothing."""
-
-
 @contextmanager
-def read_connection(database: Database, say: Callable[[str], None] = _ignore, *, autocommit: bool = False) -> Iterator[Connection]:
+def read_connection(database: Database, say: Callable[[str], None] = lambda _: None, *, autocommit: bool = False) -> Iterator[Connection]:
     """Open a connection for reads that decide nothing.
 
     It is at the replica if that is up to date, else at the database itself.

@@ -338,11 +338,8 @@ def discard_jobs(connection: Connection, jobs: Sequence[RemoteJob], now: datetim
 
 def newest_job(connection: Connection, batch_id: str, iteration: int) -> RemoteJob | None:
     """Return the trained post of an iteration, else its last post, or None."""
-    row = connection.execute(
-        _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1',
-        [batch_id, iteration],
-    ).fetchone()
-    return None if row is None else RemoteJob(*row)
+    of_iteration = 'j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1'
+    return next(iter(_jobs(connection, of_iteration, batch_id, iteration)), None)
 
 
 def live_job(connection: Connection, service: str, model: str) -> RemoteJob | None:
@@ -350,24 +347,17 @@ def live_job(connection: Connection, service: str, model: str) -> RemoteJob | No
 
     There is at most one.
     """
-    row = connection.execute(
-        _JOBS + 'WHERE j."service" = %s AND j."model" = %s AND j."state" IN (\'posting\', \'running\')', [service, model]
-    ).fetchone()
-    return None if row is None else RemoteJob(*row)
+    live = 'j."service" = %s AND j."model" = %s AND j."state" = ANY(%s)'
+    return next(iter(_jobs(connection, live, service, model, list(LIVE))), None)
 
 
 def jobs_above(connection: Connection, service: str, model: str, step: int) -> list[RemoteJob]:
     """Return the jobs that may have a step above ``step`` left, oldest post first."""
-    rows = connection.execute(
-        _JOBS
-        + """
-        WHERE j."service" = %s AND j."model" = %s AND j."stepBefore" >= %s AND j."state" <> 'refused'
-          AND j."discardedAt" IS NULL
+    above = """
+        j."service" = %s AND j."model" = %s AND j."stepBefore" >= %s AND j."state" <> 'refused' AND j."discardedAt" IS NULL
         ORDER BY j."postedAt", j."iteration", j."attempt"
-        """,
-        [service, model, step],
-    )
-    return [RemoteJob(*row) for row in rows]
+    """
+    return _jobs(connection, above, service, model, step)
 
 
 def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJob]:
@@ -375,15 +365,11 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
 
     They may have ended since.
     """
-    rows = connection.execute(
-        _JOBS
-        + """
-        WHERE j."service" = %s AND j."model" = %s AND j."state" IN ('lost', 'expired') AND j."discardedAt" IS NULL
+    late = """
+        j."service" = %s AND j."model" = %s AND j."state" IN ('lost', 'expired') AND j."discardedAt" IS NULL
         ORDER BY j."postedAt", j."iteration", j."attempt"
-        """,
-        [service, model],
-    )
-    return [RemoteJob(*row) for row in rows]
+    """
+    return _jobs(connection, late, service, model)
 
 
 def usual_duration(connection: Connection, service: str) -> timedelta:
@@ -403,5 +389,8 @@ def usual_duration(connection: Connection, service: str) -> timedelta:
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
     """Return every job of a batch, in the order of iterations and posts."""
-    rows = connection.execute(_JOBS + 'WHERE j."batchId" = %s ORDER BY j."iteration", j."attempt"', [batch_id])
-    return [RemoteJob(*row) for row in rows]
+    return _jobs(connection, 'j."batchId" = %s ORDER BY j."iteration", j."attempt"', batch_id)
+
+
+def _jobs(connection: Connection, condition: str, *values: Any) -> list[RemoteJob]:
+    return [RemoteJob(*row) for row in connection.execute(f"{_JOBS} WHERE {condition}", values)]

@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import resource
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 from babylon_rl.errors import EmbeddedServerError
 from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.store.servers import ROOT, Holder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -217,13 +217,8 @@ def test_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_full_disk_at_the_first_start_is_a_sentence_and_the_next_start_works(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # as if the disk ended there
-    try:
-        with pytest.raises(EmbeddedServerError, match="cannot be made in"), use_server(tmp_path):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1_000_000), pytest.raises(EmbeddedServerError, match="cannot be made in"), use_server(tmp_path):
+        pass
     assert [path.name for path in tmp_path.glob("postgres*") if path.is_dir()] == []
     with use_server(tmp_path):
         pass

@@ -34,14 +34,14 @@ def use_server(home: Path) -> Iterator[str]:
         cluster = Cluster(_prepared(home))
         lease = _open_lock(home / "use.lock")
         try:
-            with _locked(home / "start.lock"):
+            with _start_locked(home):
                 _take(lease, fcntl.LOCK_SH, home)
                 port = _ensure_running(cluster, lease)
                 url = cluster.url(port)
             yield url
         finally:
             # Under start.lock, so that no new user appears between the check and the stop.
-            with lease, _locked(home / "start.lock"):
+            with lease, _start_locked(home):
                 if _is_last(lease):
                     cluster.stop()
 
@@ -53,7 +53,7 @@ def stop_server(home: Path) -> list[str]:
     """
     if not (home / "postgres").exists():
         return []
-    with _locked(home / "start.lock"):
+    with _start_locked(home):
         cluster = Cluster(home)
         port = cluster.running_port()
         return [f"Stopped the embedded database on port {port} ({cluster.directory})."] if cluster.stop() else []
@@ -112,9 +112,9 @@ def _open_lock(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with _open_lock(path) as lock:
-        _take(lock, fcntl.LOCK_EX, path.parent)
+def _start_locked(home: Path) -> Iterator[None]:
+    with _open_lock(home / "start.lock") as lock:
+        _take(lock, fcntl.LOCK_EX, home)
         yield
 
 
