@@ -15,7 +15,7 @@ from babylon_rl.cli.benchmark_run import RESULTS, agents_table, write_pages
 from babylon_rl.cli.models import model_document
 from babylon_rl.cli.options import ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of, progress_of_parts
-from babylon_rl.cli.training_batches import Wanted, bring_up_to_date, choose_batch, run_training
+from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
 from babylon_rl.evaluation.comparison import BASE
@@ -164,7 +164,7 @@ def _readiness(state: Harness, reading: bool = False) -> Readiness:
     """Readiness as in ``ready``; with ``reading``, new rows are read first."""
     with state.database.connect(autocommit=True) as connection:
         if reading:
-            bring_up_to_date(state.database, connection, state.settings, utc_now(), None)
+            read_new_hours(state.database, connection, state.settings, utc_now(), None)
         return readiness(connection, state.settings, utc_now())
 
 
@@ -200,7 +200,7 @@ def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | N
 
 def _train(state: Harness, market: Snapshot, learning: Learning, force: bool) -> Learning:
     try:
-        batch = choose_batch(state.database, state.settings, Wanted(seed=state.seed, force=force))
+        batch = choose_batch(state.database, state.settings, TrainArguments(seed=state.seed, force=force))
         trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
     except NothingToTrain as nothing:
         return replace(learning, faults=[str(nothing)])

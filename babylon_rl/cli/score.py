@@ -8,7 +8,7 @@ import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import JsonOption, emit, listed, say
-from babylon_rl.cli.training_batches import bring_up_to_date, recorded_hours
+from babylon_rl.cli.training_batches import read_new_hours, recorded_hours
 from babylon_rl.errors import JudgeUnavailable, UsageError
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.cost import HourCost, estimate_hours, total_of
@@ -64,7 +64,7 @@ def _judge(database: Database, settings: Settings, span: Span, force: bool) -> t
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
-        held = bring_up_to_date(database, connection, settings, now, span)
+        held = read_new_hours(database, connection, settings, now, span)
         # Hours to judge: all with --force, else those without scores of this judge or with changed sources.
         lacking = recorded = held if force else _lacking(connection, held, settings)
         if lacking and (addresses := judge_addresses(settings, settings.judge_model)):

@@ -21,7 +21,7 @@ from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_set
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
-from babylon_rl.store.migrate import migrate as bring_up_to_date
+from babylon_rl.store.migrate import migrate as apply_migrations
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
@@ -44,7 +44,7 @@ PARTS = (
 )
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 # "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
-QUIET = "ignore:Function `"
+_IGNORED_WARNING = "ignore:Function `"
 _FAILED = 3
 
 
@@ -63,7 +63,7 @@ def migrate(
         emit({"indexes": built}, [Table(INDEXES, built)], as_json)
         return
     with open_database(load_settings(), prepare=not check) as database:
-        report = bring_up_to_date(database, check_only=check)
+        report = apply_migrations(database, check_only=check)
         place = database.address
 
     parts: list[Table | str] = []
@@ -208,11 +208,11 @@ def _run_dagster(
         say(sentence)
     with open_database(loaded) as database:
         # A daemon on a database without our tables would fail at every tick.
-        if migrated and (applied := bring_up_to_date(database).applied):
+        if migrated and (applied := apply_migrations(database).applied):
             say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
         with open_instance(database, loaded):  # which ends the runs that died with their process
             variables = _variables(database, prepare_instance(database, loaded))
-        return run_child([sys.executable, "-W", QUIET, "-m", module, *arguments], {**variables, **more}, loaded.home)
+        return run_child([sys.executable, "-W", _IGNORED_WARNING, "-m", module, *arguments], {**variables, **more}, loaded.home)
 
 
 def _variables(database: Database, instance: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from msgspec import to_builtins
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.cli.system import run_daemon
-from babylon_rl.cli.training_batches import Wanted, backfill_hours, choose_batch, run_training
+from babylon_rl.cli.training_batches import TrainArguments, backfill_hours, choose_batch, run_training
 from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
@@ -98,11 +98,11 @@ def train(
     settings = load_settings(**given, **({} if mode is None else {"mode": mode}))
     windows = pinned_windows(settings, first, end)
     options = given if seed is None else given | {"seed": seed}
-    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, options)
-    if settings.mode == "continuous" and wanted.batch_id is None:
-        raise typer.Exit(train_on_and_on(settings, given, wanted))
+    arguments = TrainArguments(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, options)
+    if settings.mode == "continuous" and arguments.batch_id is None:
+        raise typer.Exit(train_continuously(settings, given, arguments))
     with open_database(settings) as database:
-        train_as(settings.mode, database, settings, wanted)
+        train_as(settings.mode, database, settings, arguments)
 
 
 @app.command("sync-outcomes")
@@ -139,7 +139,7 @@ def sync_outcomes(
     emit({"windows": shown}, [Table(SYNCED, shown)], as_json)
 
 
-def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) -> None:
+def train_as(mode: str, database: Database, settings: Settings, arguments: TrainArguments) -> None:
     """Run `train` in the mode single, list or backfill.
 
     A named batch is trained in any mode but list.
@@ -149,21 +149,21 @@ def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) 
         NothingToTrain: nothing can be frozen.
     """
     if mode == "list":
-        list_freezable(database, settings, wanted)
-    elif mode == "single" or wanted.batch_id is not None:
-        batch = choose_batch(database, settings, wanted)
-        report_training([run_training(database, settings, batch.batch_id, wanted.as_json)], settings, wanted.as_json)
+        list_freezable(database, settings, arguments)
+    elif mode == "single" or arguments.batch_id is not None:
+        batch = choose_batch(database, settings, arguments)
+        report_training([run_training(database, settings, batch.batch_id, arguments.as_json)], settings, arguments.as_json)
     # Several batches, and a pinned version can be used once.
     elif settings.model_version is not None:
         raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
     else:
-        backfill(database, settings, wanted)
+        backfill(database, settings, arguments)
 
 
-def list_freezable(database: Database, settings: Settings, wanted: Wanted) -> None:
+def list_freezable(database: Database, settings: Settings, arguments: TrainArguments) -> None:
     """Show freezable hours, rows that cannot train with reasons, and unfinished batches."""
     with database.connect() as connection:
-        counted = count_freezable(connection, settings, utc_now(), windows=wanted.windows)
+        counted = count_freezable(connection, settings, utc_now(), windows=arguments.windows)
         pending = pending_batches(connection)
     rows = [[window, number] for window, number in sorted(counted.windows.items(), reverse=True)]
     document = {
@@ -177,10 +177,10 @@ def list_freezable(database: Database, settings: Settings, wanted: Wanted) -> No
         *(f"Not trainable: {number} {reason}" for reason, number in counted.not_trainable.items()),
         *(f"`babylon-rl train` goes on with {batch.batch_id}, which is {batch.state}." for batch in pending),
     ]
-    emit(document, parts, wanted.as_json)
+    emit(document, parts, arguments.as_json)
 
 
-def backfill(database: Database, settings: Settings, wanted: Wanted) -> None:
+def backfill(database: Database, settings: Settings, arguments: TrainArguments) -> None:
     """Train batch after batch until the hours hold nothing more.
 
     Each continues from the one before. A batch without anything to train is reported and skipped; the next one is frozen from the other
@@ -193,40 +193,40 @@ def backfill(database: Database, settings: Settings, wanted: Wanted) -> None:
     left: set[str] = set()
     try:
         while True:
-            batch = _next(database, settings, wanted, left)
+            batch = _next(database, settings, arguments, left)
             # --force is for the first batch: later rounds must resume their own batch.
-            wanted = replace(wanted, force=False)
+            arguments = replace(arguments, force=False)
             hours = _hours_of(database, batch.batch_id)
             try:
-                trained.append(run_training(database, settings, batch.batch_id, wanted.as_json))
+                trained.append(run_training(database, settings, batch.batch_id, arguments.as_json))
             except NothingToTrain as nothing:
                 say(f"{nothing} Going on with other hours.")
                 left |= hours
                 continue
-            if not wanted.as_json:
+            if not arguments.as_json:
                 report_training(trained, settings, False)
     except NothingToTrain as nothing:
         if not trained:
             raise
         say(str(nothing))
     finally:
-        if trained and wanted.as_json:
+        if trained and arguments.as_json:
             report_training(trained, settings, True)
 
 
-def _next(database: Database, settings: Settings, wanted: Wanted, left: Collection[str]) -> Batch:
+def _next(database: Database, settings: Settings, arguments: TrainArguments, left: Collection[str]) -> Batch:
     """An unfinished batch, else a new one of the hours without ``left``, newest first."""
     if not left:
-        return _go_on_or_freeze(database, settings, wanted)
+        return _go_on_or_freeze(database, settings, arguments)
     with database.connect() as connection:
         now = utc_now()
         # Hours without a trainable batch are skipped: freeze from the stretches between them, newest first.
-        bounds = freeze_bounds(connection, settings, now, wanted.windows or backfill_hours(connection, settings, now))
+        bounds = freeze_bounds(connection, settings, now, arguments.windows or backfill_hours(connection, settings, now))
     hours = list(window_range(bounds.first, bounds.end))
     nothing = NothingToTrain("The hours hold nothing more.")
     for part in reversed(parts_without(hours, left)):
         try:
-            return _go_on_or_freeze(database, settings, replace(wanted, windows=part))
+            return _go_on_or_freeze(database, settings, replace(arguments, windows=part))
         except NothingToTrain as unfreezable:
             nothing = unfreezable
     raise nothing
@@ -247,7 +247,7 @@ def _hours_of(database: Database, batch_id: str) -> set[str]:
         return {episode.window for episode in read_batch_episodes(connection, batch_id)}
 
 
-def train_on_and_on(settings: Settings, given: Mapping[str, Any], wanted: Wanted) -> int:
+def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: TrainArguments) -> int:
     """Run Dagster's daemon with this project's automation, without the UI, until the process is interrupted.
 
     It trains when ready, as with `babylon-rl dev`, and the options ``given`` hold for what it freezes.
@@ -255,24 +255,24 @@ def train_on_and_on(settings: Settings, given: Mapping[str, Any], wanted: Wanted
     Raises:
         UsageError: an option of a single batch was given, or --json: there is no last document.
     """
-    if wanted.as_json:
+    if arguments.as_json:
         raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
-    if wanted.windows is not None or wanted.force or "seed" in wanted.options:
+    if arguments.windows is not None or arguments.force or "seed" in arguments.options:
         raise UsageError("MODE=continuous freezes what is ready: leave --from, --to, WINDOW_ID, --force and --seed out.")
     if settings.model_version is not None:
         raise UsageError("MODEL_VERSION pins one version, and MODE=continuous makes one after the other: unset one of the two.")
-    chosen = dict(given) if wanted.most is None else {**given, "training_max_trajectories": wanted.most}
+    chosen = dict(given) if arguments.most is None else {**given, "training_max_trajectories": arguments.most}
     variables = {name.upper(): str(value) for name, value in chosen.items()}
     say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
     return run_daemon({**variables, "AUTOMATION_STATUS": "running"})
 
 
-def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted) -> Batch:
+def _go_on_or_freeze(database: Database, settings: Settings, arguments: TrainArguments) -> Batch:
     """An unfinished batch of any hours, else a new one of the requested hours."""
     with database.connect() as connection:
-        if pending_batches(connection) and not wanted.force:
-            wanted = replace(wanted, windows=None, most=None, options={})
-    return choose_batch(database, settings, wanted)
+        if pending_batches(connection) and not arguments.force:
+            arguments = replace(arguments, windows=None, most=None, options={})
+    return choose_batch(database, settings, arguments)
 
 
 def report_training(results: Sequence[Trained], settings: Settings, as_json: bool) -> None:

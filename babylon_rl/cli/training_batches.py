@@ -57,7 +57,7 @@ def run_training(database: Database, settings: Settings, batch_id: str, as_json:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TrainArguments:
     """Arguments of one call of `train` besides settings.
 
     ``windows`` is (from, to); ``most`` is the maximum number of trajectories to freeze, None is TRAINING_MAX_TRAJECTORIES. ``options`` are
@@ -73,7 +73,7 @@ class Wanted:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose_batch(database: Database, settings: Settings, wanted: Wanted) -> Batch:
+def choose_batch(database: Database, settings: Settings, arguments: TrainArguments) -> Batch:
     """The named batch, else an unfinished one, else a new one.
 
     Raises:
@@ -82,49 +82,55 @@ def choose_batch(database: Database, settings: Settings, wanted: Wanted) -> Batc
         UsageError: there is no such batch, or it was frozen with other options.
     """
     trainer_choice(settings)
-    batch_id, windows = wanted.batch_id, wanted.windows
     with database.connect(autocommit=True) as connection:
-        if batch_id is not None:
-            # 1. The batch that was named.
-            batch = read_batch(connection, batch_id)
-            if batch is None and batch_id_taken(connection, batch_id):
-                raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
-            if batch is None:
-                raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
-            if batch.state == "failed":
-                raise BatchConflict(f"{batch_id} has failed ({batch.error}); freeze a new batch with `babylon-rl train`.")
-            _refuse_other(batch, wanted.options, "or leave --batch and BATCH_ID out")
-            return batch
-        # 2. A batch that has not ended, unless --force.
+        if arguments.batch_id is not None:
+            return _named_batch(connection, arguments.batch_id, arguments.options)
         pending = pending_batches(connection)
-        if pending and not wanted.force:
-            if windows is not None or wanted.most is not None:
-                raise UsageError(
-                    f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
-                )
-            _refuse_other(pending[0], wanted.options, "or add --force")
-            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in wanted.options else ""
-            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
-            return pending[0]
-        now = utc_now()
-        # 3. A new batch, after new rows were read.
-        windows = windows or backfill_hours(connection, settings, now)
-        bring_up_to_date(database, connection, settings, now, windows)
-        most = wanted.most or settings.training_max_trajectories
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=wanted.seed)
-        if frozen.batch is None:
-            # Nothing was freezable: perhaps because another run has just frozen these hours.
-            before = {batch.batch_id for batch in pending}
-            meanwhile = [batch.batch_id for batch in pending_batches(connection) if batch.batch_id not in before]
-            if meanwhile:
-                raise BatchConflict(
-                    f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "
-                    f"`babylon-rl batches show {meanwhile[0]}` says how far it is."
-                )
-            raise NothingToTrain(frozen.reason)
-        dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
-        say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")
-        return frozen.batch
+        if pending and not arguments.force:
+            return _unfinished_batch(pending[0], arguments)
+        return _new_batch(database, connection, settings, arguments, {batch.batch_id for batch in pending})
+
+
+def _named_batch(connection: Connection, batch_id: str, options: Mapping[str, Any]) -> Batch:
+    batch = read_batch(connection, batch_id)
+    if batch is None and batch_id_taken(connection, batch_id):
+        raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
+    if batch is None:
+        raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
+    if batch.state == "failed":
+        raise BatchConflict(f"{batch_id} has failed ({batch.error}); freeze a new batch with `babylon-rl train`.")
+    _refuse_other(batch, options, "or leave --batch and BATCH_ID out")
+    return batch
+
+
+def _unfinished_batch(batch: Batch, arguments: TrainArguments) -> Batch:
+    if arguments.windows is not None or arguments.most is not None:
+        raise UsageError(f"{batch.batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force.")
+    _refuse_other(batch, arguments.options, "or add --force")
+    unused = " (--lookback-hours is for new batches)" if "lookback_hours" in arguments.options else ""
+    say(f"Going on with {batch.batch_id}, which is {batch.state}{unused}.")
+    return batch
+
+
+def _new_batch(database: Database, connection: Connection, settings: Settings, arguments: TrainArguments, before: set[str]) -> Batch:
+    """Read new rows and freeze a batch; ``before`` are the batches that were unfinished then."""
+    now = utc_now()
+    windows = arguments.windows or backfill_hours(connection, settings, now)
+    read_new_hours(database, connection, settings, now, windows)
+    most = arguments.most or settings.training_max_trajectories
+    frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=arguments.seed)
+    if frozen.batch is None:
+        # Nothing was freezable: perhaps because another run has just frozen these hours.
+        meanwhile = [batch.batch_id for batch in pending_batches(connection) if batch.batch_id not in before]
+        if meanwhile:
+            raise BatchConflict(
+                f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "
+                f"`babylon-rl batches show {meanwhile[0]}` says how far it is."
+            )
+        raise NothingToTrain(frozen.reason)
+    dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
+    say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")
+    return frozen.batch
 
 
 def _refuse_other(batch: Batch, options: Mapping[str, Any], otherwise: str) -> None:
@@ -159,7 +165,7 @@ def recorded_hours(connection: Connection, settings: Settings, now: datetime, wi
     return [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
 
 
-def bring_up_to_date(
+def read_new_hours(
     database: Database, connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None
 ) -> list[str]:
     """Read new and changed hours in range through the graph.

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import start_training
-from babylon_rl.cli.training_batches import Wanted, choose_batch
+from babylon_rl.cli.training_batches import TrainArguments, choose_batch
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.training.batches import cancel_batch, fail_batch, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -85,7 +85,7 @@ def test_a_cancelled_batch_comes_back_after_the_interval_and_by_hand_at_once(rea
         assert "Cancelled: not these. Automation tries again at 2025-11-01 12:00 UTC" in ask(ready, start_training).skip_message
         other = ready.babylon.settings.model_copy(update={"wandb_api_key": SecretStr("x")})
         assert refused_lately(connection, other, NOW) is None  # another backend may try
-        by_hand = choose_batch(ready.babylon.database, ready.babylon.settings, Wanted())
+        by_hand = choose_batch(ready.babylon.database, ready.babylon.settings, TrainArguments())
         cancel_batch(connection, by_hand.batch_id, "enough", NOW)
         assert "as did the 1 before it" in ask(ready, start_training).skip_message
     later = make_bench(ready.babylon.database, now=NOW + timedelta(days=1), **DRY)

@@ -13,8 +13,8 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.cli.options import pinned_windows
-from babylon_rl.cli.training import parts_without, train_as, train_on_and_on
-from babylon_rl.cli.training_batches import Wanted, bring_up_to_date, choose_batch
+from babylon_rl.cli.training import parts_without, train_as, train_continuously
+from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batches, read_foreign_batches
@@ -43,12 +43,12 @@ def ours(connection) -> list[str]:
 
 
 def test_a_list_shows_what_could_be_frozen_and_changes_nothing(read_sample, connection, settings, capsys):
-    train_as("list", read_sample, settings, Wanted(as_json=True))
+    train_as("list", read_sample, settings, TrainArguments(as_json=True))
     listed = json.loads(capsys.readouterr().out)
     assert sum(row["freezable"] for row in listed["windows"]) == 373 and len(listed["windows"]) == 7 and listed["pending"] == []
     assert listed["notTrainable"]["synthetic"] == 204
     batch = freeze(connection, settings, NOW, max_trajectories=100).batch
-    train_as("list", read_sample, settings, Wanted())
+    train_as("list", read_sample, settings, TrainArguments())
     said = capsys.readouterr().out
     assert f"`babylon-rl train` goes on with {batch.batch_id}, which is pending." in said
     assert "Not trainable: 204 synthetic" in said and f"{373 - batch.trajectories} trajectories in " in said
@@ -58,7 +58,7 @@ def test_a_list_shows_what_could_be_frozen_and_changes_nothing(read_sample, conn
 @pytest.mark.long
 def test_a_backfill_trains_batch_after_batch_until_its_hours_hold_nothing_more(graph, connection, settings, capsys):
     back = settings.model_copy(update={"mode": "backfill", "backfill_hours": 168, "iterations": 1, "training_max_trajectories": 200})
-    train_as("backfill", graph, back, Wanted(as_json=True))
+    train_as("backfill", graph, back, TrainArguments(as_json=True))
     last = json.loads(capsys.readouterr().out)
     versions = ours(connection)
     assert versions == [f"v1.0.{11 + number}" for number in range(len(versions))] and len(versions) > 1
@@ -66,7 +66,7 @@ def test_a_backfill_trains_batch_after_batch_until_its_hours_hold_nothing_more(g
     assert last["earlierBatches"] == [batch.batch_id for batch in read_batches(connection)][:0:-1]
     assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "consumed"') > 300
     with pytest.raises(NothingToTrain):
-        train_as("backfill", graph, back, Wanted())
+        train_as("backfill", graph, back, TrainArguments())
 
 
 def a_flat_hour(connection, hours_ago: int) -> str:
@@ -95,7 +95,7 @@ def test_a_backfill_says_what_teaches_nothing_and_goes_on_with_older_hours(graph
     connection.execute('UPDATE trajectories SET "finalPnL" = right("agentId", 1)::int * 9 WHERE "startTime" BETWEEN %s AND %s', within)
     connection.commit()
     back = a_batch_of_each_hour(settings, mode="backfill", backfill_hours=12)
-    train_as("backfill", graph, back, Wanted(as_json=True))
+    train_as("backfill", graph, back, TrainArguments(as_json=True))
     printed = capsys.readouterr()
     assert json.loads(printed.out)["modelVersion"] == ours(connection)[-1] and len(ours(connection)) == 1
     assert printed.err.count("Going on with other hours.") == 2
@@ -106,7 +106,7 @@ def test_a_backfill_says_what_teaches_nothing_and_goes_on_with_older_hours(graph
 def test_a_backfill_of_which_a_service_takes_nothing_tries_each_hour_once(graph, connection, remote, stand_in, capsys):
     back = a_batch_of_each_hour(remote, mode="backfill", backfill_hours=168)
     with pytest.raises(NothingToTrain):
-        train_as("backfill", graph, back, Wanted())
+        train_as("backfill", graph, back, TrainArguments())
     failed = read_batches(connection)
     assert capsys.readouterr().err.count("has no trainable token") == len(failed) == 7
     assert len({batch.batch_id for batch in failed}) == 7 and stand_in.service.requests == []
@@ -120,7 +120,7 @@ def test_the_hours_that_are_left_out_split_a_range():
 
 def test_a_backfill_reaches_back_so_many_hours_from_the_newest_that_holds_rows(read_sample, connection, settings):
     back = settings.model_copy(update={"mode": "backfill", "backfill_hours": 9})
-    batch = choose_batch(read_sample, back, Wanted())
+    batch = choose_batch(read_sample, back, TrainArguments())
     assert list(batch.windows) == ["2025-10-30T01:00", "2025-10-29T17:00"]
 
 
@@ -150,19 +150,19 @@ def test_what_is_for_one_batch_does_not_go_with_a_mode_that_never_ends(option, m
 def test_what_pins_one_version_does_not_go_with_a_mode_that_makes_many(read_sample, connection, settings):
     pinned = settings.model_copy(update={"model_version": "v3.0.0"})
     with pytest.raises(UsageError, match="MODE=backfill makes one after the other"):
-        train_as("backfill", read_sample, pinned, Wanted())
+        train_as("backfill", read_sample, pinned, TrainArguments())
     with pytest.raises(UsageError, match="MODE=continuous makes one after the other"):
-        train_on_and_on(pinned, {}, Wanted())
+        train_continuously(pinned, {}, TrainArguments())
     assert not read_batches(connection)
 
 
 def test_a_pinned_hour_is_the_only_one_frozen(read_sample, settings):
     pinned = settings.model_copy(update={"window_id": "2025-10-29T14:00"})
     assert pinned_windows(pinned, None, None) == ("2025-10-29T14:00", "2025-10-29T15:00")
-    batch = choose_batch(read_sample, pinned, Wanted(windows=pinned_windows(pinned, None, None)))
+    batch = choose_batch(read_sample, pinned, TrainArguments(windows=pinned_windows(pinned, None, None)))
     assert list(batch.windows) == ["2025-10-29T14:00"]
     with pytest.raises(UsageError, match="its hours are frozen"):
-        choose_batch(read_sample, pinned, Wanted(windows=pinned_windows(pinned, None, None)))
+        choose_batch(read_sample, pinned, TrainArguments(windows=pinned_windows(pinned, None, None)))
 
 
 def test_the_mode_may_be_an_option(read_sample, monkeypatch, capsys, tmp_path):
@@ -179,8 +179,8 @@ def test_the_mode_may_be_an_option(read_sample, monkeypatch, capsys, tmp_path):
 def test_a_pinned_batch_is_taken_before_an_older_one(read_sample, connection, settings):
     older = freeze(connection, settings, NOW, max_trajectories=100).batch
     newer = freeze(connection, settings, NOW).batch
-    assert choose_batch(read_sample, settings, Wanted(newer.batch_id)).batch_id == newer.batch_id
-    assert choose_batch(read_sample, settings, Wanted()).batch_id == older.batch_id
+    assert choose_batch(read_sample, settings, TrainArguments(newer.batch_id)).batch_id == newer.batch_id
+    assert choose_batch(read_sample, settings, TrainArguments()).batch_id == older.batch_id
     cancel_batch(connection, newer.batch_id, "enough", NOW)
     assert [batch.batch_id for batch in pending_batches(connection)] == [older.batch_id]
 
@@ -191,7 +191,7 @@ def test_options_that_a_frozen_batch_would_not_take_are_refused(read_sample, con
 
     def choose(**asked: object) -> str:
         name = frozen.batch_id if by_name else None
-        return choose_batch(read_sample, settings, Wanted(name, options=asked)).batch_id
+        return choose_batch(read_sample, settings, TrainArguments(name, options=asked)).batch_id
 
     for asked, was in [
         ({"iterations": 4}, "--iterations 3"), ({"learning_rate": 1e-5}, "--learning-rate 0.0001"), ({"epochs": 2}, "--epochs 3"),
@@ -209,7 +209,7 @@ def test_a_batch_holds_no_more_than_the_setting_allows_unless_the_option_says_ot
     few = settings.model_copy(update={"training_max_trajectories": 100})
     read_sample.prepare_dagster_schema()
     for most, expected in ((None, 100), (60, 60)):
-        batch = choose_batch(read_sample, few, Wanted(most=most))
+        batch = choose_batch(read_sample, few, TrainArguments(most=most))
         assert expected - 20 < batch.trajectories <= expected
         cancel_batch(connection, batch.batch_id, "enough", NOW)
 
@@ -218,8 +218,8 @@ def test_a_batch_of_another_producer_is_shown_and_left_alone(read_sample, connec
     connection.execute("UPDATE training_batches SET status = 'pending' WHERE \"batchId\" = %s", [FOREIGN])
     connection.commit()
     with pytest.raises(UsageError, match="another producer's, which this pipeline leaves alone"):
-        choose_batch(read_sample, settings, Wanted(FOREIGN))
-    assert choose_batch(read_sample, settings, Wanted()).batch_id != FOREIGN
+        choose_batch(read_sample, settings, TrainArguments(FOREIGN))
+    assert choose_batch(read_sample, settings, TrainArguments()).batch_id != FOREIGN
     assert [(row["batchId"], row["status"]) for row in read_foreign_batches(connection)] == [(FOREIGN, "pending")]
 
 
@@ -232,11 +232,11 @@ WAITING = """
 def test_the_loser_of_two_trainings_at_once_is_told_which_batch_has_the_hours(graph, connection, settings):
     def freeze_one() -> str:
         try:
-            return choose_batch(graph, settings, Wanted()).batch_id
+            return choose_batch(graph, settings, TrainArguments()).batch_id
         except BatchConflict as told:
             return str(told)
 
-    bring_up_to_date(graph, connection, settings, utc_now(), None)
+    read_new_hours(graph, connection, settings, utc_now(), None)
     connection.commit()
     with ThreadPoolExecutor(2) as both:
         lock_freezing(connection)
