@@ -149,6 +149,7 @@ STEPS: dict[str, Callable[[Step], str]] = {
     f"scored_groups of {BACKFILL_HOURS} hours": lambda step: step.hours("scored_groups", hour(BACKFILL_HOURS), hour(1)),
     "windows of a week": lambda step: step.command("windows", "--lookback-hours", "168"),
     "windows of the backfill": lambda step: step.command("windows", "--lookback-hours", str(BACKFILL_HOURS)),
+    "windows of the year": lambda step: step.command("windows"),
     "a batch of 1,000": lambda step: step.frozen(1000),
     "a batch of everything": lambda step: step.frozen(None),
     "keep_counts": Step.counts,
