@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from babylon_rl.errors import ReleaseRefused, UsageError
+from babylon_rl.errors import ModelUnavailable, ReleaseRefused, UsageError
 from babylon_rl.logs import log_context
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
@@ -207,10 +207,13 @@ def rollback(
 def agents_updated(connection: Connection, settings: Settings, now: datetime) -> int:
     """Count the last day's agents that get another version now.
 
-    Another than they had at their last call.
+    Another than they had at their last call; none where RL_MODEL_VERSION names a version that cannot be asked.
     """
     routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
-    return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
+    try:
+        return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
+    except ModelUnavailable:
+        return 0
 
 
 def marked_versions(connection: Connection) -> set[str]:

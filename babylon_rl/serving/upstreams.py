@@ -15,7 +15,7 @@ from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
 from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
-from babylon_rl.serving.usage import Usage
+from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.settings import Settings
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -25,7 +25,7 @@ _OPEN_S = 10.0
 
 class _Completion(msgspec.Struct, frozen=True):
     choices: list[msgspec.Raw]
-    usage: Usage | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _COMPLETIONS = msgspec.json.Decoder(_Completion)
@@ -170,7 +170,7 @@ class Upstream:
             except NOT_JSON:
                 message = f"The model's server answered with {_kind(response)}, which is no chat completion."
                 raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
-            return WholeAnswer(200, body, completion.usage)
+            return WholeAnswer(200, body, read_usage(completion.usage))
         message = self._message(body)
         if status == 429:
             wait = response.headers.get(b"retry-after")

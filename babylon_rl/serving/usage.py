@@ -4,6 +4,7 @@ As the server sends them, else counted from the events of a stream.
 """
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -15,12 +16,15 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _BYTES_PER_TOKEN = 4
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]  # others are no counts
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts of an answer; ``prompt_tokens`` is None where the server did not count them."""
 
-    prompt_tokens: int | None = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: Count | None = 0
+    completion_tokens: Count = 0
+    total_tokens: Count = 0
 
 
 class _Logprobs(msgspec.Struct, frozen=True):
@@ -38,6 +42,15 @@ class _Chunk(msgspec.Struct, frozen=True):
 
 
 _CHUNKS = msgspec.json.Decoder(_Chunk)
+_USAGES: msgspec.json.Decoder[Usage | None] = msgspec.json.Decoder(Usage | None)
+
+
+def read_usage(document: msgspec.Raw) -> Usage | None:
+    """Return the counts of a whole answer, None where the server sent none that can be."""
+    try:
+        return _USAGES.decode(document)
+    except NOT_JSON:
+        return None
 
 
 class StreamMeter:

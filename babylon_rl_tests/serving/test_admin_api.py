@@ -216,6 +216,15 @@ def test_the_daily_start_trains_once(sample: AdminServer, dagster: DagsterStandI
     assert (second["success"], second["jobId"], len(dagster.launched)) == (True, None, 1) and first["jobId"] in second["message"]
 
 
+def test_a_deployment_beside_a_pinned_version_that_is_not_there_says_that_it_is_done(settings: Settings, database: Database) -> None:
+    add_version(database, "v1.0.0", "ready")
+    with psycopg.connect(database.url) as connection:
+        insert_calls(connection, None, utc_now(), ["agent-1"])
+    with running_admin(settings.model_copy(update={"rl_model_version": "v9.9.9"}), database) as admin:
+        answer = admin.post(DEPLOY, {"modelVersion": "v1.0.0", "strategy": "immediate"})
+    assert (answer.status, answer.body["state"], answer.body["agentsUpdated"]) == (200, "released", 0)
+
+
 def test_deploying_and_rolling_back_move_agents(admin: AdminServer, database: Database) -> None:
     for version in ("v1.0.0", "v1.0.1"):
         add_version(database, version, "ready")

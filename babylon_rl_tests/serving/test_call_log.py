@@ -102,6 +102,19 @@ def test_tokens_of_streams_are_the_server_s_or_counted_from_its_tokens(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("counted", [None, -1, 3_000_000_000])
+def test_an_answer_with_counts_that_cannot_be_is_passed_on_and_recorded_without_them(
+    recording: Settings, database: Database, upstream: ModelStandIn, counted: int | None
+) -> None:
+    upstream.answer = lambda model: completion(model) | {"usage": {"prompt_tokens": 11, "completion_tokens": counted}}
+    with running_gateway(recording, database, writes=True) as gateway:
+        chat(gateway)
+        (row,) = logs(database, 1)
+    assert (row["model"], row["response"]) == ("v1.0.0", "hold your position")
+    assert [tuple(call.values()) for call in rows(database, COUNTS)] == [(None, None, 200)]
+
+
 def test_a_client_gets_the_event_with_counts_when_it_asks_for_it(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
     def counted(**options: Any) -> list[int]:
         parts = gateway.client().chat.completions.create(model="auto", messages=MESSAGES, stream=True, **options)
