@@ -313,6 +313,7 @@ def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime)
 
     Our versions only. The caller commits.
     """
+    lock_models(connection)
     connection.execute(
         'UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "batchId" = ANY(%s) AND "prunedAt" IS NULL', [now, list(batch_ids)]
     )

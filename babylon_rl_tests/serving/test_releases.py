@@ -15,7 +15,7 @@ from babylon_rl.serving import releases
 from babylon_rl.serving.releases import TRANSITIONS, ReleaseAuthor, deploy, marked_versions, next_state, pause, propose, resume, rollback
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import write_calls
-from babylon_rl.store.registry import parent_of_line
+from babylon_rl.store.registry import lock_models, mark_pruned, parent_of_line
 from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_routing
 
 NOW = datetime(2025, 11, 21, 9)
@@ -286,6 +286,17 @@ def test_the_next_training_continues_from_the_deployed_version(connection, setti
     assert (parent(), parent(promoted=True)) == ("v1.0.0", None)  # what was rolled back is no parent
 
 
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def until_waiting(database: Database, number: int) -> None:
+    """Wait until so many sessions wait for a lock, 20 s at most."""
+    end = time.monotonic() + 20
+    with database.connect(autocommit=True) as watch:
+        while watch.value(WAITING) != number and time.monotonic() < end:
+            time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_version_is_deployed_while_a_gateway_counts_calls_of_both(database: Database, connection, settings, versions, order) -> None:
@@ -294,7 +305,6 @@ def test_a_version_is_deployed_while_a_gateway_counts_calls_of_both(database: Da
     connection.commit()
     call = {"at": NOW.isoformat(), "arm": "rollout", "status": 200, "latencyMs": 1.0, "keyName": None}
     calls = [call | {"callId": f"call-{number}", "version": versions[number % 2]} for number in range(6)]
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
     def released():
         with database.connect() as own:
@@ -304,20 +314,41 @@ def test_a_version_is_deployed_while_a_gateway_counts_calls_of_both(database: Da
         with database.connect(autocommit=True) as own:
             return write_calls(own, calls, [])
 
-    def until_waiting(number: int) -> None:
-        end = time.monotonic() + 20
-        while watch.value(waiting) != number and time.monotonic() < end:
-            time.sleep(0.01)
-
-    with database.connect() as held, database.connect(autocommit=True) as watch, ThreadPoolExecutor() as pool:
+    with database.connect() as held, ThreadPoolExecutor() as pool:
         # The release is stopped between its writes to the two versions.
         held.execute("LOCK TABLE babylon_rl.rollouts IN SHARE MODE")
         release = pool.submit(released)
-        until_waiting(1)
+        until_waiting(database, 1)
         writing = pool.submit(written)
-        until_waiting(2)
+        until_waiting(database, 2)
         held.rollback()
         assert release.result(30).state == "released" and writing.result(30) == 6
     counts = dict(connection.execute('SELECT version, "totalInferences" FROM trained_models').fetchall())
     assert (counts[old], counts[new]) == (3, 3)
     assert (statuses(connection)[old], statuses(connection)[new]) == ("archived", "deployed")
+
+
+@pytest.mark.slow
+def test_versions_are_given_up_while_others_lock_their_rows(database: Database, make_version) -> None:
+    # Their rows lie in the order of the numbers, and are locked in that of the texts.
+    names = ["v1.0.2", "v1.0.3", "v1.0.10"]
+    for name in names:
+        make_version(name)
+
+    def given_up() -> None:
+        with database.connect() as own:
+            batches = [batch for (batch,) in own.execute('SELECT "trainingBatch" FROM trained_models').fetchall()]
+            mark_pruned(own, batches, NOW)
+
+    def locked() -> None:
+        with database.connect() as own:
+            lock_models(own)
+
+    with database.connect() as held, ThreadPoolExecutor() as pool:
+        held.execute("SELECT FROM trained_models WHERE version = %s FOR UPDATE", [names[1]])
+        both = [pool.submit(given_up), pool.submit(locked)]
+        until_waiting(database, 2)
+        held.rollback()
+        for one in both:
+            one.result(30)
+        assert set(statuses(held).values()) == {"archived"}
