@@ -1,6 +1,7 @@
 """Command group ``benchmark``: standings, leaderboard and markets as files here, run and compare in benchmark_run.py."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ from babylon_rl.evaluation.comparison import compare as compared
 from babylon_rl.evaluation.model_sources import play_sources, sources_named, trained_windows
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
-from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.roster import NAMES
@@ -70,7 +71,9 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> Com
     return compared({name: played[name] for name in names}, names[0], reference)
 
 
-def _models_played(settings: Settings, database: Database, names: list[str], snapshots: Any) -> dict[str, tuple[str, list[MarketResult]]]:
+def _models_played(
+    settings: Settings, database: Database, names: list[str], snapshots: Sequence[Snapshot]
+) -> dict[str, tuple[str, list[MarketResult]]]:
     with database.connect() as connection:
         models = {model.version: model for model in read_models(connection)}
         unknown = [name for name in names if name != BASE and name not in models]

@@ -110,8 +110,6 @@ def env() -> None:
 
     The embedded database runs only while a command uses it (such as babylon-rl dev); this command starts and holds nothing.
     """
-    from babylon_rl.automation.instance import prepare_instance
-
     loaded = load_settings()
     # Only an address is needed: this command must not start the embedded server.
     if loaded.database_url is not None:
@@ -122,7 +120,7 @@ def env() -> None:
         if url is None:
             raise UsageError("The embedded database does not run now. Start `babylon-rl dev` in another terminal, or set DATABASE_URL.")
         database = Database(url, url)
-    for name, value in _variables(database, prepare_instance(database, loaded)).items():
+    for name, value in _variables(database, loaded).items():
         print(f"export {name}={shlex.quote(value)}")
 
 
@@ -182,75 +180,6 @@ def verify_system(
         raise typer.Exit(1)
 
 
-def run_daemon(variables: Mapping[str, str]) -> int:
-    """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
-    return _run_dagster(["run", *_workspace()], module="dagster._daemon", more=variables, migrated=True)
-
-
-def _workspace() -> list[str]:
-    """Options that name the workspace; from a clone, go into it, where its ``.env`` is."""
-    if (directory := clone()) is not None:
-        os.chdir(directory)
-    return ["-w", str(project_file("workspace.yaml"))]
-
-
-def _run_dagster(
-    arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
-) -> int:
-    """Run a program of Dagster's on this project's instance.
-
-    ``migrated`` brings the schema up to date first.
-    """
-    from babylon_rl.automation.instance import open_instance, prepare_instance
-
-    loaded = load_settings()
-    for sentence in stop_children(loaded.home, orphans_only=True):
-        say(sentence)
-    with open_database(loaded) as database:
-        # A daemon on a database without our tables would fail at every tick.
-        if migrated and (applied := apply_migrations(database).applied):
-            say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
-        with open_instance(database, loaded):  # which ends the runs that died with their process
-            variables = _variables(database, prepare_instance(database, loaded))
-        return run_child([sys.executable, "-W", _IGNORED_WARNING, "-m", module, *arguments], {**variables, **more}, loaded.home)
-
-
-def _variables(database: Database, instance: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a Dagster process.
-
-    With DATABASE_URL given, its workers need no lease on the embedded server: this process holds one.
-    """
-    return {
-        **kept_demo_choices(),
-        **instance,
-        "DATABASE_URL": database.url,
-        "DIRECT_DATABASE_URL": database.direct_url,
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-    }
-
-
-def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
-    value = getattr(loaded, name)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    field = Settings.model_fields[name]
-    if "SecretStr" in str(field.annotation):
-        return "***"
-    return str(value) if field.repr else shown_address(str(value))  # an address that may hold a password
-
-
-def _free_port(first: int) -> int:
-    for port in range(first, min(first + _PORTS_TRIED, 65536)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise UsageError(f"No port from {first} on is free. Choose another with --port.")
-
-
 @app.command("worker")
 def worker(
     queue: Annotated[
@@ -303,3 +232,74 @@ def cleanup(
     if refused:
         say(ADVICE)
         raise typer.Exit(_FAILED)
+
+
+def run_daemon(variables: Mapping[str, str]) -> int:
+    """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
+    return _run_dagster(["run", *_workspace()], module="dagster._daemon", more=variables, migrated=True)
+
+
+def _workspace() -> list[str]:
+    """Options that name the workspace; from a clone, go into it, where its ``.env`` is."""
+    if (directory := clone()) is not None:
+        os.chdir(directory)
+    return ["-w", str(project_file("workspace.yaml"))]
+
+
+def _run_dagster(
+    arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
+) -> int:
+    """Run a program of Dagster's on this project's instance.
+
+    ``migrated`` brings the schema up to date first.
+    """
+    from babylon_rl.automation.instance import open_instance
+
+    loaded = load_settings()
+    for sentence in stop_children(loaded.home, orphans_only=True):
+        say(sentence)
+    with open_database(loaded) as database:
+        # A daemon on a database without our tables would fail at every tick.
+        if migrated and (applied := apply_migrations(database).applied):
+            say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
+        with open_instance(database, loaded):  # which ends the runs that died with their process
+            variables = _variables(database, loaded)
+        return run_child([sys.executable, "-W", _IGNORED_WARNING, "-m", module, *arguments], {**variables, **more}, loaded.home)
+
+
+def _variables(database: Database, settings: Settings) -> dict[str, str]:
+    """Environment of a Dagster process.
+
+    With DATABASE_URL given, its workers need no lease on the embedded server: this process holds one.
+    """
+    from babylon_rl.automation.instance import prepare_instance
+
+    return {
+        **kept_demo_choices(),
+        **prepare_instance(database, settings),
+        "DATABASE_URL": database.url,
+        "DIRECT_DATABASE_URL": database.direct_url,
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }
+
+
+def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
+    value = getattr(loaded, name)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    field = Settings.model_fields[name]
+    if "SecretStr" in str(field.annotation):
+        return "***"
+    return str(value) if field.repr else shown_address(str(value))  # an address that may hold a password
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, min(first + _PORTS_TRIED, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UsageError(f"No port from {first} on is free. Choose another with --port.")

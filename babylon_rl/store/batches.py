@@ -219,20 +219,11 @@ def advance_batch(connection: Connection, batch_id: str, attempt: int, transitio
     Raises:
         BatchConflict: the batch ended (cancelled, failed, completed), a newer run has taken it over, or its state does not allow this.
     """
-    _touch(connection, batch_id, attempt, now, transition)
+    hold_batch(connection, batch_id, attempt, now, transition)
     connection.execute(
         'UPDATE public.training_batches SET status = %s, "startedAt" = COALESCE("startedAt", %s) WHERE "batchId" = %s',
         [transition.target, now, batch_id],
     )
-
-
-def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
-    """Lock a live batch's row for the run ``attempt``, in the caller's transaction.
-
-    Raises:
-        BatchConflict: the batch ended, or a newer run has taken it over.
-    """
-    _touch(connection, batch_id, attempt, now)
 
 
 def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
@@ -242,10 +233,15 @@ def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime
         BatchConflict: the batch ended, or a newer run has taken it over.
     """
     with own_transaction(connection):
-        _touch(connection, batch_id, attempt, now)
+        hold_batch(connection, batch_id, attempt, now)
 
 
-def _touch(connection: Connection, batch_id: str, attempt: int, now: datetime, transition: Transition | None = None) -> None:
+def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetime, transition: Transition | None = None) -> None:
+    """Lock a batch's row for the run ``attempt``, in the caller's transaction; with ``transition``, change its state.
+
+    Raises:
+        BatchConflict: the batch ended, a newer run has taken it over, or its state does not allow the transition.
+    """
     target, sources = (None, LIVE_STATES) if transition is None else (transition.target, transition.sources)
     updated = connection.execute(
         """
