@@ -13,7 +13,14 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.schedules import train_daily
-from babylon_rl.automation.sensors import finish_evidence, keep_counts_sensor, observe_changes, send_alerts_sensor, start_training
+from babylon_rl.automation.sensors import (
+    advance_rollouts,
+    finish_evidence,
+    keep_counts_sensor,
+    observe_changes,
+    send_alerts_sensor,
+    start_training,
+)
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START, DagsterClient
@@ -21,6 +28,7 @@ from babylon_rl.serving.status import status_document
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined
 from babylon_rl.training.freezing import freeze
@@ -74,6 +82,13 @@ def _train_daily(world: World) -> object:
     too_few = {"training_min_trajectories": 10**9, "training_daily_min_trajectories": 10**9}
     waiting = replace(world.babylon, settings=world.babylon.settings.model_copy(update=too_few))
     return train_daily(dg.build_schedule_context(world.instance, resources={"babylon": waiting}))
+
+
+def _advance_rollouts(world: World) -> object:
+    # After the first count, which reads all recorded calls since the first version.
+    with Database(world.database.url, world.database.url).connect(autocommit=True) as connection:
+        count_usage(connection, world.now)
+    return world.tick(advance_rollouts)
 
 
 def _a_training(world: World) -> None:
@@ -145,6 +160,7 @@ CALLERS: dict[str, Caller] = {
     "ready": _readiness,
     "status": _status,
     "the training-data endpoint": _training_data,
+    "advance_rollouts": _advance_rollouts,
     "send_alerts": lambda world: world.tick(send_alerts_sensor),
     "keep_counts": lambda world: world.tick(keep_counts_sensor),
     "train --from --to": _freezing_by_hand,

@@ -1,7 +1,7 @@
 """Use of versions by live agents: gateway calls, other recorded calls, agent-hours.
 
-Tables babylon_rl.gateway_calls and version_hours, and the texts of recorded calls in llm_call_logs. An agent's hour belongs to the version
-that routing chose for all its calls in that hour; hours with several count for none.
+Tables babylon_rl.gateway_calls, version_hours and usage_counted, and the texts of recorded calls in llm_call_logs. An agent's hour
+belongs to the version that routing chose for all its calls in that hour; hours with several count for none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import lock_models
 from babylon_rl.windows import window_of, window_start
 
-COUNTED_AGAIN = timedelta(hours=3)  # before the newest counted hour: recorded calls may come that late
+COUNTED_AGAIN = timedelta(hours=3)  # before the last count: recorded calls may come that late
 CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
 _EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
@@ -42,6 +42,14 @@ WITH seen AS (
 )
 SELECT c.version, sum(c.calls - COALESCE(b."calls", 0))::int
 FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c."window" GROUP BY 1
+"""
+_COUNTED_TO = """SELECT "countedTo" FROM babylon_rl.usage_counted"""
+_KEEP_COUNTED_TO = """
+INSERT INTO babylon_rl.usage_counted ("countedTo") VALUES (%s) ON CONFLICT ("one") DO UPDATE SET "countedTo" = excluded."countedTo"
+"""
+# Another producer's time may be infinite.
+_FIRST_VERSION = """
+SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
 """
 # Only hours that can be: a call with a wrong time must not move the beginning of the next count.
 _NEWEST = """
@@ -143,19 +151,32 @@ class AgentHour:
 def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
 
-    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the newest counted hour
-    on, so that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
+    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so
+    that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
     version.
     """
-    newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
-    times = {"since": _EARLIEST if newest is None else window_start(newest) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
-    new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
+    new: dict[str, int] = {}
+    if (counted_to := _counted_to(connection, now)) is not None:
+        # Whole hours: a count replaces that of the hour.
+        times = {"since": window_start(window_of(counted_to)) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
+        new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
+    connection.execute(_KEEP_COUNTED_TO, [now])
     agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
     lock_models(connection)
     for version, calls in new.items():
         connection.execute(_ADD_CALLS, [calls, version])
     connection.execute(_SET_AGENTS, [Jsonb(agents)])
     return new
+
+
+def _counted_to(connection: Connection, now: datetime) -> datetime | None:
+    """The time up to which recorded calls are counted; None without a version that they could name."""
+    counted_to: datetime | None = connection.value(_COUNTED_TO)
+    if counted_to is None:
+        # The first count: an earlier release may have counted some hours. No call is older than the first version.
+        newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
+        counted_to = connection.value(_FIRST_VERSION, [now]) if newest is None else window_start(newest)
+    return None if counted_to is None else min(counted_to, now)
 
 
 def agents_by_version(connection: Connection, since: datetime, now: datetime) -> dict[str, list[str]]:

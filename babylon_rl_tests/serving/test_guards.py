@@ -256,6 +256,20 @@ def test_a_recorded_call_of_a_clock_ahead_counts_when_its_time_has_come(connecti
         assert usage(connection)["v1.0.1"] == (1, calls)
 
 
+def test_a_count_reads_no_calls_of_long_before_though_it_found_none_then(connection, rolling) -> None:
+    now = START + timedelta(hours=3)
+    count(connection, now)
+    record_calls(connection, 0, at=now)
+    count(connection, now + timedelta(days=20))  # nothing was there for so long: what comes later than hours is not looked for
+    record_calls(connection, 1, at=now + timedelta(days=20))
+    count(connection, now + timedelta(days=20))
+    assert usage(connection)["v1.0.1"] == (1, 2)
+    record_calls(connection, 2, at=now + timedelta(days=20))
+    record_calls(connection, 3, at=now + timedelta(days=19))
+    count(connection, now + timedelta(days=20, minutes=1))
+    assert usage(connection)["v1.0.1"] == (1, 3)
+
+
 @pytest.mark.slow
 def test_the_sensor_counts_and_moves_at_each_tick(connection, database, settings, rolling) -> None:
     def tick(hours: float) -> str:
