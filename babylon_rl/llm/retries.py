@@ -272,7 +272,7 @@ class CircuitBreaker:
             self._opened_at, self._probing = self._clock(), False
 
     def cancelled(self, was_probe: bool) -> None:
-        """Record a request that was cancelled and says nothing about the judge.
+        """Record a request that was cancelled and says nothing about the endpoint.
 
         If it was the probe, another request may probe.
         """

@@ -1,5 +1,6 @@
 """Chat request: the fields that the gateway reads, all else unchanged."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,13 +95,25 @@ class CallContext:
         if step is not None and trajectory is None:
             raise ApiError(400, "x-babylon-step needs x-babylon-trajectory.", "invalid_header")
         accesses = headers.get("x-babylon-provider-accesses")
-        try:
-            decoded = [] if accesses is None else msgspec.json.decode(accesses, type=list[dict[str, Any]])
-        except NOT_JSON:
-            message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."
-            raise ApiError(400, message, "invalid_header") from None
         agent, action = _name(headers, "x-babylon-agent"), _name(headers, "x-babylon-action-type")
-        return cls(agent, trajectory, step, purpose, action, decoded)
+        return cls(agent, trajectory, step, purpose, action, [] if accesses is None else _decoded(accesses))
+
+
+def _decoded(accesses: str) -> list[dict[str, Any]]:
+    try:
+        decoded = msgspec.json.decode(accesses, type=list[dict[str, Any]])
+        msgspec.msgpack.encode(decoded)
+    except NOT_JSON:
+        message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."
+        raise ApiError(400, message, "invalid_header") from None
+    # The spool holds no integers of more than 64 bits; they are recorded as JavaScript has them.
+    except OverflowError:
+        decoded = json.loads(accesses, parse_int=_number)
+    return decoded
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _name(headers: Mapping[str, str], name: str) -> str | None:

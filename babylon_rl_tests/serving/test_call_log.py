@@ -169,7 +169,7 @@ def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: 
 
 @pytest.mark.slow
 def test_provider_accesses_come_by_a_header(recording: Settings, database: Database) -> None:
-    accesses = [{"providerName": "prices", "data": {"BTC": 1}, "purpose": "trade"}]
+    accesses = [{"providerName": "prices", "data": {"BTC": 1, "wei": 10**20}, "purpose": "trade"}]
     with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, extra_headers=PLACE | {"x-babylon-provider-accesses": json.dumps(accesses)})
         (row,) = logs(database, 1)
