@@ -94,7 +94,8 @@ def start(
     """
     if len(arms) < 2 or len(arms) != len(set(arms)) or len(arms) != len(shares):
         raise UsageError("Give two or more different versions and a share for each: --versions v1.0.0,v1.0.1 --shares 50,50.")
-    if any(share <= 0 for share in shares) or sum(shares) > 100 or expected_effect_usd <= 0:
+    # In this form NaN is refused, too.
+    if not (all(share > 0 for share in shares) and sum(shares) <= 100 and 0 < expected_effect_usd < math.inf):
         raise UsageError("Shares are percents above 0 whose sum is at most 100, and the expected effect is above 0.")
     with own_transaction(connection):
         lock_releases(connection)

@@ -1,5 +1,6 @@
 """An A/B test says which version earns more in the same hours, and says so seldom when none does."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from random import Random
@@ -117,12 +118,15 @@ def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, 
 
 
 @pytest.mark.parametrize(
-    ("arms", "shares"),
-    [(["v1.0.0"], [50]), (["v1.0.0", "v1.0.0"], [50, 50]), (["v1.0.0", "v1.0.1"], [60, 50]), (["base", "v1.0.0"], [0, 1])],
-)
-def test_arms_and_shares_that_make_no_sense_are_refused(connection, versions, arms, shares) -> None:
+    ("arms", "shares", "effect"),
+    [
+        (["v1.0.0"], [50], 50.0), (["v1.0.0", "v1.0.0"], [50, 50], 50.0), (["v1.0.0", "v1.0.1"], [60, 50], 50.0),
+        (["base", "v1.0.0"], [0, 1], 50.0), (["base", "v1.0.0"], [math.nan, 1], 50.0), (["base", "v1.0.0"], [50, 50], math.nan),
+    ],
+)  # fmt: skip
+def test_arms_shares_and_effects_that_make_no_sense_are_refused(connection, versions, arms, shares, effect) -> None:
     with pytest.raises(UsageError):
-        start(connection, "odd", arms, shares, 50.0, AUTHOR)
+        start(connection, "odd", arms, shares, effect, AUTHOR)
 
 
 @pytest.mark.slow
