@@ -203,11 +203,15 @@ def _say_when_empty(reading: WindowReading) -> None:
 def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption = False) -> None:
     """List the rejected trajectories with their reasons."""
     with _session(load_settings()) as session:
-        readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
-    rejections = [rejection for reading in readings.values() for rejection in reading.rejections]
+        chosen = _wanted(session, first, end, None)
+        rejections, rows = list[Rejection](), 0
+        # A portion at a time: of an hour only what was rejected is held.
+        for some in reading_chunks(session.connection, chosen):
+            for reading in read_windows(session.connection, some, session.settings).values():
+                rejections += reading.rejections
+                rows += reading.rows
     if not rejections:
-        say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
-    rows = sum(reading.rows for reading in readings.values())
+        say("No trajectory was rejected in these hours." if chosen else "No trajectory has been recorded in these hours.")
     rejected_rows = [document_of(rejection, "trajectory_id", "window", "reason", "detail") for rejection in rejections]
     document = {"rejected": rejected_rows, "rows": rows, "byReason": count_reasons(rejections)}
     emit(document, rejected_parts(rejections, rejected_rows, rows), as_json)

@@ -22,7 +22,7 @@ from babylon_rl.store.batches import Batch, BatchGroup, batch_id_taken, judged_g
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
-from babylon_rl.store.windows import read_versions
+from babylon_rl.store.windows import read_versions, reading_chunks
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import Trained, pending_batches, train_batch
@@ -176,8 +176,11 @@ def read_new_hours(
 
     held = recorded_hours(connection, settings, now, windows)
     stored = read_versions(connection, held)
-    readings = read_windows(connection, held, settings)
-    changed = [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
+    changed: list[str] = []
+    # A portion at a time: of a portion all trajectories are held, of an hour whether it changed.
+    for some in reading_chunks(connection, held):
+        readings = read_windows(connection, some, settings)
+        changed += [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
     if changed:
         say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
         run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.cli import run
+from babylon_rl.cli import data, run
+from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
+from babylon_rl.store import windows
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.types import WindowReading
 from babylon_rl_tests.expected import SAMPLES, expected
 
 WINDOW = "2025-10-29T16:00"
@@ -95,6 +99,19 @@ def test_episodes_have_the_shape_that_scripts_rely_on(ask: Ask) -> None:
         assert (row["trades"], row["posts"]) == (theirs["trades_executed"], theirs["posts_created"])
         assert row["windowPnl"] == pytest.approx(theirs["window_pnl"], abs=1e-6)
         assert set(row["messageSources"]) == {"embedded", "llm_call_logs", "synthetic"}
+
+
+def test_rejected_holds_the_trajectories_of_few_hours_at_a_time(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, held = ask("rejected"), list[int]()
+
+    def read(connection: Connection, some: list[str], settings: Settings) -> dict[str, WindowReading]:
+        held.append(len(some))
+        return read_windows(connection, some, settings)
+
+    monkeypatch.setattr(windows, "HOURS_READ_AT_ONCE", 2)
+    monkeypatch.setattr(data, "read_windows", read)
+    assert ask("rejected") == whole
+    assert sum(held) == 12 and max(held) == 2
 
 
 def test_rejected_names_every_row(ask: Ask) -> None:

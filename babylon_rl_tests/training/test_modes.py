@@ -11,12 +11,14 @@ from datetime import timedelta
 
 import pytest
 
-from babylon_rl.cli import run
+from babylon_rl.cli import run, training_batches
 from babylon_rl.cli.options import pinned_windows
 from babylon_rl.cli.training import parts_without, train_as, train_continuously
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours
+from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
+from babylon_rl.store import windows
 from babylon_rl.store.batches import read_batches, read_foreign_batches
 from babylon_rl.store.freezing import lock_freezing
 from babylon_rl.store.registry import read_models
@@ -227,6 +229,20 @@ WAITING = """
     SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+
+
+@pytest.mark.slow
+def test_new_hours_are_looked_for_in_a_few_at_a_time(read_sample, connection, settings, monkeypatch):
+    held = []
+
+    def read(connection, some, settings):
+        held.append(len(some))
+        return read_windows(connection, some, settings)
+
+    monkeypatch.setattr(windows, "HOURS_READ_AT_ONCE", 2)
+    monkeypatch.setattr(training_batches, "read_windows", read)
+    hours = read_new_hours(read_sample, connection, settings, NOW, ("2025-01-01T00:00", "2025-11-01T00:00"))
+    assert len(hours) == sum(held) > 2 and max(held) == 2
 
 
 def test_the_loser_of_two_trainings_at_once_is_told_which_batch_has_the_hours(graph, connection, settings):
