@@ -1,6 +1,6 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
 
-Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
+Starts Postgres, Redis (or RabbitMQ: `--broker rabbitmq`), a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
 executor, on 1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
 that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
 """
@@ -17,7 +17,7 @@ from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
-from babylon_rl_tests.scale.machines import NO_REDIS, site
+from babylon_rl_tests.scale.machines import BROKERS, Redis, site
 from babylon_rl_tests.scale.scenarios import SETTINGS, Row, Scenarios, table
 from babylon_rl_tests.scale.three_machines import alone, three_machines
 from babylon_rl_tests.trace_receiver import trace_receiver
@@ -41,8 +41,8 @@ SCENARIOS: dict[str, Callable[[Scenarios, int], Iterable[Row]]] = {
     "speed": speed,
     "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
-    "redis-emptied": lambda scenarios, hours: [scenarios.redis_emptied(min(FAULT_HOURS, hours))],
-    "redis-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
+    "broker-emptied": lambda scenarios, hours: [scenarios.broker_emptied(min(FAULT_HOURS, hours))],
+    "broker-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
     "postgres-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=False)],
     "older-code": lambda scenarios, hours: [scenarios.older_code(2)],
 }
@@ -54,30 +54,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=int, default=720, help="hours of each backfill whose speed is measured")
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(names)}; all by default")
+    parser.add_argument("--broker", choices=BROKERS, default="redis", help="through which runs go in all scenarios but the last two")
     options = parser.parse_args()
     chosen = options.scenarios or names
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join(names)}.")
-    if shutil.which("redis-server") is None:
-        print(f"scale-test: skipped: {NO_REDIS}")
+    broker = BROKERS[options.broker]
+    if shutil.which(broker.program) is None:
+        print(f"scale-test: skipped: {broker.missing()}")
         return
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for row in measured(Path(name), chosen, options.hours):
+        for row in measured(Path(name), chosen, options.hours, broker):
             print(row, flush=True)
             rows.append(row)
     print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
 
 
-def measured(directory: Path, chosen: Sequence[str], hours: int) -> Iterator[Row]:
+def measured(directory: Path, chosen: Sequence[str], hours: int, kind: type[Redis]) -> Iterator[Row]:
     """The rows of scenarios, each as it ends; those of judged hours share a site."""
     if several := [name for name in chosen if name in SCENARIOS]:
         (directory / "several").mkdir()
         judge = ScriptedJudge(latency_s=LATENCY_S)
         with prepared(directory / "postgres") as database, trace_receiver() as receiver:
             traced = SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
-            with site(directory / "several", database.url, judge, apart=True, **traced) as (made, redis):
-                scenarios = Scenarios(made, redis, receiver)
+            with site(directory / "several", database.url, judge, apart=True, kind=kind, **traced) as (made, broker):
+                scenarios = Scenarios(made, broker, receiver)
                 for name in several:
                     yield from SCENARIOS[name](scenarios, hours)
     for name in chosen:

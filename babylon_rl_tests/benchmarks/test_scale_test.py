@@ -12,4 +12,4 @@ def test_a_mistyped_scenario_is_refused_before_any_server_starts(monkeypatch: py
     with pytest.raises(SystemExit) as ended:
         scale_test.main()
     assert ended.value.code == 2
-    assert "worker-kiled is not a scenario. Choose from speed, executor, worker-killed, redis-emptied" in capsys.readouterr().err
+    assert "worker-kiled is not a scenario. Choose from speed, executor, worker-killed, broker-emptied" in capsys.readouterr().err

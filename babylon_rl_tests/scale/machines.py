@@ -1,4 +1,4 @@
-"""Machines of the scale tests: Redis, a judge, `babylon-rl dev` and workers, each a process tree with a state directory of its own.
+"""Machines of the scale tests: Redis or RabbitMQ, a judge, `babylon-rl dev` and workers, each a process tree with a state directory of its own.
 
 Where the system allows it (root on Linux), a worker has a host name and process ids of its own as well, so that nobody else sees whether
 it lives: its heartbeat alone says so, as on another machine.
@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,6 @@ from babylon_rl_tests.store.servers import ROOT
 
 PASSWORD = "swordfish-of-the-broker"
 AGENTS = 5
-NO_REDIS = "redis-server is not installed here (Debian: apt install redis-server)"
 # No hour is old enough for the automation: only what is asked for runs.
 QUIET = {"OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60), "FIRST_WINDOW": "2025-11-01T00:00"}
 _APART = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child=KILL"]
@@ -69,25 +69,60 @@ def fill(connection: Connection, first: int, hours: int) -> list[str]:
 class Redis:
     """A server with a password on a port of its own that keeps nothing on disk."""
 
+    name, program, address = "Redis", "redis-server", f"redis://:{PASSWORD}@127.0.0.1:{{port}}/0"
+
     def __init__(self, directory: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.directory = directory
-        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+        self.port, self.directory = _free_port(), directory
+        self.url = self.address.format(port=self.port)
         self.start()
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        program = shutil.which("redis-server")
-        assert program is not None
         options = ["--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen([program, *options], cwd=self.directory, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen([self.program, *options], cwd=self.directory, stdout=subprocess.DEVNULL)
         wait_for(lambda: _listens(self.port), 20, lambda: "Redis does not answer")
 
     def kill(self) -> None:
         """End it at once; what it held is lost."""
         self.process.kill()
         self.process.wait()
+
+    @classmethod
+    def missing(cls) -> str:
+        """What to do where it is not installed."""
+        program = Path(cls.program).name
+        return f"{program} is not installed here (Debian: apt install {program})"
+
+
+class RabbitMQ(Redis):
+    """The same of RabbitMQ, as Debian installs it; Erlang's port mapper, which it starts, goes on."""
+
+    name, program, address = "RabbitMQ", "/usr/lib/rabbitmq/bin/rabbitmq-server", f"amqp://babylon:{PASSWORD}@127.0.0.1:{{port}}//"
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        home = self.directory / "rabbitmq"
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        (home / "plugins").write_text("[].")
+        config = home / "rabbitmq.conf"
+        config.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndefault_user = babylon\ndefault_pass = {PASSWORD}\n")
+        own = {
+            "NODENAME": f"node{self.port}@localhost", "DIST_PORT": str(_free_port()), "MNESIA_BASE": str(home / "data"),
+            "LOG_BASE": str(home / "log"), "PID_FILE": str(home / "pid"), "ENABLED_PLUGINS_FILE": str(home / "plugins"),
+            "CONFIG_FILE": str(config), "CONF_ENV_FILE": os.devnull,
+        }  # fmt: skip
+        environment = os.environ | {"HOME": str(home)} | {f"RABBITMQ_{name}": value for name, value in own.items()}
+        self.process = subprocess.Popen([self.program], env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda: _speaks_amqp(self.port), 120, lambda: "RabbitMQ does not answer")
+
+    def kill(self) -> None:
+        """End it at once; what it held is lost."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+BROKERS = {broker.name.lower(): broker for broker in (Redis, RabbitMQ)}
 
 
 class Machine:
@@ -207,23 +242,25 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(directory: Path, url: str, judge: ScriptedJudge, *, apart: bool = False, **settings: str) -> Iterator[tuple[Site, Redis]]:
+def site(
+    directory: Path, url: str, judge: ScriptedJudge, *, apart: bool = False, kind: type[Redis] = Redis, **settings: str
+) -> Iterator[tuple[Site, Redis]]:
     """The first machine: `babylon-rl dev` with a broker and a judge; at the end nothing of them runs.
 
     ``apart``: workers with process ids of their own, where the system allows it.
     """
-    redis = Redis(directory)
+    broker = kind(directory)
     try:
         with running(judge) as judge_url:
             chosen = QUIET | {"JUDGE_MODEL": "openai/scripted", "JUDGE_BASE_URL": judge_url} | settings
-            made = Site(directory, url, redis.url, chosen, apart and can_be_apart())
-            with running_dev(directory / "dev", DATABASE_URL=url, CELERY_BROKER_URL=redis.url, **chosen) as made.dev:
+            made = Site(directory, url, broker.url, chosen, apart and can_be_apart())
+            with running_dev(directory / "dev", DATABASE_URL=url, CELERY_BROKER_URL=broker.url, **chosen) as made.dev:
                 try:
-                    yield made, redis
+                    yield made, broker
                 finally:
                     made.clear()
     finally:
-        redis.kill()
+        broker.kill()
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: Callable[[], str], *logs: Path) -> Any:
@@ -233,6 +270,19 @@ def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: Callable[[
         assert time.monotonic() < deadline, "\n".join([otherwise(), *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
         time.sleep(0.1)
     return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _speaks_amqp(port: int) -> bool:
+    """It listens for seconds before it lets anybody in."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        connection.sendall(b"AMQP\0\0\x09\x01")
+        return bool(connection.recv(1))
+    return False
 
 
 def _listens(port: int) -> bool:

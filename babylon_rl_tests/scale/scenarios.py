@@ -29,7 +29,7 @@ from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
 ORDERS = 2  # requests for each hour
-# Of a run; two more of Dagster's runs wait in Redis than there are workers. Hours are judged when the scenario asks, and by whom it says.
+# Of a run; two more of Dagster's runs wait in the broker than there are workers. Hours are judged when the scenario asks, and by whom it says.
 SETTINGS = {
     "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
     "AUTOMATION_STATUS": "stopped",
@@ -57,7 +57,7 @@ class Scenarios:
     """A site with its broker and the receiver of its spans, and the number of the next hour to be made."""
 
     site: Site
-    redis: Redis
+    broker: Redis
     receiver: TraceReceiver
     next_hour: int = 0
 
@@ -114,7 +114,8 @@ class Scenarios:
 
     def by_executor(self, hours: int) -> Row:
         """Celery's executor: each run a process that sends its steps to the worker, one run after another."""
-        broker = {"broker": self.site.broker, "backend": self.site.broker}
+        url = self.site.broker
+        broker = {"broker": url, "backend": "rpc://" if url.startswith("amqp") else url}  # RabbitMQ keeps no results
         config = self.site.directory / "executor.yaml"
         config.write_text(json.dumps({"execution": {"config": broker}}))
 
@@ -187,25 +188,25 @@ class Scenarios:
 
         return self.backfill("worker killed", hours, 2, kill, repeats=1)
 
-    def redis_emptied(self, hours: int) -> Row:
-        """Redis is killed with what waits in it, and comes back empty."""
+    def broker_emptied(self, hours: int) -> Row:
+        """The broker is killed with what waits in it, and comes back empty."""
 
         def restart(machines: list[Machine], windows: list[str]) -> str:
-            self.redis.kill()
+            self.broker.kill()
             time.sleep(5)
-            self.redis.start()
+            self.broker.start()
             return "away for 5 s, then empty"
 
-        return self.backfill("Redis emptied", hours, 2, restart)
+        return self.backfill(f"{self.broker.name} emptied", hours, 2, restart)
 
     def cut_off(self, hours: int, broker: bool) -> Row:
-        """A machine loses Redis, or Postgres, and gets it back after two minutes."""
-        away_s = 120
+        """A machine loses the broker, or Postgres, and gets it back after two minutes."""
+        away_s, lost = 120, self.broker.name if broker else "Postgres"
 
-        with Proxy(f"postgresql://u@127.0.0.1:{self.redis.port}/" if broker else self.site.url) as proxy:
+        with Proxy(f"postgresql://u@127.0.0.1:{self.broker.port}/" if broker else self.site.url) as proxy:
             port = proxy.url.rpartition(":")[2].partition("/")[0]
-            through = {"CELERY_BROKER_URL": f"redis://:{PASSWORD}@127.0.0.1:{port}/0"} if broker else {"DATABASE_URL": proxy.url}
-            self.site.worker(f"cut-off-from-{'Redis' if broker else 'Postgres'}", *QUEUES, **through).ready()
+            through = {"CELERY_BROKER_URL": self.broker.address.format(port=port)} if broker else {"DATABASE_URL": proxy.url}
+            self.site.worker(f"cut-off-from-{lost}", *QUEUES, **through).ready()
 
             def cut(machines: list[Machine], windows: list[str]) -> str:
                 proxy.cut(away=True)
@@ -213,7 +214,7 @@ class Scenarios:
                 proxy.away = False
                 return f"one of two machines cut off for {away_s} s"
 
-            return self.backfill(f"cut off from {'Redis' if broker else 'Postgres'}", hours, 1, cut, repeats=2)
+            return self.backfill(f"cut off from {lost}", hours, 1, cut, repeats=2)
 
     def older_code(self, hours: int) -> Row:
         """A worker with other code refuses a run and ends; another takes it."""

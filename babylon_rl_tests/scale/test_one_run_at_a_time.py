@@ -15,7 +15,7 @@ from redis import Redis as Client
 from babylon_rl.automation.celery_runs import worker_app
 from babylon_rl.automation.run_handover import HOURS
 from babylon_rl.settings import Settings
-from babylon_rl_tests.scale.machines import NO_REDIS, Redis, wait_for
+from babylon_rl_tests.scale.machines import Redis, wait_for
 from babylon_rl_tests.store.servers import ROOT
 
 # A worker with a task that waits for a file and, as a run that is claimed, is executed once; its notes are "worker process event task".
@@ -59,7 +59,7 @@ def worker(name: str, broker: str, directory: Path) -> Iterator[subprocess.Popen
 
 
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason=NO_REDIS)
+@pytest.mark.skipif(shutil.which(Redis.program) is None, reason=Redis.missing())
 def test_a_worker_that_loses_the_broker_goes_on_with_its_run_and_leaves_other_runs_to_idle_workers(settings: Settings, tmp_path: Path):
     def notes() -> list[list[str]]:
         lines = (tmp_path / "notes").read_text().splitlines() if (tmp_path / "notes").exists() else []
