@@ -1,8 +1,9 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
 
-Starts Postgres, Redis (or RabbitMQ: `--broker rabbitmq`), a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
+Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
 executor, on 1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
-that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
+that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`. With
+`--broker rabbitmq` RabbitMQ takes the place of Redis.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Machines of the scale tests: Redis or RabbitMQ, a judge, `babylon-rl dev` and workers, each a process tree with a state directory of its own.
+"""Machines of the scale tests: Redis or RabbitMQ, a judge, `babylon-rl dev` and workers.
 
-Where the system allows it (root on Linux), a worker has a host name and process ids of its own as well, so that nobody else sees whether
-it lives: its heartbeat alone says so, as on another machine.
+Each is a process tree with a state directory of its own. Where the system allows it (root on Linux), a worker has a host name and process
+ids of its own as well, so that nobody else sees whether it lives: its heartbeat alone says so, as on another machine.
 """
 
 import contextlib
