@@ -61,7 +61,7 @@ class MetricFamily:
     def _line(self, suffix: str, values: Labels, value: float, **extra: str) -> str:
         pairs = [*zip(self._labels, values, strict=True), *extra.items()]
         inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in pairs)
-        return f"{self.name}{suffix}{{{inner}}} {value:g}\n" if inner else f"{self.name}{suffix} {value:g}\n"
+        return f"{self.name}{suffix}{f'{{{inner}}}' if inner else ''} {value:.15g}\n"  # all digits of a time and of a count
 
 
 class Counter(MetricFamily):

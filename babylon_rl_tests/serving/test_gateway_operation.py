@@ -69,6 +69,13 @@ def test_counts_and_durations_are_added_up_and_gauges_are_those_of_living_proces
     assert "seconds_sum 0.03\n" in text and "open 4\n" in text and "fresh 0\n" in text
 
 
+def test_large_numbers_are_whole_so_that_rates_and_times_can_be_read() -> None:
+    tokens = Counter("tokens", "Tokens.")
+    tokens.add(by=12_345_678)
+    assert "tokens 12345678\n" in tokens.text()
+    assert "ended 1763820000.5\n" in Gauge("ended", "A time.", lambda: 1763820000.5).text()
+
+
 @pytest.mark.slow
 def test_a_silent_database_is_noticed_and_the_gateway_goes_on_when_it_speaks_again(
     settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
