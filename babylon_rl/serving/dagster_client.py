@@ -102,6 +102,8 @@ class DagsterClient:
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:
                 answer = json.loads(response.read())
+            if answer.get("errors"):
+                raise self._failed(f"it failed: {answer['errors'][0]['message']}", "its log has the reason")
             (result,) = answer["data"].values()
         except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as failed:
             raise self._failed(str(failed) or type(failed).__name__, "start `babylon-rl dev`, or set DAGSTER_URL") from None

@@ -29,6 +29,7 @@ class DagsterStandIn:
     selected: list[list[str] | None] = field(default_factory=list)
     partitions: list[str] = field(default_factory=list)
     refuses_launches: bool = False
+    fault: str | None = None
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "runsOrError" in query:
@@ -57,7 +58,9 @@ def dagster_stand_in() -> Iterator[DagsterStandIn]:
     class Answers(Handler):
         def do_POST(self) -> None:
             asked = json.loads(self.body())
-            self.answer(json.dumps({"data": stand_in.answer(asked["query"], asked["variables"])}).encode())
+            failed = {"data": None, "errors": [{"message": stand_in.fault}]}
+            answer = {"data": stand_in.answer(asked["query"], asked["variables"])} if stand_in.fault is None else failed
+            self.answer(json.dumps(answer).encode())
 
     with served(Answers) as stand_in.url:
         yield stand_in

@@ -184,6 +184,13 @@ def test_without_dagster_nothing_is_frozen(settings: Settings, read_sample: Data
     assert rows(read_sample, "SELECT * FROM babylon_rl.batches") == []
 
 
+def test_a_fault_of_dagster_is_said_in_its_own_words(sample: AdminServer, read_sample: Database, dagster: DagsterStandIn) -> None:
+    dagster.fault = "its storage is locked"
+    answer = sample.post(TRIGGER)
+    assert answer.status == 503 and "(it failed: its storage is locked)" in answer.body["error"]
+    assert rows(read_sample, "SELECT * FROM babylon_rl.batches") == []
+
+
 def test_a_batch_whose_launch_fails_is_left_to_the_sensor(sample: AdminServer, read_sample: Database, dagster: DagsterStandIn) -> None:
     dagster.refuses_launches = True
     answer = sample.post(TRIGGER)
