@@ -242,8 +242,8 @@ def _judge_budget_spent(connection: Connection, settings: Settings, now: datetim
 def _rollbacks(connection: Connection, settings: Settings, now: datetime, *, by_guard: bool) -> dict[str, str]:
     return {
         f"{event.version} {event.at:%Y-%m-%dT%H:%M:%S}": _rollback_sentence(event)
-        for event in read_events(connection)
-        if event.to_state == "rolled_back" and (event.who == AUTOMATION) == by_guard and event.at >= now - stored.FORGOTTEN_AFTER
+        for event in read_events(connection, since=now - stored.FORGOTTEN_AFTER)
+        if event.to_state == "rolled_back" and (event.who == AUTOMATION) == by_guard
     }
 
 

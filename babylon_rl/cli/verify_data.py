@@ -28,6 +28,7 @@ from babylon_rl.store.trajectories import (
     trajectory_rows,
     with_logged_accesses,
 )
+from babylon_rl.store.windows import reading_chunks
 from babylon_rl.types import Check, WindowReading
 from babylon_rl.windows import HOUR, newest_complete, next_window, window_end, window_of, window_range
 
@@ -87,8 +88,9 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
     recent = Check("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
-    readings = read_windows(connection, windows, settings)
-    return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
+    # A portion at a time: of a portion all trajectories are held.
+    readings = [reading for some in reading_chunks(connection, windows) for reading in read_windows(connection, some, settings).values()]
+    return [recent, *hours, *summarize(len(ids), faults), *_oddities(readings, settings)]
 
 
 def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

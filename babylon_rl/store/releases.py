@@ -185,10 +185,18 @@ def versions_needed(connection: Connection) -> set[str]:
     return {version for row in connection.execute(_NEEDED) for version in row if version is not None}
 
 
-def read_events(connection: Connection, rollout_id: int | None = None) -> list[RolloutEvent]:
-    """Return the transitions of one rollout, or of all, oldest first."""
-    rows = connection.execute(_EVENTS + 'WHERE %s::bigint IS NULL OR "rolloutId" = %s ORDER BY "eventId"', [rollout_id, rollout_id])
-    return [RolloutEvent(*row) for row in rows]
+def read_events(connection: Connection, rollout_id: int | None = None, *, since: datetime | None = None) -> list[RolloutEvent]:
+    """Return the transitions of one rollout, or of all, oldest first; with ``since``, the later ones."""
+    chosen = """
+    WHERE (%(rollout)s::bigint IS NULL OR "rolloutId" = %(rollout)s) AND (%(since)s::timestamp IS NULL OR "at" >= %(since)s)
+    ORDER BY "eventId"
+    """
+    return [RolloutEvent(*row) for row in connection.execute(_EVENTS + chosen, {"rollout": rollout_id, "since": since})]
+
+
+def newest_events(connection: Connection, limit: int) -> list[RolloutEvent]:
+    """Return the newest transitions of all rollouts, newest first."""
+    return [RolloutEvent(*row) for row in connection.execute(_EVENTS + 'ORDER BY "eventId" DESC LIMIT %s', [limit])]
 
 
 def insert_rollout(

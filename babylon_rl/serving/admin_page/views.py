@@ -19,7 +19,7 @@ from babylon_rl.store import scores
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
-from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, read_events, read_rollouts, read_routing, read_tests
+from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, newest_events, read_rollouts, read_routing, read_tests
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.iterations import iterations_of
@@ -225,7 +225,7 @@ def release_view(connection: Connection, models: Sequence[Model]) -> ReleaseView
     """The versions in front of agents, and those that could be."""
     routing = read_routing(connection)
     choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
-    return ReleaseView(routing, read_events(connection)[: -MOST_EVENTS - 1 : -1], choices)
+    return ReleaseView(routing, newest_events(connection, MOST_EVENTS), choices)
 
 
 def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHourView]:
