@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,5 +134,9 @@ def _secret_path(settings: Settings) -> Path:
 def _new_secret(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        write_atomically(path, secrets.token_bytes(32), private=True)
+        own = path.with_name(f"secret.{secrets.token_hex(4)}")
+        write_atomically(own, secrets.token_bytes(32), private=True)
+        with suppress(FileExistsError):  # that of a gateway which was faster
+            path.hardlink_to(own)
+        own.unlink()
     return path.read_bytes()

@@ -4,7 +4,9 @@ import json
 import os
 import random
 import re
+import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,14 @@ def test_gateways_with_one_key_hash_an_agent_alike_and_others_do_not(settings: S
 
     assert hashed("one", "key") == hashed("two", "key") != hashed("one", "another")
     assert hashed("one", None) == hashed("one", None) != hashed("two", None)
+
+
+def test_gateways_that_start_at_once_share_one_secret(settings: Settings) -> None:
+    private = settings.model_copy(update={"record_private_fields": "agent=hash"})
+    with ThreadPoolExecutor(8) as threads:
+        assert len({found.secret for found in threads.map(RecordedPrivacy.of, [private] * 8)}) == 1
+    (file,) = (private.home / "gateway").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 @pytest.mark.slow
