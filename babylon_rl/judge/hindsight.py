@@ -140,10 +140,11 @@ def _knowledge(
 
     Values that stand in the hours' own public questions and news are left out.
     """
-    recorded = store.recorded_knowledge(connection, trajectory_ids) if trajectory_ids else ()
-    public = _public(markets.values()) if recorded else frozenset()
+    if not trajectory_ids:
+        return {}
+    public = _public(markets.values())
     secrets = {}
-    for trajectory_id, metadata in recorded:
+    for trajectory_id, metadata in store.recorded_knowledge(connection, trajectory_ids):
         known = game_knowledge(metadata)
         needles, numbers = tuple(text for text in knowledge_needles(known) if text not in public), knowledge_numbers(known) - public
         if needles or numbers:
