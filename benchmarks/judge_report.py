@@ -26,7 +26,7 @@ from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_r
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import running
-from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect

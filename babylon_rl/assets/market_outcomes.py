@@ -9,8 +9,8 @@ from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described,
 from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
-from babylon_rl.market.outcomes import sync_outcomes
-from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
+from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths

@@ -20,8 +20,8 @@ from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.outcomes import read_outcomes
-from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import WindowOutcomes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection

@@ -23,7 +23,7 @@ from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, 
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1

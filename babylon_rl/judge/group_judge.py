@@ -16,7 +16,8 @@ from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
 from babylon_rl.judge.cost import Budget, OverBudget, expected_usd
 from babylon_rl.judge.judge_store import JudgeStore
-from babylon_rl.judge.prompt.request import RUBRIC_VERSION, JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
+from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import Settings
 from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer

@@ -22,7 +22,8 @@ from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, run_wi
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
-from babylon_rl.judge.prompt.request import RUBRIC, RUBRIC_VERSION, RenderedGroup
+from babylon_rl.judge.prompt.request import RenderedGroup
+from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.llm.tokens import known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings

@@ -13,8 +13,9 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, render_groups
-from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedGroup
-from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.judge.prompt.request import RenderedGroup
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
+from babylon_rl.market.outcome_rows import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection

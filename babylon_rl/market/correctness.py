@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from babylon_rl.market.window_market import engine_ticker
+from babylon_rl.market.outcomes import engine_ticker
 
 Kind = Literal["prediction", "stock"]
 Side = Literal["YES", "NO", "UP", "DOWN"]

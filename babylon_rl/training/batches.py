@@ -51,7 +51,7 @@ from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_s
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.protocol import OnStep, Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
-from babylon_rl.training.freezing import describe_reasons
+from babylon_rl.training.eligibility import describe_reasons
 from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
 from babylon_rl.training.lifecycle import (
     ABANDON,

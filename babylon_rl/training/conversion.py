@@ -17,13 +17,13 @@ from babylon_rl.errors import NothingToTrain
 from babylon_rl.files.spill import Place, Spill, Spilled
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
-from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.market.outcome_rows import read_many_outcomes
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.freezing import describe_reasons
+from babylon_rl.training.eligibility import describe_reasons
 from babylon_rl.types import ServedSequence
 
 NO_SEQUENCE = "no training sequence"

@@ -23,7 +23,8 @@ from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import KeptCounts, read_kept_counts, write_kept_counts
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
-from babylon_rl.training.freezing import Freezable, count_eligible, count_in_read_hours, freeze, freeze_bounds, last_hours, with_unread
+from babylon_rl.training.eligibility import Freezable, count_eligible, count_in_read_hours, freeze_bounds, last_hours, with_unread
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.preflight import refused_lately
 
 QUALITY_SAMPLE = 50

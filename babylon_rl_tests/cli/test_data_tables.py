@@ -9,8 +9,8 @@ from babylon_rl.cli.data import EPISODES, WINDOWS, episode_rows, outcome_parts, 
 from babylon_rl.cli.output import Table, show
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import summary
-from babylon_rl.market.outcomes import read_outcomes
-from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
+from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.types import Rejection, WindowReading

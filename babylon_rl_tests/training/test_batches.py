@@ -15,7 +15,8 @@ from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import IterationResult
 from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
-from babylon_rl.training.freezing import count_freezable, freeze
+from babylon_rl.training.eligibility import count_freezable
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW, value
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.judge.client import judge_addresses
-from babylon_rl.judge.prompt.request import system_prompt
+from babylon_rl.judge.prompt.rubric import system_prompt
 from babylon_rl.judge.prompt.templates import TEMPLATES
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings, Settings

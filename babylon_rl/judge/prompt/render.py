@@ -14,7 +14,8 @@ from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
-from babylon_rl.judge.prompt.request import RUBRIC_VERSION, RenderedEpisode, RenderedGroup, system_prompt
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
 from babylon_rl.judge.prompt.templates import (
     hidden_context,
@@ -26,8 +27,8 @@ from babylon_rl.judge.prompt.templates import (
     question_names,
 )
 from babylon_rl.llm.tokens import table_entry, token_counter
-from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.market.outcomes import WindowOutcomes
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection

@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from babylon_rl.judge.prompt.injection import InjectionScreen
-from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
 
