@@ -48,6 +48,7 @@ def test_a_damaged_directory_is_seen_before_it_is_loaded(policy: Policy, tmp_pat
         base_model_dir(settings(tmp_path, local_base_model=str(made)))
 
 
+@pytest.mark.slow  # torch is imported
 def test_a_complete_directory_needs_no_wheel_and_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from babylon_rl_tests.models.conftest import make_base
 
