@@ -1,5 +1,6 @@
 """Asset ``benchmark_report``: a checkpoint and its opponents in the same unseen markets."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -8,6 +9,7 @@ from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described,
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import tag_run, tagging_end
+from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.reporting.plots import Picture, bar_plot
 from babylon_rl.traces import traced_step
 
@@ -22,6 +24,15 @@ COLUMNS = column_schema(
     low=("double precision", "Lower end of the 95 % interval"),
     high=("double precision", "Upper end of the 95 % interval"),
 )
+
+
+@dg.resource(description="The endpoint of compared models: a server on this machine, kept open until the run ends.")
+def models_here(_: dg.InitResourceContext) -> Iterator[Serving]:
+    """The resource ``models`` of the code location (market/model_endpoints.py)."""
+    from babylon_rl.market.model_endpoints import served_here
+
+    with kept_open(served_here) as serving:
+        yield serving
 
 
 @dg.asset(
@@ -40,7 +51,9 @@ COLUMNS = column_schema(
     ),
 )
 @traced_step
-def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+def benchmark_report(
+    context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
+) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
     from babylon_rl.evaluation.run_files import runs_directory
 
@@ -51,7 +64,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
             babylon.settings,
             context.log.info,
             clock=babylon.now,
-            serving=babylon.serving,
+            serving=models,
             on_progress=babylon.on_progress,
         )
     tag_run(context, version=report.version)

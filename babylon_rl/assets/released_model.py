@@ -8,6 +8,7 @@ from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import tag_run, tagging_end
+from babylon_rl.models.server_process import Serving
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.traces import traced_step
 
@@ -35,7 +36,9 @@ COLUMNS = column_schema(
     ),
 )
 @traced_step
-def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+def released_model(
+    context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
+) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import record_release
     from babylon_rl.serving.promotion import promote
 
@@ -50,7 +53,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
             babylon.settings,
             context.log.info,
             clock=babylon.now,
-            serving=babylon.serving,
+            serving=models,
             on_progress=babylon.on_progress,
         )
         model = model_of_batch(connection, batch_id)

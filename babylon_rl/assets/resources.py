@@ -10,9 +10,9 @@ import logging
 import math
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from sqlalchemy.pool import NullPool
 from babylon_rl.assets.runs import heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
-from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START
 from babylon_rl.settings import Settings, load_settings
@@ -49,23 +48,15 @@ HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the sh
 LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
-def serve_models_here(settings: Settings, adapters: Mapping[str, Path]) -> AbstractContextManager[str]:
-    """The usual endpoint of benchmarks, on this machine (market/model_endpoints.py)."""
-    from babylon_rl.market.model_endpoints import served_here
-
-    return served_here(settings, adapters)
-
-
 @dataclass(frozen=True)
 class Babylon:
-    """Settings, database, clock, progress callback and endpoint of benchmarked models of one run."""
+    """Settings, database, clock and progress callback of one run."""
 
     settings: Settings
     database: Database
     now: Callable[[], datetime] = utc_now
     on_progress: Progress = no_progress
     retry_after_s: float = RETRY_AFTER_S
-    serving: Serving = serve_models_here
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -133,15 +124,10 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
-    with (
-        heartbeats(babylon.database, run.run_id),
-        log_context(run=run.run_id, **part),
-        span(f"run {run.job_name}"),
-        kept_open(babylon.serving) as serving,
-    ):
+    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
         _LOG.info("a run of %s began", run.job_name)
         try:
-            yield replace(babylon, serving=serving)
+            yield babylon
         finally:
             # No exception of a step reaches its resources.
             reason = None if context.instance is None else _failure(context.instance, run.run_id)

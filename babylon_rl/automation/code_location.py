@@ -3,7 +3,7 @@
 import dagster as dg
 
 from babylon_rl.assets.ab_test_report import ab_test_report
-from babylon_rl.assets.benchmark_report import benchmark_report
+from babylon_rl.assets.benchmark_report import benchmark_report, models_here
 from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.judge_report import checks_of_judge, judge_report
 from babylon_rl.assets.leaderboard import leaderboard
@@ -23,8 +23,8 @@ from babylon_rl.automation.sensors import sensors
 from babylon_rl.settings import load_settings
 
 
-def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
-    """All definitions with one resource: the environment's, or a caller's own (launch.py)."""
+def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition = models_here) -> dg.Definitions:
+    """All definitions with the resources of the environment, or a caller's own (launch.py)."""
     settings = load_settings()
     when, fresh = conditions(settings), freshness(settings)
     # Three kinds of assets by trigger: conditions, sensors, and the clock.
@@ -43,7 +43,7 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
         jobs=jobs,
         sensors=sensors,
         schedules=schedules,
-        resources={"babylon": resource},
+        resources={"babylon": resource, "models": models},
         # One run is one process; assets that need more start it themselves, and docs/howto/several-machines.md tells how to spread runs.
         executor=dg.in_process_executor,
     )

@@ -10,8 +10,9 @@ from datetime import datetime
 
 import dagster as dg
 
+from babylon_rl.assets.benchmark_report import models_here
 from babylon_rl.assets.partitions import hours
-from babylon_rl.assets.resources import Babylon, given, serve_models_here
+from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
@@ -72,12 +73,12 @@ def run_batch(
     *,
     now: Clock = utc_now,
     on_progress: Progress = no_progress,
-    serving: Serving = serve_models_here,
+    serving: Serving | None = None,
 ) -> str:
     """Run the job ``train`` for a frozen batch and return the run's id.
 
     ``selection`` limits it to some assets. ``on_progress`` receives (label, done, total) of the long steps; ``serving`` answers for the
-    compared models.
+    compared models instead of a server of the run.
 
     Raises:
         BabylonError: raised by an asset; the run is recorded as failed.
@@ -85,9 +86,7 @@ def run_batch(
     with open_instance(database, settings) as instance:
         instance.add_dynamic_partitions(BATCHES, [batch_id])
         tags = {PARTITION_TAG: batch_id}
-        return _execute(
-            TRAIN_JOB, instance, Babylon(settings, database, now, on_progress, serving=serving), tags, tuple(selection or BATCHED)
-        )
+        return _execute(TRAIN_JOB, instance, Babylon(settings, database, now, on_progress), tags, tuple(selection or BATCHED), serving)
 
 
 def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_now) -> str:
@@ -106,11 +105,19 @@ def _refuse_impossible(windows: Sequence[str], now: datetime) -> None:
         raise UsageError(f"{unfinished[0]} has not ended; an hour is read once it is over.")
 
 
-def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dict[str, str], selection: Sequence[str] | None) -> str:
+def _execute(
+    job: str,
+    instance: dg.DagsterInstance,
+    babylon: Babylon,
+    tags: dict[str, str],
+    selection: Sequence[str] | None,
+    serving: Serving | None = None,
+) -> str:
     # A BabylonError that an asset raised is raised again here, so that commands print its sentence.
     keys = None if selection is None else [dg.AssetKey(name) for name in selection]
     try:
-        result = job_definition(job, babylon).execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
+        definition = job_definition(job, babylon, serving)
+        result = definition.execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
     except dg.Failure as failure:
         if isinstance(failure.__cause__, BabylonError):
             raise failure.__cause__ from None
@@ -121,8 +128,9 @@ def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dic
     return result.run_id
 
 
-def job_definition(name: str, babylon: Babylon) -> dg.JobDefinition:
-    """A job of the code location whose assets use ``babylon``."""
+def job_definition(name: str, babylon: Babylon, serving: Serving | None = None) -> dg.JobDefinition:
+    """A job of the code location whose assets use ``babylon``, and ``serving`` if given."""
+    models = models_here if serving is None else dg.ResourceDefinition.hardcoded_resource(serving)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
-        return code_location(given(babylon)).resolve_job_def(name)
+        return code_location(given(babylon), models).resolve_job_def(name)

@@ -120,7 +120,8 @@ class Fortnight:
     def change(self, **settings: Any) -> None:
         """Other settings from now on, as after a restart with them."""
         self.settings = self.settings.model_copy(update=settings)
-        CURRENT.babylon = Babylon(self.settings, self.database, lambda: self.now, self._progress, retry_after_s=0, serving=self.serving)
+        CURRENT.babylon = Babylon(self.settings, self.database, lambda: self.now, self._progress, retry_after_s=0)
+        CURRENT.models = self.serving
 
     def _progress(self, what: str, done: int, total: int) -> None:
         if self.crash_at is not None and what.startswith(self.crash_at):

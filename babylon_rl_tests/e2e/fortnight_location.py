@@ -1,4 +1,4 @@
-"""The code location of the simulated fortnight: the project's own, with the resource of the running simulation."""
+"""The code location of the simulated fortnight: the project's own, with the resources of the running simulation."""
 
 import os
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import dagster as dg
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.code_location import code_location
+from babylon_rl.models.server_process import Serving
 
 JUDGE = "openai/gpt-4o-mini"  # a name with a price; the scripted judge answers
 
@@ -17,6 +18,7 @@ class Current:
     """What every sensor and run gets at the moment."""
 
     babylon: Babylon | None = None
+    models: Serving | None = None
 
 
 CURRENT = Current()
@@ -27,6 +29,11 @@ def _current(context: dg.InitResourceContext) -> Babylon:
     return CURRENT.babylon
 
 
+def _models(context: dg.InitResourceContext) -> Serving:
+    assert CURRENT.models is not None, "no simulation runs"
+    return CURRENT.models
+
+
 # The conditions of a judge that is paid: an hour is judged once, after it has settled.
 with patch.dict(os.environ, {"JUDGE_MODEL": JUDGE, "JUDGE_BASE_URL": "http://127.0.0.1:9/v1", "JUDGE_SETTLE_HOURS": "1"}):
-    defs = code_location(dg.ResourceDefinition(_current))
+    defs = code_location(dg.ResourceDefinition(_current), dg.ResourceDefinition(_models))
