@@ -15,13 +15,13 @@ setup: ## Make .venv from the lock and fetch the weights of the CPU model; the o
 demo: setup ## Play the market, train a model on it, print what got better (about 6 minutes on 2 cores)
 	@$(RUN)babylon-rl demo
 
-test: setup ## The checks and all tests but the long ones (about 8 minutes on 2 cores); with PYTEST_ARGS what these choose
+test: setup ## The checks and all tests but the long ones (about 7 minutes on 2 cores); with PYTEST_ARGS what these choose
 	@scripts/test.sh $(or $(PYTEST_ARGS),-m "not live and not long")
 
-test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes
+test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes (about 2 minutes)
 	@scripts/test.sh -m "not live and not slow and not long" $(PYTEST_ARGS)
 
-test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 14 minutes on 2 cores)
+test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 13 minutes on 2 cores)
 	@scripts/test.sh -m "long and not live" $(PYTEST_ARGS)
 
 dev: setup ## The Dagster UI on this project
