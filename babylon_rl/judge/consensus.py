@@ -84,8 +84,7 @@ def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float 
     agents = sorted(left)
     import numpy as np  # not at the top: spearman is used by the checks of every hour
 
-    # the sign of each pair's difference; importing scipy.stats for it takes longer than all the rest of a report
-    # in a byte each: a group of 500 has 250,000 pairs
+    # the sign of each pair's difference, a byte each: 500 agents are 250,000 pairs; importing scipy.stats takes longer than a report
     ranked = [
         np.greater.outer(s, s).view(np.int8) - np.less.outer(s, s) for s in ([order[agent] for agent in agents] for order in (left, right))
     ]

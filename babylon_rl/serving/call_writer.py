@@ -149,7 +149,10 @@ class CallWriter:
         return call, log
 
     def _refuse(self, reason: str, unread: Any) -> None:
-        """Refuse a call that cannot be read; it is not kept where fields are private, as they cannot be dropped from it."""
+        """Refuse a call that cannot be read.
+
+        Where fields are private the call is not kept: they cannot be dropped from it.
+        """
         self._refused.append((reason, None if self._privacy.fields else unread))
 
     def _write(self, rows: Rows, database: Database) -> None:

@@ -30,7 +30,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_of
 from babylon_rl_tests.e2e.dev import Dev, ask, running_dev
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.servers import ROOT, free_port
 
 PASSWORD = "swordfish-of-the-broker"
 AGENTS = 5
@@ -72,7 +72,7 @@ class Redis:
     name, program, address = "Redis", "redis-server", f"redis://:{PASSWORD}@127.0.0.1:{{port}}/0"
 
     def __init__(self, directory: Path) -> None:
-        self.port, self.directory = _free_port(), directory
+        self.port, self.directory = free_port(), directory
         self.url = self.address.format(port=self.port)
         self.start()
 
@@ -108,7 +108,7 @@ class RabbitMQ(Redis):
         config = home / "rabbitmq.conf"
         config.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndefault_user = babylon\ndefault_pass = {PASSWORD}\n")
         own = {
-            "NODENAME": f"node{self.port}@localhost", "DIST_PORT": str(_free_port()), "MNESIA_BASE": str(home / "data"),
+            "NODENAME": f"node{self.port}@localhost", "DIST_PORT": str(free_port()), "MNESIA_BASE": str(home / "data"),
             "LOG_BASE": str(home / "log"), "PID_FILE": str(home / "pid"), "ENABLED_PLUGINS_FILE": str(home / "plugins"),
             "CONFIG_FILE": str(config), "CONF_ENV_FILE": os.devnull,
         }  # fmt: skip
@@ -270,11 +270,6 @@ def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: Callable[[
         assert time.monotonic() < deadline, "\n".join([otherwise(), *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
         time.sleep(0.1)
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _speaks_amqp(port: int) -> bool:

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+
+from babylon_rl_tests.store.servers import free_port
 
 CONFIG = """
 [databases]
@@ -50,8 +51,7 @@ def pgbouncer(url: str, directory: Path, pool_size: int, more: str = "") -> Iter
     assert binary is not None
     parts = re.fullmatch(r"postgresql://(?P<user>[^:]+):(?P<password>[^@]+)@(?P<host>[^:]+):(?P<port>\d+)/(?P<name>\w+)", url)
     assert parts is not None
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        own_port = probe.getsockname()[1]
+    own_port = free_port()
     config = directory / "pgbouncer.ini"
     config.write_text(CONFIG.format(**parts.groupdict(), own_port=own_port, pool_size=pool_size, more=more))
     as_user = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root; it reads the file before it changes

@@ -1,5 +1,6 @@
-"""Other processes that use an embedded server, and the end of a server's sessions."""
+"""Other processes that use an embedded server, the end of a server's sessions, and ports for servers."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ with use_server(Path(sys.argv[1])) as url:
     print(url, flush=True)
     sys.stdin.read()
 """
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Holder:

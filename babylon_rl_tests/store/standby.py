@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from babylon_rl.store.embedded.cluster import NOBODY, Cluster
+from babylon_rl_tests.store.servers import free_port
 
 _SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c shared_buffers=16MB -c max_wal_size=64MB"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Server:
 def server_with_replica(parent: Path) -> Iterator[tuple[Server, Server]]:
     """A server, and one that follows it by streaming replication; ``parent`` must be open to the owner of their files."""
     programs = Cluster(parent).programs
-    primary, replica = (Server(programs, parent / name, _free_port()) for name in ("primary", "replica"))
+    primary, replica = (Server(programs, parent / name, free_port()) for name in ("primary", "replica"))
     started = []
     for server in (primary, replica):
         server.directory.mkdir(mode=0o700)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import fsspec
@@ -22,6 +21,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.object_store import ObjectStore
+from babylon_rl_tests.store.servers import free_port
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -102,8 +102,7 @@ def test_a_store_that_does_not_answer_or_refuses_lets_a_training_wait(
     check_storage(there, "batch-1")
     with pytest.raises(TrainingPaused, match="cannot be written to"):
         check_storage(settings.model_copy(update={"model_storage_url": "s3://no-such-bucket/models"}), "batch-1")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(TrainingPaused, match="cannot be written to"):
