@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -63,10 +63,9 @@ class ChatClient:
         self._key = api_key
         self._retries = Retries(attempts, FIRST_WAIT_S, LONGEST_WAIT_S, timeout_s)
         self._logprobs = logprobs
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: tuple[OpenAITransport, Retrier] | None = None
+        self._open: dict[asyncio.AbstractEventLoop, tuple[OpenAITransport, Retrier]] = {}
         self._portal: BlockingPortal | None = None
-        self._portal_thread: AbstractContextManager[BlockingPortal] | None = None
+        self._portal_thread: threading.Thread | None = None
         self._opening = threading.Lock()
 
     async def complete(
@@ -123,9 +122,8 @@ class ChatClient:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
-        if self._open is not None:
-            await self._open[0].aclose()
-            self._open = None
+        if opened := self._open.pop(asyncio.get_running_loop(), None):
+            await opened[0].aclose()
 
     def close(self) -> None:
         """Close the connections of ``complete_now``; requests under way are cancelled."""
@@ -134,9 +132,8 @@ class ChatClient:
             self._portal = self._portal_thread = None
         # outside the lock, as this waits for the loop
         if portal is not None and thread is not None:
-            portal.call(self.aclose)
             portal.call(partial(portal.stop, cancel_remaining=True))
-            thread.__exit__(None, None, None)
+            thread.join()
 
     async def __aenter__(self) -> Self:
         return self
@@ -152,21 +149,35 @@ class ChatClient:
 
     def _of_this_loop(self) -> tuple[OpenAITransport, Retrier]:
         """Transport and retrier of the running loop."""
+        # Connections belong to the loop that opened them, and threads may use a loop each.
         loop = asyncio.get_running_loop()
-        if self._open is None or self._loop is not loop:  # connections belong to the loop that opened them
-            self._open = OpenAITransport(self.base_url, self.model, self._key), Retrier(self._retries)
-            self._loop = loop
-        return self._open
+        if loop not in self._open:
+            for ended in [other for other in list(self._open) if other.is_closed()]:
+                self._open.pop(ended, None)
+            self._open[loop] = OpenAITransport(self.base_url, self.model, self._key), Retrier(self._retries)
+        return self._open[loop]
 
     def _started(self) -> "BlockingPortal":
         """Event loop in a thread of its own, started at the first use."""
-        from anyio.from_thread import start_blocking_portal
-
         with self._opening:
             if self._portal is None:
-                self._portal_thread = start_blocking_portal("asyncio")
-                self._portal = self._portal_thread.__enter__()
+                started: Future[BlockingPortal] = Future()
+                self._portal_thread = threading.Thread(target=self._run_loop, args=[started], name=f"chat-{self.model}", daemon=True)
+                self._portal_thread.start()
+                self._portal = started.result()
             return self._portal
+
+    def _run_loop(self, started: "Future[BlockingPortal]") -> None:
+        """Run the loop of ``complete_now`` until ``close`` stops its portal."""
+        from anyio.from_thread import BlockingPortal
+
+        async def serve() -> None:
+            # The connections outlive the portal's requests: one that is cancelled, or that comes late, can leave none open.
+            async with self, BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        asyncio.run(serve())
 
     def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
         """The error for a failed call."""

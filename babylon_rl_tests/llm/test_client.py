@@ -1,11 +1,13 @@
 """The client against real HTTP answers, good and bad; the endpoint plays a script."""
 
 import asyncio
+import gc
 import json
 import time
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -215,6 +217,40 @@ def test_threads_that_ask_at_once_share_a_client() -> None:
     with endpoint(good()) as served, ChatClient(served.url, None, "m") as client, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda seed: client.complete_now([{"role": "user", "content": "?"}], seed=seed).text, range(40)))
     assert answers == ["yes"] * 40 and sorted(seen["seed"] for seen in served.seen) == list(range(40))
+
+
+def unclosed() -> list[str]:
+    """What the collector says of connections that nobody closed."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gc.collect()
+    return [str(warning.message) for warning in seen]
+
+
+def test_two_event_loops_at_a_time_close_their_own_connections() -> None:
+    with endpoint(good()) as served, ChatClient(served.url, None, "m") as client:
+
+        async def ask() -> None:
+            await client.complete([{"role": "user", "content": "?"}])
+            await asyncio.to_thread(client.complete_now, [{"role": "user", "content": "?"}])
+            await client.aclose()
+
+        asyncio.run(ask())
+        assert client.complete_now([{"role": "user", "content": "?"}]).text == "yes"
+    assert not unclosed()
+
+
+def test_closing_while_threads_ask_leaves_no_connection_open() -> None:
+    with endpoint((503, b"busy")) as served, ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            client = ChatClient(served.url, None, "m", attempts=1)
+            client._started()
+            asked = [threads.submit(client.complete_now, [{"role": "user", "content": "?"}]) for _ in range(8)]
+            client.close()
+            wait(asked)
+            client.close()  # a request that came after the first has started anew
+            del asked, client
+    assert not unclosed()
 
 
 @both
