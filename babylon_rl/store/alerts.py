@@ -31,10 +31,13 @@ ON CONFLICT ("cause") DO UPDATE SET ("firstSeenAt", "dueAt", "sentAt", "channels
     ) ends (anew)
 ), "lastSeenAt" = excluded."lastSeenAt", "resolvedAt" = NULL
 """
+# All causes of these kinds were looked for in this tick, so one that was not seen has ended. Causes of other kinds are raised where they
+# happen, and nobody looks for their end: they end by a long silence.
 _RESOLVE = """
 UPDATE babylon_rl.alerts SET "resolvedAt" = %(now)s
 WHERE "resolvedAt" IS NULL AND NOT "cause" = ANY(%(seen)s) AND ("kind" = ANY(%(kinds)s) OR "lastSeenAt" < %(forgotten)s)
 """
+# A cause that ended before it was due is never sent, nor one that was last seen too long ago.
 _DUE = """
 WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s AND ("resolvedAt" IS NULL OR "resolvedAt" >= "dueAt")
 """
@@ -107,6 +110,7 @@ def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> Sto
 
     Not one among ``but``, nor one held by another process.
     """
+    # The lock lasts while the message is under way: another process takes the next alert instead of sending this one too.
     statement = _ALERTS + _DUE + 'AND NOT "cause" = ANY(%(but)s) ORDER BY "dueAt", "cause" LIMIT 1 FOR UPDATE SKIP LOCKED'
     row = connection.execute(statement, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)}).fetchone()
     return None if row is None else StoredAlert(*row)

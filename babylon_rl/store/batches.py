@@ -19,6 +19,7 @@ from babylon_rl.store.connection import Connection, own_transaction
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
+# Key of an advisory lock, as in freezing.py. It is taken last: after the freeze lock, and after the locks of hours.
 _REGISTRY_LOCK = 7_306_002
 
 # Our row and the game's row of the same batch, with the count of its trajectories and its windows.
@@ -187,6 +188,7 @@ def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | N
     """
     row = connection.execute(
         """
+        -- From here on no write of an earlier run matches a row.
         UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1, "heartbeatAt" = greatest("heartbeatAt", %s)
         WHERE "batchId" = %s AND "state" = ANY(%s) RETURNING "attempt"
         """,
@@ -219,6 +221,7 @@ def advance_batch(connection: Connection, batch_id: str, attempt: int, transitio
     Raises:
         BatchConflict: the batch ended (cancelled, failed, completed), a newer run has taken it over, or its state does not allow this.
     """
+    # Our row first, which holds the fencing token: a run that has lost the batch must not touch the game's row.
     hold_batch(connection, batch_id, attempt, now, transition)
     connection.execute(
         'UPDATE public.training_batches SET status = %s, "startedAt" = COALESCE("startedAt", %s) WHERE "batchId" = %s',
@@ -284,6 +287,7 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
     )  # fmt: skip
     connection.execute(
         """
+        -- Free for the next batch, unless dropped_episodes holds them (freezing.bar_dropped).
         UPDATE babylon_rl.batch_items i SET "live" = FALSE FROM babylon_rl.batch_episodes e
         WHERE i."batchId" = %s AND i."live" AND e."batchId" = i."batchId" AND e."window" = i."window" AND e."agentId" = i."agentId"
           AND e."dropped" IS NOT NULL

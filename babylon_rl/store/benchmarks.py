@@ -217,6 +217,7 @@ def write_release(
     """
     measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
+        # Together: the admin page and the game never see a decision without the numbers behind it.
         connection.execute(_UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now])
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
         connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [measured, report.batch_id])
@@ -289,13 +290,16 @@ def begin_confirmation(
     ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of all others, so that none is used twice.
     """
     with own_transaction(connection):
+        # Number, level and markets follow from all earlier tests, so two beginnings take turns.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_CONFIRMING])
         earlier = read_confirmations(connection)
+        # A version is tested once (docs/decisions/0007): an interrupted test keeps the level and the markets that were fixed before it.
         own = next((test for test in earlier if test.version == version), None)
         if own is not None:
             return own
         number = len(earlier) + 1
         first = max((test.first_market + test.markets for test in earlier), default=0)
+        # A test that has not ended counts as no discovery.
         level = level_after([test.confirmed for test in earlier])
         connection.execute(_BEGIN_CONFIRMATION, [number, version, reference, level, first, markets, now])
     return Confirmation(number, version, reference, level, first, markets, now, None, None, None)

@@ -9,6 +9,7 @@ import psycopg
 from babylon_rl.errors import UsageError
 from babylon_rl.store.connection import Connection
 
+# A trigger notifies it when a key or its limits change, not when it is used (migration 0023).
 CHANNEL = "babylon_rl_keys"
 _COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt", "admin"'
 _READ = f"""SELECT {_COLUMNS} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """

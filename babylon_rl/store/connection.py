@@ -73,6 +73,7 @@ def defined() -> MigrationNames:
     """Return the tables, views and columns that the migrations create."""
     tables: dict[str, str] = {}
     columns: dict[tuple[str, str], str] = {}
+    # In order, so that of a view or column that is made again the newest migration is named.
     for path in sorted(MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql")):
         sql = path.read_text(encoding="utf-8")
         for name, body in _CREATE_TABLE.findall(sql):
@@ -133,6 +134,7 @@ def _tables_with(column: str, relation: str | None = None) -> list[str]:
 
 
 def _gone(connection: psycopg.Connection[Any], column: str, tables: list[str]) -> list[str]:
+    # Without the catalog every candidate is named, which is still better than none.
     if connection.closed or connection.broken:
         return tables
     schemas, names = [table.split(".")[0] for table in tables], [table.split(".")[1] for table in tables]
@@ -210,6 +212,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         def cut_off() -> None:
             late.set()
             # It may be closed already, or by the server in this moment.
+            # A duplicate of the descriptor is closed, libpq's own stays open; the shutdown wakes the thread that waits for an answer.
             with suppress(psycopg.Error, OSError), socket(fileno=os.dup(self.fileno())) as line:
                 line.shutdown(SHUT_RDWR)
 
@@ -276,6 +279,7 @@ def _parts(url: str) -> dict[str, str]:
 
 def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     lines = [line.strip() for line in str(refused).splitlines() if line.strip()] or ["no answer"]
+    # What stands before it is the address, which the sentence below has in a form without the password.
     reason = lines[0].rpartition("failed: ")[2]
     password = _parts(url).get("password")
     if password:
@@ -293,6 +297,7 @@ def own_transaction(connection: Connection) -> Iterator[None]:
 
     Work that the caller had open is committed first.
     """
+    # Otherwise the block would be a savepoint of the caller's transaction, and its locks would last until the caller commits.
     connection.commit()
     with connection.transaction():
         yield

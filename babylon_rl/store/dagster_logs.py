@@ -16,7 +16,7 @@ _ENDED = f"""
         SELECT FROM {DAGSTER_SCHEMA}.run_tags t WHERE t.run_id = r.run_id AND t.key = 'dagster/partition' AND t.value = ANY(%s)
     ) ORDER BY r.run_id
 """
-# A line of a log has no type.
+# A line of a log has no type. All types that are not listed here are records, those of a later release too (docs/decisions/0019).
 _PASSING = """
     e.run_id = ANY(%s) AND (e.dagster_event_type IS NULL OR e.dagster_event_type IN (
         'ENGINE_EVENT', 'STEP_INPUT', 'STEP_OUTPUT', 'STEP_START', 'STEP_WORKER_STARTING', 'STEP_WORKER_STARTED',
@@ -25,6 +25,7 @@ _PASSING = """
 """
 _COUNT = f"SELECT count(*) FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}"
 _DELETE = f"DELETE FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}"
+# Runs in one transaction.
 _AT_ONCE = 500
 
 

@@ -111,6 +111,7 @@ class Database:
         Other processes wait and get False. Dagster creates its tables one by one, and two processes that do so at once fail. Without the
         schema there is nothing to create: False.
         """
+        # Every start of a command asks this, and nearly all of them end here: no lock for them.
         with connect(self.direct_url) as connection:
             release_comment = f"Tables of Dagster {release}"
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((release_comment,), None):
@@ -121,6 +122,7 @@ class Database:
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (release_comment,):
                 yield False
                 return
+            # If the block raises, the comment is not written, and the next process takes over.
             yield True
             comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(DAGSTER_SCHEMA), sql.Literal(release_comment))
             connection.execute(comment)
@@ -161,6 +163,7 @@ def process_database(settings: DatabaseSettings) -> Database:
 
     Later calls in the same process return the same object.
     """
+    # With the process id: a forked child does not hold the embedded server's locks (embedded/__init__.py) and must take its own.
     key = (os.getpid(), str(settings.database_url and settings.database_url.get_secret_value()), str(settings.home))
     with _opening:
         if key not in _opened:

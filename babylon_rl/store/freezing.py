@@ -150,6 +150,7 @@ class FreezeBounds:
             "min_agents": self.min_agents,
             "no_spread": NO_SPREAD,
             "start": window_start(self.first),
+            # Hours that are not over cannot have been read.
             "stop": min(window_start(self.end), window_end(self.complete)),
         }
 
@@ -335,6 +336,7 @@ def insert_batch(connection: Connection, new: NewBatch) -> None:
     except psycopg.errors.UniqueViolation as held:
         detail = held.diag.message_detail
         raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
+    # The items are those of the episodes as they are now, the number is of when they were chosen.
     if inserted != sum(episode.trajectories for episode in new.episodes):
         raise BatchConflict("An hour of the new batch was read anew while it was frozen. Freeze again.")
     # The game's row lists the trajectories in the order of ours.

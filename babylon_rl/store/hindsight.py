@@ -85,6 +85,7 @@ def _version(window: str, sequences: int, *rows: list[StoredAction] | list[Store
     That of a full hour is longer than the rows.
     """
     encode = msgspec.json.encode
+    # Without its closing bracket: the lists of rows follow as further elements.
     content = hashlib.sha256(encode([window, sequences])[:-1])
     for kind in rows:
         content.update(b",[")
@@ -190,6 +191,7 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
     if not changed:
         return set()
     windows = [hour.window for hour in changed]
+    # Rows have no versions of their own, so a changed hour is written anew as a whole.
     connection.execute(_CLEAR_ACTIONS, (windows,))
     connection.execute(_CLEAR_LEAKS, (windows,))
     astuple = msgspec.structs.astuple

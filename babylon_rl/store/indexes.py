@@ -93,6 +93,7 @@ def _built(connection: Connection, index: OptionalIndex, check_only: bool) -> Bu
     found = index_state(connection, index)
     if not check_only and found != "valid":
         try:
+            # Its build was interrupted: no query uses it, but every write to the table keeps it up to date.
             if found == "invalid":
                 connection.execute(sql.SQL("DROP INDEX CONCURRENTLY public.{}").format(sql.Identifier(index.name)))
             connection.execute(index.statement)

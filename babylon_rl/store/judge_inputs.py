@@ -32,6 +32,7 @@ _SEEN = """
 """
 _KNOWN = 'SELECT "agentId", "name", "after" FROM babylon_rl.agent_names WHERE "agentId" = ANY(%s)'
 # A name first seen after hours of the agent were read does not count in those hours: ``after`` is the newest hour read by then.
+# Names are compared by their hash, as in the unique index: a name may be longer than an index entry.
 _KEEP_SEEN = """
     INSERT INTO babylon_rl.agent_names ("agentId", "field", "name", "after")
     SELECT seen.*, CASE WHEN EXISTS (SELECT FROM babylon_rl.agent_names known WHERE known."agentId" = seen.id)
@@ -119,5 +120,6 @@ def read_secret(connection: Connection) -> bytes | None:
 def keep_secret(connection: Connection, offered: bytes, now: datetime) -> bytes:
     """Store ``offered`` (32 bytes) unless a secret exists; return the stored one."""
     with connection.transaction():
+        # Of two processes that offer one at the same time, both get the one that was stored first.
         connection.execute(_KEEP_SECRET, (offered, now))
         return bytes(connection.value(_READ_SECRET) or offered)

@@ -295,6 +295,7 @@ def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[s
 
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
+    # The middle of the row are the parallel arrays, which are NULL in an hour without scores.
     window, judge, size, disagreement, *rest = row
     return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:16]), *rest[16:])
 

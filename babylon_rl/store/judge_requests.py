@@ -52,6 +52,7 @@ _COLUMNS = columns_of(StoredAnswer)
 _FIND = f'SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
 # Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired.
+# Where both are written in the same moment, neither sees the other: the unique index then drops the second, and it is not billed.
 _ADD_ANSWERS = f"""
     INSERT INTO babylon_rl.judge_requests ({listed(_COLUMNS)}, "retired")
     SELECT {listed(_COLUMNS, "given")},
@@ -95,6 +96,7 @@ def retire_unusable(connection: Connection, windows: Sequence[str]) -> None:
 
 def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
     """Return the dollars of the UTC day of ``day`` and the number of unpriced answers."""
+    # Times of requests are naive UTC, so this is a UTC day.
     midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
     with connection.transaction():
         row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
@@ -148,6 +150,7 @@ def reserve(connection: Connection, holder: str, usd: float, most: float, paid: 
 def give_back(connection: Connection, holder: str, usd: float, now: datetime) -> None:
     """Release a part of the holder's reservation."""
     with connection.transaction():
+        # Not under the budget's lock: a check that runs beside it may count these dollars as still reserved, never the other way round.
         connection.execute(_ADD_RESERVATION, (holder, -usd, now))
 
 

@@ -22,6 +22,8 @@ CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
 _EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
 # Calls that did not pass the gateway are told by their ids; agents of calls without a trajectory are not known.
+# ``before`` sees the rows as they were before ``written``, as parts of one statement share a snapshot: only the difference is new, and an
+# hour may be counted as often as one likes.
 _COUNT_HOURS = """
 WITH seen AS (
     SELECT substring(l.metadata FROM '"modelVersion": ?"([^"]+)"') AS version, date_trunc('hour', l."timestamp") AS hour,
@@ -84,6 +86,8 @@ FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "status" <> 499 GROUP BY 1
 _AGENTS_OF_HOURS = """
 SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s
 """
+# ``assigned`` has a row for each version that an agent was routed to in an hour (UNION drops repetitions), so ``one`` keeps hours with a
+# single version. An agent that was recorded by its hash is found by ``names``.
 _AGENT_HOURS = """
 WITH names AS (
     SELECT recorded, agent FROM unnest(%(recorded)s::text[], %(agents)s::text[]) AS n(recorded, agent)
@@ -161,7 +165,9 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
         times = {"since": window_start(window_of(counted_to)) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
         new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
     connection.execute(_KEEP_COUNTED_TO, [now])
+    # Read before the lock below, under which the gateways' writers wait.
     agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
+    # All rows at once and in order, as the gateways' writers update the same rows (_INSERT_CALLS).
     lock_models(connection)
     for version, calls in new.items():
         connection.execute(_ADD_CALLS, [calls, version])

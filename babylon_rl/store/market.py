@@ -58,6 +58,7 @@ class MarketEvent(msgspec.Struct, frozen=True):
     related_question: int | None
 
 
+# To Postgres NaN is larger than every number, so one range leaves out NaN and both infinities.
 FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
 # ANY(ARRAY[...]) and the ORDER BY force the index on ("organizationId", "timestamp"). On the index of "timestamp" alone, an organization

@@ -144,6 +144,7 @@ def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
 
 def _apply_all(connection: Connection, files: list[Migration], now: datetime) -> list[str]:
     applied: list[str] = []
+    # A transaction each: what is applied stays when a later one fails, and the next call goes on behind it.
     while True:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
@@ -167,6 +168,7 @@ def _apply(connection: Connection, migration: Migration, now: datetime) -> None:
     connection.execute("SET LOCAL search_path = public")
     try:
         connection.execute(migration.sql)
+    # A ProgrammingError too, but ``migrate`` has the better sentence for it.
     except psycopg.errors.InsufficientPrivilege:
         raise
     except psycopg.ProgrammingError as refused:
@@ -300,6 +302,7 @@ def differences(expected: dict[str, CatalogTable], actual: dict[str, CatalogTabl
         want, have = expected[name], actual[name]
         for column, expected_column in want.columns.items():
             lines += _column_differences(f'public."{name}"."{column}"', expected_column, have.columns.get(column))
+        # Upserts may name these columns in ON CONFLICT, which Postgres refuses without the key.
         for key in sorted(want.unique - have.unique):
             listed = ", ".join(f'"{column}"' for column in key)
             lines.append(f'public."{name}" has no unique key on ({listed}), as the contract has.')
@@ -325,6 +328,7 @@ def _column_differences(place: str, want: CatalogColumn, have: CatalogColumn | N
         lines.append(f"{place} is {have.type}; the contract has {want.type}.")
     if have.required != want.required:
         lines.append(f"{place} is {_nullability(have)}; the contract has it {_nullability(want)}.")
+    # A column that may be NULL takes our rows without its default as well.
     if want.default is not None and have.default is None and have.required:
         lines.append(f"{place} has no default; the contract has {want.default}.")
     return lines

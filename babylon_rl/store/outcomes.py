@@ -57,6 +57,7 @@ _DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 
 _DELETE_WINDOWS = """DELETE FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
 _WINDOWS = columns_of(MarketWindowRow)
+# An unchanged hour is not written, so its computedAt says since when it has been as it is.
 _UPSERT_WINDOWS = f"""
     INSERT INTO babylon_rl.market_windows AS held ({listed(_WINDOWS)}, "computedAt")
     SELECT {listed(_WINDOWS)}, %(now)s FROM jsonb_populate_recordset(NULL::babylon_rl.market_windows, %(windows)s)

@@ -194,6 +194,7 @@ def model_of_batch(connection: Connection, batch_id: str) -> Model | None:
 def deployed_model(models: Iterable[Model]) -> Model | None:
     """Return the newest deployed version, or None."""
     live = [model for model in models if model.status == "deployed" and model.deployed_at is not None]
+    # Another producer may have deployed one beside ours: the newest counts, as for the game.
     return max(live, key=lambda model: (model.deployed_at, model.order), default=None)
 
 
@@ -313,6 +314,7 @@ def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime)
 
     Our versions only. The caller commits.
     """
+    # Before the files: a crash in between leaves files that nobody asks for, never a version without its files.
     lock_models(connection)
     connection.execute(
         'UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "batchId" = ANY(%s) AND "prunedAt" IS NULL', [now, list(batch_ids)]

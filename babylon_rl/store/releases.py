@@ -19,6 +19,7 @@ ON_TRIAL = ("rolling", "paused")
 State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
 Strategy = Literal["immediate", "gradual", "test"]
 Upstream = Literal["wandb", "local"]
+# Taken before the locks of versions' rows (registry.lock_models).
 _LOCK = 0x72656C6561736573  # "releases": one transition at a time
 
 # A step begins when state or share changes; a new list of agents alone does not begin one.
@@ -149,6 +150,7 @@ def read_routing(connection: Connection) -> RoutingTable:
         deployed: str | None = None
         for version, status, deployed_at, storage_path, backend, checkpoint, pruned, manifest_sha in connection.execute(_VERSIONS):
             upstream, name = _asked_as(version, storage_path, backend)
+            # The first row of a version wins: the statement has the one deployed last on top.
             versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned, manifest_sha))
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
@@ -160,6 +162,7 @@ def _asked_as(version: str, storage_path: str, backend: str | None) -> tuple[Ups
 
     Versions of a training service are asked there, by the name in ``storage_path``.
     """
+    # Another producer's version has no backend: a path or an address is of files, anything else is a name at the service.
     elsewhere = (
         backend == "serverless" if backend is not None else not storage_path.startswith(("/", ".", "http:", "https:", "file:", "s3:"))
     )

@@ -63,6 +63,7 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
     Else return the reason why not.
     """
     where = f"The replica at {address(read_url)}"
+    # The position is taken once, before the replica is looked at: what others write from now on is not waited for.
     with database.connect(autocommit=True) as primary:
         try:
             ours = primary.execute(_IDENTITY).fetchone()

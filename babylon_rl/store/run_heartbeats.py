@@ -20,6 +20,7 @@ _BEAT = f"""
     WHERE held."endedAt" IS NULL AND held."holder" IN ('', excluded."holder")
     RETURNING "runId"
 """
+# A run that was put back is handed over like a new one: whoever held it before cannot renew this row, and its end is forgotten.
 _HAND_OVER = f"""
     INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") VALUES (%s, '', {_NOW})
     ON CONFLICT ("runId") DO UPDATE SET "holder" = '', "seenAt" = excluded."seenAt", "endedAt" = NULL
@@ -87,6 +88,7 @@ def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Hear
 
     A run without a heartbeat gets a row, so that its silence counts from now.
     """
+    # Rows are inserted and locked in one order, so that two processes that look at the same runs do not block each other.
     connection.execute(_EXPECT, (sorted(run_ids),))
     return [Heartbeat(*row) for row in connection.execute(_READ, (list(run_ids),))]
 

@@ -176,6 +176,7 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
     delete(connection, windows)
     connection.execute(_INSERT_GROUPS, parameters)
     connection.execute(_INSERT_SCORES, parameters)
+    # Judgements before scores: both ask ``_OPEN``, which reads the score that the second statement writes.
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)
     connection.execute(_STATE, (windows,))

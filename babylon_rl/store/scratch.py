@@ -50,6 +50,7 @@ def scratch_database(home: Path, name: str) -> Iterator[Scratch]:
             server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(database_name)))
         address = url.rpartition("/")[0] + f"/{database_name}"
         scratch = Scratch(Database(address, address))
+        # Also when it was kept by an earlier call: the package may have a newer schema since.
         migrate(scratch.database)
         yield scratch
         # Not reached if the block raised: the database is then kept.

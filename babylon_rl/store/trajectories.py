@@ -162,6 +162,7 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     bounds = {"start": window_start(min(windows)), "stop": window_end(max(windows))}
     for values in _copy(connection, with_unnamed(connection, BY_START_TIME, _COLUMNS, BETWEEN), bounds, _ROW_TYPES):
         row = TrajectoryRow(*values)
+        # The query gives some rows with a canonical id as well, which have been yielded above.
         if not _is_window_id(row.window_id) and row.window in chosen:
             yield row
 
@@ -252,6 +253,7 @@ FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId"
 
 _WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
 
+# Ids in one statement.
 _AT_ONCE = 5000
 
 

@@ -90,6 +90,7 @@ def note_seconds(connection: Connection, batch_id: str, attempt: int, seconds: f
     """
     connection.execute(
         """
+        -- Merged: a mark of pause_step stays.
         UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || jsonb_build_object('seconds', %s::float8)
         WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
         """,
@@ -303,6 +304,7 @@ def end_job(connection: Connection, job: RemoteJob, end: JobEnd) -> None:
             SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = COALESCE(%s, "sequences"),
                 "trainableTokens" = COALESCE(%s, "trainableTokens"), "loss" = %s, "metrics" = %s, "error" = %s
             WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
+              -- A lost job may turn out to have trained; its step counts unless it was deleted.
               AND ("state" IN ('posting', 'running') OR "state" = 'lost' AND "discardedAt" IS NULL)
             """,
             [end.state, end.now, end.step_after, end.sequences, end.trainable_tokens, end.loss, Jsonb(dict(end.metrics)), end.error,

@@ -35,6 +35,7 @@ def use_server(home: Path) -> Iterator[str]:
         lease = _open_lock(home / "use.lock")
         try:
             with _start_locked(home):
+                # Before the server is looked for: a user that leaves next finds this lease, and lets the server run.
                 _take(lease, fcntl.LOCK_SH, home)
                 port = _ensure_running(cluster, lease)
                 url = cluster.url(port)
@@ -78,6 +79,7 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
     deadline = time.monotonic() + START_TIMEOUT_S
     if not cluster.has_password and cluster.running_port() is not None and _is_last(lease):
         cluster.stop()  # left by a crash; a new password needs a stopped server
+        # ``_is_last`` has left the lease exclusive: the next user would wait for the end of this one.
         _take(lease, fcntl.LOCK_SH, cluster.home)
     # A live server may still be starting or recovering: wait until it answers or is gone.
     while (port := cluster.running_port()) is not None:
@@ -130,6 +132,7 @@ def _is_last(lease: IO[bytes]) -> bool:
 
     On True the exclusive lock is held.
     """
+    # The caller holds start.lock, without which nobody takes a lease: none can come in between these two calls.
     fcntl.flock(lease, fcntl.LOCK_UN)
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)

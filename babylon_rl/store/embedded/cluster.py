@@ -91,6 +91,7 @@ class Cluster:
 
         A pid that now belongs to another program does not count.
         """
+        # Its first line is the pid, its fourth the port; a server that is starting may not have written all of it yet.
         lines = _lines(self.directory / "postmaster.pid")
         if len(lines) < 4 or not lines[0].isdigit() or not lines[3].isdigit():
             return None
@@ -134,6 +135,8 @@ class Cluster:
         try:
             if os.geteuid() == 0:
                 os.chown(new, NOBODY, NOBODY)
+            # Before the rename below: a cluster that exists always has its password beside it. Without the cluster the file is just
+            # replaced.
             self._write_private(self.password_file, secrets.token_hex(16))
             # A built-in locale sorts alike on every machine.
             locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -163,6 +166,7 @@ class Cluster:
         self._forget_dead_postmaster()
         for _ in range(_PORT_ATTEMPTS):
             port = self._free_port()
+            # The reason of a failure is looked for in this file, so it must hold this start alone.
             self.log.unlink(missing_ok=True)
             options = " ".join(f"-c {name}={value}" for name, value in {**_SETTINGS, "port": str(port)}.items())
             started = self._run(
@@ -299,6 +303,7 @@ class Cluster:
         # First the port of the last start, then any free one (0).
         for port in (int(last[0]) if last and last[0].isdigit() else 0, 0):
             with socket.socket() as probe:
+                # As Postgres does: connections of the last server that are still in TIME_WAIT do not occupy the port.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind(("127.0.0.1", port))
@@ -309,6 +314,8 @@ class Cluster:
 
     def _run(self, program: str, *arguments: str, owner: Path | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         command = [*_run_as(owner or self.directory, self.programs / program), str(self.programs / program), *arguments]
+        # PGPORT, PGDATA and the like of the caller mean another server. In English, because words of the messages are looked for here. From
+        # "/", because the server's user may not enter the caller's directory.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
         with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server, so reading it would never end
             process = subprocess.run(command, input=stdin, stdout=output, stderr=output, text=True, env=environment, cwd="/", check=False)
