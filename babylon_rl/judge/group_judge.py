@@ -12,9 +12,9 @@ from typing import Any
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.answers import AnswerFault, EpisodeVerdict, FailureStreak, read_answer
+from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
-from babylon_rl.judge.cost import Budget, OverBudget, expected_usd
 from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION

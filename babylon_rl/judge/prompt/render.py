@@ -22,7 +22,6 @@ from babylon_rl.judge.prompt.templates import (
     knowledge_context,
     market_context,
     market_terms,
-    masked_outcomes,
     news_context,
     question_names,
 )
@@ -108,7 +107,7 @@ def _context(
     screen: InjectionScreen,
 ) -> list[str]:
     """Sentences on the hour, without private fields."""
-    outcomes = masked_outcomes(outcomes, screen)
+    outcomes = _masked_outcomes(outcomes, screen)
     sentences = market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
         sentences += news_context(outcomes)
@@ -120,6 +119,26 @@ def _context(
         knowledge = knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
         sentences += [screen.text(sentence, "game knowledge") for sentence in knowledge]
     return sentences
+
+
+def _masked_outcomes(outcomes: WindowOutcomes, screen: InjectionScreen) -> WindowOutcomes:
+    """An hour's market with flagged names, questions and news masked, where ``screen`` masks."""
+    names = question_names(outcomes)
+    predictions = [
+        replace(
+            prediction,
+            question=screen.text(prediction.question, f"question {names.get(prediction.market_id, prediction.market_id)}"),
+            news=tuple(screen.text(text, "news") for text in prediction.news),
+        )
+        for prediction in outcomes.predictions
+    ]
+    stocks = [
+        replace(
+            stock, name=screen.text(stock.name, f"name of {stock.ticker}"), news=tuple(screen.text(text, "news") for text in stock.news)
+        )
+        for stock in outcomes.stocks
+    ]
+    return replace(outcomes, predictions=tuple(predictions), stocks=tuple(stocks))
 
 
 def _group(

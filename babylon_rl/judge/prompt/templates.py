@@ -9,11 +9,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
 
-from babylon_rl.judge.prompt.injection import InjectionScreen
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
@@ -164,26 +163,6 @@ def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
             names[question.market_id] = name
             names.setdefault(question.question, name)
     return names
-
-
-def masked_outcomes(outcomes: WindowOutcomes, screen: InjectionScreen) -> WindowOutcomes:
-    """An hour's market with flagged names, questions and news masked, where ``screen`` masks."""
-    names = question_names(outcomes)
-    predictions = [
-        replace(
-            prediction,
-            question=screen.text(prediction.question, f"question {names.get(prediction.market_id, prediction.market_id)}"),
-            news=tuple(screen.text(text, "news") for text in prediction.news),
-        )
-        for prediction in outcomes.predictions
-    ]
-    stocks = [
-        replace(
-            stock, name=screen.text(stock.name, f"name of {stock.ticker}"), news=tuple(screen.text(text, "news") for text in stock.news)
-        )
-        for stock in outcomes.stocks
-    ]
-    return replace(outcomes, predictions=tuple(predictions), stocks=tuple(stocks))
 
 
 def market_terms(outcomes: WindowOutcomes) -> list[str]:
