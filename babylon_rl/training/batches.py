@@ -137,6 +137,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         return _prepared(connection, batch)
     effective = batch_settings(batch, settings)
     clock = clock_from(now)
+    # From here on an earlier run of this batch matches no row any more: every write names its attempt, and its next heartbeat stops it.
     attempt = _claim(connection, batch_id, now)
     with _failing(connection, batch_id, attempt, clock):
         with own_transaction(connection):
@@ -148,15 +149,18 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
+        # Below, an hour without scores leaves the batch as no longer ready. One that only waits for its judge must not be taken for that.
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
         dropped = left_to_dropout(connection, windows)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
+        # Advanced once more in the transaction of the judgements: a run that was taken over while the judge was asked writes none.
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, JUDGE, clock())
             write_judgements(connection, batch_id, judged)
         prepared = _prepared(connection, required_batch(connection, batch_id))
+        # The judgements are committed by now, so a batch that fails here still shows why each of its episodes was left out.
         if not prepared.remaining:
             reasons = Counter(episode.dropped for episode in judged if episode.dropped is not None)
             raise NothingToTrain(
@@ -219,16 +223,19 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     prepared = _prepared(run.connection, run.batch)
     # A run that died after publishing only lacks the registration.
     published = find_published(run, settings)
+    # Where another producer took the number meanwhile, the way goes on below: nothing is trained again, and the next number is published.
     if published is not None and not version_taken(run.connection, run.batch.version):
         with own_transaction(run.connection):
             advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
         return finish_registration(run, prepared.remaining, published, settings)
+    # A start on record may have trained and posted: from the first on, parent, hours and counts stay as they were written.
     begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: the parent is chosen when a training begins.
     with own_transaction(run.connection):
         if not begun:
             lock_registry(run.connection)
             _wait_for_the_line(run)
+        # Under the same lock: this state is what another batch of the line looks for, so that no two of them begin.
         advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
@@ -253,6 +260,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     if not begun:
         refuse_empty(conversion, batch_id)
         refuse_untrainable(train_plan, batch_id)
+    # On resumed runs too: limit and price are not frozen with the batch.
     keep_budget(batch_id, settings, train_plan, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, episodes, steps, None if parent is None else parent.version, settings, conversion.sequences)
@@ -286,7 +294,9 @@ def _leave_empty(
         for episode in prepared.remaining
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
+    # Groups that left when they were judged; preflight_document adds those of which nothing trains.
     left = Counter(prepared.dropped_groups.values())
+    # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
     trained = {sequence.trajectory_id for sequence in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
     counted = [
         replace(episode, trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained])
@@ -405,6 +415,7 @@ def _failing(
     except Exception as error:
         rule = failure_rule(error)
         effect = rule.effect
+        # What is paid at a service would be lost with its batch, so it waits until what is in its way is mended.
         if effect != rule.when_paid and _is_paid(connection, batch_id):
             effect = rule.when_paid
         if effect is FailureEffect.FAILED:
@@ -435,6 +446,7 @@ def _is_paid(connection: Connection, batch_id: str) -> bool:
     connection.rollback()
     states = {job.state for job in read_jobs(connection, batch_id)}
     connection.commit()
+    # A lost post may have trained all the same. A job that failed or was given up lets its batch fail: nothing can go on from it.
     return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
 
 

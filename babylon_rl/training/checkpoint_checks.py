@@ -126,6 +126,7 @@ def falling(finished: Finished) -> CheckpointVerdict:
     losses = [step.loss for step in finished.steps if step.loss is not None]
     if len(losses) < 2:
         return not_measured("with the loss of one iteration there is no trend.")
+    # Of an odd number the middle one counts in neither half.
     half = len(losses) // 2
     before, after = fmean(losses[:half]), fmean(losses[-half:])
     numbers = {"first_half": before, "second_half": after}
@@ -165,6 +166,7 @@ def in_bounds(finished: Finished) -> CheckpointVerdict:
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
         return not_measured(f"the backend {finished.batch.backend} tells neither KL nor the shares of actions.")
+    # Not `value > bound`: a value that is no number is beyond every bound.
     beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
     sentence = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
@@ -218,6 +220,7 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
         directory = checkpoint_of(model, settings)
         remote = read_remote(directory)
         if remote is not None:
+            # Here it only holds the pointer and the tokenizer; the weights answer for themselves, at their service.
             verify(directory)
             return _asked(connection, finished, model.version, remote.service, address_of(settings, model.version, directory), settings)
         if finished.batch.backend != "cpu":
@@ -228,6 +231,7 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
 
 
 def _first_sequence(connection: Connection, finished: Finished, settings: Settings) -> TrainSequence | None:
+    # One trajectory is enough for a question; the others would be read and converted for nothing.
     first = replace(finished.episodes[0], trajectory_ids=finished.episodes[0].trajectory_ids[:1])
     return next(iter(convert(connection, [first], batch_settings(finished.batch, settings)).sequences), None)
 

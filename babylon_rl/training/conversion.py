@@ -72,9 +72,11 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                 group = list(own)
                 secrets = hour_secrets(connection, outcomes[window], [i for episode in group for i in episode.trajectory_ids])
                 for episode in group:
+                    # Popped, so that texts are let go one after the other. A row that moved to another hour since the freeze is not read.
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
+                    # Also where it is 0: an episode without a sequence leaves the batch by this count.
                     per_episode[window, episode.agent_id] = len(trainable)
                     places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(trainable)) for call in trainable))
     # Newest window first; windows without a sequence are left out.

@@ -132,6 +132,7 @@ def freeze_bounds(
         list(window_range(*windows))  # refuses malformed and backward ranges
         first, end = windows
     else:
+        # Counted back from the data, not from the clock: recordings of long ago are looked at as well.
         newest = newest_window_with_rows(connection, complete) or complete
         end = next_window(newest)
         first = window_of(window_start(end) - settings.lookback_hours * HOUR)
@@ -140,6 +141,7 @@ def freeze_bounds(
 
 def last_hours(settings: JudgeSettings, now: datetime, settled: bool) -> tuple[str, str]:
     """The newest complete hour, and the newest that may be judged (``settled``: by automation)."""
+    # The heuristic costs nothing and follows late rows at once, so its hours need not settle.
     wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
     return newest_complete(now), newest_complete(now, wait)
 

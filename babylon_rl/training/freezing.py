@@ -31,7 +31,7 @@ from babylon_rl.store.registry import Model, next_version, parent_of_line, reser
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.eligibility import RULES, Freezable, describe_reasons, freezable_of, freeze_bounds
 
-DROPOUT_FREE = 1000
+DROPOUT_FREE = 1000  # trajectories
 DROPOUT_MOST = 0.3
 DROPOUT_STEADY = math.ceil(DROPOUT_FREE / (1 - DROPOUT_MOST))  # from so many trajectories on the rate is DROPOUT_MOST
 # Frozen with a batch, so that a run that is resumed under other settings ends as it began.
@@ -131,6 +131,7 @@ def decide_dropout(
     """Drop episodes by a seeded hash; no group falls below ``min_agents``, windows in ``decided`` stay."""
     sizes = {episode.window: episode.group_size for episode in episodes}
     dropped = []
+    # Lowest share first, so that in a small group it does not depend on the order of the rows who may still leave.
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
         leaves = seeded_share(seed, episode.window, episode.agent_id) < rate and episode.window not in decided
         if leaves and sizes[episode.window] > min_agents:
@@ -156,6 +157,7 @@ def _look_and_choose(
         episodes += eligible
         reasons.update(others)
         freezable = freezable_of(episodes, reasons)
+        # Below DROPOUT_STEADY an older hour would still raise the rate, and with it change who is dropped of the hours already read.
         if most is not None and freezable.trajectories >= max(minimum, DROPOUT_STEADY):
             dropout, full = _choose(connection, settings, episodes, freezable, most, seed)
             if full:
@@ -180,6 +182,7 @@ def _choose(
         offered, dropout_rate(freezable.trajectories), seed, settings.min_agents_per_window, decided_windows(connection, newest)
     )
     chosen, full = _at_most(dropout.kept, max_trajectories, seed)
+    # Of an hour that this batch takes nothing of nobody is dropped: its group is decided by the batch that takes it.
     taken = {episode.window for episode in chosen}
     return Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken]), full
 
@@ -204,12 +207,14 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
                 left -= episode.trajectories
             else:
                 full = True
+        # Not before something is chosen: an hour whose episodes are all too long must not end the search.
         if full and chosen:
             break
     return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True), full and bool(chosen)
 
 
 def _new_batch_id(connection: Connection, now: datetime) -> str:
+    # The freeze lock is held, so two batches of one millisecond get following numbers.
     milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
     while batch_id_taken(connection, f"batch-{milliseconds}"):
         milliseconds += 1

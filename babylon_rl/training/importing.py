@@ -62,6 +62,7 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
         ReleaseRefused: the version is taken, perhaps since the upload began.
         TrainingPaused: MODEL_STORAGE_URL does not take it now, or the parent cannot be fetched.
     """
+    # First, so that damage on the way is called that and nothing else that it may look like.
     if sha256(weights.file) != weights.sha256.lower():
         raise CheckpointError("The file is not what its sha256 says: it was damaged on its way, or the checksum is of another file.")
     parent = _known_parent(connection, weights)
@@ -72,6 +73,7 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
     _refuse_not_finite(weights.file)
     checkpoints = settings.home / "checkpoints"
     batch_id = f"{PREFIX}{weights.version}"
+    # Below checkpoints, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".upload-") as directory:
         staging = Path(directory) / "checkpoint"
         staging.mkdir()
@@ -89,6 +91,8 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
         # Without the lock, as an upload may take minutes; before the row, so that a machine that reads it finds the files.
         publish(staging, made, manifest)
         url = settings.model_storage_url and upload_checkpoint(made, settings.model_storage_url, then=AGAIN)
+        # Once more under the lock: the number may have been taken during the upload. A process that dies between rename and commit leaves a
+        # directory without a row, which the next import of the version removes (`_take_place`).
         with own_transaction(connection):
             _take_place(connection, final)
             publish_directory(made, final)

@@ -139,9 +139,11 @@ def train_iterations(
         # A directory without a row is finished from its result file; only a missing directory is trained.
         if number not in done or not directory.is_dir():
             if not directory.is_dir():
+                # Calls that were pruned since must leave no gap: the next iteration continues from this one, and the last one is published.
                 sequences = [sequence for window in windows for sequence in conversion.by_window.get(window, ())] or conversion.sequences
                 if newest_job(run.connection, run.batch.batch_id, number) is None:  # else it is posted, and followed without them
                     refuse_empty(conversion, run.batch.batch_id)
+                # From the batch's seed and the number alone: trained again after a crash, the iteration comes out the same.
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
                 iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch))
                 _train(run, iteration, parent, directory, on_step)
@@ -160,6 +162,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         raise _over_time(run, iteration)
     # The record is committed before training, so that deaths can be counted.
     _write_ahead(run, iteration)
+    # The attempt is in the name: a run that was taken over and still trains writes into a directory of its own.
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -171,6 +174,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         beat()
         on_step(metrics)
         trained_s = time.monotonic() - began_s
+        # Not after the last step: the iteration is trained then, and only has to be written.
         if used_s + trained_s >= run.time_limit_s and metrics.step < metrics.steps:
             with own_transaction(run.connection):
                 note_seconds(run.connection, iteration.batch_id, run.attempt, trained_s)
@@ -200,6 +204,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         "seconds": round(time.monotonic() - began_s, 3),
         "metrics": result.metrics,
     }
+    # Before the rename: a process that dies between it and the row leaves all that the row needs (`_finish`).
     (partial / RESULT_FILE).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     run.beat()  # a run that was taken over must not leave a directory behind
     _rename_durably(partial, directory)
@@ -301,6 +306,7 @@ def fit_durations(batches: Sequence[Batch], backend: str) -> DurationFit | None:
     if not runs:
         return None
     base_s, per_trajectory_s = _line(runs)
+    # Each run is predicted from the others alone: the error is then what to expect of a run that is not known yet.
     errors = []
     for left_out, (trajectories, seconds) in enumerate(runs):
         others = runs[:left_out] + runs[left_out + 1 :]
@@ -323,6 +329,7 @@ def progress_of(batch: Batch, steps: Sequence[TrainingStep], fit: DurationFit | 
     total_s = None if fit is None else fit.seconds(batch.trajectories)
     ended = max((step.finished_at for step in done.values() if step.finished_at is not None), default=None)
     if ended is not None and batch.started_at is not None:
+        # The run's own pace weighs as much as is done, so that one early iteration does not throw the estimate about.
         own_s = (ended - batch.started_at).total_seconds() / share
         total_s = own_s if total_s is None else share * own_s + (1 - share) * total_s
     remaining_s = None if total_s is None else max(0.0, total_s - elapsed_s)
@@ -336,6 +343,7 @@ def _line(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     if spread == 0:
         return (0.0, mean_y / mean_x) if mean_x else (mean_y, 0.0)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in runs) / spread
+    # A few runs on machines of different speed may give a falling line, which would predict negative times for large batches.
     if slope < 0:
         return mean_y, 0.0
     base = mean_y - slope * mean_x

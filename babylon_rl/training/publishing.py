@@ -71,6 +71,7 @@ def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | No
         directory = checkpoint_of(parent, settings)
     except CheckpointError as missing:
         raise CheckpointError(f"The parent cannot be continued from: {missing} {cure}") from missing
+    # The storage is down: the batch waits. What is damaged or gone, above and below, fails it.
     except ModelUnavailable as away:
         raise TrainingPaused(f"The parent {away}") from away
     if parent.pruned_at is not None and not directory.is_dir():
@@ -173,6 +174,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     """
     manifest = verify(checkpoint)
     remote = read_remote(checkpoint)
+    # Before the row, which names the URL: another machine that reads the row finds the files there.
     url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     # Figures of all iterations are stored with the model.
@@ -196,6 +198,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     with own_transaction(run.connection):
         lock_windows(run.connection, new.windows)
         lock_registry(run.connection)
+        # Where the batch itself has taken it, another run of it came first, and register_model says so.
         if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
             raise TrainingPaused(
                 f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
@@ -307,6 +310,7 @@ def _tidy(run: BatchRun) -> None:
     """Delete numbered checkpoints of other ended batches of this database, and all optimizer state."""
     for staging in run.work.glob(f"{STAGING}*"):
         shutil.rmtree(staging, ignore_errors=True)
+    # Several times an adapter's size, and only of use to a next iteration, which this batch does not have.
     for state in run.work.rglob(f"{STATE_PREFIX}*"):
         state.unlink(missing_ok=True)
     for other in (run.checkpoints / WORK).glob("*"):

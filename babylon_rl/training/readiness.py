@@ -82,6 +82,7 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
 def keep_counts(connection: Connection, settings: Settings, now: datetime) -> str:
     """Keep the counts for looks at the status, if anything was written; say so."""
     with connection.transaction():
+        # Taken before the count: what is written while it counts makes the next look count again.
         mark, _ = _watermarks(connection, settings, now)
         kept = read_kept_counts(connection)
         if mark is None or (kept is not None and kept.mark == mark):

@@ -62,6 +62,7 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
         models = read_models(connection)
         in_use = versions_in_use(connection, settings)
         going = prunable(models, settings.checkpoints_kept, in_use)
+        # Only what lies on this machine is marked. Where it is marked already, each machine deletes its own copy (`begun`, below).
         going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]
         if not dry_run:
             mark_pruned(connection, [model.training_batch or "" for model in going], now)
@@ -118,6 +119,7 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
     for directory in checkpoints.glob("v*"):
         owner = None if directory.is_symlink() else batch_named_in(directory)
         batch = None if owner is None else read_batch(connection, owner)
+        # A live batch may have published and not registered yet; a directory of no batch of this database is not ours to remove.
         if batch is None or batch.live:
             continue
         model = model_of_batch(connection, batch.batch_id)  # read after its batch had ended: another process may just have registered it

@@ -34,6 +34,7 @@ class Tracker:
         self._steps: list[StepMetrics] = []
         self._process: WandbProcess | None = None
         self._memory = settings.home / "wandb" / f"{batch.batch_id}.jsonl"
+        # Of runs before this one: offline no service says which rows it has.
         remembered = _remembered(self._memory) if self.refusal is None else []
         self._link = next((str(line["link"]) for line in reversed(remembered) if "link" in line), None)
         logged = max((int(line["logged"]) for line in remembered if "logged" in line), default=-1)
@@ -55,6 +56,7 @@ class Tracker:
         """Record an optimizer step; the last step of an iteration sends all of them."""
         if self.refusal is not None:
             return
+        # A service may show fewer steps than it announced: the rest of an iteration then goes with the first step of the next.
         if self._steps and self._steps[-1].iteration != metrics.iteration:
             self._send()
         self._steps.append(metrics)
@@ -202,6 +204,7 @@ def _log(lines: Iterator[str]) -> str:
     run.define_metric("*", step_metric="iteration")
     run.define_metric("step/*", step_metric="trainer/step")
     # The last step that the service has; offline, the last one in the directories before.
+    # Rows up to it are skipped below: a run that died after it had sent an iteration is followed by one that sends it again.
     last_step = int(request["logged"]) if offline else int(run.step) - 1 if run.resumed else -1
     for line in lines:
         entry = json.loads(line)

@@ -72,6 +72,7 @@ class WandbProcess:
         self._child = subprocess.Popen(
             [sys.executable, "-m", module],
             env=_environment(home, settings, self._key),
+            # A session of its own: the child outlives a training that is interrupted, and `kill` reaches what it has started itself.
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self._lines: SimpleQueue[str | None] = SimpleQueue()
@@ -111,6 +112,7 @@ class WandbProcess:
             self._child.wait()
 
     def _answer(self) -> WandbResult:
+        # Libraries may print to the same pipe; only this line is the child's answer.
         answer = next((line for line in reversed(self._out) if line.startswith('{"link"')), None)
         if self._child.returncode == 0 and answer is not None:
             result = json.loads(answer)

@@ -71,6 +71,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     # Order of choice on this machine: dry runs, a GPU, the CPU.
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
+    # LOCAL_BASE_MODEL names a base for the CPU trainer: with it, `local` means the CPU even where a GPU is.
     if chosen == GPU or (chosen == "local" and settings.local_base_model is None and gpu_is_here()):
         return TrainerChoice(GPU, settings.base_model)
     if settings.local_base_model == DRY_BASE_MODEL:

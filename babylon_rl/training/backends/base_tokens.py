@@ -75,6 +75,7 @@ class BaseTokens:
         """Return a sequence's (token id, log-probability) pairs, or the reason why it has none."""
         if not sequence.logprobs:
             return NONE_RECORDED
+        # All or nothing: with one token left out the rest would train as another text.
         pairs = [(token.get("tokenId"), token.get("logprob")) for token in sequence.logprobs]
         tokens: list[tuple[int, float]] = []
         for token_id, logprob in pairs:

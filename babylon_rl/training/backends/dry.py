@@ -62,6 +62,7 @@ def _write_adapter(out: Path, base_model: str, values: bytes) -> None:
     # A LoRA matrix of shape (1, 16): finite float16 numbers made from the digest, in the safetensors layout.
     halves = struct.pack("<16e", *(byte / 4096 for byte in values[:16]))
     header = json.dumps({_TENSOR: {"dtype": "F16", "shape": [1, 16], "data_offsets": [0, len(halves)]}}).encode()
+    # Padded with spaces, as safetensors does it, so that the tensor begins at a multiple of 8.
     header += b" " * (-len(header) % 8)
     (out / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + halves)
     config = {"peft_type": "LORA", "base_model_name_or_path": base_model, "r": 1, "lora_alpha": 1, "target_modules": ["lm_head"]}

@@ -180,6 +180,7 @@ async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[
     """Await ``training`` and call ``beat`` meanwhile, which cancels it by raising."""
     task = asyncio.ensure_future(training)
     try:
+        # ART calls nothing back while it trains: only this tells that the batch was cancelled or taken over meanwhile.
         while not (await asyncio.wait({task}, timeout=every_s))[0]:
             beat()
         return task.result()

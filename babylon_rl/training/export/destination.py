@@ -81,6 +81,7 @@ class Destination:
     def __enter__(self) -> Self:
         local = self._location.local
         if local is not None:
+            # Remembered, to be removed again when nothing is written: a refused export leaves no empty directories behind.
             self._made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
         try:
@@ -115,6 +116,7 @@ class Destination:
 
         The manifest is marked incomplete until all are moved.
         """
+        # Killed from here on, the next export finds both lists and knows every file of either as its own.
         self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
         self._staging.place(self._staged)
         # An earlier export's file goes only if nobody has changed it.
@@ -139,6 +141,7 @@ class Destination:
         self._held = manifest or self._held
         self._known = self._held.hashes()
         if self._location.local is not None:
+            # Of this machine's exports into a directory one runs at a time; a URL has no lock.
             self._lock_directory(self._location.local / STAGING)
             # Files changed since the last export are not replaced silently.
             changed = [] if self._force else [name for name in self._known if self._location.exists(name) and not self._is_ours(name)]

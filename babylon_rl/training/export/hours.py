@@ -129,6 +129,7 @@ class ExportHour:
             texts = trajectories_with_texts(self.connection, ids, self.settings)
             secrets = hour_secrets(self.connection, self.outcomes, ids)
             for episode in some:
+                # Popped, so that a text is let go once it is exported.
                 calls = [call for trajectory_id in episode.trajectory_ids for call in texts.pop(trajectory_id).sequences]
                 served = _served(calls, secrets, self.selection, self.left_out)
                 self.served[episode.agent_id] += len(served)

@@ -39,6 +39,7 @@ class JsonlWriter:
     def add(self, hour: ExportHour) -> None:
         """Write a line for an hour's scored records and one for the others: separate groups."""
         for scored in (True, False):
+            # ART compares the rewards of a line, and an unscored record has none: with NO_REWARD beside scores it would count as the worst.
             records = hour.records(scored=scored)
             first = next(records, None)
             if first is not None:
@@ -124,6 +125,7 @@ class ArchiveWriter:
         """Write the window's four files; metadata comes last."""
         if not hour.episodes:
             return
+        # The order matters: the counts of records in groups and metadata are complete only once all records were read.
         contents: dict[str, Callable[[ExportHour], Iterable[Any]]] = {
             TRAJECTORIES: ExportHour.records,
             GROUPS: lambda hour: [group_document(hour)],

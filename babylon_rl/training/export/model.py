@@ -123,6 +123,7 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet_loading(), saving_weights(staging):
+        # Merged in 32 bits and rounded once at the end, to what the base is stored in.
         dtype = AutoConfig.from_pretrained(base_dir).dtype or torch.float32
         whole = _loaded(base_dir, directory).merge_and_unload()
         whole.to(dtype).save_pretrained(str(staging))
@@ -146,6 +147,7 @@ def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) ->
         ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir), PROMPT))
         if tuple(ids) != encode_prompt(tokenizer, PROMPT):
             raise ExportError(f"The tokenizer in {written} does not read a prompt as the base's does; nothing was exported.")
+        # Along the checkpoint's own answer: the two are compared where the version is used, not on the prompt alone.
         ids, trained = _answered(_loaded(base_dir, directory), ids)
         again: Any = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).eval() if merged else _loaded(base_dir, written)
     exported = _logprobs(again, ids)

@@ -98,6 +98,7 @@ class ParquetWriter:
     def add(self, hour: ExportHour) -> None:
         """Write an hour's records into its split's file."""
         records = hour.records()
+        # Some rows at a time, so that memory does not grow with the hour.
         for first in records:
             self._write(hour.split, self._writer(hour.split)[2], [first, *islice(records, ROWS_IN_A_GROUP - 1)])
         # A full file is closed between hours; the next hour opens a new one.

@@ -25,9 +25,9 @@ EPSILON, EPSILON_HIGH = 1.0, 4.0
 RATIO_LIMIT = 1 + EPSILON_HIGH
 STALE_PROBABILITY = 0.05
 LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
-COLLAPSED_SHARE = 0.95
+COLLAPSED_SHARE = 0.95  # as COLLAPSE of the gate, there of decisions, here of probability
 KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
-MEASURED_PACKS = 12
+MEASURED_PACKS = 12  # bounds the time of measuring, which computes each pack twice: as trained, and as the base
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def token_loss(
         kl_n: divergence of the policy from the base at each token, with gradients; None when its weight is 0.
     """
     ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
+    # The ratio is detached: it weighs the gradient of the log-probability and has none itself (CISPO).
     push_n = (ratio_n.clamp(1 - weights.epsilon, 1 + weights.epsilon_high) * advantages_n).masked_fill(stale_n, 0.0)
     loss = -push_n * logprobs_n - weights.entropy * entropy_n
     if kl_n is not None:
@@ -93,6 +94,7 @@ def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
 def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
     import torch
 
+    # Where nothing was recorded a token stands for its own serving policy: log ratio 0, ratio 1.
     ratio_n = (current_n - torch.where(torch.isnan(served_n), current_n, served_n)).exp()
     return ratio_n, (advantages_n < 0) & (current_n.exp() < weights.stale_probability)
 

@@ -153,6 +153,7 @@ class Pack:
 
 def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
     """Tokens that must be computed: all before the last token that had alternatives."""
+    # A token's log-probability comes from the state before it, so the last one itself is not needed, nor what follows it.
     last = max((t for t, trains in enumerate(sequence.trainable_t) if trains), default=0)
     return (*sequence.prompt_ids, *sequence.response_ids[:last])
 
@@ -164,6 +165,7 @@ def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> li
 
     The result does not depend on the order of the sequences beyond the indexes it names.
     """
+    # Sorted by tokens: sequences with a long common prefix become neighbours, whatever the order in which they came.
     ordered = sorted((needed_ids(sequence), index) for index, sequence in enumerate(sequences))
     return [_as_pack(run) for run in _runs(ordered, most_tokens)]
 
@@ -203,6 +205,7 @@ def row_tensors(row: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | Non
     prefix = len(row.prefix_ids)
     ids = [*row.prefix_ids, *[token for tail in row.tails for token in tail]]
     positions = [*range(prefix), *[prefix + offset for tail in row.tails for offset in range(len(tail))]]
+    # One sequence alone is causal as it is, and needs no mask.
     if len(row.tails) == 1:
         return torch.tensor([ids]), torch.tensor([positions]), None
     # A token sees earlier tokens of the prefix (segment 0) and of its own tail.
@@ -248,6 +251,7 @@ class PackedPolicy:
         """[N, D] hidden states before the tokens at N spots; called within ``each``."""
         ids, positions, mask = row_tensors(row, self._causal.dtype)
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
+        # Minus one: the state at a position predicts the token that follows.
         return hidden[[row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
     def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":

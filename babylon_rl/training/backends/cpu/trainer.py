@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 LEARNING_RATE = 3e-3
 ENTROPY_BONUS = 0.05
-FINAL_RATE_SHARE = 0.1
+FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
 SERVED = ("ratio", "servedKl")  # of the policy in training to the one that served, where its log-probabilities were recorded
 OPTIMIZER_STATE = "trainer_state.safetensors"
@@ -192,10 +192,12 @@ class IterationRun:
 
     def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
         """Accumulate the gradients of some packs as of one batch."""
+        # Of the whole step: each pack's gradient is divided by it, so that their sum is that of one batch, however it was packed.
         tokens = sum(self._items[member].encoded.trainable_tokens for row in packs for member in row.members)
         # States of the base are needed only for the KL penalty.
         references = dict(zip(packs, self._policy.states(packs, self._items, of_base=True), strict=True)) if self._weights.kl else {}
         totals = Counter[str]()
+        # Added in the order of the packs, not in that in which threads finish: sums of floats depend on it.
         for values, gradients in self._policy.each(packs, lambda row: self._pack_gradient(row, tokens, references.get(row))):
             totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
@@ -239,12 +241,14 @@ class IterationRun:
             yield from optimizer_steps(order, self._settings)
 
     def _set_rate(self, done: float, number: int) -> None:
+        # Only in the first iteration: the optimizer's state goes on from one to the next, so it is warm in the others.
         warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
 
     def restore(self, parent: Path | None) -> None:
         """Restore the optimizer state that the previous iteration saved."""
+        # A published parent has no state (publishing.py leaves it out): each version begins with a new optimizer.
         if parent is None or not (parent / OPTIMIZER_STATE).is_file() or self._iteration.step == 1:
             return
         from safetensors.torch import load_file

@@ -98,6 +98,7 @@ class RemoteJobRunner:
         if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
             raise TrainingPaused(_elsewhere(current, job))
         await self._settle_others(job)
+        # Every turn looks first at what became of earlier posts; a new one is made only when the last was refused or given up.
         posts = 0
         posting: Posting | None = None
         while True:
@@ -110,6 +111,7 @@ class RemoteJobRunner:
                     raise TrainingPaused(
                         f"The training service took no job in {posts} posts ({current.error}); `babylon-rl train` goes on later."
                     )
+                # Only where something would be posted: what is posted is followed and paid for, whatever the time.
                 self._keep_limit()
                 # A lost post's step may come while the request is built, so the look is repeated. The row is written last.
                 if posting is None:
@@ -117,6 +119,7 @@ class RemoteJobRunner:
                     self._at("request built")
                     continue
                 posts += 1
+                # Directly before the post: a step that comes afterwards is then this job's, as a model has one live job at most.
                 await self._stand_at(job.step_before)
                 attempt = 1 if current is None else current.attempt + 1
                 new = replace(job, attempt=attempt, posted_at=self._run.now(), sequences=posting.sequences, trainable_tokens=posting.tokens)
@@ -143,6 +146,7 @@ class RemoteJobRunner:
             self._end(job, JobEnd("refused", self._run.now(), error=str(refused)))
             if not refused.again:
                 raise TrainingError(f"The training service refused {_of(job)}: {refused}") from None
+            # As long as the service asks for, and at least a growing pause, as it may name no time.
             await self._pause(max(refused.wait_s, self._times.poll_s * 2 ** min(job.attempt, MOST_POSTS)))
             return self._again(job)
         except Unknown:
@@ -164,6 +168,7 @@ class RemoteJobRunner:
         return await self._follow(job, job.job_id, on_progress)
 
     async def _follow(self, job: RemoteJob, job_id: str, on_progress: OnProgress) -> RemoteJob:
+        # From the post, not from now: a run that resumes does not begin to wait anew.
         deadline = job.posted_at + self._times.longest_job
         late, poll_s = self._now() + timedelta(seconds=self._times.list_lag_s), self._times.poll_s
         progress = JobProgress()
@@ -220,6 +225,7 @@ class RemoteJobRunner:
         if job.error is not None:
             longest = min(longest, 2 * usual_duration(self._run.connection, job.service))
             self._run.connection.commit()
+        # The list may show a step later than the job ended; giving up sooner would post, and pay, twice.
         deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
         poll_s = self._times.poll_s
         while True:
@@ -246,6 +252,7 @@ class RemoteJobRunner:
                 f"{other.batch_id} has a job on {job.model} that has not ended, and has not ended itself. "
                 f"Finish it with `babylon-rl train --batch {other.batch_id}`, or cancel it."
             )
+        # The job of a failed or cancelled batch, too, is followed to its end: until then the model may still move by a step.
         while other is not None and other.live:
             other = await self._settle(other, lambda progress: None)
 

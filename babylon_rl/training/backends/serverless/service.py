@@ -29,7 +29,7 @@ _GATE = ".art.lock"  # held while directories are made and removed, so that none
 READ_TIMEOUT_S = 60.0
 POST_TIMEOUT_S = 600.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
-SHORTEST_KEY = 4
+SHORTEST_KEY = 4  # a shorter key is not replaced in messages, as it may stand in any word
 UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART's client raises for an answer of another shape
 
 Answer = TypeVar("Answer")
@@ -203,6 +203,7 @@ class ServerlessService:
             Unknown: it may have been accepted.
             Exception: anything else, from ``may_send`` too, came before the request had left.
         """
+        # Set when the request is handed to the network: from then on a failure may mean a job that was accepted.
         jobs, sent = self._client.training_jobs, False
         create, prepare = jobs.create, self._client._prepare_request
 
@@ -243,6 +244,7 @@ class ServerlessService:
             raise
         finally:
             jobs.create, self._client._prepare_request, self._client.timeout = create, prepare, READ_TIMEOUT_S
+        # It never called create(): what it did instead is not known here, and it may have posted.
         raise Unknown("ART's train() returned without posting a job that could be seen")
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -298,8 +300,10 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
         if status in (408, 409) or status >= 500:
             return Refused(describe(failed, key), True, wait_s, look=True)  # an error may come after acceptance
         return Refused(f"{describe(failed, key)}.{_cure(status)}", status in (425, 429), wait_s)
+    # No connection was made, so nothing can have been accepted: posted again without waiting for a step.
     if isinstance(failed.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return Refused(describe(failed), True)
+    # The connection was there and broke: the request may have arrived.
     if isinstance(failed, openai.APIConnectionError):
         return Refused(describe(failed), True, look=True)
     return Unknown(describe(failed))
@@ -307,6 +311,7 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
 
 def _may_pass(failed: Exception) -> bool:
     status = getattr(failed, "status_code", None)
+    # Of the client's errors only these four pass by themselves: a time limit, a conflict, too early, too many.
     return status is None or not 400 <= status < 500 or status in (408, 409, 425, 429)
 
 

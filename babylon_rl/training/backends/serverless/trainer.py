@@ -125,6 +125,7 @@ class ServerlessTrainer:
             assert done.step_after is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
+            # A step that counts must not fail as one without tokens: where the service tells no number, that of the post stands in.
             tokens = done.trainable_tokens or self._counted(iteration, service)[1].tokens or done.sequences or 1
         metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
         if done.estimated_usd is not None:
