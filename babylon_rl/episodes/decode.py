@@ -125,6 +125,7 @@ def _numbered(steps: list[Step]) -> list[Step]:
 
 def _explained(text: bytes, refused: Exception) -> list[Step] | Fault:
     try:
+        # A text without a fault was refused for a field that may hold anything, such as a call of another shape; it is then read here.
         return [_step(entry, index) for index, entry in enumerate(checked_steps(text, refused))]
     except NotJson as fault:
         return Fault("malformed_json", str(fault))

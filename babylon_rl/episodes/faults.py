@@ -67,6 +67,7 @@ def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
     for index in range(int(index_match[1]) if index_match else 0, len(entries)):
         if not _is_step(entries[index]):
             _checked(index, strict_json(bytes(entries[index])))
+    # No step rejects the row by its fields. All are read strictly, which may still find a fault of the text (a lone surrogate).
     return [_checked(index, strict_json(bytes(entry))) for index, entry in enumerate(entries)]
 
 
@@ -85,6 +86,7 @@ def _check_near(text: bytes, refused: str) -> None:
     separated from the rest.
     """
     byte_match = _BYTE.search(refused)
+    # Steps of one recorder begin with the same key, so this text stands between two of them. If it does not, all is read from the start.
     between = b"}," + text[1 : text.find(b'"', 3) + 1]  # such as },{"stepNumber"
     # The end of the last step before the fault.
     cut = text.rfind(between, 0, int(byte_match[1]) if byte_match else len(text)) if text.startswith(b'[{"') else -1
@@ -139,6 +141,7 @@ def _refuse(constant: str) -> Any:
 
 
 def _integer(digits: str) -> int | float:
+    # As a float it may become infinite; a field that counts refuses that, and any other may hold it.
     return int(digits) if len(digits) <= 300 else float(digits)
 
 

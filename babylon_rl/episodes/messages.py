@@ -142,6 +142,7 @@ def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPl
 def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[int, int]) -> int | None:
     number = row.step_id.removeprefix(prefix)
     if row.step_id.startswith(prefix) and number.isascii() and number.isdigit():
+        # An id that names no step leaves the call out: by its time it would be given to a step that it does not belong to.
         return indexes.get(int(number)) if len(number) <= _MOST_DIGITS else None
     # No usable step id: the last step that began at or before the call. A NaN compares false.
     index, moment_ms = 0, row.timestamp_ms
@@ -157,6 +158,7 @@ def logged_facts(row: CallLogRow) -> CallFacts:
     messagesJson replaces an empty prompt.
     """
     messages = None if row.user_prompt else valid_messages(row.messages_json)
+    # The last message is the user's, as valid_messages asks, and so the one to measure in place of the prompt.
     prompt = messages[-1]["content"] if messages else row.user_prompt
     return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
 

@@ -69,6 +69,7 @@ def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _bounds(window: str) -> tuple[datetime, datetime]:
+    # The hour's last microsecond: the next hour's first moment is outside.
     return window_start(window), window_start(window) + (HOUR - datetime.resolution)
 
 
@@ -106,6 +107,7 @@ def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> Hour
     jumping: list[str] = []
     for own in agents:
         duplicates += _repeated(own)
+        # Within a row it was looked at while its steps were at hand; between rows their ends and starts are compared here.
         if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
             jumping.append(own[0].agent_id)
     skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
@@ -176,6 +178,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
     calls = _calls(steps, row, logs)
     served = [call for own in calls for call in own]
     entries = json.loads(row.steps_json)
+    # Read again as plain JSON: results and provider accesses count here only, and the typed steps leave them out.
     actions = [entry["action"] for entry in entries if entry["action"]["actionType"] != "pending"]
     return (
         bool(steps),

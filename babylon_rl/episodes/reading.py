@@ -58,6 +58,7 @@ class _WindowRows:
         if row.window_hours != 1:
             self.odd_hours.append(row.trajectory_id)
         if isinstance(content, Fault):
+            # A detail may quote the row, and Postgres stores no NUL in a text.
             self.rejections.append(Rejection(row.window, row.trajectory_id, content.reason, content.detail.replace("\0", UNSTORABLE)))
 
 
@@ -147,6 +148,7 @@ def _eligible(
             without_calls.append(result)
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while without_calls:
+        # Taken off the end, so that what has been completed is let go.
         portion, without_calls[-_LOG_CHUNK:] = without_calls[-_LOG_CHUNK:], []
         yield from _completed(connection, portion, rules, texts)
 
@@ -179,6 +181,7 @@ def _completed(connection: Connection, portion: list[LoggedSteps], rules: Sequen
     remaining = {entry.trajectory.trajectory_id: entry for entry in portion}
     for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
         yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
+    # Their steps were not kept, so these rows are read once more; only TRAIN_SYNTHETIC costs that.
     if texts and rules.train_synthetic:
         for row in trajectories_by_id(connection, list(remaining)):
             steps = decode(row)

@@ -55,6 +55,7 @@ def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRu
         return None
     # Trades and posts count only when they succeeded.
     won = [step.action.action_type for step in steps if step.action.success is True]
+    # Mostly every step succeeded; then the counts are those of all steps and are not made again.
     wins = kinds if len(won) == len(steps) else _counted(won)
     trades = posts = 0
     for name, number in wins.items():
@@ -68,6 +69,7 @@ def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRu
     content = digest(row.steps_json)
     return Trajectory(
         trajectory_id=row.trajectory_id,
+        # An hour holds many rows of few agents: equal texts are kept once.
         agent_id=sys.intern(row.agent_id),
         window=sys.intern(row.window),
         start_time=row.start_time,
@@ -185,6 +187,7 @@ def digest(*parts: bytes) -> str:
         return xxhash.xxh3_128_hexdigest(parts[0])
     hasher = xxhash.xxh3_128()
     for part in parts:
+        # The length first: else a text that moves from the end of one part to the start of the next would not show.
         hasher.update(len(part).to_bytes(8, "big"))
         hasher.update(part)
     return hasher.hexdigest()

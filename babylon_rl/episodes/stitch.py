@@ -34,6 +34,7 @@ def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
         for name, number in row.actions.items():
             actions[name] = actions.get(name, 0) + number
     steps = sum([row.steps for row in own])
+    # A row counts as won or lost by its own change; one that changed nothing is neither.
     deltas = [row.delta for row in own]
     wins, losses = sum([delta > 0 for delta in deltas]), sum([delta < 0 for delta in deltas])
     return Episode(

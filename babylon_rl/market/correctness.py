@@ -194,6 +194,7 @@ def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
     if len(named) > 1:
         return None
     # A side that is named can still be sold; without a name, buy and sell themselves give the side.
+    # A type such as SELL_SHARES says it where no word does; "buy" among the words wins over it.
     sells = "sell" in words or ("buy" not in words and "SELL" in action_type)
     if named:
         return _OPPOSITE[named[0]] if sells else named[0]
@@ -201,6 +202,7 @@ def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
         return None  # shares of which side it bought is not recorded
     if sells:
         return "DOWN"
+    # A type such as BUY is believed only where no words for a side were recorded.
     return "UP" if "buy" in words or (not words and "BUY" in action_type) else None
 
 

@@ -24,7 +24,7 @@ from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, Wor
 from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
 from babylon_rl.windows import window_of
 
-_ID_EPOCH_MS = 1_704_067_200_000
+_ID_EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC, in milliseconds
 _EPOCH = datetime(1970, 1, 1)
 _CLOSING = timedelta(milliseconds=100)  # the last prices stand so long before the market's end
 _ANSWERED = timedelta(milliseconds=1)
@@ -37,6 +37,7 @@ class Ids:
     """Decimal snowflake ids from simulated time: deterministic, and never repeated by later hours."""
 
     def __init__(self, start: datetime) -> None:
+        # Milliseconds above, 22 bits below: an hour counts on from its first moment and never reaches the ids of the next.
         self._base = (milliseconds(start) - _ID_EPOCH_MS) << 22
         self._next = 0
 
@@ -101,6 +102,7 @@ def _minutes(scenario: Scenario, asset: Asset, path: Sequence[float]) -> list[fl
 
 
 def _whole(played: Sequence[float], alone: Sequence[float]) -> list[float]:
+    # An hour may be played in part (`minutes`); its prices go on to the end without the agents.
     return [*played, *alone[len(played) :]]
 
 
@@ -150,6 +152,7 @@ def _question(scenario: Scenario, question: Question, yes_prices: Sequence[float
 
 def _pool(yes_price: float, depth: float) -> dict[str, float]:
     root = math.sqrt(yes_price / (1.0 - yes_price))
+    # A constant-product pool: yes times no is depth squared, and the price of YES is no / (yes + no).
     yes, no = depth / root, depth * root
     return {"yesShares": round(yes, 6), "noShares": round(no, 6), "liquidity": round(yes + no, 6)}
 
@@ -188,6 +191,7 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
         shown, begins, ends = _shown(run.scenario, paths, tick), moment(run.scenario, tick), moment(run.scenario, tick + 1)
         for agent, record in run.records.items():
             turn, offset = record.turn(tick), offset + 1
+            # Recorded P&L goes on from hour to hour, while a run's equity begins with what the agent held at its start.
             earlier = (earlier_pnl_usd or {}).get(agent, 0.0) - record.account.start
             before, after = round(earlier + turn.equity, 6), round(earlier + turn.equity_after, 6)
             # Agents act seconds after the tick begins, each at another millisecond.

@@ -119,4 +119,5 @@ def outcome_rows(market: WindowOutcomes) -> list[OutcomeRow]:
 def _decimal(value: float, column: tuple[int, int]) -> Decimal:
     precision, scale = column
     most = Decimal(10**precision - 1).scaleb(-scale)
+    # By its shortest decimal form: Decimal(value) would carry the binary digits, and round halves another way.
     return min(most, max(-most, Decimal(repr(value)))).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)

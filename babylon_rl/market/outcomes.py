@@ -125,11 +125,13 @@ def window_outcomes(
 ) -> WindowOutcomes:
     """The market of one window from its records, given in the store's order."""
     recorded = bool(happened) or any(stock.moved for stock in stocks) or any(question.moved for question in questions)
+    # A price from before the hour or a question that is merely open makes no market: something must have been recorded in it.
     if not recorded:
         return WindowOutcomes(window)
     # A second organization with the same ticker gets a suffix: TICKER~2.
     seen: defaultdict[str, int] = defaultdict(int)
     outcomes, plain = [], [plain_text(event) for event in happened]
+    # By id, so that a suffix stays with its organization whatever order the rows come in.
     for span in sorted(stocks, key=lambda span: span.organization_id):
         ticker = engine_ticker(span.organization_id)
         seen[ticker] += 1

@@ -35,8 +35,8 @@ _HOUR = PRESETS["hour"]
 TICK_MINUTES = _HOUR.tick_seconds // 60
 MODEL_STRATEGY = "llm"
 SEED_PREFIX = "training/"  # no held-out market's seed begins so
-_RECORDED_MODEL = MarketModel(impact_per_usd=1e-12)
-_EXTREME = 0.02
+_RECORDED_MODEL = MarketModel(impact_per_usd=1e-12)  # recorded prices stay as they are: orders do not move them
+_EXTREME = 0.02  # prices of a question stay so far from 0 and 1
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ def spawn(
     own_market = rows.is_simulated_game(connection)
     # Numbers of new agents continue those in the database.
     players, done = players or players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
+    # What was read so far must not keep a transaction open: each hour below is one of its own.
     connection.commit()
     for window in hours:
         with connection.transaction():
@@ -209,6 +210,7 @@ def _played(
     money = {agent: balances.get(agent, START_BALANCE) for agent in seats}
     run = play(scenario, seats, seed=request.seed, start_balance=money, script_prompts=TRADER_V1)
     if run.stopped is not None:
+        # Raised within the hour's transaction: an hour that was played in part is not written.
         raise ModelUnavailable(f"{window_of(game_rows.moment(scenario, 0))}: {run.stopped}")
     return run
 
@@ -273,5 +275,6 @@ def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], ques
         about = question.id if number == question.number else named
         if about is not None and tick < _HOUR.ticks:
             direction = {"YES": 1, "NO": -1}.get(points or "", 0)
+            # One event a tick: the first of it stays, the others are left out.
             by_tick.setdefault(tick, WorldEvent(tick, about, text, direction, 1.0, False, "recorded", 0.0, "noise", 0.0, 1))
     return [by_tick[tick] for tick in sorted(by_tick)]
