@@ -35,6 +35,7 @@ MOVING_PERCENT = 2.0
 REASON_CHARACTERS = 200
 FLAGS = {
     "start_from_first_price": "no price before the hour and no initialPrice, so its first price in the hour was taken",
+    "price_before_not_positive": "its last price before the hour is not above 0, so it started from another",
     "start_price_not_positive": "its start price is not above 0, so its change counts as 0",
     "change_clamped": "its change is beyond the column's 999.99 %",
     "price_clamped": "its price is beyond the column's 99,999,999.99",

@@ -139,8 +139,12 @@ def test_ids_are_capped_and_the_count_is_not(checked):
     [
         (prices("openlie", initial=None), "1 (OPENLIE): no price before the hour and no initialPrice"),
         (prices("openlie", initial=0.01, last=100.0), "1 (OPENLIE): its change is beyond the column's 999.99 %"),
+        (
+            prices("openlie") | {"StockPrice": [price(0, "openlie", 0.0, -10), price(1, "openlie", 101.0, 10)]},
+            "1 (OPENLIE): its last price before the hour is not above 0",
+        ),
     ],
-    ids=["first price taken", "clamped"],
+    ids=["first price taken", "clamped", "zero before the hour"],
 )
 def test_a_flagged_outcome_is_named(checked, tables: dict[str, list[Row]], words: str):
     verdicts = checked(clean(), **tables)
