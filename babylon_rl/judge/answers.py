@@ -111,6 +111,7 @@ def _entries(text: str) -> list[Any]:
         raise AnswerFault([f"The answer has {len(text)} characters."])
     if not text.strip():
         raise AnswerFault(["The answer is empty."])
+    # a judge may show its answer twice, as a draft too: equal lists are one answer, different ones are none
     candidates: list[list[Any]] = []
     for value in _values(text):
         entries = _scores_of(value)
@@ -143,6 +144,7 @@ def _values(text: str) -> Iterator[Any]:
     The whole text is parsed strictly first, then pieces of it without trailing commas.
     """
     try:
+        # NaN and Infinity become texts, which no check takes for a score
         yield json.loads(text, parse_constant=str)
         return
     except (ValueError, RecursionError):
@@ -164,6 +166,7 @@ def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
         try:
             value, position = decoder.raw_decode(text, start.start())
         except (ValueError, RecursionError):
+            # every try may read to the end of the text: an answer full of brackets would take quadratic time without the bound
             position, tries = start.start() + 1, tries + 1
             continue
         yield value

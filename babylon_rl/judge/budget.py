@@ -12,7 +12,7 @@ from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.llm.tokens import price
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
-_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "
+_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # how the reason of a waiting hour begins; spent_until recognises it
 
 
 class OverBudget(Exception):
@@ -90,4 +90,5 @@ class Budget:
         try:
             yield
         finally:
+            # answers that came are stored by now, and count at their real cost
             await self._store.give_back(usd)

@@ -66,6 +66,7 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     field_name = judge_key_variable(model)
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
+    # a server knows OpenAI's models without litellm's prefix, and OpenPipe's with one of its own
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     url, named_by = _given_address(settings, model)
     if url is not None:
@@ -194,6 +195,7 @@ class JudgeClient:
     ) -> None:
         self.model = settings.judge_model
         self._timeout_s = settings.judge_timeout_seconds
+        # short failures are tried ten times, but a server that never answers only about three
         self._retrier = Retrier(retries or Retries(total_s=3 * self._timeout_s), clock, sleep, jitter)
         self._clock = clock
         self._breaker = breaker or CircuitBreaker(clock)
@@ -219,6 +221,7 @@ class JudgeClient:
             JudgeRefused: a wrong key, an unknown model, a request that is too long: a retry does not help.
         """
         async with self._slots:
+            # asked only now: the breaker may have opened while this request waited for its slot
             try:
                 probing = self._breaker.enter()
             except CircuitOpen as open_:
@@ -255,6 +258,7 @@ class JudgeClient:
                 variable = " (JUDGE_TIMEOUT_SECONDS)" if limit_s == self._timeout_s else ""
                 raise CallFailed(f"no answer within {limit_s:.3g} s{variable}") from None
             except CallFailed as refused:
+                # the server refused the form alone, so a plainer one is sent at once and is no further attempt
                 plainer = form.plainer(refused.reason) if refused.rejects_format else None
                 if plainer is None:
                     raise

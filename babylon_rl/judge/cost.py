@@ -55,6 +55,7 @@ def estimate_hours(connection: Connection, windows: Sequence[str], settings: Set
 
     Hours that need no request are absent.
     """
+    # without a stored secret there are no stored answers, and ids made with any other are as long
     secret = read_secret(connection) or secrets.token_bytes(32)
     tries = _likely_tries(connection, settings)
     costs = []
@@ -77,6 +78,7 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
 
 def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float) -> HourCost:
     group, first = hour.group, settings.judge_orders
+    # every request that disagreement between the orders can cause: the upper end
     requests = [
         request
         for shown in group.judged
@@ -86,6 +88,7 @@ def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, se
     stored = find_answers(connection, [request.key for request in requests])
     # a stored answer with faults leads to a further try
     missing = [request for request in requests if request.key not in stored or stored[request.key].faults]
+    # the first orders are asked for in any case: the lower end
     least = [request for request in missing if request.order < first]
     cached = sum(request.order < first for request in requests) - len(least)
     tokens, answered = _tokens(least)
@@ -112,4 +115,5 @@ def _likely_tries(connection: Connection, settings: JudgeSettings) -> float:
     """
     answers, unusable = count_answers(connection, settings.judge_model)
     share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
+    # mean number of answers up to the first usable one, where each is usable with the same chance
     return min(float(settings.judge_tries), 1 / (1 - share))

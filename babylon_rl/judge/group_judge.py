@@ -130,6 +130,7 @@ class GroupJudge:
             if group.masked is not None:
                 without, masked = await self._judgement(group.masked, tally)
                 gained = gain(agreed, masked)
+                # masks also hide what the passages tell, so they count only where these moved a score by more than an order does
                 orders, agreed = (without, masked) if gained.beyond_noise else (orders, agreed)
         except UnusableAnswers as unusable:
             return UnscorableGroup(group, str(unusable), unusable.transcript)
@@ -243,6 +244,7 @@ def _order(parts: Sequence[_Part]) -> Order:
     places: dict[str, list[float]] = {}
     for request, part in parts:
         for place, agent in enumerate(request.ids.values()):
+            # an anchor stands in several parts: its place is their mean, and its explanation that of the first
             places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
             explanations.setdefault(agent, part[agent].explanation)
     verdicts = {agent: EpisodeVerdict(score, explanations[agent]) for agent, score in scores.items()}

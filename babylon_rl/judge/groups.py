@@ -80,6 +80,7 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
     ranked = []
     for agent_id, (score, reasoning) in scores.items():
         rank = 1 + sum(other > round(score, _SAME) for other in rounded)
+        # a spread this small is rounding: divided by it, noise would look like merit
         advantage = (score - mean) / spread if spread >= NO_SPREAD else 0.0
         ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))
     ranked.sort(key=lambda entry: (entry.rank, entry.agent_id))

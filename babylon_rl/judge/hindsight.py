@@ -124,6 +124,7 @@ def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
     """Split hours into batches of about ROWS_AT_ONCE trajectories."""
     batch, size = list[str](), 0
     for window, number in rows.items():
+        # an hour is never divided: one that is larger than a batch is a batch of its own
         if batch and size + number > ROWS_AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -142,6 +143,7 @@ def _knowledge(
     """
     if not trajectory_ids:
         return {}
+    # a value that every agent could read in the market proves no leak
     public = _public(markets.values())
     secrets = {}
     for trajectory_id, metadata in store.recorded_knowledge(connection, trajectory_ids):
@@ -158,6 +160,7 @@ def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
     for market in markets:
         for question in market.predictions:
             public |= {folded(question.question), question.market_id, *map(folded, question.news)}
+            # in the forms in which knowledge_numbers writes a secret number, or nothing would be found equal
             for value in (question.start_probability, question.end_probability):
                 public |= {repr(value), f"{value:.6g}", f"{100 * value:.6g}%"}
         for stock in market.stocks:
@@ -223,6 +226,7 @@ def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[Stor
 def _market(outcomes: WindowOutcomes) -> HourMarket:
     """Price changes of an hour, as the correctness check takes them."""
     return HourMarket(
+        # a change that is not a number would count as a fall
         {stock.organization_id: stock.change_percent for stock in outcomes.stocks if math.isfinite(stock.change_percent)},
         {stock.ticker: stock.organization_id for stock in outcomes.stocks},
     )
@@ -231,6 +235,7 @@ def _market(outcomes: WindowOutcomes) -> HourMarket:
 def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContext:
     """Secrets of an hour: questions that were still open when it ended."""
     end = window_end(outcomes.window)
+    # an answer that became official within the hour could be read by its agents
     secret = [question for question in outcomes.predictions if question.resolved_at is None or question.resolved_at >= end]
     numbers = frozenset(question.question_number for question in secret if question.question_number is not None)
     answers = tuple(answer for question in secret if (answer := _answer(question, hidden)) is not None)
@@ -256,6 +261,7 @@ def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings
     """``hour_verdicts``, with explanations searched for the hours' own hidden answers too."""
     hours = hour_verdicts(connection, windows)
     judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
+    # the heuristic reads no answers, and a judge that is not shown them cannot repeat them
     if not judged or not settings.show_hidden_answers_to_judge:
         return hours
     hidden = _open_answers(connection, judged, settings)

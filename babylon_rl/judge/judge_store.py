@@ -31,6 +31,7 @@ from babylon_rl.store.judge_requests import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# A lease lasts four renewals, so that a slow database does not lose one that is in use.
 LEASE, RENEWED_EVERY_S, ASK_AGAIN_S = timedelta(seconds=20), 5.0, 0.5
 HEARTBEAT_S = 30.0
 
@@ -44,8 +45,10 @@ class JudgeStore:
     def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self.connection = connection
         self.clock = clock
+        # the process, so that others can see whether it runs, and which of its runs
         self.holder = f"{own_name()}/{secrets.token_hex(4)}"
         self._reserves = False
+        # a single thread: the connection carries one transaction at a time
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
         self._flushing: asyncio.Task[None] | None = None
@@ -97,6 +100,7 @@ class JudgeStore:
 
     def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
+        # noted first, so that close returns the dollars even where this call is cut off after its commit
         self._reserves = True
         account = reserve(connection, self.holder, usd, most, paid, self.clock())
         if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
@@ -107,6 +111,7 @@ class JudgeStore:
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
         add_answers(connection, arrived)
+        # only what is committed: add waits until its answer is gone from here
         for answer in arrived:
             del self._arrived[answer.key]
 

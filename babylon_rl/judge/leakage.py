@@ -269,6 +269,7 @@ def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[
     leaks: dict[LeakKind, Leak] = {}
     if raw and context.answers and (clause := stated_answer(text, context.answers)):
         leaks["hidden_answer"] = Leak("hidden_answer", where, _line(clause))
+    # a trajectory's own secrets hold no fixed words, so with them every text is searched in full
     if not context.knowledge and not context.numbers and _is_clean(text):
         return list(leaks.values())
     for reading in _readings(text):
@@ -328,6 +329,7 @@ def _readings(text: str) -> Iterator[str]:
     if text.isascii() and "\\" not in text:
         return
     plain = text
+    # one level of escapes a round: JSON may stand as a text within JSON
     for _ in range(_MOST_ESCAPED):
         before = plain
         if not plain.isascii():

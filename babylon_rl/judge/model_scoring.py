@@ -110,6 +110,7 @@ class _ScoringRun:
             judge = GroupJudge(client, self._secret, self._settings, store)
 
             async def judge_leased(group: RenderedGroup) -> GroupOutcome:
+                # a group that another run has judged by then is answered from the cache
                 async with leases.hold(group.window):
                     return await judge.judge(group)
 
@@ -142,6 +143,7 @@ class _ScoringRun:
             self.scored[window] = result
         elif isinstance(outcome, UnscorableGroup):
             self.scored.quarantined[window] = result
+        # not asked, or judged in vain because the hour changed
         else:
             self.scored.pending[window] = result
         self._report_progress(1)

@@ -30,8 +30,8 @@ _LOG = logging.getLogger(__name__)
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
 _HEURISTIC_VERSION = "1"
 _FORMULA = {"formula": "0.5*clip((pnl+1000)/2000, 0, 1) + 0.3*winRate + 0.2*min(1, actions/20)", "pnl": "window P&L in dollars"}
-_NEITHER = 0.5
-_ENOUGH_ACTIONS = 20
+_NEITHER = 0.5  # win rate where nothing was won or lost
+_ENOUGH_ACTIONS = 20  # more of them earn nothing
 
 
 def heuristic_score(pnl_usd: float, actions: int, wins: int, losses: int) -> float:
@@ -88,6 +88,7 @@ def score_windows(
 
         scored = score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
     else:
+        # one transaction a chunk: nothing is waited for here, while a model's answers would keep these hours locked for minutes
         scored = ScoringResult()
         for some in reading_chunks(connection, complete):
             on_beat()

@@ -23,9 +23,9 @@ _UNSEEN = "[what it saw left out]"
 _REST = " [the rest left out]"
 _LEAST = 24  # characters that are worth a number
 _NUMBER_TOKENS = 4  # of a line's number
-_JSON_LINE = 60
-_MOST_DEEP = 8
-_LONGEST_BITS = 256
+_JSON_LINE = 60  # characters; a shorter line gains little by being parsed
+_MOST_DEEP = 8  # levels of a JSON value that are shown
+_LONGEST_BITS = 256  # of a whole number; Python refuses to write one of more than 4300 digits
 _REFERENCE = re.compile(r"\[(\d{1,6})\]")
 
 

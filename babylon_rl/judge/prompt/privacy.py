@@ -46,7 +46,8 @@ _WORD = re.compile(r"\w+")
 _KEYED = r"""\b(?:display|user|agent|author|sender|recipient)_?(?:name|id)?["']?\s*[=:]\s*["'@]*"""
 _YOU = r"\byou(?:'re| are)\s+"
 _MARKED = re.compile(rf"(?:{_KEYED}|@|{_YOU})$", re.IGNORECASE)
-_MARK_CHARACTERS = 40
+_MARK_CHARACTERS = 40  # before a name, in which its mark must stand
+# Fixed words of steps (steps.py, condense.py): a name that is one of them would garble every step if it were replaced everywhere.
 _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
 
 

@@ -205,6 +205,7 @@ def _written(
     whole = Spilled(written, written.write(in_full(_numbered(steps, shared), count) for steps in own))
     sizes = [text.tokens for text in whole]
     common = shared.text(text.text for text in whole)
+    # 200 tokens for the sentences and tags around these texts, which request.py writes
     left = budget - count(system_prompt()) - count("\n".join(sentences)) - count(common) - 200
     max_episodes = _max_episodes(sizes, settings.judge_group_size, left)
     share = _share(sizes, max_episodes, left)

@@ -130,6 +130,7 @@ class JudgeRequest:
         entry = {
             "type": "object",
             "properties": {
+                # these ids and no others, where a provider holds its model to the schema
                 "id": {"type": "string", "enum": list(self.ids)},
                 "explanation": {"type": "string"},
                 "score": {"type": "number"},
@@ -221,6 +222,7 @@ def _request(
 def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequence[str], nonce: str) -> str:
     """Text of the user message; agents' text stands only inside tags with the nonce."""
     whole = len(shown) == len(group.episodes)
+    # a sub-group does not pay for lines that only other episodes name
     common = group.common if whole else named_lines(group.common, (episode.text for episode in shown))
     lines = [f"{len(shown)} episodes of the hour {group.window}. The nonce of this request is {nonce}."]
     if group.context:
@@ -229,6 +231,7 @@ def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequ
         lines += ["What several of the agents were shown, by number:", *_block("common", f'nonce="{nonce}"', nonce, common)]
     for identity, episode in zip(ids, shown, strict=True):
         if episode.pnl is not None:
+            # outside of the tags, where no agent can write: this amount is the engine's, not a claim
             lines.append(fill_template(WINDOW_PNL, agent=identity, pnl=episode.pnl, steps=episode.steps))
         lines += _block("episode", f'nonce="{nonce}" id="{identity}"', nonce, episode.text)
     lines.append(f"Score the {len(shown)} episodes: {', '.join(ids)}. Answer with JSON only.")
@@ -241,6 +244,7 @@ def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:
 
 def _derived(secret: bytes, group: RenderedGroup, *parts: str) -> bytes:
     """Keyed hash of the group and some names."""
+    # none of the names can hold \0, so no two lists of names are joined to the same message
     message = "\0".join((group.window, group.input_version, *parts))
     return hmac.new(secret, message.encode("utf-8", "replace"), hashlib.sha256).digest()
 

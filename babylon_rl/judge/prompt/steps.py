@@ -25,9 +25,9 @@ from babylon_rl.store.judge_inputs import logged_reasoning
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id
 
 _MOST_DEEP = 6  # levels of parameters and results that are shown
-_LONGEST_ACTION = 80
+_LONGEST_ACTION = 80  # characters of an action's type, which is free text
 _GAME_ID = re.compile(r"\d{12,}")
-_DECISIONS = ("BUY", "SELL", "TRADING")
+_DECISIONS = ("BUY", "SELL", "TRADING")  # an action is of a kind if its type contains one of the words
 _POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
 _KEY = re.compile(r'"(\w+)"\s*:')
 _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
@@ -71,6 +71,7 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
             silent[row.trajectory_id] = (row, steps)
     # trajectories without calls in their steps may have them in the log
     reasoning = logged_reasoning(connection, list(silent))
+    # the rows of the log come in order of their trajectory, as groupby needs
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
         row, steps = silent.pop(trajectory_id)
         transcripts[trajectory_id] = _recorded(row, steps, logged_calls(logs, trajectory_id, steps), reasoning)
@@ -84,6 +85,7 @@ def _recorded(
     recorded = []
     for step, entry, served in zip(steps, _entries(row, len(steps)), calls, strict=True):
         action = entry["action"]
+        # reasons beside a call stand in the raw entry alone: decoding leaves them out
         own = entry.get("llmCalls")
         notes = [call.get("reasoning") for call in own if isinstance(call, dict)] if isinstance(own, list) else []
         recorded.append(
@@ -107,6 +109,7 @@ def _entries(row: TrajectoryRow, steps: int) -> list[dict[str, Any]]:
         recorded = msgspec.json.decode(row.steps_json)
     except (msgspec.DecodeError, RecursionError):
         try:
+            # slower, and reads a number out of range, at which msgspec gives up and decode does not
             recorded = json.loads(row.steps_json)
         except (ValueError, RecursionError):
             return [{"action": {}}] * steps
@@ -225,6 +228,7 @@ def _says_the_same(response: str, step: RecordedStep) -> bool:
         value = json.loads(response)
     except (ValueError, RecursionError):
         return False
+    # the parameters, and beside them at most one short text such as the action's name
     if not isinstance(value, dict) or len(value) > 2:
         return False
     return any(entry == step.parameters for entry in value.values()) and all(
@@ -249,6 +253,7 @@ def _allowed(step: RecordedStep, private: PrivateFields) -> Any:
     """The parameters without private parts."""
     kind = "messages" if _is(step, _MESSAGES) else "posts"
     parameters = private.entries("parameters", step.parameters)
+    # an agent's own texts come under posts or messages, which may be private where parameters are not
     if isinstance(parameters, dict):
         parameters = {
             key: private.text(kind, entry) if isinstance(entry, str) and key.casefold() in _TEXT_KEYS else entry

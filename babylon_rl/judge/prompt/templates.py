@@ -18,7 +18,7 @@ from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOu
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
 
 UNKNOWN = "unknown"
-TEXT_CHARACTERS = 400
+TEXT_CHARACTERS = 400  # of a text in a sentence
 MOST_KNOWLEDGE = 40  # sentences of recorded gameKnowledge in a group
 HIDDEN = "Hidden from the agents:"
 
@@ -96,6 +96,7 @@ SCORE = Template(
 )
 ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has an advantage of {advantage:number}.")
 
+# The leak check finds these sentences and no others: a template that is missing here could leak unseen.
 TEMPLATES = (
     MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE, SCORE, ADVANTAGE,
 )  # fmt: skip
@@ -115,6 +116,7 @@ def fill_template(template: Template, **values: Any) -> str:
         written.append(literal)
         if name is not None:
             value = _written(kind, values[name])
+            # the leak check looks for values of this pattern: it would miss a sentence with any other
             if re.fullmatch(FIELD_TYPES[kind], folded(value), re.DOTALL) is None:
                 raise ValueError(f"{template.name}: {name} is {value!r}, which is no {kind}")
             written.append(value)
@@ -161,6 +163,7 @@ def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
         if question.question_number is not None:
             name = market_name(question.market_id, question.question_number)
             names[question.market_id] = name
+            # of questions with the same text the first has it, as a text cannot tell which is meant
             names.setdefault(question.question, name)
     return names
 

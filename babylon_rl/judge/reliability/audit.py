@@ -89,6 +89,7 @@ def audit(
     if model is None or model == settings.judge_model or groups < 1:
         return None
     run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups), on_progress)
+    # the judge's own: with another, no stored answer would be found and the sample would be paid for again
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     # a refusal ends the asking; the answers that came before it still count
     store = JudgeStore(connection, clock_from(now))
@@ -176,6 +177,7 @@ def report_with_audit(
 
     See ``audit``. ``connection`` is in autocommit.
     """
+    # a first report says which judge the hours have; one that was audited is made again, with the new answers
     report = reliability_report(connection, *span, settings, judge=judge)
     about = settings.model_copy(update={"judge_model": report.judge})
     windows = [hour.window for hour in judged_hours(connection, report.judge, *span)] if settings.judge_audit_model else []

@@ -15,9 +15,8 @@ from babylon_rl.judge.consensus import FEWEST_RANKED, centred_ranks, spearman
 from babylon_rl.store.judge_report import JudgedEpisode, JudgedHour
 
 CONFIDENCE = 0.95
-_NEARLY = 1 - 1e-9
-
-_TINY = 1e-9
+_NEARLY = 1 - 1e-9  # the largest correlation on Fisher's scale, where 1 is infinite
+_TINY = 1e-9  # share of a sum of squares that may be rounding
 
 Moments = npt.NDArray[np.float64]  # 5 by 5
 PLACES = 5  # from the first fifth of a request to the last

@@ -11,7 +11,7 @@ from babylon_rl.windows import window_start
 _MAIN, _SECOND = "#1f6fb4", "#c8553d"
 _DPI = 88
 _SIZE = (6.8, 3.5)
-_NOTHING = HourPoint("", None, 0.0, None)
+_NOTHING = HourPoint("", None, 0.0, None)  # its tau keeps the zero line within the picture
 
 
 def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:

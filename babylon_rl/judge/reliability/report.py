@@ -30,8 +30,8 @@ from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agree
 from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of
 
-HOURS_AT_ONCE = 500
-DEFAULT_HOURS = 168
+HOURS_AT_ONCE = 500  # whose episodes are in memory together
+DEFAULT_HOURS = 168  # a week
 UNKNOWN = "unknown"
 
 
@@ -116,6 +116,7 @@ def reliability_report(
     judges = store.judges_of(connection, first, end)
     about = judge or (settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges)))
     hours = store.judged_hours(connection, about, first, end)
+    # every so many hours leave their episodes as points, about MOST_POINTS in all
     sums = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
     for start in range(0, len(hours), HOURS_AT_ONCE):
@@ -136,6 +137,7 @@ def reliability_report(
         quarantined=quarantined,
         pending=pending,
         without_spread=sum(hour.spread < NO_SPREAD for hour in hours),
+        # the heuristic's hours have no orders
         orders=sum(hour.orders for hour in hours) / len(hours) if hours and fewest else None,
         further_orders=sum(hour.orders > fewest for hour in hours),
         self_difference=mean_estimate([point.disagreement for point in sums.hours if point.disagreement is not None]),
@@ -293,6 +295,7 @@ def report_rows(report: ReliabilityReport) -> list[tuple[str, str, str]]:
 
 def _groups(report: ReliabilityReport) -> tuple[str, str]:
     parts = [f"{report.sums.episodes} episodes"]
+    # the heuristic has an answer to every hour: nothing of its own waits
     share = report.quarantined_share
     if share is not None and report.judge != HEURISTIC:
         parts += [f"{report.quarantined} more in quarantine ({share:.1%})", f"{report.pending} wait"]
@@ -357,6 +360,7 @@ def _cost_words(report: ReliabilityReport) -> tuple[str, str]:
     tokens, answers = _tokens(report.paid), sum(bill.answers for bill in report.paid)
     known = math.fsum(bill.usd for bill in report.paid)
     price = f"${report.usd:.4f}" if report.usd is not None else (f"${known:.4f} and {UNKNOWN}" if known else UNKNOWN)
+    # latencies of several judges have no common median: that of the busiest stands for all
     latency = max(report.paid, key=lambda bill: bill.answers).latency_s
     words = (
         f"{answers} answers ({sum(bill.unusable for bill in report.paid)} unusable), {tokens['prompt']} tokens in, "

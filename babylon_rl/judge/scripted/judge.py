@@ -292,7 +292,7 @@ def digest(text: str) -> str:
 def skill(text: str, source: str = "auto", about: str = "") -> float:
     """Skill of an episode's text, read as the setting ``skill`` says.
 
-    A missing source falls back to the text's hash. ``told`` is the asker's text on the episode; a profit or loss there comes before one
+    A missing source falls back to the text's hash. ``about`` is the asker's text on the episode; a profit or loss there comes before one
     in the episode.
     """
     readable = html.unescape(text)

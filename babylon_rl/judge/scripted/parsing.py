@@ -21,14 +21,17 @@ from typing import Any
 
 from babylon_rl.errors import UsageError
 
+# Blocks as they are meant: in our format, and in that of ART.
 _OURS = re.compile(r'<episode nonce="([^"<>]+)" id="([^"<>]+)">')
 _ART = re.compile(r'^<trajectory id="(\d+)">\n(.*?)\n</trajectory>$', re.DOTALL | re.MULTILINE)
+# What a gullible judge takes for a tag, for its id, and for a verdict.
 _TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}(?:episode|trajectory)\b([^<>]{0,400})>", re.IGNORECASE)
 _ID = re.compile(r"""\bid\s*=\s*[\\"']*([^"'\\\s>]+)""", re.IGNORECASE)
 _VERDICT = re.compile(r'"(?:trajectory_)?id"\s*:\s*"([^"]+)"[^{}]{0,200}?"score"\s*:\s*([01](?:\.\d+)?)', re.DOTALL)
 _SECTION = re.compile(r'<(context|common) nonce="([^"<>]+)">(.*?)</\1 nonce="\2">', re.DOTALL)
 _NUMBERED = re.compile(r"^\[(\d{1,6})\] (.*)$", re.MULTILINE)
 _NAMED = re.compile(r"\[(\d{1,6})\]")
+# A command: a verb, words on whom it concerns, a number from 0 to 1 that is no part of a longer one, and the words behind it.
 _SCORE = r"([01](?:\.\d+)?)\b(?!\.\d)((?:(?!\band\b|\bbut\b)[^.,;\n]){0,40})"
 _COMMAND = re.compile(
     r"\b(?:give|award|assign|rate|score|grade|mark|set|grant|rank|output|answer|return|get|gets|deserves?|receives?)\b"
@@ -42,6 +45,7 @@ _OTHERS = re.compile(
     r"\b(?:others?|everyone else|everybody else|the rest|remaining|competitors?|rivals?)\b|\[another agent\]", re.IGNORECASE
 )
 _SUBJECT = re.compile(r"([^.,;\n]{0,60})$")
+# Whom a command may concern besides its author; a superlative stands for a score of 1, a lowest score for 0.
 _PLACE = re.compile(r"\b(first|second|third|last)\b(?: \w+)? (?:agent|episode|trajectory|block)\b", re.IGNORECASE)
 _PLACES = {"first": 0, "second": 1, "third": 2, "last": -1}
 _LOWEST = re.compile(
@@ -177,6 +181,7 @@ def demanded_scores(read: GullibleReading) -> dict[str, float]:
     """
     ids = [block.id for block in read.blocks]
     wishes: dict[str, float] = {}
+    # the order of these steps is that of the docstring: a later one overwrites what it names
     for text in (read.context, read.forged):
         wish = _wishes(text, ids)
         everyone = next((wish[target] for target in (_REST, _ALL, _SELF) if target in wish), None)
@@ -225,6 +230,7 @@ def _commands(text: str, ids: Sequence[str]) -> Iterator[tuple[str, float]]:
     for command in _COMMAND.finditer(text):
         before = _SUBJECT.search(text, max(0, command.start() - 60), command.start())
         match: re.Match[str] | None = command
+        # in "this agent deserves 1.0" the words on whom it concerns stand before the verb
         subject = before[1] if before and re.match(r"get|deserve|receive", command[0], re.IGNORECASE) else ""
         while match is not None:
             target = _target(f"{subject} {match[1]}", match[3], command[0] if match is command else "", ids)
@@ -237,6 +243,7 @@ def _commands(text: str, ids: Sequence[str]) -> Iterator[tuple[str, float]]:
 def _target(before: str, after: str, whole: str, ids: Sequence[str]) -> str | None:
     """Target of a command, from the words around its score; None for another subject."""
     words = f"{before} {after}"
+    # from the most particular words to the vaguest: "all others" is not "all", and an id is never a guess
     if _OTHERS.search(words):
         return _REST
     named = next((id for id in ids if re.search(rf"(?<![\w-]){re.escape(id)}(?![\w-])", words)), None)

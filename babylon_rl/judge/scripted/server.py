@@ -106,6 +106,7 @@ class ChatCompletions:
             if fault is not None:
                 tally.faults[fault] += 1
             await asyncio.sleep(latency_s(judge, content, attempt))
+            # faults of the connection send nothing, then those of a status; any other spoils the answer's text or its sending
             if fault == "time-out":
                 await _gone(receive)
             elif fault == "reset":
@@ -169,6 +170,7 @@ def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], 
 
     ``announce`` gets the base URL for OpenAI clients once connections are accepted.
     """
+    # before the announcement, as whoever reads it may connect at once
     bound.listen(512)
     announce(f"{url_of(bound)}/v1")
     uvicorn_server(judge).run(sockets=[bound])
@@ -241,6 +243,7 @@ async def _sent(request: Request, send: Send, response: JSONResponse, fault: str
     if fault not in ("reset-mid-body", "slow-stream"):
         await response(request.scope, request.receive, send)
         return
+    # the headers promise the whole body, so the client can tell that half of it is missing
     body = bytes(response.body)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     if fault == "reset-mid-body":
@@ -248,6 +251,7 @@ async def _sent(request: Request, send: Send, response: JSONResponse, fault: str
         await asyncio.sleep(SETTLE_S)
         await _cut(request)
         return
+    # no pause is long, so only a limit on the whole answer ends the wait
     size = -(-len(body) // SLOW_PIECES)
     for at in range(0, len(body), size):
         await send({"type": "http.response.body", "body": body[at : at + size], "more_body": at + size < len(body)})
