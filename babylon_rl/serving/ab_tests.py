@@ -136,6 +136,7 @@ def report(connection: Connection, name: str, settings: Settings) -> ABReport:
     assigned = assigned_agents(connection, test.started_at, test.stopped_at)
     hours = read_agent_hours(connection, test.started_at, agent_hash(settings))
     if test.stopped_at is not None:
+        # Agents followed the rollouts for the rest of the hour in which it was stopped.
         hours = [hour for hour in hours if hour.window < window_of(test.stopped_at)]
     arms = _arms(test, hours)
     counts = [assigned.get(None if arm == BASE else arm, 0) for arm in test.arms]
@@ -165,6 +166,7 @@ def course(report: ABReport) -> dict[str, list[float]]:
     for arm in report.arms:
         longest = max((len(own) for own in arm.hours.values()), default=0)
         totals = [sum(sum(own[:count]) for own in arm.hours.values()) for count in range(1, longest + 1)]
+        # An agent with fewer hours stays in the mean with those that it has.
         played = [sum(min(count, len(own)) for own in arm.hours.values()) for count in range(1, longest + 1)]
         lines[arm.name] = [total / number for total, number in zip(totals, played, strict=True)]
     return lines
@@ -174,6 +176,7 @@ def _arms(test: ABTest, hours: Sequence[AgentHour]) -> list[Arm]:
     by_window: dict[str, dict[str, list[AgentHour]]] = {}
     for hour in hours:
         by_window.setdefault(hour.window, {}).setdefault(hour.version or BASE, []).append(hour)
+    # An hour without some arm has no mean of all arms, from which differences are taken.
     common = {window: arms for window, arms in by_window.items() if all(arm in arms for arm in test.arms)}
     made = []
     # Each arm counts the same in the mean of its hour, whatever its share.
@@ -193,6 +196,7 @@ def _arms(test: ABTest, hours: Sequence[AgentHour]) -> list[Arm]:
 
 
 def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio, unknown: str | None) -> str:
+    # First of all: where agents did not come as assigned, the arms differ by more than their versions.
     if ratio.mismatch:
         return f"Invalid: agents did not come as they were assigned ({ratio}). Nothing measured here can be believed."
     if not found:

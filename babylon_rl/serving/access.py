@@ -13,6 +13,7 @@ from babylon_rl.store.client_keys import ClientKey
 
 _PREFIX = "brl-"
 _MINUTE_S = 60.0
+# Headers in which a proxy names the client that it speaks for.
 _PROXIED = ("x-forwarded-for", "forwarded", "x-real-ip")
 
 
@@ -115,10 +116,12 @@ class Access:
         if client is None:
             message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY."
             raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        # One token is enough to be admitted: what the call takes is known after its answer, and ``Client.spend`` takes it then.
         for budget, noun, needed in ((client.requests, "requests", 1.0), (client.tokens, "tokens", 1.0)):
             if budget is not None and (wait_s := budget.wait_s(needed)) > 0:
                 message = f"The key {client.name} has used up its {budget.limit} {noun} a minute."
                 raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
+        # After both looks, so that a refused request costs nothing.
         if client.requests is not None:
             client.requests.take(1)
         return client

@@ -93,6 +93,7 @@ class AdminApi:
         self.cron_access = Access()
         secret = settings.cron_secret
         key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now(), admin=True)]
+        # Without CRON_SECRET there is no key, so that only this machine is served.
         self.cron_access.update(key)
 
     def status(self, request: AdminRequest) -> Shape:
@@ -144,6 +145,7 @@ class AdminApi:
         metadata: shapes.UploadMetadata = request.body
         checkpoints = self.settings.home / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
+        # Beside the checkpoints, where there is room for weights; the system's directory for temporary files may be in memory.
         with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".received-") as directory:
             file = Path(directory) / "weights"
             with file.open("wb") as target:
@@ -181,6 +183,7 @@ class AdminApi:
             started = self.control.trigger(request.now)
             message, job_id = started.message, started.job_id
         except BabylonError as refused:
+            # That nothing can be started now is an ordinary answer here: a scheduler calls this every day.
             if _status(refused) != 409:
                 raise
             message, job_id = str(refused), None
@@ -257,6 +260,7 @@ def create_app(api: AdminApi) -> Starlette:
         return Response(document, media_type="application/json")
 
     async def samples(request: Request) -> Response:
+        # Admitted as the status, of which the metrics are made.
         _admit(api, OPERATIONS[0], request)
         try:
             text = await anyio.to_thread.run_sync(api.metrics)
@@ -279,6 +283,7 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
         if operation.starts and (wait_s := api.starts.wait_s(1)) > 0:
             message = f"At most {api.starts.limit} trainings, scorings and uploads are started a minute."
             raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
+        # Nothing is awaited between the look above and this, so that two requests cannot take the same start.
         if operation.starts:
             api.starts.take(1)
         try:
@@ -355,6 +360,7 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
     if content_type != "multipart/form-data":
         raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
     limit = api.settings.upload_limit_mb * 1024**2
+    # The form's own lines and its other fields come on top of the file.
     body = LimitedBody(request, limit + BODY_LIMIT)
     try:
         form = await Request(request.scope, body.receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)

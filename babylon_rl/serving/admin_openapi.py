@@ -66,6 +66,7 @@ def openapi_document(operations: Sequence[Operation], version: str) -> dict[str,
 
 def _operation(operation: Operation) -> dict[str, Any]:
     statuses = {401, 403, 429, 503, *operation.errors}
+    # Statuses of reading a body.
     if operation.body is not None or operation.upload:
         statuses |= {400, 408, 413, 415}
     document: dict[str, Any] = {

@@ -90,6 +90,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
         messages = _plain(request["messages"])
         is_sequence = messages is not None and not request.get("tools") and not request.get("functions") and not answer.tool_calls
         served = messages if messages is not None and is_sequence else []
+        # A call outside of every trajectory stands for itself.
         place = self.trajectory_id or self.call_id
         metadata = {
             "modelVersion": self.version, "responseFormat": request.get("response_format"), "logprobs": answer.logprobs,
@@ -151,6 +152,7 @@ def _from_choices(model: Any, choices: list[dict[str, Any]]) -> _Answer:
         message = choice.get("message") or {}
         content = message.get("content")
         content = content if isinstance(content, str) else ""
+        # The first choice is the answer; of the others only the texts are kept.
         if place:
             read.others.append(content)
             continue

@@ -43,6 +43,7 @@ WRITTEN_S = 60.0
 ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
 _ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+# Handed over to the writer's process, as the caller may have chosen others than the environment says (the demo does).
 _PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key")
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
@@ -111,6 +112,7 @@ class CallWriter:
         for segment in self._spool.segments():
             try:
                 self._write_segment(segment, database)
+            # DatabaseUnreachable is an OSError too, and concerns all segments.
             except BabylonError:
                 raise
             except OSError as failed:  # of the disk; the other segments may go on
@@ -220,6 +222,7 @@ def call_writer(settings: Settings) -> Iterator[None]:
                 child = _started(settings)
             except OSError as failed:  # no memory or no free file; the calls wait on disk
                 _LOG.error("The writer of recorded calls cannot be started: %s. It is tried again.", first_line(failed))
+            # The block has ended while the new process was started.
             if closing.is_set():
                 _stop(child)
 

@@ -102,6 +102,7 @@ class CallContext:
 def _decoded(accesses: str) -> list[dict[str, Any]]:
     try:
         decoded = msgspec.json.decode(accesses, type=list[dict[str, Any]])
+        # The form in which the spool keeps it.
         msgspec.msgpack.encode(decoded)
     except NOT_JSON:
         message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."

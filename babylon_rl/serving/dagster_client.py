@@ -74,6 +74,7 @@ class DagsterClient:
         """
         repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
         key = {"name": BATCHES, "key": batch_id, "repository": repository}
+        # A run of a partition that Dagster does not know would be refused; that it is there already is fine.
         self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
         # The sensor starts runs of pending batches too.
         live = self.live_runs(job=TRAIN_JOB, tags={PARTITION_TAG: batch_id})

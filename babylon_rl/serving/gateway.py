@@ -109,10 +109,12 @@ class Gateway:
         at, started = utc_now(), time.perf_counter()
         if scope["method"] != "POST":
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
+        # Before the body is read: nobody without a key makes the gateway take megabytes.
         client = self.access.admit(peer(scope), headers)
         context = CallContext.of(headers)
         body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2, self._body_timeout_s)
         request = ChatRequest.of(body)
+        # OpenAI's own field names the agent where no header does.
         if context.agent_id is None:
             context = replace(context, agent_id=request.user)
         try:
@@ -137,6 +139,7 @@ class Gateway:
             self.metrics.failures.add(chosen.version or BASE, failed.cause)
             why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}"
             base = base_route(self.settings, why, chosen.upstream)
+            # Where the base itself was asked, there is nothing to fall back to.
             if not self.settings.rl_fallback_to_base or (base.upstream, base.model_name) == (chosen.upstream, chosen.model_name):
                 raise failed.error from None
             call.fallback, call.route = failed.cause, base
@@ -148,6 +151,7 @@ class Gateway:
 
     async def _ask_model(self, call: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
         upstream, request = self.upstreams.get(chosen.upstream), call.request
+        # What a model's server once refused is not sent to it again.
         refused = upstream.refused_fields.setdefault(chosen.model_name, set())
         added = request.open_fields - refused - (set() if self.settings.gateway_logprobs else {"logprobs"})
         answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added), request.stream)
@@ -241,6 +245,7 @@ class _CancelledWhenGone:
         self._starting.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+        # Only our own cancellation becomes ClientGone; one from outside, as at the server's end, goes on.
         if self._gone and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
             raise ClientGone from None
 

@@ -130,6 +130,7 @@ def worker() -> ASGIApp:
     settings = load_settings()
     start_logs(settings)
     start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
+    # All workers are children of one supervisor, whose process id names the directory that they share.
     return create_app(Gateway(settings), _metrics_directory(settings, os.getppid()))
 
 
@@ -151,6 +152,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
             from uvicorn.supervisors import Multiprocess
 
             directory = _metrics_directory(settings, os.getpid())
+            # An earlier supervisor may have had the same process id, and counters add up over the files.
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -182,6 +184,7 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
     with call_writer(settings):
         with in_thread(server, "babylon-gateway", late, ready=lambda: gateway.state.reads, within_s=START_S) as url:
             yield f"{url}/v1", key
+        # The gateway has ended here and completed its last segment, and the writer still runs.
         wait_until_written(settings)
 
 

@@ -84,6 +84,7 @@ def _pnl(ours: Sequence[AgentHour], theirs: Sequence[AgentHour], limits: Limits)
         return Guard(PNL, INCONCLUSIVE, f"{len(arms[0])} agents against {len(arms[1])}: too early to say")
     found = live_comparison(*arms, expected_effect=limits.expected_effect_usd)
     words = f"{found.mean:+.1f} dollars an agent-hour ({found.low:+.1f} to {found.high:+.1f}), {len(arms[0])} agents against {len(arms[1])}"
+    # Fails on any loss that is shown, and passes once a loss of ``loss_usd`` is excluded.
     if found.high < 0:
         return Guard(PNL, FAIL, f"{words}: shown to earn less")
     if found.low > -limits.loss_usd:

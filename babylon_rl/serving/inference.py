@@ -112,6 +112,7 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
     try:
         return route(_table(settings), settings, model, agent_id)
     except DatabaseError as away:
+        # As the gateway does before the registry has answered.
         if not settings.rl_fallback_to_base:
             raise ModelUnavailable(f"The registry does not answer: {away}") from away
         return base_route(settings, "the registry does not answer")
@@ -135,6 +136,7 @@ def _pointer(found: Route, settings: Settings) -> RemoteCheckpoint | None:
 def _table(settings: Settings) -> RoutingTable:
     database = process_database(settings)
     with _reading:
+        # Read under the lock, so that of many threads one asks the database and the others take what it got.
         read_at, table = _tables.get(database.url, (float("-inf"), RoutingTable()))
         if time.monotonic() - read_at > MAX_AGE_S:
             with database.connect(autocommit=True) as connection:

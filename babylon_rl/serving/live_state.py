@@ -91,6 +91,7 @@ class LiveState:
                 table = read_routing(connection)
             self._access.update(keys)
             self.table = table
+            # Without lastUsedAt, which calls change all the time: the file is written anew for each difference.
             self._keep(LastState(self._database, table, [replace(key, last_used_at=None) for key in keys]))
             self.problem, self.reads = None, self.reads + 1
             self._first.set()

@@ -109,6 +109,7 @@ class MarketSession:
             raise UsageError(f"The market is over{f': {self.run.stopped}' if self.run.stopped else ''}. GET /result has what came of it.")
         if self.acted:
             raise UsageError(f"Tick {self._exchange.tick} has its action: one a tick. POST /advance brings the next tick.")
+        # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
         self._seat.act(self._exchange, self._newsroom, self.seen, Timed(Answer(action, call), latency_ms))
@@ -125,6 +126,7 @@ class MarketSession:
         if self.over or not self.acted:
             self.act(Hold())
         record, before = self._seat.record, self._exchange.tick
+        # In the order of ``run.play``, so that results of both compare: time passes, then the mandate closes positions.
         settlements = self._exchange.advance()
         for settlement in settlements:
             record.settle(settlement)
@@ -190,6 +192,7 @@ class SessionRegistry:
         if len(self._playing) >= MOST_SESSIONS:
             raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
         agent = ExternalAgent(asked.name, asked.mandate)
+        # Starts of this process count as well: the result of one that still plays is not kept yet.
         self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
         token = secrets.token_urlsafe(24)
         session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock)
@@ -230,6 +233,7 @@ class SessionRegistry:
 
     def end(self, token: str) -> bytes:
         """Keep the result of an ended session and drop the session."""
+        # If the result cannot be written, the session stays, and the next request for its result tries again.
         result = self._ended[token] = self._finish(self._playing[token])
         del self._playing[token]
         while len(self._ended) > MOST_ENDED:
@@ -296,6 +300,7 @@ def create_app(
         return json_response({"acted": session.acted, "observation": _shown(session)})
 
     async def act(request: Request) -> Response:
+        # Awaited before the session is looked at: from there on nothing is, so that two requests cannot make one decision twice.
         text = await _body(request)
         session = sessions.playing(bearer_token(request.headers))
         if session.acted:

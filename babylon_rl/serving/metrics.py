@@ -89,6 +89,7 @@ class Histogram(MetricFamily):
 
     def observe(self, seconds: float, *labels: str) -> None:
         """Add a duration."""
+        # A count for each bound, one for what is above them all, and the sum of seconds.
         numbers = self._values.setdefault(labels, [0.0] * (len(_BUCKETS_S) + 2))
         numbers[bisect_left(_BUCKETS_S, seconds)] += 1
         numbers[-1] += seconds
@@ -100,6 +101,7 @@ class Histogram(MetricFamily):
     def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
         total, lines = 0.0, list[str]()
         for bound, count in zip([*(f"{bound:g}" for bound in _BUCKETS_S), "+Inf"], numbers[:-1], strict=True):
+            # Prometheus' buckets are cumulative.
             total += count
             lines.append(self._line("_bucket", labels, total, le=bound))
         return "".join([*lines, self._line("_sum", labels, numbers[-1]), self._line("_count", labels, total)])
@@ -151,6 +153,7 @@ class ProcessMetrics:
         partial = self._directory / f".{os.getpid()}"
         try:
             partial.write_bytes(msgspec.json.encode({family.name: list(family.values().items()) for family in self._families}))
+            # In one step: another process reads the values before or these, never half of them.
             partial.rename(self._directory / str(os.getpid()))
         except OSError:
             partial.unlink(missing_ok=True)
@@ -164,6 +167,7 @@ class ProcessMetrics:
         )
 
     def _others(self) -> list[tuple[bool, dict[str, Values]]]:
+        # Files that are being written begin with a dot.
         files = [] if self._directory is None else [file for file in self._directory.glob("[0-9]*") if file.name != str(os.getpid())]
         return [(psutil.pid_exists(int(file.name)), _read(file)) for file in files]
 
@@ -191,6 +195,7 @@ def pipeline_metrics(found: StatusDocument) -> str:
         models[(model.status,)] = models.get((model.status,), 0.0) + 1
     jobs = {(job.batch_id, job.status): 1.0 for job in found.recent_jobs[:1]}
     health = {(part,): float(getattr(found.automation.health, part)) for part in PARTS}
+    # A cause is ``kind/subject``; alerts are counted by kind, which has few values.
     alerts = {(alert.cause.partition("/")[0],): 0.0 for alert in found.alerts}
     for alert in found.alerts:
         alerts[(alert.cause.partition("/")[0],)] += 1

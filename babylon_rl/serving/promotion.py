@@ -47,6 +47,7 @@ def promote(
     if decision != PASS:
         return f"{version} is not released: its gate's decision is {decision}."
     earlier = next((rollout for rollout in read_rollouts(connection) if rollout.version == version), None)
+    # A confirmation plays for minutes: no transaction stays open meanwhile.
     connection.commit()
     if earlier is not None:
         return f"{version} is {earlier.state.replace('_', ' ')} already."
@@ -60,6 +61,7 @@ def promote(
         confirmed = not isinstance(test, str) and test.confirmed
         trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)
         connection.commit()
+        # One version is on trial at a time: a confirmed one waits as a candidate until ``_start_waiting`` takes it.
         if not confirmed or trial is not None:
             propose(connection, version, author)
             waits = "a person decides" if trial is None else f"{trial.version} is on trial"
@@ -85,6 +87,7 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
     try:
         if any(guard.verdict == FAIL for guard in guards):
             reason = describe([guard for guard in guards if guard.verdict == FAIL])
+            # This rollout alone: the guards judged it, and a person may have ended it since.
             rollback(connection, settings, ReleaseAuthor(AUTOMATION, reason, now, automatic=True), trial_id=trial.rollout_id)
             return f"Rolled back. {words}"
         share = next((step for step in settings.rollout_percentages if step > trial.percentage), 100.0)

@@ -136,6 +136,7 @@ def _new_secret(path: Path) -> bytes:
     if not path.exists():
         own = path.with_name(f"secret.{secrets.token_hex(4)}")
         write_atomically(own, secrets.token_bytes(32), private=True)
+        # The file is whole before it gets this name, and only one process can give it.
         with suppress(FileExistsError):  # that of a gateway which was faster
             path.hardlink_to(own)
         own.unlink()

@@ -144,6 +144,7 @@ def deploy(
                     f"{trial.version} is {trial.state} at {trial.percentage:g} % of agents, and only one version is on trial at a time: "
                     "roll it back, let it end, or deploy with --strategy immediate."
                 )
+            # Before its own trial begins: the table holds one on trial at a time.
             at.change(trial, "supersede")
         if share == 100:
             return at.release(model, own, strategy)
@@ -192,6 +193,7 @@ def rollback(
         if trial is not None:
             ended = at.change(trial, "roll_back")
             at.archive(trial.version)
+            # With the trial's end its agents are back at the deployed version.
             if target in (None, at.deployed or BASE):
                 return ended
         released = next((one for one in at.live if one.state == "released"), None)
@@ -225,6 +227,7 @@ def marked_versions(connection: Connection) -> set[str]:
 def _transition(connection: Connection, author: ReleaseAuthor, settings: Settings | None = None) -> Iterator["_Registry"]:
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
+        # In this order everywhere, so that no two wait for each other. What is decided on is read under both locks.
         lock_releases(connection)
         lock_models(connection)
         models, live = read_models(connection), read_rollouts(connection, LIVE)
@@ -282,6 +285,7 @@ class _Registry:
         return after
 
     def release(self, model: Model, own: Rollout | None, strategy: Strategy) -> Rollout:
+        # The released one first: the table holds one released rollout at a time.
         for one in self.live:
             if one.state == "released":
                 self.change(one, "supersede")

@@ -68,6 +68,7 @@ def route(
     Raises:
         ModelUnavailable: ``requested`` or RL_MODEL_VERSION names a version that is not there, or no model at all.
     """
+    # Before the switch is looked at: an unknown name is an error also while the RL models are off.
     named = _named(table, settings, requested)
     if not settings.rl_enabled:
         off = "USE_RL_MODEL=false" if settings.use_rl_model is False else "in production USE_RL_MODEL is off unless it is set"
@@ -150,6 +151,7 @@ def _by_release(table: RoutingTable, settings: Settings, identity: str, agent_id
         return _to(_usable(table, trial.version), "rollout", f"{trial.version} is rolled out to {share:g} % of agents", share)
     if table.deployed is None:
         return base_route(settings, "no version is deployed")
+    # Places below ``share`` went to the trial above, so the deployed version has the rest up to the bound.
     if here < bound:
         return _to(_usable(table, table.deployed), "deployed", f"{table.deployed} is deployed", bound - share)
     return base_route(settings, f"RL_ROLLOUT_PERCENTAGE={bound:g} leaves this agent the base")

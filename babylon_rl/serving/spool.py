@@ -31,6 +31,7 @@ SEGMENT_BYTES = 16 * 1024**2
 SEGMENT_S = 10.0
 _MEASURE_S = 1.0
 _LOG = logging.getLogger("babylon_rl.gateway")
+# Numbers of refused calls at which a line is logged: a full disk must not fill the log as well.
 _REPORTED = (1, 1_000, 1_000_000)
 
 
@@ -66,8 +67,10 @@ class Spool:
         """Add a record; False if there is no room for it on disk."""
         frame = _HEAD.pack(len(record), zlib.crc32(record)) + record
         now = time.monotonic()
+        # Only a complete segment can be removed, so segments end by size and by age.
         if self._file is not None and (self._size >= SEGMENT_BYTES or now - self._opened_at >= SEGMENT_S):
             self.close()
+        # Other processes' segments are looked at once in a while, as a look costs more than a record.
         if now - self._measured_at >= _MEASURE_S:
             self._others, self._measured_at = stored_bytes(self._directory) - self._size, now
         if self._others + self._size + len(frame) <= self._max_bytes and self._write(frame, now):
@@ -127,6 +130,7 @@ class SpoolReader:
         with segment.open("rb") as file:
             file.seek(offset)
             content = file.read(max_bytes)
+            # A record longer than ``max_bytes`` is read whole, otherwise it would be in the way for ever.
             if len(content) >= _HEAD.size and (longest := _HEAD.unpack_from(content)[0]) + _HEAD.size > len(content):
                 content += file.read(longest + _HEAD.size - len(content))
         records = list[bytes]()
@@ -244,6 +248,7 @@ class CallLog:
     def report(self) -> dict[str, Any]:
         """Progress of recording: bytes waiting on disk; calls written, refused and rejected."""
         status = read_status(self._directory)
+        # A segment may be removed between the two looks.
         waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
         counts = {"written": status.written, "refused": self._spool.refused, "rejected": status.rejected}
         return {"waitingBytes": waiting, **counts, "problem": status.problem}

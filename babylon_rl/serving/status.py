@@ -182,6 +182,7 @@ def _storage(settings: Settings, current: Batch | None) -> tuple[bool, str]:
     if current is not None and current.state == "uploading" and current.error is not None:
         return False, f"{current.batch_id} waits for its upload: {current.error}"
     directory = settings.home / "checkpoints"
+    # The first training makes the directory; until then the nearest one above it decides.
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         return False, f"{existing} cannot be written"
@@ -205,6 +206,7 @@ def _trainer(connection: Connection, settings: Settings, current: Batch | None, 
         choice = trainer_choice(settings)
     except NoTrainer as missing:
         return False, str(missing)
+    # A pending batch has no run yet that could renew its heartbeat.
     if current is not None and current.state != "pending" and now - current.heartbeat_at > SILENT_TRAINER:
         return False, f"{current.batch_id} is {current.state} and silent since {current.heartbeat_at:%Y-%m-%d %H:%M} UTC"
     words = f"{choice.backend}, from {choice.base_model}"

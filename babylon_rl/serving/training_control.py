@@ -42,6 +42,7 @@ class TrainingControl:
         """
         # Asked first: a batch that nobody runs would hold its trajectories.
         self.dagster.live_runs(job=TRAIN_JOB)
+        # A connection of its own holds the lock, as freezing commits transactions of its own meanwhile.
         with self.database.connect() as guard, guard.transaction():
             lock_trigger(guard)
             with self.database.connect(autocommit=True) as connection:

@@ -75,9 +75,11 @@ class StreamedAnswer:
                     finished, closed = finished or is_finished(events), closed or is_closed(events)
                     yield events
         except OSError:
+            # Broken off in the middle: only the closing event proves that the answer was whole.
             finished = closed
         if not finished:
             raise UpstreamFailed("broken", ApiError(502, "The model's stream ended before its answer did.", "upstream_error"))
+        # The answer was whole and the server left the closing event out; clients wait for it.
         if not closed:
             yield DONE
 
@@ -145,6 +147,7 @@ class Upstream:
             async with asyncio.timeout(self._timeout_s):
                 response = await self.pool.post(body)
                 try:
+                    # Until the first token nothing goes to the client, so that the base can still answer instead.
                     if stream and response.status == 200:
                         return await self._first_token(response)
                     answer = await self._whole(response)

@@ -91,6 +91,7 @@ class StreamMeter:
         self._sent = chunk.usage or self._sent
         for choice in chunk.choices:
             entries = choice.logprobs and choice.logprobs.content
+            # An event may hold several tokens, which its log-probabilities count; without them it counts as one.
             self._tokens += len(entries) if entries else has_content(choice.delta)
 
 

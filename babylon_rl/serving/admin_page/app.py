@@ -121,6 +121,7 @@ class AdminPage:
         return _html("page.html.j2", view=view, client=client, dagster_url=self._settings.dagster_url)
 
     def _agent(self, connection: Connection, request: Request, client: Client) -> Response:
+        # Postgres takes no NUL in a text.
         agent_id = request.query_params.get("id", "").replace("\0", "")[:200]
         hours = agent_view(connection, agent_id, self._settings)
         return _html("agent.html.j2", agent_id=agent_id, hours=hours, client=client, characters=TEXT_CHARACTERS)
@@ -161,6 +162,7 @@ class AdminPage:
         form = parse_qs((await read_body(request.receive, LONGEST_LOGIN, BODY_TIMEOUT_S)).decode("ascii", "replace"))
         key = form.get("key", [""])[0].strip()
         try:
+            # Without an address: here the key decides, on this machine too.
             client = self._access.admit(None, {"authorization": f"Bearer {key}"})
         except ApiError as refused:
             return _html("login.html.j2", refused.status, words=refused.message, asks=True)
@@ -168,6 +170,7 @@ class AdminPage:
             words = f"The key {client.name} opens the gateway only: `babylon-rl keys create NAME --admin` makes one for this page."
             return _html("login.html.j2", 403, words=words, asks=True)
         answer = RedirectResponse(PATH, 303)
+        # A proxy before this server may end TLS. Over plain HTTP a browser would not send a secure cookie back.
         secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
         answer.set_cookie(
             COOKIE, self._logins.open(key), max_age=int(LOGIN_LASTS_S), path="/", httponly=True, samesite="strict", secure=secure

@@ -144,6 +144,7 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> Page
     status = status_document(connection, settings, now)
     states = newest_states(connection, MOST_HOURS)
     models = [model for model in read_models(connection) if not model.foreign or model.status == "deployed"]
+    # They come newest first: reversed, the newest rollout of a version is the one that stays.
     rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
     tree = lineage(models[:MOST_VERSIONS], rollouts)
     test = next(iter(read_tests(connection)), None)
@@ -172,6 +173,7 @@ def _counted(name: str, have: int, need: int) -> Bar:
 def training_view(connection: Connection) -> Training | None:
     """The training that runs, else the newest one."""
     batches = read_batches(connection, limit=20)
+    # The oldest live one trains, the others wait behind it.
     batch = next((one for one in reversed(batches) if one.live), batches[0] if batches else None)
     if batch is None:
         return None
@@ -232,6 +234,7 @@ def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentH
     """The agents of the newest hour with episodes, best first."""
     newest = list(windows[-MOST_AGENTS:])
     episodes = stored_episodes(connection, newest)
+    # The newest hours may hold rows and no episode.
     window = next((window for window in reversed(newest) if episodes[window]), None)
     if window is None:
         return []
@@ -273,6 +276,7 @@ def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
     first = max(window_start(min(states)), last - (MOST_HOURS - 1) * HOUR)
     rows = 1 if last - first < ONE_ROW_HOURS * HOUR else 24
     if rows > 1:
+        # A column is a day, so the first one begins at midnight.
         first -= timedelta(hours=first.hour)
     length = (last - first) // HOUR + 1
     days = [str(first.date() + timedelta(days=day)) for day in range(-(-(length + first.hour) // 24))]
