@@ -134,6 +134,7 @@ def harness(
         raise UsageError("--force, --windows and --start belong to --train.")
     settings = load_settings()
     if train:
+        # Settings without a trainer are refused before anything is played.
         trainer_choice(settings)
     markets = snapshots_named(snapshot or SNAPSHOTS)
     with open_database(settings) as database:
@@ -145,6 +146,7 @@ def harness(
         learning = _learn(state, markets[0], windows, start, force) if train else None
         after = _readiness(state)
         model = _latest_model(state)
+    # Gathered and raised at the end, after everything that was measured has been shown.
     faults = benchmark_faults(comparison) + (learning.faults if learning is not None else [])
     document = {
         "before": _shown(before), "after": _shown(after), "model": model, **comparison.document, "recorded": recorded,

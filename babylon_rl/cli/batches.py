@@ -64,12 +64,14 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such 
 @batches.callback()
 def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
     """Training jobs, newest first; those of other producers are shown as foreign."""
+    # The callback runs before `batches show` and its like, too.
     if context.invoked_subcommand is not None:
         return
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         ours, foreign = read_batches(connection), read_foreign_batches(connection)
     documents = [batch_document(batch) for batch in ours]
+    # Rows of other producers come as the table has them, with datetimes.
     times = ("createdAt", "completedAt")
     documents += [row | {name: moment(row[name]) for name in times} | {"foreign": True} for row in foreign]
     if not documents:
@@ -103,6 +105,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         listed(["", ""], facts),
         Table(EPISODES, document["episodes"], "Episodes"),
         Table(ITERATIONS, document["iterations"], "Iterations"),
+        # Trainers on this machine have no jobs.
         *([Table(JOBS, document["remoteJobs"], "Jobs at the training service")] if jobs else []),
     ]
     emit(document, parts, as_json)

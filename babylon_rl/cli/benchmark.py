@@ -61,6 +61,7 @@ def standings(
 def _played(names: list[str], markets: int | None, reference: str | None) -> Comparison[GateRow]:
     settings = load_settings()
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
+    # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).
     require_unseen(snapshots)
     played = play_strategies(snapshots, [name for name in names if name in NAMES])
     models = [name for name in names if name not in played]

@@ -137,6 +137,7 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:
     paths = [path for name in names if (path := Path(name)).exists()]
+    # A file that is named twice counts once.
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
     sound, refused = sound_results(files)
     # Names that are no paths are agents in the results directory.
@@ -150,6 +151,7 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
                 f"{missing[0]!r} is no file or directory, and there are no results of an agent of that name; there are results of "
                 f"{', '.join(sorted(agents)) or 'nobody'}. `babylon-rl benchmark run SNAPSHOT --model {missing[0]}` makes them."
             )
+        # A result that is named by its file and by its agent counts once.
         ids = {result.id for result in sound}
         named = [result for name in requested for result in more if result.agent_id == name]
         sound += [result for result in named if result.id not in ids]

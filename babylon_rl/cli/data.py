@@ -308,6 +308,7 @@ def _wanted(session: _Session, first: str | None, end: str | None, lookback_hour
     """The requested hours that hold rows."""
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
+    # Refuses a range that runs backwards.
     if first is not None and end is not None:
         next(window_range(first, end), None)
     if first is not None:

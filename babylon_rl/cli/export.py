@@ -72,6 +72,7 @@ def export(
         refuse_future(first, now)
     with open_database(settings, prepare=False) as database, read_connection(database, say) as connection, progress_of_parts() as tell:
         windows, unfinished = complete_windows(connection, first, end, now)
+        # The export reads in transactions of its own, which may take long.
         connection.rollback()
         for window in unfinished:
             say(f"{window} has not ended and is left out.")

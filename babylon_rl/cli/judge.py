@@ -165,6 +165,7 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Correlate the judge's scores with the expected P&L of agents of known skill."""
+    # An option that was not given leaves its setting as it is.
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
     agreement = _calibrated(settings, hours, markets, seed)
@@ -176,6 +177,7 @@ def calibrate(
 def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> JudgeAgreement:
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
+        # Its hours are played and judged in a database of their own: none of them may train, or count in a report. Only the result is kept.
         with scratch_database(settings.home, calibration_name(seed)) as scratch, progress_of_parts() as tell:
             with scratch.database.connect(autocommit=True) as connection:
                 agreement = measure(connection, settings, utc_now(), hours=hours, skill_markets=markets, seed=seed, on_progress=tell)

@@ -30,6 +30,7 @@ def create(
     if not (0 < len(name) <= 100 and name.isprintable() and name.strip() == name):
         raise UsageError("A name has 1 to 100 printable characters, without spaces around them.")
     secret = new_key()
+    # The database gets the hash alone, so this command is the only one that can show the key.
     key = ClientKey(name, key_hash(secret), requests, tokens, utc_now(), admin=admin)
     with open_database(load_settings()) as database, database.connect() as connection:
         create_key(connection, key)

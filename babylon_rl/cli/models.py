@@ -40,6 +40,7 @@ VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A regis
 @models.callback()
 def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every registered version, highest first; those of other producers are shown as foreign."""
+    # The callback runs before `models export` and its like, too.
     if context.invoked_subcommand is not None:
         return
 
@@ -101,6 +102,7 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     directory = checkpoint_of(model, settings)
     if model.pruned_at is not None and not directory.is_dir():
         raise ModelUnavailable(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are not here any more.")
+    # Damaged files are refused before anything is sent.
     verify(directory)
     remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
@@ -116,6 +118,7 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
             say(sent.words)
         if sent.link is not None and settings.wandb_mode != "online":
             say(f"An artifact only once that is synced, so none is noted with {model.version}.")
+        # It was to be an artifact and is none. Without Weights & Biases, or for weights that it has already, that is no error.
         elif sent.link is None and remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
     model = _registered(settings, version)

@@ -36,6 +36,7 @@ def named_range(first: str | None, end: str | None) -> tuple[str, str] | None:
         return None
     if first is None or end is None:
         raise UsageError("--from and --to belong together.")
+    # Refuses malformed ids and a range that runs backwards.
     next(window_range(first, end), None)
     return first, end
 

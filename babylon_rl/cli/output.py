@@ -20,6 +20,7 @@ from rich.text import Text
 from babylon_rl.progress import Progress
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+# Columns of tables in a file or pipe, and columns that no table reaches, to measure how wide one would be.
 PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -136,6 +137,7 @@ def progress_of_parts(indent: str = "") -> Iterator[Progress]:
                 shown[kind] = (stack.enter_context(display(total, f"{indent}{what}")), 0)
             advance, before = shown[kind]
             advance(max(0, done - before))
+            # Reports may come out of order; a display only goes forward.
             shown[kind] = (advance, max(done, before))
 
         yield tell

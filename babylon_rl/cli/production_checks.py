@@ -20,8 +20,10 @@ from babylon_rl.store.registry import deployed_model, read_models
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.types import Check
 
+# Characters; percent of agents.
 LEAST_SECRET, MOST_FIRST_STEP = 16, 10.0
 _LOCAL = {"localhost", "127.0.0.1", "::1", ""}
+# Values of sslmode that never fall back to the clear.
 _TLS = {"require", "verify-ca", "verify-full"}
 
 
@@ -41,6 +43,7 @@ def check_production(settings: Settings) -> Iterator[Check]:
     yield Check("Dagster's UI", *_dagster_ui(settings))
     yield Check("money", *_money(settings))
     yield attempt("privacy", lambda: _privacy(settings))
+    # These two hold by how the package is made; they stand here because the page has rows for them.
     yield Check("weights", PASS, f"only safetensors are loaded; uploads of at most {settings.upload_limit_mb} MB")
     yield Check("room", PASS, f"{settings.checkpoints_kept} checkpoints of a line are kept; the line disk says what is free")
     yield Check("versions", WARN, "not seen from here: install from requirements.lock with hashes, and look at advisories on upgrades")
@@ -102,6 +105,7 @@ def _database(settings: Settings) -> tuple[str, str]:
         return FAIL, "the embedded server is for trials: set DATABASE_URL, with a role that has the least rights."
     address = urlsplit(settings.database_url.get_secret_value())
     mode = parse_qs(address.query).get("sslmode", ["prefer"])[0]
+    # host=/... is the directory of a unix socket.
     if (address.hostname or "") not in _LOCAL and not address.query.startswith("host=/") and mode not in _TLS:
         return FAIL, f"DATABASE_URL leads off this machine with sslmode={mode}, which may be in the clear. Add sslmode=require or stricter."
     return PASS, "DATABASE_URL stays on this machine or uses TLS; not seen from here: least rights, and a backup that was restored once"
@@ -110,6 +114,7 @@ def _database(settings: Settings) -> tuple[str, str]:
 def _servers(settings: Settings, connection: Connection) -> tuple[str, str]:
     keys = [key for key in read_keys(connection) if key.revoked_at is None]
     secret = "" if settings.cron_secret is None else settings.cron_secret.get_secret_value()
+    # Both kinds, as an agent that holds an admin key could deploy.
     if not any(key.admin for key in keys) or all(key.admin for key in keys):
         return FAIL, "a key for agents and one for the admin API are needed: `babylon-rl keys create NAME`, and with --admin."
     if secret and len(secret) < LEAST_SECRET:
@@ -150,6 +155,7 @@ def _privacy(settings: Settings) -> tuple[str, str]:
             FAIL,
             f"{unknown}, by a guard of a rollout or an A/B test. agent=hash with a RECORD_HASH_KEY keeps the names out all the same.",
         )
+    # With the heuristic nothing leaves this machine for a judge.
     if unset and settings.judge_model != HEURISTIC:
         return WARN, f"{' and '.join(unset)} keep nothing back; the line judge says what leaves. See that this was decided"
     return PASS, "; ".join(f"{name}={value or 'nothing is kept back'}" for name, value in given.items())

@@ -108,6 +108,7 @@ def agents(
 ) -> None:
     """List each agent's version, and the agents on another one than expected."""
     settings, now = load_settings(), utc_now()
+    # A hash or nothing stands for the agent in each call, and routing goes by the agent's own id.
     if hides_agents(settings):
         raise UsageError("RECORD_PRIVATE_FIELDS keeps agents out of recorded calls, so that their versions cannot be listed.")
     with open_database(settings, prepare=False) as database, database.connect() as connection:

@@ -198,6 +198,7 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     aside: dict[str, str] = {}
     if judge != HEURISTIC:
         waiting = {window: hour.reason for window, hour in read_pending(connection, windows, judge).items()}
+        # A quarantine by another version of this judge does not stand in the way of a judgement now.
         by = (judge, judge_version(settings))
         aside = {q.window: q.reason for q in read_quarantined(connection, windows).values() if (q.judge, q.judge_version) == by}
     results = []

@@ -51,6 +51,7 @@ def serve_model(
 
     def published(name: str) -> Path | None:
         directory = None if name.startswith(".") or "/" in name else checkpoint_named(name, settings)
+        # Asked for each name that the server does not know yet. A pointer to a service has no weights to serve.
         if directory is None or checkpoints.read_remote(directory) is not None:
             return None
         checkpoints.verify(directory, base_dir)

@@ -29,6 +29,7 @@ SHOWN_OF_ALERT = (
 def status(as_json: JsonOption = False) -> None:
     """State of the whole system: readiness, training, judge, versions, rollout, alerts and health."""
     settings = load_settings()
+    # A look changes nothing, so Dagster's schema is not made here.
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         document = status_document(connection, settings, utc_now())
     emit(to_builtins(document), [listed(["", document.status], list(_lines(document)))], as_json)
@@ -72,6 +73,7 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     for alert in found.alerts:
         yield "alert", f"{alert.cause}: {alert.says} {alert.advice}"
     health = found.automation.health
+    # The label stands beside the first line of the block. Weights & Biases is no part of a healthy system and cannot fail it.
     for name, words in health.details.items():
         yield (
             "" if name != "database" else "health",

@@ -42,6 +42,7 @@ PARTS = (
     Column("of", "unit"),
     Column("MB", lambda row: None if row["bytes"] is None else round(row["bytes"] / 1e6, 1)),
 )
+# All that follows `babylon-rl dagster` is Dagster's own, --help included.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 # "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
 _IGNORED_WARNING = "ignore:Function `"
@@ -62,6 +63,7 @@ def migrate(
             built = [_index_row(one, check) for one in build_indexes(database, check_only=check)]
         emit({"indexes": built}, [Table(INDEXES, built)], as_json)
         return
+    # --check changes nothing, so it makes no schema for Dagster either.
     with open_database(load_settings(), prepare=not check) as database:
         report = apply_migrations(database, check_only=check)
         place = database.address
@@ -204,6 +206,7 @@ def worker(
     from babylon_rl.definitions import defs
 
     with open_database(settings) as database:
+        # For Dagster in this process, and for the runs that are forked from it.
         os.environ.update(prepare_instance(database, settings))
         # Loaded once, for all the runs that are forked from this process.
         defs.get_repository_def()
@@ -223,6 +226,7 @@ def cleanup(
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect(autocommit=True) as connection:
         parts = [asdict(part) for part in clean_up(connection, settings, utc_now(), dry_run=dry_run)]
+    # Taken out of the parts: in the document they stand once, for all parts together.
     refused = [sentence for part in parts for sentence in part.pop("refused")]
     emit({"dryRun": dry_run, "parts": parts, "refused": refused}, [Table(PARTS, parts)], as_json)
     if dry_run:
@@ -256,6 +260,7 @@ def _run_dagster(
     from babylon_rl.automation.instance import open_instance
 
     loaded = load_settings()
+    # What a killed command left would hold ports and the embedded database.
     for sentence in stop_children(loaded.home, orphans_only=True):
         say(sentence)
     with open_database(loaded) as database:

@@ -109,6 +109,7 @@ def _disk(settings: Settings) -> tuple[str, str]:
     detail = f"{free_gb:.1f} GB free at {settings.home}; a training ({backend}) needs about {needed_gb:g} GB"
     if free_gb < needed_gb:
         return FAIL, f"{detail}. Make room, or move BABYLON_RL_HOME."
+    # Below twice as much the training after this one will lack room.
     return (WARN if free_gb < 2 * needed_gb else PASS), detail
 
 
@@ -179,6 +180,7 @@ def _data(connection: Connection, expected: bool) -> tuple[str, str]:
 
 
 def _automation(state: AutomationState | psycopg.Error, expected: bool) -> tuple[str, str]:
+    # Read before the checks and raised here, so that it fails this one alone.
     if isinstance(state, psycopg.Error):
         raise state
     silent = FAIL if expected else WARN
@@ -209,6 +211,7 @@ def _judge(settings: Settings) -> tuple[str, str]:
         return PASS, leaves
 
     async def ask() -> float:
+        # One short try: a check says how things are now.
         quick = settings.model_copy(update={"judge_timeout_seconds": min(JUDGE_TRIAL_S, settings.judge_timeout_seconds)})
         async with JudgeClient(quick, retries=Retries(attempts=1, total_s=JUDGE_TRIAL_S)) as client:
             return (await client.ask(_TRIAL, _TRIAL_SCHEMA)).latency_s
@@ -235,6 +238,7 @@ def _weights(settings: Settings) -> tuple[str, str]:
     if directory.is_dir():
         reason = damage(directory)
         return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
+    # Only OWNER/NAME can be of the hub; anything else was meant as a directory.
     if directory.is_absolute() or given.startswith((".", "~")) or given.count("/") != 1:
         return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."
     return _hub_weights(given)
@@ -245,6 +249,7 @@ def _hub_weights(name: str) -> tuple[str, str]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
+        # The cache first: weights that are here need no hub.
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return PASS, f"LOCAL_BASE_MODEL: {name}, here in the hub's cache"
         HfApi().model_info(name, timeout=10)

@@ -261,9 +261,11 @@ def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: 
         raise UsageError("MODE=continuous freezes what is ready: leave --from, --to, WINDOW_ID, --force and --seed out.")
     if settings.model_version is not None:
         raise UsageError("MODEL_VERSION pins one version, and MODE=continuous makes one after the other: unset one of the two.")
+    # Handed over as variables, because the daemon's processes read their settings themselves.
     chosen = dict(given) if arguments.most is None else {**given, "training_max_trajectories": arguments.most}
     variables = {name.upper(): str(value) for name, value in chosen.items()}
     say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
+    # Whoever starts this command wants automation, whatever the environment says.
     return run_daemon({**variables, "AUTOMATION_STATUS": "running"})
 
 
@@ -271,6 +273,7 @@ def _go_on_or_freeze(database: Database, settings: Settings, arguments: TrainArg
     """An unfinished batch of any hours, else a new one of the requested hours."""
     with database.connect() as connection:
         if pending_batches(connection) and not arguments.force:
+            # Hours and options are for a new batch; an unfinished one was frozen with its own.
             arguments = replace(arguments, windows=None, most=None, options={})
     return choose_batch(database, settings, arguments)
 

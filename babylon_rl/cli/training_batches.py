@@ -82,6 +82,7 @@ def choose_batch(database: Database, settings: Settings, arguments: TrainArgumen
         BatchConflict: another run has just frozen it, or the named batch has failed.
         UsageError: there is no such batch, or it was frozen with other options.
     """
+    # Settings without a trainer are refused before anything is read.
     trainer_choice(settings)
     with database.connect(autocommit=True) as connection:
         if arguments.batch_id is not None:
@@ -283,6 +284,7 @@ def following(database: Database, batch_id: str, write: Callable[[str], None]) -
         yield
     finally:
         stop.set()
+        # The connection is used by one thread at a time: the last look comes after the other thread has ended.
         thread.join()
         lines.tell()
         lines.close()

@@ -99,6 +99,7 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     faults: list[tuple[str, str]] = []
     silent: list[str] = []
     blind: list[str] = []
+    # Calls and provider accesses may stand in the log instead of the steps: rows without them are gathered and looked up together below.
     for row in trajectory_rows(connection, windows):
         if flagged(row) is None:
             ids.append(row.trajectory_id)
