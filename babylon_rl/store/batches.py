@@ -163,6 +163,7 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
         """
         SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
                e."sequences", e."dropped",
+               -- NULL: not counted yet; an empty list: nothing of it trained.
                CASE WHEN count(i."contribution") > 0
                     THEN COALESCE(array_agg(i."trajectoryId" ORDER BY i."position") FILTER (WHERE i."contribution" = 'trained'), '{}') END
         FROM babylon_rl.batch_episodes e

@@ -140,6 +140,7 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
         EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
+        # The embedded server has neither a pooler nor a replica.
         if settings.database_url is None:
             url = stack.enter_context(use_server(settings.home))
             database = Database(url, url)
