@@ -68,6 +68,7 @@ class CallWriter:
         syncing.start()
         failures = 0
         while True:
+            # Asked before writing: what came before the end is still written, and then nothing more.
             last = self._closing.is_set()
             try:
                 self._write_all(database)
@@ -78,6 +79,7 @@ class CallWriter:
                 failures += 1
                 self._spool.status.problem = first_line(broken)
                 self._drop_connection()
+                # One failure is normal, as after a restart of the database, and is not logged.
                 if failures == 2:
                     _LOG.warning("Recorded calls cannot be written (%s); they wait on disk.", self._spool.status.problem)
             self._publish()

@@ -40,6 +40,7 @@ class ChatRequest:
             raise ApiError(400, f"The body is not JSON: {reason}.", "invalid_json") from None
         if not isinstance(document, dict):
             raise ApiError(400, "The body is not a JSON object.", "invalid_json")
+        # Only what the gateway itself reads is checked; the rest is the model server's to judge.
         model, messages, stream = document.get("model"), document.get("messages"), document.get("stream")
         if model is not None and not isinstance(model, str):
             raise ApiError(400, "model is not a text.", "invalid_type", "model")

@@ -222,6 +222,7 @@ def configuration(settings: Settings, table: RoutingTable | None) -> str:
     ]
     line = f"RL Model Configuration: {', '.join(parts)}."
     try:
+        # A pin that cannot be followed fails every request: it is said before the first.
         if table is not None:
             route(table, settings)
     except ModelUnavailable as unusable:

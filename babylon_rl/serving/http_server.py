@@ -132,6 +132,7 @@ async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
                     raise ClientGone
                 part = message.get("body", b"")
                 size += len(part)
+                # The rest is not read, so this connection can carry no further request.
                 if size > longest:
                     raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
                 parts.append(part)

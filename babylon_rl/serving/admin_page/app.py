@@ -148,6 +148,7 @@ class AdminPage:
                     return show(connection, request, client)
 
             try:
+                # In a thread, so that other visitors are answered while the database works.
                 return await anyio.to_thread.run_sync(shown)
             except BabylonError as failed:
                 return _html("login.html.j2", 503, words=str(failed), asks=False)
