@@ -34,7 +34,9 @@ BLOCKED_FOR = timedelta(days=1)
 TIMEOUT_S = 10.0
 LEAST_SAMPLE = 10  # trajectories below which their quality says nothing
 PERIOD, LEAST_HOURS, LEVEL = timedelta(days=7), 24, 0.01  # of the comparison of scores with P&L
+# Discord refuses a longer message.
 _DISCORD_CHARACTERS = 2000
+# Begins the error of a batch that a person ended, who need not be alerted.
 _CANCELLED = "Cancelled"
 
 
@@ -80,6 +82,7 @@ def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Se
     for cause in CAUSES:
         for subject, says in cause.look(connection, settings, now).items():
             seen.append(raise_alert(connection, cause.kind, subject, says, cause.advice, now, after=cause.after))
+    # Before sending: a cause that has ended before it was due is then never sent.
     stored.resolve(connection, [cause.kind for cause in CAUSES], seen, now)
     return _send_due(connection, settings, now)
 
@@ -159,11 +162,13 @@ def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None
     channels: dict[str, Callable[[StoredAlert], None]] = {}
     if settings.discord_webhook_url is not None:
         discord = settings.discord_webhook_url.get_secret_value()
+        # A name or group in the text notifies nobody there.
         channels["discord"] = lambda alert: _post(
             discord, {"content": message(alert)[:_DISCORD_CHARACTERS], "allowed_mentions": {"parse": []}}, alert
         )
     if settings.alert_webhook_url is not None:
         webhook = settings.alert_webhook_url.get_secret_value()
+        # Slack takes <, > and & for markup.
         channels["webhook"] = lambda alert: _post(webhook, {"text": html.escape(message(alert), quote=False)}, alert)
     if settings.alert_command is not None:
         command = shlex.split(settings.alert_command)
@@ -213,6 +218,7 @@ def _readiness_blocked(connection: Connection, settings: Settings, now: datetime
     last = last_completed_at(connection)
     if pending_batches(connection) or smaller_batch_due(last, settings, now) > now:
         return {}
+    # Some time after the last training fewer trajectories are enough: blocked is what cannot make that smaller batch either.
     found = readiness(connection, with_smaller_minimum(settings), now, may_be_kept=True)
     since = "No training has been completed yet" if last is None else f"The last training was completed at {last:%Y-%m-%d %H:%M} UTC"
     return {} if found.ready else {"": f"{since}, and no other can start: {found.reason}"}
@@ -266,6 +272,7 @@ def _score_without_pnl(connection: Connection, settings: Settings, now: datetime
 
     rise = ttest_ind([hour.score for hour in lately], [hour.score for hour in before], equal_var=False, alternative="greater")
     scores, pnls = ([fmean(getattr(hour, name) for hour in part) for part in (before, lately)] for name in ("score", "pnl_usd"))
+    # In this form NaN, as of equal scores in every hour, says nothing either.
     if not rise.pvalue < LEVEL or pnls[1] > pnls[0]:
         return {}
     return {

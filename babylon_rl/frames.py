@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Kind = Literal["episodes", "scores", "outcomes", "batches", "results", "calls", "gateway_calls"]
 ROWS_AT_ONCE = 50_000
 _STRING, _INTEGER, _NUMBER, _BOOLEAN, _TIME, _OBJECT = "string", "Int64", "Float64", "boolean", "datetime64[us, UTC]", "object"
+# Types of the export's columns, as its Parquet files have them, in pandas; JSON stays text.
 _OF_EXPORT = {"string": _STRING, "int64": _INTEGER, "float64": _NUMBER, "bool": _BOOLEAN, "json": _STRING}
 
 
@@ -229,6 +230,7 @@ def stream(
         if edge is not None:
             window_start(edge)
     settings = settings or load_settings()
+    # A frame decides nothing, so a replica will do. Autocommit: whoever takes the parts may take long between two of them.
     with read_connection(process_database(settings), autocommit=True) as connection:
         ranged = first is not None or end is not None
         records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
@@ -254,6 +256,7 @@ def _series(values: list[Any], dtype: str) -> Any:
     import pandas
 
     if dtype == _TIME:
+        # The database's times are naive UTC; a frame names the zone.
         return pandas.to_datetime(pandas.Series(values, dtype="datetime64[us]")).dt.tz_localize("UTC")
     return pandas.Series(values, dtype=dtype)
 
@@ -330,6 +333,7 @@ def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for hour in read_hours(source.connection, source.windows, source.settings, Splits(), Selection(everything=True)):
         for record in hour.records():
             wanted = record.response_format
+            # Schemas differ from call to call, so they are text, as in the export.
             form = None if wanted is None else records.encode(wanted).decode()
             yield {**msgspec.to_builtins(record), **_hour(hour.window), "responseFormat": form}
 

@@ -63,10 +63,12 @@ def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
         structlog.processors.format_exc_info,
     ]
     shown = structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer(default=str)
+    # Redacted at the very end, when the event holds all that is printed, the text of an exception included.
     last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, Redactor(secrets_of(settings)), shown]
     handler = logging.StreamHandler(out)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()], processors=last))
     logger = logging.getLogger(ROOT)
+    # A second call replaces the first: each record is printed once.
     for old in list(logger.handlers):
         logger.removeHandler(old)
     logger.addHandler(handler)

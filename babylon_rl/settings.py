@@ -33,6 +33,7 @@ HEURISTIC = "heuristic"
 ENV_FILE = ".env"
 DEMO_FILE = "demo.env"  # in the state directory
 _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
+# Providers of models that are named without one, by how such names begin.
 _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
 
 
@@ -488,6 +489,7 @@ class AlertSettings(SettingsGroup):
         return value
 
 
+# In reverse, as pydantic takes the fields of the last base first: keys and addresses are known when the judge's model is validated.
 class Settings(
     AlertSettings,
     ServingSettings,
@@ -519,6 +521,7 @@ class Settings(
         """Add the stored choices of a demo, below the environment and ``.env``."""
         # Each source is read once: that is most of the time of loading.
         chosen = [source() for source in (init_settings, env_settings, dotenv_settings)]
+        # The strongest last: ``.env``, the environment, arguments.
         given = chosen[2] | chosen[1] | chosen[0]
         return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, _demo_choices(given)))
 
@@ -603,6 +606,7 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one or more values are not allowed; the message has a line for each.
     """
+    # A setting on a line that the parser skips would silently have its default.
     lines = _unreadable_lines(Path(ENV_FILE))
     try:
         settings = Settings(**overrides)
@@ -619,6 +623,7 @@ def setting_sources() -> dict[str, str]:
     dotenv, environment = DotEnvSettingsSource(Settings)(), EnvSettingsSource(Settings)()
     demo = _demo_choices(dotenv | environment)
     sources = dict.fromkeys(Settings.model_fields, "default")
+    # The strongest last.
     for given, name in ((demo, "demo"), (dotenv, ".env"), (environment, "environment")):
         sources |= {field: name for field in given if field in sources}
     return sources
@@ -680,6 +685,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     if not name:
         return message
     field = Settings.model_fields.get(name.lower())
+    # An address with @ may hold a password.
     secret = (field is not None and "SecretStr" in str(field.annotation)) or "@" in str(error["input"])
     value = "(a secret)" if secret else repr(error["input"])
     return f"{name} is {value}: {message.replace('input should', 'it should')}."

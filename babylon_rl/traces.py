@@ -145,6 +145,8 @@ def _opened(
 
     fields = structlog.contextvars.get_contextvars()
     parent = None if caller is None else tracing.propagator.extract(caller)
+    # A span that begins a trace gets the Dagster run's id for it (RunIds). Only while it is made: other traces of this context have their
+    # own.
     token = _run_trace.set(_uuid(fields.get("run")))
     try:
         opened = tracing.tracer.start_as_current_span(
@@ -216,6 +218,7 @@ def _sending(exporter: "SpanExporter", endpoint: str) -> Any:
         is_last = works_not = False
 
         def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            # The process ends: a collector that is known to be away is not waited for once more.
             if self.is_last and self.works_not:
                 return SpanExportResult.FAILURE
             began_s = time.monotonic()

@@ -86,6 +86,7 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def difference(end: float, start: float) -> float:
     """Return ``end`` - ``start``, limited to the largest finite float."""
+    # Two finite numbers may be infinitely far apart, and JSON has no infinity.
     return max(-_LARGEST, min(_LARGEST, end - start))
 
 
@@ -317,6 +318,7 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def data_version(self) -> str:
         """Hash of the judgement; the same inputs judged the same way give the same hash."""
+        # Without the judgement: its seconds and dollars differ between two runs that say the same.
         rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
         return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
 

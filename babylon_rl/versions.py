@@ -46,6 +46,7 @@ def files_version(directory: Path, pattern: str) -> str:
     found = hashlib.sha256()
     for path in sorted(directory.rglob(pattern)):
         content = path.read_bytes()
+        # With its length, so that one file's end cannot be taken for the next one's name.
         found.update(f"{path.relative_to(directory).as_posix()} {len(content)}\n".encode() + content)
     return found.hexdigest()[:16]
 

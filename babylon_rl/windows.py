@@ -13,6 +13,7 @@ from babylon_rl.errors import UsageError
 
 WINDOW_FORMAT = "%Y-%m-%dT%H:00"
 HOUR = timedelta(hours=1)
+# Beside strptime, which takes shorter numbers and other digits as well.
 _WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
 
 

@@ -36,6 +36,7 @@ def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, private: bool 
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
+        # With its rights before anything is in it.
         part.touch(mode=0o600 if private else 0o666)
         with part.open("wb") as file:
             file.writelines([raw] if isinstance(raw, bytes) else raw)
@@ -141,6 +142,7 @@ class Removal:
                 facts = path.lstat()
             except FileNotFoundError:
                 continue
+            # The time at which a directory was read is no sign of use: every listing sets it, this one included.
             if path == directory or max(facts.st_atime if stat.S_ISREG(facts.st_mode) else 0, facts.st_mtime) >= before:
                 continue
             if stat.S_ISDIR(facts.st_mode):
@@ -155,6 +157,7 @@ class Removal:
 
 def _deepest_first(directory: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(directory, topdown=False):
+        # os.walk lists links to directories as folders, and does not go into them.
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         yield from (Path(folder) / name for name in [*files, *links])
         yield Path(folder)

@@ -120,12 +120,14 @@ class FileSet:
             hashes: SHA-256 of every file by its name, the manifest excepted.
             heartbeat: called between files; raises where it must stop.
         """
+        # The manifest last: files are sent and moved into place in this order.
         names = {**hashes, self._manifest: sha256(directory / self._manifest)}
         # Equal manifests mean that all of it is there.
         stored = self._location.sha256(f"{self._name}/{self._manifest}")
         if stored is not None:
             return stored == names[self._manifest]
         files = [PublishedFile(name, (directory / name).stat().st_size, digest) for name, digest in names.items()]
+        # The same set has the same folder: a publishing that was interrupted goes on with what has arrived.
         staging = Staging(self._location, f"{INCOMING}/{self._name}-{names[self._manifest][:12]}", self._name)
         # Files already in place with the right hash are not sent again.
         missing = [file for file in files if self._location.sha256(f"{self._name}/{file.name}") != file.sha256]
@@ -150,6 +152,7 @@ class FileSet:
             return True
         final.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(final.parent / f".{final.name}.lock"):
+            # Another process may have fetched it while this one waited for the lock.
             if final.is_dir():
                 return True
             partial = f".{final.name}.fetching-"
@@ -169,6 +172,7 @@ class FileSet:
         return True
 
     def _download(self, name: str, digest: str, staged: Path) -> None:
+        # A manifest may come from anywhere, and must not write over other files of this machine.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise OSError(f"its manifest names {name}, which is outside of it")
         target = staged / name

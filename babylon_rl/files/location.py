@@ -47,6 +47,7 @@ class Location:
         if self.local is None:
             self._fs, root = _file_system(target, self.shown)
             self._root = root.rstrip("/")
+            # fsspec keeps one object for all locations of a process, with what it has listed before.
             self._fs.invalidate_cache()
 
     def path(self, name: str) -> str:
@@ -182,6 +183,7 @@ def describing_failures(target: str, describe: Callable[[str, int | None], Babyl
     """Convert failures at ``target``; ``describe`` takes the reason and the system's error number."""
     try:
         yield
+    # Some are OSErrors as well, and say already what to do.
     except BabylonError:
         raise
     except _failures() as failed:

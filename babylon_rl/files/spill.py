@@ -29,12 +29,14 @@ class Spill(Generic[T]):
             written = self._file.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
             places.append((self._end, written))
             self._end += written
+        # ``read`` goes to the descriptor, past this object's buffer.
         self._file.flush()
         return places
 
     def read(self, place: Place) -> T:
         """Read the value at ``place``; several threads may read."""
         start, length = place
+        # At a given place, as threads would move a common position under each other.
         value: T = pickle.loads(os.pread(self._file.fileno(), length, start))
         return value
 

@@ -116,6 +116,7 @@ class TrajectoryRecorder(RecorderCalls):
         """
         begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
         with contextlib.ExitStack() as ending:
+            # In an exit callback, which sees the kind of exception.
             ending.push(lambda kind, _error, _trace: self._end_if_open(begun, kind))
             yield begun
 
@@ -235,6 +236,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         """As ``TrajectoryRecorder.close``."""
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
+        # It may stop the embedded server, which takes a while.
         await asyncio.to_thread(self._held.close)
         return self._last_report()
 

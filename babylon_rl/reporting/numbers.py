@@ -14,6 +14,7 @@ def dollars(usd: float | None, sign: bool = True) -> str:
     """``+$1,234``, ``−$5.20``; ``sign`` False leaves the plus out."""
     if usd is None or not math.isfinite(usd):
         return DASH
+    # From what would round to 10.00 on.
     amount = f"${abs(usd):,.0f}" if abs(usd) >= 9.995 else f"${abs(usd):,.2f}"
     if amount == "$0.00":
         return "$0"
@@ -69,6 +70,7 @@ def plural(count: int, noun: str) -> str:
 
 def shortened(text: str, most: int) -> str:
     """Shorten a text to ``most`` characters on one line, with an ellipsis."""
+    # The beginning is enough, and texts may be long.
     one_line = " ".join(text[: 4 * most].split())
     return one_line if len(one_line) <= most else f"{one_line[: most - 1]}…"
 
@@ -79,6 +81,7 @@ def ticks_of(low: float, high: float, most: int = 5) -> list[float]:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    # An end that is a multiple of the step but for rounding counts.
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 

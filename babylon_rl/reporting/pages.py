@@ -30,6 +30,7 @@ def render(template: Path, **values: Any) -> str:
 @lru_cache
 def _environment(directory: Path) -> Environment:
     """The environment of a directory's templates, which it compiles once."""
+    # A name that a template misspells is an error (StrictUndefined), not an empty place on the page.
     environment = Environment(
         loader=FileSystemLoader([directory, TEMPLATES]),
         autoescape=True,
