@@ -52,11 +52,14 @@ SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
 """
 
 # Completed batches without a release decision.
+# A run that ended within a confirmation has recorded the decision, and another one has to go on from it.
 _UNDECIDED = """
 SELECT b."batchId", p."completedAt"
 FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")
 WHERE b."state" = 'completed' AND p."completedAt" IS NOT NULL
-  AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."batchId" = b."batchId")
+  AND (NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."batchId" = b."batchId")
+       OR EXISTS (SELECT FROM babylon_rl.confirmations c WHERE c."version" = b."version" AND c."endedAt" IS NULL)
+          AND NOT EXISTS (SELECT FROM babylon_rl.rollouts o WHERE o."version" = b."version"))
 ORDER BY p."completedAt" DESC
 """
 
@@ -197,7 +200,7 @@ def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
 def undecided_batches(connection: Connection) -> dict[str, datetime]:
     """Return completed batches without a release decision, with their completion time.
 
-    Our batches only, newest first.
+    Our batches only, newest first. Also those whose version has a confirmation that was interrupted, and no rollout.
     """
     return dict(connection.execute(_UNDECIDED).fetchall())
 

@@ -13,7 +13,9 @@ from babylon_rl.assets.runs import ENDED_TAG, WAITS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, start_training
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.store.benchmarks import begin_confirmation, end_confirmation, undecided_batches
 from babylon_rl.store.registry import note_tracking
+from babylon_rl.store.releases import insert_rollout
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, ask
 from babylon_rl_tests.assets.dead_runs import gone, hold
@@ -89,3 +91,23 @@ def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(re
     links = {name: entry.url for name, entry in released.items() if isinstance(entry, dg.UrlMetadataValue)}
     assert links == {"admin_page": f"{ready.babylon.settings.admin_url}/admin", "weights_and_biases": "https://wandb.test/run"}
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
+
+
+@pytest.mark.slow
+def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.run("train", batch)
+    version = ready.materializations("released_model")[batch].metadata["version"].value
+    decided = dg.SkipReason("Every completed batch has been decided on.")
+    assert ask(ready, finish_evidence) == decided
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        test = begin_confirmation(connection, str(version), None, 24, lambda outcomes: 0.01, NOW)
+        (request,) = ask(ready, finish_evidence).run_requests
+        assert request.partition_key == batch
+        connection.execute("BEGIN")
+        insert_rollout(connection, str(version), "candidate", "gradual", 0.0, (), None, who="a", why="b", now=NOW)
+        assert undecided_batches(connection) == {}, "a person has taken it up"
+        connection.execute("ROLLBACK")
+        end_confirmation(connection, test.number, 0.0, 1.0, NOW)
+        assert ask(ready, finish_evidence) == decided
