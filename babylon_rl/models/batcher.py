@@ -136,7 +136,9 @@ class Batcher:
         if name not in self._lookups:
             self._lookups[name] = lookup = asyncio.create_task(asyncio.to_thread(self._find_adapter, name))
             forget = partial(self._lookups.pop, name)
+            # From its end on, so that a lookup that takes minutes is shared by all who ask meanwhile.
             lookup.add_done_callback(lambda _: asyncio.get_running_loop().call_later(REMEMBERED_S, forget))
+        # Shielded: a client that leaves must not cancel the lookup of the others.
         return await asyncio.shield(self._lookups[name])
 
     async def _finish(self, worker: _Worker) -> None:
@@ -189,10 +191,12 @@ class Batcher:
 
     async def _advance(self, adapter: str | None, generation: Generation, those: list[PendingAnswer], new: Sequence[Row]) -> None:
         for asked in those:
+            # Nobody waits for it any more: the row leaves the batch with this turn.
             asked.row.done |= asked.left
         going = await self._attempt(self._texts, those, partial(self._policy.advance, generation, adapter, new))
         those[:] = [asked for asked in those if not asked.row.done]
         if not going or not those:
+            # After a failure nobody knows what the cache holds: the next texts of this adapter begin a new generation.
             del self._running[adapter]
 
     async def _attempt(self, worker: _Worker, those: Sequence[PendingAnswer], work: Callable[[], None]) -> bool:
@@ -206,6 +210,7 @@ class Batcher:
     async def _in_thread(self, worker: _Worker, work: Callable[[], Result]) -> Result:
         worker.jobs += 1
         try:
+            # Divided among the workers at work, so that all together take no more threads than torch has.
             threads = max(1, self._threads // sum(one.jobs > 0 for one in self._workers))
             return await asyncio.get_running_loop().run_in_executor(worker.executor, computing_on, threads, work)
         finally:
@@ -219,6 +224,7 @@ class Batcher:
         while self._line:
             row = self._line[0].row
             longest, count = max(longest, len(row.prompt)), prompts + 1
+            # Room for the longest that each may become: the cache is padded to the widest row.
             widest = max(len(one.prompt) + one.max_tokens for one in (*rows, row))
             if rows and (len(rows) == MICRO_BATCH_ROWS or widest * (len(rows) + 1) > CACHE_TOKENS):
                 break

@@ -128,6 +128,7 @@ def check_storage(settings: StorageSettings, batch_id: str) -> None:
             "correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
         )
 
+    # Among the temporary files, where an upload would write first: what is left of it by a crash is no checkpoint.
     probe = f"{INCOMING}/{batch_id}.probe"
     with tempfile.NamedTemporaryFile() as file:  # a full disk here is none of the storage's failures
         file.write(b"babylon-rl can write here\n")

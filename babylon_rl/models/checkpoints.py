@@ -119,6 +119,7 @@ def files_identity(base_dir: Path, name: str) -> BaseIdentity:
     config = json.loads((base_dir / "config.json").read_bytes())
     tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
     template = base_dir / "chat_template.jinja"
+    # A base keeps its template in a file or in the tokenizer's config; the hash is of its text, so both give the same.
     text = template.read_text() if template.exists() else str(tokenizer_config.get("chat_template", ""))
     return BaseIdentity(
         name=name,
@@ -160,8 +161,8 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     Raises:
         CheckpointError: a file is missing or not allowed, or ``final_dir`` is there already.
     """
+    # Refuse an existing target and an incomplete source before anything is written.
     if final_dir.exists():
-        # Refuse an existing target and an incomplete source before anything is written.
         raise CheckpointError(f"{final_dir} is there already: a published checkpoint is never replaced.")
     for name in _required(tmp_dir):
         if not (tmp_dir / name).is_file():
@@ -171,6 +172,7 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
         config["base_model_name_or_path"] = manifest.base.name
         (tmp_dir / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (tmp_dir / CARD).write_text(model_card(manifest))
+    # A copied checkpoint brings one along, which must not be in the list of the new one.
     (tmp_dir / MANIFEST).unlink(missing_ok=True)
     # The manifest is written last and lists every other file.
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
@@ -299,6 +301,7 @@ def check_inference_config(manifest: Manifest, prompt_version: str, action_gramm
         ("prompt", manifest.prompt_version, prompt_version),
         ("action grammar", manifest.action_grammar, action_grammar),
     ):
+        # Of several prompts or grammars the manifest has names with shares: "trader-v1 (80%), trader-v2 (20%)".
         names = [] if trained is None else [name.split(" (")[0] for name in trained.split(", ")]
         if names and used not in names and FREE_TEXT not in names:  # free text may be held to any grammar
             raise CheckpointError(f"{manifest.version} was trained on the {part} {trained}; it is about to be asked with {used}.")

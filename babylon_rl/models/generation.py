@@ -80,6 +80,7 @@ def _pick(row: Row, logprobs: Sequence[float]) -> int:
     if row.temperature == 0:
         return max(range(len(logprobs)), key=logprobs.__getitem__)
     top = max(logprobs)
+    # Relative to the likeliest: at a low temperature the exponent of the value itself would leave the range of a float.
     weights = [math.exp((value - top) / row.temperature) for value in logprobs]
     target, running = row.rng.random() * sum(weights), 0.0
     for index, weight in enumerate(weights):
@@ -117,6 +118,7 @@ class KVCache:
         shared = shared_prefix(prompts_u)
         if shared:
             self.read([prompts_u[0][:shared]])
+        # The prefix's one row becomes a row of each prompt.
         self.keep([0] * len(prompts_u))
         return self.read([prompt[shared:] for prompt in prompts_u])
 
@@ -161,6 +163,7 @@ class KVCache:
         """Keys and values by layer, each [B, heads, width, D], every row's tokens first."""
         import torch
 
+        # Stable, so that a row's tokens keep their order while the padding between them moves behind.
         first = self._past.argsort(dim=1, descending=True, stable=True)[:, :width]
         rows = torch.arange(len(first), device=first.device)[:, None]
         missing = width - first.shape[1]
@@ -217,6 +220,7 @@ class Generation:
         """Draw the next token of every row that is not finished; those that are leave."""
         self.drop_finished()
         if self._cache is not None:
+            # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.
             choose(self.rows, self._cache.read([row.pending for row in self.rows]), self._head)
 
     def drop_finished(self) -> None:

@@ -88,6 +88,7 @@ def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     texts = language(schema)
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
+    # Of each text only the tokenizer's own split is legal, which is the one that training uses.
     tokens = {answer: (*tokenizer.encode(answer, add_special_tokens=False), int(tokenizer.eos_token_id)) for answer in texts}
     # All texts share one trie, so a prefix determines the legal tokens.
     root = Trie()

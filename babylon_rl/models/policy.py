@@ -104,6 +104,7 @@ class Policy:
 
     def twin(self) -> "Policy":
         """A policy on the same weights for another thread, with its own active adapter."""
+        # deepcopy takes what stands in its memo as copied already: modules are new, tensors are the same.
         shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
         return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters)
 
@@ -186,6 +187,7 @@ class Policy:
             )
         end = int(self.tokenizer.eos_token_id)
         row = Row(prompt, node, request.temperature, random.Random(request.seed), request.max_tokens, end, request.adapter)
+        # What the grammar forces at the beginning needs no model; it is read together with the prompt.
         row.follow_forced()
         return row
 

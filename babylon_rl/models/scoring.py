@@ -52,6 +52,7 @@ def _ends_words_at_lines(tokenizer: "PreTrainedTokenizerBase") -> bool:
     words = getattr(backend, "pre_tokenizer", None)
     if backend is None or backend.normalizer is not None or not isinstance(words, ByteLevel):
         return False
+    # An added token that holds a line break, or takes the blanks before it, may join two lines.
     cut_in_words = any(token.lstrip or "\n" in token.content for token in tokenizer.added_tokens_decoder.values())
     return words.use_regex and not words.add_prefix_space and not cut_in_words
 

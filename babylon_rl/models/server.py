@@ -109,6 +109,7 @@ def create_app(
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         # The status of a stream is decided by its first token.
         if not await _unless_left(asked, request, to_end=not body.stream):
+            # Nobody reads it; 499 is nginx's status for a client that has left.
             return Response(status_code=499)
         if body.stream:
             return StreamingResponse(_events(head, asked, policy, bool(body.logprobs)), media_type="text/event-stream")
@@ -162,6 +163,7 @@ def in_thread(
         ModelUnavailable: it was not started and ``ready()`` within the time; ``late()`` is the sentence.
     """
     with bind("127.0.0.1", 0) as bound:
+        # From here on connections wait in the queue, so that one that is made before the server runs is not refused.
         bound.listen(512)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name=name, daemon=True)
         thread.start()
@@ -193,6 +195,7 @@ def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None],
 
     app = create_app(policy, find_adapter=find_adapter, on_failure=end)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    # Before the announcement: whoever reads it may connect at once.
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(json.dumps({"host": host, "port": port, "models": [BASE_MODEL_NAME, *policy.adapters]}))
@@ -217,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     # The port is bound before the model is loaded: a used port fails at once.
     bound = bind(options.host, options.port)
+    # Before the policy: torch reads how its threads wait when it is first imported.
     set_threads(options.threads)
     policy = Policy.load(options.base)
     for entry in options.adapter:
@@ -263,6 +267,7 @@ async def _unless_left(asked: PendingAnswer, request: Request, *, to_end: bool) 
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         asked.left = not waits[0].done()
         if not asked.left:
+            # Raises what the batch failed with, which becomes status 500.
             waits[0].result()
         return not asked.left
     finally:

@@ -80,8 +80,10 @@ def kept_open(serving: Serving) -> Iterator[Serving]:
         def serve(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
             nonlocal key, kept, url
             wanted = (settings.home, settings.local_base_model)
+            # An endpoint that serves more adapters than are asked for does as well.
             if wanted != key or not adapters.items() <= kept.items():
                 key = ()  # also if the next one does not start
+                # The old one ends first: two servers at once would hold the base twice.
                 stack.close()
                 url, key, kept = stack.enter_context(serving(settings, adapters)), wanted, dict(adapters)
             try:
