@@ -48,6 +48,7 @@ def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
         len(document["arms"]), test=newest.test.name, state=newest.test.state, verdict=newest.verdict, spillover=document["spillover"]
     )
     metadata["arms"] = table([arm | {"interval": str(arm["interval"])} for arm in document["arms"]])
+    # An arm without an interval yet is drawn as its mean alone.
     bounds = [(arm["interval"][0] or arm["pnl"], arm["interval"][1] or arm["pnl"]) for arm in arms]
     metadata["pnl"] = embedded(bar_plot("P&L by arm", "dollars an agent-hour", [(a["version"], a["pnl"]) for a in arms], intervals=bounds))
     metadata["course"] = embedded(line_plot("P&L so far", "dollars an agent-hour", course(newest), x_label="hours of an agent"))

@@ -57,6 +57,7 @@ def benchmark_report(
     from babylon_rl.evaluation.benchmark import evaluate_batch
     from babylon_rl.evaluation.run_files import runs_directory
 
+    # A run that ends because a server is away is tagged as waiting, and finish_evidence counts it as no attempt.
     with babylon.connection() as connection, tagging_end(context):
         report = evaluate_batch(
             connection,

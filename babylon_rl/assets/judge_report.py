@@ -52,6 +52,7 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     from babylon_rl.judge.reliability.report import report_document, report_rows
 
     now = babylon.now()
+    # The end is exclusive: with the next hour for it, the one that runs now counts.
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
         report, audited = report_with_audit(connection, babylon.settings, span, now, on_progress=babylon.on_progress)
@@ -85,6 +86,7 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
     for name, path in paths.items():
         value: Any = document
         for key in path:
+            # What could not be measured is None on some way to the number, and left out.
             value = None if value is None else value.get(key)
         if value is not None:
             numbers[name] = float(value)

@@ -17,7 +17,7 @@ from babylon_rl.store.market import Path, price_paths, probability_paths
 from babylon_rl.traces import traced_step
 
 NOTHING = "nothing recorded"
-MOST_PERCENT = 999.99
+MOST_PERCENT = 999.99  # the most that changePercent holds
 COLUMNS = column_schema(
     windowId=("varchar(50)", "The hour"),
     stockTicker=("varchar(20)", "On a stock row: the engine's ticker"),
@@ -53,6 +53,7 @@ def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
+    # A judge is shown the market too: scores that were given for another one are marked here, before anything asks for them.
     note_changes(connection, windows, babylon.settings)
     # Price paths are read only for the hours that get plots.
     drawn = [outcomes[window] for window in windows if window in pictures and window in outcomes]
@@ -132,6 +133,7 @@ def _from_start(path: Path, prediction: PredictionOutcome) -> Path:
 
 
 def _whole_hour(start: float, path: Path) -> Path:
+    # Drawn from the hour's first to its last minute, also where a price moved once.
     return [(0.0, start), *path, (60.0, path[-1][1])]
 
 

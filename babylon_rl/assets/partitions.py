@@ -102,6 +102,7 @@ def _results(
     context: dg.AssetExecutionContext, windows: Sequence[str], reported: Iterable[Mapping[str, HourReport]]
 ) -> Iterator[dg.MaterializeResult[Any]]:
     step = context.get_step_execution_context()
+    # Read once: all hours of a step have the same code and the same inputs.
     code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
     versions: dict[str, str] = {}
     for number, reports in enumerate(reported):

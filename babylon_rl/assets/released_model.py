@@ -44,6 +44,7 @@ def released_model(
 
     with babylon.connection() as connection, tagging_end(context):
         batch_id = batch_of(context)
+        # Committed before what may take long: of a confirmation that is interrupted the decision stays, and finish_evidence asks again.
         decided = record_release(connection, batch_id, babylon.now())
         tag_run(context, version=decided.version)
         released = promote(

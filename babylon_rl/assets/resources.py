@@ -72,6 +72,7 @@ class Babylon:
                 yield connection
         except LOST as lost:
             raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
+        # An error with a sentence for a person: the step would fail the same way again.
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except psycopg.errors.InsufficientPrivilege as refused:

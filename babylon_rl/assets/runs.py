@@ -29,7 +29,7 @@ from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
 from babylon_rl.traces import note
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 
-BEAT_EVERY_S, SILENT_S = 15.0, 90.0
+BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
@@ -93,8 +93,10 @@ def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection,
     records = context.instance.get_run_records(filters)
     began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
     # Ties are broken by storage id: of two runs, exactly one is the earlier.
+    # A run whose start Dagster does not show yet is the later one of any two.
     own = began.get(context.run.run_id, (math.inf, 0))
     earlier = [run_id for run_id, start in began.items() if start < own]
+    # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
     with connection.transaction():
         alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
     if alive:

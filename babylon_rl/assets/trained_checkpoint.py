@@ -57,6 +57,7 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
     seen: list[StepMetrics] = []
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
+        # Made before the training, which it must not fail: it starts its process with the first iteration that it sends.
         tracker = Tracker(required_batch(connection, batch_id), babylon.settings)
 
         def on_step(step: StepMetrics) -> None:

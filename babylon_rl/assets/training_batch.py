@@ -26,6 +26,7 @@ COLUMNS = column_schema(
 
 @dg.asset(
     partitions_def=batches,
+    # Which hours a batch holds is in its rows alone; to Dagster it may stand on any of them.
     deps=[dg.AssetDep("scored_groups", partition_mapping=dg.AllPartitionMapping())],
     group_name="training",
     owners=OWNERS,

@@ -51,6 +51,7 @@ def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
+    # Late rows change what a judge would be asked: outdated scores are marked, and a quarantine whose request has changed ends.
     note_changes(connection, windows, babylon.settings)
     episodes, rejected = stored_episodes(connection, windows), first_rejections(connection, windows)
     return {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()}

@@ -86,6 +86,7 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
 
 def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
     """Number of the next run key: Dagster drops a request whose key was used."""
+    # By keys and not by the number of runs alone: a person may have deleted some.
     used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
     return 1 + max([len(runs), *(int(key[1]) for key in used if key)])
 
@@ -127,6 +128,7 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judge
 
     Gives up a batch of which MAX_DEAD_RUNS runs died.
     """
+    # The last of its hours counts: a run before that would find at least one of them unjudged again.
     asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
     again_at = runs.seen_at + retry_after(runs.failed)
     # Temporary reasons: the batch stays pending and is tried again later.
@@ -142,6 +144,7 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judge
         if runs.ended == WAITS:
             return f"{batch.batch_id} could not go on, as its last run says; {in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
+    # One that waits, for its judge or with a sentence in its row, has not died: its last run ended on purpose.
     if asked_at is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):

@@ -135,7 +135,9 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
     def _launch_celery_task_run(self, run: dg.DagsterRun, task_signature: Any, routing_key: str) -> None:
         settings = load_settings()
         queue = queue_of(run, settings)
+        # Before the message is sent: a free worker looks for this note at once.
         expect_worker(process_database(settings), run.run_id)
+        # A new id each time that the run is handed over: only the newest message may claim it.
         tags = {TASK_TAG: f"{run.run_id}-{os.urandom(4).hex()}", QUEUE_TAG: queue, CODE_TAG: code_version()}
         if queue in (HOURS, JUDGE):
             # A backfill of the UI asks for no retry; with workers one that is lost with its machine is nothing unusual.
@@ -174,6 +176,7 @@ class ClaimedTask(Task):  # type: ignore[misc]
             if why_not is not None:
                 refuse_run(instance, database, run_id, why_not)
                 _LOG.error(why_not)
+                # Code that does not fit one run will not fit the next; a worker that went on would refuse them all.
                 self.app.control.shutdown(destination=[self.request.hostname])
                 return 1
             why_not = claim_run(instance, database, run_id, self.request.id, own_name())

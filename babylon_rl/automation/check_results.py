@@ -93,6 +93,7 @@ class HourlyChecks(Generic[Hour]):
             selected = {key.name for key in context.op_execution_context.selected_asset_check_keys}
             for rule in self.rules:
                 if rule.name in selected:
+                    # Of hours with facts only; where there are none at all, `measured` keeps the check from passing.
                     findings = {hour.window: rule.look(hour, babylon.settings) for hour in facts}
                     bad = {window: finding for window, finding in findings.items() if finding is not None}
                     yield _check_result(context, rule, bad, totals.get(rule.name, {}), measured=bool(facts))

@@ -202,6 +202,7 @@ def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 
 def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    # Episodes without a P&L rank nowhere; too few of the others give no correlation, and so no finding.
     measured = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
     correlation = spearman([score for score, _ in measured], [pnl for _, pnl in measured])
     if correlation is None or correlation >= 0:

@@ -63,11 +63,13 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
 
     rejected = Removal(dry_run)
     rejects = settings.home / "gateway" / "rejected.calls.json"
+    # By its last write: the file goes whole, so none of its calls may be younger.
     if rejects.exists() and rejects.stat().st_mtime < seconds:
         rejected.file(rejects)
     yield _files("rejected calls", rejected)
     yield CleanedPart("gateway calls", forget_calls(connection, _before_experiments(connection, before), dry_run=dry_run), "rows")
 
+    # Runs of batches on record stay whole; of the others only what lies between the records goes (docs/decisions/0019).
     runs = ended_runs(connection, before, batches_on_record(connection, settings))
     yield CleanedPart("run logs", delete_logs(connection, runs, dry_run=dry_run), "events")
     outputs = Removal(dry_run)

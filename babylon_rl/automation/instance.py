@@ -122,9 +122,11 @@ def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
                 # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
                 run = instance.get_run_by_id(heartbeat.run_id) if why is not None else None
                 if why is not None and run is not None and run.status in HELD:
+                    # Before the report, under the row's lock: a process that is alive after all learns at its next beat that it must stop.
                     end_heartbeat(connection, run.run_id)
                     _report(instance, run, why)
                     sentences.append(f"Run {run.run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}")
+    # Without the table no run has a heartbeat, and none can be said to be dead.
     except SchemaMismatch:
         return []
     return sentences

@@ -84,6 +84,7 @@ def run_batch(
         BabylonError: raised by an asset; the run is recorded as failed.
     """
     with open_instance(database, settings) as instance:
+        # Dagster refuses a run of a partition that it does not know; adding one that is there changes nothing.
         instance.add_dynamic_partitions(BATCHES, [batch_id])
         tags = {PARTITION_TAG: batch_id}
         return _execute(TRAIN_JOB, instance, Babylon(settings, database, now, on_progress), tags, tuple(selection or BATCHED), serving)

@@ -163,6 +163,7 @@ def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, wh
     """Put a run for other workers back into Dagster's queue, unless one has taken it."""
     with database.connect() as connection:
         (heartbeat,) = lock_heartbeats(connection, [run_id])
+        # Another worker may have claimed it meanwhile; then it is executed there.
         if not heartbeat.holder and _put_back(instance, run_id, why):
             forget_run(connection, run_id)
 
@@ -178,8 +179,10 @@ def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[s
         with database.connect() as connection:
             for heartbeat in lock_heartbeats(connection, waiting):
                 dead = why_dead(heartbeat)
+                # It was claimed, and its process is about to begin it.
                 if heartbeat.holder and dead is None:
                     continue
+                # Its message still waits for a free worker.
                 if not heartbeat.holder and heartbeat.silent_s < UNTAKEN_S:
                     continue
                 why = dead if heartbeat.holder else f"No worker took it within {heartbeat.silent_s:.0f} s."

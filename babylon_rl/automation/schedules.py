@@ -94,6 +94,7 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         pending = pending_batches(connection)
         if pending:
             return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
+        # By any producer: the game's own trainings count as well.
         last = last_completed_at(connection)
         due = smaller_batch_due(last, babylon.settings, now)
         if last is not None and due > now:
@@ -102,6 +103,7 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
     if frozen.batch is None:
         return dg.SkipReason(frozen.reason)
     context.log.info(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories, and asks for the run that trains it.")
+    # A crash from here on loses no batch: it is pending in the database, and start_training asks for its run.
     context.instance.add_dynamic_partitions(BATCHES, [frozen.batch.batch_id])
     batch_id = frozen.batch.batch_id
     return dg.RunRequest(run_key=f"{batch_id}/1", partition_key=batch_id, asset_selection=trained_keys(babylon.settings))

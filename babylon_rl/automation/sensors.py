@@ -128,6 +128,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             if why_not is not None:
                 reasons.append(why_not)
             else:
+                # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
                 key = f"{batch.batch_id}/{runs.attempt}"
                 requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=trained_keys(babylon.settings)))
     if not requests:
@@ -149,6 +150,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     reasons = []
     for batch_id in undecided:
         records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
+        # One at a time: the batches behind it are looked at when this run has ended.
         if any(record.dagster_run.status in LIVE for record in records):
             return dg.SkipReason(f"{batch_id} has a live run.")
         prefix, own = evidence_key(batch_id), evidence_runs((record.dagster_run for record in records), batch_id)

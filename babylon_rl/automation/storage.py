@@ -90,5 +90,6 @@ class BabylonStorage(DagsterPostgresStorage):
         if not url:
             raise SystemExit(WITHOUT_VARIABLES)  # nothing of ours stands above Dagster's own command to catch an error
         parts = make_url(url)
+        # As for our own connections: a server that went away without a word is noticed after a minute.
         parts = parts.update_query_dict({name: value for name, value in LOST_AFTER_A_MINUTE.items() if name not in parts.query})
         return cls(parts.render_as_string(hide_password=False), inst_data=inst_data)
