@@ -103,6 +103,7 @@ def evaluate_batch(
         rows=rows_of(comparison, verdict),
         data_version=results_version(comparison, verdict, settings.min_improvement, {s.id: s.fingerprint for s in snapshots}),
         table_markdown=markdown(comparison, verdict),
+        # Before the row that names it: a report never points to a picture that is not there.
         plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
         created_at=_to_milliseconds(clock()),
     )
@@ -154,6 +155,7 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
     rivals = [] if reference is None else [version_source(*reference, base_of(reference[0], settings), settings)]
+    # The parent plays also where it is not the reference, to be shown beside it; it decides nothing then (docs/decisions/0007-gate.md).
     parent = ancestors[0] if ancestors else None
     if parent is not None and not parent.foreign and parent.version not in {rival.name for rival in rivals}:
         missing = absent(parent, settings)
@@ -187,6 +189,7 @@ def _reference(
     why = "no version is deployed." if missing is None else f"the deployed {missing}"
     notes: list[str] = []
     for other in ancestors:
+        # A refused version is no reference: to be better than it would be no merit.
         if other.version not in passed:
             continue
         missing = absent(other, settings)
@@ -255,6 +258,7 @@ def confirm(
     if begun is not None and begun.ended_at is not None:
         return begun
     newest = deployed_model(models.values())
+    # A test that was begun keeps its rival, whatever was deployed since: its level was fixed for that comparison.
     reference = begun.reference if begun is not None else None if newest is None else newest.version
     model, deployed = models[version], None if reference is None else models[reference]
     for player in (model, deployed):
@@ -271,6 +275,7 @@ def confirm(
         connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
     )
     ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    # One-sided (docs/decisions/0007-gate.md): the question is whether it earns more, not whether it differs.
     difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
     end_confirmation(connection, test.number, difference.mean, difference.p, clock())
     return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())

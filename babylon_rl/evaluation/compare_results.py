@@ -216,6 +216,7 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
     Raises:
         UsageError: two different results of one agent, market, seed and repeat.
     """
+    # First all names with the agents that they stand for; only then can the shortest one that is unmistakable be chosen.
     agents: dict[str, set[str]] = {}
     for result in results:
         for name in _names(result):

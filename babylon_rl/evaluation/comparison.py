@@ -49,6 +49,7 @@ class PlayerRow(Generic[R]):
     @cached_property
     def pnl(self) -> Interval:
         """Mean P&L of a market in dollars."""
+        # By snapshot: repeats of one market are not independent, and would make the interval too narrow.
         return mean_interval(self.pnls_usd, clusters=[snapshot for snapshot, _, _ in self.runs])
 
     def mean(self, value_of: Callable[[R], float | None]) -> float | None:
@@ -258,10 +259,12 @@ def compare(
     rows = []
     for player, (role, results) in played.items():
         compared = reference is not None and player != reference
+        # As wide as all analyses together ask, also at the first: it may not be the last.
         improvement = paired_interval(pnls[player], pnls[reference or ""], confidence=confidence_of(analyses)) if compared else None
         rows.append(GateRow(player, role, {(result.snapshot, "", 0): result for result in results}, improvement))
     # The candidate is paired with other models and with doing nothing; strategies only describe.
     rivals = [row.player for row in rows if row.player != candidate and (row.role in _RIVALS or row.player in (reference, NOTHING))]
+    # The reference first, as the gate takes the first pair for it; the order of the others stays.
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
     return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses)

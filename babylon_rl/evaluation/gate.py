@@ -67,6 +67,7 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Gat
     outcomes = {check.found for check in checks}
     # One failed check decides; a pass needs every check.
     decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
+    # Only the checks that made the decision are named before the money; a pass is said by the money alone.
     named = [check for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
     return GateVerdict(
         decision, _sentences(*(check.words for check in named), *_money(comparison, improvement, min_improvement, decision)), checks
@@ -123,6 +124,7 @@ def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
 
 
 def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
+    # The first pair is that with the reference.
     spread, sentence = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
     if spread is not None and spread.between > 0:
         shown = detectable_effect(comparison.markets, spread, comparison.confidence)
@@ -166,6 +168,7 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
     """
     # Sizes are fixed beforehand; none is chosen from the data.
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
+    # Where even the last size is too small to pass, playing on could only cost.
     if not larger or larger[-1] < FEWEST_MARKETS:
         return None
     if comparison.markets < FEWEST_TO_RESAMPLE:  # too few to expect anything from

@@ -81,6 +81,7 @@ def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> 
     hour, free = window_start(last), list[str]()
     # Backwards until as many consecutive hours are free.
     while len(free) < request.windows:
+        # An hour that is taken breaks the stretch: the count begins anew before it.
         free = [] if has_simulated_hour(connection, window_of(hour)) else [*free, window_of(hour)]
         hour -= HOUR
     return replace(request, start=free[-1])

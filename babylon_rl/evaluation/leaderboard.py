@@ -154,6 +154,7 @@ class _Known:
             return f"It has no benchmark report yet: {again}."
         if model.version not in self._results:
             return report.reason if report.reference is None else "It stands on another base than the newest version."
+        # Measured by the version that shares most: after a change of the markets all have few, and none is at fault.
         shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
         # A version that shares too few markets would make the common set small for all.
         if shared < max(_FEWEST, min(benchmark_size, most)):

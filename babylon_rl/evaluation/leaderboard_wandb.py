@@ -35,6 +35,7 @@ def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: f
     process = WandbProcess(__name__, run_request(settings, RUN_ID, "leaderboard", "leaderboard", initTimeout=init_timeout_s), settings)
     process.write(_content(board, png))
     sent = process.end()
+    # Noted only after it arrived: what failed is sent with the next leaderboard.
     if sent.link is not None:
         (home / _SENT).write_text(json.dumps({"dataVersion": board.data_version, "where": where, "link": sent.link}))
     return sent

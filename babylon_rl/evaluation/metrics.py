@@ -55,6 +55,7 @@ def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
     """
     by_id: dict[str, Position] = {}
     for fill in purchases(record):
+        # Later purchases into the same position change its size, not where it began.
         by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
     # Profits of sales, mandates, answers and liquidations, in order.
     for closing, how in _closings(record):
@@ -77,6 +78,7 @@ def open_counts(held: Iterable[Position], moments: int) -> list[int]:
     """Number of open positions at moments 0 to ``moments - 1``."""
     changes = [0] * (moments + 1)
     for position in held:
+        # Bought at a tick, it is held from the next moment on.
         changes[min(moments, position.opened_tick + 1)] += 1
         changes[min(moments, position.ended_moment if position.ended_moment is not None else moments)] -= 1
     return list(accumulate(changes[:moments]))
@@ -114,6 +116,7 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
     brier, market_brier, edge = forecast_scores(forecasts_made)
     reactions, news = reaction_ticks(record, scenario, run.ticks_played)
     invalid = record.invalid
+    # Positions that came out at exactly 0 are neither, and not in the win rate.
     won, lost = sum(position.profit > 0.0 for position in held), sum(position.profit < 0.0 for position in held)
     return Metrics(
         total_pnl=record.pnl_usd,
@@ -256,6 +259,7 @@ def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple
         if event.tick < ticks and event.direction:
             news += 1
             first = next((tick for tick in bought.get((event.about, event.direction), ()) if tick >= event.tick), None)
+            # Later than its effect a purchase in the same direction is no reaction to it.
             if first is not None and first <= event.tick + event.ticks:
                 delays.append(float(first - event.tick))
     return delays, news

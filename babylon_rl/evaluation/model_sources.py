@@ -74,6 +74,7 @@ def base_of(model: Model, settings: Settings) -> ModelSource:
     if read_remote(directory) is None:
         return base_source(settings)
     address = address_of(settings, model.version, directory)
+    # The service answers for the base too, under its own name, with the same key and URL.
     service = replace(address, model=model.base_model)
     return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
 

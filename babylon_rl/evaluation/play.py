@@ -26,7 +26,7 @@ from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
 PLAYER_ID = "player"  # the same id for everybody, so that luck by id is the same
-CONCURRENCY, GATE_CONCURRENCY = 8, 16
+CONCURRENCY, GATE_CONCURRENCY = 8, 16  # runs of models at once
 UPDATES_PER_RUN = 20
 DECISIONS = "decisions"
 _LOG = logging.getLogger("babylon_rl.evaluation")
@@ -94,6 +94,7 @@ def _play_unless_down(job: Job, leaving: Event, down: dict[str, ModelUnavailable
         result = _play(job, leaving, on_decisions)
     except ModelUnavailable as unavailable:  # it could not even be begun
         return down.setdefault(name, unavailable)
+    # What was played of it is still returned, and kept where its run can be resumed.
     if result.stopped is not None:
         down.setdefault(name, ModelUnavailable(result.stopped))
     return result
@@ -109,6 +110,7 @@ def _play(job: Job, leaving: Event, on_decisions: Callable[[int], None]) -> Resu
         if done % every == 0 or done == of:
             on_decisions(every if done % every == 0 else done % every)
 
+    # The gate keeps none: there a market is the unit, stored when it ends and played anew when it was cut off.
     answers = files.path(ANSWERS) if files is not None and job.resumable else None
     agent = job.player.make(job.snapshot, answers)
     run = simulation.play(scenario, {job.agent_id: agent}, seed=job.luck, start_balance=job.snapshot.start_balance, on_tick=on_tick)
@@ -283,6 +285,7 @@ def play_side_by_side(
         for number, own in enumerate(runs)
         if place < len(own.snapshots)
     }
+    # By identity: equality of jobs would compare whole markets.
     places = {id(job): place for place, job in jobs.items()}
     rows, stopped, not_begun = dict[tuple[int, int], MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
     with closing(play(list(jobs.values()), concurrency)) as outcomes:

@@ -78,6 +78,7 @@ def _fewer_errors(ours: GateRow, theirs: GateRow, confidence: float) -> Criterio
     # Without any error there is nothing to compare.
     if not any(errors):
         return Criterion("fewer errors", UNKNOWN, "neither made one: no unusable answer and no refused order")
+    # Theirs less ours, as fewer errors are better.
     gain = _share_gain(theirs, ours, lambda result: (result.invalid + result.refused, result.decisions), confidence)
     return _share("fewer errors", gain, f"of the decisions ({errors[0]} errors against {errors[1]})")
 
@@ -105,6 +106,7 @@ def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float)
         if not trials.sum():
             return None
         share = hits.sum() / trials.sum()
+        # Each market's part in the ratio: their mean is the share, and their spread is its error.
         parts.append(share + (hits - share * trials) / trials.mean())
     linear: Sequence[float] = (parts[0] - parts[1]).tolist()
     return mean_interval(linear, confidence=confidence)

@@ -99,6 +99,7 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
     moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in traded}
+    # From moment 0 on, where it is 0; the row keeps it from the first tick on.
     pnls = [equity - result.start_balance for equity in result.equity]
     return MarketResult(
         snapshot=snapshot.id,

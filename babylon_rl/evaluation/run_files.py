@@ -77,6 +77,7 @@ class RunFiles:
         write_atomically(self.path(DECISIONS), packed.getvalue())
         write_atomically(self.path(SUFFIX if result.complete else PARTIAL), encode_result(result))
         if result.complete:
+            # After the result: a crash before leaves more than is needed, never less.
             self.path(PARTIAL).unlink(missing_ok=True)
             self.path(ANSWERS).unlink(missing_ok=True)
 
@@ -196,6 +197,7 @@ def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recordi
     trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])
     for turn in decisions:
         tick = int(turn["tick"])
+        # The state at the tick's beginning; moments are counted from 0, before the first decision.
         state = result.trajectory.states[tick]
         # The recorder reads this clock; its times are the market's.
         clock[0] = _moment(state.timestamp)

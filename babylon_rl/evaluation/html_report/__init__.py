@@ -74,6 +74,7 @@ def safe(value: object) -> object:
         return value
     # Lone surrogates cannot be written as UTF-8.
     cleaned = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    # Blanks before a formula do not keep a spreadsheet from reading it.
     return f"'{cleaned}" if cleaned.lstrip(" ").startswith(FORMULA) else cleaned
 
 

@@ -20,7 +20,7 @@ from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.reporting.numbers import dollars, duration, moment, number, percent, plural
 from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
 
-MOST_COMPARED = 12
+MOST_COMPARED = 12  # agents of which every pair is shown: 66 pairs
 OWN_SCALE_FROM = 3.0  # times as high as every other curve
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 HEADINGS = {
@@ -210,6 +210,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     Raises:
         UsageError: one agent has two different results of the same market, seed and repeat.
     """
+    # A run that ended early has earned over another time, and cannot be averaged with the others.
     complete = [result for result in results if result.complete]
     if not complete:
         return ReportSummary((), {})

@@ -126,6 +126,7 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
     def weight(action: ActionTaken) -> tuple[bool, float, bool]:
         brought = abs(rewards[action.tick]) if action.tick < len(rewards) else 0.0
         published = scenario is not None and bool(scenario.events_at(action.tick))
+        # Decisions before holds, then by money; where that is equal, one that had something to read.
         return action.type != "hold", brought, published
 
     heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]

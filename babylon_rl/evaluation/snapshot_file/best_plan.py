@@ -57,6 +57,7 @@ def best_purchases(scenario: Scenario, model: MarketModel, turns: range, usd: fl
         return ()
     # Profit of every question at every turn, for both sides.
     offers = np.array([[_profits(question, scenario, model, usd, yes)[ticks] for yes in (True, False)] for question in scenario.questions])
+    # Nothing is gained by not buying, so an assignment may leave any question out.
     gains = np.maximum(offers.max(axis=1), 0.0)
     # the others can take at most as many ticks from a question as there are others
     few = min(len(scenario.questions), len(ticks))
@@ -239,6 +240,7 @@ def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, tur
         trip, most = None, best[turn]
         profits = market.profits(first, turn)
         if profits.size:
+            # What could be earned before the opening turn, and this trip.
             totals = profits + best[first:turn]
             at = int(np.argmax(totals))
             if totals.flat[at] > most:
@@ -279,6 +281,7 @@ class _Stocks:
         share, maintenance = 1.0 / policy.leverage, model.maintenance
         # a long is liquidated at this share of its entry price, a short at that one
         self._floor, self._ceiling = (1.0 - share) / (1.0 - maintenance), (1.0 + share) / (1.0 + maintenance)
+        # The exchange limits how far an order moves a stock: at a lower price the same dollars are more units, and move it further.
         room = self._usd * model.impact_per_usd / model.max_impact if model.max_impact > 0.0 else 1.0
         self._open = self._at > prices[:, :1] * room
 

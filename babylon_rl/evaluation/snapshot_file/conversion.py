@@ -206,6 +206,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
     question = next((question for question in scenario.questions if question.id == about), None)
     if question is None or not direction or not question.created_tick <= tick < question.resolve_tick:
         return 0.0
+    # The last tick at which it can be sold: at the next one it is answered.
     until = min(until, question.resolve_tick - 1)
     # NO costs the complement of the crowd's probability.
     bought, sold = ((p if direction > 0 else 1.0 - p) for p in (question.crowd[tick], question.crowd[until]))
@@ -264,6 +265,7 @@ def save(snapshot: SnapshotDocument, path: Path) -> int:
     raw = encode(snapshot)
     if path.name.endswith(".gz"):
         packed = io.BytesIO()
+        # Without name and time stamp, so that the same market gives the same file.
         with gzip.GzipFile(filename="", mode="wb", compresslevel=COMPRESSION, fileobj=packed, mtime=0) as file:
             file.write(raw)
         raw = packed.getvalue()
@@ -404,6 +406,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
         created = min(shown)
         # A question without an answer in the market ends after it.
         answered = next((tick for tick, market in shown.items() if market.resolved), None)
+        # Rounded up: an answer that is due within a tick comes at its end.
         resolve = answered if answered is not None else -((start - shown[created].resolve_at) // ms)
         price, crowd = shown[created].yes_price, []
         for tick in range(len(states)):

@@ -136,6 +136,7 @@ def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[
     recorded = {state.tick: market for state in states for market in state.perpetual_markets if market.ticker == ticker}
     times = {state.tick: state.timestamp for state in states}
     readings = (([point for point in history if not _same(point, recorded.get(point.tick + by))], by) for by in (0, 1))
+    # Either counting may be meant: that with fewer faults is taken, and its faults are reported.
     wrong_points, shift = min(readings, key=lambda reading: len(reading[0]))
     for point in wrong_points:
         shown = recorded[point.tick + shift].price if point.tick + shift in recorded else None

@@ -144,6 +144,7 @@ def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
     student = student_quantile(tail(confidence), x.size - 1)
     if x.size < FEWEST_TO_RESAMPLE:
         return student
+    # Centred: resamples come from values whose mean is known to be 0, so that |t| is the error of an estimate.
     reach = float(np.quantile(_studentized(x - x.mean(), seed, resamples), confidence, method="higher"))
     return reach if math.isfinite(reach) else student  # nearly all values are equal: resamples have no spread to go by
 
@@ -151,6 +152,7 @@ def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
 def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     """|t| of every resample's mean; infinite where a resample has no spread, shape (resamples,)."""
     rng, count = np.random.default_rng(seed), centred.size
+    # Below `still` a variance is rounding alone: such a resample drew one value only, and its t says nothing finite.
     rows, still = max(1, _CHUNK // count), 1e-12 * float(centred @ centred) / count
     parts = []
     for start in range(0, resamples, rows):
@@ -186,6 +188,7 @@ def share_by_snapshot(successes: Sequence[int], counts: Sequence[int]) -> Interv
         return Interval(share, 0.0, 1.0, 1)
     variance = snapshots / (snapshots - 1) * float(((won - share * tried) ** 2).sum()) / trials**2
     effective = float(snapshots) if variance == 0 or share in (0.0, 1.0) else min(trials, share * (1 - share) / variance)
+    # With few snapshots the variance between them is uncertain itself: by Student's quantile they count as fewer trials.
     effective *= (normal_quantile(tail(CONFIDENCE)) / student_quantile(tail(CONFIDENCE), snapshots - 1)) ** 2
     return Interval(share, *wilson(share, effective), snapshots)
 

@@ -16,7 +16,7 @@ from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Inter
 FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
 MISMATCH_BELOW = 0.001  # Fabijan and others, Diagnosing Sample Ratio Mismatch, KDD 2019
 ERROR_RATE = 0.05
-_PRIOR_WEIGHT = 200.0
+_PRIOR_WEIGHT = 200.0  # units that the prior counts for; the test is valid with any
 _FIRST_WEALTH = 0.5  # of the error rate, the share that tests spend before the first discovery
 _DECAY = 1.6  # of the weights, as in SAFFRON (Ramdas, Zrnic, Wainwright and Jordan, ICML 2018): more power within a hundred tests
 _SUM = 2.285765666  # of 1 / n**_DECAY over all n
@@ -87,6 +87,7 @@ def live_comparison(
     difference, variance, count = our_mean - their_mean, our_variance + their_variance, len(ours) + len(theirs)
     if min(our_agents, their_agents) < FEWEST_AGENTS or variance <= 0:
         return LiveInterval(difference, -math.inf, math.inf, count, 1.0)
+    # Welch's and Satterthwaite's: two arms of other size and spread.
     degrees = variance**2 / (our_variance**2 / (our_agents - 1) + their_variance**2 / (their_agents - 1))
     information = expected_effect**2 / variance
     reach = math.sqrt(2 * (1 + information) / information * (0.5 * math.log1p(information) - math.log(2 * (1 - tail(confidence)))))
@@ -104,6 +105,7 @@ def _arm(agents: Sequence[Sequence[float]], name: str) -> tuple[float, float, fl
     if hours.size == 0:
         raise ValueError(f"No agent of {name} has played yet.")
     mean, effective = float(totals.sum() / hours.sum()), float(hours.sum() ** 2 / (hours**2).sum())
+    # One agent says nothing of how agents differ.
     if hours.size == 1:
         return mean, math.inf, 1.0
     residuals = float(((totals - mean * hours) ** 2).sum()) / float(hours.sum()) ** 2

@@ -168,12 +168,14 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
         raise ValueError(f"A p-value lies within 0 and 1, unlike {wrong}.")
     count, largest, adjusted = len(p_values), 0.0, dict[Name, float]()
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        # Never below the one before: a smaller p must not come out larger.
         largest = max(largest, min(1.0, (count - rank) * p))
         adjusted[name] = largest
     return adjusted
 
 
 def _all_sums(x: Floats) -> Floats:
+    # Doubled with each value: all 2^n ways to set the signs, one sum each.
     sums = np.zeros(1)
     for value in x:
         sums = np.concatenate([sums + value, sums - value])
@@ -185,6 +187,7 @@ def _random_sums(x: Floats, seed: int, flips: int) -> Floats:
     total, parts = float(x.sum()), []
     for start in range(0, flips, rows):
         bits = rng.integers(0, 2, (min(rows, flips - start), x.size), dtype=np.int8)
+        # Bits choose the values with a plus: twice their sum less the whole is the sum with signs.
         parts.append(2 * (bits.astype(np.float64) @ x) - total)
     return np.concatenate(parts)
 
@@ -210,6 +213,7 @@ def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = 
     if np.ptp(x) == 0:
         raise ValueError(f"An effect size needs differences that vary; all {count} are {x[0]:g}.")
     size = float(x.mean() / x.std(ddof=1))
+    # Mean and variance without each value in turn, in one pass.
     means = (x.sum() - x) / (count - 1)
     squares = np.maximum(((x - x.mean()) ** 2).sum() - count / (count - 1) * (x - x.mean()) ** 2, 0.0)
     if (squares < 1e-12 * squares.max()).any():  # without one value there is no spread left
