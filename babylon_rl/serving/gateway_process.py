@@ -17,6 +17,7 @@ from starlette.routing import Route as RoutedPath
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.errors import BabylonError, ModelUnavailable
+from babylon_rl.files.location import shown_url
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.models.server import bind, in_thread, url_of
 from babylon_rl.serving.access import new_key
@@ -218,7 +219,7 @@ def configuration(settings: Settings, table: RoutingTable | None) -> str:
         f"at most {settings.rl_rollout_percentage:g} % of agents",
         f"fallback to base {'on' if settings.rl_fallback_to_base else 'off'}",
         f"recording {settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0:.0%} of calls",
-        f"LOCAL_ENDPOINT {settings.local_endpoint}",
+        f"LOCAL_ENDPOINT {shown_url(settings.local_endpoint)}",
     ]
     line = f"RL Model Configuration: {', '.join(parts)}."
     try:

@@ -135,7 +135,8 @@ class ServerPool:
         secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
         self._ssl = ssl.create_default_context() if secure else None
-        lines = [f"POST {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}", *(f"{name}: {value}" for name, value in headers.items())]
+        host = parts.netloc.rpartition("@")[2]  # a user and password are no part of this header
+        lines = [f"POST {parts.path or '/'} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
         self._head = "".join(f"{line}\r\n" for line in lines).encode()
         self._idle: list[ServerConnection] = []
 

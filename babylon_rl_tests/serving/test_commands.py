@@ -95,3 +95,5 @@ def test_the_start_up_line_resolve_and_the_answer_s_headers_agree(command, conne
     unknown = settings.model_copy(update={"rl_model_version": "v9.9.9"})
     assert "Warning: RL_MODEL_VERSION=v9.9.9: There is no version v9.9.9" in configuration(unknown, read_routing(connection))
     assert "pinned to v9.9.9, the registry does not answer" in configuration(unknown, None)
+    with_password = settings.model_copy(update={"local_endpoint": "http://user:secret@localhost:8000"})
+    assert configuration(with_password, None).endswith("LOCAL_ENDPOINT http://localhost:8000.")

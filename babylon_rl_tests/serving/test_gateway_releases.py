@@ -140,6 +140,17 @@ def test_without_notifications_the_registry_is_polled_and_a_lost_database_change
     assert asking.failed == [] and gateway.gateway.state.problem is None
 
 
+async def answered_at(url: str) -> None:
+    model = Upstream("local", url, None, 5.0)
+    await model.ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
+    model.pool.close()
+
+
+def test_credentials_in_an_address_do_not_reach_the_host_header(upstream: ModelStandIn) -> None:
+    asyncio.run(answered_at(upstream.url.replace("//", "//user:secret@")))
+    assert f"Host: 127.0.0.1:{upstream.port}\r\n" in upstream.heads[0] and "secret" not in upstream.heads[0]
+
+
 async def refusal_of(upstream: ModelStandIn, key: str) -> str:
     model = Upstream("wandb", upstream.url, key, 5.0)
     try:
