@@ -24,6 +24,7 @@ POLL_S = 5.0
 ANSWER_S = 5.0
 FIRST_READ_S = 3.0
 _RETRY_S = 1.0
+_NEVER_ANSWERED = "the database has not answered yet"
 _LOG = logging.getLogger("babylon_rl.gateway")
 
 
@@ -46,7 +47,7 @@ class LiveState:
 
     def __init__(self, settings: Settings, access: Access) -> None:
         self.table = RoutingTable()
-        self.problem: str | None = "the database has not answered yet"
+        self.problem: str | None = _NEVER_ANSWERED
         self.reads = 0
         self._settings, self._access = settings, access
         url = settings.database_url
@@ -74,7 +75,8 @@ class LiveState:
                 with open_database(self._settings, prepare=False) as database, database.connect_directly() as connection:
                     self._follow(connection)
             except (psycopg.Error, BabylonError, OSError) as broken:
-                if self.problem is None or self.reads == 0:
+                # Once for each time that it goes away: it is tried again every second.
+                if self.problem in (None, _NEVER_ANSWERED):
                     _LOG.warning("The database does not answer; routing and keys stay as they are.")
                 self.problem = f"the database does not answer: {first_line(broken)}"
                 self._first.set()

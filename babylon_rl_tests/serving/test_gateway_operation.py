@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.serving import live_state
-from babylon_rl.serving.access import key_hash
+from babylon_rl.serving.access import Access, key_hash
 from babylon_rl.serving.metrics import Counter, Gauge, Histogram, ProcessMetrics
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
@@ -101,6 +103,19 @@ def test_a_silent_database_is_noticed_and_the_gateway_goes_on_when_it_speaks_aga
 
 
 NO_DATABASE = Database("postgresql://nobody@127.0.0.1:1/nothing", "postgresql://nobody@127.0.0.1:1/nothing")
+
+
+def test_a_database_that_never_answers_is_logged_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live_state, "_RETRY_S", 0.01)
+    away = live_state.LiveState(settings.model_copy(update={"database_url": SecretStr(NO_DATABASE.url)}), Access())
+    away.start()
+    time.sleep(0.5)
+    away.close()
+    assert [record.message for record in caplog.records].count("The database does not answer; routing and keys stay as they are.") == 1
+
+
 PROXIED = {"x-forwarded-for": "203.0.113.9"}  # another machine's request
 
 
