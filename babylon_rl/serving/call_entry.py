@@ -98,6 +98,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             "requestId": self.request_id, "key": self.key_name, "tools": request.get("tools"), "toolCalls": answer.tool_calls or None,
             "otherChoices": answer.others or None, "providerAccesses": self.provider_accesses or None, "seed": request.get("seed"),
         }  # fmt: skip
+        most_tokens = _number(request, "max_completion_tokens", _number(request, "max_tokens", 0))
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return {
             "id": self.call_id, "trajectoryId": _storable(place), "stepId": _storable(self._step_id(place)), "callId": self.call_id,
@@ -107,7 +108,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             "messagesJson": dump(messages if messages is not None else request["messages"], "messages"),
             "response": text(answer.content, "content"), "reasoning": _storable(answer.reasoning),
             "temperature": _number(request, "temperature", 1.0), "topP": _number(request, "top_p", None),
-            "maxTokens": int(_number(request, "max_completion_tokens", _number(request, "max_tokens", 0)) or 0) % MOST_IN_INTEGER,
+            "maxTokens": max(0, min(int(most_tokens or 0), MOST_IN_INTEGER)),
             "promptTokens": prompt, "completionTokens": completion,
             "totalTokens": prompt + completion if prompt is not None and completion is not None else None,
             "metadata": dump({name: value for name, value in metadata.items() if value is not None}, "metadata"),

@@ -394,3 +394,14 @@ def test_a_fault_that_lasts_for_hours_is_still_tried_again(recording: Settings, 
     pauses = ManyPauses()
     CallWriter(recording, pauses).run(database)
     assert pauses.number == 1100
+
+
+@pytest.mark.parametrize(("given", "kept"), [(-1, 0), (2**31 - 1, 2**31 - 1), (2**40, 2**31 - 1)])
+def test_a_limit_of_tokens_that_the_column_cannot_hold_is_recorded_as_the_nearest_one_that_it_can(given: int, kept: int) -> None:
+    entry = CallEntry(
+        "call-1", "call-1", 0, "a1", None, None, None, "action", None, [], None, None, "base", "base", "auto", None, 200, 1.0, None, 1, 1,
+        json.dumps({"messages": [{"role": "user", "content": "What now?"}], "max_tokens": given}).encode(),
+        b'{"choices": [{"message": {"content": "hold"}}]}',
+    )  # fmt: skip
+    row = entry.log_row()
+    assert row is not None and row["maxTokens"] == kept
