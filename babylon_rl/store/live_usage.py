@@ -206,10 +206,11 @@ def read_agent_hours(connection: Connection, since: datetime, agent_hash: Callab
 
     ``agent_hash`` is the hash that stands for an agent in recorded calls, if one does.
     """
+    # The first hour as a whole: a call before ``since`` may show that the agent had another version in a part of it.
     window = window_of(since)
     agents = [] if agent_hash is None else [agent for (agent,) in connection.execute(_AGENTS_OF_HOURS, [window])]
     recorded = [] if agent_hash is None else [agent_hash(agent) for agent in agents]
-    given = {"since": since, "window": window, "recorded": recorded, "agents": agents}
+    given = {"since": window_start(window), "window": window, "recorded": recorded, "agents": agents}
     return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, given)]
 
 

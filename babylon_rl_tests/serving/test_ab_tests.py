@@ -95,6 +95,16 @@ def test_a_broken_assignment_is_told_instead_of_a_result(connection, settings, v
     )
 
 
+def test_the_hour_in_which_a_test_begins_counts_for_agents_that_had_one_version_all_along(connection, settings, versions) -> None:
+    insert_calls(connection, "v1.0.0", START + timedelta(minutes=5), ["moved", "stayed"])
+    start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, ReleaseAuthor("tester", "a test", START + timedelta(minutes=30)))
+    insert_calls(connection, "v1.0.1", START + timedelta(minutes=40), ["moved", "came"])
+    insert_calls(connection, "v1.0.0", START + timedelta(minutes=40), ["stayed"])
+    insert_hour(connection, START, {"moved": 100.0, "stayed": 1.0, "came": 2.0})
+    arms = report(connection, "first", settings).arms
+    assert [dict(arm.hours) for arm in arms] == [{"stayed": [1.0]}, {"came": [2.0]}]
+
+
 def test_a_test_without_hours_says_so(connection, settings, versions) -> None:
     start(connection, "empty", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     found = report(connection, "empty", settings)
