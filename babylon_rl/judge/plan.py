@@ -21,7 +21,7 @@ from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.hindsight import recorded_knowledge
-from babylon_rl.store.windows import lock_windows, reading_chunks
+from babylon_rl.store.windows import chunks, lock_windows, reading_chunks
 from babylon_rl.types import GroupScores, WindowReading
 from babylon_rl.versions import content_version
 
@@ -275,7 +275,12 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
     """Mark outdated scores stale, and release quarantined hours whose request has changed."""
     if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
         return
-    scores.forget_sources(connection, outdated_inputs(connection, windows, settings))
+    outdated = outdated_inputs(connection, windows, settings)
+    for some in chunks(outdated):
+        # Under the locks of the hours, as all who write scores: two that update rows of several hours could wait for each other.
+        with connection.transaction():
+            lock_windows(connection, some)
+            scores.forget_sources(connection, {window: outdated[window] for window in some})
     # a quarantine by another judge is not this judge's to end
     held_back = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     for start in range(0, len(held_back), HOURS_PLANNED_AT_ONCE):

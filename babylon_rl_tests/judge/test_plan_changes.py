@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from babylon_rl.cli.score import _lacking
@@ -17,6 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.scores import read_quarantined
+from babylon_rl.store.windows import lock_windows
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
@@ -123,6 +125,23 @@ def test_the_graph_notices_a_late_answer_where_it_reads_the_market(
     bench.run("hours", window, asset_selection=[dg.AssetKey("market_outcomes")])
     with database.connect() as connection:
         assert stale(connection) == [True]
+
+
+def test_changes_are_noted_under_the_lock_of_their_hour(database: Database, settings: Settings, judge: Judge) -> None:
+    with database.connect() as connection:
+        (window,) = add_hours(connection, 1)
+        fill_market(connection)
+        chosen = asking(settings, judge.url)
+        score_windows(connection, [window], chosen, NOW)
+        connection.execute(LATE_ANSWER)
+    with database.connect() as reading, database.connect(autocommit=True) as noting:
+        lock_windows(reading, [window])
+        noting.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            note_changes(noting, [window], chosen)
+        reading.rollback()
+        note_changes(noting, [window], chosen)
+        assert stale(noting) == [True]
 
 
 @pytest.mark.slow
