@@ -170,9 +170,13 @@ class RecorderCalls:
         hash of the id decides here whether it is kept; one that is not kept costs next to nothing.
 
         Raises:
-            UsageError: an id or scenario that does not fit its column, or a window that is neither an hour nor ``benchmark-<id>``.
+            UsageError: an id or scenario that does not fit its column, an id that is open, or a window that is neither an hour nor
+                ``benchmark-<id>``.
         """
         trajectory_id = label(self._new_id() if trajectory_id is None else trajectory_id, "the trajectory's id")
+        # Its steps would be lost without a word.
+        if trajectory_id in self._open:
+            raise UsageError(f"Trajectory {trajectory_id} is open already: end it first, or give another id.")
         # Seeded by the id: the same id gives the same decision on every machine.
         if self._sampling < 1 and random.Random(trajectory_id).random() >= self._sampling:
             self._open[trajectory_id] = _UNSAMPLED

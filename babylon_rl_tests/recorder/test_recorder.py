@@ -219,3 +219,15 @@ def test_window_and_scenario_are_the_current_hour_unless_named() -> None:
     assert [(one.columns["windowId"], one.columns["scenarioId"]) for one in recorded.kept] == [
         (WINDOW, WINDOW), ("2025-11-15T09:00", "benchmark-3")]  # fmt: skip
     assert recorded.columns["episodeId"] == f"2025-11-15T09:00-{milliseconds(recorded.now)}"
+
+
+@pytest.mark.parametrize("sampling_rate", [1.0, 0.0])
+def test_an_id_that_is_open_cannot_begin_another_trajectory(sampling_rate: float) -> None:
+    recorded = Recorded(sampling_rate)
+    begun = recorded.recorder.start_trajectory("agent-1", trajectory_id="mine")
+    recorded.step(begun)
+    with pytest.raises(UsageError, match="Trajectory mine is open already"):
+        recorded.recorder.start_trajectory("agent-1", trajectory_id="mine")
+    recorded.recorder.end_trajectory(begun)
+    assert [kept.columns["episodeLength"] for kept in recorded.kept] == ([1] if sampling_rate else [])
+    assert recorded.recorder.start_trajectory("agent-1", trajectory_id="mine") == "mine"
