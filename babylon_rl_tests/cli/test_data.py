@@ -71,6 +71,17 @@ def test_state_of_each_window(sample_database: Database, settings: Settings, ask
     assert states[WINDOW] == "scored"
 
 
+def test_an_hour_that_has_changed_since_it_was_judged_is_not_shown_as_scored(
+    sample_database: Database, settings: Settings, ask: Ask
+) -> None:
+    with sample_database.connect() as connection:
+        score_windows(connection, [WINDOW], settings, datetime(2026, 1, 1))
+        first = read_windows(connection, [WINDOW], settings)[WINDOW].usable_episodes[0]
+        connection.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [first.trajectory_ids[0]])
+    (row,) = ask("windows", "--from", WINDOW, "--to", "2025-10-29T17:00")["windows"]
+    assert row["state"] == "ready"
+
+
 def test_windows_carry_the_quality_of_their_rows(ask: Ask) -> None:
     found = {row["window"]: row["quality"] for row in ask("windows")["windows"]}
     assert found[WINDOW] == {
