@@ -142,6 +142,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
             f"{report.judge} gives the longest transcript {points.value:+.2f} points over the shortest at equal P&L "
             f"(95 % interval {points.low:+.2f} to {points.high:+.2f}, {points.groups} hours)."
         )
+        # Both are asked for: a large value that chance explains is no finding, nor is a certain one that is small.
         passed = abs(points.value) < MOST_LENGTH_POINTS or points.low <= 0 <= points.high
     return dg.AssetCheckResult(
         passed=passed,

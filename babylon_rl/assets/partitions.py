@@ -44,6 +44,7 @@ def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
             "or a range (docs/reference/ui.md)."
         )
     windows = list(context.partition_keys)
+    # An hour that has not ended would be read in part, and its content would count as that of the hour.
     unfinished = next((window for window in windows if not is_complete(window, now)), None)
     if unfinished is not None:
         raise _refused(f"{unfinished} has not ended; an hour is read once it is over.")

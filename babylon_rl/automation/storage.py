@@ -56,6 +56,7 @@ class HourlyEventLog(PostgresEventLogStorage):
         if planned.partitions_subset is None:
             super()._store_asset_check_evaluation_planned(event, event_id)
             return
+        # Serialized once, and stored by one statement; the base class serializes the event for each hour.
         row = self._event_to_row(event)
         values = {
             "asset": planned.asset_key.to_string(), "check": planned.check_name, "run": row["run_id"], "event": row["event"],

@@ -64,6 +64,7 @@ def skills(markets: int = SKILL_MARKETS, on_market: Callable[[], None] = lambda:
     """
     pnls = np.empty((markets, len(PLAYERS)))
     for index in range(markets):
+        # Markets apart from the judged hours: skill measured in the same ones would hold their luck.
         seed = f"{SEED_PREFIX}{index}"
         scenario = generate(preset("hour", seed=seed, agents=len(PLAYERS), edition=TRAINING.name))
         run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, seed=seed)

@@ -176,6 +176,7 @@ def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
     """Forecasts in ten bins by price paid; empty bins are left out."""
     of_bin: dict[int, list[Forecast]] = {}
     for forecast in forecasts:
+        # A price of exactly 1 belongs to the last bin.
         of_bin.setdefault(min(BINS - 1, int(forecast.paid * BINS)), []).append(forecast)
     return [
         Bin(

@@ -129,6 +129,7 @@ COLUMNS = (
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
     """Hash of every result, its market, and the decision."""
+    # With each market's fingerprint: the same money in a market that came out differently is another report.
     results = {
         row.player: [[r.snapshot, markets[r.snapshot], r.pnl_usd, r.refused, list(r.equity_usd)] for r in row.results]
         for row in comparison.rows

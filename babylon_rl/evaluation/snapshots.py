@@ -27,7 +27,7 @@ from babylon_rl.market.simulation.wording import WORDS
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 
-FIRST = "2000-01-01T00:00"
+FIRST = "2000-01-01T00:00"  # before any game began, so that no training hour is one of these
 CONFIRMATION_HOUR = 100_000  # hours after FIRST, in 2011: before any game, after all hours of the gate
 SEED_PREFIX = "benchmark/"
 PRESET = "hour"  # of the gate's markets

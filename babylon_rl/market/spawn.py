@@ -242,6 +242,7 @@ def _recorded_hour(connection: Connection, window: str) -> Scenario:
         )
     market_id, number, text, answer = traded
     crowd = tuple(_bounded(p) for p in recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)[::TICK_MINUTES])
+    # Resolved after the last tick, so that its answer is not known within the hour.
     question = Question(f"Q{number}", number, text, answer, crowd, 0, _HOUR.ticks + 1)
     scenario = from_paths(
         tick_seconds=_HOUR.tick_seconds, assets=stocks, questions=(question,), events=_events(connection, window, stocks, question),

@@ -69,6 +69,7 @@ def checkpoint_named(version: str, settings: Settings) -> Path | None:
     directory = settings.home / "checkpoints" / version
     if directory.is_dir():
         return directory
+    # Only versions are ever uploaded: a name of another form is at no storage.
     if settings.model_storage_url is None or version_order(version) is None:
         return None
     shown = f"{shown_url(settings.model_storage_url)}/{version}"

@@ -204,6 +204,7 @@ class Policy:
                 if before != inner:
                     self.model.base_model.set_adapter(inner)
                     stack.callback(self.model.base_model.set_adapter, before)
+            # Without any adapter the model is the base already.
             elif hasattr(self.model, "disable_adapter"):
                 stack.enter_context(self.model.disable_adapter())
             if was_training:
@@ -245,6 +246,7 @@ def _micro_batches(order: Iterable[Row]) -> Iterator[list[Row]]:
     longest = 0
     for row in order:
         longest = max(longest, len(row.pending))
+        # Every row is padded to the longest, so it is the area that counts and not the sum of lengths.
         full = len(batch) == MICRO_BATCH_ROWS or longest * (len(batch) + 1) > MICRO_BATCH_TOKENS
         if batch and (full or row.adapter != batch[0].adapter):
             yield batch

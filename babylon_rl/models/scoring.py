@@ -168,6 +168,7 @@ def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", l
     if bound_n:
         legal = [legal_n[n] or () for n in bound_n]
         policy, reference = (legal_logprobs(hidden[bound_n], head_vd, legal) for hidden in (hidden_nd, reference_nd))
+        # Where a set is padded both are -inf, and their difference would be NaN.
         away = (policy - reference).masked_fill(torch.isinf(policy), 0.0)
         kl = kl.index_put((torch.tensor(bound_n, device=kl.device),), (policy.exp() * away).sum(-1))
     return kl

@@ -234,6 +234,7 @@ def _completion_request(body: ChatBody) -> CompletionRequest:
         raise UsageError("n above 1, top_p below 1 and tools are not served here.")
     if not body.messages:
         raise UsageError("messages is empty.")
+    # max_tokens is the older name of the same limit in OpenAI's API; 1 is its default temperature.
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     response_format = body.response_format
     return CompletionRequest(

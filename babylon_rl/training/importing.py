@@ -132,6 +132,7 @@ def _take_place(connection: Connection, final: Path) -> None:
         return
     if not (batch_named_in(final) or "").startswith(PREFIX):
         raise ReleaseRefused(f"{final} is there already, and holds another checkpoint; choose a higher version.")
+    # Of an import that died before its row was committed: no row points to it.
     shutil.rmtree(final)
 
 
@@ -174,6 +175,7 @@ def _refuse_not_finite(file: Path) -> None:
         if name == "__metadata__":
             continue
         (bits, exponent), (first, end) = EXPONENTS[facts["dtype"]], facts["data_offsets"]
+        # Offsets count from the end of the header, in front of which stands its length, in 8 bytes.
         numbers = np.fromfile(file, bits, (end - first) // np.dtype(bits).itemsize, offset=8 + length + first)
         bad = int(np.count_nonzero((numbers & exponent) == exponent))
         if bad:

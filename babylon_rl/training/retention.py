@@ -31,6 +31,7 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
     ours = [model for model in models if not model.foreign]
     for base in dict.fromkeys(model.base_model for model in ours):
         line = [model for model in ours if model.base_model == base]
+        # A failed version takes no place among the newest, and is not kept for its score either.
         usable = [model for model in line if model.status != "failed"]
         newest = usable[:kept]
         scored = [model for model in usable if model.benchmark_score is not None]

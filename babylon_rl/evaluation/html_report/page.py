@@ -178,6 +178,7 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
     agents, differences = summary.agents, summary.differences
     names = {run.id: agent.name for agent in agents for run in agent.runs}
     shown = chosen(results, names)
+    # Markets of one length share a time axis with its end in words; of several lengths only "end" can be said.
     ends = {run.ticks_processed * run.tick_interval for agent in agents for run in agent.runs}
     pnls = [pnl for agent in agents for pnl in agent.pnls]
     used = {name for agent in agents for name, share in agent.action_shares if share > 0}

@@ -98,6 +98,7 @@ class MarketRecording:
         return State(exchange.tick, self.scenario.timestamp_ms(exchange.tick), questions, stocks, self.people)
 
     def _question(self, pool: Pool, volume: float) -> PredictionMarket:
+        # NO from the rounded YES, so that both are 1 together.
         question, yes = pool.question, round(pool.yes_price, PROBABILITY_DECIMALS)
         return PredictionMarket(
             id=question.id,

@@ -123,6 +123,7 @@ def mean_interval(
     x = cluster_means(finite(values), clusters)
     mean, count = float(x.mean()), int(x.size)
     if count == 1:
+        # One draw says nothing of its spread.
         return Interval(mean, -math.inf, math.inf, 1)
     if np.ptp(x) == 0:
         return Interval(mean, mean, mean, count)

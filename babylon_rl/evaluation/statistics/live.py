@@ -53,11 +53,13 @@ def live_share(successes: int, count: int, *, null: float = 0.5, confidence: flo
     share = successes / count if count else 0.5
     mixed, limit = float(betaln(1 + successes, 1 + count - successes)), -math.log(2 * (1 - tail(confidence)))
 
+    # Log of the mixture's likelihood over that of a probability, less its limit: above 0 the probability lies outside the interval.
     def beyond(probability: float) -> float:
         return mixed - float(xlogy(successes, probability) + xlog1py(count - successes, -probability)) - limit
 
     low = float(brentq(beyond, _TINY, share)) if successes and beyond(_TINY) > 0 else 0.0
     high = float(brentq(beyond, share, 1 - _TINY)) if successes < count and beyond(1 - _TINY) > 0 else 1.0
+    # Bounded, as the exponential of more leaves the range of a float.
     p = min(1.0, math.exp(-max(min(beyond(null) + limit, 700.0), -700.0)))
     return LiveInterval(share, low, high, count, p)
 

@@ -41,6 +41,7 @@ class BaseTokens:
         if Path(self.name).expanduser().is_dir():
             return Path(self.name).expanduser()
         if self.name == NAME:
+            # By that name the packaged model is meant, whatever LOCAL_BASE_MODEL names.
             return base_model_dir(self._settings.model_copy(update={"local_base_model": None}))
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -98,6 +98,7 @@ def _choice(record: Record) -> dict[str, Any] | None:
     """Convert the answer to an OpenAI choice for ART; None without token ids."""
     if record.logprobs is None or any(token.token_id is None for token in record.logprobs):
         return None
+    # As in what is posted (backends/openpipe_art.py): ART reads the id out of the token's name.
     tokens = [
         {
             "token": f"token_id:{token.token_id}",

@@ -120,6 +120,7 @@ def _record(
         agent_id=episode.agent_id,
         trajectory_id=call.trajectory_id,
         call_id=call.call_id,
+        # A number beyond 64 bits fits no Parquet column.
         step=call.step if -_INT64 <= call.step < _INT64 else None,
         messages=call.messages,
         response=call.response,

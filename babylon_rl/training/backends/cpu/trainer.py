@@ -185,6 +185,7 @@ class IterationRun:
         else:
             step = {name: value for name, value in step.items() if name not in SERVED}
         norm = float(torch.nn.utils.clip_grad_norm_(self._policy.parameters.values(), self._settings.max_grad_norm))
+        # Before the step, which would carry such a number into the weights.
         refuse_no_number(step["loss"], norm, number, self._iteration.step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -216,6 +217,7 @@ class IterationRun:
             kl_n = self._policy.divergence(hidden_nd, reference_nd, self._items, spots)
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
+        # Not backward(): packs are computed by several threads, and would add to the same .grad in the order in which they finish.
         gradients = torch.autograd.grad(loss, list(self._policy.parameters.values()), allow_unused=True)
         metrics = {
             "loss": loss.item(),
