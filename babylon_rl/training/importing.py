@@ -34,6 +34,7 @@ from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, NewModel, read_models, register_import, reserved_by, version_order, version_taken
 from babylon_rl.training.publishing import parent_checkpoint
+from babylon_rl.training.retention import IMPORTING
 
 PREFIX = "upload-"
 AGAIN = "then send the weights again, under a higher version if that one is taken"
@@ -74,7 +75,7 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
     checkpoints = settings.home / "checkpoints"
     batch_id = f"{PREFIX}{weights.version}"
     # Below checkpoints, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".upload-") as directory:
+    with tempfile.TemporaryDirectory(dir=checkpoints, prefix=IMPORTING) as directory:
         staging = Path(directory) / "checkpoint"
         staging.mkdir()
         shutil.copyfile(weights.file, staging / WEIGHTS)

@@ -5,8 +5,9 @@ version whose files are missing without a mark. Rows are never deleted; rows and
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from babylon_rl.files.durable import Removal
@@ -18,6 +19,8 @@ from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_m
 from babylon_rl.store.releases import versions_needed
 
 _GOING = ".pruned-"
+IMPORTING = ".upload-"
+IMPORT_ENDED = timedelta(days=1)  # an import takes minutes: what is older was left by a process that was killed
 
 
 def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozenset()) -> list[Model]:
@@ -75,7 +78,7 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
             _put_away(checkpoints / model.version, removal)
     for directory in _unregistered(connection, checkpoints):
         _put_away(directory, removal)
-    for abandoned in checkpoints.glob(f"{_GOING}*"):
+    for abandoned in (*checkpoints.glob(f"{_GOING}*"), *_killed_imports(checkpoints, now)):
         removal.tree(abandoned)
     return Pruned([model.version for model in going], removal)
 
@@ -128,6 +131,16 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
             unregistered.append(directory)
     connection.commit()
     return unregistered
+
+
+def _killed_imports(checkpoints: Path, now: datetime) -> list[Path]:
+    killed = []
+    for directory in checkpoints.glob(f"{IMPORTING}*"):
+        with suppress(FileNotFoundError):  # an import that ended just now
+            written = datetime.fromtimestamp(directory.stat().st_mtime, UTC).replace(tzinfo=None)
+            if now - written > IMPORT_ENDED:
+                killed.append(directory)
+    return killed
 
 
 def _own_directory(model: Model, checkpoints: Path) -> bool:

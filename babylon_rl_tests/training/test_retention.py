@@ -1,7 +1,8 @@
 """Which checkpoints stay: rules on rows, then real directories; rows stay, and what is not ours is not touched."""
 
+import os
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_a_deletion_that_was_broken_off_ends_with_the_next_one(connection, setti
     (checkpoints / ".pruned-v1.0.3").mkdir()
     assert prune(connection, settings, checkpoints, NOW).versions == []
     assert {path.name for path in checkpoints.iterdir()} == {".work", second.version}
+
+
+def test_what_a_killed_import_left_goes_after_a_day(connection, settings) -> None:
+    checkpoints = settings.home / "checkpoints"
+    for name, hours in ((".upload-killed", 25), (".upload-under-way", 1)):
+        (checkpoints / name / "checkpoint").mkdir(parents=True)
+        (checkpoints / name / "checkpoint" / "adapter_model.safetensors").write_bytes(b"weights")
+        written = (NOW - timedelta(hours=hours)).replace(tzinfo=UTC).timestamp()
+        os.utime(checkpoints / name, (written, written))
+    assert prune(connection, settings, checkpoints, NOW).removal.bytes == len(b"weights")
+    assert [path.name for path in checkpoints.iterdir()] == [".upload-under-way"]
 
 
 def test_a_pruned_version_that_was_restored_and_deployed_stays(connection, settings, trained_twice) -> None:
