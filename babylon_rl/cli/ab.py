@@ -45,6 +45,7 @@ def start(
         raise UsageError(f"--shares {shares!r}: write percents separated by commas, such as 50,50.") from None
     arms = [version.strip() for version in versions.split(",")]
     with open_database(settings) as database, database.connect() as connection:
+        # The expected effect is stored with the test, as it must be fixed before the first look.
         ab_tests.start(connection, name, arms, percents, expected or settings.rollout_expected_usd, author_of(reason))
         _show(ab_tests.report(connection, name, settings), as_json)
 

@@ -74,6 +74,7 @@ def _endpoint(text: str) -> tuple[str, str | None]:
 
 
 def _always(client: ChatClient) -> Callable[[], ChatClient]:
+    # Bound here: a lambda in the loop would give every player the last client.
     return lambda: client
 
 

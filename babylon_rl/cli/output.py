@@ -86,6 +86,7 @@ def show(parts: Sequence[Table | str], out: Console) -> None:
             out.print(part, markup=False)
             continue
         made = _drawn(part, part.columns)
+        # How wide the table would be without the limits of this console.
         unbounded = out.options.update(max_width=_UNBOUNDED)
         if any(column.wide for column in part.columns) and out.measure(made, options=unbounded).maximum > out.width:
             made = _drawn(part, [column for column in part.columns if not column.wide])

@@ -209,6 +209,7 @@ def _texts(messages: list[dict[str, str]], role: str) -> str:
 
 def _number(request: dict[str, Any], name: str, otherwise: Any) -> Any:
     value = request.get(name)
+    # True and False are ints in Python.
     return otherwise if value is None or isinstance(value, bool) or not isinstance(value, int | float) else number(value, name)
 
 

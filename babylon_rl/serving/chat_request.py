@@ -115,6 +115,7 @@ def _decoded(accesses: str) -> list[dict[str, Any]]:
 
 
 def _number(digits: str) -> float:
+    # 18 digits fit into 64 bits, whatever they are.
     return int(digits) if len(digits) < 19 else float(digits)
 
 

@@ -120,6 +120,7 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
 
 def _asked(found: Route, settings: Settings) -> InferenceModel:
     url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
+    # The key goes to its own service only, as in the gateway.
     if found.upstream == "wandb":
         remote = _pointer(found, settings)
         url, key = WANDB_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None

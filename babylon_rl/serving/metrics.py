@@ -113,6 +113,7 @@ class Gauge(MetricFamily):
     Of several processes their sum, or with ``least`` the smallest.
     """
 
+    # A value of now: a process that has ended has none.
     lasting = False
 
     def __init__(

@@ -129,6 +129,7 @@ def deploy(
         raise UsageError("Strategy test needs the agents that get the version, and only test does: --strategy test --agents ID,ID.")
     if strategy != "gradual" and percentage is not None:
         raise UsageError(f"A percentage belongs to the strategy gradual, not to {strategy}.")
+    # The strategy test has no share: the listed agents alone get the version.
     share = 100.0 if strategy == "immediate" else 0.0 if strategy == "test" else percentage
     share = settings.rollout_percentages[0] if share is None else share
     if not (0 < share <= 100 or strategy == "test"):

@@ -35,6 +35,7 @@ class RoutedCall:
     chosen: Route
     route: Route
     fallback: str | None = None
+    # Of a call that ends without an answer: its client has left meanwhile.
     status: int = CLIENT_LEFT
     first_token_s: float | None = None
     usage: Usage | None = None
@@ -43,6 +44,7 @@ class RoutedCall:
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Headers of the answer that name the version."""
+        # A model of WANDB_MODEL is no version of the registry, and is named as the service names it.
         version = self.route.version or (BASE if self.route.arm != "wandb_model" else self.route.model_name)
         named = (("x-babylon-version", version), ("x-babylon-arm", self.chosen.arm), ("x-babylon-reason", self.route.reason))
         return [(name.encode(), _header_value(value)) for name, value in named]
@@ -58,6 +60,7 @@ class RoutedCall:
 
     def spend(self, answer_bytes: int) -> None:
         """Take the call from its client's budget; an error costs nothing."""
+        # A client that left may have had most of its answer, and the model has worked for it.
         if self.usage is not None or self.status in (200, CLIENT_LEFT):
             self.client.spend(spent_tokens(self.usage, len(self.body), answer_bytes))
 
@@ -124,6 +127,7 @@ def new_call_id() -> str:
 
 
 def _header_value(value: str) -> bytes:
+    # Reasons name versions and models, which other producers may have written: a line break would end the header.
     if not value.isprintable():
         value = "".join(character if character.isprintable() else " " for character in value)
     return value.encode("latin-1", "replace")

@@ -206,6 +206,7 @@ def look_at_newest(
         inner = replace(bounds, first=portion[-1], end=next_window(portion[0]))
         for window, reason, agent, trajectories, group_size, rows in connection.execute(statement, inner.parameters):
             if reason is None:
+                # The same hours and agents stand in thousands of rows, and one text of each is enough.
                 episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size))
             else:
                 reasons[reason] += int(rows)

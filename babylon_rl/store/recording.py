@@ -101,6 +101,7 @@ def first_agent_number(connection: Connection) -> int:
 
     A game may have its own test agents with such names.
     """
+    # The number begins behind ``test-agent-``, at the twelfth character.
     number = connection.value(
         """
         SELECT coalesce(max(substring(id from 12)::bigint), 0) + 1 FROM public."User"
@@ -153,6 +154,7 @@ def is_simulated_game(connection: Connection) -> bool:
 
     An empty database, or one with benchmarks only, counts too.
     """
+    # ``add_organizations`` writes this description; a game's own companies have others.
     simulated = connection.value(
         """
         SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')

@@ -355,6 +355,7 @@ def live_job(connection: Connection, service: str, model: str) -> RemoteJob | No
 
 def jobs_above(connection: Connection, service: str, model: str, step: int) -> list[RemoteJob]:
     """Return the jobs that may have a step above ``step`` left, oldest post first."""
+    # A refused job has made no step. All others may have, also those that are said to have failed.
     above = """
         j."service" = %s AND j."model" = %s AND j."stepBefore" >= %s AND j."state" <> 'refused' AND j."discardedAt" IS NULL
         ORDER BY j."postedAt", j."iteration", j."attempt"
