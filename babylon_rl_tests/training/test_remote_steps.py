@@ -102,7 +102,7 @@ def test_a_foreign_step_is_not_taken_for_that_of_a_job_that_made_none(stand_in, 
     assert steps() == [1]
 
 
-@pytest.mark.parametrize("fault", ["nan", "steps_but_fails"])
+@pytest.mark.parametrize("fault", ["nan", "steps_but_fails", "zero_but_steps"])
 def test_the_step_of_a_job_that_failed_is_known_before_anything_else_is_posted(played, stand_in, next_batch, train, steps, fault):
     stand_in.service.job_faults, stand_in.service.lag_s = [fault], 0.2
     failing, patient = next_batch(), replace(TIMES, list_lag_s=3.0)

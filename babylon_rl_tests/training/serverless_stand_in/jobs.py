@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-JobFault = Literal["none", "zero", "fails", "stalls", "out_of_order", "nan", "no_step", "steps_but_fails", "late"]
+JobFault = Literal["none", "zero", "zero_but_steps", "fails", "stalls", "out_of_order", "nan", "no_step", "steps_but_fails", "late"]
 _ENDLESS = ("stalls", "late")  # a late one ends when it is let go
 
 
@@ -46,14 +46,15 @@ class Job:
     @property
     def trains(self) -> bool:
         """True when its end makes a checkpoint."""
-        return self.fault in ("none", "out_of_order", "nan", "steps_but_fails") and not self.payload.problems and self.payload.sequences > 0
+        makes_one = self.fault in ("none", "out_of_order", "nan", "steps_but_fails", "zero_but_steps")
+        return makes_one and not self.payload.problems and self.payload.sequences > 0
 
     def loss(self, number: int) -> float:
         return math.nan if self.fault == "nan" else 1.0 / (number + 2)
 
     def events(self, now_s: float) -> list[dict[str, Any]]:
         """The events so far: started at once, gradient steps evenly over the duration, the end at the end."""
-        sequences = 0 if self.fault == "zero" else self.payload.sequences
+        sequences = 0 if self.fault in ("zero", "zero_but_steps") else self.payload.sequences
         share = 1.0 if self.duration_s <= 0 else min(1.0, (now_s - self.posted_s) / self.duration_s)
         done = int(sequences * (min(share, 0.5) if self.fault in _ENDLESS else share))
         events = [self._event("started", "training_started", {"num_sequences": sequences} if self.announces else {})]

@@ -194,10 +194,9 @@ class RemoteJobRunner:
 
         Its step must have advanced, and its events must not report zero sequences or a loss that is not finite.
         """
-        if progress.sequences == 0:
-            return self._ended(job, progress, "failed", "it ended without training a sequence")
+        # Looked for in any case: a step that no record names would stop the next training as somebody else's.
         step = await self._step_above(job.step_before)
-        why = _against(progress.sequences, progress.loss)
+        why = "it ended without training a sequence" if progress.sequences == 0 else _against(progress.sequences, progress.loss)
         if why is None and step is None:
             why = f"it ended, and the model's step stayed at {job.step_before}"
         elif why is None and await self._moved_too_far(job):
