@@ -8,14 +8,16 @@ something was left out.
 """
 
 import functools
-import hashlib
+import heapq
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
+MOST_CANDIDATES = 4096  # lines that are weighed for a number; a request has room for some hundred of them
 LEAST_TOKENS = 160  # below this an episode cannot be understood
 _SHORT = 160  # characters of a shortened text
 _CUT = " [cut]"
@@ -249,29 +251,23 @@ class SharedLines:
     numbers: Mapping[str, int]
 
     @classmethod
-    def of(cls, lines: Iterable[str], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
+    def of(cls, lines: Callable[[], Iterable[str]], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
         """Select the lines that save most when numbered, up to ``most_tokens`` tokens.
 
-        Lines that occur once are not held.
+        ``lines`` is called twice, so that of a large hour's lines only their hashes and MOST_CANDIDATES of them are in memory.
         """
-        times: dict[bytes, int] = {}  # by digest, in order of first occurrence
-        repeated: dict[bytes, str] = {}
-        for line in lines:
-            if len(line) >= _LEAST:
-                digest = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                times[digest] = times.get(digest, 0) + 1
-                if times[digest] == 2:
-                    repeated[digest] = line
-        left, chosen = most_tokens, set[bytes]()
+        times = Counter(hash(line) for line in lines() if len(line) >= _LEAST)  # in order of first occurrence
         # greedy by characters saved; the line itself breaks ties, so the result is deterministic
-        for digest, line in sorted(repeated.items(), key=lambda entry: (-(times[entry[0]] - 1) * len(entry[1]), entry[1])):
+        candidates = heapq.nsmallest(MOST_CANDIDATES, _repeated(lines(), times), lambda line: (-(times[hash(line)] - 1) * len(line), line))
+        left, chosen = most_tokens, dict[int, str]()
+        for line in candidates:
             cost = count(line) + _NUMBER_TOKENS
             if cost <= left:
                 left -= cost
-                chosen.add(digest)
+                chosen[hash(line)] = line
             if left <= _NUMBER_TOKENS:
                 break  # no line fits
-        return cls({repeated[digest]: number for number, digest in enumerate((digest for digest in times if digest in chosen), 1)})
+        return cls({chosen[key]: number for number, key in enumerate((key for key in times if key in chosen), 1)})
 
     def written(self, line: str) -> str:
         """The line's number if it is shared, else the line."""
@@ -281,6 +277,15 @@ class SharedLines:
     def text(self, shown: Iterable[str]) -> str:
         """The numbered lines that some shown texts refer to, one per line."""
         return named_lines("\n".join(f"[{number}] {line}" for line, number in self.numbers.items()), shown)
+
+
+def _repeated(lines: Iterable[str], times: Mapping[int, int]) -> Iterator[str]:
+    """Each line that occurs more than once by ``times`` of its hash, once."""
+    left = {key for key, number in times.items() if number > 1}
+    for line in lines:
+        if (key := hash(line)) in left:
+            left.remove(key)
+            yield line
 
 
 def named_lines(common: str, shown: Iterable[str]) -> str:

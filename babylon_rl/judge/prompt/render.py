@@ -199,7 +199,7 @@ def _written(
     )
     own = Spilled(kept, kept.write(rendered))
     # shared lines get numbers, so that each is paid for once
-    shared = SharedLines.of((line for steps in own for step in steps for line in step.seen), int(budget * COMMON_SHARE), count)
+    shared = SharedLines.of(lambda: (line for steps in own for step in steps for line in step.seen), int(budget * COMMON_SHARE), count)
     # sizes in full decide how many episodes fit one request, and the share of each
     written = Spill[Condensed](settings.home)
     whole = Spilled(written, written.write(in_full(_numbered(steps, shared), count) for steps in own))
