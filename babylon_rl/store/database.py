@@ -111,7 +111,7 @@ class Database:
         Other processes wait and get False. Dagster creates its tables one by one, and two processes that do so at once fail. Without the
         schema there is nothing to create: False.
         """
-        # Every start of a command asks this, and nearly all of them end here: no lock for them.
+        # Every command that uses Dagster asks this, and nearly all of them find the comment: no lock for these.
         with connect(self.direct_url) as connection:
             release_comment = f"Tables of Dagster {release}"
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((release_comment,), None):
