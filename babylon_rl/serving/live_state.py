@@ -21,6 +21,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
 
 POLL_S = 5.0
+_SLICE_S = 0.1
 ANSWER_S = 5.0
 FIRST_READ_S = 3.0
 _RETRY_S = 1.0
@@ -97,9 +98,9 @@ class LiveState:
             self._keep(LastState(self._database, table, [replace(key, last_used_at=None) for key in keys]))
             self.problem, self.reads = None, self.reads + 1
             self._first.set()
-            # Ends after one notification, or after POLL_S; slices, so that close() does not wait.
-            for _ in range(int(POLL_S / 0.5)):
-                if self._closing.is_set() or any(True for _ in connection.notifies(timeout=0.5, stop_after=1)):
+            # Ends after one notification, or after POLL_S; slices, so that close() hardly waits.
+            for _ in range(int(POLL_S / _SLICE_S)):
+                if self._closing.is_set() or any(True for _ in connection.notifies(timeout=_SLICE_S, stop_after=1)):
                     break
 
     def _restore(self) -> LastState | None:
