@@ -27,7 +27,7 @@ from babylon_rl_tests.repeatable import repeatable
 __all__ = ["object_server", "object_store"]  # one server for all rooms: drivers remember its address
 DATA = Path(__file__).parent / "data"
 WHOLE_FILE, MARK = re.compile(r"^pytestmark = .+$", re.MULTILINE), re.compile(r"pytest\.mark\.(\w+)")
-MODELS = {"tiny_base", "packaged_base"}  # fixtures
+MODELS = {"tiny_base", "packaged_base", "base_directory"}  # fixtures; the last is a service's base, whose client, ART, imports torch too
 
 # What every property test builds on, also one that says nothing of it.
 hypothesis.settings.register_profile("repeatable", repeatable(100))

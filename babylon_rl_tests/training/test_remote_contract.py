@@ -32,6 +32,8 @@ from babylon_rl.training.backends.serverless.service import ArtScratch, Refused,
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer, write_base
 
+pytestmark = pytest.mark.slow  # where torch is installed, ART imports it
+
 TOKENIZER = base_tokenizer()
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "The price of TESLAI rose."}]
 
@@ -270,7 +272,6 @@ def test_a_directory_is_gone_when_it_is_closed_and_others_stay(tmp_path):
     assert art_directories(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     subprocess.run([sys.executable, "-c", MAKE_AND_DIE, str(tmp_path)], check=False)
     (left,) = art_directories(tmp_path)
