@@ -18,7 +18,7 @@ demo: setup ## Play the market, train a model on it, print what got better (abou
 test: setup ## The checks and all tests but the long ones (about 7 minutes on 2 cores); with PYTEST_ARGS what these choose
 	@scripts/test.sh $(or $(PYTEST_ARGS),-m "not live and not long")
 
-test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes (about 2 minutes)
+test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes (less than 2 minutes)
 	@scripts/test.sh -m "not live and not slow and not long" $(PYTEST_ARGS)
 
 test-long: setup ## The long tests: the whole graph, killed programs, trainings, browsers (about 13 minutes on 2 cores)
