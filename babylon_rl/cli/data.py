@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -18,10 +18,6 @@ from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progr
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.groups import scores_document
-from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.outcome_rows import read_outcomes
-from babylon_rl.market.outcomes import WindowOutcomes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
@@ -32,6 +28,9 @@ from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_
 from babylon_rl.store.windows import quarantined, reading_chunks
 from babylon_rl.types import GroupScores, Rejection, WindowReading, WindowSummary, count_reasons
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+
+if TYPE_CHECKING:
+    from babylon_rl.market.outcomes import WindowOutcomes
 
 app = typer.Typer()
 READY_WINDOWS = 3
@@ -230,6 +229,8 @@ def rejected_parts(rejections: Sequence[Rejection], rejected_rows: Sequence[Mapp
 @app.command("outcomes")
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the market outcomes of an hour."""
+    from babylon_rl.market.outcome_rows import read_outcomes  # `windows` need not wait for it
+
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -240,7 +241,7 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     emit(market.document(), outcome_parts(market), as_json)
 
 
-def outcome_parts(market: WindowOutcomes) -> list[Table | str]:
+def outcome_parts(market: "WindowOutcomes") -> list[Table | str]:
     """Stocks with their first news, questions with theirs, then flags and the market's totals."""
     questions = [(f"no. {p.question_number}" if p.question_number is not None else p.market_id, p.news) for p in market.predictions]
     parts = [Table(STOCKS, market.stocks), *_news([(s.ticker, s.news) for s in market.stocks]), ""]
@@ -264,6 +265,9 @@ def _news(news: Sequence[tuple[str, Sequence[str]]]) -> list[Table | str]:
 @app.command("scores")
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the scores of an hour's group, as they were judged."""
+    from babylon_rl.judge.groups import scores_document  # `windows` need not wait for them
+    from babylon_rl.judge.scoring import stored_scores
+
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)

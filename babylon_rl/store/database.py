@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.util import Finalize
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -164,6 +163,8 @@ def process_database(settings: DatabaseSettings) -> Database:
 
     Later calls in the same process return the same object.
     """
+    from multiprocessing.util import Finalize  # 10 ms, which most commands do not need
+
     # With the process id: a forked child does not hold the embedded server's locks (embedded/__init__.py) and must take its own.
     key = (os.getpid(), str(settings.database_url and settings.database_url.get_secret_value()), str(settings.home))
     with _opening:
