@@ -146,7 +146,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
 )
 def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
     with babylon.database.connect(autocommit=True) as connection:
-        undecided = undecided_batches(connection)
+        undecided = undecided_batches(connection, babylon.now())
     reasons = []
     for batch_id in undecided:
         records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
@@ -266,7 +266,7 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
                 return dg.SkipReason(f"The batch of {run.run_id} is run again, or has failed.")
             runs = context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
             # finish_evidence asks for it again.
-            if batch.batch_id in undecided_batches(connection) and evidence_is_tried_again(evidence_runs(runs, batch.batch_id)):
+            if batch.batch_id in undecided_batches(connection, now) and evidence_is_tried_again(evidence_runs(runs, batch.batch_id)):
                 return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
         what = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START) or "no partition"
         says = f"Run {run.run_id} of {run.job_name} ({what}) failed: {context.failure_event.message}"

@@ -52,14 +52,16 @@ SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
 """
 
 # Completed batches without a release decision.
-# A run that ended within a confirmation has recorded the decision, and another one has to go on from it.
+# A run that ended after it had recorded the decision leaves a confirmation that did not end, or a pass without a rollout. The latter for a
+# day: older ones were decided before there were rollouts, or refused.
 _UNDECIDED = """
 SELECT b."batchId", p."completedAt"
-FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")
+FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId") LEFT JOIN babylon_rl.releases r USING ("batchId")
 WHERE b."state" = 'completed' AND p."completedAt" IS NOT NULL
-  AND (NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."batchId" = b."batchId")
-       OR EXISTS (SELECT FROM babylon_rl.confirmations c WHERE c."version" = b."version" AND c."endedAt" IS NULL)
-          AND NOT EXISTS (SELECT FROM babylon_rl.rollouts o WHERE o."version" = b."version"))
+  AND (r."batchId" IS NULL
+       OR NOT EXISTS (SELECT FROM babylon_rl.rollouts o WHERE o."version" = b."version")
+          AND (r."decision" = 'pass' AND r."decidedAt" > %s::timestamp - interval '1 day'
+               OR EXISTS (SELECT FROM babylon_rl.confirmations c WHERE c."version" = b."version" AND c."endedAt" IS NULL)))
 ORDER BY p."completedAt" DESC
 """
 
@@ -197,12 +199,12 @@ def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
     return {row[0]: loaded(BenchmarkReport, _REPORT, row) for row in connection.execute(_READ_REPORTS)}
 
 
-def undecided_batches(connection: Connection) -> dict[str, datetime]:
+def undecided_batches(connection: Connection, now: datetime) -> dict[str, datetime]:
     """Return completed batches without a release decision, with their completion time.
 
-    Our batches only, newest first. Also those whose version has a confirmation that was interrupted, and no rollout.
+    Our batches only, newest first. Also those whose run ended between the decision and the rollout that follows from it.
     """
-    return dict(connection.execute(_UNDECIDED).fetchall())
+    return dict(connection.execute(_UNDECIDED, (now,)).fetchall())
 
 
 def write_release(

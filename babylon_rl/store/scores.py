@@ -317,7 +317,9 @@ def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str],
     """Mark hours as pending for ``judge`` (window -> reason)."""
     if reasons:
         with connection.transaction():
-            connection.execute(_WAIT, (judge, now, list(reasons), list(reasons.values())))
+            # In one order: two runs that wait with the same hours must not wait for each other.
+            windows = sorted(reasons)
+            connection.execute(_WAIT, (judge, now, windows, [reasons[window] for window in windows]))
 
 
 _READ_SOURCES = """SELECT "window", "sourcesVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) AND "sourcesVersion" <> ''"""

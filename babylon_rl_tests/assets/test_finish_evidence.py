@@ -107,7 +107,19 @@ def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench):
         assert request.partition_key == batch
         connection.execute("BEGIN")
         insert_rollout(connection, str(version), "candidate", "gradual", 0.0, (), None, who="a", why="b", now=NOW)
-        assert undecided_batches(connection) == {}, "a person has taken it up"
+        assert undecided_batches(connection, NOW) == {}, "a person has taken it up"
         connection.execute("ROLLBACK")
         end_confirmation(connection, test.number, 0.0, 1.0, NOW)
         assert ask(ready, finish_evidence) == decided
+
+
+@pytest.mark.slow
+def test_a_pass_that_nothing_followed_from_is_asked_for_again(ready: Bench):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.run("train", batch)
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        connection.execute("""UPDATE babylon_rl.releases SET "decision" = 'pass', "decidedAt" = %s""", [NOW])
+        (request,) = ask(ready, finish_evidence).run_requests
+        assert request.partition_key == batch
+        assert undecided_batches(connection, NOW + timedelta(days=2)) == {}, "it was refused, or is from before there were rollouts"
