@@ -138,7 +138,7 @@ def dev(
     host: Annotated[str, typer.Option(help="Where to listen. The UI has no login: whoever reaches it can run jobs.")] = "127.0.0.1",
 ) -> None:
     """The Dagster UI and daemon on this project, until Ctrl-C."""
-    free = _free_port(port)
+    free = _free_port(host, port)
     if free != port:
         say(f"Port {port} is in use: taking {free}.")
     if chosen := kept_demo_choices():
@@ -298,12 +298,16 @@ def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
     return str(value) if field.repr else shown_address(str(value))  # an address that may hold a password
 
 
-def _free_port(first: int) -> int:
+def _free_port(host: str, first: int) -> int:
+    try:
+        family, kind, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except OSError as unknown:
+        raise UsageError(f"--host {host} is no address of this machine: {unknown.strerror}.") from None
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
-        with socket.socket() as probe:
+        with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((address, port))
             except OSError:
                 continue
             return port

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.cli import COMMANDS, load
+from babylon_rl.cli.system import _free_port
+from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
@@ -193,3 +196,11 @@ def test_help_imports_no_group_and_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_listed_with_the_first_sentence_of_its_own_help(name: str) -> None:
     assert COMMANDS[name][1] == load(name).get_short_help_str(limit=1_000)
+
+
+def test_the_port_of_the_ui_is_looked_for_at_the_address_where_it_listens() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        assert port < _free_port("127.0.0.2", port) < port + 50
+    with pytest.raises(UsageError, match=r"--host no\.such\.host\.invalid is no address of this machine"):
+        _free_port("no.such.host.invalid", 3000)
