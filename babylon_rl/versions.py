@@ -13,6 +13,7 @@ from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 _HASHED_IN_PARTS = 2  # lists of lists: what is hashed for an hour has all its texts in the second
+_FEW = 100  # elements of an inner list that are encoded at once: each call of the encoder costs what some ten elements do
 _COUNTED = re.compile(r"(\d+) ([a-z ]+) #([0-9a-f]+)")
 
 
@@ -29,8 +30,8 @@ def content_version(content: Any) -> str:
 
 
 def _canonical_json(content: Any, depth: int) -> Iterator[str]:
-    """Yield the JSON text, lists down to ``depth`` an element at a time."""
-    if depth == 0 or not isinstance(content, list | tuple):
+    """Yield the JSON text, long lists down to ``depth`` an element at a time."""
+    if depth == 0 or not isinstance(content, list | tuple) or (depth < _HASHED_IN_PARTS and len(content) <= _FEW):
         yield _ENCODER.encode(content)
         return
     before = "["
