@@ -16,7 +16,7 @@ import typer
 from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.episodes.reading import read_window, read_windows
-from babylon_rl.episodes.summary import group_version, summary
+from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.columns import document_of
@@ -142,10 +142,10 @@ def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
             readings = read_windows(connection, some, session.settings)
             judged = input_versions(connection, some) if judges else {}
             set_aside = quarantined(connection, some)
-            for reading in readings.values():
-                # Scored only if the scores were made from the present group, as in sync_windows.
-                scored = judged.get(reading.window) == group_version(reading)
-                found.append(summary(reading, session.now, scored=scored, quarantined=reading.window in set_aside))
+            found += [
+                summary(reading, session.now, judged=judged.get(window), quarantined=window in set_aside)
+                for window, reading in readings.items()
+            ]
             if len(portions) > 1:
                 on_progress("hours read", len(found), len(windows))
     return found

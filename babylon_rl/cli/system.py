@@ -13,7 +13,7 @@ import typer
 
 from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
-from babylon_rl.errors import UsageError, require
+from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
@@ -299,16 +299,14 @@ def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
 
 
 def _free_port(host: str, first: int) -> int:
-    try:
-        family, kind, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as unknown:
-        raise UsageError(f"--host {host} is no address of this machine: {unknown.strerror}.") from None
+    from babylon_rl.models.server import bind  # other commands of this file need no server
+
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError:
-                continue
-            return port
+        try:
+            bind(host, port).close()
+        except ModelUnavailable as taken:
+            if isinstance(taken.__cause__, socket.gaierror):
+                raise UsageError(f"--host {host} is no address of this machine: {taken.__cause__.strerror}.") from None
+            continue
+        return port
     raise UsageError(f"No port from {first} on is free. Choose another with --port.")

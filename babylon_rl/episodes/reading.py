@@ -18,7 +18,7 @@ from babylon_rl.episodes.quality import hour_quality
 from babylon_rl.episodes.reduce import LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
 from babylon_rl.episodes.steps import Step
 from babylon_rl.episodes.stitch import by_agent, episode
-from babylon_rl.episodes.summary import group_version, summary
+from babylon_rl.episodes.summary import summary
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import UNSTORABLE
@@ -224,11 +224,10 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
             # Read under the lock, so that two runs cannot write an older reading over a newer one.
             readings = read_windows(connection, portion, settings)
             judged, set_aside = scores.input_versions(connection, portion), quarantined(connection, portion)
-            hours: dict[str, WindowSummary] = {}
-            for window, reading in readings.items():
-                # Scored only if the scores were made from the present group.
-                scored = judged.get(window) == group_version(reading)
-                hours[window] = summary(reading, now, scored=scored, quarantined=window in set_aside)
+            hours = {
+                window: summary(reading, now, judged=judged.get(window), quarantined=window in set_aside)
+                for window, reading in readings.items()
+            }
             keep_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
             # One transaction: the rows of the hour and the staleness of its scores change together.
             written = replace_hours(connection, [(hours[window], reading) for window, reading in readings.items()], now)

@@ -11,12 +11,13 @@ from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
 
-def summary(reading: WindowReading, now: datetime, *, scored: bool = False, quarantined: bool = False) -> WindowSummary:
+def summary(reading: WindowReading, now: datetime, *, judged: str | None = None, quarantined: bool = False) -> WindowSummary:
     """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC).
 
-    ``scored`` and ``quarantined`` say what the judge made of the hour.
+    ``judged`` is the version of the group from which the hour's scores were made, None without scores: the hour is scored only if its
+    group is still that one. ``quarantined`` says that the judge could not score it.
     """
-    episodes = reading.episodes
+    episodes, group = reading.episodes, group_version(reading)
     pnls = [episode.window_pnl for episode in episodes]
     return WindowSummary(
         window=reading.window,
@@ -27,14 +28,14 @@ def summary(reading: WindowReading, now: datetime, *, scored: bool = False, quar
         episodes=len(episodes),
         usable_episodes=len(reading.usable_episodes),
         ready=reading.ready,
-        state=_state(reading, is_complete(reading.window, now), scored, quarantined),
+        state=_state(reading, is_complete(reading.window, now), judged == group, quarantined),
         rejected=count_reasons(reading.rejections),
         message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
         avg_pnl=_mean(pnls) if pnls else None,
         trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
         quality=reading.quality,
         data_version=data_version(reading),
-        group_version=group_version(reading),
+        group_version=group,
     )
 
 

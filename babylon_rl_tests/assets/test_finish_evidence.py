@@ -93,18 +93,24 @@ def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(re
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
 
 
-@pytest.mark.slow
-def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench):
+@pytest.fixture
+def decided_batch(ready: Bench) -> str:
+    """A batch whose run went to its end, the gate's decision included."""
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
     ready.run("train", batch)
-    version = ready.materializations("released_model")[batch].metadata["version"].value
+    return batch
+
+
+@pytest.mark.slow
+def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench, decided_batch: str):
+    version = ready.materializations("released_model")[decided_batch].metadata["version"].value
     decided = dg.SkipReason("Every completed batch has been decided on.")
     assert ask(ready, finish_evidence) == decided
     with ready.babylon.database.connect(autocommit=True) as connection:
         test = begin_confirmation(connection, str(version), None, 24, lambda outcomes: 0.01, NOW)
         (request,) = ask(ready, finish_evidence).run_requests
-        assert request.partition_key == batch
+        assert request.partition_key == decided_batch
         connection.execute("BEGIN")
         insert_rollout(connection, str(version), "candidate", "gradual", 0.0, (), None, who="a", why="b", now=NOW)
         assert undecided_batches(connection, NOW) == {}, "a person has taken it up"
@@ -114,12 +120,9 @@ def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench):
 
 
 @pytest.mark.slow
-def test_a_pass_that_nothing_followed_from_is_asked_for_again(ready: Bench):
-    batch = ask(ready, start_training).run_requests[0].partition_key
-    ready.instance.add_dynamic_partitions(batches.name, [batch])
-    ready.run("train", batch)
+def test_a_pass_that_nothing_followed_from_is_asked_for_again(ready: Bench, decided_batch: str):
     with ready.babylon.database.connect(autocommit=True) as connection:
         connection.execute("""UPDATE babylon_rl.releases SET "decision" = 'pass', "decidedAt" = %s""", [NOW])
         (request,) = ask(ready, finish_evidence).run_requests
-        assert request.partition_key == batch
+        assert request.partition_key == decided_batch
         assert undecided_batches(connection, NOW + timedelta(days=2)) == {}, "it was refused, or is from before there were rollouts"
