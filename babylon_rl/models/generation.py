@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
-from babylon_rl.models.scoring import legal_logprobs
+from babylon_rl.models.scoring import fit_attention, legal_logprobs
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ class KVCache:
         import torch
         from transformers import DynamicCache
 
-        self._backbone = causal.base_model
+        self._causal = causal
         self._cache: Any = DynamicCache(config=causal.config)
         self._pad = pad
         self._past = torch.zeros((1, 0), dtype=torch.long, device=device)
@@ -132,7 +132,9 @@ class KVCache:
         # Positions count real tokens only; padding is masked.
         positions = (self._past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
         self._past = torch.cat([self._past, mask], dim=1)
-        out = self._backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        fit_attention(self._causal, len(rows), width, self._past.shape[1])
+        backbone = self._causal.base_model
+        out = backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
         hidden: torch.Tensor = out.last_hidden_state[torch.arange(len(rows), device=device), mask.sum(1) - 1]
         return hidden
 

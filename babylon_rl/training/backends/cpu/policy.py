@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
+from babylon_rl.models.scoring import (
+    EMPTY,
+    FEW_SCORES,
+    NOT_IN_GRAMMAR,
+    EncodedSequence,
+    divergence,
+    encode_sequence,
+    fit_attention,
+    spot_values,
+)
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
@@ -43,8 +52,6 @@ SHORTEST_PREFIX = 32
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
-# In rows this short plain matrix products beat the processor's fused attention, whose backward pass is slow (benchmarks/cpu_trainer.py).
-SHORT_ROW = 768
 TOKENS_AT_ONCE = 1024  # of rows that are computed side by side: together they need no more memory than the longest row alone
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token
@@ -236,13 +243,14 @@ class PackedPolicy:
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
         results: dict[int, Computed] = {}
-        for attention in ("eager", "sdpa"):  # the model's, so of all that runs at once
-            places = [place for place, row in enumerate(packs) if (row.tokens <= SHORT_ROW) == (attention == "eager")]
+        for few in (True, False):  # scores: the attention is the model's, so of all rows that are computed at once
+            places = [place for place, row in enumerate(packs) if (row.tokens**2 <= FEW_SCORES) == few]
             if not places:
                 continue
-            self._causal.set_attn_implementation(attention)
+            longest = max(packs[place].tokens for place in places)
+            fit_attention(self._causal, 1, longest, longest)
             # Parallel rows together stay within the memory of the longest single row.
-            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
+            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // longest))
             with ThreadPoolExecutor(at_once) as threads:
                 results |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
         return [results[place] for place in range(len(packs))]
