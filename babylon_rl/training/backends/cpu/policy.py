@@ -248,7 +248,7 @@ class PackedPolicy:
             if not places:
                 continue
             longest = max(packs[place].tokens for place in places)
-            fit_attention(self._causal, 1, longest, longest)
+            fit_attention(self._causal, longest**2)
             # Parallel rows together stay within the memory of the longest single row.
             at_once = max(1, min(self._threads, TOKENS_AT_ONCE // longest))
             with ThreadPoolExecutor(at_once) as threads:
