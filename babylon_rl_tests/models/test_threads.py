@@ -1,6 +1,7 @@
-"""Threads that torch computes with: as many as OMP_NUM_THREADS says, asleep while they wait, and no reason for other results."""
+"""Threads that torch computes with: as many as OMP_NUM_THREADS says, asleep while they wait; and its memory, which is used again."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -28,3 +29,25 @@ def test_a_command_has_the_wait_policy_before_anything_can_import_torch() -> Non
     )
     free = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert subprocess.run([sys.executable, "-c", asked], env=free, capture_output=True, text=True, check=True).stdout == "False PASSIVE\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's allocator")
+def test_memory_of_a_result_is_used_again_by_the_next_one() -> None:
+    asked = (
+        "import resource, threading\n"
+        "from babylon_rl.models.threads import set_threads\n"
+        "set_threads(1)\n"
+        "import torch\n"
+        "def results():\n"
+        "    for _ in range(20):\n"
+        "        torch.ones(2**21)\n"  # 8 MB each: 2,048 pages, if they come from the system
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    thread = threading.Thread(target=results)\n"
+        "    thread.start(); thread.join()\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults()\n"
+        "print(faults())\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
+    assert int(printed) < 2048
