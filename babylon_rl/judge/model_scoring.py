@@ -24,7 +24,7 @@ from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
-from babylon_rl.llm.tokens import known_sum, token_counter
+from babylon_rl.llm.tokens import forget_encodings, known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import scores
@@ -40,6 +40,7 @@ from babylon_rl.windows import clock_from
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
 MAX_EXCERPT = 200
+LARGE_HOUR = 10_000  # trajectories; once it is judged the tokenizers make room for what follows
 
 
 def load_judge_libraries(settings: Settings) -> None:
@@ -136,6 +137,8 @@ class _ScoringRun:
         """Write one outcome and record it in the result."""
         window = outcome.group.window
         hour = self.unfinished.pop(window)
+        if sum(map(len, hour.trajectories.values())) >= LARGE_HOUR:
+            forget_encodings()
         result = await store.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
         if isinstance(outcome, ScoredGroup):
             self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)

@@ -3,22 +3,17 @@
 OpenMP's threads spin by default, and on busy cores a spinning thread delays the one that it waits for: two parallel trainings then take
 several times as long. The wait policy is read when torch is first imported, so every process of this package sets it at its start
 (cli/caches.py); ``set_threads`` sets it for other programs.
-
-The results of an operation are megabytes, which glibc by default gives back to the system and asks for again: the system clears each page
-anew, a tenth of a decision's time.
 """
 
-import ctypes
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
 from babylon_rl.errors import require
+from babylon_rl.heap import keep_freed_memory
 
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
 Computed = TypeVar("Computed")
-# Of glibc's mallopt: one heap for all threads, which grows by large steps, does not shrink, and serves whatever is below 32 MB.
-_HEAP = {"M_ARENA_MAX": (-8, 1), "M_TOP_PAD": (-2, 64 * 2**20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 32 * 2**20)}
 
 
 def usable_cores() -> int:
@@ -32,21 +27,13 @@ def usable_cores() -> int:
 
 def set_threads(threads: int | None = None) -> None:
     """Limit torch to ``threads`` threads (None: ``usable_cores``), and keep freed memory; call it before torch is imported."""
-    _keep_freed_memory()
+    keep_freed_memory()
     for name, value in WAIT_POLICY.items():
         os.environ.setdefault(name, value)
     require("torch")
     import torch
 
     torch.set_num_threads(threads or usable_cores())
-
-
-def _keep_freed_memory() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library than glibc
-        return
-    for option, value in _HEAP.values():
-        mallopt(option, value)
 
 
 def threads_of_torch() -> int:

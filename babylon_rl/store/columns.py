@@ -4,7 +4,7 @@ A column has the encoded name of its field, so a new field reaches every stateme
 which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,7 +15,14 @@ from msgspec import structs
 from babylon_rl.windows import moment
 
 T = TypeVar("T")
+IDS_AT_ONCE = 5000
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
+
+
+def in_parts(ids: Sequence[str]) -> Iterator[list[str]]:
+    """Yield ids some thousand at a time: as one parameter those of a large hour would be megabytes, several times over."""
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        yield list(ids[start : start + IDS_AT_ONCE])
 
 
 def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from babylon_rl.store.columns import camel, listed, updates
+from babylon_rl.store.columns import camel, in_parts, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -177,7 +177,8 @@ def questions(connection: Connection) -> list[tuple[str, int | None, str, bool |
 
 def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (trajectory id, metadataJson) of trajectories with recorded game knowledge."""
-    yield from connection.execute(_KNOWLEDGE, (list(trajectory_ids), "%gameKnowledge%"))
+    for ids in in_parts(trajectory_ids):
+        yield from connection.execute(_KNOWLEDGE, (ids, "%gameKnowledge%"))
 
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:

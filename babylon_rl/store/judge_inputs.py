@@ -11,6 +11,7 @@ from datetime import datetime
 import psycopg
 import psycopg.sql
 
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 
 _HIDDEN_ANSWERS = 'SELECT id, outcome FROM public."Question" WHERE id = ANY(%s) ORDER BY id COLLATE "C"'
@@ -72,7 +73,7 @@ def hidden_answers(connection: Connection, market_ids: Sequence[str]) -> dict[st
 
 def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, str]:
     """Return the logged reasoning of the trajectories' calls, by call id."""
-    return dict(connection.execute(_LOGGED_REASONING, (list(trajectory_ids),)).fetchall()) if trajectory_ids else {}
+    return {call: text for ids in in_parts(trajectory_ids) for call, text in connection.execute(_LOGGED_REASONING, (ids,))}
 
 
 def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentName]:

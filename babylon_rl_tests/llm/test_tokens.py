@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
+from babylon_rl.llm.tokens import forget_encodings, is_priced, litellm_quietly, price, table_entry, token_counter
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "gpt-4o-mini"])
@@ -74,3 +74,12 @@ def test_a_judge_of_ones_own_does_not_wait_for_litellm() -> None:
         "print('litellm' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100).stdout == "False\n"
+
+
+def test_tokenizers_that_were_forgotten_count_as_before() -> None:
+    count = token_counter("openai/gpt-4o-mini")
+    before = count("Pine Software rises on rumours.")
+    forget_encodings()
+    again = token_counter("openai/gpt-4o-mini")
+    assert again is not count
+    assert again("Pine Software rises on rumours.") == before > 4

@@ -1,0 +1,32 @@
+"""Freed memory: kept for the next result, or given back to the system; with glibc, elsewhere as the C library does it.
+
+A process keeps one heap for all threads either way: each further one would have free memory of its own.
+"""
+
+import ctypes
+
+# Numbers of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed, for a process that computes.
+
+    The results of an operation are megabytes; where they come from the system each time, it clears every page anew, a tenth of the time.
+    """
+    _set({_ARENA_MAX: 1, _TOP_PAD: 64 * 2**20, _TRIM_THRESHOLD: 2**31 - 1, _MMAP_THRESHOLD: 32 * 2**20})
+
+
+def return_freed_memory() -> None:
+    """Give back what is freed, now and from now on, for a process that stays after large work."""
+    _set({_ARENA_MAX: 1, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _set(options: dict[int, int]) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's alone
+        for option, value in options.items():
+            mallopt(option, value)
