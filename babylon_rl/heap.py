@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Give back what is freed, now and from now on, for a process that stays after large work."""
-    _set({_ARENA_MAX: 1, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
+    _set({_ARENA_MAX: 1, _TOP_PAD: 128 * 2**10, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
