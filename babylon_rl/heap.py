@@ -1,6 +1,7 @@
-"""Freed memory: kept for the next result, or given back to the system; with glibc, elsewhere as the C library does it.
+"""Freed memory is kept for the next result, or given back to the system.
 
-A process keeps one heap for all threads either way: each further one would have free memory of its own.
+That is said to glibc; other C libraries do as they do. A process keeps one heap for all threads either way: each further one would have
+free memory of its own.
 """
 
 import ctypes
@@ -20,13 +21,15 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Give back what is freed, now and from now on, for a process that stays after large work."""
     _set({_ARENA_MAX: 1, _TOP_PAD: 128 * 2**10, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
 
 
 def _set(options: dict[int, int]) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc's alone
-        for option, value in options.items():
-            mallopt(option, value)
+    for option, value in options.items():
+        _call("mallopt", option, value)
+
+
+def _call(name: str, *arguments: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:  # glibc's alone
+        function(*arguments)

@@ -113,7 +113,10 @@ def token_counter(model: str) -> Callable[[str], int]:
 
 
 def forget_encodings() -> None:
-    """Free the tokenizers of ``token_counter``, 44 MB; the next text that is counted loads them again, in half a second."""
+    """Free the tokenizers that ``token_counter`` has loaded.
+
+    They take 44 MB; the next text that is counted loads them again, in half a second.
+    """
     token_counter.cache_clear()
     _encoder.cache_clear()
     if "tiktoken" in sys.modules:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
-from babylon_rl.models.scoring import fit_attention, legal_logprobs
+from babylon_rl.models.scoring import FUSED, best_attention, legal_logprobs
 
 if TYPE_CHECKING:
     import torch
@@ -133,10 +133,8 @@ class KVCache:
         positions = (self._past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
         self._past = torch.cat([self._past, mask], dim=1)
         # For a row alone, or a token a row, fused attention is as fast or faster: it copies no keys for each head.
-        if len(rows) > 1 and width > 1:
-            fit_attention(self._causal, len(rows) * width * self._past.shape[1])
-        else:
-            self._causal.set_attn_implementation("sdpa")
+        batch = len(rows) > 1 and width > 1
+        self._causal.set_attn_implementation(best_attention(len(rows) * width * self._past.shape[1]) if batch else FUSED)
         backbone = self._causal.base_model
         out = backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
         hidden: torch.Tensor = out.last_hidden_state[torch.arange(len(rows), device=device), mask.sum(1) - 1]

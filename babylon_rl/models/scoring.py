@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 NOT_IN_GRAMMAR = "not_in_grammar"
 EMPTY = "empty"
 OPEN_ROWS = 128
-FEW_SCORES = 768 * 768
+PLAIN, FUSED = "eager", "sdpa"  # attention, by transformers' names
+_FEW_SCORES = 768 * 768
 KEPT_LINES = 4096
 LONGEST_KEPT = 256  # characters: what is kept stays within some MB whatever agents write
 # A run of whitespace is one word with its line break, so a text is cut only where the break stands alone.
@@ -111,13 +112,13 @@ def causal_model(model: "nn.Module") -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def fit_attention(causal: Any, scores: int) -> None:
-    """Let the model take the attention that is faster for so many scores of a head in a layer, rows times queries times keys.
+def best_attention(scores: int) -> str:
+    """Return transformers' name of the faster attention for ``scores``: of a head in a layer, rows times queries times keys.
 
     Plain matrix products beat torch's fused attention on a processor while the scores are few, in the backward pass above all
     (benchmarks/cpu_trainer.py).
     """
-    causal.set_attn_implementation("eager" if scores <= FEW_SCORES else "sdpa")
+    return PLAIN if scores <= _FEW_SCORES else FUSED
 
 
 def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":

@@ -1,4 +1,4 @@
-"""Threads and memory of torch: as many threads as OMP_NUM_THREADS or the cores, sleeping while they wait; freed memory is kept.
+"""Threads of torch: as many as OMP_NUM_THREADS or the cores, sleeping while they wait.
 
 OpenMP's threads spin by default, and on busy cores a spinning thread delays the one that it waits for: two parallel trainings then take
 several times as long. The wait policy is read when torch is first imported, so every process of this package sets it at its start

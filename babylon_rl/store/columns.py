@@ -15,14 +15,14 @@ from msgspec import structs
 from babylon_rl.windows import moment
 
 T = TypeVar("T")
-IDS_AT_ONCE = 5000
+IDS_AT_ONCE = 5000  # as one parameter the ids of a large hour would be megabytes, several times over
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 
-def in_parts(ids: Sequence[str]) -> Iterator[list[str]]:
-    """Yield ids some thousand at a time: as one parameter those of a large hour would be megabytes, several times over."""
-    for start in range(0, len(ids), IDS_AT_ONCE):
-        yield list(ids[start : start + IDS_AT_ONCE])
+def in_parts(items: Sequence[T], size: int = IDS_AT_ONCE) -> Iterator[list[T]]:
+    """Split ``items`` into parts of at most ``size``, in order."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
 
 
 def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ by them what is stale. Only the rows between them are deleted, of runs that ende
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import DAGSTER_SCHEMA
 
@@ -45,11 +46,10 @@ def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool
     ``dry_run`` only counts.
     """
     deleted = 0
-    for start in range(0, len(run_ids), _AT_ONCE):
-        some = [list(run_ids[start : start + _AT_ONCE])]
+    for some in in_parts(run_ids, _AT_ONCE):
         with connection.transaction():
             if dry_run:
-                deleted += connection.value(_COUNT, some) or 0
+                deleted += connection.value(_COUNT, [some]) or 0
             else:
-                deleted += connection.execute(_DELETE, some).rowcount
+                deleted += connection.execute(_DELETE, [some]).rowcount
     return deleted

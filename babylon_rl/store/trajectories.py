@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.indexes import UNNAMED, WITHOUT_HOUR, has_index
 from babylon_rl.windows import is_window_id, window_end, window_of, window_start
@@ -254,7 +255,6 @@ FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId"
 _WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
 
 # Ids in one statement.
-_AT_ONCE = 5000
 
 
 def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
@@ -272,15 +272,15 @@ def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) ->
     Complete: it has both prompts and a response.
     """
     complete: dict[str, bool] = {}
-    for start in range(0, len(trajectory_ids), _AT_ONCE):
-        complete.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
+    for ids in in_parts(trajectory_ids):
+        complete.update(connection.execute(_FIRST_LOGGED, [ids]).fetchall())
     return complete
 
 
 def with_logged_accesses(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
     """Return the trajectories with provider accesses in a logged call."""
     found: set[str] = set()
-    for start in range(0, len(trajectory_ids), _AT_ONCE):
-        rows = connection.execute(_WITH_ACCESSES, [list(trajectory_ids[start : start + _AT_ONCE]), _ACCESSES])
+    for ids in in_parts(trajectory_ids):
+        rows = connection.execute(_WITH_ACCESSES, [ids, _ACCESSES])
         found.update(trajectory_id for (trajectory_id,) in rows)
     return found

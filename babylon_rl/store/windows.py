@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, in_parts, listed, loaded, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
@@ -72,9 +72,7 @@ _QUARANTINED = """SELECT "window" FROM babylon_rl.windows WHERE "state" = 'quara
 
 def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
     """Yield the distinct windows in order, at most HOURS_AT_ONCE per transaction."""
-    ordered = sorted(set(windows))
-    for start in range(0, len(ordered), HOURS_AT_ONCE):
-        yield ordered[start : start + HOURS_AT_ONCE]
+    yield from in_parts(sorted(set(windows)), HOURS_AT_ONCE)
 
 
 def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[str]]:

@@ -46,8 +46,8 @@ def test_memory_of_a_result_is_used_again_by_the_next_one() -> None:
         "    thread = threading.Thread(target=results)\n"
         "    thread.start(); thread.join()\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "faults()\n"
-        "print(faults())\n"
+        # The fewest of some rounds: a small object may now and then lie where a result was, so that the next one takes new pages.
+        "print(min(faults() for _ in range(10)))\n"
     )
     printed = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
     assert int(printed) < 2048

@@ -25,12 +25,13 @@ from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.scoring import (
     EMPTY,
-    FEW_SCORES,
+    FUSED,
     NOT_IN_GRAMMAR,
+    PLAIN,
     EncodedSequence,
+    best_attention,
     divergence,
     encode_sequence,
-    fit_attention,
     spot_values,
 )
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
@@ -243,14 +244,13 @@ class PackedPolicy:
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
         results: dict[int, Computed] = {}
-        for few in (True, False):  # scores: the attention is the model's, so of all rows that are computed at once
-            places = [place for place, row in enumerate(packs) if (row.tokens**2 <= FEW_SCORES) == few]
+        for attention in (PLAIN, FUSED):  # the model's, so of all that runs at once
+            places = [place for place, row in enumerate(packs) if best_attention(row.tokens**2) == attention]
             if not places:
                 continue
-            longest = max(packs[place].tokens for place in places)
-            fit_attention(self._causal, longest**2)
+            self._causal.set_attn_implementation(attention)
             # Parallel rows together stay within the memory of the longest single row.
-            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // longest))
+            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
             with ThreadPoolExecutor(at_once) as threads:
                 results |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
         return [results[place] for place in range(len(packs))]
