@@ -23,6 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 # Columns of tables in a file or pipe, and columns that no table reaches, to measure how wide one would be.
 PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
+_Begin = Callable[[str, int], Callable[[int], None]]  # (label, total) -> a display that is told the units done
 
 
 @dataclass(frozen=True)
@@ -121,25 +122,27 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def progress_of_parts(indent: str = "") -> Iterator[Progress]:
-    """Show the progress of several labels: a bar each on a terminal, else lines.
+    """Show the progress of several labels, which may advance side by side: a bar each on a terminal, else lines.
 
-    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far. Lines appear at the
-    beginning, every few seconds, and at the end.
+    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far. Lines appear when a
+    label begins, every few seconds, and when it is done.
     """
     with ExitStack() as stack:
+        # Made with the first label: rich's bars take a while to import.
+        begin: _Begin | None = None
         shown: dict[tuple[str, int], tuple[Callable[[int], None], int]] = {}
 
         def tell(what: str, done: int, total: int) -> None:
+            nonlocal begin
             kind = (what, total)
-            # A new label or total closes the display before it.
             if kind not in shown:
-                stack.close()
-                display = _bar if sys.stderr.isatty() else _lines
-                shown[kind] = (stack.enter_context(display(total, f"{indent}{what}")), 0)
-            advance, before = shown[kind]
-            advance(max(0, done - before))
+                begin = begin or (stack.enter_context(_bars()) if sys.stderr.isatty() else _lines)
+                shown[kind] = (begin(f"{indent}{what}", total), -1)
+            move, before = shown[kind]
             # Reports may come out of order; a display only goes forward.
-            shown[kind] = (advance, max(done, before))
+            if done > before:
+                shown[kind] = (move, done)
+                move(done)
 
         yield tell
 
@@ -157,8 +160,7 @@ def progress_of(what: str, total: int, indent: str = "") -> Iterator[Callable[[o
 
 
 @contextmanager
-def _bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
-    # Only a terminal needs it, and it takes as long to import as the rest of rich.
+def _bars() -> Iterator[_Begin]:
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -171,22 +173,25 @@ def _bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console(stderr=True)) as bars:
-        task = bars.add_task(description, total=total)
-        yield lambda units: bars.advance(task, units)
+
+        def begin(what: str, total: int) -> Callable[[int], None]:
+            task = bars.add_task(what, total=total)
+            return lambda done: bars.update(task, completed=done)
+
+        yield begin
 
 
-@contextmanager
-def _lines(total: int, description: str) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, total: int) -> Callable[[int], None]:
     began = last = time.monotonic()
-    done = 0
 
-    def advance(units: int) -> None:
-        nonlocal done, last
-        done += units
-        if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
-            last = time.monotonic()
-            say(f"{description}: {done} of {total} after {last - began:.0f} s")
+    def move(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total:
+            say(f"{what}: {done} of {total}, done in {now - began:.1f} s")
+        elif now - last >= PLAIN_LINE_EVERY_S:
+            last = now
+            say(f"{what}: {done} of {total} after {now - began:.0f} s")
 
-    say(f"{description} ...")
-    yield advance
-    say(f"{description}: {done} of {total}, done in {time.monotonic() - began:.1f} s")
+    say(f"{what} ...")
+    return move

@@ -260,6 +260,8 @@ def confirm(
     newest = deployed_model(models.values())
     # A test that was begun keeps its rival, whatever was deployed since: its level was fixed for that comparison.
     reference = begun.reference if begun is not None else None if newest is None else newest.version
+    if reference is not None and reference not in models:
+        return f"{version} was not confirmed: {reference}, which its test began against, is not registered any more."
     model, deployed = models[version], None if reference is None else models[reference]
     for player in (model, deployed):
         missing = None if player is None else absent(player, settings)

@@ -16,6 +16,7 @@ from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.request import JudgeRequest, order_rounds, plan_requests
 from babylon_rl.llm.tokens import known_sum, price
 from babylon_rl.settings import JudgeSettings, Settings
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import read_secret
 from babylon_rl.store.judge_requests import count_answers, find_answers
@@ -59,8 +60,7 @@ def estimate_hours(connection: Connection, windows: Sequence[str], settings: Set
     secret = read_secret(connection) or secrets.token_bytes(32)
     tries = _likely_tries(connection, settings)
     costs = []
-    for start in range(0, len(windows), HOURS_PLANNED_AT_ONCE):
-        some = windows[start : start + HOURS_PLANNED_AT_ONCE]
+    for some in in_parts(windows, HOURS_PLANNED_AT_ONCE):
         plan = plan_hours(connection, some, settings, secret, force=force, write=False)
         costs += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
     return costs

@@ -28,7 +28,7 @@ from babylon_rl.llm.tokens import forget_encodings, known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import scores
-from babylon_rl.store.columns import storable
+from babylon_rl.store.columns import in_parts, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_requests import drop_leases
@@ -159,11 +159,7 @@ class _ScoringRun:
 
 def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
     """Split hours into chunks that are planned at once."""
-    return [
-        chunk[start : start + HOURS_PLANNED_AT_ONCE]
-        for chunk in reading_chunks(connection, windows)
-        for start in range(0, len(chunk), HOURS_PLANNED_AT_ONCE)
-    ]
+    return [some for chunk in reading_chunks(connection, windows) for some in in_parts(chunk, HOURS_PLANNED_AT_ONCE)]
 
 
 def finish_hour(

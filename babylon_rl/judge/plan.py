@@ -18,6 +18,7 @@ from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcome_rows import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.hindsight import recorded_knowledge
@@ -283,6 +284,5 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
             scores.forget_sources(connection, {window: outdated[window] for window in some})
     # a quarantine by another judge is not this judge's to end
     held_back = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
-    for start in range(0, len(held_back), HOURS_PLANNED_AT_ONCE):
-        chunk = held_back[start : start + HOURS_PLANNED_AT_ONCE]
+    for chunk in in_parts(held_back, HOURS_PLANNED_AT_ONCE):
         release_quarantined(connection, plan_hours(connection, chunk, settings, secret, write=False).released)

@@ -175,11 +175,26 @@ def _from_chunks(chunks: list[dict[str, Any]]) -> _Answer:
             if isinstance(part, str) and name != "role":
                 into["message"][name] = into["message"].get(name, "") + part
             elif name == "tool_calls" and isinstance(part, list):
-                into["message"].setdefault(name, []).extend(part)
+                _join_calls(into["message"].setdefault(name, []), part)
         into["finish_reason"] = choice.get("finish_reason") or into.get("finish_reason")
         into["logprobs"]["content"] += (choice.get("logprobs") or {}).get("content") or []
     model = next((chunk["model"] for chunk in chunks if chunk.get("model")), None)
     return _from_choices(model, list(whole.values()))
+
+
+def _join_calls(calls: list[dict[str, Any]], pieces: list[Any]) -> None:
+    """Add a chunk's pieces to the calls of tools: one with the place of a call that has begun continues it, any other begins a call."""
+    for piece in (piece for piece in pieces if isinstance(piece, dict)):
+        place = piece.get("index")
+        if not isinstance(place, int) or not 0 <= place < len(calls):
+            calls.append({"function": {}})
+            place = -1
+        call = calls[place]
+        call |= {name: value for name, value in piece.items() if name not in ("index", "function") and value is not None}
+        function = piece.get("function")
+        for name, part in function.items() if isinstance(function, dict) else ():
+            if isinstance(part, str):
+                call["function"][name] = call["function"].get(name, "") + part
 
 
 def _logprobs(given: Any) -> list[dict[str, Any]] | None:

@@ -23,6 +23,7 @@ from babylon_rl.files.durable import publish_directory
 from babylon_rl.logs import log_context
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import (
     TrainingStep,
@@ -105,8 +106,7 @@ def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: in
     size = min(settings.windows_per_iteration, len(order))
     if passes is None:
         return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
-    once = [order[first : first + size] for first in range(0, len(order), size)]
-    return (once * passes)[: settings.iterations]
+    return (list(in_parts(order, size)) * passes)[: settings.iterations]
 
 
 def iterations_of(batch: Batch) -> int:

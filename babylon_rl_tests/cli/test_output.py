@@ -50,3 +50,12 @@ def test_work_that_grows_is_shown_anew_with_what_is_done(capsys: pytest.CaptureF
         tell("base", 4, 4)
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == ["  v1 ...", "  v1: 2 of 2", "  v1 ...", "  v1: 4 of 4", "  base ...", "  base: 4 of 4"]
+
+
+def test_labels_that_advance_side_by_side_each_end_when_they_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of_parts() as tell:
+        for label, done in (("v1", 1), ("base", 1), ("v1", 2), ("base", 1), ("base", 2)):
+            tell(label, done, 2)
+        tell("never ended", 1, 2)
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["v1 ...", "base ...", "v1: 2 of 2", "base: 2 of 2", "never ended ..."]

@@ -405,3 +405,22 @@ def test_a_limit_of_tokens_that_the_column_cannot_hold_is_recorded_as_the_neares
     )  # fmt: skip
     row = entry.log_row()
     assert row is not None and row["maxTokens"] == kept
+
+
+def test_the_calls_of_tools_in_a_stream_are_put_together_from_their_pieces() -> None:
+    begun = {"id": "t", "type": "function", "function": {"name": "trade", "arguments": ""}}
+    pieces = [[{"index": 0} | begun], [{"index": 0, "id": None, "function": {"arguments": '{"usd": '}}]]
+    pieces += [[{"index": 0, "function": {"arguments": "5}"}}]]
+    pieces += [[{"index": 1, "id": "u", "type": "function", "function": {"name": "look", "arguments": "{}"}}, "odd", {"function": None}]]
+    events = [json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": some}}]}) for some in pieces]
+    entry = CallEntry(
+        "call-1", "call-1", 0, "a1", None, None, None, "action", None, [], None, None, "base", "base", "auto", None, 200, 1.0, None, 1, 1,
+        json.dumps({"messages": [{"role": "user", "content": "What now?"}]}).encode(),
+        "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode(),
+    )  # fmt: skip
+    row = entry.log_row()
+    assert row is not None and json.loads(row["metadata"])["toolCalls"] == [
+        {"id": "t", "type": "function", "function": {"name": "trade", "arguments": '{"usd": 5}'}},
+        {"id": "u", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+        {"function": {}},
+    ]

@@ -10,7 +10,7 @@ from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
 from babylon_rl.serving.promotion import promote, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
-from babylon_rl.store.benchmarks import read_confirmations
+from babylon_rl.store.benchmarks import begin_confirmation, read_confirmations
 from babylon_rl.store.releases import read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, endpoint, hold, reads_news, reads_wrongly
@@ -102,6 +102,15 @@ def test_an_interrupted_confirmation_goes_on_in_its_markets(promoted, make_versi
         promoted("v1.0.0", served, confirmation_markets=48)
     (test,) = read_confirmations(connection)
     assert (test.level, test.markets) == (begun.level, MARKETS) and test.confirmed
+
+
+def test_a_test_whose_rival_is_not_registered_any_more_leaves_a_candidate(promoted, make_version, connection):
+    make_version("v1.0.1")
+    begin_confirmation(connection, "v1.0.1", "v1.0.0", MARKETS, lambda earlier: 0.01, NOW)
+    with endpoint(base=hold) as served:
+        said = promoted("v1.0.1", served)
+    why = "v1.0.1 was not confirmed: v1.0.0, which its test began against, is not registered any more."
+    assert said == f"v1.0.1 is a candidate, and a person decides: {why}" and served.asked == {}
 
 
 @pytest.mark.long

@@ -24,6 +24,7 @@ from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_r
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_report import judged_hours
@@ -123,8 +124,7 @@ class _Audit:
 
     async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
         """Yield the sample's groups as the judge was shown them, in small chunks."""
-        for start in range(0, len(self._sample), HOURS_PLANNED_AT_ONCE):
-            chunk = self._sample[start : start + HOURS_PLANNED_AT_ONCE]
+        for chunk in in_parts(self._sample, HOURS_PLANNED_AT_ONCE):
             shown = await store.run(_as_judged, chunk, self._first, secret)
             # hours that changed since are missing from ``shown``
             self.result.changed += len(chunk) - len(shown)

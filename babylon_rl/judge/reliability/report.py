@@ -25,6 +25,7 @@ from babylon_rl.judge.reliability.measures import (
 )
 from babylon_rl.settings import HEURISTIC, JudgeSettings
 from babylon_rl.store import judge_report as store
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agreements
 from babylon_rl.types import NO_SPREAD
@@ -119,8 +120,7 @@ def reliability_report(
     # every so many hours leave their episodes as points, about MOST_POINTS in all
     sums = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
-    for start in range(0, len(hours), HOURS_AT_ONCE):
-        some = hours[start : start + HOURS_AT_ONCE]
+    for some in in_parts(hours, HOURS_AT_ONCE):
         episodes = store.judged_episodes(connection, [hour.window for hour in some])
         for hour in some:
             sums.add(hour, episodes.get(hour.window, []))
@@ -165,8 +165,7 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
         return None
     answered = store.answered_windows(connection, audit_model, windows)
     ranks, taus, differences = list[float](), list[float](), list[float]()
-    for start in range(0, len(answered), HOURS_AT_ONCE):
-        some = answered[start : start + HOURS_AT_ONCE]
+    for some in in_parts(answered, HOURS_AT_ONCE):
         theirs = store.answered_scores(connection, audit_model, some)
         for window, episodes in store.judged_episodes(connection, some).items():
             ours = {episode.agent_id: episode.score for episode in episodes}
