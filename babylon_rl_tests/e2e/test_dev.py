@@ -93,7 +93,10 @@ def test_the_admin_api_s_client_launches_a_training_and_a_scoring_once(ui: str):
 
 
 def test_hours_are_backfilled(ui: str, backfill: str):
-    query = "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status error { message } } } }"
+    query = (
+        "query($id: String!) { partitionBackfillOrError(backfillId: $id) "
+        "{ ... on PartitionBackfill { status error { message } } ... on Error { message } } }"
+    )
     deadline = time.monotonic() + 400
     while (found := ask(ui, query, id=backfill)["partitionBackfillOrError"])["status"] == "REQUESTED":
         assert time.monotonic() < deadline, found

@@ -1,6 +1,7 @@
 """A batch from its checkpoint to its release, on a real database and a real endpoint."""
 
 from datetime import timedelta
+from threading import Event
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ TICKS = benchmark_snapshots(1)[0].scenario.ticks
 class Evaluation:
     """``evaluate(batch, served)``: one run of the benchmark; its sentences lie in ``evaluate.said``, its progress in ``evaluate.told``.
 
-    Once ``breaks_at`` markets are stored, the endpoint refuses.
+    Once ``breaks_at`` markets are stored, the endpoint refuses, and ``broken`` is set.
     """
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
@@ -46,6 +47,7 @@ class Evaluation:
         self.said: list[str] = []
         self.told: list[tuple[str, int, int]] = []
         self.breaks_at: int | None = None
+        self.broken = Event()
 
     def __call__(self, batch: str, served: Endpoint, **changes: Any) -> BenchmarkReport:
         self.said.clear()
@@ -55,6 +57,7 @@ class Evaluation:
             self.told.append(told)
             if len(self.told) == self.breaks_at:
                 served.breaks_after = 0
+                self.broken.set()
 
         return evaluate_batch(
             self.connection,
@@ -151,9 +154,13 @@ def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, mak
 
 @pytest.mark.long
 def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connection):
+    def waits(prompt: str, markets: list[str]) -> str:
+        evaluate.broken.wait(60)  # both models play at the same time: this one is still at it when the endpoint breaks
+        return reads_news(prompt, markets)
+
     batch = make_version("v1.0.0")
-    with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
-        evaluate.breaks_at = 6  # both models play at the same time
+    with endpoint(base=hold, **{"v1.0.0": waits}) as served:
+        evaluate.breaks_at = 6
         with pytest.raises(ModelUnavailable, match="refused"):
             evaluate(batch, served, min_improvement=TOO_MUCH)
         kept = connection.execute("SELECT count(*) FROM babylon_rl.benchmark_results").fetchone()[0]
