@@ -106,21 +106,22 @@ def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(com
 @pytest.mark.long
 def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables, sample_database, tmp_path):
     with Proxy(sample_database.url) as proxy:
-        away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "15", "EPOCHS": "15"}
+        away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "30", "EPOCHS": "30"}
         with subprocess.Popen(
             [sys.executable, "-c", MAIN, "train"],
             env=away, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
-                if line.startswith("Iteration 2/15"):
+                if line.startswith("Iteration 1/30"):
                     break
             proxy.cut(away=True)
             time.sleep(6)
             proxy.away = False
-            said, complained = process.communicate(timeout=100)
+            # Not communicate(), which would lose the lines that came with the one read last.
+            said, complained = process.stdout.read(), process.stderr.read()
     assert process.returncode == 0, complained
-    assert "Iteration 15/15" in said and "Final step: 15" in said
+    assert "Iteration 30/30" in said and "Final step: 30" in said
     assert "The database does not answer. The training goes on when it does" in complained and "undone" not in complained
     assert "The database answers again." in complained
 
