@@ -122,10 +122,10 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def progress_of_parts(indent: str = "") -> Iterator[Progress]:
-    """Show the progress of several labels, which may advance side by side: a bar each on a terminal, else lines.
+    """Show a bar for each label on a terminal, else lines.
 
-    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far. Lines appear when a
-    label begins, every few seconds, and when it is done.
+    Yields a callback ``(label, done, total)``. Labels may advance side by side. A label whose total changes is shown anew, with the units
+    done so far. Lines appear when a label begins, every few seconds, and when it is done.
     """
     with ExitStack() as stack:
         # Made with the first label: rich's bars take a while to import.

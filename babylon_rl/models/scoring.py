@@ -113,7 +113,9 @@ def causal_model(model: "nn.Module") -> Any:
 
 
 def best_attention(scores: int) -> str:
-    """Return transformers' name of the faster attention for ``scores``: of a head in a layer, rows times queries times keys.
+    """Return the name that transformers gives the faster attention.
+
+    ``scores`` is their number for a head in a layer: rows times queries times keys.
 
     Plain matrix products beat torch's fused attention on a processor while the scores are few, in the backward pass above all
     (benchmarks/cpu_trainer.py).

@@ -183,7 +183,10 @@ def _from_chunks(chunks: list[dict[str, Any]]) -> _Answer:
 
 
 def _join_calls(calls: list[dict[str, Any]], pieces: list[Any]) -> None:
-    """Add a chunk's pieces to the calls of tools: one with the place of a call that has begun continues it, any other begins a call."""
+    """Add the pieces of a chunk to the calls of tools.
+
+    A piece continues the call whose place it names; without one it begins a call.
+    """
     for piece in (piece for piece in pieces if isinstance(piece, dict)):
         place = piece.get("index")
         if not isinstance(place, int) or not 0 <= place < len(calls):
