@@ -87,6 +87,21 @@ def test_uses_in_one_process_are_counted(home: Path) -> None:
     assert not runs(home)
 
 
+def test_a_user_by_another_path_uses_the_same_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = home.with_name("linked")
+    linked.symlink_to(home)
+    monkeypatch.chdir(home.parent)
+    with use_server(home) as url:
+        server = postmaster(home)
+        for other in (linked, Path("home")):
+            with use_server(other) as same:
+                assert (same, postmaster(home)) == (url, server)
+        assert kept(url) == 7
+    assert not runs(home)
+    with use_server(Path("home")) as url:
+        assert kept(url) == 7
+
+
 def test_two_first_users_at_once_share_one_server(tmp_path: Path) -> None:
     with Holder(tmp_path / "home") as one, Holder(tmp_path / "home") as two:
         assert one.url() == two.url()

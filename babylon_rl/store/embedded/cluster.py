@@ -56,8 +56,8 @@ class Cluster:
 
     @property
     def directory(self) -> Path:
-        """Postgres data directory."""
-        return self.home / "postgres"
+        """Postgres data directory, the same path by whatever links ``home`` is reached."""
+        return (self.home / "postgres").resolve()
 
     @property
     def password_file(self) -> Path:
@@ -288,7 +288,9 @@ class Cluster:
         # Another user's process: better to take it for the server than to start a second one.
         except psutil.AccessDenied:
             return True
-        return bool(command) and Path(command[0]).name == "postgres" and str(self.directory) in command
+        if not command or Path(command[0]).name != "postgres":
+            return False
+        return self.directory in (Path(argument).resolve() for argument in command[1:])
 
     def _forget_dead_postmaster(self) -> None:
         """Remove the pid file of a dead server.
