@@ -51,14 +51,16 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 _COLUMNS = columns_of(StoredAnswer)
 _FIND = f'SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
-# Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired.
-# Where both are written in the same moment, neither sees the other: the unique index then drops the second, and it is not billed.
+# Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired and counts as paid too.
+# Conflicts wait for the other's commit. By key, so that two which have several requests in common do not wait for each other.
 _ADD_ANSWERS = f"""
+    WITH given AS MATERIALIZED (SELECT {listed(_COLUMNS)} FROM jsonb_populate_recordset(NULL::babylon_rl.judge_requests, %s)),
+    used AS (
+        INSERT INTO babylon_rl.judge_requests ({listed(_COLUMNS)})
+        SELECT * FROM given ORDER BY "key" ON CONFLICT ("key") WHERE NOT "retired" DO NOTHING RETURNING "key"
+    )
     INSERT INTO babylon_rl.judge_requests ({listed(_COLUMNS)}, "retired")
-    SELECT {listed(_COLUMNS, "given")},
-        EXISTS (SELECT FROM babylon_rl.judge_requests held WHERE held."key" = given."key" AND NOT held."retired")
-    FROM jsonb_populate_recordset(NULL::babylon_rl.judge_requests, %s) AS given
-    ON CONFLICT DO NOTHING
+    SELECT *, TRUE FROM given WHERE "key" NOT IN (SELECT "key" FROM used)
 """
 # Only answers with faults are retired; a good answer stays in the cache.
 _RETIRE = """
@@ -84,7 +86,7 @@ def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, Store
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
-    """Store answers, in a transaction of their own unless the caller has one open."""
+    """Store answers, each to another request, in a transaction of their own unless the caller has one open."""
     with connection.transaction():
         connection.execute(_ADD_ANSWERS, (Jsonb([msgspec.to_builtins(answer) for answer in answers]),))
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.freezing import DROPOUT, record_dropped
+from babylon_rl.store.judge_requests import StoredAnswer, add_answers, find_answers, spent_on
 from babylon_rl.store.scores import read_sources
 from babylon_rl_tests.expected import expected
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, count, filled
@@ -224,6 +226,27 @@ def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settin
     one, two = results
     assert {w: g.data_version for w, g in one.items()} == {w: g.data_version for w, g in two.items()} and len(one) == 8
     assert count(database.url, "SELECT count(*) FROM babylon_rl.judge_leases") == 0
+
+
+def test_both_answers_that_two_runs_pay_for_in_the_same_moment_are_billed(database: Database) -> None:
+    answers = [
+        StoredAnswer(
+            key=key, window=WINDOW, judge=MODEL, rubric_version="r1", order=0, part=0, attempt=0, shown_version="s1", ids=[], answer="{}",
+            faults=[], scores=None, prompt_tokens=1, completion_tokens=1, usd=usd, latency_seconds=0.1, tries=1, asked_at=NOW,
+        )
+        for key, usd in (("only here", 1.0), ("paid twice", 2.0), ("paid twice", 4.0), ("only there", 8.0))
+    ]  # fmt: skip
+    with database.connect() as first, database.connect(autocommit=True) as second, ThreadPoolExecutor(1) as other:
+        with first.transaction(), database.connect(autocommit=True) as observer:
+            add_answers(first, answers[:2])
+            waiting = other.submit(add_answers, second, answers[2:])
+            while not (waiting.done() or observer.value("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                time.sleep(0.01)
+        waiting.result()
+        assert spent_on(second, NOW) == (15.0, 0)
+        assert {key: found.usd for key, found in find_answers(second, [a.key for a in answers]).items()} == {
+            "only here": 1.0, "paid twice": 2.0, "only there": 8.0,
+        }  # fmt: skip
 
 
 @pytest.mark.long
