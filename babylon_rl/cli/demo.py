@@ -72,7 +72,7 @@ def demo(
         say(sentence)
     with open_database(settings) as database:
         state = Demo(settings, database, windows, seed, generations)
-        with stage(state, "1. Database"):
+        with stage(settings, "1. Database"):
             prepare(state)
         plan = planned(state)
         done: list[dict[str, Any]] = []
@@ -91,15 +91,15 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
     title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
     model = "the base model" if player == BASE else player
     seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
-    with stage(state, f"2. Market: {title}{len(hours)} hours, {seats}"):
+    with stage(state.settings, f"2. Market: {title}{len(hours)} hours, {seats}"):
         play(state, hours)
-    with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
+    with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
     # The comparison, the confirmation and the hour of the release ask the same models.
     with kept_open(state.serving) as serving:
         state = replace(state, serving=serving)
-        with stage(state, f"4. Training {where}, {title}then the benchmark, through Dagster"):
+        with stage(state.settings, f"4. Training {where}, {title}then the benchmark, through Dagster"):
             try:
                 batch_id = train(state, hours)
             except (Diverged, NothingToTrain) as nothing:
@@ -110,7 +110,8 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
                 say(f"   No version came of it: {failure}")
             trained = _trained(state, batch_id)
             _say_on_policy(trained.get("onPolicy", ()))
-        with stage(state, f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"):
+        front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
+        with stage(state.settings, front):
             released = release(state, trained["modelVersion"], hours)
     document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released} | trained
     return document | {"deployed": player_after([*earlier, document])}
@@ -159,7 +160,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     several: dict[str, Any] = {}
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]
-        with stage(state, "6. Every version and player in the same markets"):
+        with stage(state.settings, "6. Every version and player in the same markets"):
             several = {"generations": done, "standings": standings(state, versions)}
     if not trained:
         return {"seed": state.seed, "windows": state.windows, "modelVersion": None, **several}

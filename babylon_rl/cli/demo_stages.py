@@ -69,7 +69,7 @@ class Demo:
 
 
 @contextmanager
-def stage(state: Demo, title: str) -> Iterator[None]:
+def stage(settings: Settings, title: str) -> Iterator[None]:
     """Print the start and duration of a stage, and append its times to STAGES.
 
     STAGES lies in the state directory; it holds wall and processor seconds.
@@ -80,8 +80,8 @@ def stage(state: Demo, title: str) -> Iterator[None]:
         yield
     finally:
         spent = {"stage": title, "seconds": time.monotonic() - began_s, "processorSeconds": _processor_s() - processor_s}
-        state.settings.home.mkdir(parents=True, exist_ok=True)
-        with (state.settings.home / STAGES).open("a") as file:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with (settings.home / STAGES).open("a") as file:
             file.write(json.dumps(spent) + "\n")
     say(f"   done in {time.monotonic() - began_s:.0f} s")
 

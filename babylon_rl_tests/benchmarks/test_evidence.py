@@ -15,7 +15,12 @@ import pytest
 
 from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.model_sources import base_source
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.settings import load_settings
+from babylon_rl.store.benchmarks import read_results
+from babylon_rl.store.database import open_database
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
@@ -161,12 +166,18 @@ def test_the_deployed_version_plays_next() -> None:
     assert player_after([released, refused]) == "v1.0.0"
 
 
-def test_a_seed_that_is_finished_is_read_and_not_run_again(tmp_path: Path) -> None:
-    directory = tmp_path / "seed-2"
-    directory.mkdir()
-    (directory / evidence.RESULT).write_text(json.dumps(result(2)))
-    assert evidence.run_seed(directory, tmp_path / "base", 2, 3, 24) == result(2)
-    assert list(directory.iterdir()) == [directory / evidence.RESULT]
+@pytest.mark.slow
+def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    seeds = tmp_path / "evidence" / "3-generations-of-24-hours"
+    for each in RESULTS:
+        directory = seeds / f"seed-{each['seed']}"
+        directory.mkdir(parents=True)
+        (directory / evidence.RESULT).write_text(json.dumps(each))
+    assert evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"] == RESULTS
+    assert {path.name for path in seeds.iterdir()} == {"seed-0", "seed-1", "seed-2"}, "the base did not play"
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {evidence.PAGE, evidence.PLAYERS, evidence.CURVE}
 
 
 @pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])
@@ -175,9 +186,10 @@ def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores
 
 
 @pytest.mark.long
-def test_an_interrupted_evidence_ends_all_its_seeds(packaged_base: Path, tmp_path: Path) -> None:
+def test_an_interrupted_evidence_ends_all_its_seeds_and_keeps_what_the_base_played(packaged_base: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
-    command = [sys.executable, "-m", "benchmarks.evidence", "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
+    two_markets = "import sys, benchmarks.evidence.__main__ as e; e.FEWEST_MARKETS = e.CONFIRMATION_MARKETS = 1; sys.exit(e.main())"
+    command = [sys.executable, "-c", two_markets, "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
     environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": ""}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
     seed = tmp_path / "evidence" / "2-generations-of-2-hours" / "seed-0"
@@ -188,3 +200,8 @@ def test_an_interrupted_evidence_ends_all_its_seeds(packaged_base: Path, tmp_pat
     assert process.returncode == 130 and b"Interrupted" in said, said.decode()
     assert not list((seed / "children").glob("*.json")), "its program is ended"
     assert not (seed.with_name("seed-1")).exists(), "the seed that waited is not begun"
+    settings = load_settings(babylon_rl_home=seed, database_url=None)
+    markets = {snapshot.id: snapshot.fingerprint for snapshot in (*benchmark_snapshots(1), *confirmation_snapshots(0, 1))}
+    with open_database(settings) as database, database.connect() as connection:
+        known = read_results(connection, "base", base_source(settings).identity, markets)
+    assert known.keys() == markets.keys(), "the seed's gate finds what the base played"

@@ -1,8 +1,9 @@
 """Several generations with several seeds, summarized in docs/evidence/evidence.md: `make evidence`, or `python -m benchmarks.evidence`.
 
 Each seed is a demo in a state directory of its own, and a process on one thread: seeds side by side use the cores better than threads of
-one seed, which wait for each other. A finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected
-versions and failed trainings are in the table like the others.
+one seed, which wait for each other. The base plays first, once for all seeds, in the markets in which each of them compares its first
+version. A finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected versions and failed
+trainings are in the table like the others.
 """
 
 import argparse
@@ -12,21 +13,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.cli.children import run_child, stop_children
-from babylon_rl.cli.demo_stages import STAGES, WINDOWS
-from babylon_rl.cli.output import say
+from babylon_rl.cli.demo import DEMO_SETTINGS
+from babylon_rl.cli.demo_stages import STAGES, WINDOWS, stage
+from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import BabylonError, TrainingError
+from babylon_rl.evaluation.gate import FEWEST_MARKETS
+from babylon_rl.evaluation.model_sources import base_source, play_sources
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import usable_cores
-from babylon_rl.settings import load_settings
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import MarketResult, write_results
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import open_database
+from babylon_rl.store.migrate import migrate
+from babylon_rl.store.releases import BASE
+from babylon_rl.windows import utc_now
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import require_comparable
 
 RESULT, LOG = "result.json", "demo.log"
+CONFIRMATION_MARKETS = int(DEMO_SETTINGS["confirmation_markets"])
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 
@@ -38,18 +52,25 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     settings = load_settings()
     base = base_model_dir(settings)
     root = settings.home / "evidence" / f"{generations}-generations-of-{windows}-hours"
-    cores = usable_cores()
-    at_once = at_once or side_by_side(seeds, cores)
-    directories = [root / f"seed-{seed}" for seed in range(seeds)]
-    threads = max(1, cores // at_once)
-    with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
-        runs = [pool.submit(run_seed, own, base, seed, generations, windows, threads) for seed, own in enumerate(directories)]
-        try:
-            wait(runs)
-        except KeyboardInterrupt:
-            _end(runs, directories)
-            raise
-    results = [run.result() for run in runs]
+    directories = {seed: root / f"seed-{seed}" for seed in range(seeds)}
+    missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
+    for seed in directories.keys() - missing.keys():
+        say(f"seed {seed}: finished earlier")
+    if missing:
+        cores = usable_cores()
+        at_once = at_once or side_by_side(len(missing), cores)
+        threads = max(1, cores // at_once)
+        with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
+            played = base_play(root / BASE, base)
+            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, threads) for seed, own in missing.items()]
+            try:
+                wait(runs)
+            except KeyboardInterrupt:
+                _end(runs, list(missing.values()))
+                raise
+            for run in runs:
+                run.result()
+    results = [dict(json.loads((own / RESULT).read_text())) for own in directories.values()]
     require_comparable(results)
     out.mkdir(parents=True, exist_ok=True)
     (out / PLAYERS).write_bytes(players(results))
@@ -74,7 +95,7 @@ def _signals_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(runs: Sequence[Future[dict[str, Any]]], directories: Sequence[Path]) -> None:
+def _end(runs: Sequence[Future[None]], directories: Sequence[Path]) -> None:
     """End the seeds' programs with all their children, and begin no other."""
     for run in runs:
         run.cancel()
@@ -84,40 +105,83 @@ def _end(runs: Sequence[Future[dict[str, Any]]], directories: Sequence[Path]) ->
             stop_children(directory, orphans_only=False)
 
 
-def run_seed(directory: Path, base: Path, seed: int, generations: int, windows: int, threads: int = 1) -> dict[str, Any]:
-    """Run the demo of a seed to its end and return its result; one that ended earlier is read."""
-    result = directory / RESULT
-    if result.is_file():
-        say(f"seed {seed}: finished earlier")
-        return dict(json.loads(result.read_text()))
+@dataclass(frozen=True)
+class BasePlay:
+    """What the base earned in markets that every seed needs, as the gate stores it.
+
+    ``identity`` is the hash of its weights, ``fingerprints`` those of the markets, by their id.
+    """
+
+    identity: str
+    fingerprints: dict[str, str]
+    results: list[MarketResult]
+
+
+def base_play(directory: Path, base: Path) -> BasePlay:
+    """Let the base play where every seed's first version is compared with it: at a gate that may pass it, and in its confirmation.
+
+    Markets that it played earlier are not played again.
+    """
+    settings = _settings(directory, base)
+    source = base_source(settings)
+    snapshots = (*benchmark_snapshots(FEWEST_MARKETS), *confirmation_snapshots(0, CONFIRMATION_MARKETS))
+    with (
+        stage(settings, f"The base in {len(snapshots)} markets, once for all seeds"),
+        _database(settings) as connection,
+        progress_of_parts("   ") as on_progress,
+    ):
+        played = play_sources(
+            connection, settings, [source], snapshots, lambda sentence: None, clock=utc_now, serving=served_here, on_progress=on_progress
+        )
+    return BasePlay(source.identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots}, played[source.name])
+
+
+def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, threads: int = 1) -> None:
+    """Run the demo of a seed to its end, from which on its result file is there."""
     log = directory / LOG
     say(f"seed {seed}: {log} says how far it is")
-    models = directory / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    # All seeds share the base model's files; everything else is separate.
-    if not (models / base.name).exists():
-        (models / base.name).symlink_to(base, target_is_directory=True)
+    # Its gate and its confirmation find what the base played, and play the rest.
+    with _database(_settings(directory, base)) as connection:
+        write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": "", "OMP_NUM_THREADS": str(threads)}
+    result = directory / RESULT
     printed = result.with_suffix(".printed")
     with printed.open("wb") as file, log.open("ab") as said:
         status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
     if status != 0:
         raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
     # The result file appears only when complete: its existence marks a finished seed.
-    document = json.loads(printed.read_text()) | _spent(directory / STAGES)
+    document = json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE))
     printed.write_text(json.dumps(document, indent=2) + "\n")
     printed.replace(result)
     say(f"seed {seed}: finished")
-    return dict(document)
 
 
-def _spent(stages: Path) -> dict[str, float]:
-    """Wall and processor seconds over all stages, interrupted runs included.
+def _settings(directory: Path, base: Path) -> Settings:
+    """Settings of a state directory with a database of its own; all share the base model's files alone."""
+    models = directory / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    if not (models / base.name).exists():
+        (models / base.name).symlink_to(base, target_is_directory=True)
+    return load_settings(babylon_rl_home=directory, database_url=None, direct_database_url=None)
 
-    The database server's are not included.
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Connection]:
+    """A connection to the migrated database of a state directory."""
+    with open_database(settings) as database:
+        migrate(database)
+        with database.connect() as connection:
+            yield connection
+
+
+def _spent(*directories: Path) -> dict[str, float]:
+    """Wall and processor seconds over all stages in some state directories, interrupted runs included.
+
+    The database servers' are not included.
     """
-    spent = [json.loads(line) for line in stages.read_text().splitlines()]
+    spent = [json.loads(line) for directory in directories for line in (directory / STAGES).read_text().splitlines()]
     return {name: round(sum(stage[name] for stage in spent), 1) for name in ("seconds", "processorSeconds")}
 
 
