@@ -195,8 +195,8 @@ def play_sources(
     """Results of every source in every market; only missing ones are played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
-    ``on_progress`` told ("``activity`` of" a source, markets done, of how many). A server is started only when something is missing of a
-    model served here.
+    ``on_progress`` told ("``activity`` of" a source, markets done, of how many), at the beginning too. A server is started only when
+    something is missing of a model served here.
 
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
@@ -210,15 +210,21 @@ def play_sources(
     # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
 
+    def tell(source: ModelSource) -> None:
+        on_progress(f"{activity} of {source.name}", len(stored[source.name]), len(markets))
+
     def keep(source: ModelSource, result: MarketResult) -> None:
         # Committed before anything else, as it was played and perhaps paid for.
         write_results(connection, source.name, source.identity, markets, [result], clock())
         known = stored[source.name]
         known[result.snapshot] = result
-        on_progress(f"{activity} of {source.name}", len(known), len(markets))
+        tell(source)
         if len(known) % max(1, len(markets) // 6) == 0 or len(known) == len(markets):
             say(f"{source.name}: played {len(known)} of {len(markets)} markets")
 
+    # Before a server starts, as markets that are played side by side end together.
+    for source in playing:
+        tell(source)
     with model_clients(settings, playing, serving, logprobs=False) as client:
         runs = [
             GateRuns(model_player(client(source.name), source.name, source.identity), missing[source.name], partial(keep, source))

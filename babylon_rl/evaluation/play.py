@@ -26,7 +26,7 @@ from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
 PLAYER_ID = "player"  # the same id for everybody, so that luck by id is the same
-CONCURRENCY, GATE_CONCURRENCY = 8, 16  # runs of models at once
+CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
 UPDATES_PER_RUN = 20
 DECISIONS = "decisions"
 _LOG = logging.getLogger("babylon_rl.evaluation")

@@ -52,7 +52,7 @@ _COLUMNS = columns_of(StoredAnswer)
 _FIND = f'SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
 # Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired and counts as paid too.
-# Conflicts wait for the other's commit. By key, so that two which have several requests in common do not wait for each other.
+# An insert that conflicts waits for the other transaction's end; in the order of keys, two with several requests in common cannot deadlock.
 _ADD_ANSWERS = f"""
     WITH given AS MATERIALIZED (SELECT {listed(_COLUMNS)} FROM jsonb_populate_recordset(NULL::babylon_rl.judge_requests, %s)),
     used AS (
@@ -86,7 +86,7 @@ def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, Store
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
-    """Store answers, each to another request, in a transaction of their own unless the caller has one open."""
+    """Store answers to different requests, in a transaction of their own unless the caller has one open."""
     with connection.transaction():
         connection.execute(_ADD_ANSWERS, (Jsonb([msgspec.to_builtins(answer) for answer in answers]),))
 

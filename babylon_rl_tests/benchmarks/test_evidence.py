@@ -166,6 +166,14 @@ def test_the_deployed_version_plays_next() -> None:
     assert player_after([released, refused]) == "v1.0.0"
 
 
+def test_a_database_in_the_settings_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://localhost/game\n")
+    with pytest.raises(UsageError, match="each seed needs a database of its own"):
+        evidence.evidence(1, 2, 2, tmp_path / "docs")
+
+
 @pytest.mark.slow
 def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
@@ -188,9 +196,9 @@ def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores
 @pytest.mark.long
 def test_an_interrupted_evidence_ends_all_its_seeds_and_keeps_what_the_base_played(packaged_base: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
-    two_markets = "import sys, benchmarks.evidence.__main__ as e; e.FEWEST_MARKETS = e.CONFIRMATION_MARKETS = 1; sys.exit(e.main())"
-    command = [sys.executable, "-c", two_markets, "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
-    environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": ""}
+    few_markets = "import sys, benchmarks.evidence.__main__ as e; e.FEWEST_MARKETS = e.CONFIRMATION_MARKETS = 1; sys.exit(e.main())"
+    command = [sys.executable, "-c", few_markets, "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
+    environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": "", "BENCHMARK_MARKETS": "2"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
     seed = tmp_path / "evidence" / "2-generations-of-2-hours" / "seed-0"
     while process.poll() is None and not list((seed / "children").glob("*.json")):
@@ -201,7 +209,7 @@ def test_an_interrupted_evidence_ends_all_its_seeds_and_keeps_what_the_base_play
     assert not list((seed / "children").glob("*.json")), "its program is ended"
     assert not (seed.with_name("seed-1")).exists(), "the seed that waited is not begun"
     settings = load_settings(babylon_rl_home=seed, database_url=None)
-    markets = {snapshot.id: snapshot.fingerprint for snapshot in (*benchmark_snapshots(1), *confirmation_snapshots(0, 1))}
+    markets = {snapshot.id: snapshot.fingerprint for snapshot in (*benchmark_snapshots(2), *confirmation_snapshots(0, 1))}
     with open_database(settings) as database, database.connect() as connection:
         known = read_results(connection, "base", base_source(settings).identity, markets)
     assert known.keys() == markets.keys(), "the seed's gate finds what the base played"

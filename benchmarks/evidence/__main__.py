@@ -1,9 +1,9 @@
 """Several generations with several seeds, summarized in docs/evidence/evidence.md: `make evidence`, or `python -m benchmarks.evidence`.
 
 Each seed is a demo in a state directory of its own, and a process on one thread: seeds side by side use the cores better than threads of
-one seed, which wait for each other. The base plays first, once for all seeds, in the markets in which each of them compares its first
-version. A finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected versions and failed
-trainings are in the table like the others.
+one seed, which wait for each other. The base plays first, once for all seeds, where they may need it to compare their first versions. A
+finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected versions and failed trainings are in
+the table like the others.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.demo import DEMO_SETTINGS
 from babylon_rl.cli.demo_stages import STAGES, WINDOWS, stage
 from babylon_rl.cli.output import progress_of_parts, say
-from babylon_rl.errors import BabylonError, TrainingError
-from babylon_rl.evaluation.gate import FEWEST_MARKETS
+from babylon_rl.errors import BabylonError, TrainingError, UsageError
+from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
 from babylon_rl.evaluation.model_sources import base_source, play_sources
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import usable_cores
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import ENV_FILE, Settings, load_settings, setting_sources
 from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
@@ -50,12 +50,16 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     ``at_once`` seeds run side by side, by default what ``side_by_side`` says.
     """
     settings = load_settings()
+    # An empty variable, which gives a seed its own database, does not win over that file.
+    if setting_sources()["database_url"] == ENV_FILE:
+        raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
     root = settings.home / "evidence" / f"{generations}-generations-of-{windows}-hours"
     directories = {seed: root / f"seed-{seed}" for seed in range(seeds)}
     missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
-    for seed in directories.keys() - missing.keys():
-        say(f"seed {seed}: finished earlier")
+    for seed in directories:
+        if seed not in missing:
+            say(f"seed {seed}: finished earlier")
     if missing:
         cores = usable_cores()
         at_once = at_once or side_by_side(len(missing), cores)
@@ -107,7 +111,7 @@ def _end(runs: Sequence[Future[None]], directories: Sequence[Path]) -> None:
 
 @dataclass(frozen=True)
 class BasePlay:
-    """What the base earned in markets that every seed needs, as the gate stores it.
+    """What the base earned in markets that every seed may need, as the gate stores it.
 
     ``identity`` is the hash of its weights, ``fingerprints`` those of the markets, by their id.
     """
@@ -118,13 +122,15 @@ class BasePlay:
 
 
 def base_play(directory: Path, base: Path) -> BasePlay:
-    """Let the base play where every seed's first version is compared with it: at a gate that may pass it, and in its confirmation.
+    """Let the base play the markets up to the first look at which a version can pass the gate, and those of a first confirmation.
 
     Markets that it played earlier are not played again.
     """
     settings = _settings(directory, base)
     source = base_source(settings)
-    snapshots = (*benchmark_snapshots(FEWEST_MARKETS), *confirmation_snapshots(0, CONFIRMATION_MARKETS))
+    looks = analysis_sizes(settings.benchmark_markets)
+    passing = next((markets for markets in looks if markets >= FEWEST_MARKETS), looks[-1])
+    snapshots = (*benchmark_snapshots(passing), *confirmation_snapshots(0, CONFIRMATION_MARKETS))
     with (
         stage(settings, f"The base in {len(snapshots)} markets, once for all seeds"),
         _database(settings) as connection,
@@ -137,7 +143,7 @@ def base_play(directory: Path, base: Path) -> BasePlay:
 
 
 def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, threads: int = 1) -> None:
-    """Run the demo of a seed to its end, from which on its result file is there."""
+    """Run the demo of a seed to its end, and write its result file."""
     log = directory / LOG
     say(f"seed {seed}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
@@ -177,7 +183,7 @@ def _database(settings: Settings) -> Iterator[Connection]:
 
 
 def _spent(*directories: Path) -> dict[str, float]:
-    """Wall and processor seconds over all stages in some state directories, interrupted runs included.
+    """Wall and processor seconds over all stages of these state directories, interrupted runs included.
 
     The database servers' are not included.
     """

@@ -40,8 +40,8 @@ def page(results: Sequence[Document], players: str, curve: str) -> str:
 
 Made by `make evidence`: {generations} generations with each of {len(results)} seeds. In each, agents play {results[0]["windows"]} new hours
 (scripted ones and one that asks the newest version, in generation 1 the base), the hours are judged, a version is trained on them from the
-one before, and it plays the benchmark. Seeds share nothing but the base and what it played, once for all of them. It took up to
-{minutes:.0f} minutes of processor time a seed, with that.
+one before, and it plays the benchmark. Seeds share nothing but the base and what it earned up to the first look that can pass a version,
+and in a first confirmation: that was played once. It took up to {minutes:.0f} minutes of processor time a seed, with that.
 
 Everybody below played the same {markets} unseen market hours (companies, questions and headlines that no training hour holds), alone
 in each, models at temperature 0. Dollars an hour with 95 % intervals by bootstrap over markets; differences are paired market by market.
