@@ -126,13 +126,20 @@ class Sides:
 
 def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence[Pack]") -> list[tuple[Any, ...]]:
     """A step's packed rows as tensors."""
-    from babylon_rl.training.backends.cpu.policy import choices, row_tensors
+    import torch
+
+    from babylon_rl.models.row_attention import Reading
+    from babylon_rl.training.backends.cpu.policy import choices
 
     found = []
     for one in step:
         spots = choices(one, items)
         where = [one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]
-        found.append((*row_tensors(one, policy.head.dtype), where, *targets(items, [(n, t) for _, n, t in spots])))
+        row = one.unread
+        mask = Reading([row], [[]]).mask(0, 0, policy.head)[None, None]
+        found.append(
+            (torch.tensor([row.tokens]), torch.tensor([row.depths()]), mask, where, *targets(items, [(n, t) for _, n, t in spots]))
+        )
     return found
 
 

@@ -168,14 +168,12 @@ class Batcher:
         self._bound = [asked for asked in self._bound if not asked.left]
         if not self._bound:
             return []
-        oldest = self._bound[0]
-        # Neighbours in length need little padding.
-        same = sorted((asked for asked in self._bound if asked.row.adapter == oldest.row.adapter), key=lambda asked: len(asked.row.pending))
+        # In the order in which they came; what is read together moves no bit of an answer.
+        same = [asked for asked in self._bound if asked.row.adapter == self._bound[0].row.adapter]
         # The finisher that asks may itself be loading an adapter, and no other be idle.
         idle = max(1, sum(not worker.jobs for worker in self._finishers))
         size = min(MICRO_BATCH_ROWS, max(FEWEST_APART, -(-len(self._bound) // idle)))
-        first = same.index(oldest) // size * size
-        batch = same[first : first + size]
+        batch = same[:size]
         self._bound = [asked for asked in self._bound if asked not in batch]
         return batch
 
@@ -183,7 +181,7 @@ class Batcher:
         """Admit new free texts, and continue every one by a token."""
         self._line = [asked for asked in self._line if not asked.left]
         for adapter, new in self._admitted().items():
-            generation, those = self._running.setdefault(adapter, (self._policy.generation(), []))
+            generation, those = self._running.setdefault(adapter, (self._policy.generation(adapter), []))
             those.extend(new)
             await self._advance(adapter, generation, those, [asked.row for asked in new])
         for adapter, (generation, those) in list(self._running.items()):
@@ -219,20 +217,19 @@ class Batcher:
     def _admitted(self) -> dict[str | None, list[PendingAnswer]]:
         """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
+        # The longest that each may become.
+        room = CACHE_TOKENS - sum(len(row.prompt) + row.max_tokens for row in rows)
         admitted: dict[str | None, list[PendingAnswer]] = {}
-        longest = prompts = 0
+        running, prompts = len(rows), 0
         while self._line:
             row = self._line[0].row
-            longest, count = max(longest, len(row.prompt)), prompts + 1
-            # Room for the longest that each may become: the cache is padded to the widest row.
-            widest = max(len(one.prompt) + one.max_tokens for one in (*rows, row))
-            if rows and (len(rows) == MICRO_BATCH_ROWS or widest * (len(rows) + 1) > CACHE_TOKENS):
+            room -= len(row.prompt) + row.max_tokens
+            if running and (running == MICRO_BATCH_ROWS or room < 0):
                 break
-            if prompts and longest * count > MICRO_BATCH_TOKENS:
+            if prompts and prompts + len(row.prompt) > MICRO_BATCH_TOKENS:
                 break
             admitted.setdefault(row.adapter, []).append(self._line.pop(0))
-            rows.append(row)
-            prompts = count
+            running, prompts = running + 1, prompts + len(row.prompt)
         return admitted
 
 

@@ -1,17 +1,19 @@
 """Generation of text for rows of one adapter side by side, one token at a time.
 
 Every row has a grammar's state and a random generator of its own; tokens are drawn by the inverse of their distribution function.
-New rows may join between two tokens: their prompts are read in a batch of their own, then their caches are put under the others.
+New rows may join between two tokens: their prompts are read in a pass of their own. What is left of a small grammar is read together with
+the prompt, as a tree: such an answer needs no further pass.
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
-from babylon_rl.models.scoring import FUSED, best_attention, legal_logprobs
+from babylon_rl.models.row_attention import Cache, Unread, first_tokens, read_rows
+from babylon_rl.models.scoring import legal_logprobs
 
 if TYPE_CHECKING:
     import torch
@@ -99,103 +101,79 @@ def _pick_open(row: Row, logprobs_v: "torch.Tensor") -> int:
 
 
 SHARED_PREFIX_MINIMUM = 12
+LONGEST_KEPT = 512  # tokens: with the packaged base 12 MB
+AHEAD_TOKENS = 48
 
 
-class KVCache:
-    """Keys and values of the tokens read so far, by row; lengths may differ."""
+@dataclass
+class LastPrompt:
+    """The prompt that was read last for an adapter, with its cache: the next ones begin like it."""
 
-    def __init__(self, causal: Any, pad: int, device: "torch.device") -> None:
-        import torch
-        from transformers import DynamicCache
+    tokens: Sequence[int] = ()
+    cache: Cache = field(default_factory=list)
 
-        self._causal = causal
-        self._cache: Any = DynamicCache(config=causal.config)
-        self._pad = pad
-        self._past = torch.zeros((1, 0), dtype=torch.long, device=device)
-
-    def read_prompts(self, prompts_u: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Read U different prompts, their common prefix once; return the last hidden states, [U, D]."""
-        shared = shared_prefix(prompts_u)
-        if shared:
-            self.read([prompts_u[0][:shared]])
-        # The prefix's one row becomes a row of each prompt.
-        self.keep([0] * len(prompts_u))
-        return self.read([prompt[shared:] for prompt in prompts_u])
-
-    def read(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Append B rows of tokens; return their last hidden states, [B, D]."""
-        import torch
-
-        width, device = max(map(len, rows)), self._past.device
-        ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        # Positions count real tokens only; padding is masked.
-        positions = (self._past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-        self._past = torch.cat([self._past, mask], dim=1)
-        # For a row alone, or a token a row, fused attention is as fast or faster: it copies no keys for each head.
-        batch = len(rows) > 1 and width > 1
-        self._causal.set_attn_implementation(best_attention(len(rows) * width * self._past.shape[1]) if batch else FUSED)
-        backbone = self._causal.base_model
-        out = backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
-        hidden: torch.Tensor = out.last_hidden_state[torch.arange(len(rows), device=device), mask.sum(1) - 1]
-        return hidden
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be repeated."""
-        import torch
-
-        indices = torch.tensor(rows, device=self._past.device)
-        self._past = self._past[indices]
-        if self._past.shape[1]:
-            self._cache.batch_select_indices(indices)
-
-    def join(self, other: "KVCache") -> None:
-        """Append the rows of another cache of the same model.
-
-        Each row's tokens move to the front first: columns that only rows which have left were using are dropped.
-        """
-        import torch
-
-        width = int(torch.cat([self._past.sum(1), other._past.sum(1)]).max())
-        ours, theirs = self._packed(width), other._packed(width)
-        for layer, mine, its in zip(self._cache.layers, ours, theirs, strict=True):
-            layer.keys, layer.values = (torch.cat(pair) for pair in zip(mine, its, strict=True))
-        lengths = torch.cat([self._past.sum(1), other._past.sum(1)])
-        self._past = (torch.arange(width, device=lengths.device)[None] < lengths[:, None]).long()
-
-    def _packed(self, width: int) -> "list[tuple[torch.Tensor, torch.Tensor]]":
-        """Keys and values by layer, each [B, heads, width, D], every row's tokens first."""
-        import torch
-
-        # Stable, so that a row's tokens keep their order while the padding between them moves behind.
-        first = self._past.argsort(dim=1, descending=True, stable=True)[:, :width]
-        rows = torch.arange(len(first), device=first.device)[:, None]
-        missing = width - first.shape[1]
-
-        def pack(states: "torch.Tensor") -> "torch.Tensor":
-            # Indexing rows and columns puts them first: [B, width, heads, D].
-            return torch.nn.functional.pad(states[rows, :, first].transpose(1, 2), (0, 0, 0, missing))
-
-        return [(pack(layer.keys), pack(layer.values)) for layer in self._cache.layers]
+    def keep(self, tokens: Sequence[int], cache: Cache) -> None:
+        """Keep another one, if it is short."""
+        if len(tokens) <= LONGEST_KEPT:
+            self.tokens, self.cache = tokens, first_tokens(cache, len(tokens))
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, a token short of any prompt; 0 if too short."""
-    if len(prompts) == 1:
-        return 0
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the lexicographic extremes share what all share
-    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    shared = min(shared, min(map(len, prompts)) - 1)
-    return shared if shared >= SHARED_PREFIX_MINIMUM else 0
+def common(texts: Iterable[Sequence[int]]) -> int:
+    """Length of the common prefix of some texts."""
+    ordered = sorted(map(tuple, texts))
+    first, last = ordered[0], ordered[-1]  # the lexicographic extremes share what all share
+    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What may follow a prompt under a grammar, as far as its choices depend on it.
+
+    ``places``: by node of the trie, the index of the token before that choice, among the unread tokens of prompt and tree.
+    """
+
+    tree: Unread
+    places: dict[Trie, int]
+
+
+def ahead(node: Trie | None, last: int) -> Ahead | None:
+    """The tree after the token of index ``last``; None for free text, and where it is larger than AHEAD_TOKENS."""
+    if node is None:
+        return None
+    tokens, before, places = list[int](), list[int](), {node: last}
+    todo = [node]
+    while todo:
+        choice = todo.pop()
+        for branch in choice.children.items():
+            forced, end = _forced(*branch)
+            if not end.children:  # nothing is left to choose
+                continue
+            if len(tokens) + len(forced) > AHEAD_TOKENS:
+                return None
+            start = last + 1 + len(tokens)
+            before += [places[choice], *range(start, start + len(forced) - 1)]
+            tokens += forced
+            places[end] = last + len(tokens)
+            todo.append(end)
+    return Ahead(Unread(tokens, before), places)
+
+
+def _forced(token: int, node: Trie) -> tuple[list[int], Trie]:
+    """A token with those that it forces, and the node after them."""
+    tokens = [token]
+    while len(node.children) == 1:
+        ((token, node),) = node.children.items()
+        tokens.append(token)
+    return tokens, node
 
 
 class Generation:
     """A running batch; call it under the adapter of its rows."""
 
-    def __init__(self, causal: Any, pad: int) -> None:
-        self._causal, self._pad = causal, pad
+    def __init__(self, causal: Any, last: LastPrompt | None = None) -> None:
+        self._causal, self._last = causal, last or LastPrompt()
         self._head = causal.get_output_embeddings().weight
-        self._cache: KVCache | None = None
+        self._caches: list[Cache] = []
         self.rows: list[Row] = []
 
     def unfinished(self) -> bool:
@@ -203,36 +181,57 @@ class Generation:
         return any(not row.done for row in self.rows)
 
     def admit(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows and draw the first token of each."""
+        """Read the prompts of new rows; draw the whole answers of those whose grammar was read with them, else the first tokens."""
+        import torch
+
         if not rows:
             return
-        # Equal prompts are read once, then expanded to their rows.
-        prompts = sorted({tuple(row.pending) for row in rows})
-        cache = KVCache(self._causal, self._pad, self._head.device)
-        hidden_ud = cache.read_prompts(prompts)
-        which = [prompts.index(tuple(row.pending)) for row in rows]
-        cache.keep(which)
-        choose(rows, hidden_ud[which], self._head)
-        self.drop_finished()
-        if self._cache is None:
-            self._cache = cache
-        else:
-            self._cache.join(cache)
-        self.rows.extend(rows)
+        # Equal requests are read once, and what all have in common, too.
+        asked = [(tuple(row.pending), row.node) for row in rows]
+        distinct = list(dict.fromkeys(asked))
+        known, prefix = self._prefix([prompt for prompt, _ in distinct])
+        trees = [ahead(node, len(prompt) - known - 1) for prompt, node in distinct]
+        prompts = [Unread.text(prompt[known:]) for prompt, _ in distinct]
+        unread = [prompt if tree is None else prompt.then(tree.tree) for prompt, tree in zip(prompts, trees, strict=True)]
+        caches = [list(prefix) for _ in distinct]
+        hidden = read_rows(self._causal, unread, caches)
+        self._last.keep(distinct[0][0], caches[0])
+        which = dict(zip(distinct, range(len(distinct)), strict=True))
+        drawing = [(row, which[key], len(prompts[which[key]].tokens) - 1) for row, key in zip(rows, asked, strict=True)]
+        while drawing:
+            choose([row for row, _, _ in drawing], torch.stack([hidden[n][place] for _, n, place in drawing]), self._head)
+            drawing = [
+                (row, n, tree.places[row.node])
+                for row, n, _ in drawing
+                if not row.done and (tree := trees[n]) is not None and row.node is not None
+            ]
+        for row, key in zip(rows, asked, strict=True):
+            if not row.done:
+                self.rows.append(row)
+                self._caches.append(list(caches[which[key]]))
+
+    def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Cache]:
+        """The common prefix of some prompts, a token short of any: its length, and the cache of a row that has read it."""
+        most = min(map(len, prompts)) - 1
+        known = min(common([self._last.tokens, *prompts]), most)
+        prefix = first_tokens(self._last.cache, known)
+        shared = min(common(prompts), most)
+        if len(prompts) > 1 and shared - known >= SHARED_PREFIX_MINIMUM:
+            read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix])
+            known = shared
+        return known, prefix
 
     def step(self) -> None:
         """Draw the next token of every row that is not finished; those that are leave."""
+        import torch
+
         self.drop_finished()
-        if self._cache is not None:
+        if self.rows:
             # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.
-            choose(self.rows, self._cache.read([row.pending for row in self.rows]), self._head)
+            hidden = read_rows(self._causal, [Unread.text(row.pending) for row in self.rows], self._caches)
+            choose(self.rows, torch.stack([states[-1] for states in hidden]), self._head)
 
     def drop_finished(self) -> None:
-        """Remove finished rows from the batch and its cache."""
+        """Remove finished rows from the batch, with what they have read."""
         going = [n for n, row in enumerate(self.rows) if not row.done]
-        if len(going) < len(self.rows):
-            self.rows = [self.rows[n] for n in going]
-            if self._cache is not None and going:
-                self._cache.keep(going)
-            elif not going:
-                self._cache = None
+        self.rows, self._caches = [self.rows[n] for n in going], [self._caches[n] for n in going]

@@ -1,15 +1,16 @@
 """CPU policy: a base model with any number of LoRA adapters, answering in batches.
 
-Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt tokens and
-``MICRO_BATCH_ROWS`` rows. The common prefix of a micro-batch is computed once, equal prompts too. Each request draws from its own
-generator, one number per free token, by inverse CDF. The same seed therefore gives the same answer whatever else is in the batch, except
-for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size change the last bits. Choices of a
-grammar have few boundaries; a free text in bf16 meets one within some tokens. The same list of requests gives the same bytes.
+Requests are sorted by adapter and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` prompt tokens and ``MICRO_BATCH_ROWS``
+rows. What the prompts of a micro-batch have in common is computed once, equal prompts too, and what they have in common with the one
+before not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same
+answer whatever else is in the batch: to the last bit where products of matrices sum in the same order for any number of rows, as in bf16
+on the processors that were measured (docs/decisions/0024-batches-side-by-side.md).
 """
 
 import contextlib
 import copy
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.generation import Generation, Row
+from babylon_rl.models.generation import Generation, LastPrompt, Row
 from babylon_rl.models.grammar import compile_grammar
+from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model, encode_prompt
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 MICRO_BATCH_TOKENS = 4096
 MICRO_BATCH_ROWS = 16
-LENGTH_BUCKET = 64
 BASE = None
 
 
@@ -76,6 +77,7 @@ class Policy:
         self.model: Any = model
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
+        self._last: defaultdict[str | None, LastPrompt] = defaultdict(LastPrompt)
         self._context = int(causal_model(model).config.max_position_embeddings)
 
     @classmethod
@@ -146,18 +148,19 @@ class Policy:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Continue new rows to their ends, in micro-batches."""
-        # Similar requests become neighbours, so that micro-batches need little padding and share prefixes.
-        order = sorted(rows, key=lambda row: (row.adapter or "", len(row.pending) // LENGTH_BUCKET, row.pending))
+        # Similar requests become neighbours, so that micro-batches share prefixes.
+        order = sorted(rows, key=lambda row: (row.adapter or "", row.pending))
         for batch in _micro_batches(order):
+            generation = self.generation(batch[0].adapter)
             with self._serving(batch[0].adapter):
-                generation = self.generation()
                 generation.admit([row for row in batch if not row.done])
                 while generation.unfinished():
                     generation.step()
 
-    def generation(self) -> Generation:
+    def generation(self, adapter: str | None) -> Generation:
         """A batch without rows, for one adapter; see ``advance``."""
-        return Generation(causal_model(self.model), int(self.tokenizer.eos_token_id))
+        # In training the weights change: nothing that was read before holds.
+        return Generation(causal_model(self.model), None if self.model.training else self._last[adapter])
 
     def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
         """Admit new rows to a generation, or draw every row's next token."""
@@ -199,6 +202,7 @@ class Policy:
         was_training = self.model.training
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            stack.enter_context(attention_by_row(causal_model(self.model)))
             if adapter is not None:
                 before, inner = self.model.active_adapter, self._adapters[adapter]
                 if before != inner:
@@ -241,16 +245,15 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _micro_batches(order: Iterable[Row]) -> Iterator[list[Row]]:
-    """Split ``order`` into batches of one adapter, within the limits on rows and padded tokens."""
+    """Split ``order`` into batches of one adapter, within the limits on rows and tokens."""
     batch: list[Row] = []
-    longest = 0
+    tokens = 0
     for row in order:
-        longest = max(longest, len(row.pending))
-        # Every row is padded to the longest, so it is the area that counts and not the sum of lengths.
-        full = len(batch) == MICRO_BATCH_ROWS or longest * (len(batch) + 1) > MICRO_BATCH_TOKENS
+        full = len(batch) == MICRO_BATCH_ROWS or tokens + len(row.pending) > MICRO_BATCH_TOKENS
         if batch and (full or row.adapter != batch[0].adapter):
             yield batch
-            batch, longest = [], len(row.pending)
+            batch, tokens = [], 0
         batch.append(row)
+        tokens += len(row.pending)
     if batch:
         yield batch

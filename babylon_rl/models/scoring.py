@@ -25,6 +25,7 @@ EMPTY = "empty"
 OPEN_ROWS = 128
 PLAIN, FUSED = "eager", "sdpa"  # attention, by transformers' names
 _FEW_SCORES = 768 * 768
+_VECTOR = 16  # floats
 KEPT_LINES = 4096
 LONGEST_KEPT = 256  # characters: what is kept stays within some MB whatever agents write
 # A run of whitespace is one word with its line break, so a text is cut only where the break stands alone.
@@ -127,11 +128,12 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
     """Log-softmax of N hidden states over their legal tokens, [N, M] float32, padded by -inf."""
     import torch
 
-    # Legal sets differ in size: pad with a legal id, then mask the padding.
-    width = max(len(legal) for legal in legal_n)
+    # Legal sets differ in size: pad with a legal id, then mask the padding. To whole vectors, and not by a product of matrices, so that the
+    # order of sums, and with it the last bit, is the same whatever the other sets are.
+    width = -(-max(len(legal) for legal in legal_n) // _VECTOR) * _VECTOR
     ids = torch.tensor([[*legal, *[legal[0]] * (width - len(legal))] for legal in legal_n], device=hidden_nd.device)
     sizes = torch.tensor([len(legal) for legal in legal_n], device=hidden_nd.device)
-    logits = torch.einsum("nd,nmd->nm", hidden_nd.float(), head_vd[ids].float())
+    logits = (hidden_nd.float()[:, None] * head_vd[ids].float()).sum(-1)
     beyond = torch.arange(width, device=hidden_nd.device)[None] >= sizes[:, None]
     return torch.log_softmax(logits.masked_fill(beyond, float("-inf")), dim=-1)
 

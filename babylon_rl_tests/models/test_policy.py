@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError
+from babylon_rl.models import generation
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy
+from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy, best_dtype
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl_tests.models.conftest import make_adapter
 from babylon_rl_tests.unpacked import branch_logprobs
@@ -64,6 +65,29 @@ def test_an_answer_depends_on_its_seed_and_not_on_its_company(policy: Policy, tr
     assert all(same(a, b) for a, b in zip(alone, together, strict=False))
     assert all(same(a, b) for a, b in zip(backwards, together, strict=True))
     assert policy.complete(asked) == together
+
+
+@pytest.mark.long
+def test_nothing_beside_an_answer_moves_a_bit_of_it(packaged_base: Path, trade_format: dict[str, Any]) -> None:
+    if best_dtype() != torch.bfloat16:
+        pytest.skip("float32 here: products of matrices may sum in another order for other numbers of rows")
+    packaged = Policy.load(packaged_base)
+    asked = [*requests(trade_format, 12), *requests(trade_format, 2)]
+    together = packaged.complete(asked)
+    assert [packaged.complete([one])[0] for one in asked] == together
+    assert packaged.complete(asked[::-1])[::-1] == together
+    # Without what an earlier prompt left.
+    assert Policy.load(packaged_base).complete(asked[5:6]) == together[5:6]
+
+
+def test_a_grammar_that_is_read_ahead_gives_the_same_as_token_by_token(
+    policy: Policy, trade_format: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(trade_format, 8)
+    with monkeypatch.context() as one_by_one:
+        one_by_one.setattr(generation, "AHEAD_TOKENS", -1)
+        expected = policy.complete(asked)
+    assert all(same(a, b) for a, b in zip(policy.complete(asked), expected, strict=True))
 
 
 def test_equal_prompts_are_read_once_and_drawn_apart(policy: Policy, trade_format: dict[str, Any]) -> None:
@@ -125,11 +149,11 @@ def test_free_text_ends_at_max_tokens_or_the_end_token(policy: Policy) -> None:
 @pytest.mark.parametrize("adapter", [None, "v1.0.0"])
 def test_a_text_that_joins_a_running_batch_is_the_one_that_it_would_be_alone(policy: Policy, adapter: str | None) -> None:
     asked = [ask(f"Speak of {n}. " + "Prices rose. " * n, seed=n, max_tokens=4 + 3 * n, adapter=adapter) for n in range(5)]
-    rows, generation = [policy.row(one) for one in asked], policy.generation()
+    rows, running = [policy.row(one) for one in asked], policy.generation(adapter)
     for joining in (rows[:2], [], [], rows[2:3], rows[3:], []):
-        policy.advance(generation, adapter, joining)
-    while generation.unfinished():
-        policy.advance(generation, adapter, [])
+        policy.advance(running, adapter, joining)
+    while running.unfinished():
+        policy.advance(running, adapter, [])
     assert all(same(policy.completion(row), policy.complete([one])[0]) for row, one in zip(rows, asked, strict=True))
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.models.policy import Policy
+from babylon_rl.models.row_attention import Reading, attention_by_row, read_rows
 from babylon_rl.models.scoring import EncodedSequence, causal_model, encode_sequence, spot_values
-from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack, row_tensors, shared_length
+from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack, shared_length
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
 from babylon_rl_tests.unpacked import branch_logprobs
 
@@ -71,17 +72,17 @@ def test_tokens_after_the_last_choice_are_not_computed() -> None:
 
 
 def test_a_tail_sees_the_prefix_and_itself_alone_at_its_own_positions() -> None:
-    ids, positions, mask = row_tensors(Pack((0, 1), (5, 6), ((7, 8), (9,))), torch.float32)
-    assert ids.tolist() == [[5, 6, 7, 8, 9]]
-    assert positions.tolist() == [[0, 1, 2, 3, 2]]
-    assert (mask[0, 0] == 0).tolist() == [
+    row = Pack((0, 1), (5, 6), ((7, 8), (9,))).unread
+    assert row.tokens == [5, 6, 7, 8, 9]
+    assert row.depths() == [0, 1, 2, 3, 2]
+    mask = Reading([row], [[]]).mask(0, 0, torch.zeros(1))
+    assert (mask == 0).tolist() == [
         [True, False, False, False, False],
         [True, True, False, False, False],
         [True, True, True, False, False],
         [True, True, True, True, False],
         [True, True, False, False, True],
     ]
-    assert mask.shape == (1, 1, 5, 5)
 
 
 def test_the_shared_length_of_lists() -> None:
@@ -115,8 +116,8 @@ def packed_values(policy: Policy, batch: list[EncodedSequence]) -> tuple[dict[tu
     head, values, entropies = causal.get_output_embeddings().weight, {}, {}
     packs = pack(batch)
     for one in packs:
-        ids, positions, mask = row_tensors(one, torch.float32)
-        hidden = causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
+        with attention_by_row(causal):
+            (hidden,) = read_rows(causal, [one.unread], [[]])
         spots = [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(batch[n].trainable_t) if trains]
         where = [one.position(m, len(batch[n].prompt_ids) + t - 1) for m, n, t in spots]
         wanted = [(batch[n].legal_t[t], batch[n].response_ids[t]) for _, n, t in spots]

@@ -23,13 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
+from babylon_rl.models.row_attention import Unread, attention_by_row, read_rows
 from babylon_rl.models.scoring import (
     EMPTY,
-    FUSED,
     NOT_IN_GRAMMAR,
-    PLAIN,
     EncodedSequence,
-    best_attention,
     divergence,
     encode_sequence,
     spot_values,
@@ -152,6 +150,15 @@ class Pack:
         """Number of tokens in the row."""
         return len(self.prefix_ids) + sum(map(len, self.tails))
 
+    @property
+    def unread(self) -> Unread:
+        """The row as a tree: a tail sees the prefix and itself alone, at its own positions."""
+        before, last = list(range(-1, len(self.prefix_ids) - 1)), len(self.prefix_ids) - 1
+        for tail in self.tails:
+            start = len(before)
+            before += [last, *range(start, start + len(tail) - 1)][: len(tail)]
+        return Unread([*self.prefix_ids, *(token for tail in self.tails for token in tail)], before)
+
     def position(self, member: int, index: int) -> int:
         """Position in the row of token ``index`` of a member's full sequence."""
         if index < len(self.prefix_ids):
@@ -206,24 +213,6 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
     return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
 
 
-def row_tensors(row: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
-    """Ids and positions [1, L] of a row, mask [1, 1, L, L] unless causal."""
-    import torch
-
-    prefix = len(row.prefix_ids)
-    ids = [*row.prefix_ids, *[token for tail in row.tails for token in tail]]
-    positions = [*range(prefix), *[prefix + offset for tail in row.tails for offset in range(len(tail))]]
-    # One sequence alone is causal as it is, and needs no mask.
-    if len(row.tails) == 1:
-        return torch.tensor([ids]), torch.tensor([positions]), None
-    # A token sees earlier tokens of the prefix (segment 0) and of its own tail.
-    segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(row.tails) for _ in tail])
-    order = torch.arange(len(ids))
-    visible = (order[None] <= order[:, None]) & ((segment[None] == 0) | (segment[None] == segment[:, None]))
-    mask = torch.zeros(len(ids), len(ids), dtype=dtype).masked_fill(~visible, float("-inf"))
-    return torch.tensor([ids]), torch.tensor([positions]), mask[None, None]
-
-
 class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
@@ -243,22 +232,14 @@ class PackedPolicy:
 
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
-        results: dict[int, Computed] = {}
-        for attention in (PLAIN, FUSED):  # the model's, so of all that runs at once
-            places = [place for place, row in enumerate(packs) if best_attention(row.tokens**2) == attention]
-            if not places:
-                continue
-            self._causal.set_attn_implementation(attention)
-            # Parallel rows together stay within the memory of the longest single row.
-            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
-            with ThreadPoolExecutor(at_once) as threads:
-                results |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
-        return [results[place] for place in range(len(packs))]
+        # Parallel rows together stay within the memory of the longest single row.
+        at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(row.tokens for row in packs)))
+        with attention_by_row(self._causal), ThreadPoolExecutor(at_once) as threads:
+            return list(threads.map(compute, packs))
 
     def hidden(self, row: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N, D] hidden states before the tokens at N spots; called within ``each``."""
-        ids, positions, mask = row_tensors(row, self._causal.dtype)
-        hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
+        (hidden,) = read_rows(self._causal, [row.unread], [[]])
         # Minus one: the state at a position predicts the token that follows.
         return hidden[[row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
