@@ -24,7 +24,7 @@ def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: 
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=3,  # the lowest stays frozen in training
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=positions,

@@ -48,15 +48,23 @@ class Unread:
         return depths
 
 
+@dataclass
+class LowerStates:
+    """States [1, T, D] of a pass before a layer; a later pass over the same rows begins with them (see ``record_lower``)."""
+
+    layer: int
+    states: "Tensor | None" = None
+
+
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read."""
 
-    def __init__(self, rows: Sequence[Unread], caches: Sequence[Cache]) -> None:
+    def __init__(self, rows: Sequence[Unread], caches: Sequence[Cache] | None = None, lower: LowerStates | None = None) -> None:
         self.spans: list[tuple[int, int]] = []
         end = 0
         for row in rows:
             self.spans.append((end, end := end + len(row.tokens)))
-        self.rows, self.caches = rows, caches
+        self.rows, self.caches, self.lower = rows, caches, lower
         self._masks: dict[object, Tensor] = {}
 
     def mask(self, place: int, read: int, like: "Tensor") -> "Tensor":
@@ -89,16 +97,24 @@ def attend(
 
     layer, outputs = module.layer_idx, []
     queries = query[0] * scaling
-    for place, ((start, end), cache) in enumerate(zip(reading.spans, reading.caches, strict=True)):
+    for place, (start, end) in enumerate(reading.spans):
         keys, values = key[0, :, start:end], value[0, :, start:end]
-        if layer < len(cache):
-            keys, values = torch.cat([cache[layer][0], keys], 1), torch.cat([cache[layer][1], values], 1)
-            cache[layer] = keys, values
-        else:
-            cache.append((keys, values))
+        if reading.caches is not None:
+            keys, values = _appended(reading.caches[place], layer, keys, values)
         mask = None if end - start == 1 else reading.mask(place, keys.shape[1] - end + start, query)
         outputs.append(_of_row(queries[:, start:end], keys, values, mask))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
+
+
+def _appended(cache: Cache, layer: int, keys: "Tensor", values: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Append a layer's keys and values to a cache; return all that it holds of the layer."""
+    import torch
+
+    if layer == len(cache):
+        cache.append((keys, values))
+    else:
+        cache[layer] = torch.cat([cache[layer][0], keys], 1), torch.cat([cache[layer][1], values], 1)
+    return cache[layer]
 
 
 def _of_row(query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None") -> "Tensor":
@@ -118,19 +134,38 @@ def _of_row(query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | N
     return torch.bmm(weights, values).view(heads, new, width)
 
 
-def read_rows(causal: Any, rows: Sequence[Unread], caches: Sequence[Cache]) -> "list[Tensor]":
-    """Append what rows have not read to their caches; return the hidden states of each row's N new tokens, [N, D].
+def read_rows(
+    causal: Any, rows: Sequence[Unread], caches: Sequence[Cache] | None = None, lower: LowerStates | None = None
+) -> "list[Tensor]":
+    """Return the hidden states of each row's N unread tokens, [N, D]; append the tokens to the rows' caches, if there are any.
 
     Within ``attention_by_row``. After a row that branches its cache holds all branches: nothing can be read after it.
     """
     import torch
 
-    reading, device = Reading(rows, caches), causal.device
-    ids = torch.tensor([[token for row in rows for token in row.tokens]], device=device)
-    read = [cache[0][0].shape[1] if cache else 0 for cache in caches]
-    positions = torch.tensor([[before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]], device=device)
-    out = causal.base_model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading)
-    return [out.last_hidden_state[0, start:end] for start, end in reading.spans]
+    reading, model = Reading(rows, caches, lower), causal.base_model
+    read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
+    of_each = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
+    positions = torch.tensor([of_each], device=causal.device)
+    if lower is None or lower.states is None:
+        ids = torch.tensor([[token for row in rows for token in row.tokens]], device=causal.device)
+        states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
+    else:
+        states, rotations = lower.states, model.rotary_emb(lower.states, positions)
+        for layer in model.layers[lower.layer :]:
+            states = layer(states, position_embeddings=rotations, reading=reading)
+        states = model.norm(states)[0]
+    return [states[start:end] for start, end in reading.spans]
+
+
+def record_lower(causal: Any, layer: int) -> None:
+    """Let every pass with a ``LowerStates`` of this layer record its states there."""
+
+    def record(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if named["reading"].lower is not None:
+            named["reading"].lower.states = given[0]
+
+    causal.base_model.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
 
 
 def first_tokens(cache: Cache, tokens: int) -> Cache:

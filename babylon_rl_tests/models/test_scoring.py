@@ -68,7 +68,7 @@ def test_probabilities_over_the_language_sum_to_one(policy: Policy, tokenizer: A
 def test_one_step_up_the_gradient_makes_the_answer_likelier(tiny_base: Path, tokenizer: Any, trade_format: dict[str, Any]) -> None:
     policy = Policy.load(tiny_base, dtype=torch.float32)
     batch = [encode(tokenizer, text, trade_format) for text in ('{"action": "hold"}', '{"action": "sell", "market": "TESLAI"}')]
-    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.001)
     before = branch_logprobs(policy.model, batch)
     (-(before.logprobs.sum() + 0.01 * before.entropy.sum())).backward()
     assert all(torch.isfinite(weight.grad).all() for weight in policy.model.parameters() if weight.grad is not None)

@@ -17,7 +17,7 @@ from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, load_policy, make_items, pack
+from babylon_rl.training.backends.cpu.policy import BaseCache, Pack, PackedPolicy, load_policy, make_items, pack
 from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
 from babylon_rl_tests.training.sequences import (
@@ -184,6 +184,45 @@ def test_the_next_iteration_goes_on_from_weights_and_optimizer_state(cpu_setting
     trained(cpu_settings, tmp_path / "forgetful", lesson, parent=tmp_path / "1", step=2, steps=2)
     assert adam_steps(tmp_path / "forgetful") == {1.0}
     assert digest(tmp_path / "forgetful") != digest(tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_what_was_kept_of_the_base_changes_no_byte(cpu_settings: Settings, tmp_path: Path) -> None:
+    settings, lesson = cpu_settings.model_copy(update={"epochs": 2, "kl_penalty": 0.05}), make_lesson(2)
+    went_on = CpuTrainer(settings, 1)
+    for trainer, name, step in ((went_on, "1", 1), (went_on, "2", 2), (CpuTrainer(settings, 1), "resumed", 2)):
+        (tmp_path / name).mkdir()
+        trainer.train(make_iteration(lesson, step, 2), tmp_path / "1" if step == 2 else None, tmp_path / name, ignore)
+    assert digest(tmp_path / "2") == digest(tmp_path / "resumed") != digest(tmp_path / "1")
+
+
+def test_the_base_is_computed_once_where_there_is_room(cpu_settings: Settings, tiny_base: Path) -> None:
+    tokenizer, model = load_policy(tiny_base, None)
+    items, _ = make_items(tokenizer, make_lesson(2))
+    packs = pack([item.encoded for item in items], most_tokens=1)
+    one = PackedPolicy(model).base_states(packs[:1], items)[0]
+    narrow, wide = (PackedPolicy(model, 1, BaseCache(most)) for most in (one.size * 3 // 2, 10**9))
+    twice = [[policy.base_states(packs, items) for _ in range(2)] for policy in (narrow, wide)]
+    again = [[first is second for first, second in zip(*both, strict=True)] for both in twice]
+    assert sum(again[0]) == 1 and all(again[1])
+    assert all(torch.equal(a.at_choices_nd, b.at_choices_nd) for a, b in zip(twice[0][1], twice[1][0], strict=True))
+
+
+def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Settings, tiny_base: Path) -> None:
+    tokenizer, model = load_policy(tiny_base, None)
+    items, _ = make_items(tokenizer, make_lesson(2))
+    policy, packs = PackedPolicy(model.float()), pack([item.encoded for item in items])
+    # A negligible penalty needs the base's states; none needs nothing of it.
+    gradients = []
+    for kl_penalty in (0.0, 1e-30):
+        run = IterationRun(policy, items, make_iteration([]), cpu_settings.model_copy(update={"kl_penalty": kl_penalty}))
+        run.gradients(packs)
+        gradients.append([one.grad for one in policy.parameters.values() if one.grad is not None])
+        for one in policy.parameters.values():
+            one.grad = None
+    assert len(gradients[0]) == len(policy.parameters)
+    for whole, upper in zip(*gradients, strict=True):
+        torch.testing.assert_close(upper, whole, atol=0, rtol=0)
 
 
 def test_without_a_rate_to_speak_of_a_child_is_its_parent(cpu_settings: Settings, tmp_path: Path) -> None:

@@ -133,11 +133,11 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
     policy.model.eval()
     # An evenly spaced sample of the packs.
     looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
-    own, base = policy.states(looked_at, items), policy.states(looked_at, items, of_base=True)
+    own, base = policy.states(looked_at, items), policy.base_states(looked_at, items)
     with torch.no_grad():
-        for packed, hidden_nd, reference_nd in zip(looked_at, own, base, strict=True):
+        for packed, hidden_nd, of_base in zip(looked_at, own, base, strict=True):
             spots = choices(packed, items)
-            kl += float(policy.divergence(hidden_nd, reference_nd, items, spots).sum())
+            kl += float(policy.divergence(hidden_nd, of_base.at_choices_nd, items, spots).sum())
             spots_seen += len(spots)
             # The first choice of each answer under a grammar decides its action.
             first = {(m, n): place for place, (m, n, _) in reversed(list(enumerate(spots)))}

@@ -12,10 +12,10 @@ separate rows; the prefix is computed once.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.row_attention import Unread, attention_by_row, read_rows
+from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower
 from babylon_rl.models.scoring import (
     EMPTY,
     NOT_IN_GRAMMAR,
@@ -52,6 +52,9 @@ RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 TOKENS_AT_ONCE = 1024  # of rows that are computed side by side: together they need no more memory than the longest row alone
+
+LAYER = re.compile(r"\.layers\.(\d+)\.")  # in the names of parameters
+KEPT_BYTES = 256_000_000
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token
 Computed = TypeVar("Computed")
@@ -213,6 +216,33 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
     return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
 
 
+@dataclass(frozen=True)
+class BaseStates:
+    """What the base makes of a row, which no training changes: its states [N, D] before N choices, and those below what is trained."""
+
+    at_choices_nd: "Tensor"
+    lower: LowerStates
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(states.nbytes for states in (self.at_choices_nd, self.lower.states) if states is not None)
+
+
+class BaseCache(dict[object, BaseStates]):
+    """What the base made of rows that are trained again, up to ``most`` bytes."""
+
+    def __init__(self, most: int = 0) -> None:
+        super().__init__()
+        self._room = most
+
+    def keep(self, key: object, of_base: BaseStates) -> None:
+        """Keep it, if there is room."""
+        if key not in self and of_base.size <= self._room:
+            self._room -= of_base.size
+            self[key] = of_base
+
+
 class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
@@ -220,12 +250,14 @@ class PackedPolicy:
     row would round differently depending on their number, and would wait for each other on a busy machine.
     """
 
-    def __init__(self, model: Any, threads: int = 1) -> None:
+    def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None) -> None:
         self.model = model
-        self._threads = threads
+        self._threads, self._kept = threads, BaseCache() if kept is None else kept
         self._causal = model.get_base_model()
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._first_trained = min(int(found[1]) for name in self.parameters if (found := LAYER.search(name)))
+        record_lower(self._causal, self._first_trained)
 
     def each(self, packs: Sequence[Pack], compute: Callable[[Pack], Computed]) -> list[Computed]:
         """Apply ``compute`` to every pack and return the results in order.
@@ -233,29 +265,42 @@ class PackedPolicy:
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
         # Parallel rows together stay within the memory of the longest single row.
-        at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(row.tokens for row in packs)))
+        at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max((row.tokens for row in packs), default=1)))
         with attention_by_row(self._causal), ThreadPoolExecutor(at_once) as threads:
             return list(threads.map(compute, packs))
 
-    def hidden(self, row: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N, D] hidden states before the tokens at N spots; called within ``each``."""
-        (hidden,) = read_rows(self._causal, [row.unread], [[]])
-        # Minus one: the state at a position predicts the token that follows.
-        return hidden[[row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
+    def hidden(self, row: Pack, items: Sequence[Item], lower: LowerStates | None = None) -> "Tensor":
+        """[N, D] hidden states before the tokens at the row's N choices; called within ``each``."""
+        (hidden,) = read_rows(self._causal, [row.unread], lower=lower)
+        return hidden[before_choices(row, items)]
 
-    def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":
-        """[N, D] hidden states of each pack at its choices, without gradients.
+    def states(self, packs: Sequence[Pack], items: Sequence[Item]) -> "list[Tensor]":
+        """[N, D] hidden states of each pack at its choices, without gradients."""
+        return self._each_without_gradients(packs, lambda row: self.hidden(row, items))
 
-        ``of_base`` disables the adapter.
-        """
+    def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
+        """What the base makes of each pack: computed without the adapter, or kept from an earlier pass."""
+
+        def compute(row: Pack) -> BaseStates:
+            lower = LowerStates(self._first_trained)
+            return BaseStates(self.hidden(row, items, lower), lower)
+
+        keys = [(row.prefix_ids, row.tails, tuple(before_choices(row, items))) for row in packs]
+        missing = [place for place, key in enumerate(keys) if key not in self._kept]
+        with self.model.disable_adapter():
+            computed = dict(zip(missing, self._each_without_gradients([packs[place] for place in missing], compute), strict=True))
+        for place, of_base in computed.items():
+            self._kept.keep(keys[place], of_base)
+        return [computed[place] if place in computed else self._kept[key] for place, key in enumerate(keys)]
+
+    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Pack], Computed]) -> list[Computed]:
         import torch
 
-        def without_gradients(row: Pack) -> "Tensor":
+        def without_gradients(row: Pack) -> Computed:
             with torch.no_grad():  # holds for a thread alone
-                return self.hidden(row, items, choices(row, items))
+                return compute(row)
 
-        with self.model.disable_adapter() if of_base else nullcontext():
-            return self.each(packs, without_gradients)
+        return self.each(packs, without_gradients)
 
     def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
         """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""
@@ -264,6 +309,11 @@ class PackedPolicy:
     def divergence(self, hidden_nd: "Tensor", reference_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N] KL divergences of the policy from the base at each spot, in nats."""
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
+
+
+def before_choices(row: Pack, items: Sequence[Item]) -> list[int]:
+    """Positions in a pack of the tokens before its choices: their states predict the choices."""
+    return [row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in choices(row, items)]
 
 
 def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:

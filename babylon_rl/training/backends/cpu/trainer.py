@@ -22,6 +22,9 @@ from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, measure, refuse_diverged, refuse_no_number, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
+    KEPT_BYTES,
+    BaseCache,
+    BaseStates,
     Item,
     Pack,
     PackedPolicy,
@@ -66,6 +69,7 @@ class CpuTrainer(LocalTrainer):
         self._settings = settings
         self._base_dir = base_model_dir(settings)
         self._threads = threads
+        self._kept = BaseCache()
 
     def base_identity(self) -> BaseIdentity:
         """Identity of the base model."""
@@ -96,8 +100,10 @@ class CpuTrainer(LocalTrainer):
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
+        if iteration.step == 1:
+            self._kept = BaseCache(KEPT_BYTES if self._settings.epochs > 1 else 0)
         # The optimizer state of the iteration before lies with the parent.
-        run = IterationRun(PackedPolicy(model, self._threads or usable_cores()), items, iteration, self._settings)
+        run = IterationRun(PackedPolicy(model, self._threads or usable_cores(), self._kept), items, iteration, self._settings)
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):
@@ -196,25 +202,25 @@ class IterationRun:
         # Of the whole step: each pack's gradient is divided by it, so that their sum is that of one batch, however it was packed.
         tokens = sum(self._items[member].encoded.trainable_tokens for row in packs for member in row.members)
         # States of the base are needed only for the KL penalty.
-        references = dict(zip(packs, self._policy.states(packs, self._items, of_base=True), strict=True)) if self._weights.kl else {}
+        of_base = dict(zip(packs, self._policy.base_states(packs, self._items), strict=True)) if self._weights.kl else {}
         totals = Counter[str]()
         # Added in the order of the packs, not in that in which threads finish: sums of floats depend on it.
-        for values, gradients in self._policy.each(packs, lambda row: self._pack_gradient(row, tokens, references.get(row))):
+        for values, gradients in self._policy.each(packs, lambda row: self._pack_gradient(row, tokens, of_base.get(row))):
             totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return dict(totals)
 
-    def _pack_gradient(self, row: Pack, tokens: int, reference_nd: "Tensor | None") -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
+    def _pack_gradient(self, row: Pack, tokens: int, of_base: BaseStates | None) -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
         import torch
 
         spots = choices(row, self._items)
-        hidden_nd = self._policy.hidden(row, self._items, spots)
+        hidden_nd = self._policy.hidden(row, self._items, of_base.lower if of_base else None)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
-        if reference_nd is not None:
-            kl_n = self._policy.divergence(hidden_nd, reference_nd, self._items, spots)
+        if of_base is not None:
+            kl_n = self._policy.divergence(hidden_nd, of_base.at_choices_nd, self._items, spots)
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
         # Not backward(): packs are computed by several threads, and would add to the same .grad in the order in which they finish.
