@@ -70,12 +70,13 @@ def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tenso
         for n, legal, logprobs in zip(bound, legal_n, values, strict=True):
             picked = _pick(rows[n], logprobs[: len(legal)])
             rows[n].take(legal[picked], logprobs[picked])
-    # Free rows use the whole vocabulary.
-    for n, row in enumerate(rows):
-        if n not in bound:
-            logprobs_v = torch.log_softmax((hidden_bd[n] @ head_vd.T).float(), dim=-1)
-            token = int(logprobs_v.argmax()) if row.temperature == 0 else _pick_open(row, logprobs_v)
-            row.take(token, float(logprobs_v[token]))
+    # Free rows use the whole vocabulary: the head is read once for all.
+    free = [n for n, row in enumerate(rows) if row.node is None]
+    if free:
+        for n, logits_v in zip(free, hidden_bd[free] @ head_vd.T, strict=True):
+            logprobs_v = torch.log_softmax(logits_v.float(), dim=-1)
+            token = int(logprobs_v.argmax()) if rows[n].temperature == 0 else _pick_open(rows[n], logprobs_v)
+            rows[n].take(token, float(logprobs_v[token]))
 
 
 def _pick(row: Row, logprobs: Sequence[float]) -> int:
@@ -212,11 +213,14 @@ class Generation:
 
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Cache]:
         """The common prefix of some prompts, a token short of any: its length, and the cache of a row that has read it."""
-        most = min(map(len, prompts)) - 1
-        known = min(common([self._last.tokens, *prompts]), most)
+        lengths = sorted(map(len, prompts))
+        # Fused attention takes longer where a part was known: of a long prompt that must be most of it.
+        worth = SHARED_PREFIX_MINIMUM if lengths[-1] <= LONGEST_KEPT else lengths[-1] // 2
+        shared = min(common(prompts), lengths[0] - 1)
+        known = min(common([self._last.tokens, prompts[0]]), shared)
+        known = known if known >= worth else 0
         prefix = first_tokens(self._last.cache, known)
-        shared = min(common(prompts), most)
-        if len(prompts) > 1 and shared - known >= SHARED_PREFIX_MINIMUM:
+        if len(prompts) > 1 and shared - known >= worth:
             read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix])
             known = shared
         return known, prefix

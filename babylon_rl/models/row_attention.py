@@ -7,6 +7,7 @@ So no bit of a row's numbers depends on the rows beside it, nor on how many pass
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.scoring import FUSED, best_attention
@@ -35,7 +36,7 @@ class Unread:
         """These tokens, then others whose ``before`` counts from these."""
         return Unread([*self.tokens, *tree.tokens], [*self.before, *tree.before])
 
-    @property
+    @cached_property
     def branches(self) -> bool:
         """True if a token does not follow the one that stands before it."""
         return list(self.before) != list(range(-1, len(self.tokens) - 1))
@@ -101,8 +102,7 @@ def attend(
         keys, values = key[0, :, start:end], value[0, :, start:end]
         if reading.caches is not None:
             keys, values = _appended(reading.caches[place], layer, keys, values)
-        mask = None if end - start == 1 else reading.mask(place, keys.shape[1] - end + start, query)
-        outputs.append(_of_row(queries[:, start:end], keys, values, mask))
+        outputs.append(_of_row(reading, place, queries[:, start:end], keys, values))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
 
@@ -117,19 +117,22 @@ def _appended(cache: Cache, layer: int, keys: "Tensor", values: "Tensor") -> "tu
     return cache[layer]
 
 
-def _of_row(query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None") -> "Tensor":
+def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":
     """[H, N, D] for N new tokens of M; H heads of queries share G of keys."""
     import torch
 
     heads, new, width = query.shape
     groups, read = keys.shape[:2]
     if best_attention(new * read) == FUSED:
+        # Without a mask it leaves out what a token cannot see.
+        causal = new == read and not reading.rows[place].branches
+        mask = None if causal else reading.mask(place, read - new, query)
         fused = torch.nn.functional.scaled_dot_product_attention
-        return fused(query[None], keys[None], values[None], mask, scale=1.0, enable_gqa=True)[0]
+        return fused(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
     # Heads of a group lie one after another, so that keys are not copied for each.
     scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
-    if mask is not None:
-        scores.view(groups, -1, new, read).add_(mask)
+    if new > 1:
+        scores.view(groups, -1, new, read).add_(reading.mask(place, read - new, query))
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
     return torch.bmm(weights, values).view(heads, new, width)
 
@@ -143,6 +146,9 @@ def read_rows(
     """
     import torch
 
+    if sum(len(row.tokens) for row in rows) == 1:
+        # Twice, as the product of a single vector is summed in another order than that of several.
+        return read_rows(causal, [*rows, *rows], None if caches is None else [*caches, list(caches[0])], lower)[:1]
     reading, model = Reading(rows, caches, lower), causal.base_model
     read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
     of_each = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]

@@ -72,7 +72,8 @@ def test_nothing_beside_an_answer_moves_a_bit_of_it(packaged_base: Path, trade_f
     if best_dtype() != torch.bfloat16:
         pytest.skip("float32 here: products of matrices may sum in another order for other numbers of rows")
     packaged = Policy.load(packaged_base)
-    asked = [*requests(trade_format, 12), *requests(trade_format, 2)]
+    texts = [ask(f"Speak of {n}. " + "Prices rose. " * 60 * n, seed=n, max_tokens=8) for n in range(4)]
+    asked = [*requests(trade_format, 12), *requests(trade_format, 2), *texts]
     together = packaged.complete(asked)
     assert [packaged.complete([one])[0] for one in asked] == together
     assert packaged.complete(asked[::-1])[::-1] == together
