@@ -11,10 +11,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.scoring import FUSED, best_attention
+from babylon_rl.models.threads import one_thread_unless
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# An operation of several threads costs 50 µs of waiting for each other, as much as all of it takes for some tokens.
+TOKENS_WORTH_THREADS = 512
 ROWS = "rows"  # the name under which transformers finds it
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list["tuple[Tensor, Tensor]"]
@@ -129,12 +132,13 @@ def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", value
         mask = None if causal else reading.mask(place, read - new, query)
         fused = torch.nn.functional.scaled_dot_product_attention
         return fused(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
-    # Heads of a group lie one after another, so that keys are not copied for each.
-    scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
-    if new > 1:
-        scores.view(groups, -1, new, read).add_(reading.mask(place, read - new, query))
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values).view(heads, new, width)
+    with one_thread_unless(worth_more=False):
+        # Heads of a group lie one after another, so that keys are not copied for each.
+        scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
+        if new > 1:
+            scores.view(groups, -1, new, read).add_(reading.mask(place, read - new, query))
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
+        return torch.bmm(weights, values).view(heads, new, width)
 
 
 def read_rows(
@@ -153,14 +157,15 @@ def read_rows(
     read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
     of_each = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
     positions = torch.tensor([of_each], device=causal.device)
-    if lower is None or lower.states is None:
-        ids = torch.tensor([[token for row in rows for token in row.tokens]], device=causal.device)
-        states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
-    else:
-        states, rotations = lower.states, model.rotary_emb(lower.states, positions)
-        for layer in model.layers[lower.layer :]:
-            states = layer(states, position_embeddings=rotations, reading=reading)
-        states = model.norm(states)[0]
+    with one_thread_unless(len(of_each) >= TOKENS_WORTH_THREADS):
+        if lower is None or lower.states is None:
+            ids = torch.tensor([[token for row in rows for token in row.tokens]], device=causal.device)
+            states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
+        else:
+            states, rotations = lower.states, model.rotary_emb(lower.states, positions)
+            for layer in model.layers[lower.layer :]:
+                states = layer(states, position_embeddings=rotations, reading=reading)
+            states = model.norm(states)[0]
     return [states[start:end] for start, end in reading.spans]
 
 

@@ -6,7 +6,8 @@ several times as long. The wait policy is read when torch is first imported, so 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from babylon_rl.errors import require
@@ -41,6 +42,22 @@ def threads_of_torch() -> int:
     import torch
 
     return int(torch.get_num_threads())
+
+
+@contextmanager
+def one_thread_unless(worth_more: bool) -> Iterator[None]:
+    """Compute with one thread of torch within the block, or with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    if worth_more or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def computing_on(threads: int, compute: Callable[[], Computed]) -> Computed:
