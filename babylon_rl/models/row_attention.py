@@ -60,6 +60,13 @@ class LowerStates:
     states: "Tensor | None" = None
 
 
+def joined(parts: Sequence[LowerStates]) -> LowerStates:
+    """The recorded states of several passes, as of one over all their rows."""
+    import torch
+
+    return LowerStates(parts[0].layer, torch.cat([part.states for part in parts if part.states is not None], 1))
+
+
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read."""
 
@@ -137,7 +144,8 @@ def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", value
         scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
         if new > 1:
             scores.view(groups, -1, new, read).add_(reading.mask(place, read - new, query))
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
+        # It is computed in float32, and its backward pass needs half of the memory without a copy of that.
+        weights = torch.softmax(scores, -1)
         return torch.bmm(weights, values).view(heads, new, width)
 
 

@@ -1,9 +1,8 @@
 """Several generations with several seeds, summarized in docs/evidence/evidence.md: `make evidence`, or `python -m benchmarks.evidence`.
 
-Each seed is a demo in a state directory of its own, and a process on one thread: seeds side by side use the cores better than threads of
-one seed, which wait for each other. The base plays first, once for all seeds, where they may need it to compare their first versions. A
-finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected versions and failed trainings are in
-the table like the others.
+Each seed is a demo in a state directory of its own, with a thread for every core, so that the last seed at work has them all. The base
+plays first, once for all seeds, where they may need it to compare their first versions. A finished seed is read from its result file; an
+interrupted one resumes. Nothing is left out: rejected versions and failed trainings are in the table like the others.
 """
 
 import argparse
@@ -61,12 +60,10 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
         if seed not in missing:
             say(f"seed {seed}: finished earlier")
     if missing:
-        cores = usable_cores()
-        at_once = at_once or side_by_side(len(missing), cores)
-        threads = max(1, cores // at_once)
+        at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
             played = base_play(root / BASE, base)
-            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, threads) for seed, own in missing.items()]
+            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows) for seed, own in missing.items()]
             try:
                 wait(runs)
             except KeyboardInterrupt:
@@ -142,7 +139,7 @@ def base_play(directory: Path, base: Path) -> BasePlay:
     return BasePlay(source.identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots}, played[source.name])
 
 
-def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, threads: int = 1) -> None:
+def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int) -> None:
     """Run the demo of a seed to its end, and write its result file."""
     log = directory / LOG
     say(f"seed {seed}: {log} says how far it is")
@@ -150,7 +147,7 @@ def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generatio
     with _database(_settings(directory, base)) as connection:
         write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
-    own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": "", "OMP_NUM_THREADS": str(threads)}
+    own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     result = directory / RESULT
     printed = result.with_suffix(".printed")
     with printed.open("wb") as file, log.open("ab") as said:

@@ -10,13 +10,14 @@ A step accumulates the gradients of several packs, then clips and applies them. 
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
+from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
@@ -25,11 +26,13 @@ from babylon_rl.training.backends.cpu.policy import (
     KEPT_BYTES,
     BaseCache,
     BaseStates,
+    Group,
     Item,
     Pack,
     PackedPolicy,
     Spot,
     choices,
+    grouped,
     load_policy,
     make_items,
     needed_ids,
@@ -204,23 +207,26 @@ class IterationRun:
         # States of the base are needed only for the KL penalty.
         of_base = dict(zip(packs, self._policy.base_states(packs, self._items), strict=True)) if self._weights.kl else {}
         totals = Counter[str]()
-        # Added in the order of the packs, not in that in which threads finish: sums of floats depend on it.
-        for values, gradients in self._policy.each(packs, lambda row: self._pack_gradient(row, tokens, of_base.get(row))):
+        # Added in the order of the groups, not in that in which threads finish: sums of floats depend on it.
+        for values, gradients in self._policy.each(grouped(packs), lambda group: self._gradient(group, tokens, of_base)):
             totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return dict(totals)
 
-    def _pack_gradient(self, row: Pack, tokens: int, of_base: BaseStates | None) -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
+    def _gradient(
+        self, group: Group, tokens: int, of_base: Mapping[Pack, BaseStates]
+    ) -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
         import torch
 
-        spots = choices(row, self._items)
-        hidden_nd = self._policy.hidden(row, self._items, of_base.lower if of_base else None)
+        spots = [spot for row in group for spot in choices(row, self._items)]
+        bases = [of_base[row] for row in group] if of_base else []
+        hidden_nd = self._policy.hidden(group, self._items, joined([base.lower for base in bases]) if bases else None)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
-        if of_base is not None:
-            kl_n = self._policy.divergence(hidden_nd, of_base.at_choices_nd, self._items, spots)
+        if bases:
+            kl_n = self._policy.divergence(hidden_nd, torch.cat([base.at_choices_nd for base in bases]), self._items, spots)
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
         # Not backward(): packs are computed by several threads, and would add to the same .grad in the order in which they finish.
