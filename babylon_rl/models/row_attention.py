@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.models.scoring import FUSED, best_attention
+from babylon_rl.errors import UsageError
 from babylon_rl.models.threads import one_thread_unless
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # An operation of several threads costs 50 µs of waiting for each other, as much as all of it takes for some tokens.
 TOKENS_WORTH_THREADS = 512
+# Of a row, for a head in a layer: plain products beat torch's fused attention on a processor while scores are few, in the backward pass
+# above all (benchmarks/cpu_trainer.py).
+FEW_SCORES = 768 * 768
 ROWS = "rows"  # the name under which transformers finds it
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list["tuple[Tensor, Tensor]"]
@@ -101,17 +104,26 @@ class Reading:
 
 
 def attend(
-    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: None, scaling: float, reading: Reading, **_: Any
-) -> "tuple[Tensor, None]":
-    """Attention as transformers calls it: query [1, H, T, D], keys and values [1, G, T, D] of all rows' T tokens."""
+    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: None, scaling: float, reading: Reading,
+    softcap: float | None = None, sliding_window: int | None = None, **_: Any,
+) -> "tuple[Tensor, None]":  # fmt: skip
+    """Attention as transformers calls it: query [1, H, T, D], keys and values [1, G, T, D] of all rows' T tokens.
+
+    Raises:
+        UsageError: the base caps its scores, or a row is longer than its window.
+    """
     import torch
 
+    if softcap is not None:
+        raise UsageError(f"The base model caps attention scores at {softcap:g}, which is not computed here: choose another base.")
     layer, outputs = module.layer_idx, []
     queries = query[0] * scaling
     for place, (start, end) in enumerate(reading.spans):
         keys, values = key[0, :, start:end], value[0, :, start:end]
         if reading.caches is not None:
             keys, values = _appended(reading.caches[place], layer, keys, values)
+        if sliding_window is not None and keys.shape[1] > sliding_window:
+            raise UsageError(f"The base model attends to {sliding_window} tokens at most, and a prompt with its answer has more.")
         outputs.append(_of_row(reading, place, queries[:, start:end], keys, values))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
@@ -133,7 +145,7 @@ def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", value
 
     heads, new, width = query.shape
     groups, read = keys.shape[:2]
-    if best_attention(new * read) == FUSED:
+    if new * read > FEW_SCORES:
         # Without a mask it leaves out what a token cannot see.
         causal = new == read and not reading.rows[place].branches
         mask = None if causal else reading.mask(place, read - new, query)

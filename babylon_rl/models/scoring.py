@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 NOT_IN_GRAMMAR = "not_in_grammar"
 EMPTY = "empty"
 OPEN_ROWS = 128
-PLAIN, FUSED = "eager", "sdpa"  # attention, by transformers' names
-_FEW_SCORES = 768 * 768
 _VECTOR = 16  # floats
 KEPT_LINES = 4096
 LONGEST_KEPT = 256  # characters: what is kept stays within some MB whatever agents write
@@ -111,17 +109,6 @@ def encode_sequence(
 def causal_model(model: "nn.Module") -> Any:
     """Return the model inside a peft wrapper (adapters stay active), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def best_attention(scores: int) -> str:
-    """Return the name that transformers gives the faster attention.
-
-    ``scores`` is their number for a head in a layer: rows times queries times keys.
-
-    Plain matrix products beat torch's fused attention on a processor while the scores are few, in the backward pass above all
-    (benchmarks/cpu_trainer.py).
-    """
-    return PLAIN if scores <= _FEW_SCORES else FUSED
 
 
 def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":

@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError
 from babylon_rl.models import generation
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy, best_dtype
+from babylon_rl.models.row_attention import Reading, Unread, attend
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl_tests.models.conftest import make_adapter
 from babylon_rl_tests.unpacked import branch_logprobs
@@ -89,6 +91,15 @@ def test_a_grammar_that_is_read_ahead_gives_the_same_as_token_by_token(
         one_by_one.setattr(generation, "AHEAD_TOKENS", -1)
         expected = policy.complete(asked)
     assert all(same(a, b) for a, b in zip(policy.complete(asked), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("feature", "says"), [({"softcap": 50.0}, "caps attention scores at 50"), ({"sliding_window": 2}, "attends to 2 tokens")]
+)
+def test_attention_that_would_come_out_wrong_is_refused(feature: dict[str, Any], says: str) -> None:
+    tokens = torch.zeros(1, 2, 3, 4)  # [batch, heads, tokens, width]
+    with pytest.raises(UsageError, match=says):
+        attend(SimpleNamespace(layer_idx=0), tokens, tokens, tokens, None, 1.0, Reading([Unread.text([5, 6, 7])]), **feature)
 
 
 def test_equal_prompts_are_read_once_and_drawn_apart(policy: Policy, trade_format: dict[str, Any]) -> None:
