@@ -12,7 +12,7 @@ help: ## List these commands
 setup: ## Make .venv from the lock and fetch the weights of the CPU model; the others do it first
 	@scripts/setup.sh
 
-demo: setup ## Play the market, train a model on it, print what got better (about 6 minutes on 2 cores)
+demo: setup ## Play the market, train a model on it, print what got better (about 5 minutes on 2 cores)
 	@$(RUN)babylon-rl demo
 
 test: setup ## The checks and all tests but the long ones (about 7 minutes on 2 cores); with PYTEST_ARGS what these choose
