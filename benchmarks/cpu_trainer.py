@@ -136,7 +136,7 @@ def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence
         spots = choices(one, items)
         where = [one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]
         row = one.unread
-        mask = Reading([row], [[]]).mask(0, 0, policy.head)[None, None]
+        mask = Reading([row]).mask(0, 0, policy.head)[None, None] if row.branches else None
         found.append(
             (torch.tensor([row.tokens]), torch.tensor([row.depths()]), mask, where, *targets(items, [(n, t) for _, n, t in spots]))
         )

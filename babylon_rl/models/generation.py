@@ -116,7 +116,8 @@ class LastPrompt:
     def keep(self, tokens: Sequence[int], cache: Cache) -> None:
         """Keep another one, if it is short."""
         if len(tokens) <= LONGEST_KEPT:
-            self.tokens, self.cache = tokens, first_tokens(cache, len(tokens))
+            # Copied, as what was read belongs to all rows of its pass.
+            self.tokens, self.cache = tokens, [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(tokens))]
 
 
 def common(texts: Iterable[Sequence[int]]) -> int:

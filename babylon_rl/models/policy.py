@@ -10,7 +10,7 @@ on the processors that were measured (docs/decisions/0024-batches-side-by-side.m
 import contextlib
 import copy
 import random
-from collections import defaultdict
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MICRO_BATCH_TOKENS = 4096
 MICRO_BATCH_ROWS = 16
+LAST_PROMPTS = 4  # of the adapters that were asked last
 BASE = None
 
 
@@ -72,13 +73,15 @@ class Policy:
     def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", adapters: dict[str, str] | None = None) -> None:
         """Wrap a loaded model.
 
-        ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged.
+        ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged. Its weights may change in training mode
+        alone: otherwise what was read of the last prompt is taken again.
         """
         self.model: Any = model
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
-        self._last: defaultdict[str | None, LastPrompt] = defaultdict(LastPrompt)
-        self._context = int(causal_model(model).config.max_position_embeddings)
+        self._last: dict[str | None, LastPrompt] = {}
+        config = causal_model(model).config
+        self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 
     @classmethod
     def load(
@@ -160,7 +163,13 @@ class Policy:
     def generation(self, adapter: str | None) -> Generation:
         """A batch without rows, for one adapter; see ``advance``."""
         # In training the weights change: nothing that was read before holds.
-        return Generation(causal_model(self.model), None if self.model.training else self._last[adapter])
+        return Generation(causal_model(self.model), None if self.model.training else self._last_prompt(adapter))
+
+    def _last_prompt(self, adapter: str | None) -> LastPrompt:
+        self._last[adapter] = last = self._last.pop(adapter, None) or LastPrompt()
+        for oldest in list(self._last)[:-LAST_PROMPTS]:
+            del self._last[oldest]
+        return last
 
     def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
         """Admit new rows to a generation, or draw every row's next token."""

@@ -1,7 +1,8 @@
 """Reading of rows of different lengths that lie one after another, without padding.
 
 The model computes all rows as one: products see every token at once. Attention is computed for each row alone, over what the row has read.
-So no bit of a row's numbers depends on the rows beside it, nor on how many passes it was read in.
+So in bfloat16 no bit of a row's numbers depends on the rows beside it, nor, up to 768 tokens, on how many passes it was read in
+(docs/decisions/0024-batches-side-by-side.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ TOKENS_WORTH_THREADS = 512
 # Of a row, for a head in a layer: plain products beat torch's fused attention on a processor while scores are few, in the backward pass
 # above all (benchmarks/cpu_trainer.py).
 FEW_SCORES = 768 * 768
-ROWS = "rows"  # the name under which transformers finds it
+ROWS = "rows"  # the name of this attention in transformers
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list["tuple[Tensor, Tensor]"]
 
@@ -79,6 +80,8 @@ class Reading:
         for row in rows:
             self.spans.append((end, end := end + len(row.tokens)))
         self.rows, self.caches, self.lower = rows, caches, lower
+        read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
+        self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
         self._masks: dict[object, Tensor] = {}
 
     def mask(self, place: int, read: int, like: "Tensor") -> "Tensor":
@@ -105,25 +108,25 @@ class Reading:
 
 def attend(
     module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: None, scaling: float, reading: Reading,
-    softcap: float | None = None, sliding_window: int | None = None, **_: Any,
+    softcap: float | None = None, sliding_window: int | None = None, s_aux: object = None, **_: Any,
 ) -> "tuple[Tensor, None]":  # fmt: skip
     """Attention as transformers calls it: query [1, H, T, D], keys and values [1, G, T, D] of all rows' T tokens.
 
     Raises:
-        UsageError: the base caps its scores, or a row is longer than its window.
+        UsageError: the base caps its scores, has attention sinks, or a window that is shorter than a row.
     """
     import torch
 
-    if softcap is not None:
-        raise UsageError(f"The base model caps attention scores at {softcap:g}, which is not computed here: choose another base.")
+    if softcap is not None or s_aux is not None:
+        raise UsageError("The base model caps attention scores or has attention sinks, which is not computed here: choose another base.")
+    if sliding_window is not None and max(reading.positions) >= sliding_window:
+        raise UsageError(f"The base model attends to {sliding_window} tokens at most, and a prompt with its answer has more.")
     layer, outputs = module.layer_idx, []
     queries = query[0] * scaling
     for place, (start, end) in enumerate(reading.spans):
         keys, values = key[0, :, start:end], value[0, :, start:end]
         if reading.caches is not None:
             keys, values = _appended(reading.caches[place], layer, keys, values)
-        if sliding_window is not None and keys.shape[1] > sliding_window:
-            raise UsageError(f"The base model attends to {sliding_window} tokens at most, and a prompt with its answer has more.")
         outputs.append(_of_row(reading, place, queries[:, start:end], keys, values))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
@@ -174,10 +177,8 @@ def read_rows(
         # Twice, as the product of a single vector is summed in another order than that of several.
         return read_rows(causal, [*rows, *rows], None if caches is None else [*caches, list(caches[0])], lower)[:1]
     reading, model = Reading(rows, caches, lower), causal.base_model
-    read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
-    of_each = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
-    positions = torch.tensor([of_each], device=causal.device)
-    with one_thread_unless(len(of_each) >= TOKENS_WORTH_THREADS):
+    positions = torch.tensor([reading.positions], device=causal.device)
+    with one_thread_unless(len(reading.positions) >= TOKENS_WORTH_THREADS):
         if lower is None or lower.states is None:
             ids = torch.tensor([[token for row in rows for token in row.tokens]], device=causal.device)
             states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
@@ -193,8 +194,10 @@ def record_lower(causal: Any, layer: int) -> None:
     """Let every pass with a ``LowerStates`` of this layer record its states there."""
 
     def record(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if named["reading"].lower is not None:
-            named["reading"].lower.states = given[0]
+        # Others may ask the model without rows.
+        reading: Reading | None = named.get("reading")
+        if reading is not None and reading.lower is not None:
+            reading.lower.states = given[0]
 
     causal.base_model.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
 

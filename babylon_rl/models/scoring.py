@@ -1,7 +1,7 @@
 """Differentiable log-probabilities of recorded answers, under the distribution that served them.
 
-The hidden states of a right-padded batch are computed once; the head only where a token had alternatives, and only over the legal ones, in
-float32. A forced token has log-probability 0 and gives no gradient. Computations over the whole vocabulary run on ``OPEN_ROWS`` tokens at
+Hidden states are computed once for all tokens; the head only where a token had alternatives, and only over the legal ones, in float32. A
+forced token has log-probability 0 and gives no gradient. Computations over the whole vocabulary run on ``OPEN_ROWS`` tokens at
 a time and again in the backward pass, so that memory does not grow with the length of free texts.
 
 Tokens are cached by line: agents of a tick see the same markets and news. A tokenizer whose words end at every line (byte-level BPE with

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError
-from babylon_rl.models import generation
+from babylon_rl.models import generation, row_attention
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy, best_dtype
 from babylon_rl.models.row_attention import Reading, Unread, attend
@@ -94,12 +94,33 @@ def test_a_grammar_that_is_read_ahead_gives_the_same_as_token_by_token(
 
 
 @pytest.mark.parametrize(
-    ("feature", "says"), [({"softcap": 50.0}, "caps attention scores at 50"), ({"sliding_window": 2}, "attends to 2 tokens")]
+    ("feature", "says"),
+    [({"softcap": 50.0}, "caps attention scores"), ({"sliding_window": 2}, "attends to 2 tokens"), ({"s_aux": 1}, "sinks")],
 )
 def test_attention_that_would_come_out_wrong_is_refused(feature: dict[str, Any], says: str) -> None:
     tokens = torch.zeros(1, 2, 3, 4)  # [batch, heads, tokens, width]
     with pytest.raises(UsageError, match=says):
         attend(SimpleNamespace(layer_idx=0), tokens, tokens, tokens, None, 1.0, Reading([Unread.text([5, 6, 7])]), **feature)
+
+
+def test_fused_attention_gives_the_same_as_plain_products(
+    policy: Policy, trade_format: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*requests(trade_format, 6), *(ask(f"Speak of {n}. " + "Prices rose. " * n, seed=n, max_tokens=6) for n in range(3))]
+    with monkeypatch.context() as fused:
+        fused.setattr(row_attention, "FEW_SCORES", 0)
+        expected = policy.complete(asked)
+    assert all(same(a, b) for a, b in zip(policy.complete(asked), expected, strict=True))
+
+
+def test_what_is_kept_of_prompts_is_bounded_and_each_adapter_s_own(policy: Policy) -> None:
+    for n, name in enumerate((None, *(f"v{n}" for n in range(6)))):
+        policy.generation(name)._last.keep([n] * 3, [(torch.zeros(2, 9, 4), torch.zeros(2, 9, 4))])
+    kept = policy.generation("v5")._last
+    assert list(kept.tokens) == [6] * 3 and kept.cache[0][0].untyped_storage().nbytes() == 2 * 3 * 4 * 4
+    assert not policy.generation(None)._last.tokens
+    kept.keep([0] * (generation.LONGEST_KEPT + 1), [])
+    assert list(kept.tokens) == [6] * 3
 
 
 def test_equal_prompts_are_read_once_and_drawn_apart(policy: Policy, trade_format: dict[str, Any]) -> None:

@@ -264,8 +264,8 @@ class BaseCache(dict[object, BaseStates]):
 class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
-    Rows are computed side by side on up to ``threads`` threads, each row by one thread (torch.set_num_threads(1)). Threads that share a
-    row would round differently depending on their number, and would wait for each other on a busy machine.
+    Groups of rows are computed side by side on up to ``threads`` threads, each by one thread (torch.set_num_threads(1)). Threads that share
+    a row would round differently depending on their number, and would wait for each other on a busy machine.
     """
 
     def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None) -> None:

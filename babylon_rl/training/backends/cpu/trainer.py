@@ -72,7 +72,8 @@ class CpuTrainer(LocalTrainer):
         self._settings = settings
         self._base_dir = base_model_dir(settings)
         self._threads = threads
-        self._kept = BaseCache()
+        self._room = KEPT_BYTES if settings.epochs > 1 else 0
+        self._kept = BaseCache(self._room)
 
     def base_identity(self) -> BaseIdentity:
         """Identity of the base model."""
@@ -94,7 +95,7 @@ class CpuTrainer(LocalTrainer):
             NothingToTrain: no sequence has a token with alternatives.
             CheckpointError: the parent does not fit the base.
         """
-        # One thread per row (policy.py): results do not depend on the number of threads.
+        # One thread for each group of rows (policy.py): results do not depend on the number of threads.
         set_threads(1)
         import torch
 
@@ -104,7 +105,7 @@ class CpuTrainer(LocalTrainer):
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
         if iteration.step == 1:
-            self._kept = BaseCache(KEPT_BYTES if self._settings.epochs > 1 else 0)
+            self._kept = BaseCache(self._room)
         # The optimizer state of the iteration before lies with the parent.
         run = IterationRun(PackedPolicy(model, self._threads or usable_cores(), self._kept), items, iteration, self._settings)
         run.restore(parent)
@@ -202,7 +203,7 @@ class IterationRun:
 
     def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
         """Accumulate the gradients of some packs as of one batch."""
-        # Of the whole step: each pack's gradient is divided by it, so that their sum is that of one batch, however it was packed.
+        # Of the whole step: each group's gradient is divided by it, so that their sum is that of one batch, however it was packed.
         tokens = sum(self._items[member].encoded.trainable_tokens for row in packs for member in row.members)
         # States of the base are needed only for the KL penalty.
         of_base = dict(zip(packs, self._policy.base_states(packs, self._items), strict=True)) if self._weights.kl else {}
@@ -229,7 +230,7 @@ class IterationRun:
             kl_n = self._policy.divergence(hidden_nd, torch.cat([base.at_choices_nd for base in bases]), self._items, spots)
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
-        # Not backward(): packs are computed by several threads, and would add to the same .grad in the order in which they finish.
+        # Not backward(): groups are computed by several threads, and would add to the same .grad in the order in which they finish.
         gradients = torch.autograd.grad(loss, list(self._policy.parameters.values()), allow_unused=True)
         metrics = {
             "loss": loss.item(),
