@@ -129,12 +129,12 @@ def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence
     import torch
 
     from babylon_rl.models.row_attention import Reading
-    from babylon_rl.training.backends.cpu.policy import choices
+    from babylon_rl.training.backends.cpu.policy import before_choices, choices
 
     found = []
     for one in step:
         spots = choices(one, items)
-        where = [one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]
+        where = before_choices(one, items)
         row = one.unread
         mask = Reading([row]).mask(0, 0, policy.head)[None, None] if row.branches else None
         found.append(

@@ -120,16 +120,20 @@ class LastPrompt:
             self.tokens, self.cache = tokens, [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(tokens))]
 
 
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix of two sequences."""
+    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
 def common(texts: Iterable[Sequence[int]]) -> int:
     """Length of the common prefix of some texts."""
     ordered = sorted(map(tuple, texts))
-    first, last = ordered[0], ordered[-1]  # the lexicographic extremes share what all share
-    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return shared_length(ordered[0], ordered[-1])  # the lexicographic extremes share what all share
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """What may follow a prompt under a grammar, as far as its choices depend on it.
+    """The answers that a grammar allows after a prompt, as a tree of tokens.
 
     ``places``: by node of the trie, the index of the token before that choice, among the unread tokens of prompt and tree.
     """
@@ -139,7 +143,9 @@ class Ahead:
 
 
 def ahead(node: Trie | None, last: int) -> Ahead | None:
-    """The tree after the token of index ``last``; None for free text, and where it is larger than AHEAD_TOKENS."""
+    """The tree after the token of index ``last``.
+
+    None for free text, and where the tree is larger than AHEAD_TOKENS."""
     if node is None:
         return None
     tokens, before, places = list[int](), list[int](), {node: last}
@@ -183,7 +189,10 @@ class Generation:
         return any(not row.done for row in self.rows)
 
     def admit(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows; draw the whole answers of those whose grammar was read with them, else the first tokens."""
+        """Read the prompts of new rows and draw their first tokens.
+
+        A row whose grammar was read with its prompt gets its whole answer.
+        """
         import torch
 
         if not rows:

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_rl.models.generation import shared_length
 from babylon_rl.models.policy import Policy
 from babylon_rl.models.row_attention import Reading, attention_by_row, read_rows
 from babylon_rl.models.scoring import EncodedSequence, causal_model, encode_sequence, spot_values
-from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack, shared_length
+from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
 from babylon_rl_tests.unpacked import branch_logprobs
 

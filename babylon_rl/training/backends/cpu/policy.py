@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
+from babylon_rl.models.generation import shared_length
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower
 from babylon_rl.models.scoring import (
@@ -206,11 +207,6 @@ def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> li
     return [_as_pack(run) for run in _runs(ordered, most_tokens)]
 
 
-def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common prefix of two sequences."""
-    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-
-
 def _runs(ordered: Sequence[tuple[tuple[int, ...], int]], most_tokens: int) -> Iterator[list[tuple[tuple[int, ...], int]]]:
     run: list[tuple[tuple[int, ...], int]] = []
     prefix: tuple[int, ...] = ()
@@ -236,7 +232,7 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 @dataclass(frozen=True)
 class BaseStates:
-    """What the base makes of a row, which no training changes: its states [N, D] before N choices, and those below what is trained."""
+    """The base's states of a row: [N, D] before its N choices, and those below the first trained layer."""
 
     at_choices_nd: "Tensor"
     lower: LowerStates
@@ -248,7 +244,7 @@ class BaseStates:
 
 
 class BaseCache(dict[object, BaseStates]):
-    """What the base made of rows that are trained again, up to ``most`` bytes."""
+    """The base's states of rows that are trained again, up to ``most`` bytes."""
 
     def __init__(self, most: int = 0) -> None:
         super().__init__()
@@ -299,7 +295,7 @@ class PackedPolicy:
         return self._each_without_gradients(packs, lambda row: self.hidden([row], items))
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
-        """What the base makes of each pack: computed without the adapter, or kept from an earlier pass."""
+        """The base's states of each pack, computed or kept from an earlier pass."""
 
         def compute(row: Pack) -> BaseStates:
             lower = LowerStates(self._first_trained)
