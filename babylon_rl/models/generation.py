@@ -7,12 +7,12 @@ the prompt, as a tree: such an answer needs no further pass.
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
-from babylon_rl.models.row_attention import Cache, Unread, first_tokens, read_rows
+from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, common, first_tokens, read_rows
 from babylon_rl.models.scoring import legal_logprobs
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def _pick_open(row: Row, logprobs_v: "torch.Tensor") -> int:
     return min(int(torch.searchsorted(cumulative, target, right=True)), len(logprobs_v) - 1)
 
 
-SHARED_PREFIX_MINIMUM = 12
 LONGEST_KEPT = 512  # tokens: with the packaged base 12 MB
 AHEAD_TOKENS = 48
 
@@ -118,17 +117,6 @@ class LastPrompt:
         if len(tokens) <= LONGEST_KEPT:
             # Copied, as what was read belongs to all rows of its pass.
             self.tokens, self.cache = tokens, [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(tokens))]
-
-
-def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common prefix of two sequences."""
-    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-
-
-def common(texts: Iterable[Sequence[int]]) -> int:
-    """Length of the common prefix of some texts."""
-    ordered = sorted(map(tuple, texts))
-    return shared_length(ordered[0], ordered[-1])  # the lexicographic extremes share what all share
 
 
 @dataclass(frozen=True)

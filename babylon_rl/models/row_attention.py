@@ -5,7 +5,7 @@ So in bfloat16 no bit of a row's numbers depends on the rows beside it, nor, up 
 (docs/decisions/0024-batches-side-by-side.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ TOKENS_WORTH_THREADS = 512
 # Of a row, for a head in a layer: plain products beat torch's fused attention on a processor while scores are few, in the backward pass
 # above all (benchmarks/cpu_trainer.py).
 FEW_SCORES = 768 * 768
+SHARED_PREFIX_MINIMUM = 12  # tokens: fewer are not worth a row of their own
 ROWS = "rows"  # the name of this attention in transformers
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list["tuple[Tensor, Tensor]"]
@@ -48,12 +49,40 @@ class Unread:
         """True if a token does not follow the one that stands before it."""
         return list(self.before) != list(range(-1, len(self.tokens) - 1))
 
+    @cached_property
+    def trunk(self) -> int:
+        """Number of first tokens that all later ones see."""
+        return min((before + 1 for place, before in enumerate(self.before) if before != place - 1), default=len(self.tokens))
+
+    def after(self, read: int) -> "Unread":
+        """What is left when so many tokens of the trunk are read."""
+        return Unread(self.tokens[read:], [before - read for before in self.before[read:]])
+
     def depths(self) -> list[int]:
         """Number of tokens between the last that was read and each one."""
         depths: list[int] = []
         for before in self.before:
             depths.append(0 if before < 0 else depths[before] + 1)
         return depths
+
+
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix of two sequences."""
+    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+def common(texts: Iterable[Sequence[int]]) -> int:
+    """Length of the common prefix of some texts."""
+    ordered = sorted(map(tuple, texts))
+    return shared_length(ordered[0], ordered[-1])  # the lexicographic extremes share what all share
+
+
+def shared_trunk(rows: Sequence[Unread]) -> int:
+    """Number of first tokens that one pass over several rows computes once; 0 where they have too few in common."""
+    if len(rows) < 2:
+        return 0
+    shared = min(common(row.tokens for row in rows), *(min(row.trunk, len(row.tokens) - 1) for row in rows))
+    return shared if shared >= SHARED_PREFIX_MINIMUM else 0
 
 
 @dataclass
@@ -64,25 +93,43 @@ class LowerStates:
     states: "Tensor | None" = None
 
 
-def joined(parts: Sequence[LowerStates]) -> LowerStates:
-    """The recorded states of several passes, as of one over all their rows."""
+def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
+    """The recorded states of passes over a row each, as of one over all of them."""
     import torch
 
-    return LowerStates(parts[0].layer, torch.cat([part.states for part in parts if part.states is not None], 1))
+    shared = shared_trunk(rows)
+    states = [part.states[:, shared if place else 0 :] for place, part in enumerate(parts) if part.states is not None]
+    return LowerStates(parts[0].layer, torch.cat(states, 1))
 
 
 class Reading:
-    """One pass over rows that lie one after another, each with the cache of what it has read."""
+    """One pass over rows that lie one after another, each with the cache of what it has read.
+
+    Without caches, what all rows begin with is a row of its own, the first, whose keys and values the others see.
+    """
 
     def __init__(self, rows: Sequence[Unread], caches: Sequence[Cache] | None = None, lower: LowerStates | None = None) -> None:
+        self.trunk = shared_trunk(rows) if caches is None else 0
+        if self.trunk:
+            rows = [Unread.text(rows[0].tokens[: self.trunk]), *(row.after(self.trunk) for row in rows)]
         self.spans: list[tuple[int, int]] = []
         end = 0
         for row in rows:
             self.spans.append((end, end := end + len(row.tokens)))
         self.rows, self.caches, self.lower = rows, caches, lower
-        read = [0] * len(rows) if caches is None else [cache[0][0].shape[1] if cache else 0 for cache in caches]
+        if caches is None:
+            read = [self.trunk if place else 0 for place in range(len(rows))]
+        else:
+            read = [cache[0][0].shape[1] if cache else 0 for cache in caches]
         self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
         self._masks: dict[object, Tensor] = {}
+
+    def by_row(self, states: "Tensor") -> "list[Tensor]":
+        """Divide the states [T, D] of the pass into those of each row, [N, D]."""
+        import torch
+
+        parts = [states[start:end] for start, end in self.spans]
+        return [torch.cat([parts[0], own]) for own in parts[1:]] if self.trunk else parts
 
     def mask(self, place: int, read: int, like: "Tensor") -> "Tensor":
         """[N, read + N] mask of the scores of a row's N new tokens."""
@@ -127,6 +174,9 @@ def attend(
         keys, values = key[0, :, start:end], value[0, :, start:end]
         if reading.caches is not None:
             keys, values = _appended(reading.caches[place], layer, keys, values)
+        elif reading.trunk and place:
+            trunk = slice(reading.trunk)
+            keys, values = torch.cat([key[0, :, trunk], keys], 1), torch.cat([value[0, :, trunk], values], 1)
         outputs.append(_of_row(reading, place, queries[:, start:end], keys, values))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
@@ -180,14 +230,14 @@ def read_rows(
     positions = torch.tensor([reading.positions], device=causal.device)
     with one_thread_unless(len(reading.positions) >= TOKENS_WORTH_THREADS):
         if lower is None or lower.states is None:
-            ids = torch.tensor([[token for row in rows for token in row.tokens]], device=causal.device)
+            ids = torch.tensor([[token for row in reading.rows for token in row.tokens]], device=causal.device)
             states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
         else:
             states, rotations = lower.states, model.rotary_emb(lower.states, positions)
             for layer in model.layers[lower.layer :]:
                 states = layer(states, position_embeddings=rotations, reading=reading)
             states = model.norm(states)[0]
-    return [states[start:end] for start, end in reading.spans]
+    return reading.by_row(states)
 
 
 def record_lower(causal: Any, layer: int) -> None:

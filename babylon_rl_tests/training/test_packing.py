@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.models.generation import shared_length
 from babylon_rl.models.policy import Policy
-from babylon_rl.models.row_attention import Reading, attention_by_row, read_rows
+from babylon_rl.models.row_attention import Reading, Unread, attention_by_row, read_rows, shared_length, shared_trunk
 from babylon_rl.models.scoring import EncodedSequence, causal_model, encode_sequence, spot_values
 from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
@@ -90,6 +89,20 @@ def test_the_shared_length_of_lists() -> None:
     assert [shared_length([1, 2, 3], other) for other in ([1, 2, 4], [1, 2], [], [1, 2, 3, 4])] == [2, 2, 0, 3]
 
 
+def test_one_pass_computes_once_what_its_rows_begin_with() -> None:
+    first, second = Pack((0, 1), (*[1] * 30, 5, 6), ((7, 8), (9,))).unread, Unread.text([1] * 30 + [3])
+    reading = Reading([first, second])
+    assert [row.tokens for row in reading.rows] == [[1] * 30, [5, 6, 7, 8, 9], [3]]
+    assert reading.rows[1].before == [-1, 0, 1, 2, 1]
+    assert reading.positions == [*range(30), 30, 31, 32, 33, 32, 30]
+    # All of a row cannot be trunk, nor what a branch does not see; a few tokens are not worth it, and a row alone has nothing to share.
+    assert shared_trunk([second, Unread.text([1] * 30)]) == 29
+    branching = Pack((0, 1), (1,) * 20, ((1, 1, 1), (2,))).unread
+    assert shared_trunk([branching, Unread.text([1] * 30)]) == 20
+    assert shared_trunk([Unread.text([1] * 11 + [2]), Unread.text([1] * 11 + [3])]) == 0
+    assert shared_trunk([first]) == 0
+
+
 @pytest.fixture(scope="module")
 def trained_policy(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """Base and adapter in float32, the adapter's weights with gradients."""
@@ -111,14 +124,17 @@ def encoded_ticks(tokenizer: Any) -> list[EncodedSequence]:
     return [one for one in found if isinstance(one, EncodedSequence)]
 
 
-def packed_values(policy: Policy, batch: list[EncodedSequence]) -> tuple[dict[tuple[int, int], Any], dict[tuple[int, int], Any], int]:
-    """(log-probability, entropy) by (sequence, response token), and the number of rows."""
+def packed_values(
+    policy: Policy, batch: list[EncodedSequence], together: bool
+) -> tuple[dict[tuple[int, int], Any], dict[tuple[int, int], Any], int]:
+    """(log-probability, entropy) by (sequence, response token), and the number of rows, each alone or all in one pass."""
     causal = causal_model(policy.model)
     head, values, entropies = causal.get_output_embeddings().weight, {}, {}
     packs = pack(batch)
-    for one in packs:
-        with attention_by_row(causal):
-            (hidden,) = read_rows(causal, [one.unread], [[]])
+    with attention_by_row(causal):
+        passes = [packs] if together else [[one] for one in packs]
+        states = [hidden for rows in passes for hidden in read_rows(causal, [one.unread for one in rows])]
+    for one, hidden in zip(packs, states, strict=True):
         spots = [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(batch[n].trainable_t) if trains]
         where = [one.position(m, len(batch[n].prompt_ids) + t - 1) for m, n, t in spots]
         wanted = [(batch[n].legal_t[t], batch[n].response_ids[t]) for _, n, t in spots]
@@ -127,10 +143,11 @@ def packed_values(policy: Policy, batch: list[EncodedSequence]) -> tuple[dict[tu
     return values, entropies, len(packs)
 
 
-def test_packed_log_probabilities_equal_those_of_separate_rows(trained_policy: Policy) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_packed_log_probabilities_equal_those_of_separate_rows(trained_policy: Policy, together: bool) -> None:
     batch = encoded_ticks(trained_policy.tokenizer)
     with torch.no_grad():
-        values, entropies, rows = packed_values(trained_policy, batch)
+        values, entropies, rows = packed_values(trained_policy, batch, together)
         for n, one in enumerate(batch):
             alone = branch_logprobs(trained_policy.model, [one])
             for t, trains in enumerate(one.trainable_t):
@@ -141,7 +158,8 @@ def test_packed_log_probabilities_equal_those_of_separate_rows(trained_policy: P
     assert rows < len(batch)
 
 
-def test_packed_gradients_equal_those_of_separate_rows(trained_policy: Policy) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_packed_gradients_equal_those_of_separate_rows(trained_policy: Policy, together: bool) -> None:
     batch = encoded_ticks(trained_policy.tokenizer)
     weights = {name: weight for name, weight in trained_policy.model.named_parameters() if weight.requires_grad}
 
@@ -150,7 +168,7 @@ def test_packed_gradients_equal_those_of_separate_rows(trained_policy: Policy) -
         return dict(zip(weights, found, strict=True))
 
     push = {n: 1.0 if n % 2 else -0.7 for n in range(len(batch))}
-    values, entropies, _ = packed_values(trained_policy, batch)
+    values, entropies, _ = packed_values(trained_policy, batch, together)
     packed = gradients(sum(push[n] * values[n, t] + 0.1 * entropies[n, t] for n, t in values))
     separate = [branch_logprobs(trained_policy.model, [one]) for one in batch]
     alone = gradients(sum(push[n] * one.logprobs.sum() + 0.1 * one.entropy.sum() for n, one in enumerate(separate)))

@@ -17,14 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from babylon_rl.errors import CheckpointError, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.generation import shared_length
 from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower
+from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower, shared_length, shared_trunk
 from babylon_rl.models.scoring import (
     EMPTY,
     NOT_IN_GRAMMAR,
@@ -156,7 +156,7 @@ class Pack:
         """Number of tokens in the row."""
         return len(self.prefix_ids) + sum(map(len, self.tails))
 
-    @property
+    @cached_property
     def unread(self) -> Unread:
         """The row as a tree: a tail sees the prefix and itself alone, at its own positions."""
         before, last = list(range(-1, len(self.prefix_ids) - 1)), len(self.prefix_ids) - 1
@@ -173,15 +173,15 @@ class Pack:
 
 
 def tokens_of(group: Group) -> int:
-    """Number of tokens in some packs."""
-    return sum(row.tokens for row in group)
+    """Number of tokens in a pass over some packs: what all begin with is computed once."""
+    return sum(row.tokens for row in group) - (len(group) - 1) * shared_trunk([row.unread for row in group])
 
 
 def grouped(packs: Sequence[Pack]) -> list[list[Pack]]:
     """Divide packs, in order, into groups of at most ``GROUP_TOKENS``, but of one pack at least."""
     groups: list[list[Pack]] = []
     for row in packs:
-        if groups and tokens_of(groups[-1]) + row.tokens <= GROUP_TOKENS:
+        if groups and tokens_of([*groups[-1], row]) <= GROUP_TOKENS:
             groups[-1].append(row)
         else:
             groups.append([row])
