@@ -193,12 +193,13 @@ class Generation:
         prompts = [Unread.text(prompt[known:]) for prompt, _ in distinct]
         unread = [prompt if tree is None else prompt.then(tree.tree) for prompt, tree in zip(prompts, trees, strict=True)]
         caches = [list(prefix) for _ in distinct]
-        hidden = read_rows(self._causal, unread, caches)
+        wanted = [[len(prompt.tokens) - 1] if tree is None else list(tree.places.values()) for prompt, tree in zip(prompts, trees, strict=True)]
+        hidden = read_rows(self._causal, unread, caches, wanted=wanted)
         self._last.keep(distinct[0][0], caches[0])
         which = dict(zip(distinct, range(len(distinct)), strict=True))
         drawing = [(row, which[key], len(prompts[which[key]].tokens) - 1) for row, key in zip(rows, asked, strict=True)]
         while drawing:
-            choose([row for row, _, _ in drawing], torch.stack([hidden[n][place] for _, n, place in drawing]), self._head)
+            choose([row for row, _, _ in drawing], torch.stack([hidden[n][wanted[n].index(place)] for _, n, place in drawing]), self._head)
             drawing = [
                 (row, n, tree.places[row.node])
                 for row, n, _ in drawing
@@ -219,7 +220,7 @@ class Generation:
         known = known if known >= worth else 0
         prefix = first_tokens(self._last.cache, known)
         if len(prompts) > 1 and shared - known >= worth:
-            read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix])
+            read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix], wanted=[[]])
             known = shared
         return known, prefix
 
@@ -230,8 +231,9 @@ class Generation:
         self.drop_finished()
         if self.rows:
             # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.
-            hidden = read_rows(self._causal, [Unread.text(row.pending) for row in self.rows], self._caches)
-            choose(self.rows, torch.stack([states[-1] for states in hidden]), self._head)
+            pending = [Unread.text(row.pending) for row in self.rows]
+            hidden = read_rows(self._causal, pending, self._caches, wanted=[[len(text.tokens) - 1] for text in pending])
+            choose(self.rows, torch.cat(hidden), self._head)
 
     def drop_finished(self) -> None:
         """Remove finished rows from the batch, with what they have read."""

@@ -7,6 +7,7 @@ So in bfloat16 no bit of a row's numbers depends on the rows beside it, nor, up 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,18 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read.
 
-    Without caches, what all rows begin with is a row of its own, the first, whose keys and values the others see.
+    Without caches, what all rows begin with is a row of its own, the first, whose keys and values the others see. ``wanted``: of each row,
+    the tokens whose states are asked for (None: all).
     """
 
-    def __init__(self, rows: Sequence[Unread], caches: Sequence[Cache] | None = None, lower: LowerStates | None = None) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Unread],
+        caches: Sequence[Cache] | None = None,
+        lower: LowerStates | None = None,
+        wanted: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        asked = [range(len(row.tokens)) for row in rows] if wanted is None else wanted
         self.trunk = shared_trunk(rows) if caches is None else 0
         if self.trunk:
             rows = [Unread.text(rows[0].tokens[: self.trunk]), *(row.after(self.trunk) for row in rows)]
@@ -123,13 +132,13 @@ class Reading:
             read = [cache[0][0].shape[1] if cache else 0 for cache in caches]
         self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
         self._masks: dict[object, Tensor] = {}
+        self.wanted = [[self._place(row, token) for token in tokens] for row, tokens in enumerate(asked)]
+        # At least two, as the product of a single vector is summed in another order.
+        self.needed = sorted({place for places in self.wanted for place in places} | {0, 1})
 
-    def by_row(self, states: "Tensor") -> "list[Tensor]":
-        """Divide the states [T, D] of the pass into those of each row, [N, D]."""
-        import torch
-
-        parts = [states[start:end] for start, end in self.spans]
-        return [torch.cat([parts[0], own]) for own in parts[1:]] if self.trunk else parts
+    def _place(self, row: int, token: int) -> int:
+        """Index in the pass of a token of a given row."""
+        return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
     def mask(self, place: int, read: int, like: "Tensor") -> "Tensor":
         """[N, read + N] mask of the scores of a row's N new tokens."""
@@ -215,9 +224,13 @@ def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", value
 
 
 def read_rows(
-    causal: Any, rows: Sequence[Unread], caches: Sequence[Cache] | None = None, lower: LowerStates | None = None
+    causal: Any,
+    rows: Sequence[Unread],
+    caches: Sequence[Cache] | None = None,
+    lower: LowerStates | None = None,
+    wanted: Sequence[Sequence[int]] | None = None,
 ) -> "list[Tensor]":
-    """Return the hidden states of each row's N unread tokens, [N, D]; append the tokens to the rows' caches, if there are any.
+    """Return the hidden states of each row's N wanted tokens, [N, D]; append all to the rows' caches, if there are any.
 
     Within ``attention_by_row``. After a row that branches its cache holds all branches: nothing can be read after it.
     """
@@ -225,10 +238,11 @@ def read_rows(
 
     if sum(len(row.tokens) for row in rows) == 1:
         # Twice, as the product of a single vector is summed in another order than that of several.
-        return read_rows(causal, [*rows, *rows], None if caches is None else [*caches, list(caches[0])], lower)[:1]
-    reading, model = Reading(rows, caches, lower), causal.base_model
+        twice = None if caches is None else [*caches, list(caches[0])]
+        return read_rows(causal, [*rows, *rows], twice, lower, None if wanted is None else [*wanted, *wanted])[:1]
+    reading, model = Reading(rows, caches, lower, wanted), causal.base_model
     positions = torch.tensor([reading.positions], device=causal.device)
-    with one_thread_unless(len(reading.positions) >= TOKENS_WORTH_THREADS):
+    with one_thread_unless(len(reading.positions) >= TOKENS_WORTH_THREADS), _running(reading):
         if lower is None or lower.states is None:
             ids = torch.tensor([[token for row in reading.rows for token in row.tokens]], device=causal.device)
             states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
@@ -237,7 +251,37 @@ def read_rows(
             for layer in model.layers[lower.layer :]:
                 states = layer(states, position_embeddings=rotations, reading=reading)
             states = model.norm(states)[0]
-    return reading.by_row(states)
+    return [states[places] for places in reading.wanted]
+
+
+_RUNNING: ContextVar[Reading | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def _running(reading: Reading) -> Iterator[None]:
+    before = _RUNNING.set(reading)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(before)
+
+
+def _needed_alone(_: Any, given: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    """Give the last layer's MLP the tokens alone whose states are asked for."""
+    import torch
+
+    reading = _RUNNING.get()
+    return given if reading is None else (given[0].index_select(1, torch.tensor(reading.needed, device=given[0].device)),)
+
+
+def _in_their_places(_: Any, given: "tuple[Tensor, ...]", found: "Tensor") -> "Tensor":
+    import torch
+
+    reading = _RUNNING.get()
+    if reading is None:
+        return found
+    every = found.new_zeros((1, len(reading.positions), found.shape[-1]))
+    return every.index_copy(1, torch.tensor(reading.needed, device=found.device), found)
 
 
 def record_lower(causal: Any, layer: int) -> None:
@@ -267,8 +311,18 @@ def attention_by_row(causal: Any) -> Iterator[None]:
     # Masks are made for each row, above.
     AttentionMaskInterface.register(ROWS, lambda *_, **__: None)
     before = causal.config._attn_implementation
+    if before == ROWS:
+        yield
+        return
     causal.set_attn_implementation(ROWS)
+    # Three quarters of a layer, and each token for itself: after the last layer's attention few tokens are still of use.
+    mlp = getattr(getattr(causal.base_model, "layers", [None])[-1], "mlp", None)
+    hooks = []
+    if hasattr(mlp, "down_proj"):
+        hooks = [mlp.register_forward_pre_hook(_needed_alone), mlp.register_forward_hook(_in_their_places)]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         causal.set_attn_implementation(before)

@@ -143,6 +143,19 @@ def packed_values(
     return values, entropies, len(packs)
 
 
+def test_states_of_some_tokens_are_those_among_all(trained_policy: Policy) -> None:
+    causal = causal_model(trained_policy.model)
+    rows = [Unread.text([7] * 20 + [1, 2, 3]), Unread.text([7] * 20 + [4, 5])]
+    with torch.no_grad(), attention_by_row(causal), attention_by_row(causal):
+        every, nothing = read_rows(causal, rows), read_rows(causal, rows, wanted=[[], []])
+        for wanted in ([[22], [19, 0]], [[], [21]]):
+            for states, all_states, tokens in zip(read_rows(causal, rows, wanted=wanted), every, wanted, strict=True):
+                torch.testing.assert_close(states, all_states[tokens])
+    assert [len(states) for states in every + nothing] == [23, 22, 0, 0]
+    # Outside of the block the model is as it was.
+    assert not any(module._forward_hooks for module in causal.modules())
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_packed_log_probabilities_equal_those_of_separate_rows(trained_policy: Policy, together: bool) -> None:
     batch = encoded_ticks(trained_policy.tokenizer)

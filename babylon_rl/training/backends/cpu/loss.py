@@ -133,7 +133,8 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
     policy.model.eval()
     # An evenly spaced sample of the packs.
     looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
-    own, base = policy.states(looked_at, items), policy.base_states(looked_at, items)
+    base = policy.base_states(looked_at, items)
+    own = policy.states(looked_at, items, base)
     with torch.no_grad():
         for packed, hidden_nd, of_base in zip(looked_at, own, base, strict=True):
             spots = choices(packed, items)

@@ -287,12 +287,13 @@ class PackedPolicy:
         """[N, D] hidden states before the tokens at N choices, pack after pack; called within ``each``."""
         import torch
 
-        hidden = read_rows(self._causal, [row.unread for row in group], lower=lower)
-        return torch.cat([states[before_choices(row, items)] for row, states in zip(group, hidden, strict=True)])
+        wanted = [before_choices(row, items) for row in group]
+        return torch.cat(read_rows(self._causal, [row.unread for row in group], lower=lower, wanted=wanted))
 
-    def states(self, packs: Sequence[Pack], items: Sequence[Item]) -> "list[Tensor]":
-        """[N, D] hidden states of each pack at its choices, without gradients."""
-        return self._each_without_gradients(packs, lambda row: self.hidden([row], items))
+    def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> "list[Tensor]":
+        """[N, D] hidden states of each pack at its choices, without gradients; the lower layers are the base's."""
+        lower = {row: base.lower for row, base in zip(packs, of_base, strict=True)}
+        return self._each_without_gradients(packs, lambda row: self.hidden([row], items, lower[row]))
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
         """The base's states of each pack, computed or kept from an earlier pass."""
