@@ -136,7 +136,7 @@ def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence
         spots = choices(one, items)
         where = before_choices(one, items)
         row = one.unread
-        mask = Reading([row]).mask(0, 0, policy.head)[None, None] if row.branches else None
+        mask = Reading([row]).mask(0, 0, len(row.tokens), policy.head)[None, None] if row.branches else None
         found.append(
             (torch.tensor([row.tokens]), torch.tensor([row.depths()]), mask, where, *targets(items, [(n, t) for _, n, t in spots]))
         )

@@ -193,11 +193,12 @@ class Generation:
         prompts = [Unread.text(prompt[known:]) for prompt, _ in distinct]
         unread = [prompt if tree is None else prompt.then(tree.tree) for prompt, tree in zip(prompts, trees, strict=True)]
         caches = [list(prefix) for _ in distinct]
-        wanted = [[len(prompt.tokens) - 1] if tree is None else list(tree.places.values()) for prompt, tree in zip(prompts, trees, strict=True)]
+        ends = [len(prompt.tokens) - 1 for prompt in prompts]
+        wanted = [[end] if tree is None else list(tree.places.values()) for end, tree in zip(ends, trees, strict=True)]
         hidden = read_rows(self._causal, unread, caches, wanted=wanted)
         self._last.keep(distinct[0][0], caches[0])
         which = dict(zip(distinct, range(len(distinct)), strict=True))
-        drawing = [(row, which[key], len(prompts[which[key]].tokens) - 1) for row, key in zip(rows, asked, strict=True)]
+        drawing = [(row, which[key], ends[which[key]]) for row, key in zip(rows, asked, strict=True)]
         while drawing:
             choose([row for row, _, _ in drawing], torch.stack([hidden[n][wanted[n].index(place)] for _, n, place in drawing]), self._head)
             drawing = [

@@ -24,6 +24,8 @@ TOKENS_WORTH_THREADS = 512
 # above all (benchmarks/cpu_trainer.py).
 FEW_SCORES = 768 * 768
 SHARED_PREFIX_MINIMUM = 12  # tokens: fewer are not worth a row of their own
+# Scores: softmax sums whole vectors in one order and what is left in another, so that a row is filled up to whole ones.
+_VECTOR = 16
 ROWS = "rows"  # the name of this attention in transformers
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list["tuple[Tensor, Tensor]"]
@@ -140,24 +142,24 @@ class Reading:
         """Index in the pass of a token of a given row."""
         return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
-    def mask(self, place: int, read: int, like: "Tensor") -> "Tensor":
-        """[N, read + N] mask of the scores of a row's N new tokens."""
+    def mask(self, place: int, before: int, width: int, like: "Tensor") -> "Tensor":
+        """[N, width] mask of the scores of a row's N new tokens: what was read before is seen, what fills up the width is not."""
         import torch
 
-        row = self.rows[place]
-        key = place if row.branches else (len(row.tokens), read)
+        row, new = self.rows[place], len(self.rows[place].tokens)
+        key = place if row.branches else (new, before)
         if key not in self._masks:
-            new = len(row.tokens)
             if row.branches:
                 sees = torch.zeros((new, new), dtype=torch.bool)
-                for token, before in enumerate(row.before):
-                    if before >= 0:
-                        sees[token] = sees[before]
+                for token, parent in enumerate(row.before):
+                    if parent >= 0:
+                        sees[token] = sees[parent]
                     sees[token, token] = True
             else:
                 sees = torch.ones((new, new), dtype=torch.bool).tril()
-            hidden = torch.zeros((new, read + new), dtype=like.dtype)
-            hidden[:, read:].masked_fill_(~sees, float("-inf"))
+            hidden = torch.full((new, width), float("-inf"), dtype=like.dtype)
+            hidden[:, :before] = 0
+            hidden[:, before : before + new].masked_fill_(sees, 0)
             self._masks[key] = hidden.to(like.device)
         return self._masks[key]
 
@@ -178,46 +180,40 @@ def attend(
     if sliding_window is not None and max(reading.positions) >= sliding_window:
         raise UsageError(f"The base model attends to {sliding_window} tokens at most, and a prompt with its answer has more.")
     layer, outputs = module.layer_idx, []
-    queries = query[0] * scaling
+    queries, filling = query[0] * scaling, key.new_zeros((key.shape[1], _VECTOR - 1, key.shape[3]))
     for place, (start, end) in enumerate(reading.spans):
-        keys, values = key[0, :, start:end], value[0, :, start:end]
-        if reading.caches is not None:
-            keys, values = _appended(reading.caches[place], layer, keys, values)
+        parts = [(key[0, :, start:end], value[0, :, start:end])]
+        if reading.caches is not None and layer < len(reading.caches[place]):
+            parts.insert(0, reading.caches[place][layer])
         elif reading.trunk and place:
-            trunk = slice(reading.trunk)
-            keys, values = torch.cat([key[0, :, trunk], keys], 1), torch.cat([value[0, :, trunk], values], 1)
-        outputs.append(_of_row(reading, place, queries[:, start:end], keys, values))
+            parts.insert(0, (key[0, :, : reading.trunk], value[0, :, : reading.trunk]))
+        read = sum(keys.shape[1] for keys, _ in parts)
+        parts.append((filling[:, : -read % _VECTOR],) * 2)
+        keys, values = (torch.cat(one, 1) for one in zip(*parts, strict=True))
+        if reading.caches is not None:
+            reading.caches[place][layer : layer + 1] = [(keys[:, :read], values[:, :read])]
+        outputs.append(_of_row(reading, place, queries[:, start:end], keys, values, read))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
 
-def _appended(cache: Cache, layer: int, keys: "Tensor", values: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Append a layer's keys and values to a cache; return all that it holds of the layer."""
-    import torch
-
-    if layer == len(cache):
-        cache.append((keys, values))
-    else:
-        cache[layer] = torch.cat([cache[layer][0], keys], 1), torch.cat([cache[layer][1], values], 1)
-    return cache[layer]
-
-
-def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":
-    """[H, N, D] for N new tokens of M; H heads of queries share G of keys."""
+def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
+    """[H, N, D] for N new tokens of those read; H heads of queries share G of keys, which are filled up to whole vectors."""
     import torch
 
     heads, new, width = query.shape
-    groups, read = keys.shape[:2]
+    groups, filled = keys.shape[:2]
     if new * read > FEW_SCORES:
         # Without a mask it leaves out what a token cannot see.
         causal = new == read and not reading.rows[place].branches
-        mask = None if causal else reading.mask(place, read - new, query)
+        mask = None if causal else reading.mask(place, read - new, read, query)
         fused = torch.nn.functional.scaled_dot_product_attention
+        keys, values = keys[:, :read], values[:, :read]
         return fused(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
     with one_thread_unless(worth_more=False):
         # Heads of a group lie one after another, so that keys are not copied for each.
         scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
-        if new > 1:
-            scores.view(groups, -1, new, read).add_(reading.mask(place, read - new, query))
+        if new > 1 or filled > read:
+            scores.view(groups, -1, new, filled).add_(reading.mask(place, read - new, filled, query))
         # It is computed in float32, and its backward pass needs half of the memory without a copy of that.
         weights = torch.softmax(scores, -1)
         return torch.bmm(weights, values).view(heads, new, width)
@@ -318,7 +314,7 @@ def attention_by_row(causal: Any) -> Iterator[None]:
     # Three quarters of a layer, and each token for itself: after the last layer's attention few tokens are still of use.
     mlp = getattr(getattr(causal.base_model, "layers", [None])[-1], "mlp", None)
     hooks = []
-    if hasattr(mlp, "down_proj"):
+    if mlp is not None and hasattr(mlp, "down_proj"):
         hooks = [mlp.register_forward_pre_hook(_needed_alone), mlp.register_forward_hook(_in_their_places)]
     try:
         yield

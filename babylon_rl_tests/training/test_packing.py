@@ -75,13 +75,13 @@ def test_a_tail_sees_the_prefix_and_itself_alone_at_its_own_positions() -> None:
     row = Pack((0, 1), (5, 6), ((7, 8), (9,))).unread
     assert row.tokens == [5, 6, 7, 8, 9]
     assert row.depths() == [0, 1, 2, 3, 2]
-    mask = Reading([row], [[]]).mask(0, 0, torch.zeros(1))
+    mask = Reading([row]).mask(0, 0, 8, torch.zeros(1))
     assert (mask == 0).tolist() == [
-        [True, False, False, False, False],
-        [True, True, False, False, False],
-        [True, True, True, False, False],
-        [True, True, True, True, False],
-        [True, True, False, False, True],
+        [True, False, False, False, False, False, False, False],
+        [True, True, False, False, False, False, False, False],
+        [True, True, True, False, False, False, False, False],
+        [True, True, True, True, False, False, False, False],
+        [True, True, False, False, True, False, False, False],
     ]
 
 

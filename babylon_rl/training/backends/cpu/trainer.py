@@ -223,7 +223,8 @@ class IterationRun:
 
         spots = [spot for row in group for spot in choices(row, self._items)]
         bases = [of_base[row] for row in group] if of_base else []
-        hidden_nd = self._policy.hidden(group, self._items, joined([base.lower for base in bases], [row.unread for row in group]) if bases else None)
+        lower = joined([base.lower for base in bases], [row.unread for row in group]) if bases else None
+        hidden_nd = self._policy.hidden(group, self._items, lower)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
         if bases:
