@@ -115,7 +115,7 @@ class LastPrompt:
     def keep(self, tokens: Sequence[int], cache: Cache) -> None:
         """Keep another one, if it is short."""
         if len(tokens) <= LONGEST_KEPT:
-            # Copied, as what was read belongs to all rows of its pass.
+            # Copied, so that what was read beyond the prompt is not kept with it.
             self.tokens, self.cache = tokens, [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(tokens))]
 
 
@@ -195,12 +195,13 @@ class Generation:
         caches = [list(prefix) for _ in distinct]
         ends = [len(prompt.tokens) - 1 for prompt in prompts]
         wanted = [[end] if tree is None else list(tree.places.values()) for end, tree in zip(ends, trees, strict=True)]
-        hidden = read_rows(self._causal, unread, caches, wanted=wanted)
+        found = read_rows(self._causal, unread, caches, wanted=wanted)
+        hidden = [dict(zip(tokens, states, strict=True)) for tokens, states in zip(wanted, found, strict=True)]
         self._last.keep(distinct[0][0], caches[0])
         which = dict(zip(distinct, range(len(distinct)), strict=True))
         drawing = [(row, which[key], ends[which[key]]) for row, key in zip(rows, asked, strict=True)]
         while drawing:
-            choose([row for row, _, _ in drawing], torch.stack([hidden[n][wanted[n].index(place)] for _, n, place in drawing]), self._head)
+            choose([row for row, _, _ in drawing], torch.stack([hidden[n][token] for _, n, token in drawing]), self._head)
             drawing = [
                 (row, n, tree.places[row.node])
                 for row, n, _ in drawing

@@ -1,8 +1,8 @@
 """Reading of rows of different lengths that lie one after another, without padding.
 
-The model computes all rows as one: products see every token at once. Attention is computed for each row alone, over what the row has read.
-So in bfloat16 no bit of a row's numbers depends on the rows beside it, nor, up to 768 tokens, on how many passes it was read in
-(docs/decisions/0024-batches-side-by-side.md).
+The model computes all rows as one: products see every token at once. Attention is computed for each row alone, over what the row has read;
+what several rows without caches begin with is computed once, and each of them sees it. So in bfloat16 no bit of a row's numbers depends on
+the rows beside it, nor on how many passes it was read in, while it has at most 768 tokens (docs/decisions/0024-batches-side-by-side.md).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,14 +48,14 @@ class Unread:
         return Unread([*self.tokens, *tree.tokens], [*self.before, *tree.before])
 
     @cached_property
-    def branches(self) -> bool:
-        """True if a token does not follow the one that stands before it."""
-        return list(self.before) != list(range(-1, len(self.tokens) - 1))
-
-    @cached_property
     def trunk(self) -> int:
         """Number of first tokens that all later ones see."""
-        return min((before + 1 for place, before in enumerate(self.before) if before != place - 1), default=len(self.tokens))
+        return min((before + 1 for index, before in enumerate(self.before) if before != index - 1), default=len(self.tokens))
+
+    @property
+    def branches(self) -> bool:
+        """True if a token does not follow the one that stands before it."""
+        return self.trunk < len(self.tokens)
 
     def after(self, read: int) -> "Unread":
         """What is left when so many tokens of the trunk are read."""
@@ -100,16 +100,17 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
     """The recorded states of passes over a row each, as of one over all of them."""
     import torch
 
-    shared = shared_trunk(rows)
-    states = [part.states[:, shared if place else 0 :] for place, part in enumerate(parts) if part.states is not None]
-    return LowerStates(parts[0].layer, torch.cat(states, 1))
+    shared, recorded = shared_trunk(rows), [part.states for part in parts if part.states is not None]
+    if len(recorded) < len(parts):
+        raise AssertionError("a pass recorded no states")
+    return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
 
 
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read.
 
-    Without caches, what all rows begin with is a row of its own, the first, whose keys and values the others see. ``wanted``: of each row,
-    the tokens whose states are asked for (None: all).
+    Without caches, what all given rows begin with, the trunk, is the first of ``rows``; the others lack it, and see its keys and values.
+    ``wanted``: of each given row, the tokens whose states are asked for (None: all), here as their indexes in the pass.
     """
 
     def __init__(
@@ -129,25 +130,27 @@ class Reading:
             self.spans.append((end, end := end + len(row.tokens)))
         self.rows, self.caches, self.lower = rows, caches, lower
         if caches is None:
-            read = [self.trunk if place else 0 for place in range(len(rows))]
+            read = [self.trunk if row else 0 for row in range(len(rows))]
         else:
             read = [cache[0][0].shape[1] if cache else 0 for cache in caches]
         self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
         self._masks: dict[object, Tensor] = {}
-        self.wanted = [[self._place(row, token) for token in tokens] for row, tokens in enumerate(asked)]
-        # At least two, as the product of a single vector is summed in another order.
-        self.needed = sorted({place for places in self.wanted for place in places} | {0, 1})
+        self.wanted = [[self._index(row, token) for token in tokens] for row, tokens in enumerate(asked)]
+        # Two are never too many, and the product of a single vector would be summed in another order.
+        self.needed = sorted({0, 1}.union(*self.wanted))
 
-    def _place(self, row: int, token: int) -> int:
+    def _index(self, row: int, token: int) -> int:
         """Index in the pass of a token of a given row."""
         return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
     def mask(self, place: int, before: int, width: int, like: "Tensor") -> "Tensor":
-        """[N, width] mask of the scores of a row's N new tokens: what was read before is seen, what fills up the width is not."""
+        """[N, width] mask of the scores of the N new tokens of ``rows[place]``.
+
+        What was read before is seen, what fills up the width is not."""
         import torch
 
         row, new = self.rows[place], len(self.rows[place].tokens)
-        key = place if row.branches else (new, before)
+        key = (place if row.branches else new, before, width)
         if key not in self._masks:
             if row.branches:
                 sees = torch.zeros((new, new), dtype=torch.bool)
@@ -188,27 +191,36 @@ def attend(
         elif reading.trunk and place:
             parts.insert(0, (key[0, :, : reading.trunk], value[0, :, : reading.trunk]))
         read = sum(keys.shape[1] for keys, _ in parts)
-        parts.append((filling[:, : -read % _VECTOR],) * 2)
-        keys, values = (torch.cat(one, 1) for one in zip(*parts, strict=True))
+        fused = (end - start) * read > FEW_SCORES
+        if not fused and read % _VECTOR:
+            parts.append((filling[:, : -read % _VECTOR],) * 2)
+        keys, values = (torch.cat(one, 1) if len(one) > 1 else one[0] for one in zip(*parts, strict=True))
         if reading.caches is not None:
+            # Appended, or in place of what the cache holds of this layer.
             reading.caches[place][layer : layer + 1] = [(keys[:, :read], values[:, :read])]
-        outputs.append(_of_row(reading, place, queries[:, start:end], keys, values, read))
+        row = _fused if fused else _plain
+        outputs.append(row(reading, place, queries[:, start:end], keys, values, read))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
 
-def _of_row(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
-    """[H, N, D] for N new tokens of those read; H heads of queries share G of keys, which are filled up to whole vectors."""
+def _fused(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
+    """[H, N, D] for N new tokens of those read; H heads of queries share G of keys."""
+    import torch
+
+    new = query.shape[1]
+    # Without a mask it leaves out what a token cannot see.
+    causal = new == read and not reading.rows[place].branches
+    mask = None if causal else reading.mask(place, read - new, read, query)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
+
+
+def _plain(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
+    """The same by products of matrices; keys and values are filled up to whole vectors."""
     import torch
 
     heads, new, width = query.shape
     groups, filled = keys.shape[:2]
-    if new * read > FEW_SCORES:
-        # Without a mask it leaves out what a token cannot see.
-        causal = new == read and not reading.rows[place].branches
-        mask = None if causal else reading.mask(place, read - new, read, query)
-        fused = torch.nn.functional.scaled_dot_product_attention
-        keys, values = keys[:, :read], values[:, :read]
-        return fused(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
     with one_thread_unless(worth_more=False):
         # Heads of a group lie one after another, so that keys are not copied for each.
         scores = torch.bmm(query.reshape(groups, -1, width), keys.transpose(1, 2))
@@ -226,7 +238,7 @@ def read_rows(
     lower: LowerStates | None = None,
     wanted: Sequence[Sequence[int]] | None = None,
 ) -> "list[Tensor]":
-    """Return the hidden states of each row's N wanted tokens, [N, D]; append all to the rows' caches, if there are any.
+    """Return the hidden states of each row's N wanted tokens, [N, D]; append all that is unread to the rows' caches, if there are any.
 
     Within ``attention_by_row``. After a row that branches its cache holds all branches: nothing can be read after it.
     """
@@ -250,7 +262,7 @@ def read_rows(
     return [states[places] for places in reading.wanted]
 
 
-_RUNNING: ContextVar[Reading | None] = ContextVar("reading", default=None)
+_RUNNING: ContextVar[Reading] = ContextVar("reading")
 
 
 @contextmanager
@@ -266,16 +278,14 @@ def _needed_alone(_: Any, given: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
     """Give the last layer's MLP the tokens alone whose states are asked for."""
     import torch
 
-    reading = _RUNNING.get()
-    return given if reading is None else (given[0].index_select(1, torch.tensor(reading.needed, device=given[0].device)),)
+    return (given[0].index_select(1, torch.tensor(_RUNNING.get().needed, device=given[0].device)),)
 
 
 def _in_their_places(_: Any, given: "tuple[Tensor, ...]", found: "Tensor") -> "Tensor":
+    """Put what it makes of them where they stand in the pass; the others' states are not asked for."""
     import torch
 
     reading = _RUNNING.get()
-    if reading is None:
-        return found
     every = found.new_zeros((1, len(reading.positions), found.shape[-1]))
     return every.index_copy(1, torch.tensor(reading.needed, device=found.device), found)
 
@@ -299,7 +309,7 @@ def first_tokens(cache: Cache, tokens: int) -> Cache:
 
 @contextmanager
 def attention_by_row(causal: Any) -> Iterator[None]:
-    """Let a model's attention be that of ``read_rows`` within the block."""
+    """Let a model compute as ``read_rows`` needs it within the block: attention by row, then only the tokens that are asked for."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -310,13 +320,14 @@ def attention_by_row(causal: Any) -> Iterator[None]:
     if before == ROWS:
         yield
         return
-    causal.set_attn_implementation(ROWS)
-    # Three quarters of a layer, and each token for itself: after the last layer's attention few tokens are still of use.
+    # Three quarters of a layer, and each token for itself: after the last layer's attention few tokens are still of use. A mixture of
+    # experts, whose MLP may return more than one tensor, has no down_proj.
     mlp = getattr(getattr(causal.base_model, "layers", [None])[-1], "mlp", None)
     hooks = []
-    if mlp is not None and hasattr(mlp, "down_proj"):
-        hooks = [mlp.register_forward_pre_hook(_needed_alone), mlp.register_forward_hook(_in_their_places)]
+    causal.set_attn_implementation(ROWS)
     try:
+        if mlp is not None and hasattr(mlp, "down_proj"):
+            hooks += [mlp.register_forward_pre_hook(_needed_alone), mlp.register_forward_hook(_in_their_places)]
         yield
     finally:
         for hook in hooks:

@@ -17,7 +17,7 @@ from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.policy import BaseCache, Pack, PackedPolicy, load_policy, make_items, pack
+from babylon_rl.training.backends.cpu.policy import BaseCache, Pack, PackedPolicy, grouped, load_policy, make_items, pack, tokens_of
 from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
 from babylon_rl_tests.training.sequences import (
@@ -218,7 +218,8 @@ def test_a_model_in_training_answers_without_rows_too(tiny_base: Path) -> None:
 def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Settings, tiny_base: Path) -> None:
     tokenizer, model = load_policy(tiny_base, None)
     items, _ = make_items(tokenizer, make_lesson(2))
-    policy, packs = PackedPolicy(model.float()), pack([item.encoded for item in items])
+    policy, packs = PackedPolicy(model.float()), pack([item.encoded for item in items], most_tokens=1)
+    assert any(tokens_of(group) < sum(row.tokens for row in group) for group in grouped(packs))
     # A negligible penalty needs the base's states; none needs nothing of it.
     gradients = []
     for kl_penalty in (0.0, 1e-30):
@@ -230,6 +231,35 @@ def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Se
     assert len(gradients[0]) == len(policy.parameters)
     for whole, upper in zip(*gradients, strict=True):
         torch.testing.assert_close(upper, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_states_are_the_same_from_the_base_s_lower_layers_on(tiny_base: Path) -> None:
+    tokenizer, model = load_policy(tiny_base, None)
+    items, _ = make_items(tokenizer, make_lesson(2))
+    policy, packs = PackedPolicy(model.float().eval()), pack([item.encoded for item in items])
+    for name, weights in policy.parameters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights)
+    base = policy.base_states(packs, items)
+    with torch.no_grad():
+        whole = policy.each([[row] for row in packs], lambda group: policy.hidden(group, items))
+    for upper, wanted, of_base in zip(policy.states(packs, items, base), whole, base, strict=True):
+        torch.testing.assert_close(upper, wanted)
+        assert not torch.allclose(upper, of_base.at_choices_nd, atol=0.1)
+
+
+def test_an_adapter_that_trains_more_than_layers_is_refused(tiny_base: Path) -> None:
+    _, model = load_policy(tiny_base, None)
+    model.get_base_model().model.embed_tokens.weight.requires_grad_(True)
+    with pytest.raises(CheckpointError, match=r"trains .*embed_tokens.* too"):
+        PackedPolicy(model)
+
+
+def test_a_pack_that_shares_nothing_begins_a_group_of_its_own() -> None:
+    near = [Pack((n,), (), ((*[1] * 200, n),)) for n in (2, 3)]
+    apart = Pack((9,), (), ((5,) * 100,))
+    assert grouped([*near, apart]) == [near, [apart]]
+    assert grouped([apart, *near]) == [[apart, *near]]
 
 
 def test_without_a_rate_to_speak_of_a_child_is_its_parent(cpu_settings: Settings, tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def test_states_of_some_tokens_are_those_among_all(trained_policy: Policy) -> No
                 torch.testing.assert_close(states, all_states[tokens])
     assert [len(states) for states in every + nothing] == [23, 22, 0, 0]
     # Outside of the block the model is as it was.
-    assert not any(module._forward_hooks for module in causal.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in causal.base_model.layers[-1].modules())
+    assert causal.config._attn_implementation != "rows"
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -178,10 +178,13 @@ def tokens_of(group: Group) -> int:
 
 
 def grouped(packs: Sequence[Pack]) -> list[list[Pack]]:
-    """Divide packs, in order, into groups of at most ``GROUP_TOKENS``, but of one pack at least."""
+    """Divide packs, in order, into groups of at most ``GROUP_TOKENS``, but of one pack at least.
+
+    A pack that shares less with a group than its packs do among themselves, so that more would be computed, begins the next one.
+    """
     groups: list[list[Pack]] = []
     for row in packs:
-        if groups and tokens_of([*groups[-1], row]) <= GROUP_TOKENS:
+        if groups and tokens_of([*groups[-1], row]) <= min(GROUP_TOKENS, tokens_of(groups[-1]) + row.tokens):
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -270,7 +273,12 @@ class PackedPolicy:
         self._causal = model.get_base_model()
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._first_trained = min(int(found[1]) for name in self.parameters if (found := LAYER.search(name)))
+        layers = {name: LAYER.search(name) for name in self.parameters}
+        if beside := [name for name, found in layers.items() if found is None]:
+            raise CheckpointError(
+                f"The adapter trains {beside[0]} too, and this trainer layers alone: begin from another version, or the base."
+            )
+        self._first_trained = min(int(found[1]) for found in layers.values() if found)
         record_lower(self._causal, self._first_trained)
 
     def each(self, groups: Sequence[Group], compute: Callable[[Group], Computed]) -> list[Computed]:
