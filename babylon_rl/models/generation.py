@@ -133,7 +133,8 @@ class Ahead:
 def ahead(node: Trie | None, last: int) -> Ahead | None:
     """The tree after the token of index ``last``.
 
-    None for free text, and where the tree is larger than AHEAD_TOKENS."""
+    None for free text, and where the tree is larger than AHEAD_TOKENS.
+    """
     if node is None:
         return None
     tokens, before, places = list[int](), list[int](), {node: last}
@@ -213,7 +214,10 @@ class Generation:
                 self._caches.append(list(caches[which[key]]))
 
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Cache]:
-        """The common prefix of some prompts, a token short of any: its length, and the cache of a row that has read it."""
+        """Read the common prefix of some prompts; return its length and cache.
+
+        It is at least a token shorter than each prompt.
+        """
         lengths = sorted(map(len, prompts))
         # Fused attention takes longer where a part was known: of a long prompt that must be most of it.
         worth = SHARED_PREFIX_MINIMUM if lengths[-1] <= LONGEST_KEPT else lengths[-1] // 2

@@ -33,7 +33,10 @@ Cache = list["tuple[Tensor, Tensor]"]
 
 @dataclass(frozen=True)
 class Unread:
-    """Tokens that a row is to read, and the token before each: its index in ``tokens``, -1 for the last that was read."""
+    """Tokens that a row is to read.
+
+    ``before``: of each, the index in ``tokens`` of the token before it, -1 for the last that was read.
+    """
 
     tokens: Sequence[int]
     before: Sequence[int]
@@ -58,7 +61,7 @@ class Unread:
         return self.trunk < len(self.tokens)
 
     def after(self, read: int) -> "Unread":
-        """What is left when so many tokens of the trunk are read."""
+        """Return what is left after the first ``read`` tokens, all of the trunk."""
         return Unread(self.tokens[read:], [before - read for before in self.before[read:]])
 
     def depths(self) -> list[int]:
@@ -81,7 +84,10 @@ def common(texts: Iterable[Sequence[int]]) -> int:
 
 
 def shared_trunk(rows: Sequence[Unread]) -> int:
-    """Number of first tokens that one pass over several rows computes once; 0 where they have too few in common."""
+    """Length of the prefix that a pass over several rows computes once.
+
+    0 where they have too few tokens in common.
+    """
     if len(rows) < 2:
         return 0
     shared = min(common(row.tokens for row in rows), *(min(row.trunk, len(row.tokens) - 1) for row in rows))
@@ -90,7 +96,10 @@ def shared_trunk(rows: Sequence[Unread]) -> int:
 
 @dataclass
 class LowerStates:
-    """States [1, T, D] of a pass before a layer; a later pass over the same rows begins with them (see ``record_lower``)."""
+    """States [1, T, D] of a pass before a layer, recorded by ``record_lower``.
+
+    A later pass over the same rows begins with them.
+    """
 
     layer: int
     states: "Tensor | None" = None
@@ -146,7 +155,8 @@ class Reading:
     def mask(self, place: int, before: int, width: int, like: "Tensor") -> "Tensor":
         """[N, width] mask of the scores of the N new tokens of ``rows[place]``.
 
-        What was read before is seen, what fills up the width is not."""
+        What was read before is seen, what fills up the width is not.
+        """
         import torch
 
         row, new = self.rows[place], len(self.rows[place].tokens)
@@ -171,7 +181,9 @@ def attend(
     module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: None, scaling: float, reading: Reading,
     softcap: float | None = None, sliding_window: int | None = None, s_aux: object = None, **_: Any,
 ) -> "tuple[Tensor, None]":  # fmt: skip
-    """Attention as transformers calls it: query [1, H, T, D], keys and values [1, G, T, D] of all rows' T tokens.
+    """Compute attention row by row, called by transformers.
+
+    ``query`` [1, H, T, D], ``key`` and ``value`` [1, G, T, D] are of the T tokens of all rows.
 
     Raises:
         UsageError: the base caps its scores, has attention sinks, or a window that is shorter than a row.
@@ -238,9 +250,10 @@ def read_rows(
     lower: LowerStates | None = None,
     wanted: Sequence[Sequence[int]] | None = None,
 ) -> "list[Tensor]":
-    """Return the hidden states of each row's N wanted tokens, [N, D]; append all that is unread to the rows' caches, if there are any.
+    """Return the hidden states of each row's N wanted tokens, [N, D].
 
-    Within ``attention_by_row``. After a row that branches its cache holds all branches: nothing can be read after it.
+    All unread tokens are appended to the rows' caches, if there are any. Called within ``attention_by_row``. After a row that branches its
+    cache holds all branches: nothing can be read after it.
     """
     import torch
 
@@ -282,7 +295,7 @@ def _needed_alone(_: Any, given: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
 
 
 def _in_their_places(_: Any, given: "tuple[Tensor, ...]", found: "Tensor") -> "Tensor":
-    """Put what it makes of them where they stand in the pass; the others' states are not asked for."""
+    """Put the MLP's results back in their places, with zeros between them."""
     import torch
 
     reading = _RUNNING.get()
@@ -309,7 +322,10 @@ def first_tokens(cache: Cache, tokens: int) -> Cache:
 
 @contextmanager
 def attention_by_row(causal: Any) -> Iterator[None]:
-    """Let a model compute as ``read_rows`` needs it within the block: attention by row, then only the tokens that are asked for."""
+    """Prepare a model for ``read_rows`` within the block.
+
+    Its attention is by row, and its last MLP computes only the tokens that are asked for.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -235,7 +235,10 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 @dataclass(frozen=True)
 class BaseStates:
-    """The base's states of a row: [N, D] before its N choices, and those below the first trained layer."""
+    """The base's states of a row.
+
+    ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer.
+    """
 
     at_choices_nd: "Tensor"
     lower: LowerStates
