@@ -24,10 +24,10 @@ import psycopg2
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool
 
-from babylon_rl.assets.runs import heartbeats
+from babylon_rl.assets.runs import heartbeats, storage_errors
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.progress import Progress, no_progress
@@ -44,6 +44,7 @@ RETRY_AFTER_S = 10.0
 RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
 TRIED_FOR_S = 1.0
 HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
+_lost_at = -math.inf  # when this process last saw a connection lost, by time.monotonic()
 # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
 LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
@@ -63,21 +64,27 @@ class Babylon:
         """An autocommit connection that is closed at the end; rooms open their own transactions.
 
         Raises:
-            dagster.RetryRequested: the connection was lost or refused; the step runs again, CONNECTION_RETRIES times, each
-                ``retry_after_s`` later. Uncommitted work is undone, and rooms write an hour in one transaction.
+            dagster.RetryRequested: the connection, or one of Dagster's storage, was lost or refused; the step runs again,
+                CONNECTION_RETRIES times, each ``retry_after_s`` later. Uncommitted work is undone; rooms write an hour in one transaction.
             dagster.Failure: a BabylonError, or a privilege that the role lacks; the sentence becomes the run's message, without a retry.
         """
         try:
             with self.database.connect(autocommit=True) as connection:
                 yield connection
         except LOST as lost:
-            raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
+            raise self._retry() from lost
+        except storage_errors() as lost:
+            raise self._retry() from lost
         # An error with a sentence for a person: the step would fail the same way again.
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except psycopg.errors.InsufficientPrivilege as refused:
             sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/howto/database.md lists what it needs."
             raise dg.Failure(sentence, allow_retries=False) from refused
+
+    def _retry(self) -> dg.RetryRequested:
+        _note_loss()
+        return dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s)
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")
@@ -140,11 +147,9 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
     """First line of the error of a run's first failed step, or None."""
-    from dagster_postgres.utils import DagsterPostgresException
-
     try:
         entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-    except (SQLAlchemyError, DagsterPostgresException):
+    except storage_errors():
         return "the database does not answer"  # with the records of the run; an error here would hide the one that ended it
     for entry in entries:
         failed = entry.get_dagster_event().step_failure_data
@@ -177,6 +182,7 @@ def kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
     engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
     for engine in engines:
         event.listen(engine, "checkout", _try_out)
+        event.listen(engine, "invalidate", _note_loss)
     try:
         yield
     finally:
@@ -184,11 +190,17 @@ def kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
             engine.dispose()
 
 
+def _note_loss(*_: object) -> None:
+    global _lost_at
+    _lost_at = time.monotonic()
+
+
 def _try_out(connection: Any, record: Any, proxy: object) -> None:
     tried, record.info["tried"] = record.info.get("tried", -math.inf), time.monotonic()
     try:
         # A server that ended the session has said so: without such bytes, a connection that was tried just before is as good as then.
-        if record.info["tried"] - tried < TRIED_FOR_S:
+        # Not if another one was lost since: what cut that one reaches the others an instant later.
+        if tried > _lost_at and record.info["tried"] - tried < TRIED_FOR_S:
             bytes_there = select.poll()
             bytes_there.register(connection, select.POLLIN)
             if not bytes_there.poll(0):

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import dagster as dg
 import psycopg
 
-from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable
+from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, first_line
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.store.connection import Connection
@@ -29,6 +29,7 @@ from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
 from babylon_rl.traces import note
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 
+_LOG = logging.getLogger(__name__)
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
@@ -54,7 +55,7 @@ def heartbeats(database: Database, run_id: str) -> Iterator[None]:
             except (psycopg.Error, BabylonError):
                 lives = True
             if not lives and not ended.is_set():
-                logging.getLogger(__name__).error("Run %s was reported dead, and another may go on with its work: it stops.", run_id)
+                _LOG.error("Run %s was reported dead, and another may go on with its work: it stops.", run_id)
                 # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
                 _thread.interrupt_main()
                 return
@@ -136,8 +137,20 @@ def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
     except BaseException as ended:
         how = _how_it_ends(ended)
         if how is not None:
-            context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+            try:
+                context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+            except storage_errors() as failed:
+                # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
+                _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
         raise
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What Dagster's storages raise if the server fails them or is away; imported only where one of them has failed."""
+    from dagster_postgres.utils import DagsterPostgresException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, DagsterPostgresException
 
 
 def _how_it_ends(ended: BaseException) -> str | None:

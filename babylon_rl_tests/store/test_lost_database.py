@@ -13,7 +13,8 @@ import pytest
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
-from babylon_rl.assets.resources import CONNECTION_RETRIES, Babylon
+from babylon_rl.assets.resources import CONNECTION_RETRIES, Babylon, given
+from babylon_rl.assets.runs import tagging_end
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.sensors import hours_follow_changes
@@ -229,3 +230,23 @@ def test_a_session_that_was_idle_too_long_is_tried_again(every_hour: Database, s
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")
         threading.Event().wait(2.0)
         connection.execute("SELECT 1")
+
+
+def test_a_line_to_dagsters_storage_cut_while_the_end_of_a_run_is_noted_does_not_hide_what_ended_it(
+    proxy: Proxy, settings: Settings
+) -> None:
+    tries: list[int] = []
+
+    @dg.asset
+    def interrupted(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> None:
+        with babylon.connection(), tagging_end(context):
+            tries.append(context.retry_number)
+            if not context.retry_number:
+                proxy.after(1)
+                raise psycopg.OperationalError("the connection of the training was lost just before")
+
+    database = Database(proxy.url, proxy.url)
+    babylon = given(Babylon(settings, database, retry_after_s=0.01))
+    with open_instance(database, settings) as instance:
+        result = dg.materialize([interrupted], instance=instance, resources={"babylon": babylon}, raise_on_error=False)
+    assert result.success and tries == [0, 1] and proxy.fired == 1
