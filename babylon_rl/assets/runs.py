@@ -159,5 +159,5 @@ def _how_it_ends(ended: BaseException) -> str | None:
     if isinstance(ended, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
         return INTERRUPTED
     # A database that is away says nothing about the batch; Dagster's own may be reached past a pooler.
-    waits = failure_rule(ended).effect is FailureEffect.WAITS or isinstance(ended, DatabaseUnreachable | psycopg.OperationalError)
-    return WAITS if waits else None
+    away = isinstance(ended, (DatabaseUnreachable, psycopg.OperationalError, *storage_errors()))
+    return WAITS if away or failure_rule(ended).effect is FailureEffect.WAITS else None

@@ -14,7 +14,7 @@ from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from babylon_rl.assets.resources import CONNECTION_RETRIES, Babylon, given
-from babylon_rl.assets.runs import tagging_end
+from babylon_rl.assets.runs import ENDED_TAG, WAITS, tagging_end
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.sensors import hours_follow_changes
@@ -232,9 +232,9 @@ def test_a_session_that_was_idle_too_long_is_tried_again(every_hour: Database, s
         connection.execute("SELECT 1")
 
 
-def test_a_line_to_dagsters_storage_cut_while_the_end_of_a_run_is_noted_does_not_hide_what_ended_it(
-    proxy: Proxy, settings: Settings
-) -> None:
+@pytest.mark.parametrize("ends_it", ["the run's own connection, then the storage's", "the storage's"])
+def test_a_step_is_tried_again_if_a_line_to_dagsters_storage_is_cut(proxy: Proxy, settings: Settings, ends_it: str) -> None:
+    """Also while the end of the run is noted there: that does not hide what ended it."""
     tries: list[int] = []
 
     @dg.asset
@@ -243,10 +243,15 @@ def test_a_line_to_dagsters_storage_cut_while_the_end_of_a_run_is_noted_does_not
             tries.append(context.retry_number)
             if not context.retry_number:
                 proxy.after(1)
+                if ends_it == "the storage's":
+                    context.instance.get_run_by_id(context.run.run_id)
                 raise psycopg.OperationalError("the connection of the training was lost just before")
 
     database = Database(proxy.url, proxy.url)
     babylon = given(Babylon(settings, database, retry_after_s=0.01))
     with open_instance(database, settings) as instance:
         result = dg.materialize([interrupted], instance=instance, resources={"babylon": babylon}, raise_on_error=False)
+        run = instance.get_run_by_id(result.run_id)
     assert result.success and tries == [0, 1] and proxy.fired == 1
+    # The tag was stored if the storage answered again by then.
+    assert run is not None and (ends_it != "the storage's" or run.tags[ENDED_TAG] == WAITS)
