@@ -17,14 +17,13 @@ from urllib.request import Request, urlopen
 import psutil
 
 from babylon_rl.settings import Settings
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.servers import ROOT, free_port
 
 # A shell's background jobs ignore SIGINT, and so would what they start.
 _DEV = """
-import signal, sys
+import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from babylon_rl.cli import main
-sys.argv[1:] = ["dev"]
 main()
 """
 
@@ -40,7 +39,8 @@ class Dev:
         self.environment |= {"BABYLON_RL_HOME": str(home), **settings}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _DEV],
+                # Two that start at once find the same port free, and the second would have the first one's page.
+                [sys.executable, "-c", _DEV, "dev", "--port", str(free_port())],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
