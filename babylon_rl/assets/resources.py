@@ -27,8 +27,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool
 
-from babylon_rl.assets.runs import heartbeats, storage_errors
-from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
+from babylon_rl.assets.runs import heartbeats, lost_errors, storage_errors
+from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START
@@ -45,8 +45,6 @@ RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
 TRIED_FOR_S = 1.0
 HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
 _lost_at = -math.inf  # when this process last saw a connection lost, by time.monotonic()
-# A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
-LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,15 @@ class Babylon:
         try:
             with self.database.connect(autocommit=True) as connection:
                 yield connection
-        except LOST as lost:
-            raise self._retry() from lost
-        except storage_errors() as lost:
-            raise self._retry() from lost
+        except lost_errors() as lost:
+            _note_loss()
+            raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
         # An error with a sentence for a person: the step would fail the same way again.
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except psycopg.errors.InsufficientPrivilege as refused:
             sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/howto/database.md lists what it needs."
             raise dg.Failure(sentence, allow_retries=False) from refused
-
-    def _retry(self) -> dg.RetryRequested:
-        _note_loss()
-        return dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s)
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")

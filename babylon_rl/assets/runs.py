@@ -134,23 +134,36 @@ def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
     """Tag the run with ENDED_TAG if it leaves its batch to another run on purpose."""
     try:
         yield
+    # Ctrl-C and Dagster's own end of a run are no Exception; whatever it is goes on from here.
     except BaseException as ended:
-        how = _how_it_ends(ended)
-        if how is not None:
-            try:
-                context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
-            except storage_errors() as failed:
-                # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
-                _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
+        _tag_end(context, ended)
         raise
 
 
+def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
+    how = _how_it_ends(ended)
+    if how is None:
+        return
+    try:
+        context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+    except storage_errors() as failed:
+        # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
+        _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
+
+
 def storage_errors() -> tuple[type[Exception], ...]:
-    """What Dagster's storages raise if the server fails them or is away; imported only where one of them has failed."""
+    """Errors of Dagster's storages, whose server fails or is away."""
+    # Loaded only where something failed: a command that needs no storage starts without it.
     from dagster_postgres.utils import DagsterPostgresException
     from sqlalchemy.exc import SQLAlchemyError
 
     return SQLAlchemyError, DagsterPostgresException
+
+
+def lost_errors() -> tuple[type[Exception], ...]:
+    """Errors of a connection that was lost or refused: to the database, or to Dagster's storages."""
+    # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
+    return psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable, *storage_errors()
 
 
 def _how_it_ends(ended: BaseException) -> str | None:
@@ -159,5 +172,4 @@ def _how_it_ends(ended: BaseException) -> str | None:
     if isinstance(ended, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
         return INTERRUPTED
     # A database that is away says nothing about the batch; Dagster's own may be reached past a pooler.
-    away = isinstance(ended, (DatabaseUnreachable, psycopg.OperationalError, *storage_errors()))
-    return WAITS if away or failure_rule(ended).effect is FailureEffect.WAITS else None
+    return WAITS if isinstance(ended, lost_errors()) or failure_rule(ended).effect is FailureEffect.WAITS else None
