@@ -96,10 +96,13 @@ class Policy:
         require("torch", "transformers", "peft")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from babylon_rl.models.prepacked import prepack
+
         try:
             with quiet_loading():
                 tokenizer = AutoTokenizer.from_pretrained(base_dir)
                 model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or best_dtype())
+            prepack(model)
         except (OSError, ValueError) as error:
             raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {first_line(error)}") from error
         policy = cls(model.eval(), tokenizer)

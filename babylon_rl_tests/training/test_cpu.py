@@ -136,9 +136,9 @@ def test_batch_size_and_accumulation_decide_what_a_step_gathers(cpu_settings: Se
 
 
 def test_gathered_gradients_are_those_of_one_big_batch(cpu_settings: Settings, tiny_base: Path) -> None:
-    tokenizer, model = load_policy(tiny_base, None)
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
-    policy = PackedPolicy(model.float())
+    policy = PackedPolicy(model)
     run = IterationRun(policy, items, make_iteration([]), cpu_settings)
     few, many = pack([item.encoded for item in items]), pack([item.encoded for item in items], most_tokens=1)
     gradients = []
@@ -216,9 +216,9 @@ def test_a_model_in_training_answers_without_rows_too(tiny_base: Path) -> None:
 
 
 def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Settings, tiny_base: Path) -> None:
-    tokenizer, model = load_policy(tiny_base, None)
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
-    policy, packs = PackedPolicy(model.float()), pack([item.encoded for item in items], most_tokens=1)
+    policy, packs = PackedPolicy(model), pack([item.encoded for item in items], most_tokens=1)
     assert any(tokens_of(group) < sum(row.tokens for row in group) for group in grouped(packs))
     # A negligible penalty needs the base's states; none needs nothing of it.
     gradients = []
@@ -234,9 +234,9 @@ def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Se
 
 
 def test_states_are_the_same_from_the_base_s_lower_layers_on(tiny_base: Path) -> None:
-    tokenizer, model = load_policy(tiny_base, None)
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
-    policy, packs = PackedPolicy(model.float().eval()), pack([item.encoded for item in items])
+    policy, packs = PackedPolicy(model.eval()), pack([item.encoded for item in items])
     for name, weights in policy.parameters.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)
