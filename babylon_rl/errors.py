@@ -140,6 +140,13 @@ def first_line(error: BaseException | str, without: str | None = None) -> str:
     return next(iter(str(error).strip().splitlines()), without or type(error).__name__)
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The error at which a chain of causes began."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def first_clause(error: BaseException) -> str:
     """``first_line`` without its full stop, for the middle of a sentence."""
     return first_line(error).rstrip(".")

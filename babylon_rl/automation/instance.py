@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import dagster as dg
 
 from babylon_rl.assets.resources import kept_connections
-from babylon_rl.assets.runs import ENDED_TAG, LOST, why_dead
+from babylon_rl.assets.runs import ENDED_TAG, LOST, storage_errors, why_dead
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
 from babylon_rl.automation.storage import STORAGE_URL
-from babylon_rl.errors import DatabaseError, SchemaMismatch, first_line
+from babylon_rl.errors import DatabaseError, SchemaMismatch, first_cause, first_line
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.project_files import project_file
 from babylon_rl.serving.dagster_client import PARTITION_TAG
@@ -97,13 +97,11 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _storage_of(database: Database) -> Iterator[None]:
-    from sqlalchemy.exc import DBAPIError
-
     try:
         yield
-    except DBAPIError as failed:
+    except storage_errors() as failed:
         raise DatabaseError(
-            f"Dagster cannot use its storage at {database.address}: {first_line(failed.orig or failed)}. "
+            f"Dagster cannot use its storage at {database.address}: {first_line(first_cause(failed))}. "
             "Mend that (room on the disk, the server, the role's rights), then run the same command again."
         ) from failed
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.request import getproxies, proxy_bypass
 
-from babylon_rl.errors import UsageError
+from babylon_rl.errors import UsageError, first_cause
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
 
@@ -84,13 +84,6 @@ def _proxy(url: "yarl.URL") -> str | None:
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """The error at which a chain of causes began."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def plausible(count: object) -> int | None:
     """A token count as sent by a server; None if it cannot be one."""
     if not isinstance(count, int) or isinstance(count, bool):
@@ -137,7 +130,7 @@ class OpenAITransport:
             async with self._opened().post(self._url, json=body, headers=headers, proxy=self._proxy, allow_redirects=False) as response:
                 content = await response.read()
         except self._failures as failed:
-            cause = _first_cause(failed)
+            cause = first_cause(failed)
             raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None
         if not 200 <= response.status < 300:
             wait_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))

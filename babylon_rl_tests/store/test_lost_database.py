@@ -18,6 +18,7 @@ from babylon_rl.assets.runs import ENDED_TAG, WAITS, tagging_end
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.sensors import hours_follow_changes
+from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.windows import lock_windows
@@ -255,3 +256,14 @@ def test_a_step_is_tried_again_if_a_line_to_dagsters_storage_is_cut(proxy: Proxy
     assert result.success and tries == [0, 1] and proxy.fired == 1
     # The tag was stored if the storage answered again by then.
     assert run is not None and (ends_it != "the storage's" or run.tags[ENDED_TAG] == WAITS)
+
+
+@pytest.mark.long
+def test_a_storage_of_dagsters_that_stays_away_is_named_in_a_sentence(database: Database, settings: Settings) -> None:
+    """Dagster tries for some seconds, and then says only that it tried too often."""
+    database.prepare_dagster_schema()
+    with Proxy(database.url) as proxy:
+        said = pytest.raises(DatabaseError, match=r"Dagster cannot use its storage at 127\.0\.0\.1:\d+/.*connection")
+        with said, open_instance(Database(proxy.url, proxy.url), settings) as instance:
+            proxy.cut(away=True)
+            instance.get_runs_count()
