@@ -70,6 +70,9 @@ def prepack(causal: Any) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear and child.weight.dtype == torch.bfloat16 and child.weight.device.type == "cpu":
                 setattr(parent, name, PrepackedLinear(child))
+    # What is left is part of the mapped file of all weights, and would keep all of it in memory.
+    for weights in causal.parameters():
+        weights.data = weights.data.clone()
 
 
 def _packed(weight: "Tensor") -> "Tensor":

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -274,6 +274,8 @@ class PackedPolicy:
     def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None) -> None:
         self.model = model
         self._threads, self._kept = threads, BaseCache() if kept is None else kept
+        # Kept: a new thread may get another of glibc's heaps, beside the memory that the one before it has freed.
+        self._computing = cache(ThreadPoolExecutor)
         self._causal = model.get_base_model()
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -292,8 +294,8 @@ class PackedPolicy:
         """
         # Parallel groups together stay within the memory of the longest single row.
         at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(map(tokens_of, groups), default=1)))
-        with attention_by_row(self._causal), ThreadPoolExecutor(at_once) as threads:
-            return list(threads.map(compute, groups))
+        with attention_by_row(self._causal):
+            return list(self._computing(at_once).map(compute, groups))
 
     def hidden(self, group: Group, items: Sequence[Item], lower: LowerStates | None = None) -> "Tensor":
         """[N, D] hidden states before the tokens at N choices, pack after pack; called within ``each``."""
