@@ -64,7 +64,8 @@ def prepack(causal: Any) -> None:
 
     They can be trained by adapters alone afterwards.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    offered = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not offered or causal.dtype != torch.bfloat16:
         return
     for parent in list(causal.base_model.modules()):
         for name, child in list(parent.named_children()):
