@@ -7,6 +7,7 @@ are continued token by token beside each other, adapter by adapter; a new one jo
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,8 @@ from weakref import WeakSet
 
 from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, Policy
+from babylon_rl.models.row_attention import attention_by_row
+from babylon_rl.models.scoring import causal_model
 from babylon_rl.models.threads import computing_on, threads_of_torch
 
 FEWEST_APART = 4  # waiting requests that are worth a second batch
@@ -117,7 +120,11 @@ class Batcher:
     async def run(self) -> None:
         """Serve until cancelled; after an error, which is a defect, every request fails with it."""
         try:
-            await asyncio.gather(self._continue_texts(), *map(self._finish, self._finishers))
+            with contextlib.ExitStack() as stack:
+                for worker in self._workers:
+                    # For as long as it serves: to change a model there and back takes 2 ms, for every token of a text.
+                    stack.enter_context(attention_by_row(causal_model(worker.policy.model)))
+                await asyncio.gather(self._continue_texts(), *map(self._finish, self._finishers))
         except Exception as failure:
             self._failure = failure
             for asked in [asked for asked in self._open if not asked.ended]:

@@ -17,7 +17,7 @@ from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.policy import BaseCache, Pack, PackedPolicy, grouped, load_policy, make_items, pack, tokens_of
+from babylon_rl.training.backends.cpu.policy import BaseCache, PackedPolicy, as_pack, grouped, load_policy, make_items, pack, tokens_of
 from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
 from babylon_rl_tests.training.sequences import (
@@ -123,7 +123,7 @@ def test_the_first_iteration_warms_up(cpu_settings: Settings, tmp_path: Path, st
 
 
 def test_batch_size_and_accumulation_decide_what_a_step_gathers(cpu_settings: Settings) -> None:
-    packs = [Pack((0, 1, 2), (), ((), (), ()))] * 24
+    packs = [as_pack([((1,), n) for n in range(3)])] * 24
 
     def sizes(**changes: int) -> list[tuple[int, int]]:
         steps = optimizer_steps(packs, cpu_settings.model_copy(update=changes))
@@ -256,8 +256,8 @@ def test_an_adapter_that_trains_more_than_layers_is_refused(tiny_base: Path) -> 
 
 
 def test_a_pack_that_shares_nothing_begins_a_group_of_its_own() -> None:
-    near = [Pack((n,), (), ((*[1] * 200, n),)) for n in (2, 3)]
-    apart = Pack((9,), (), ((5,) * 100,))
+    near = [as_pack([((*[1] * 200, n), n)]) for n in (2, 3)]
+    apart = as_pack([((5,) * 100, 9)])
     assert grouped([*near, apart]) == [near, [apart]]
     assert grouped([apart, *near]) == [[apart, *near]]
 

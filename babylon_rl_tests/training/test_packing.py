@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from babylon_rl.models.policy import Policy
 from babylon_rl.models.row_attention import Reading, Unread, attention_by_row, read_rows, shared_length, shared_trunk
 from babylon_rl.models.scoring import EncodedSequence, causal_model, encode_sequence, spot_values
-from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, needed_ids, pack
+from babylon_rl.training.backends.cpu.policy import SHORTEST_PREFIX, Pack, as_pack, needed_ids, pack
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
 from babylon_rl_tests.unpacked import branch_logprobs
 
@@ -24,8 +24,8 @@ def make_encoded(prompt: list[int], response: int = 3, choices: int = 3) -> Enco
     return EncodedSequence(tuple(prompt), tuple(range(900, 900 + response)), tuple((900, 1) for _ in trains), trains)
 
 
-def rebuilt(one: Pack, member: int) -> tuple[int, ...]:
-    return one.prefix_ids + one.tails[member]
+def row_of(*texts: tuple[int, ...]) -> Pack:
+    return as_pack([(text, n) for n, text in enumerate(sorted(texts))])
 
 
 prompts = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 80), st.lists(st.integers(0, 2), max_size=6)), min_size=1, max_size=12)
@@ -38,12 +38,13 @@ def test_every_sequence_is_in_one_pack_and_whole(described: list[tuple[int, int,
     assert sorted(member for one in packs for member in one.members) == list(range(len(batch)))
     for one in packs:
         assert one.tokens <= most or len(one.members) == 1
-        assert len(one.members) == 1 or len(one.prefix_ids) >= SHORTEST_PREFIX
-        row = [*one.prefix_ids, *[token for tail in one.tails for token in tail]]
-        for m, n in enumerate(one.members):
-            needed = needed_ids(batch[n])
-            assert rebuilt(one, m) == needed
-            assert [row[one.position(m, index)] for index in range(len(needed))] == list(needed)
+        assert len(one.members) == 1 or one.unread.trunk >= SHORTEST_PREFIX
+        needed = [needed_ids(batch[n]) for n in one.members]
+        assert one.tokens == len({ids[:length] for ids in needed for length in range(1, len(ids) + 1)})
+        for ids, path in zip(needed, one.paths, strict=True):
+            assert tuple(one.unread.tokens[place] for place in path) == ids
+            assert [one.unread.before[place] for place in path] == [-1, *path[:-1]]
+            assert [one.unread.depths()[place] for place in path] == list(range(len(ids)))
 
 
 def test_the_order_of_the_sequences_changes_nothing_but_their_numbers() -> None:
@@ -56,14 +57,14 @@ def test_the_order_of_the_sequences_changes_nothing_but_their_numbers() -> None:
 
 def test_prompts_that_share_too_little_stand_alone() -> None:
     packs = pack([make_encoded([1] * (SHORTEST_PREFIX - 1) + [agent] * 9) for agent in (2, 3)])
-    assert [(row.members, row.prefix_ids) for row in packs] == [((0,), ()), ((1,), ())]
+    assert [row.members for row in packs] == [(0,), (1,)]
 
 
 def test_equal_sequences_share_everything_and_a_prefix_of_another_is_packed_with_it() -> None:
     short, long = make_encoded([1] * 40, choices=1), make_encoded([1] * 40, choices=3)
     (row,) = pack([short, short, long])
-    assert row.prefix_ids == needed_ids(short)
-    assert sorted(map(len, row.tails)) == [0, 0, 2]
+    assert row.unread == Unread(needed_ids(long), tuple(range(-1, 41)))
+    assert sorted(map(len, row.paths)) == [40, 40, 42]
 
 
 def test_tokens_after_the_last_choice_are_not_computed() -> None:
@@ -71,17 +72,18 @@ def test_tokens_after_the_last_choice_are_not_computed() -> None:
     assert needed_ids(make_encoded([1, 2], response=5, choices=1)) == (1, 2)
 
 
-def test_a_tail_sees_the_prefix_and_itself_alone_at_its_own_positions() -> None:
-    row = Pack((0, 1), (5, 6), ((7, 8), (9,))).unread
-    assert row.tokens == [5, 6, 7, 8, 9]
-    assert row.depths() == [0, 1, 2, 3, 2]
+def test_a_token_sees_its_own_sequences_alone_at_its_own_position() -> None:
+    row = row_of((5, 6, 7, 8), (5, 6, 7, 9), (5, 6, 9)).unread
+    assert row.tokens == (5, 6, 7, 8, 9, 9)
+    assert row.depths() == [0, 1, 2, 3, 3, 2]
     mask = Reading([row]).mask(0, 0, 8, torch.zeros(1))
     assert (mask == 0).tolist() == [
         [True, False, False, False, False, False, False, False],
         [True, True, False, False, False, False, False, False],
         [True, True, True, False, False, False, False, False],
         [True, True, True, True, False, False, False, False],
-        [True, True, False, False, True, False, False, False],
+        [True, True, True, False, True, False, False, False],
+        [True, True, False, False, False, True, False, False],
     ]
 
 
@@ -90,14 +92,14 @@ def test_the_shared_length_of_lists() -> None:
 
 
 def test_one_pass_computes_once_what_its_rows_begin_with() -> None:
-    first, second = Pack((0, 1), (*[1] * 30, 5, 6), ((7, 8), (9,))).unread, Unread.text([1] * 30 + [3])
+    first, second = row_of((*[1] * 30, 5, 6, 7, 8), (*[1] * 30, 5, 6, 9)).unread, Unread.text([1] * 30 + [3])
     reading = Reading([first, second])
-    assert [row.tokens for row in reading.rows] == [[1] * 30, [5, 6, 7, 8, 9], [3]]
+    assert [list(row.tokens) for row in reading.rows] == [[1] * 30, [5, 6, 7, 8, 9], [3]]
     assert reading.rows[1].before == [-1, 0, 1, 2, 1]
     assert reading.positions == [*range(30), 30, 31, 32, 33, 32, 30]
     # All of a row cannot be trunk, nor what a branch does not see; a few tokens are not worth it, and a row alone has nothing to share.
     assert shared_trunk([second, Unread.text([1] * 30)]) == 29
-    branching = Pack((0, 1), (1,) * 20, ((1, 1, 1), (2,))).unread
+    branching = row_of((1,) * 23, (*[1] * 20, 2)).unread
     assert shared_trunk([branching, Unread.text([1] * 30)]) == 20
     assert shared_trunk([Unread.text([1] * 11 + [2]), Unread.text([1] * 11 + [3])]) == 0
     assert shared_trunk([first]) == 0
@@ -136,7 +138,7 @@ def packed_values(
         states = [hidden for rows in passes for hidden in read_rows(causal, [one.unread for one in rows])]
     for one, hidden in zip(packs, states, strict=True):
         spots = [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(batch[n].trainable_t) if trains]
-        where = [one.position(m, len(batch[n].prompt_ids) + t - 1) for m, n, t in spots]
+        where = [one.paths[m][len(batch[n].prompt_ids) + t - 1] for m, n, t in spots]
         wanted = [(batch[n].legal_t[t], batch[n].response_ids[t]) for _, n, t in spots]
         for (_, n, t), value, entropy in zip(spots, *spot_values(hidden[where], head, wanted), strict=True):
             values[n, t], entropies[n, t] = value, entropy

@@ -6,9 +6,9 @@ more calls than memory.
 The lower layers stay frozen: their share of the backward pass is saved, and the adapter learns the task as well. The head is computed only
 over the legal tokens of each choice.
 
-Agents of one tick see the same markets and news, so their prompts differ only at the end. A pack is one row: the common prefix once, then
-each sequence's tail. A tail attends to the prefix and to itself alone and keeps its own positions. The log-probabilities equal those of
-separate rows; the prefix is computed once.
+Agents of one tick see the same markets and news, so their prompts differ only at the end. A pack is one row that holds their sequences as a
+tree: what some begin with stands there once. A token attends to those before it in its own sequences alone, and keeps its position in
+them. The log-probabilities equal those of separate rows.
 """
 
 import math
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,31 +146,19 @@ def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[
 
 @dataclass(frozen=True)
 class Pack:
-    """Packed row: ``prefix_ids`` [P], and each member's index in the batch and tail."""
+    """Packed row: the sequences as a tree of tokens.
+
+    ``members``: index of each sequence in the batch; ``paths``: the places in the row of each one's tokens.
+    """
 
     members: tuple[int, ...]
-    prefix_ids: tuple[int, ...]
-    tails: tuple[tuple[int, ...], ...]
+    unread: Unread
+    paths: tuple[tuple[int, ...], ...]
 
     @property
     def tokens(self) -> int:
         """Number of tokens in the row."""
-        return len(self.prefix_ids) + sum(map(len, self.tails))
-
-    @cached_property
-    def unread(self) -> Unread:
-        """The row as a tree: a tail sees the prefix and itself alone, at its own positions."""
-        before, last = list(range(-1, len(self.prefix_ids) - 1)), len(self.prefix_ids) - 1
-        for tail in self.tails:
-            start = len(before)
-            before += [last, *range(start, start + len(tail) - 1)][: len(tail)]
-        return Unread([*self.prefix_ids, *(token for tail in self.tails for token in tail)], before)
-
-    def position(self, member: int, index: int) -> int:
-        """Position in the row of token ``index`` of a member's full sequence."""
-        if index < len(self.prefix_ids):
-            return index
-        return len(self.prefix_ids) + sum(len(tail) for tail in self.tails[:member]) + index - len(self.prefix_ids)
+        return len(self.unread.tokens)
 
 
 def tokens_of(group: Group) -> int:
@@ -202,36 +190,44 @@ def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
 def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> list[Pack]:
     """Pack sequences with a common prefix into rows of at most ``most_tokens``.
 
-    The prefix has at least ``SHORTEST_PREFIX`` tokens.
+    A row's sequences have at least ``SHORTEST_PREFIX`` tokens in common.
 
     The result does not depend on the order of the sequences beyond the indexes it names.
     """
     # Sorted by tokens: sequences with a long common prefix become neighbours, whatever the order in which they came.
     ordered = sorted((needed_ids(sequence), index) for index, sequence in enumerate(sequences))
-    return [_as_pack(run) for run in _runs(ordered, most_tokens)]
+    return [as_pack(run) for run in _runs(ordered, most_tokens)]
 
 
 def _runs(ordered: Sequence[tuple[tuple[int, ...], int]], most_tokens: int) -> Iterator[list[tuple[tuple[int, ...], int]]]:
     run: list[tuple[tuple[int, ...], int]] = []
-    prefix: tuple[int, ...] = ()
+    size = 0
     for ids, index in ordered:
-        shared = ids[: shared_length(prefix, ids)] if run else ids
-        size = len(shared) + sum(len(member) - len(shared) for member, _ in run) + len(ids) - len(shared)
+        # Sorted: what the first and the last share all share, and a sequence shares most with the one before it.
+        new = len(ids) - shared_length(run[-1][0] if run else (), ids)
         # less than half in common (another tick, or only a system prompt): the row's wider attention would cost more than it saves
-        if run and (len(shared) < max(SHORTEST_PREFIX, len(ids) // 2) or size > most_tokens):
+        if run and (shared_length(run[0][0], ids) < max(SHORTEST_PREFIX, len(ids) // 2) or size + new > most_tokens):
             yield run
-            run, shared = [], ids
+            run, size, new = [], 0, len(ids)
         run.append((ids, index))
-        prefix = shared
+        size += new
     if run:
         yield run
 
 
-def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
-    # sorted, so that what the first and the last share all share
-    first, last = run[0][0], run[-1][0]
-    prefix = first[: shared_length(first, last)] if len(run) > 1 else ()
-    return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
+def as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
+    """Pack sorted sequences, each with its index in the batch, into one row."""
+    tokens, before, paths = list[int](), list[int](), list[tuple[int, ...]]()
+    ids_before: tuple[int, ...] = ()
+    path: tuple[int, ...] = ()
+    for ids, _ in run:
+        shared = shared_length(ids_before, ids)
+        path = (*path[:shared], *range(len(tokens), len(tokens) + len(ids) - shared))
+        before += [path[place - 1] if place else -1 for place in range(shared, len(ids))]
+        tokens += ids[shared:]
+        ids_before = ids
+        paths.append(path)
+    return Pack(tuple(index for _, index in run), Unread(tuple(tokens), tuple(before)), tuple(paths))
 
 
 @dataclass(frozen=True)
@@ -316,7 +312,7 @@ class PackedPolicy:
             lower = LowerStates(self._first_trained)
             return BaseStates(self.hidden([row], items, lower), lower)
 
-        keys = [(row.prefix_ids, row.tails, tuple(before_choices(row, items))) for row in packs]
+        keys = [(row.unread, tuple(before_choices(row, items))) for row in packs]
         missing = [place for place, key in enumerate(keys) if key not in self._kept]
         with self.model.disable_adapter():
             computed = dict(zip(missing, self._each_without_gradients([packs[place] for place in missing], compute), strict=True))
@@ -345,7 +341,7 @@ class PackedPolicy:
 
 def before_choices(row: Pack, items: Sequence[Item]) -> list[int]:
     """Positions in a pack of the tokens before its choices: their states predict the choices."""
-    return [row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in choices(row, items)]
+    return [row.paths[m][len(items[n].encoded.prompt_ids) + t - 1] for m, n, t in choices(row, items)]
 
 
 def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
