@@ -8,6 +8,7 @@ the longest rows that take plain attention.
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ def made_up(prompt_words: int, answer_words: int, agents: int) -> list[TrainSequ
     for tick in range(ROWS):
         prompt = " ".join([f"Tick {tick}.", *(WORDS[(tick + n) % len(WORDS)] for n in range(prompt_words))])
         for agent in range(agents):
-            answer = " ".join(WORDS[(agent * 7 + n * (1 + tick)) % len(WORDS)] for n in range(answer_words))
+            # Drawn: what two answers begin with would stand in their row once.
+            answer = " ".join(random.Random(f"{tick} {agent}").choices(WORDS, k=answer_words))
             messages = [{"role": "system", "content": "Trade."}, {"role": "user", "content": prompt}]
             found.append(
                 TrainSequence(
