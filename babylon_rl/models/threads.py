@@ -36,7 +36,10 @@ def usable_cores() -> int:
 
 
 def set_threads(threads: int | None = None) -> None:
-    """Limit torch to ``threads`` threads (None: ``usable_cores``), keep freed memory, take long turns; call it before torch is imported."""
+    """Limit torch to ``threads`` threads; None takes ``usable_cores``.
+
+    Freed memory is kept, and turns are long. Call it before torch is imported.
+    """
     keep_freed_memory()
     _take_long_turns()
     for name, value in WAIT_POLICY.items():
@@ -48,7 +51,10 @@ def set_threads(threads: int | None = None) -> None:
 
 
 def _take_long_turns() -> None:
-    """Ask for turns of TURN_NS for this thread and those that it starts; Linux before 6.12 does as it did."""
+    """Ask for turns of TURN_NS, for this thread and those that it starts.
+
+    Linux before 6.12 takes no notice.
+    """
     call = _SCHED_SETATTR.get(platform.machine()) if platform.system() == "Linux" else None
     if call is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return
