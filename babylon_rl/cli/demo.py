@@ -76,44 +76,57 @@ def demo(
             prepare(state)
         plan = planned(state)
         done: list[dict[str, Any]] = []
-        for hours in plan:
-            done.append(_generation(state, hours, done))
+        _market(state, plan[0], done)
+        for hours, following in zip(plan, [*plan[1:], None], strict=True):
+            # The comparison, the confirmation, the hour of the release and the hours after it ask the same models.
+            with kept_open(state.serving) as serving:
+                asked = replace(state, serving=serving)
+                done.append(_generation(asked, hours, done))
+                if following is not None:
+                    _market(asked, following, done)
         document = _result(state, done) | {"firstWindow": plan[0][0], "seconds": round(time.monotonic() - began, 1)}
     emit(document, _parts(document), as_json)
 
 
+def _title(state: Demo, earlier: list[dict[str, Any]]) -> str:
+    """What the lines of the next generation begin with, where there are several."""
+    return f"generation {len(earlier) + 1} of {state.generations}, " if state.generations > 1 else ""
+
+
+def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> None:
+    """Play the hours of the next generation."""
+    player = player_after(earlier)
+    model = "the base model" if player == BASE else player
+    seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
+    with stage(state.settings, f"2. Market: {_title(state, earlier)}{len(hours)} hours, {seats}"):
+        play(state, hours)
+
+
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """Play, judge and train one generation; return its result.
+    """Judge and train the played hours of one generation; return its result.
 
     With several generations, one without a trained version does not end the demo.
     """
-    number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
-    title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
-    model = "the base model" if player == BASE else player
-    seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
-    with stage(state.settings, f"2. Market: {title}{len(hours)} hours, {seats}"):
-        play(state, hours)
+    player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
-    # The comparison, the confirmation and the hour of the release ask the same models.
-    with kept_open(state.serving) as serving:
-        state = replace(state, serving=serving)
-        with stage(state.settings, f"4. Training {where}, {title}then the benchmark, through Dagster"):
-            try:
-                batch_id = train(state, hours)
-            except (Diverged, NothingToTrain) as nothing:
-                # A single generation without a version is an error; several go on with the next hours.
-                if state.generations == 1:
-                    raise
-                failure = str(nothing)
-                say(f"   No version came of it: {failure}")
-            trained = _trained(state, batch_id)
-            _say_on_policy(trained.get("onPolicy", ()))
-        front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
-        with stage(state.settings, front):
-            released = release(state, trained["modelVersion"], hours)
-    document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released} | trained
+    with stage(state.settings, f"4. Training {where}, {title}then the benchmark, through Dagster"):
+        try:
+            batch_id = train(state, hours)
+        except (Diverged, NothingToTrain) as nothing:
+            # A single generation without a version is an error; several go on with the next hours.
+            if state.generations == 1:
+                raise
+            failure = str(nothing)
+            say(f"   No version came of it: {failure}")
+        trained = _trained(state, batch_id)
+        _say_on_policy(trained.get("onPolicy", ()))
+    front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
+    with stage(state.settings, front):
+        released = release(state, trained["modelVersion"], hours)
+    played = {"generation": len(earlier) + 1, "player": player, "hours": [hours[0], hours[-1]]}
+    document = played | {"failure": failure, "released": released} | trained
     return document | {"deployed": player_after([*earlier, document])}
 
 
