@@ -52,7 +52,7 @@ IN_WORDS = {
 SHORTEST_PREFIX = 32
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-FROZEN_SHARE = 0.5  # of the layers, from the bottom
+FROZEN_SHARE = 0.4  # of the layers, from the bottom
 GROUP_TOKENS = 864  # of rows in one pass: small operations are worth it with more, and with two threads each has a group
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
 
