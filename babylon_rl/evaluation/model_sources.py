@@ -27,7 +27,7 @@ from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify, weights_sha256
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
@@ -63,9 +63,8 @@ def base_source(settings: Settings) -> ModelSource:
     directory = base_model_dir(settings)
     # Config, tokenizer and template belong to the policy as much as its weights.
     parts = base_identity(directory, base_model_name(settings))
-    weights = {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}
     hashes = [parts.config_sha256, parts.tokenizer_sha256, parts.chat_template_sha256]
-    return ModelSource(BASE, BASE, content_version([hashes, weights]))
+    return ModelSource(BASE, BASE, content_version([hashes, weights_sha256(directory)]))
 
 
 def base_of(model: Model, settings: Settings) -> ModelSource:

@@ -7,16 +7,43 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_while_unchanged(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Cache what ``read`` makes of a directory until a file in it has another name, inode, size or time."""
+
+    @lru_cache(maxsize=8)
+    def known(directory: Path, files: tuple[tuple[str | int, ...], ...]) -> T:
+        return read(directory)
+
+    @wraps(read)
+    def current(directory: Path) -> T:
+        return known(directory, _files_in(directory))
+
+    return current
+
+
+def _files_in(directory: Path) -> tuple[tuple[str | int, ...], ...]:
+    """Name, inode, size and times of every file; empty without a directory."""
+    try:
+        stats = sorted((path.name, path.stat()) for path in directory.iterdir() if path.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return tuple((name, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for name, of in stats)
 
 
 def fsync(path: Path) -> None:

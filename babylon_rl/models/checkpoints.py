@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.files.durable import publish_directory, sha256
+from babylon_rl.files.durable import kept_while_unchanged, publish_directory, sha256
 from babylon_rl.models.base_model import damage
 
 MANIFEST = "manifest.json"
@@ -116,17 +116,28 @@ def base_identity(base_dir: Path, name: str) -> BaseIdentity:
 
 def files_identity(base_dir: Path, name: str) -> BaseIdentity:
     """Compute ``base_identity`` of a directory that need not hold weights: config and tokenizer are enough."""
+    return msgspec.structs.replace(_unnamed_identity(base_dir), name=name)
+
+
+@kept_while_unchanged
+def _unnamed_identity(base_dir: Path) -> BaseIdentity:
     config = json.loads((base_dir / "config.json").read_bytes())
     tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
     template = base_dir / "chat_template.jinja"
     # A base keeps its template in a file or in the tokenizer's config; the hash is of its text, so both give the same.
     text = template.read_text() if template.exists() else str(tokenizer_config.get("chat_template", ""))
     return BaseIdentity(
-        name=name,
+        name="",
         config_sha256=_json_sha256({key: value for key, value in config.items() if key not in _INCIDENTAL}),
         tokenizer_sha256=_json_sha256(json.loads((base_dir / "tokenizer.json").read_bytes())),
         chat_template_sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+@kept_while_unchanged
+def weights_sha256(base_dir: Path) -> Mapping[str, str]:
+    """SHA-256 of every file of a base's weights, by name."""
+    return {path.name: sha256(path) for path in sorted(base_dir.glob("*.safetensors"))}
 
 
 def model_card(manifest: Manifest) -> str:

@@ -1,12 +1,14 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, base_identity, load_manifest, publish, verify
+from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, base_identity, load_manifest, publish, verify, weights_sha256
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl_tests.models.conftest import make_adapter, make_base, make_manifest
 
@@ -99,3 +101,17 @@ def test_a_directory_without_an_adapter_is_not_published(tiny_base: Path, tmp_pa
     with pytest.raises(CheckpointError, match="not an adapter"):
         publish(tmp_path / "empty", tmp_path / "v1.0.0", make_manifest(base_identity(tiny_base, "tiny")))
     assert not (tmp_path / "v1.0.0").exists()
+
+
+def test_what_is_kept_of_a_base_follows_its_files(tmp_path: Path) -> None:
+    made = make_base(tmp_path / "base")
+    identity, weights = base_identity(made, "base"), weights_sha256(made)
+    assert weights_sha256(made) is weights  # the packaged base's 270 MB are hashed once in a process
+    assert base_identity(made, "other") == msgspec.structs.replace(identity, name="other")
+    content = (made / "model.safetensors").read_bytes()
+    (made / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as long as before
+    os.utime(made / "model.safetensors", ns=(0, 1))
+    assert weights_sha256(made) != weights
+    assert base_identity(made, "base") == identity  # weights are no part of it
+    (made / "chat_template.jinja").write_text("another")
+    assert base_identity(made, "base") != identity
