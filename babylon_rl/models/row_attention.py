@@ -18,8 +18,9 @@ from babylon_rl.models.threads import one_thread_unless
 if TYPE_CHECKING:
     from torch import Tensor
 
-# An operation of several threads costs 50 µs of waiting for each other, as much as all of it takes for some tokens.
-TOKENS_WORTH_THREADS = 512
+# An operation of several threads costs 50 µs of waiting for each other, as much as all of it takes for some tokens. In float32, which a
+# processor multiplies a fifth as fast, fewer are worth it.
+TOKENS_WORTH_THREADS, IN_FLOAT32 = 512, 64
 # Of a row, for a head in a layer: plain products beat torch's fused attention on a processor while scores are few, in the backward pass
 # above all (benchmarks/cpu_trainer.py).
 FEW_SCORES = 768 * 768
@@ -263,7 +264,8 @@ def read_rows(
         return read_rows(causal, [*rows, *rows], twice, lower, None if wanted is None else [*wanted, *wanted])[:1]
     reading, model = Reading(rows, caches, lower, wanted), causal.base_model
     positions = torch.tensor([reading.positions], device=causal.device)
-    with one_thread_unless(len(reading.positions) >= TOKENS_WORTH_THREADS), _running(reading):
+    worth_threads = IN_FLOAT32 if causal.dtype == torch.float32 else TOKENS_WORTH_THREADS
+    with one_thread_unless(len(reading.positions) >= worth_threads), _running(reading):
         if lower is None or lower.states is None:
             ids = torch.tensor([[token for row in reading.rows for token in row.tokens]], device=causal.device)
             states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]

@@ -68,8 +68,8 @@ def running_server(
 def kept_open(serving: Serving) -> Iterator[Serving]:
     """Keep the endpoint of ``serving`` between uses, until another one is needed or the block ends.
 
-    A server that starts takes ten seconds of a core: the analyses of a gate and the confirmation ask the same models. An endpoint whose
-    use ended with an error is not used again.
+    A server that starts takes ten seconds of a core, and the analyses of a gate, the confirmation and the hours of the next generation
+    ask the same models. An endpoint whose use ended with an error is not used again.
     """
     with ExitStack() as stack:
         key: tuple[object, ...] = ()
