@@ -276,7 +276,7 @@ class AutomationSettings(SettingsGroup):
     celery_broker_url: SecretStr | None = Field(
         None,
         description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "
-        "process beside the daemon.",
+        "process beside the code server.",
     )
     trainer_kubernetes: str | None = Field(
         None,

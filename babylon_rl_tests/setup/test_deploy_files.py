@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from babylon_rl.automation.run_handover import QUEUES
 from babylon_rl.cli import COMMANDS, load
 from babylon_rl.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "howto" / "deploy"
 OTHERS = {"GH_TOKEN", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}  # of the images and actions
+OTHERS |= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}  # of the driver of s3://
 LINE = re.compile(r"(?:/opt/babylon-rl/bin/)?babylon-rl((?: [^\s;&>|]+)+)")
 
 
@@ -32,7 +34,7 @@ def command_lines() -> list[list[str]]:
     """Every command line of babylon-rl in the files, as its arguments."""
     lines = [service["command"] for service in compose()["services"].values() if "command" in service]
     lines += [words.split() for step in workflow()["jobs"]["train"]["steps"] for words in LINE.findall(step.get("run", ""))]
-    for name in ("babylon-rl.service", "crontab"):
+    for name in ("babylon-rl.service", "babylon-rl-worker@.service", "crontab"):
         lines += [words.split() for words in LINE.findall("\n".join(re.findall(r"^(?:Exec\w+=|\d).*", (DEPLOY / name).read_text(), re.M)))]
     lines += [["serve", name] for name in re.search(r"enable --now (.*)", (DEPLOY / "babylon-rl-serve@.service").read_text())[1].split()]  # type: ignore[index]
     return [[word.removeprefix("babylon-rl-serve@") for word in line] for line in lines]
@@ -50,8 +52,14 @@ def test_every_command_is_there_with_its_options(line: list[str]) -> None:
 
 def test_every_variable_is_a_setting() -> None:
     named = set(compose()["x-babylon"]["environment"]) | set(workflow()["jobs"]["train"]["env"])
-    named |= set(re.findall(r"^Environment=(\w+)", (DEPLOY / "babylon-rl.service").read_text(), re.M))
+    for unit in DEPLOY.glob("*.service"):
+        named |= set(re.findall(r"^Environment=(\w+)", unit.read_text(), re.M))
     assert {name.lower() for name in named - OTHERS} <= set(Settings.model_fields)
+
+
+def test_the_worker_unit_names_queues() -> None:
+    named = re.findall(r"babylon-rl-worker@(\w+)", (DEPLOY / "babylon-rl-worker@.service").read_text())
+    assert named and set(named) <= set(QUEUES)
 
 
 def test_no_port_is_open_to_the_network() -> None:
