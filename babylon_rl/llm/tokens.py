@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,10 +39,27 @@ def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens:
     """
     if not is_priced(model):
         return None
+    by_tokens = _price_by_tokens(table_entry(model) or {}, prompt_tokens, completion_tokens, cached_tokens)
+    if by_tokens is not None:
+        return by_tokens
     parts: tuple[float, float] = litellm_quietly().cost_per_token(
         model=model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cache_read_input_tokens=cached_tokens
     )
     return sum(parts)
+
+
+def _price_by_tokens(entry: Mapping[str, Any], prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> float | None:
+    """Price of an OpenAI model whose tokens cost the same in every request; None for others, whose rules litellm knows.
+
+    Importing litellm takes 110 MB, more than a large judged hour.
+    """
+    uncached, cached, completed = (
+        entry.get(f"{name}_cost{per}") for name, per in (("input", "_per_token"), ("cache_read_input_token", ""), ("output", "_per_token"))
+    )
+    tiered = any("_above_" in name for name in entry)
+    if entry.get("litellm_provider") != "openai" or tiered or uncached is None or completed is None or (cached is None and cached_tokens):
+        return None
+    return float((prompt_tokens - cached_tokens) * uncached + cached_tokens * (cached or 0.0) + completion_tokens * completed)
 
 
 def known_sum(values: Iterable[N | None]) -> N | None:

@@ -49,13 +49,27 @@ def test_litellm_comes_without_the_net_and_without_a_dotenv_of_its_own() -> None
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "before = set(os.environ)\n"
         "from babylon_rl.llm.tokens import price\n"
-        "print(price('openai/gpt-4o-mini', 1000, 100), sorted(set(os.environ) - before))\n"
+        "print(price('anthropic/claude-sonnet-4-5', 1000, 100), sorted(set(os.environ) - before))\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LITELLM")}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100, env=environment)
     usd, added = run.stdout.split(maxsplit=1)
-    assert float(usd) == pytest.approx(0.00021)
+    assert float(usd) == pytest.approx(0.0045)
     assert added.strip() == "['LITELLM_LOCAL_MODEL_COST_MAP', 'LITELLM_MODE']"
+
+
+def test_prices_of_openais_models_are_litellms() -> None:
+    litellm = litellm_quietly()
+    # ft: stands for a model of one's own, which litellm wants to be asked for.
+    models = [
+        name for name, entry in litellm.model_cost.items() if entry.get("litellm_provider") == "openai" and not name.startswith("ft:")
+    ]
+    chats = [name for name in models if litellm.model_cost[name].get("mode") in ("chat", "responses")][::6]
+    assert len(chats) > 10
+    for prompt, completion, cached in ((1000, 100, 0), (300_000, 10, 299_999), (1_000_000, 1_000_000, 500_000)):
+        tokens = {"prompt_tokens": prompt, "completion_tokens": completion, "cache_read_input_tokens": cached}
+        theirs = [sum(litellm.cost_per_token(model=name, **tokens)) for name in chats]
+        assert [price(name, prompt, completion, cached) for name in chats] == pytest.approx(theirs)
 
 
 def test_the_table_is_litellms() -> None:
@@ -65,12 +79,14 @@ def test_the_table_is_litellms() -> None:
 
 
 @pytest.mark.slow
-def test_a_judge_of_ones_own_does_not_wait_for_litellm() -> None:
+def test_a_judge_at_an_openai_endpoint_does_not_wait_for_litellm() -> None:
     program = (
         "import sys\n"
         "from babylon_rl.judge.client import JudgeClient\n"
+        "from babylon_rl.llm.tokens import price\n"
         "from babylon_rl.settings import Settings\n"
         "JudgeClient(Settings(_env_file=None, judge_base_url='http://127.0.0.1:9', judge_model='openai/scripted'))\n"
+        "assert price('openai/gpt-4o-mini', 1000, 100)\n"
         "print('litellm' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100).stdout == "False\n"
