@@ -43,6 +43,7 @@ _LOG = logging.getLogger(__name__)
 # Results are not stored: whether a run lives is in its heartbeat, how it ended in Dagster's records.
 NO_RESULTS = "disabled://"
 ANSWER_S = 5  # of a broker, before it counts as unreachable
+SILENT_BROKER_S = 15  # more than a worker's reads wait for a message
 # Keeps a queue without a worker short. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
 EXPIRES_S = 3600
 
@@ -84,7 +85,13 @@ CONFIG: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_connection_timeout": ANSWER_S,
-    "broker_transport_options": {"socket_connect_timeout": ANSWER_S, "socket_keepalive": True, "max_retries": 1},
+    # Without socket_timeout a broker that keeps the connection and says nothing would hold up the daemon's queue for ever.
+    "broker_transport_options": {
+        "socket_connect_timeout": ANSWER_S,
+        "socket_timeout": SILENT_BROKER_S,
+        "socket_keepalive": True,
+        "max_retries": 1,
+    },
     "worker_hijack_root_logger": False,
 }
 
@@ -124,12 +131,15 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         return False
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt a run as by Ctrl-C; end_dead_runs cancels one that no worker took."""
+        """Interrupt a run as by Ctrl-C; end_dead_runs cancels one that no worker took, and stops one whose worker is not reached."""
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or TASK_TAG not in run.tags:
             return False
         self._instance.report_run_canceling(run)
-        self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT")
+        try:
+            self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT")
+        except OperationalError as failed:
+            self._instance.report_engine_event(f"The broker is away ({type(failed).__name__}). The run is stopped by its heartbeat.", run)
         return True
 
     def _launch_celery_task_run(self, run: dg.DagsterRun, task_signature: Any, routing_key: str) -> None:

@@ -86,6 +86,15 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
         with self._described():
             return self._location.exists(_name(log_key, io_type, partial))
 
+    def is_capture_complete(self, log_key: Sequence[str]) -> bool:
+        """True when a step's output is whole, here or there; False while the place cannot be asked."""
+        # Dagster's uploading thread asks before each turn, and would end by an error.
+        try:
+            return super().is_capture_complete(log_key)
+        except BabylonError as failed:
+            _LOG.warning("%s The output of %s counts as incomplete.", failed, "/".join(log_key))
+            return False
+
     def on_progress(self, log_key: Sequence[str]) -> None:
         """Upload a running step's output so far; a failure is only logged."""
         try:

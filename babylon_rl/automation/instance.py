@@ -9,6 +9,7 @@ place in the queue and its batch. A run that has not begun has no process and is
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC
 
 import dagster as dg
 
@@ -21,13 +22,16 @@ from babylon_rl.files.durable import write_atomically
 from babylon_rl.project_files import project_file
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
+from babylon_rl.windows import utc_now
 
 CONFIG = project_file("dagster.yaml")
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
 HELD = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+CANCEL_S = 60.0  # a run whose worker was told to end it has ended by then
 _OUR_JOBS = {job.name for job in jobs}
 _OUR_ASSETS = {dg.AssetKey(name) for name in (*SOURCES, *HOURLY, *BATCHED, "judge_report")}
 
@@ -107,30 +111,55 @@ def _storage_of(database: Database) -> Iterator[None]:
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report this project's dead runs as failed; return a sentence for each."""
-    runs = [record.dagster_run for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))]
-    ours = [run.run_id for run in runs if _is_ours(run)]
-    sentences = []
+    """Report this project's dead runs as failed, and stop canceled ones that go on; return a sentence for each."""
+    records = {record.dagster_run.run_id: record for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))}
+    ours = [run_id for run_id, record in records.items() if is_ours(record.dagster_run)]
     try:
         with database.connect() as connection:
             forget_heartbeats(connection, ours)
-            # The lock keeps another process from reporting the same run, too.
-            for heartbeat in lock_heartbeats(connection, ours):
-                why = why_dead(heartbeat)
-                # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
-                run = instance.get_run_by_id(heartbeat.run_id) if why is not None else None
-                if why is not None and run is not None and run.status in HELD:
-                    # Before the report, under the row's lock: a process that is alive after all learns at its next beat that it must stop.
-                    end_heartbeat(connection, run.run_id)
-                    _report(instance, run, why)
-                    sentences.append(f"Run {run.run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}")
+            heartbeats = lock_heartbeats(connection, ours)
+            connection.commit()
+            dead = [heartbeat.run_id for heartbeat in heartbeats if why_dead(heartbeat) is not None]
+            canceled = [run_id for run_id in ours if run_id not in dead and _goes_on_after_cancel(records[run_id])]
+            for run_id in canceled:
+                # Whoever executes it was not reached, as a worker that has lost its broker; its next beat interrupts it.
+                end_heartbeat(connection, run_id)
+            connection.commit()
+            ended = [_end_dead_run(instance, connection, run_id) for run_id in dead]
     # Without the table no run has a heartbeat, and none can be said to be dead.
     except SchemaMismatch:
         return []
-    return sentences
+    stopped = [f"Run {run_id} was canceled and goes on: it is stopped at its next heartbeat." for run_id in canceled]
+    return [*(sentence for sentence in ended if sentence is not None), *stopped]
 
 
-def _is_ours(run: dg.DagsterRun) -> bool:
+def _goes_on_after_cancel(record: dg.RunRecord) -> bool:
+    canceling = record.dagster_run.status == dg.DagsterRunStatus.CANCELING
+    return canceling and (utc_now() - record.update_timestamp.astimezone(UTC).replace(tzinfo=None)).total_seconds() > CANCEL_S
+
+
+def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: str) -> str | None:
+    """Report one run, in transactions of its own; None if it lives or has ended meanwhile."""
+    (heartbeat,) = lock_heartbeats(connection, [run_id])
+    why = why_dead(heartbeat)
+    if why is None:
+        connection.commit()
+        return None
+    # On record before the report: a process that is alive after all learns at its next beat that it must stop, also if this one dies now.
+    end_heartbeat(connection, run_id)
+    connection.commit()
+    # The lock keeps another process from reporting the same run, too.
+    lock_heartbeats(connection, [run_id])
+    # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
+    run = instance.get_run_by_id(run_id)
+    reported = run is not None and run.status in HELD
+    if run is not None and reported:
+        _report(instance, run, why)
+    connection.commit()
+    return f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}" if run is not None and reported else None
+
+
+def is_ours(run: dg.DagsterRun) -> bool:
     """False for a run of another code location, which has no heartbeat."""
     return run.job_name in _OUR_JOBS or bool(run.asset_selection and run.asset_selection <= _OUR_ASSETS)
 

@@ -168,10 +168,15 @@ def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, wh
             forget_run(connection, run_id)
 
 
-def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Put runs that no live worker holds back into Dagster's queue; a sentence for each."""
+def put_back_untaken(instance: dg.DagsterInstance, database: Database, *, by_workers: bool = True) -> list[str]:
+    """Put runs that no live worker holds back into Dagster's queue; a sentence for each.
+
+    ``by_workers``: every run is meant for a worker, also one that was not sent, because the daemon ended in between.
+    """
+    from babylon_rl.automation.instance import is_ours
+
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
-    waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags]
+    waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags or (by_workers and is_ours(run))]
     if not waiting:
         return []
     sentences = []

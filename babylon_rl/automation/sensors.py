@@ -9,7 +9,7 @@ import dagster as dg
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import ENDED_TAG, WAITS
+from babylon_rl.assets.runs import ENDED_TAG, LOST, WAITS
 from babylon_rl.assets.sources import observe
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
@@ -98,7 +98,8 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 )
 def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     ended = report_dead_runs(context.instance, babylon.database)
-    waiting = put_back_untaken(context.instance, babylon.database)
+    by_workers = babylon.settings.celery_broker_url is not None
+    waiting = put_back_untaken(context.instance, babylon.database, by_workers=by_workers)
     return dg.SkipReason(" ".join([*ended, *waiting]) or "Every run that has begun is alive.")
 
 
@@ -254,8 +255,9 @@ def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 )
 def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     run = context.dagster_run
-    # A run that stopped on purpose, or is retried by the daemon (RETRIED), asks nothing of a person.
-    if ENDED_TAG in run.tags or run.tags.get(WILL_RETRY_TAG) == "true":
+    # A run that stopped on purpose, or is retried by the daemon (RETRIED), asks nothing of a person. A retry has the tags of the run that
+    # was lost, and may fail for a reason of its own.
+    if run.tags.get(ENDED_TAG, LOST) != LOST or run.tags.get(WILL_RETRY_TAG) == "true":
         return dg.SkipReason(f"{run.run_id} is run again.")
     now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:

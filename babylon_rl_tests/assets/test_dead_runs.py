@@ -12,12 +12,13 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from babylon_rl.assets import runs
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
+from babylon_rl.automation import instance
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.processes import own_name
 from babylon_rl.store.database import Database
-from babylon_rl.store.run_heartbeats import end_heartbeat, lock_heartbeats
+from babylon_rl.store.run_heartbeats import beat, end_heartbeat, lock_heartbeats
 from babylon_rl_tests.assets.conftest import DRY, TRAINING, Bench, a_batch, a_run, ask
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
 
@@ -91,6 +92,20 @@ def test_a_run_that_never_began_does_not_count_as_a_death_of_its_batch(ready: Be
 def test_a_run_that_a_person_canceled_ends_as_canceled(ready: Bench):
     run = a_run(ready, a_batch(ready), dg.DagsterRunStatus.CANCELING)
     hold(ready, run, gone())
+    looked(ready)
+    assert status(ready, run) == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_canceled_run_that_its_worker_goes_on_with_is_stopped_by_its_heartbeat(ready: Bench, monkeypatch: pytest.MonkeyPatch):
+    run, holder = a_run(ready, a_batch(ready), dg.DagsterRunStatus.CANCELING), elsewhere()
+    hold(ready, run, holder)
+    assert looked(ready) == "Every run that has begun is alive."  # the worker is ending it
+    monkeypatch.setattr(instance, "CANCEL_S", -1.0)
+    assert looked(ready) == f"Run {run} was canceled and goes on: it is stopped at its next heartbeat."
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        assert not beat(connection, run, holder)
+    assert status(ready, run) == dg.DagsterRunStatus.CANCELING  # until its process has ended
+    ready.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - interval '91 seconds'""")
     looked(ready)
     assert status(ready, run) == dg.DagsterRunStatus.CANCELED
 

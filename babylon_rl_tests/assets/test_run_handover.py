@@ -1,6 +1,7 @@
 """Runs that are handed over to workers: each is taken once, and one that nobody takes waits again."""
 
 import logging
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_a_run_that_no_worker_takes_waits_again_and_an_old_message_of_it_is_void
     assert taken(ready, run, own_name()) == f"Run {run} does not wait for a worker any more: queued."
 
 
+def test_a_run_whose_daemon_died_before_it_was_sent_waits_again_where_there_are_workers(ready: Bench):
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "hours")
+    tags = {"dagster/partition": "2025-10-29T14:00"}
+    definition = job_definition("hours", ready.babylon)
+    run = ready.instance.create_run_for_job(definition, status=STARTING, tags=tags, remote_job_origin=origin).run_id
+    assert put_back_untaken(ready.instance, ready.babylon.database, by_workers=False) == put_back(ready) == []
+    later(ready, UNTAKEN_S + 1)
+    assert put_back_untaken(ready.instance, ready.babylon.database, by_workers=False) == []  # Dagster's own launcher is starting it
+    assert put_back(ready) == [f"Run {run} waits again. No worker took it within 61 s."]
+    assert status(ready, run) == "QUEUED"
+
+
 def test_a_run_whose_worker_died_before_it_began_waits_again_and_one_that_loads_is_left_alone(ready: Bench):
     dead, far, slow = (handed_over(ready) for _ in range(3))
     assert [taken(ready, run, holder) for run, holder in ((dead, gone()), (far, elsewhere()), (slow, own_name()))] == [None] * 3
@@ -168,6 +181,19 @@ def test_with_workers_training_and_evidence_are_runs_of_their_own(
         control = TrainingControl(spread.babylon.database, spread.babylon.settings, DagsterClient(webserver.url))
         control.trigger(spread.babylon.now(), force=True)
     assert [names(daily), names(request), *webserver.selected] == [assets] * 3
+
+
+@pytest.mark.slow
+def test_a_broker_that_keeps_its_connections_and_says_nothing_counts_as_away(monkeypatch: pytest.MonkeyPatch):
+    from kombu.exceptions import OperationalError
+
+    from babylon_rl.automation.celery_runs import CONFIG, worker_app
+
+    monkeypatch.setitem(CONFIG["broker_transport_options"], "socket_timeout", 0.5)  # 15 s otherwise
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made and never read
+        url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        with pytest.raises(OperationalError, match="Timeout"):
+            worker_app(Settings(_env_file=None, celery_broker_url=url)).send_task("run", queue="hours", retry=False)
 
 
 @pytest.mark.slow
