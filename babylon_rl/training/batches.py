@@ -48,7 +48,7 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
-from babylon_rl.training.backends import choose_trainer
+from babylon_rl.training.backends import choose_trainer, settings_for
 from babylon_rl.training.backends.protocol import OnStep, Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.eligibility import describe_reasons
@@ -108,8 +108,8 @@ class Trained:
 
 
 def batch_settings(batch: Batch, settings: Settings) -> Settings:
-    """Overlay ``settings`` with those frozen in the batch: a resumed run ends as it began."""
-    return settings.model_copy(update=dict(batch.settings))
+    """Overlay ``settings`` with those frozen in the batch: a resumed run ends as it began, on any machine."""
+    return settings_for(batch.backend, settings.model_copy(update=dict(batch.settings)))
 
 
 def required_batch(connection: Connection, batch_id: str) -> Batch:

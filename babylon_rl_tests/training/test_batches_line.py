@@ -1,5 +1,6 @@
 """A line is one chain: one of its batches trains at a time, and each version continues from, and is numbered above, the one before."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,9 +10,10 @@ from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.store.batches import claim_batch, read_batch
 from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.write_ahead import read_steps
+from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import TrainPlan
-from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import batch_settings, cancel_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer
@@ -116,6 +118,14 @@ def test_a_batch_is_trained_by_the_backend_that_it_was_frozen_for(connection, se
     with pytest.raises(TrainingError, match="frozen for the backend serverless .* the settings choose dry"):
         train_batch(connection, two[0].batch_id, settings, NOW)
     assert read_batch(connection, two[0].batch_id).state == "scoring" and not read_steps(connection, two[0].batch_id)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_batch_keeps_its_backend_on_a_machine_for_which_local_means_another(settings, two, backend):
+    local = settings.model_copy(update={"trainer": "local", "local_base_model": None})
+    elsewhere = replace(two[0], backend=backend)  # frozen where there is a GPU, or where there is none
+    assert trainer_choice(batch_settings(elsewhere, local)).backend == backend
+    assert trainer_choice(batch_settings(elsewhere, settings)).backend == "dry"  # LOCAL_BASE_MODEL names one
 
 
 @pytest.mark.long

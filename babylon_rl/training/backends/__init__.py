@@ -59,7 +59,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
-    chosen = settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
+    chosen = _chosen(settings)
     if chosen is None:
         raise NoTrainer(
             "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true (or TRAINER) to train "
@@ -77,6 +77,20 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     if settings.local_base_model == DRY_BASE_MODEL:
         raise NoTrainer("TRAINER is cpu and LOCAL_BASE_MODEL is dry, which trains nothing. Set TRAINER=dry, or unset LOCAL_BASE_MODEL.")
     return TrainerChoice("cpu", settings.local_base_model or base_model_name(settings))
+
+
+def _chosen(settings: Settings) -> str | None:
+    return settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
+
+
+def settings_for(backend: str, settings: Settings) -> Settings:
+    """Settings for a training whose backend was chosen before, perhaps on another machine.
+
+    ``local`` means that backend then, whether or not a GPU is here.
+    """
+    if backend in ("cpu", GPU) and _chosen(settings) == "local" and settings.local_base_model is None:
+        return settings.model_copy(update={"trainer": backend})
+    return settings
 
 
 def _require_service(settings: Settings) -> None:
