@@ -3,7 +3,8 @@
 In one run, on an embedded server of its own: an empty asset over the range as Dagster ships it (its Postgres storage, materializations
 in batches, a connection for every statement), a plain binary COPY of the same rows, and each hourly asset with its checks as runs and
 commands of this project execute it. The bound is 1.5 times the first two together; the exit code is 1 when an asset is above it, or
-`window_groups` asks more than one query for the rows of a portion of the range (HOURS_READ_AT_ONCE, ROWS_READ_AT_ONCE). Beside it the empty asset with this project's storage and kept connections.
+`window_groups` asks more than one query for the rows of a portion of the range (`store/windows.py`). Beside it the empty asset with this
+project's storage and kept connections.
 """
 
 import argparse

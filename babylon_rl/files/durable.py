@@ -1,5 +1,6 @@
 """Hashes, files and directories that survive a crash or a full disk, and their removal."""
 
+import errno
 import fcntl
 import fnmatch
 import hashlib
@@ -100,8 +101,11 @@ def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None
     """Copy a directory's files into a new ``target``; ``leave_out`` are patterns of names.
 
     Raises:
+        FileNotFoundError: ``source`` is no directory.
         OSError: as it is, and not in a list of many (shutil.Error), so that a full disk can be told by its number.
     """
+    if not source.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     shutil.rmtree(target, ignore_errors=True)
     for path in sorted(source.rglob("*")):
         if path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in leave_out):

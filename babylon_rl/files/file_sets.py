@@ -118,7 +118,7 @@ class FileSet:
 
         Args:
             hashes: SHA-256 of every file by its name, the manifest excepted.
-            heartbeat: called between files; raises where it must stop.
+            heartbeat: called between files and before they are moved into place; raises where it must stop.
         """
         # The manifest last: files are sent and moved into place in this order.
         names = {**hashes, self._manifest: sha256(directory / self._manifest)}
@@ -134,9 +134,13 @@ class FileSet:
         for file in missing:
             heartbeat()
             staging.put(file, directory / file.name)
-        staging.place([file.name for file in missing])
+        # Again, as the files may have taken long: a newer run may have published meanwhile, and nothing of it is replaced.
+        heartbeat()
+        stored = self._location.sha256(f"{self._name}/{self._manifest}")
+        if stored is None:
+            staging.place([file.name for file in missing])
         staging.clear()
-        return True
+        return stored in (None, names[self._manifest])
 
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
         """Download the set as the directory ``final`` unless that is there.

@@ -5,13 +5,15 @@ A directory of this machine is written durably: files are flushed, and a move re
 
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from babylon_rl.errors import BabylonError, UsageError, first_line
 from babylon_rl.files.durable import fsync
@@ -112,11 +114,17 @@ class Location:
         fsync(place)
 
     def get(self, name: str, target: Path) -> None:
-        """Write a copy of a file to a path of this machine."""
-        if self.local is None:
-            self._fs.get_file(self.path(name), str(target))
-        else:
-            shutil.copyfile(self.path(name), target)
+        """Write a copy of a file to a path of this machine, completely or not at all."""
+        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            if self.local is None:
+                self._fs.get_file(self.path(name), str(part))
+            else:
+                shutil.copyfile(self.path(name), part)
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def move(self, name: str, final: str) -> None:
         """Move a file, replacing one in its place."""
@@ -173,9 +181,14 @@ def shown_address(target: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """URL for display: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    """URL for display: without user, password, query and fragment, in every part of a chained one."""
+    shown = [f"{part.scheme}://{part.netloc.rpartition('@')[2]}{part.path}" if part.scheme else part.path for part in _chained(url)]
+    return "::".join(shown).rstrip("/")
+
+
+def _chained(url: str) -> list[SplitResult]:
+    """Parts of a URL of fsspec such as ``blockcache::sftp://host/x``; the ``::`` of an IPv6 address divides nothing."""
+    return [urlsplit(part) for part in re.split(r"::(?=(?:[\w+.-]+::)*[\w+.-]+://)", url)]
 
 
 @contextmanager
@@ -207,10 +220,10 @@ def _reason(failed: Exception, target: str) -> str:
     file = getattr(failed, "filename", None)
     reason = f"{reason} ({file})" if file and str(file) != shown_address(target) else reason
     if local_path(target) is None:
-        parts = urlsplit(target)
         reason = reason.replace(target, shown_address(target))
-        for secret in filter(None, (parts.netloc.rpartition("@")[0], parts.password, parts.query)):
-            reason = reason.replace(secret, "...")
+        for part in _chained(target):
+            for secret in filter(None, (part.netloc.rpartition("@")[0], part.password, unquote(part.password or ""), part.query)):
+                reason = reason.replace(secret, "...")
     return reason.strip()[:300].rstrip(".")
 
 

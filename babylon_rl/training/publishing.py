@@ -147,9 +147,10 @@ def publish_and_register(
     manifest = _manifest(run, version, episodes, steps, parent, sequences)
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
-    # Trainer state and the iteration's result are not part of a published checkpoint.
+    # The directory of this machine: the row may name that of another one, which trained the iteration too. Trainer state and the
+    # iteration's result are not part of a published checkpoint.
     try:
-        copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
+        copy_tree(run.work / str(steps[-1].iteration), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
             copy_tokenizer(tokenizer_dir, staging)
         run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered

@@ -1,19 +1,67 @@
 """Output of a run on one machine, read by a webserver on another through COMPUTE_LOGS_URL."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
+import fsspec
 import pytest
+from dagster._core.storage.cloud_storage_compute_log_manager import _upload_partial_logs
 from dagster._core.storage.compute_log_manager import ComputeIOType
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from fsspec.implementations.memory import MemoryFileSystem
 
 from babylon_rl.automation.compute_logs import BabylonComputeLogs
 from babylon_rl.automation.instance import open_instance
+from babylon_rl.errors import BabylonError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
 pytestmark = pytest.mark.slow
+
+
+class UnreliableFileSystem(MemoryFileSystem):
+    """A remote place in memory that fails the next ``away`` questions, and breaks off the next ``cut`` downloads half way."""
+
+    protocol = "unreliable"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    away: ClassVar[int] = 0
+    cut: ClassVar[int] = 0
+    arrived: ClassVar[threading.Event] = threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("unreliable://", "memory://")))
+
+    def exists(self, path: str, **given: Any) -> bool:
+        if type(self).away:
+            type(self).away -= 1
+            raise ConnectionResetError("no answer")
+        return bool(super().exists(path, **given))
+
+    def put_file(self, lpath: str, rpath: str, **given: Any) -> None:
+        super().put_file(lpath, rpath, **given)
+        self.arrived.set()
+
+    def get_file(self, rpath: str, lpath: str, **given: Any) -> None:
+        content = self.cat_file(rpath)
+        Path(lpath).write_bytes(content[: len(content) // 2] if self.cut else content)
+        if type(self).cut:
+            type(self).cut -= 1
+            raise ConnectionResetError("cut off")
+
+
+@pytest.fixture
+def unreliable() -> Iterator[type[UnreliableFileSystem]]:
+    fsspec.register_implementation("unreliable", UnreliableFileSystem, clobber=True)
+    UnreliableFileSystem.away = UnreliableFileSystem.cut = 0
+    UnreliableFileSystem.arrived.clear()
+    yield UnreliableFileSystem
+    UnreliableFileSystem.store.clear()
+    UnreliableFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture
@@ -76,6 +124,36 @@ def test_a_place_that_takes_no_output_fails_no_run_and_it_stays_here(
     logs = (settings.home / "dagster" / "storage" / ended.run_id / "compute_logs").glob("*.out")
     (kept,) = (path for path in logs if path.stem != "running")  # the step's file has a random name
     assert kept.read_text() == "said by the step\n"
+
+
+def test_a_place_that_is_away_for_a_moment_gets_the_output_of_a_running_step_after_it(
+    unreliable: type[UnreliableFileSystem], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = BabylonComputeLogs("unreliable://logs", LocalComputeLogManager(str(tmp_path)))
+    key = ["run", "compute_logs", "step"]
+    written = Path(manager.local_manager.get_captured_local_path(key, "out"))
+    written.parent.mkdir(parents=True)
+    written.write_text("said so far\n")
+    unreliable.away = 1
+    ended = threading.Event()
+    poller = threading.Thread(target=_upload_partial_logs, args=(manager, key, ended, 0.01))
+    poller.start()
+    arrived = unreliable.arrived.wait(10)
+    ended.set()
+    poller.join()
+    assert arrived and unreliable.store["/logs/run/compute_logs/step.out.partial"].getvalue() == b"said so far\n"
+    assert "unreliable://logs) cannot be used: no answer" in caplog.text
+
+
+def test_a_download_that_breaks_off_leaves_no_half_output_here(unreliable: type[UnreliableFileSystem], tmp_path: Path) -> None:
+    manager = BabylonComputeLogs("unreliable://logs", LocalComputeLogManager(str(tmp_path)))
+    key = ["run", "compute_logs", "step"]
+    fsspec.filesystem("unreliable").pipe_file("/logs/run/compute_logs/step.out", b"said by the step\n")
+    unreliable.cut = 1
+    with pytest.raises(BabylonError, match="cut off"):
+        manager.get_log_data_for_type(key, ComputeIOType.STDOUT, 0, None)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert manager.get_log_data_for_type(key, ComputeIOType.STDOUT, 0, None)[0] == b"said by the step\n"
 
 
 def test_without_the_setting_dagster_keeps_it_as_ever(database: Database, settings: Settings) -> None:

@@ -276,3 +276,20 @@ def test_a_failing_place_is_told_without_its_secrets(settings: Settings, countin
         raise OSError(f"no answer from {url} (s3cret, sig=s1gned)")
     assert "s3cret" not in str(failed.value) and "s1gned" not in str(failed.value)
     assert shown_url(url) == "counting://bucket/x"
+
+
+def test_no_part_of_a_chained_url_shows_its_secrets(settings: Settings) -> None:
+    assert shown_url("blockcache::sftp://u:pw@h/x") == "blockcache::sftp://h/x"
+    assert shown_url("zip://a.zip?k=1::simplecache::sftp://u:p::w@h/x?sig=2") == "zip://a.zip::simplecache::sftp://h/x"
+    assert shown_url("sftp://u:p::w::1@h/x") == "sftp://h/x"
+    assert shown_url("http://u:pw@[::1]:8000/v1") == "http://[::1]:8000/v1"
+    url = "blockcache::sftp://u:s3cret@h/x?sig=s1gned"
+    with pytest.raises(ExportError) as failed, describing(url):
+        raise OSError(f"no answer from {url} (s3cret, sig=s1gned)")
+    assert "s3cret" not in str(failed.value) and "s1gned" not in str(failed.value)
+
+
+def test_a_password_is_not_shown_in_its_decoded_form_either(settings: Settings) -> None:
+    with pytest.raises(ExportError) as failed, describing("sftp://u:s3%40cret@h/x"):
+        raise OSError("h refuses s3@cret as a password")
+    assert "h refuses ... as a password" in str(failed.value)

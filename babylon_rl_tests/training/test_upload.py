@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from babylon_rl.cli import run
-from babylon_rl.errors import TrainingPaused
+from babylon_rl.errors import BatchConflict, TrainingPaused
+from babylon_rl.files.durable import copy_tree
 from babylon_rl.files.file_sets import INCOMING
 from babylon_rl.models.checkpoint_store import check_storage, upload_checkpoint
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, publish, verify
@@ -19,6 +21,7 @@ from babylon_rl.store.write_ahead import finished_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
+from babylon_rl.training.iterations import WORK
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.object_store import ObjectStore
 from babylon_rl_tests.store.servers import free_port
@@ -31,12 +34,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "made", tmp_path / "here" / "v1.0.0")
 
 
-def make_checkpoint(made: Path, final: Path, step: int = 1) -> Path:
+def make_checkpoint(made: Path, final: Path, step: int = 1, batch_id: str | None = None) -> Path:
     from babylon_rl.training.backends.dry import _write_adapter
 
     made.mkdir()
     _write_adapter(made, "dry", bytes(range(step, 32 + step)))
-    publish(made, final, make_manifest(DryTrainer().base_identity(), step=step))
+    publish(made, final, make_manifest(DryTrainer().base_identity(), step=step, batch_id=batch_id))
     return final
 
 
@@ -82,6 +85,36 @@ def test_another_checkpoint_of_that_version_is_not_replaced(checkpoint: Path, tm
     with pytest.raises(TrainingPaused, match="holds another checkpoint of that version"):
         upload_checkpoint(checkpoint, url)
     assert verify(tmp_path / "there" / "v1.0.0").step == 2
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_stood_still_during_its_upload_replaces_nothing_of_a_newer_one(checkpoint: Path, tmp_path: Path, step: int) -> None:
+    newer, url = make_checkpoint(tmp_path / "m2", tmp_path / "other" / "v1.0.0", step), f"file://{tmp_path}/there"
+    beats = iter(range(len(verify(checkpoint).files)))  # one for each file but the last, the manifest
+
+    def stand_still_at_the_last_file() -> None:
+        if next(beats, None) is None:
+            upload_checkpoint(newer, url)
+
+    if step == verify(checkpoint).step:
+        upload_checkpoint(checkpoint, url, stand_still_at_the_last_file)
+    else:
+        with pytest.raises(TrainingPaused, match="holds another checkpoint of that version"):
+            upload_checkpoint(checkpoint, url, stand_still_at_the_last_file)
+    assert verify(tmp_path / "there" / "v1.0.0") == verify(newer)
+    assert [path.name for path in (tmp_path / "there" / INCOMING).iterdir()] == []
+
+
+def test_a_run_that_was_taken_over_while_its_last_file_was_sent_moves_none_into_place(checkpoint: Path, tmp_path: Path) -> None:
+    beats = iter(range(len(list(checkpoint.iterdir()))))
+
+    def taken_over() -> None:
+        if next(beats, None) is None:
+            raise BatchConflict("a newer run has it")
+
+    with pytest.raises(BatchConflict):
+        upload_checkpoint(checkpoint, f"file://{tmp_path}/there", taken_over)
+    assert not (tmp_path / "there" / "v1.0.0").exists()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +199,42 @@ def test_a_place_that_is_down_stops_no_iteration_of_a_training_that_goes_on(conn
         train_batch(connection, batch.batch_id, stored, NOW, DryTrainer())
     assert read_batch(connection, batch.batch_id).state == "uploading"
     assert sorted(finished_steps(connection, batch.batch_id)) == [1, 2]
+
+
+@pytest.mark.slow
+def test_what_a_machine_publishes_is_its_own_last_iteration_though_another_trained_it_again(connection, settings, tmp_path) -> None:
+    place = tmp_path / "there"
+    first = settings.model_copy(update={"model_storage_url": f"file://{place}"})
+    second = first.model_copy(update={"babylon_rl_home": tmp_path / "second"})
+    batch = freeze(connection, first, NOW, max_trajectories=60).batch
+    prepare_batch(connection, batch.batch_id, first, NOW)
+
+    class PlaceGoes(DryTrainer):
+        """While it trains, the place becomes one that takes nothing."""
+
+        def train(self, iteration, parent, out, on_step):
+            shutil.rmtree(place, ignore_errors=True)
+            place.write_text("no directory")
+            return super().train(iteration, parent, out, on_step)
+
+    with pytest.raises(TrainingPaused, match="waits for MODEL_STORAGE_URL"):
+        train_batch(connection, batch.batch_id, first, NOW, PlaceGoes())
+    place.unlink()
+    # The second machine finds no checkpoint at the storage and trains before that goes again.
+    with pytest.raises(TrainingPaused, match="waits for MODEL_STORAGE_URL"):
+        train_batch(connection, batch.batch_id, second, NOW, PlaceGoes())
+    *_, last = finished_steps(connection, batch.batch_id).values()
+    assert (last.checkpoint or "").startswith(str(second.home))
+    shutil.rmtree(second.home)  # which is no directory of the first machine
+    place.unlink()
+    trained = train_batch(connection, batch.batch_id, first, NOW, DryTrainer())
+    kept = first.home / "checkpoints" / WORK / batch.batch_id / str(last.iteration) / WEIGHTS
+    assert (trained.checkpoint / WEIGHTS).read_bytes() == (place / trained.model.version / WEIGHTS).read_bytes() == kept.read_bytes()
+
+
+def test_a_copy_of_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        copy_tree(tmp_path / "gone", tmp_path / "copy")
 
 
 @pytest.fixture
