@@ -1,12 +1,14 @@
 """Capacity model and its check: `python -m benchmarks.capacity [--check] [--write]` prints the tables of docs/explanation/capacity.md.
 
---check measures what hours and trajectories cost on this machine (an embedded server and a scripted judge of their own), makes real runs of
-`scored_groups` with a judge that takes 300 ms, and keeps them in benchmarks/capacity.json beside what the model says of each; the exit code
-is 1 when one is off by more than 15 %. Without it the kept measurement is read. --write puts tables and plot into the docs.
+--check measures the costs of hours and trajectories on this machine (with an embedded server and a scripted judge), makes real runs of
+`scored_groups` with a judge that takes 300 ms, and keeps them in benchmarks/capacity.json. Without it the kept measurement is read. The
+model's seconds are compared with these runs and with the scale test's by Celery workers; the exit code is 1 when one is off by more than
+15 %. --write puts tables and plot into the docs.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -36,7 +39,7 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
-from benchmarks.capacity_model import Costs, Hour, Limits, Site, Steady, backfill_s, steady
+from benchmarks.capacity_model import Costs, Hour, Limits, Site, Steady, backfill_s, scoring_span_s, steady
 
 ROOT = Path(__file__).parents[1]
 KEPT, PAGE, PICTURE = Path(__file__).with_suffix(".json"), ROOT / "docs/explanation/capacity.md", ROOT / "docs/images/capacity.png"
@@ -48,9 +51,16 @@ BIG_AGENTS, BIG_ROWS = 250, 2000
 POINTS = [(concurrency, processes) for concurrency in (4, 8, 16) for processes in (1, 2)]
 START, NOW = datetime(2025, 9, 1), datetime(2025, 11, 1)
 READING, SCORING = ("window_groups", "market_outcomes", "hindsight"), ("scored_groups",)
-# Measured elsewhere: the CPU trainer with KL_PENALTY (costs.md); training, comparison and confirmation of the demo (performance.md).
-TRAIN_ROW_S, VERSION_S, BATCH_ROWS = 0.119, 704.0, 10_000
+# Seconds from the first scores to the last, by number of workers: table "720 hours" of docs/howto/several-machines.md, measured by
+# `python -m benchmarks.scale_test --hours 720 speed`. LATENCY_S, ORDERS and HOURS_PER_RUN are the same there; an hour has 5 trajectories.
+CELERY_HOURS, CELERY_CONCURRENCY, CELERY_S = 720, 1, {1: 494.0, 2: 243.0, 4: 135.0}
+# Seconds of one core, measured elsewhere: a trajectory in the CPU trainer with KL_PENALTY (costs.md, 119 for 1,000); benchmark and
+# confirmation of a version, at most (performance.md, of the demo: 116 s by the clock on two cores). A batch of TRAINING_MAX_TRAJECTORIES.
+TRAIN_ROW_S, VERSION_S, BATCH_ROWS = 0.119, 2 * 116.0, 10_000
 RATES = (10_000, 100_000, 1_000_000)
+# Requests and tokens a minute of gpt-4o-mini by OpenAI's usage tier (platform.openai.com/docs/models/gpt-4o-mini); TIER is the default.
+TIERS = {1: (500, 200_000), 2: (5_000, 2_000_000), 3: (5_000, 4_000_000), 4: (10_000, 10_000_000), 5: (30_000, 150_000_000)}
+TIER = 2
 ROWS_OF_AN_AGENT = 8  # an hour, and how large one is: the recorded game; the rows of benchmarks/read_window.py
 ROW_BYTES = 26_000
 SHOWN = ("openai/gpt-4o-mini", "openai/gpt-4.1")
@@ -143,7 +153,10 @@ def _parts(hours: Sequence[str], big: str) -> list[tuple[str, Sequence[str]]]:
 
 
 def fitted(one: float, many: float, big: float, one_alone: float = 0.0, many_alone: float = 0.0) -> dict[str, float]:
-    """Seconds of a run, a small hour and a trajectory more, from runs of ``_parts``; of an hour what is not scores, from these alone."""
+    """Seconds of a run, a small hour and a trajectory more, from runs of ``_parts``.
+
+    ``report_s`` is the part of an hour outside its scores, from runs of these alone.
+    """
     hour = (many - one) / (HOURS_PER_RUN - 1)
     run = max(0.0, one - hour)
     return {
@@ -205,7 +218,7 @@ def _events(url: str, hours: int) -> dict[str, float]:
     return {"rows": row[0] / hours, "bytes": row[1] / hours}
 
 
-# --- what the model says
+# --- the model's statements
 
 
 def scoring_costs(kept: Mapping[str, Any]) -> Costs:
@@ -224,16 +237,30 @@ def all_costs(kept: Mapping[str, Any]) -> Costs:
     )  # fmt: skip
 
 
+def _compared(seconds: float, said: float) -> dict[str, float]:
+    return {"seconds": seconds, "said": said, "off": said / seconds - 1}
+
+
 def compared(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each real run beside what the model says of it."""
+    """Kept runs, each beside the model's seconds."""
     rows = []
     for run in kept["runs"]:
         site = Site(run["processes"], kept["cores"], run["concurrency"])
-        hour = Hour(0, ORDERS)  # a small one, which is what the cost of an hour is measured on
+        hour = Hour(0, ORDERS)  # a small one: the cost of an hour is measured on those
         said = backfill_s(site, scoring_costs(kept), Limits(lambda: kept["latency_s"]), [hour] * kept["hours"])
         ideal = kept["hours"] * ORDERS * kept["latency_s"] / run["concurrency"] / run["processes"]
-        seconds = median(run["seconds"])
-        rows.append({**run, "seconds": seconds, "said": said, "off": said / seconds - 1, "ideal": ideal})
+        rows.append({**run, **_compared(median(run["seconds"]), said), "ideal": ideal})
+    return rows
+
+
+def compared_with_celery(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Backfills of the scale test, each beside the model's seconds."""
+    rows = []
+    for workers, seconds in CELERY_S.items():
+        site, hours = Site(workers, kept["cores"], CELERY_CONCURRENCY), [Hour(0, ORDERS)] * CELERY_HOURS
+        said = scoring_span_s(site, scoring_costs(kept), Limits(lambda: LATENCY_S), hours, HOURS_PER_RUN)
+        ideal = CELERY_HOURS * ORDERS * LATENCY_S / CELERY_CONCURRENCY / workers
+        rows.append({"workers": workers, **_compared(seconds, said), "ideal": ideal})
     return rows
 
 
@@ -244,31 +271,64 @@ def prices(page: str) -> dict[str, dict[str, float]]:
     return {judge: dict(zip(names, (float(cell.replace(",", "")) for cell in cells), strict=True)) for judge, *cells in found}
 
 
-def played(kept: Mapping[str, Any], rate: int, site: Site, latency_s: float, per_thousand: Mapping[str, float]) -> Steady:
-    """Three hours at so many trajectories an hour."""
-    hour = Hour(rate, round(rate * per_thousand["requests"] / 1000))
+def provider(judge: Mapping[str, float], latency_s: float, requests: float | None = None, tokens: float | None = None) -> Limits:
+    """Limits of a judge's provider, a minute; ``judge`` is a line of costs.md."""
+    return Limits(lambda: latency_s, requests, tokens, (judge["tokens_in"] + judge["tokens_out"]) / judge["requests"])
+
+
+def highest_rate(judge: Mapping[str, float], limits: Limits) -> float:
+    """Most trajectories an hour whose requests the provider's limits allow; infinite without a limit."""
+    requests_min = (limits.requests_per_minute or math.inf, (limits.tokens_per_minute or math.inf) / limits.tokens_per_request)
+    return min(requests_min) * 60 / judge["requests"] * 1000
+
+
+def played(kept: Mapping[str, Any], rate: int, site: Site, limits: Limits, judge: Mapping[str, float]) -> Steady:
+    """Four hours at so many trajectories an hour."""
     return steady(
-        site, all_costs(kept), Limits(lambda: latency_s), hour,
-        hours=3, batch_rows=BATCH_ROWS, train_row_s=TRAIN_ROW_S, version_s=VERSION_S,
+        site, all_costs(kept), limits, Hour(rate, round(rate * judge["requests"] / 1000)),
+        hours=4, batch_rows=BATCH_ROWS, train_row_s=TRAIN_ROW_S, version_s=VERSION_S,
     )  # fmt: skip
 
 
-def projected(kept: Mapping[str, Any], latency_s: float) -> list[dict[str, Any]]:
-    """A row for each rate: what comes, how the defaults do, the least JUDGE_CONCURRENCY that keeps up, what a day leaves."""
+def minutes(state: Steady) -> float:
+    """Minutes from an hour's end to its scores; infinite where every hour waits longer than the one before."""
+    return math.inf if state.growing else state.scored_after_s / 60
+
+
+def limited(
+    kept: Mapping[str, Any], rate: int, site: Site, limits: Limits, judge: Mapping[str, float], without_min: float
+) -> dict[str, float]:
+    """Minutes to an hour's scores under a provider's limits: in all, later than ``without_min``, of requests that an hour leaves over."""
+    most = highest_rate(judge, limits)
+    if rate > most:
+        return {"min": math.inf, "later": math.inf, "left": 60 * (rate / most - 1)}
+    found = minutes(played(kept, rate, site, limits, judge))
+    return {"min": found, "later": found - without_min, "left": 0.0}
+
+
+def projected(
+    kept: Mapping[str, Any], latency_s: float, requests: float, tokens: float, rates: Sequence[int] = RATES
+) -> list[dict[str, Any]]:
+    """Loads, delays and costs by rate: with the defaults, with enough JUDGE_CONCURRENCY, and both under the provider's limits."""
     table = prices(PRICES.read_text())
     judge, rows = table[SHOWN[0]], []
-    for rate in RATES:
-        default = played(kept, rate, Site(4, kept["cores"]), latency_s, judge)
-        needed, then = 16, default
-        while (then.growing or then.scored_after_s > 3600) and needed < 1024:
-            needed *= 2
-            then = played(kept, rate, Site(4, kept["cores"], needed), latency_s, judge)
+    unlimited, limits = provider(judge, latency_s), provider(judge, latency_s, requests, tokens)
+    site = Site(4, kept["cores"])
+    for rate in rates:
+        default = then = played(kept, rate, site, unlimited, judge)
+        enough = site
+        while minutes(then) > 60 and enough.concurrency < 1024:
+            enough = replace(enough, concurrency=2 * enough.concurrency)
+            then = played(kept, rate, enough, unlimited, judge)
+        requests_min = rate * judge["requests"] / 60_000
         rows.append({
             "rate": rate, "agents": rate / ROWS_OF_AN_AGENT, "rows_s": rate / 3600,
-            "requests_min": rate * judge["requests"] / 60_000, "tokens_min": rate * (judge["tokens_in"] + judge["tokens_out"]) / 60_000,
+            "requests_min": requests_min, "tokens_min": requests_min * limits.tokens_per_request,
+            "of_limit": rate / highest_rate(judge, limits),
             **{name: rate / 1000 * table[name]["usd"] for name in SHOWN},
-            "default_min": default.scored_after_s / 60, "default_growing": default.growing,
-            "needed": needed, "needed_min": then.scored_after_s / 60, "needed_growing": then.growing or then.scored_after_s > 3600,
+            "default_min": minutes(default), "default_limited": limited(kept, rate, site, limits, judge, minutes(default)),
+            "needed": enough.concurrency, "needed_min": minutes(then),
+            "needed_limited": limited(kept, rate, enough, limits, judge, minutes(then)),
             "gb_day": rate * 24 * ROW_BYTES / 1e9,
             "cores": then.used["cores"] * kept["cores"], "trained": default.trained_share,
             "trainers": rate * (TRAIN_ROW_S + VERSION_S / BATCH_ROWS) / 3600,
@@ -276,49 +336,91 @@ def projected(kept: Mapping[str, Any], latency_s: float) -> list[dict[str, Any]]
     return rows
 
 
+def by_tier(kept: Mapping[str, Any], latency_s: float, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Delays under each tier's limits at the rates of ``rows``, with the JUDGE_CONCURRENCY that these need without limits."""
+    judge = prices(PRICES.read_text())[SHOWN[0]]
+    found = []
+    for tier, (requests, tokens) in TIERS.items():
+        limits = provider(judge, latency_s, requests, tokens)
+        states = [limited(kept, row["rate"], Site(4, kept["cores"], row["needed"]), limits, judge, row["needed_min"]) for row in rows]
+        found.append({"tier": tier, "requests": requests, "tokens": tokens, "most": highest_rate(judge, limits), "states": states})
+    return found
+
+
 # --- the page
 
 
+def _check_cells(row: Mapping[str, Any], decimals: int) -> list[str]:
+    seconds, said, ideal = (f"{row[name]:.{decimals}f}" for name in ("seconds", "said", "ideal"))
+    return [seconds, said, f"{row['off']:+.1%}", ideal]
+
+
 def check_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Real runs beside the model's."""
+    """Table of kept runs beside the model's seconds."""
     return markdown_table(
         ["JUDGE_CONCURRENCY", "processes", "measured s", "model s", "off", "judge alone s"],
-        [
-            [
-                str(row["concurrency"]), str(row["processes"]), f"{row['seconds']:.1f}", f"{row['said']:.1f}", f"{row['off']:+.0%}",
-                f"{row['ideal']:.1f}",
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
+        [[str(row["concurrency"]), str(row["processes"]), *_check_cells(row, 1)] for row in rows],
+    )
 
 
-def rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Table of what each rate needs, a column for each."""
+def celery_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Table of the scale test's backfills beside the model's seconds."""
+    return markdown_table(
+        ["workers", "measured by Celery s", "model s", "off", "judge alone s"],
+        [[str(row["workers"]), *_check_cells(row, 0)] for row in rows],
+    )
 
-    def scored(minutes: float, growing: bool) -> str:
-        return "never: the backlog grows" if growing else f"{minutes:,.0f} min after its end"
 
+def _scored(found_min: float) -> str:
+    return "never: the backlog grows" if math.isinf(found_min) else f"{found_min:,.0f} min after its end"
+
+
+def _limited(state: Mapping[str, float]) -> str:
+    """Cell of an hour under limits."""
+    if state["left"]:
+        return f"never: an hour leaves {state['left']:,.0f} min of requests over"
+    return _scored(state["min"]) + (f", {state['later']:,.0f} later" if 0.5 <= state["later"] < math.inf else "")
+
+
+def rate_table(rows: Sequence[Mapping[str, Any]], requests: float, tokens: float) -> str:
+    """Table of needs and costs, a column for each rate."""
+    limits = f"{requests:,.0f} requests and {tokens:,.0f} tokens a minute"
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("agents", lambda row: f"{row['agents']:,.0f}"),
         ("trajectories a second", lambda row: f"{row['rows_s']:,.1f}"),
         ("requests a minute to the judge", lambda row: f"{row['requests_min']:,.0f}"),
         ("tokens a minute", lambda row: f"{row['tokens_min']:,.0f}"),
+        (f"share of the provider's limits, {limits}", lambda row: f"{row['of_limit']:.0%}"),
         *((f"dollars an hour, {name}", lambda row, name=name: f"{row[name]:,.2f}") for name in SHOWN),
-        ("an hour is scored, with the defaults", lambda row: scored(row["default_min"], row["default_growing"])),
-        ("least JUDGE_CONCURRENCY that scores it within the next", lambda row: "none" if row["needed_growing"] else f"{row['needed']}"),
-        ("an hour is scored then", lambda row: scored(row["needed_min"], row["needed_growing"])),
+        ("an hour is scored, with the defaults", lambda row: _scored(row["default_min"])),
+        ("the same under these limits", lambda row: _limited(row["default_limited"])),
+        ("least JUDGE_CONCURRENCY that scores it within the next", lambda row: "none" if row["needed_min"] > 60 else f"{row['needed']}"),
+        ("an hour is scored then", lambda row: _scored(row["needed_min"])),
+        ("the same under these limits", lambda row: _limited(row["needed_limited"])),
         ("gigabytes a day, at 26 KB a trajectory", lambda row: f"{row['gb_day']:,.0f}"),
-        ("cores busy then", lambda row: f"{row['cores']:.2f}"),
-        ("share that one CPU trainer trains on", lambda row: f"{row['trained']:.0%}"),
-        ("CPU trainers for all of it", lambda row: f"{row['trainers']:.1f}"),
+        ("cores busy with hours and scores", lambda row: f"{row['cores']:.3f}"),
+        ("core-hours a day, hours and scores", lambda row: f"{24 * row['cores']:,.1f}"),
+        ("share that a CPU trainer on one core trains on", lambda row: f"{row['trained']:.0%}"),
+        ("cores of CPU trainers for all of it", lambda row: f"{row['trainers']:,.1f}"),
+        ("core-hours a day, training on all of it", lambda row: f"{24 * row['trainers']:,.0f}"),
     ]
     columns = ["", *(f"{row['rate']:,} an hour" for row in rows)]
     return markdown_table(columns, [[name, *(cell(row) for row in rows)] for name, cell in lines])
 
 
+def tier_table(tiers: Sequence[Mapping[str, Any]], rates: Sequence[int] = RATES) -> str:
+    """Table of delays under the provider's limits, a line for each tier."""
+    return markdown_table(
+        ["tier", "requests a minute", "tokens a minute", "trajectories an hour at most", *(f"{rate:,} an hour" for rate in rates)],
+        [
+            [str(row["tier"]), f"{row['requests']:,}", f"{row['tokens']:,}", f"{row['most']:,.0f}", *map(_limited, row["states"])]
+            for row in tiers
+        ],
+    )
+
+
 def cost_table(kept: Mapping[str, Any]) -> str:
-    """The measured costs, milliseconds."""
+    """Table of the measured costs, milliseconds."""
     names = {"reading": "reading: `window_groups`, `market_outcomes`, `hindsight`", "scoring": "`scored_groups`"}
     return markdown_table(
         ["milliseconds", "of a run", "of an hour of 24 trajectories", "of a trajectory more"],
@@ -329,24 +431,31 @@ def cost_table(kept: Mapping[str, Any]) -> str:
     )
 
 
-def picture(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], latency_s: float) -> bytes:
-    """Minutes until an hour is scored, by rate; and the check."""
+def picture(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], celery: Sequence[Mapping[str, Any]], latency_s: float) -> bytes:
+    """Plot of minutes until an hour is scored, by rate, with the tiers' highest rates; and of the checks."""
     figure = new_figure(9.6, 3.6, 88, constrained=True)
     left, right = figure.subplots(1, 2)
     judge = prices(PRICES.read_text())[SHOWN[0]]
     rates = (10_000, 30_000, 100_000, 300_000, 1_000_000)
     for concurrency, colour in zip((16, 64, 256), SERIES, strict=False):
-        found = [played(kept, rate, Site(4, kept["cores"], concurrency), latency_s, judge) for rate in rates]
+        found = [played(kept, rate, Site(4, kept["cores"], concurrency), provider(judge, latency_s), judge) for rate in rates]
         left.plot(rates, [state.scored_after_s / 60 for state in found], "o-", color=colour, markersize=4, label=f"{concurrency} at once")
     left.axhline(60, color=GREY, linestyle="--", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="trajectories an hour", ylabel="minutes from an hour's end to its scores")
-    left.legend(title="JUDGE_CONCURRENCY", fontsize=8, title_fontsize=8)
-    most = 1.1 * max(max(row["seconds"], row["said"]) for row in rows)
-    right.fill_between([0, most], [0, most * (1 - BOUND)], [0, most * (1 + BOUND)], color=GREY, alpha=0.4)
-    for processes, colour in ((1, SERIES[0]), (2, SERIES[1])):
-        chosen = [row for row in rows if row["processes"] == processes]
-        right.plot([row["seconds"] for row in chosen], [row["said"] for row in chosen], "o", color=colour, label=f"processes: {processes}")
-    right.set(xlim=(0, most), ylim=(0, most), xlabel="measured, s", ylabel="model, s")
+    for tier, (requests, tokens) in TIERS.items():
+        most = highest_rate(judge, provider(judge, latency_s, requests, tokens))
+        if most < 2 * rates[-1]:
+            left.axvline(most, color=GREY, linestyle=":", linewidth=1)
+            left.annotate(f"tier {tier}", (most, 1), xycoords=("data", "axes fraction"), xytext=(-2, -3), textcoords="offset points",
+                          rotation=90, ha="right", va="top", fontsize=7)  # fmt: skip
+    left.legend(title="JUDGE_CONCURRENCY", fontsize=8, title_fontsize=8, loc="lower right")
+    every = [*rows, *celery]
+    ends = [0.8 * min(row["seconds"] for row in every), 1.25 * max(row["seconds"] for row in every)]
+    right.fill_between(ends, [end * (1 - BOUND) for end in ends], [end * (1 + BOUND) for end in ends], color=GREY, alpha=0.4)
+    groups = [(f"processes: {number}", [row for row in rows if row["processes"] == number]) for number in (1, 2)]
+    for (label, chosen), colour in zip([*groups, ("Celery, 720 hours", celery)], SERIES, strict=False):
+        right.plot([row["seconds"] for row in chosen], [row["said"] for row in chosen], "o", color=colour, markersize=4, label=label)
+    right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, s", ylabel="model, s")
     right.legend(fontsize=8)
     plain_axes((left, right))
     return png_of(figure)
@@ -358,12 +467,22 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="measure this machine and compare real runs, some minutes")
     parser.add_argument("--write", action="store_true", help=f"put tables and plot into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--latency", type=float, default=5.0, help="seconds that a judge takes for an answer, of the projections")
+    for name, default in zip(("requests", "tokens"), TIERS[TIER], strict=True):
+        text = f"{name} that the judge's provider allows in a minute, of the projections; by default {default:,}, those of tier {TIER}"
+        parser.add_argument(f"--{name}-per-minute", type=float, default=default, help=text)
     given = parser.parse_args()
+    limits = given.requests_per_minute, given.tokens_per_minute
+    if min(limits) <= 0:
+        parser.error("A provider's limit must be above 0.")
     if given.check:
         KEPT.write_text(json.dumps(measure(), indent=1) + "\n")
     kept = json.loads(KEPT.read_text())
-    rows = compared(kept)
-    tables = {"check": check_table(rows), "costs": cost_table(kept), "rates": rate_table(projected(kept, given.latency))}
+    rows, celery = compared(kept), compared_with_celery(kept)
+    by_rate = projected(kept, given.latency, *limits)
+    tables = {
+        "check": check_table(rows), "celery": celery_table(celery), "costs": cost_table(kept),
+        "rates": rate_table(by_rate, *limits), "tiers": tier_table(by_tier(kept, given.latency, by_rate)),
+    }  # fmt: skip
     print("\n\n".join(tables.values()))
     if given.write:
         text = PAGE.read_text()
@@ -372,8 +491,8 @@ def main() -> int:
                 rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda found, table=table: found[1] + table + found[2], text, flags=re.S
             )
         PAGE.write_text(text)
-        PICTURE.write_bytes(picture(kept, rows, given.latency))
-    return int(any(abs(row["off"]) > BOUND for row in rows))
+        PICTURE.write_bytes(picture(kept, rows, celery, given.latency))
+    return int(any(abs(row["off"]) > BOUND for row in [*rows, *celery]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Discrete-event model of hours that workers read and score, on simpy; benchmarks/capacity.py measures its parameters and uses it.
 
 An hour needs a worker; a worker computes on one core at a time (Python's lock) of its machine's; a request needs a
-place among JUDGE_CONCURRENCY of its run and leave from the provider's limits of requests and tokens a minute, which all runs share; a
-batch needs the trainer. Not in it: failures, and a database that slows down as it grows.
+place among JUDGE_CONCURRENCY of its run, and room in the provider's limits of requests and tokens a minute, which all runs share; a
+batch needs the trainer, which computes on one core of its own. Not in it: failures, tries that a limit refused, and a database that slows
+down as it grows.
 """
 
 from collections import deque
@@ -70,7 +71,7 @@ class Seen:
     finished: dict[int, float] = field(default_factory=dict)
     busy_s: dict[str, float] = field(default_factory=dict)
     waited_s: list[float] = field(default_factory=list)
-    trained_rows: int = 0
+    trained: list[tuple[float, float, int]] = field(default_factory=list)  # beginning, end, rows
 
     def add(self, resource: str, seconds: float) -> None:
         """Count the use of a resource."""
@@ -78,7 +79,7 @@ class Seen:
 
 
 class Budget:
-    """Leave of a provider: at most so much within any 60 s, in the order of asking."""
+    """Limit of a provider: at most so much within any 60 s, first come, first served."""
 
     def __init__(self, env: simpy.Environment, per_minute: float) -> None:
         self._env, self._per_minute = env, per_minute
@@ -109,7 +110,7 @@ class Judge:
         self._budgets = [(Budget(env, most), amount) for most, amount in allowed if most is not None]
 
     def ask(self, places: simpy.Resource, before: Callable[[], Process] | None = None) -> Process:
-        """One request: a place, leave, the computation ``before`` it, the answer."""
+        """One request: a place, room in the limits, the computation ``before`` it, the answer."""
         asked = self._env.now
         with places.request() as place:
             yield place
@@ -183,26 +184,42 @@ class Pipeline:
         self.seen.finished[number] = self.env.now
 
     def train(self, rows: int, row_s: float, version_s: float) -> Process:
-        """One training with the comparison of its version, on its own machine."""
+        """One training with the comparison of its version, in seconds of a core that nothing else uses."""
         with self._trainers.request() as trainer:
             yield trainer
+            began = self.env.now
             yield self.env.timeout(rows * row_s + version_s)
-            self.seen.add("trainers", rows * row_s + version_s)
-            self.seen.trained_rows += rows
+            self.seen.trained.append((began, self.env.now, rows))
 
 
-def backfill_s(site: Site, costs: Costs, limits: Limits, hours: Iterable[Hour], hours_per_run: int = 24) -> float:
-    """Seconds until hours that all wait already are scored."""
+def _backfill(site: Site, costs: Costs, limits: Limits, hours: Iterable[Hour], hours_per_run: int) -> Pipeline:
+    """Pipeline that has scored hours that all waited at its start."""
     pipeline, numbered = Pipeline(site, costs, limits), list(enumerate(hours))
     for start in range(0, len(numbered), hours_per_run):
         pipeline.env.process(pipeline.run(numbered[start : start + hours_per_run]))
     pipeline.env.run()
-    return float(pipeline.env.now)
+    return pipeline
+
+
+def backfill_s(site: Site, costs: Costs, limits: Limits, hours: Iterable[Hour], hours_per_run: int = 24) -> float:
+    """Seconds of a backfill, from the start of its first run to the end of its last."""
+    return float(_backfill(site, costs, limits, hours, hours_per_run).env.now)
+
+
+def scoring_span_s(site: Site, costs: Costs, limits: Limits, hours: Iterable[Hour], hours_per_run: int = 24) -> float:
+    """Seconds of a backfill from the first hour's scores to the last hour's."""
+    finished = _backfill(site, costs, limits, hours, hours_per_run).seen.finished.values()
+    return max(finished) - min(finished)
 
 
 @dataclass(frozen=True)
 class Steady:
-    """Some hours of a game as they come: seconds from an hour's end to its scores (newest), shares of what is there that is used."""
+    """Some hours of a game as they come.
+
+    ``scored_after_s`` is from an hour's end to its scores, of the latest hour; ``growing`` is True where the last waits longer than the
+    first. ``used`` is the share of a resource that the work of an hour takes, above 1 where it does not fit; ``trained_share`` the share of
+    new trajectories that the trainers use.
+    """
 
     scored_after_s: float
     growing: bool
@@ -213,7 +230,7 @@ class Steady:
 def steady(
     site: Site, costs: Costs, limits: Limits, hour: Hour, *, hours: int, batch_rows: int, train_row_s: float, version_s: float
 ) -> Steady:
-    """Play ``hours`` like ``hour``, one every 3,600 s; a training is frozen whenever the trainer is free, of at most ``batch_rows``."""
+    """Play ``hours`` like ``hour``, one every 3,600 s; a training is frozen whenever a trainer is free, of at most ``batch_rows``."""
     pipeline = Pipeline(site, costs, limits)
     env, seen = pipeline.env, pipeline.seen
 
@@ -237,6 +254,14 @@ def steady(
         env.process(trainings())
     env.run(until=env.process(game()))
     late = [seen.finished[number] - 3600.0 * (number + 1) for number in range(hours)]
-    there, lasted = {"cores": site.cores, "workers": site.workers, "judge": site.concurrency * site.workers}, env.now - 3600
-    used = {name: seen.busy_s.get(name, 0.0) / count / lasted for name, count in there.items()}
-    return Steady(late[-1], late[-1] > late[0] + 60, used, min(1.0, seen.trained_rows / hour.rows * 3600 / lasted))
+    there = {"cores": site.cores, "workers": site.workers, "judge": site.concurrency * site.workers}
+    used = {name: seen.busy_s.get(name, 0.0) / count / hours / 3600 for name, count in there.items()}
+    return Steady(max(late), late[-1] > late[0] + 60, used, _trained_share(seen.trained, hour.rows))
+
+
+def _trained_share(trainings: Sequence[tuple[float, float, int]], rows_per_hour: int) -> float:
+    """Share of new rows that is trained on, from the first training's start to the last one's end."""
+    if not trainings:
+        return 0.0
+    took_s = max(end for _, end, _ in trainings) - min(start for start, _, _ in trainings)
+    return min(1.0, sum(rows for _, _, rows in trainings) / rows_per_hour * 3600 / took_s)

@@ -8,8 +8,39 @@ from statistics import mean
 import pytest
 import simpy
 
-from benchmarks.capacity import KEPT, PAGE, PRICES, RATES, SHOWN, check_table, compared, cost_table, prices
-from benchmarks.capacity_model import Costs, Hour, Judge, Limits, Seen, Site, backfill_s, steady
+from babylon_rl_tests.scale.scenarios import SETTINGS
+from benchmarks import scale_test
+from benchmarks.capacity import (
+    BOUND,
+    CELERY_CONCURRENCY,
+    CELERY_HOURS,
+    CELERY_S,
+    KEPT,
+    LATENCY_S,
+    ORDERS,
+    PAGE,
+    PRICES,
+    RATES,
+    ROOT,
+    SHOWN,
+    TIER,
+    TIERS,
+    TRAIN_ROW_S,
+    by_tier,
+    celery_table,
+    check_table,
+    compared,
+    compared_with_celery,
+    cost_table,
+    highest_rate,
+    limited,
+    prices,
+    projected,
+    provider,
+    rate_table,
+    tier_table,
+)
+from benchmarks.capacity_model import Costs, Hour, Judge, Limits, Seen, Site, backfill_s, scoring_span_s, steady
 
 NOTHING = Costs()
 
@@ -39,12 +70,14 @@ def test_the_wait_for_the_judge_is_that_of_mmc(servers: int, arrivals: float) ->
     assert seen.busy_s["judge"] / env.now == pytest.approx(arrivals, rel=0.03)
 
 
-@pytest.mark.parametrize("concurrency", [4, 8, 16])
+@pytest.mark.parametrize("concurrency", [1, 4, 8, 16])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_waiting_alone_takes_as_many_rounds_as_requests_over_places(workers: int, concurrency: int) -> None:
     hours = [Hour(rows=10, requests=2)] * 96
-    took = backfill_s(Site(workers, 2, concurrency), NOTHING, Limits(lambda: 0.3), hours)
-    assert took == pytest.approx(0.3 * (96 / workers * 2 / concurrency))
+    site, limits = Site(workers, 2, concurrency), Limits(lambda: 0.3)
+    assert backfill_s(site, NOTHING, limits, hours) == pytest.approx(0.3 * (96 / workers * 2 / concurrency))
+    first_hour_s = 0.6 if concurrency == 1 else 0.3
+    assert scoring_span_s(site, NOTHING, limits, hours) == pytest.approx(backfill_s(site, NOTHING, limits, hours) - first_hour_s)
 
 
 def test_computing_alone_is_bounded_by_the_cores() -> None:
@@ -76,13 +109,61 @@ def test_a_game_that_is_too_fast_is_said_to_grow() -> None:
     assert slow.growing and not fast.growing  # an hour takes 5,000 s
     assert slow.scored_after_s == pytest.approx(5000 + 2 * 1400)
     assert fast.scored_after_s == pytest.approx(5000)
-    assert 0.5 < fast.used["workers"] < 5000 / 3600 / 2
-    assert 0.1 < fast.trained_share < 3600 / 1050 / 10  # 1,050 s for 1,000 of 10,000 trajectories
+    assert fast.used["workers"] == pytest.approx(5000 / 3600 / 2)
+    assert slow.used["workers"] == pytest.approx(5000 / 3600)  # more than there is
+    assert fast.used["cores"] == pytest.approx(5000 / 3600 / 8)
+    assert fast.trained_share == pytest.approx(3600 / 1050 / 10)  # 1,050 s for 1,000 of 10,000 trajectories
 
 
-def test_the_page_holds_what_the_kept_measurement_gives() -> None:
+@pytest.mark.parametrize(("limits", "trajectories"), [((500, None), 30_000), ((None, 200_000), 12_000), ((500, 200_000), 12_000)])
+def test_the_lower_limit_bounds_the_trajectories_of_an_hour(limits: tuple[float | None, float | None], trajectories: float) -> None:
+    judge = {"requests": 1000.0, "tokens_in": 900_000.0, "tokens_out": 100_000.0}  # of 1,000 trajectories
+    assert highest_rate(judge, provider(judge, 5.0, *limits)) == pytest.approx(trajectories)
+    assert math.isinf(highest_rate(judge, provider(judge, 5.0)))
+
+
+def test_hours_beyond_the_limit_leave_requests_over_and_others_are_late() -> None:
+    kept, judge = json.loads(KEPT.read_text()), {"requests": 100.0, "tokens_in": 9_000.0, "tokens_out": 1_000.0}
+    limits = provider(judge, 0.0, 10)  # 600 requests an hour, 6,000 trajectories
+    below, above = (limited(kept, rate, Site(4), limits, judge, 1.0) for rate in (3_000, 12_000))
+    assert below["left"] == 0
+    assert 29 < below["min"] < 31 and below["later"] == below["min"] - 1.0  # 300 requests, ten in any minute
+    assert math.isinf(above["min"]) and above["left"] == pytest.approx(60)  # two hours of requests each hour
+
+
+@pytest.mark.slow
+def test_the_model_is_within_its_bound_of_every_measured_run() -> None:
+    kept = json.loads(KEPT.read_text())
+    rows = [*compared(kept), *compared_with_celery(kept)]
+    assert len(rows) == 9
+    assert max(abs(row["off"]) for row in rows) <= BOUND
+
+
+def test_values_measured_elsewhere_are_those_of_their_pages() -> None:
+    machines = (ROOT / "docs/howto/several-machines.md").read_text()
+    for words, seconds in zip(("one worker", "two workers", "four workers"), CELERY_S.values(), strict=True):
+        assert f"| {words} | {seconds:.0f} |" in machines
+    assert f"| {CELERY_HOURS} hours | seconds |" in machines
+    assert (str(CELERY_CONCURRENCY), str(ORDERS)) == (SETTINGS["JUDGE_CONCURRENCY"], SETTINGS["JUDGE_ORDERS"])
+    assert (tuple(CELERY_S), LATENCY_S) == (scale_test.WORKERS, scale_test.LATENCY_S)
+    assert f"| {1000 * TRAIN_ROW_S:.0f} s of processor time" in PRICES.read_text()
+
+
+@pytest.mark.slow
+def test_the_page_holds_tables_of_the_kept_measurement() -> None:
     kept, page = json.loads(KEPT.read_text()), PAGE.read_text()
     assert check_table(compared(kept)) in page
+    assert celery_table(compared_with_celery(kept)) in page
     assert cost_table(kept) in page
     usd = prices(PRICES.read_text())[SHOWN[0]]["usd"]
     assert f"| dollars an hour, {SHOWN[0]} | " + " | ".join(f"{rate / 1000 * usd:,.2f}" for rate in RATES) in page
+
+
+@pytest.mark.slow
+def test_the_page_holds_the_projection_of_the_lowest_rate() -> None:
+    kept, page, lowest = json.loads(KEPT.read_text()), PAGE.read_text(), RATES[:1]
+    rows = projected(kept, 5.0, *TIERS[TIER], lowest)
+    for table in (rate_table(rows, *TIERS[TIER]), tier_table(by_tier(kept, 5.0, rows), lowest)):
+        for line in table.splitlines():
+            if "---" not in line:
+                assert line.removesuffix(" |") in page
