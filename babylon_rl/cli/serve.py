@@ -27,12 +27,12 @@ def serve_model(
     That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
     from babylon_rl.models import base_model, checkpoints, server
-    from babylon_rl.models.checkpoint_store import absence, checkpoint_named
+    from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
-    checkpoint = None if version == server.BASE_MODEL_NAME else checkpoint_named(version, settings)
+    checkpoint = None if version == server.BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
     if checkpoint is not None:
         _refuse_remote(version, checkpoint)
     elif version != server.BASE_MODEL_NAME:
@@ -50,7 +50,7 @@ def serve_model(
         policy.add_adapter(version, checkpoint)
 
     def published(name: str) -> Path | None:
-        directory = None if name.startswith(".") or "/" in name else checkpoint_named(name, settings)
+        directory = None if name.startswith(".") or "/" in name else checkpoint_to_serve(name, settings)
         # Asked for each name that the server does not know yet. A pointer to a service has no weights to serve.
         if directory is None or checkpoints.read_remote(directory) is not None:
             return None

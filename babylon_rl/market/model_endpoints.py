@@ -19,7 +19,7 @@ from babylon_rl.market.simulation.model_agent import ModelAgent, model_agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
 from babylon_rl.models.base_model import base_model_dir
-from babylon_rl.models.checkpoint_store import absence, checkpoint_named
+from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
 from babylon_rl.models.server_process import running_server
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.recorder.core import new_uuid
@@ -44,7 +44,8 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
     ``model`` is ``base``, a version here or at MODEL_STORAGE_URL, or ``MODEL@URL``.
 
     Raises:
-        ModelUnavailable: there is no such version here.
+        ModelUnavailable: there is no such version, or it cannot be fetched now.
+        CheckpointError: another checkpoint than the registered one is here.
         UsageError: URL is not one.
     """
     name, _, url = model.partition("@")
@@ -57,7 +58,7 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
         return
     adapters = {}
     if name != BASE:
-        directory = checkpoint_named(name, settings)
+        directory = checkpoint_to_serve(name, settings)
         if directory is None:
             raise ModelUnavailable(f"{absence(name, settings)} `babylon-rl models` lists the versions; base is always there.")
         adapters = {name: directory}

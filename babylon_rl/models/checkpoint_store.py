@@ -3,20 +3,27 @@
 Callers name a version and get a directory below BABYLON_RL_HOME. Without MODEL_STORAGE_URL nothing but paths is looked at. There (at any
 fsspec location) a version is <url>/<version>/, complete once its manifest exists; nothing is ever replaced or deleted except temporary
 files.
+
+Two machines may train one batch, and the first to upload is registered. What the other one has under the number is no version: it is
+renamed, and the registered one is fetched.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingPaused, UsageError
-from babylon_rl.files.durable import sha256
+from babylon_rl.errors import CheckpointError, DatabaseError, ModelError, ModelUnavailable, TrainingPaused, UsageError
+from babylon_rl.files.durable import exclusive, sha256
 from babylon_rl.files.file_sets import INCOMING, FileSet
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, decode_manifest, load_manifest
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest
 from babylon_rl.settings import Settings, StorageSettings
-from babylon_rl.store.registry import Model, version_order
+from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import Model, read_models, version_order
 
+GOING = ".pruned-"  # begins the name of a directory that is no checkpoint any more, which the next cleanup deletes
 WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
 
 
@@ -39,7 +46,8 @@ def checkpoint_of(model: Model, settings: Settings) -> Path:
 def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None, settings: Settings) -> Path | None:
     """Directory of a version: ``recorded`` if that is here, else as ``checkpoint_named``.
 
-    With MODEL_STORAGE_URL its manifest must have the hash ``manifest_sha``: a number is given again after a batch was cancelled.
+    With MODEL_STORAGE_URL its manifest must have the hash ``manifest_sha``: a number is given again after a batch was cancelled. Another
+    checkpoint of the same batch is replaced by the one there, if that has the hash.
 
     Raises:
         CheckpointError: another checkpoint has its place, or what is at MODEL_STORAGE_URL is damaged.
@@ -48,8 +56,11 @@ def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None
     directory = recorded if recorded.is_dir() else checkpoint_named(version, settings)
     if directory is None or manifest_sha is None or settings.model_storage_url is None:
         return directory
-    manifest = directory / MANIFEST
-    if not manifest.is_file() or sha256(manifest) != manifest_sha:
+    if not _has_manifest(directory, manifest_sha):
+        stored = _stored(version, settings)
+        if stored is not None and stored.sha256 == manifest_sha:
+            directory = _fetched(version, settings, stored) or directory
+    if not _has_manifest(directory, manifest_sha):
         raise CheckpointError(
             f"{directory} holds another checkpoint than the one registered as {version}. Move it away, see that "
             f"{shown_url(settings.model_storage_url)} is the storage of this database, then try again."
@@ -67,8 +78,88 @@ def checkpoint_named(version: str, settings: Settings) -> Path | None:
         ModelUnavailable: it cannot be fetched now.
     """
     directory = settings.home / "checkpoints" / version
-    if directory.is_dir():
-        return directory
+    return directory if directory.is_dir() else _fetched(version, settings)
+
+
+def checkpoint_to_serve(version: str, settings: Settings) -> Path | None:
+    """Directory of a version, for a caller without its row.
+
+    Of a version that is here DATABASE_URL says which checkpoint is registered, as for ``registered_checkpoint``. Where it does not, that
+    of the same batch at MODEL_STORAGE_URL is taken; where that does not answer either, the one that is here.
+
+    Raises:
+        CheckpointError: as ``registered_checkpoint``.
+        ModelUnavailable: it cannot be fetched now.
+    """
+    directory = settings.home / "checkpoints" / version
+    if settings.model_storage_url is None or version_order(version) is None or not directory.is_dir():
+        return checkpoint_named(version, settings)
+    manifest_sha = _registered_sha(version, settings)
+    if manifest_sha is not None:
+        return registered_checkpoint(version, directory, manifest_sha, settings)
+    try:
+        stored = _stored(version, settings)
+    except (ModelError, UsageError):
+        return directory  # a server starts while the storage is down
+    return directory if stored is None else _fetched(version, settings, stored)
+
+
+def _registered_sha(version: str, settings: Settings) -> str | None:
+    """Hash of a version's manifest in the registry of DATABASE_URL, None where that does not say."""
+    # An embedded database is not started for this: it is of this machine alone, as are its checkpoints.
+    if settings.database_url is None:
+        return None
+    try:
+        with open_database(settings, prepare=False) as database, database.connect(autocommit=True) as connection:
+            models = read_models(connection)
+    except DatabaseError:
+        return None  # a server starts while the database is down
+    return next((model.manifest_sha for model in models if model.version == version and model.manifest_sha is not None), None)
+
+
+def other_of_batch(directory: Path, batch_id: str | None, manifest_sha: str) -> bool:
+    """True if a directory holds a checkpoint of this batch whose manifest has another hash."""
+    # A link is a person's, and never renamed.
+    named = batch_id is not None and not directory.is_symlink() and batch_named_in(directory) == batch_id
+    return named and not _has_manifest(directory, manifest_sha)
+
+
+def set_aside(directory: Path, batch_id: str | None, manifest_sha: str) -> None:
+    """Rename the directory of a version if it is ``other_of_batch``.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if not other_of_batch(directory, batch_id, manifest_sha):
+        return
+    # Once more under the lock of FileSet.fetch: another process may have put the registered one here meanwhile.
+    with exclusive(directory.with_name(f".{directory.name}.lock")):
+        if other_of_batch(directory, batch_id, manifest_sha):
+            # A new name: what could not be deleted yet may have the plain one. Renaming replaces an empty directory.
+            directory.rename(tempfile.mkdtemp(prefix=f"{GOING}{directory.name}-", dir=directory.parent))
+
+
+def _has_manifest(directory: Path, manifest_sha: str) -> bool:
+    try:
+        return sha256(directory / MANIFEST) == manifest_sha
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Manifest at MODEL_STORAGE_URL, with the hash of its file."""
+
+    manifest: Manifest
+    sha256: str
+
+
+def _fetched(version: str, settings: Settings, stored: _Stored | None = None) -> Path | None:
+    """Fetch a version unless it is here; another checkpoint of the batch of ``stored`` makes room for it.
+
+    A process that dies between the two leaves none here, and the next one fetches it.
+    """
+    directory = settings.home / "checkpoints" / version
     # Only versions are ever uploaded: a name of another form is at no storage.
     if settings.model_storage_url is None or version_order(version) is None:
         return None
@@ -81,8 +172,10 @@ def checkpoint_named(version: str, settings: Settings) -> Path | None:
         )
 
     with describing_failures(settings.model_storage_url, failed):
-        stored = FileSet(Location(settings.model_storage_url), version, MANIFEST)
-        there = stored.fetch(directory, lambda content: decode_manifest(content, shown).files)
+        if stored is not None:
+            set_aside(directory, stored.manifest.batch_id, stored.sha256)
+        files = FileSet(Location(settings.model_storage_url), version, MANIFEST)
+        there = files.fetch(directory, lambda content: decode_manifest(content, shown).files)
     return directory if there else None
 
 
@@ -104,13 +197,18 @@ def stored_manifest(version: str, settings: StorageSettings) -> Manifest | None:
         CheckpointError: it cannot be read.
         ModelUnavailable: the storage does not answer.
     """
+    stored = _stored(version, settings)
+    return None if stored is None else stored.manifest
+
+
+def _stored(version: str, settings: StorageSettings) -> _Stored | None:
     url = settings.model_storage_url
     if url is None:
         return None
     shown = f"{shown_url(url)}/{version}"
     with describing_failures(url, lambda reason, number: ModelUnavailable(f"{shown} cannot be read: {reason}.")):
         content = FileSet(Location(url), version, MANIFEST).manifest()
-    return None if content is None else decode_manifest(content, shown)
+    return None if content is None else _Stored(decode_manifest(content, shown), hashlib.sha256(content).hexdigest())
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from babylon_rl.files.durable import Removal
+from babylon_rl.models.checkpoint_store import GOING, other_of_batch, set_aside
 from babylon_rl.models.checkpoints import batch_named_in
 from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches
@@ -18,7 +19,6 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
 from babylon_rl.store.releases import versions_needed
 
-_GOING = ".pruned-"
 IMPORTING = ".upload-"
 IMPORT_ENDED = timedelta(days=1)  # an import takes minutes: what is older was left by a process that was killed
 
@@ -78,7 +78,10 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
             _put_away(checkpoints / model.version, removal)
     for directory in _unregistered(connection, checkpoints):
         _put_away(directory, removal)
-    for abandoned in (*checkpoints.glob(f"{_GOING}*"), *_killed_imports(checkpoints, now)):
+    for model in models:
+        if model not in (*going, *begun):
+            _set_aside_unregistered(model, checkpoints, removal)
+    for abandoned in (*checkpoints.glob(f"{GOING}*"), *_killed_imports(checkpoints, now)):
         removal.tree(abandoned)
     return Pruned([model.version for model in going], removal)
 
@@ -107,7 +110,7 @@ def _put_away(directory: Path, removal: Removal) -> None:
     if removal.dry_run:
         removal.tree(directory)
         return
-    going = directory.with_name(f"{_GOING}{directory.name}")
+    going = directory.with_name(f"{GOING}{directory.name}")
     removal.tree(going)
     try:
         directory.rename(going)  # at once no checkpoint any more
@@ -115,6 +118,21 @@ def _put_away(directory: Path, removal: Removal) -> None:
         removal.refuse(directory, refusal)
         return
     removal.tree(going)
+
+
+def _set_aside_unregistered(model: Model, checkpoints: Path, removal: Removal) -> None:
+    """Set a version's directory aside if another machine trained the same batch, and its checkpoint is the registered one."""
+    directory = checkpoints / model.version
+    # Only where the registered one is at a storage: what is here could be that one, with a damaged manifest.
+    if model.manifest_sha is None or model.uploaded_url is None or not other_of_batch(directory, model.training_batch, model.manifest_sha):
+        return
+    if removal.dry_run:
+        removal.tree(directory)
+        return
+    try:
+        set_aside(directory, model.training_batch, model.manifest_sha)
+    except OSError as refusal:
+        removal.refuse(directory, refusal)
 
 
 def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:

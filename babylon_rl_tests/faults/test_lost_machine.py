@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 
 from babylon_rl.errors import CheckpointError
+from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import verify
+from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.store.registry import read_models
+from babylon_rl.training.batches import pending_batches, train_batch
 from babylon_rl_tests.faults.test_training_crashes import MOST, live
-from babylon_rl_tests.faults.world import HOURS, World, registry
+from babylon_rl_tests.faults.world import HOURS, NOW, World, registry
 
 ALL = HOURS * MOST
 
@@ -27,10 +29,10 @@ def begin_again(world: World) -> None:
     shutil.rmtree(world.settings.home)
 
 
-def uploading(world: World, machine: World) -> tuple[int, int, int]:
+def uploading(world: World, machine: World, most: int = ALL) -> tuple[int, int, int]:
     """A whole training there: the numbers of the boundary of its upload, of the row's, and of the last one."""
     begin_again(world)
-    boundaries = live(machine, None, ALL)
+    boundaries = live(machine, None, most)
     upload = next(at for at, boundary in enumerate(boundaries, 1) if "/store/.incoming/v" in boundary)
     row = next(at for at, boundary in enumerate(boundaries, 1) if at > upload and "INSERT INTO public.trained_models" in boundary)
     return upload, row, len(boundaries)
@@ -78,6 +80,26 @@ def test_a_checkpoint_of_a_batch_that_failed_keeps_its_number_at_the_storage(wor
     live(second, None, ALL)
     assert [model.version for model in read_models(world.connection) if not model.foreign] == ["v0.9.2"]
     assert {path.name for path in (world.settings.home / "store").glob("v*")} == {"v0.9.1", "v0.9.2"}
+
+
+@pytest.mark.slow
+def test_a_machine_that_comes_back_goes_on_with_the_checkpoint_that_another_one_registered(world: World) -> None:
+    keeping = replace(world, settings=world.settings.model_copy(update={"checkpoints_kept": 2}))
+    first, second = on_machine(keeping, "first"), on_machine(keeping, "second")
+    upload, _, _ = uploading(world, first, MOST)
+    begin_again(world)
+    live(first, upload, MOST)  # it has published, and is lost
+    (batch,) = pending_batches(world.connection)
+    world.connection.commit()
+    registered = train_batch(world.connection, batch.batch_id, second.settings, NOW).model
+    shutil.rmtree(second.settings.home)  # which is no directory of the first machine
+    own = first.checkpoints / registered.version
+    assert verify(own).batch_id == registered.training_batch and sha256(own / MANIFEST) != registered.manifest_sha
+    live(first, None, MOST)
+    newest, model = [model for model in read_models(world.connection) if not model.foreign]
+    assert newest.parent_version == model.version == registered.version
+    assert checkpoint_of(model, first.settings) == own and sha256(own / MANIFEST) == registered.manifest_sha
+    assert {path.name for path in first.checkpoints.iterdir() if path.is_dir()} == {".work", own.name, newest.version}
 
 
 def test_a_version_that_nobody_uploaded_is_absent_with_advice(world: World) -> None:

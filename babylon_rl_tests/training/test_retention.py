@@ -9,7 +9,7 @@ import pytest
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import publish
-from babylon_rl.store.registry import parent_of_line, read_models
+from babylon_rl.store.registry import note_upload, parent_of_line, read_models
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -17,6 +17,7 @@ from babylon_rl.training.publishing import parent_checkpoint
 from babylon_rl.training.retention import prunable, prune
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, make_model
+from babylon_rl_tests.training.test_upload import make_checkpoint
 
 
 def versions(models) -> list[str]:
@@ -78,6 +79,25 @@ def test_a_deletion_that_was_broken_off_ends_with_the_next_one(connection, setti
     (checkpoints / ".pruned-v1.0.3").mkdir()
     assert prune(connection, settings, checkpoints, NOW).versions == []
     assert {path.name for path in checkpoints.iterdir()} == {".work", second.version}
+
+
+def test_another_checkpoint_of_a_registered_batch_goes_where_the_registered_one_is_at_a_storage(
+    connection, settings, trained_twice, tmp_path: Path
+) -> None:
+    second, first = trained_twice
+    checkpoints = settings.home / "checkpoints"
+    own = checkpoints / second.version
+    own.rename(tmp_path / "registered")
+    make_checkpoint(tmp_path / "made", own, batch_id=second.training_batch)
+    size = sum(path.stat().st_size for path in own.iterdir())
+    assert prune(connection, settings, checkpoints, NOW).removal.files == 0  # it could be the only one, with a damaged manifest
+    note_upload(connection, second.training_batch, f"file://{tmp_path}/there/{second.version}", NOW)
+    connection.commit()
+    assert prune(connection, settings, checkpoints, NOW, dry_run=True).removal.bytes == size and own.is_dir()
+    assert prune(connection, settings, checkpoints, NOW).removal.bytes == size
+    assert {path.name for path in checkpoints.iterdir() if path.is_dir()} == {".work", first.version}
+    (tmp_path / "registered").rename(own)
+    assert prune(connection, settings, checkpoints, NOW).removal.files == 0 and own.is_dir()
 
 
 def test_what_a_killed_import_left_goes_after_a_day(connection, settings) -> None:
