@@ -40,6 +40,8 @@ OBJECTS = [item for name in ("settings", "servers") for item in yaml.safe_load_a
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
 OTHERS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"}
 IMAGE = "babylon-rl:0.1.0"
+CODE_SERVER = "babylon-dagster-user-deployments-babylon-rl"
+RUN_ACCOUNT = "babylon-dagster-user-deployments-user-deployments"
 GPU = {
     "container_config": {"image": "babylon-rl-gpu:0.1.0", "resources": {"limits": {"nvidia.com/gpu": "1"}}},
     "pod_spec_config": {"node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}},
@@ -64,14 +66,14 @@ def launcher_config(kubeconfig: Path) -> dict[str, Any]:
         "image_pull_policy": values["imagePullPolicy"], "service_account_name": "babylon-dagster",
         "dagster_home": "/opt/dagster/dagster_home", "instance_config_map": "babylon-dagster-instance",
         "postgres_password_secret": VALUES["global"]["postgresqlSecretName"], "env_vars": values["envVars"],
-        "fail_pod_on_run_failure": values["failPodOnRunFailure"],
+        "fail_pod_on_run_failure": values["failPodOnRunFailure"], "security_context": values["securityContext"],
         # The parts themselves are passed on as they are.
         "run_k8s_config": {snake_key(key): part for key, part in values["runK8sConfig"].items()},
     }  # fmt: skip
 
 
 def instance_config(database: Database, kubeconfig: Path) -> dict[str, Any]:
-    """dagster.yaml as the chart makes it of the values, on another server."""
+    """dagster.yaml as the chart makes it of the values and its own defaults (docs/howto/kubernetes.md), on another server."""
     place, values = conninfo_to_dict(database.url), VALUES["postgresql"]
     storage = {
         "postgres_db": {
@@ -79,14 +81,17 @@ def instance_config(database: Database, kubeconfig: Path) -> dict[str, Any]:
             "port": int(place.get("port") or 5432), "db_name": str(place["dbname"]), "params": values["postgresqlParams"],
         }
     }  # fmt: skip
-    daemon = VALUES["dagsterDaemon"]
+    daemon, threads = VALUES["dagsterDaemon"], {"use_threads": True, "num_workers": 4}
+    dequeue = {f"dequeue_{key}": value for key, value in threads.items()}
     return {
+        "scheduler": {"module": "dagster.core.scheduler", "class": "DagsterDaemonScheduler"},
         "run_storage": {"module": "dagster_postgres.run_storage", "class": "PostgresRunStorage", "config": storage},
         "event_log_storage": {"module": "dagster_postgres.event_log", "class": "PostgresEventLogStorage", "config": storage},
         "schedule_storage": {"module": "dagster_postgres.schedule_storage", "class": "PostgresScheduleStorage", "config": storage},
         "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher_config(kubeconfig)},
-        "run_coordinator": {"module": "dagster._core.run_coordinator", "class": "QueuedRunCoordinator"},
-        "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
+        "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator", "config": dequeue},
+        "compute_logs": {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
+        "sensors": threads, "schedules": threads,
         "run_monitoring": snake(daemon["runMonitoring"]), "run_retries": snake(daemon["runRetries"]),
         "concurrency": {key: snake(part) for key, part in VALUES["concurrency"].items() if key != "enabled"},
         "telemetry": VALUES["telemetry"],
@@ -124,11 +129,13 @@ def launch(sample_database: Database, settings: Settings, tmp_path: Path, monkey
     sample_database.prepare_dagster_schema()
     monkeypatch.setenv("DAGSTER_PG_PASSWORD", str(conninfo_to_dict(sample_database.url).get("password") or "none"))
     deployment = VALUES["dagster-user-deployments"]["deployments"][0]
+    # As the chart writes it into the code server's environment: its own objects too, and no security context.
     context = {
-        "image_pull_policy": deployment["image"]["pullPolicy"],
-        "volumes": deployment["volumes"], "volume_mounts": deployment["volumeMounts"],
-        "env_config_maps": [item["name"] for item in deployment["envConfigMaps"]], "resources": deployment["resources"],
-        "env_secrets": [item["name"] for item in deployment["envSecrets"]], "security_context": deployment["securityContext"],
+        "image_pull_policy": deployment["image"]["pullPolicy"], "namespace": "trading", "service_account_name": RUN_ACCOUNT,
+        "volumes": deployment["volumes"], "volume_mounts": deployment["volumeMounts"], "resources": deployment["resources"],
+        "env_config_maps": [f"{CODE_SERVER}-user-env", *(item["name"] for item in deployment["envConfigMaps"])],
+        "env_secrets": [item["name"] for item in deployment["envSecrets"]],
+        "run_k8s_config": {"pod_spec_config": {"automount_service_account_token": True}},
     }  # fmt: skip
     image = "{repository}:{tag}".format(**deployment["image"])
     pointer = ModuleCodePointer(deployment["codeServerArgs"][1], "defs", working_directory=str(ROOT))
@@ -178,7 +185,7 @@ def test_names_in_the_files_are_settings_commands_and_objects() -> None:
 
 def test_the_values_keep_what_the_projects_dagster_yaml_says(sample_database: Database, tmp_path: Path) -> None:
     ours, theirs = yaml.safe_load((ROOT / "dagster.yaml").read_text()), instance_config(sample_database, tmp_path)
-    for name in ("telemetry", "nux", "freshness"):
+    for name in ("telemetry", "nux", "freshness", "run_retries"):
         assert ours[name] == theirs[name]
     assert ours["concurrency"]["pools"] == theirs["concurrency"]["pools"]
     for name, part in ours["retention"].items():
@@ -202,6 +209,8 @@ def test_a_training_gets_the_gpu_and_hours_do_not(launch: Callable[..., Any], se
         assert pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] == 0
         assert pod["volumes"][-1]["name"] == "state" and not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
         assert pod["securityContext"]["runAsNonRoot"] and pod["terminationGracePeriodSeconds"] == 120
+        assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert pod["serviceAccountName"] == RUN_ACCOUNT
     pods = [job["spec"]["template"]["spec"] for job in (training, hours)]
     assert [pod.get("nodeSelector") for pod in pods] == [GPU["pod_spec_config"]["node_selector"], None]
     assert [pod["containers"][0]["image"] for pod in pods] == ["babylon-rl-gpu:0.1.0", IMAGE]
