@@ -37,7 +37,7 @@ from babylon_rl.windows import HOUR, window_of
 from benchmarks.judged_hour import BOUND_MB, report
 from benchmarks.ten_million_rows import END, asked_rows
 
-BACKFILL_HOURS = 240
+BACKFILL_HOURS, YEAR_HOURS = 240, 8760
 NOW = END + timedelta(minutes=10)
 DRY = {"train_rl_local": True, "local_base_model": "dry", "iterations": 1000}
 
@@ -184,7 +184,9 @@ def main() -> int:
     sys.argv[1:] = rest
     with asked_rows(__doc__) as (url, home, _):
         words = [sys.executable, "-m", "benchmarks.year_of_hours", "--work"]
-        return max(subprocess.run([*words, step, url, str(home)], check=False).returncode for step in given.steps)
+        # Read when the partitions are imported: all of the year's hours are observed.
+        environment = os.environ | {"FIRST_WINDOW": hour(YEAR_HOURS)}
+        return max(subprocess.run([*words, step, url, str(home)], check=False, env=environment).returncode for step in given.steps)
 
 
 if __name__ == "__main__":
