@@ -523,7 +523,9 @@ class Settings(
         chosen = [source() for source in (init_settings, env_settings, dotenv_settings)]
         # The strongest last: ``.env``, the environment, arguments.
         given = chosen[2] | chosen[1] | chosen[0]
-        return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, _demo_choices(given)))
+        # Without ``.env`` no other file is read either.
+        demo = _demo_choices(given) if getattr(dotenv_settings, "env_file", None) else {}
+        return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, demo))
 
     @field_validator("first_window", "window_id")
     @classmethod

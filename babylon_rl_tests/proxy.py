@@ -5,7 +5,7 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 _COMMIT = b"COMMIT\x00"
@@ -37,12 +37,15 @@ class Proxy:
         with self._lock:
             self._left, self._act = received, act
 
-    def cut(self, *, away: bool = False) -> None:
-        """Close every line that is open, as a cable that is pulled and a network that says so; ``away``: and answer nobody new."""
+    def cut(self, *, away: bool = False, last: Collection[socket.socket] = ()) -> None:
+        """Close every line that is open, as a cable that is pulled and a network that says so; ``away``: and answer nobody new.
+
+        ``last``: the line of whoever waits, closed when all others are, so that no line outlives the news.
+        """
         with self._lock:
             self.away |= away
             lines, self._lines = self._lines, set()
-        for line in lines:
+        for line in sorted(lines, key=lambda line: line in last):
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
             line.close()
@@ -76,13 +79,13 @@ class Proxy:
                         server.sendall(received)
                         server.recv(65536)  # it is committed
                         raise OSError
-                    if ready is server and self._count(len(received)):
+                    if ready is server and self._count(len(received), (client, server)):
                         continue
                     others[ready].sendall(received)
         for line in (client, server):
             line.close()
 
-    def _count(self, received: int) -> bool:
+    def _count(self, received: int, line: Collection[socket.socket]) -> bool:
         with self._lock:
             if self._left is None:
                 return False
@@ -91,7 +94,10 @@ class Proxy:
                 return False
             self._left, act = None, self._act
         self.fired += 1
-        (act or self.cut)()
+        if act is None:
+            self.cut(last=line)
+        else:
+            act()
         return act is None
 
     def __enter__(self) -> "Proxy":

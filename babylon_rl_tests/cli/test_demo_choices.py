@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.cli.demo import DEMO_SETTINGS, next_steps
 from babylon_rl.errors import NoTrainer
-from babylon_rl.settings import DEMO_FILE, keep_demo_choices, kept_demo_choices, load_settings, setting_sources
+from babylon_rl.settings import DEMO_FILE, Settings, keep_demo_choices, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.training.backends import trainer_choice
 
 OWN = "postgresql://somebody@127.0.0.1:1/own"
@@ -68,3 +68,8 @@ def test_child_processes_are_given_the_choices_beside_the_database(home: Path, m
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DATABASE_URL", OWN)
     assert load_settings().train_rl_local
+
+
+def test_settings_that_read_no_file_read_no_choices_of_a_demo(home: Path) -> None:
+    assert load_settings().kl_penalty == 0
+    assert Settings(_env_file=None).kl_penalty != 0
