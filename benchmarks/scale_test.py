@@ -1,14 +1,15 @@
-"""Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
+"""Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds and ratios.
 
 Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
 executor, on 1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
 that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`. With
-`--broker rabbitmq` RabbitMQ takes the place of Redis.
+`--broker rabbitmq` RabbitMQ takes the place of Redis. The exit code is 1 where a ratio of 720 hours or more misses its bound.
 """
 
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.scale.machines import BROKERS, Redis, site
-from babylon_rl_tests.scale.scenarios import SETTINGS, Row, Scenarios, table
+from babylon_rl_tests.scale.results import COUNTS_FROM_HOURS, Row, ratios, table
+from babylon_rl_tests.scale.scenarios import SETTINGS, Scenarios
 from babylon_rl_tests.scale.three_machines import alone, three_machines
 from babylon_rl_tests.trace_receiver import trace_receiver
 
 LATENCY_S = 0.3
 WORKERS = (1, 2, 4)
 FAULT_HOURS = 96
-# Each with a database of its own.
+WAITING_HOURS = 72  # three runs: one waits in the broker when two workers are busy
+# Each with a database of its own, which is empty.
 APART: dict[str, Callable[[Path, Database], Row]] = {"three-machines": three_machines, "alone": alone}
 
 
@@ -42,7 +45,8 @@ SCENARIOS: dict[str, Callable[[Scenarios, int], Iterable[Row]]] = {
     "speed": speed,
     "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
-    "broker-emptied": lambda scenarios, hours: [scenarios.broker_emptied(min(FAULT_HOURS, hours))],
+    "process-killed": lambda scenarios, hours: [scenarios.process_killed(min(FAULT_HOURS, hours))],
+    "broker-emptied": lambda scenarios, hours: [scenarios.broker_emptied(max(WAITING_HOURS, min(FAULT_HOURS, hours)))],
     "broker-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
     "postgres-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=False)],
     "older-code": lambda scenarios, hours: [scenarios.older_code(2)],
@@ -70,6 +74,18 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
     print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
+    if not print_ratios(rows, options.hours):
+        sys.exit(1)
+
+
+def print_ratios(rows: Sequence[Row], hours: int) -> bool:
+    """Print the ratios of speed with their bounds; False where one is missed that counts."""
+    found = ratios(rows)
+    for ratio in found:
+        print(ratio)
+    if found and hours < COUNTS_FROM_HOURS:
+        print(f"The bounds count from {COUNTS_FROM_HOURS} hours on: {hours} hours are too few runs to spread over {WORKERS[-1]} workers.")
+    return hours < COUNTS_FROM_HOURS or all(ratio.kept for ratio in found)
 
 
 def measured(directory: Path, chosen: Sequence[str], hours: int, kind: type[Redis]) -> Iterator[Row]:
@@ -86,8 +102,8 @@ def measured(directory: Path, chosen: Sequence[str], hours: int, kind: type[Redi
     for name in chosen:
         if name in APART:
             (directory / name).mkdir()
-            with prepared(directory / name / "postgres") as database:
-                yield APART[name](directory / name / "machines", database)
+            with use_server(directory / name / "postgres") as url:
+                yield APART[name](directory / name / "machines", Database(url, url))
 
 
 @contextmanager

@@ -7,13 +7,14 @@ ids of its own as well, so that nobody else sees whether it lives: its heartbeat
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +26,10 @@ import psycopg
 
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import running
+from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.windows import window_of
+from babylon_rl.windows import next_window, window_of, window_range
 from babylon_rl_tests.e2e.dev import Dev, ask, running_dev
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
 from babylon_rl_tests.store.servers import ROOT, free_port
@@ -126,11 +128,11 @@ BROKERS = {broker.name.lower(): broker for broker in (Redis, RabbitMQ)}
 
 
 class Machine:
-    """A worker of some queues in a process tree of its own."""
+    """A worker in a process tree of its own; ``command`` is `babylon-rl worker ...`, as a user types it."""
 
-    def __init__(self, site: "Site", name: str, queues: Sequence[str], code: Path = ROOT, **settings: str) -> None:
+    def __init__(self, site: "Site", name: str, command: Sequence[str], code: Path = ROOT, **settings: str) -> None:
         self.name, self.log, self.apart = name, site.directory / f"{name}.log", site.apart
-        command = [sys.executable, "-m", "babylon_rl", "worker", *(part for queue in queues for part in ("--queue", queue))]
+        command = in_python(command)
         if self.apart:
             command = [*_APART, "sh", "-c", f'hostname {name}; exec "$@"', "sh", *command]
         environment = site.environment | {"BABYLON_RL_HOME": str(site.directory / name), "PYTHONPATH": str(code)} | settings
@@ -150,6 +152,13 @@ class Machine:
             return []
         tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         return tree[1:] if self.apart else tree  # without `unshare` itself
+
+    def process_of(self, holder: str) -> psutil.Process | None:
+        """The process that a heartbeat names as the holder of its run, if it is of this machine."""
+        host, number = holder.partition("@")[0], int(holder.split("/")[1])
+        if self.apart and host != self.name:
+            return None
+        return next((process for process in self.processes() if _own_number(process) == number), None)
 
     def kill(self) -> None:
         """SIGKILL for all of it, as a power cut."""
@@ -180,14 +189,36 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of a machine; nothing of the caller's own settings."""
-        unset = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
-        own = {name: value for name, value in os.environ.items() if name not in unset}
-        return own | {"DATABASE_URL": self.url, "CELERY_BROKER_URL": self.broker} | self.settings
+        return inherited() | {"DATABASE_URL": self.url, "CELERY_BROKER_URL": self.broker} | self.settings
 
     def worker(self, name: str, *queues: str, code: Path = ROOT, **settings: str) -> Machine:
-        """Start another machine; ``settings`` win over those of the site."""
-        self.machines.append(Machine(self, name, queues, code, **settings))
+        """Start another machine, with a worker of some queues; ``settings`` win over those of the site."""
+        command = ["babylon-rl", "worker", *(part for queue in queues for part in ("--queue", queue))]
+        return self.machine(name, command, code, **settings)
+
+    def machine(self, name: str, command: Sequence[str], code: Path = ROOT, **settings: str) -> Machine:
+        """Start another machine with the command of a worker."""
+        self.machines.append(Machine(self, name, command, code, **settings))
         return self.machines[-1]
+
+    def executed_by(self, machine: Machine) -> dict[str, psutil.Process]:
+        """The runs that a machine executes now, with their processes."""
+        held = self.query(
+            """SELECT h."runId", h."holder" FROM babylon_rl.run_heartbeats h JOIN babylon_dagster.runs r ON r.run_id = h."runId"
+            WHERE r.status = 'STARTED' AND h."holder" <> ''"""
+        )
+        return {run: process for run, holder in held if (process := machine.process_of(holder)) is not None}
+
+    def waiting(self) -> list[str]:
+        """The runs that nobody executes yet."""
+        statement = "SELECT run_id FROM babylon_dagster.runs WHERE status IN ('QUEUED', 'NOT_STARTED', 'STARTING')"
+        return [run for (run,) in self.query(statement)]
+
+    def hours_of(self, runs: Iterable[str]) -> list[list[str]]:
+        """The hours of each of some runs of a backfill."""
+        statement = "SELECT value FROM babylon_dagster.run_tags WHERE run_id = %s AND key IN (%s, %s) ORDER BY value"
+        ranges = [[value for (value,) in self.query(statement, run, RANGE_START, RANGE_END)] for run in runs]
+        return [list(window_range(first, next_window(last))) for first, last in ranges]
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """What a query finds now."""
@@ -270,6 +301,26 @@ def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: Callable[[
         assert time.monotonic() < deadline, "\n".join([otherwise(), *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
         time.sleep(0.1)
     return found
+
+
+def inherited() -> dict[str, str]:
+    """The caller's variables without its settings of this project."""
+    unset = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
+    return {name: value for name, value in os.environ.items() if name not in unset}
+
+
+def in_python(command: Sequence[str]) -> list[str]:
+    """A command of babylon-rl, executed by this Python."""
+    assert command[0] == "babylon-rl", command
+    return [sys.executable, "-m", "babylon_rl", *command[1:]]
+
+
+def _own_number(process: psutil.Process) -> int:
+    """The number that a process has for itself, among process ids of its own."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^NSpid:.*\t(\d+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        return int(found[1]) if found else process.pid
+    return process.pid
 
 
 def _speaks_amqp(port: int) -> bool:

@@ -1,4 +1,6 @@
-"""Judged backfills on several machines; each scenario asserts that nothing was made twice or lost, and says how long it took.
+"""Judged backfills on several machines; each scenario asserts that nothing was lost or made twice but what a fault explains.
+
+After a fault it asserts too that the work went on within the bound that the how-to says.
 
 The judge answers after a latency and one request at a time for each run, so that a backfill takes as long as its answers.
 """
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.windows import window_stretches
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
+from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
@@ -42,14 +46,21 @@ Way = Callable[[list[str]], AbstractContextManager[None]]  # starts to judge som
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table: how long the backfill took, how many requests the judge got twice."""
+class Fault:
+    """A fault and its effect on runs.
 
-    scenario: str
-    hours: int
-    seconds: float
-    repeated: int
-    remark: str = ""
+    ``what_stops`` begins its row in the how-to, ``strikes`` gives the runs that it stops, once there are any, and it lasts as long as the
+    block of ``lasts``. So many ``requests`` may be repeated, and hours of these runs made again where they are ``lost``. The work goes on
+    when each of them makes hours again and ``goes_on`` holds.
+    """
+
+    what_stops: str
+    remark: str
+    strikes: Callable[[], Sequence[str]]
+    lasts: Callable[[], AbstractContextManager[None]]
+    lost: bool = False
+    requests: int = 0
+    goes_on: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -61,10 +72,8 @@ class Scenarios:
     receiver: TraceReceiver
     next_hour: int = 0
 
-    def backfill(
-        self, name: str, hours: int, workers: int, fault: Callable[[list[Machine], list[str]], str] | None = None, repeats: int = 0
-    ) -> Row:
-        """Judge new hours on so many workers; ``fault`` strikes once some are judged, says what it did, and may repeat some requests."""
+    def backfill(self, name: str, hours: int, workers: int, fault: Callable[[list[Machine]], Fault] | None = None) -> Row:
+        """Judge new hours on so many workers; a fault strikes once some are judged."""
         machines = [self.site.worker(f"{name.replace(' ', '-')}-{number}", *QUEUES) for number in range(workers)]
         for machine in machines:
             machine.ready()
@@ -74,30 +83,41 @@ class Scenarios:
             self.site.backfill("scored_groups", windows)
             yield
 
-        row = self.judged(name, hours, asked, None if fault is None else lambda windows: fault(machines, windows), repeats)
+        row = self.judged(name, hours, asked, None if fault is None else fault(machines))
         self.site.clear()
         return row
 
-    def judged(self, name: str, hours: int, way: Way, fault: Callable[[list[str]], str] | None = None, repeats: int = 0) -> Row:
-        """Make new hours and have them judged in some way; its seconds begin with the first scores."""
+    def judged(self, name: str, hours: int, way: Way, fault: Fault | None = None) -> Row:
+        """Make new hours and have them judged in some way; its seconds begin with the first scores, or with the fault."""
         with psycopg.connect(self.site.url) as connection:
             windows = fill(connection, self.next_hour, hours)
         self.next_hour += hours
-        asked = self.site.asked()
+        asked, struck, waited_s = self.site.asked(), list[list[str]](), None
         with way(windows):
             self.site.wait(lambda: self.site.scored(windows))
             began_s = time.monotonic()
-            remark = ""
             if fault is not None:
-                self.site.wait(lambda: self.site.scored(windows) > 3)
+                struck = self.site.wait(lambda: self.site.scored(windows) > 3 and self.site.hours_of(fault.strikes()))
                 began_s = time.monotonic()
-                remark = fault(windows)
+                waited_s = self._waited_s(fault, struck)
             self.site.wait(lambda: self.site.scored(windows) == hours, 400 + 2 * hours)
             seconds = time.monotonic() - began_s
             self.site.wait(self.site.at_rest)
-        row = Row(name, hours, seconds, self.site.asked() - asked - ORDERS * hours, remark)
-        self.check(windows, row, repeats)
+        row = Row(
+            name, hours, seconds, self.site.asked() - asked - ORDERS * hours, self.remade(windows, struck if fault and fault.lost else []),
+            waited_s, None if fault is None else bound_s(fault.what_stops), "" if fault is None else fault.remark,
+        )  # fmt: skip
+        self.check(windows, row, 0 if fault is None else fault.requests)
         return row
+
+    def _waited_s(self, fault: Fault, struck: Sequence[Sequence[str]]) -> float:
+        """Seconds from the end of a fault until each of the runs that it struck makes hours again."""
+        with fault.lasts():
+            before = [self.site.scored(hours) for hours in struck]
+        ended_s = time.monotonic()
+        assert all(made < len(hours) for made, hours in zip(before, struck, strict=True)), f"{fault.what_stops}: it came too late"
+        self.site.wait(lambda: fault.goes_on() and all(self.site.scored(hours) > made for made, hours in zip(before, struck, strict=True)))
+        return time.monotonic() - ended_s
 
     def one_process(self, hours: int) -> Row:
         """The same work by one command, without workers."""
@@ -162,42 +182,74 @@ class Scenarios:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def check(self, windows: Sequence[str], row: Row, repeats: int = 0) -> None:
-        """Every hour was judged and made; nothing was asked twice but what was in flight; no secret is in a log."""
-        assert self.site.scored(windows) == len(windows)
-        made = self.site.query(
-            "SELECT count(DISTINCT partition) FROM babylon_dagster.event_logs WHERE asset_key = %s AND partition = ANY(%s) "
-            "AND dagster_event_type = 'ASSET_MATERIALIZATION'", '["scored_groups"]', list(windows),
+    def remade(self, windows: Sequence[str], lost: Sequence[Sequence[str]]) -> int:
+        """Count the hours that were materialized again.
+
+        Only hours of ``lost`` runs may be; scores of an hour were written once.
+        """
+        events = self.site.query(
+            """SELECT partition, event::jsonb @? '$.**.metadata_entries[*] ? (@.label == "changed" && @.entry_data.value == true)'
+            FROM babylon_dagster.event_logs
+            WHERE asset_key = %s AND partition = ANY(%s) AND dagster_event_type = 'ASSET_MATERIALIZATION'""",
+            '["scored_groups"]', list(windows),
         )  # fmt: skip
-        assert made == [(len(windows),)], made
-        twice = self.site.query(
-            """SELECT "window", "agentId" FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) GROUP BY 1, 2 HAVING count(*) > 1""",
-            list(windows),
-        )
-        assert twice == []
-        assert row.repeated <= repeats, row
+        made, judged = Counter(window for window, _ in events), Counter(window for window, anew in events if anew)
+        assert set(made) == set(windows), set(windows) - set(made)
+        again = {window for window, times in made.items() if times > 1}
+        assert again <= {window for hours in lost for window in hours}, sorted(again)
+        assert max(judged.values(), default=0) <= 1, judged.most_common(3)
+        return len(again)
+
+    def check(self, windows: Sequence[str], row: Row, repeats: int = 0) -> None:
+        """Every hour was judged, nothing asked twice but what was in flight, nothing late; no secret is in a log."""
+        assert self.site.scored(windows) == len(windows)
+        assert 0 <= row.repeated <= repeats, row
+        assert row.waited_s is None or row.bound_s is None or row.waited_s <= row.bound_s + BUSY_S, row
         for log in self.site.directory.glob("*.log"):
             assert PASSWORD not in log.read_text(), log
 
     def worker_killed(self, hours: int) -> Row:
         """A machine is lost with its run."""
 
-        def kill(machines: list[Machine], windows: list[str]) -> str:
-            machines[0].kill()
-            return "one of two machines lost"
+        def fault(machines: list[Machine]) -> Fault:
+            @contextlib.contextmanager
+            def lost() -> Iterator[None]:
+                machines[0].kill()
+                yield
 
-        return self.backfill("worker killed", hours, 2, kill, repeats=1)
+            remark = "one of two machines lost"
+            return Fault("a worker with its machine", remark, lambda: self.begun(machines[0]), lost, lost=True, requests=1)
+
+        return self.backfill("worker killed", hours, 2, fault)
+
+    def process_killed(self, hours: int) -> Row:
+        """The process of a run is killed, and its worker lives."""
+
+        def fault(machines: list[Machine]) -> Fault:
+            @contextlib.contextmanager
+            def killed() -> Iterator[None]:
+                for process in self.site.executed_by(machines[0]).values():
+                    process.kill()
+                yield
+
+            remark = "the process of one of two runs killed"
+            return Fault("the process of a run", remark, lambda: self.begun(machines[0]), killed, lost=True, requests=1)
+
+        return self.backfill("process killed", hours, 2, fault)
 
     def broker_emptied(self, hours: int) -> Row:
         """The broker is killed with what waits in it, and comes back empty."""
 
-        def restart(machines: list[Machine], windows: list[str]) -> str:
+        @contextlib.contextmanager
+        def restart() -> Iterator[None]:
             self.broker.kill()
+            yield
             time.sleep(5)
             self.broker.start()
-            return "away for 5 s, then empty"
 
-        return self.backfill(f"{self.broker.name} emptied", hours, 2, restart)
+        # Those that waited have lost their messages.
+        fault = Fault("Redis, emptied or not", "away for 5 s, then empty", self.site.waiting, restart)
+        return self.backfill(f"{self.broker.name} emptied", hours, 2, lambda machines: fault)
 
     def cut_off(self, hours: int, broker: bool) -> Row:
         """A machine loses the broker, or Postgres, and gets it back after two minutes."""
@@ -206,15 +258,32 @@ class Scenarios:
         with Proxy(f"postgresql://u@127.0.0.1:{self.broker.port}/" if broker else self.site.url) as proxy:
             port = proxy.url.rpartition(":")[2].partition("/")[0]
             through = {"CELERY_BROKER_URL": self.broker.address.format(port=port)} if broker else {"DATABASE_URL": proxy.url}
-            self.site.worker(f"cut-off-from-{lost}", *QUEUES, **through).ready()
+            machine = self.site.worker(f"cut-off-from-{lost}", *QUEUES, **through).ready()
+            struck, refused = list[list[str]](), 0
 
-            def cut(machines: list[Machine], windows: list[str]) -> str:
+            @contextlib.contextmanager
+            def cut() -> Iterator[None]:
+                nonlocal refused, struck
+                struck = self.site.hours_of(self.site.executed_by(machine))
                 proxy.cut(away=True)
+                yield
                 time.sleep(away_s)
+                # A run needs no broker.
+                assert not broker or all(self.site.scored(hours) == len(hours) for hours in struck), struck
+                refused = proxy.connections
                 proxy.away = False
-                return f"one of two machines cut off for {away_s} s"
 
-            return self.backfill(f"cut off from {lost}", hours, 1, cut, repeats=2)
+            remark = f"one of two machines cut off for {away_s} s"
+            row = "a worker is cut off from Redis" if broker else "a worker is cut off from Postgres"
+            # Once it has found the broker again it takes runs.
+            found_again = (lambda: proxy.connections > refused) if broker else lambda: True
+            fault = Fault(row, remark, lambda: self.begun(machine), cut, lost=not broker, requests=0 if broker else 2, goes_on=found_again)
+            return self.backfill(f"cut off from {lost}", hours, 1, lambda machines: fault)
+
+    def begun(self, machine: Machine) -> list[str]:
+        """Runs of a machine with hours made and hours left."""
+        runs = list(self.site.executed_by(machine))
+        return [run for run, hours in zip(runs, self.site.hours_of(runs), strict=True) if 1 < self.site.scored(hours) < len(hours) - 3]
 
     def older_code(self, hours: int) -> Row:
         """A worker with other code refuses a run and ends; another takes it."""
@@ -237,7 +306,13 @@ class Scenarios:
         newer = self.site.worker("newer", *QUEUES).ready()
         self.site.wait(lambda: self.site.scored(windows) == hours)
         self.site.wait(self.site.at_rest)
-        row = Row("older code", hours, time.monotonic() - began_s, 0, "refused by one worker, made by the next")
+        row = Row(
+            "older code",
+            hours,
+            time.monotonic() - began_s,
+            remade=self.remade(windows, []),
+            remark="refused by one worker, made by the next",
+        )
         newer.stop()
         self.check(windows, row)
         ((run,),) = self.site.query("SELECT run_id FROM babylon_dagster.runs WHERE status = 'SUCCESS' ORDER BY id DESC LIMIT 1")
@@ -245,9 +320,3 @@ class Scenarios:
         assert UUID(str(run)).hex in {span.trace for span in self.receiver.spans if span.name.startswith("run ")}
         self.site.clear()
         return row
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = ["| scenario | hours | seconds | requests repeated | |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {row.scenario} | {row.hours} | {row.seconds:.0f} | {row.repeated} | {row.remark} |" for row in rows)])
