@@ -80,12 +80,12 @@ def main() -> None:
 
 def print_ratios(rows: Sequence[Row], hours: int) -> bool:
     """Print the ratios of speed with their bounds; False where one is missed that counts."""
-    found = ratios(rows)
+    found, counts = ratios(rows), hours >= COUNTS_FROM_HOURS
     for ratio in found:
-        print(ratio)
-    if found and hours < COUNTS_FROM_HOURS:
+        print(ratio.line(counts))
+    if found and not counts:
         print(f"The bounds count from {COUNTS_FROM_HOURS} hours on: {hours} hours are too few runs to spread over {WORKERS[-1]} workers.")
-    return hours < COUNTS_FROM_HOURS or all(ratio.kept for ratio in found)
+    return not counts or all(ratio.kept for ratio in found)
 
 
 def measured(directory: Path, chosen: Sequence[str], hours: int, kind: type[Redis]) -> Iterator[Row]:

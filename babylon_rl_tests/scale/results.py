@@ -59,9 +59,10 @@ class Ratio:
         """True within the bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
-    def __str__(self) -> str:
+    def line(self, counts: bool) -> str:
+        """The ratio with its bound; whether that is missed, where it counts."""
         bound = f"at {'least' if self.at_least else 'most'} {self.bound}"
-        return f"{self.sentence}: {self.value:.2f} ({bound}{'' if self.kept else ': MISSED'})"
+        return f"{self.sentence}: {self.value:.2f} ({bound}{': MISSED' if counts and not self.kept else ''})"
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
