@@ -131,7 +131,10 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         return False
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt a run as by Ctrl-C; end_dead_runs cancels one that no worker took, and stops one whose worker is not reached."""
+        """Interrupt a run as by Ctrl-C.
+
+        The sensor end_dead_runs cancels one that no worker took, and stops one whose worker is not reached.
+        """
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or TASK_TAG not in run.tags:
             return False

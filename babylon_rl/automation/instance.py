@@ -9,7 +9,7 @@ place in the queue and its batch. A run that has not begun has no process and is
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -25,7 +25,6 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
-from babylon_rl.windows import utc_now
 
 CONFIG = project_file("dagster.yaml")
 # Materializations of a range are stored so many at once, instead of on three connections each.
@@ -111,7 +110,10 @@ def _storage_of(database: Database) -> Iterator[None]:
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report this project's dead runs as failed, and stop canceled ones that go on; return a sentence for each."""
+    """Report dead runs of this project as failed and stop canceled ones; return a sentence for each.
+
+    A canceled run is stopped where its process goes on after CANCEL_S.
+    """
     records = {record.dagster_run.run_id: record for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))}
     ours = [run_id for run_id, record in records.items() if is_ours(record.dagster_run)]
     try:
@@ -135,7 +137,7 @@ def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
 
 def _goes_on_after_cancel(record: dg.RunRecord) -> bool:
     canceling = record.dagster_run.status == dg.DagsterRunStatus.CANCELING
-    return canceling and (utc_now() - record.update_timestamp.astimezone(UTC).replace(tzinfo=None)).total_seconds() > CANCEL_S
+    return canceling and (datetime.now(UTC) - record.update_timestamp).total_seconds() > CANCEL_S
 
 
 def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: str) -> str | None:
@@ -152,11 +154,12 @@ def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: 
     lock_heartbeats(connection, [run_id])
     # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
     run = instance.get_run_by_id(run_id)
-    reported = run is not None and run.status in HELD
-    if run is not None and reported:
+    sentence = None
+    if run is not None and run.status in HELD:
         _report(instance, run, why)
+        sentence = f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}"
     connection.commit()
-    return f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}" if run is not None and reported else None
+    return sentence
 
 
 def is_ours(run: dg.DagsterRun) -> bool:

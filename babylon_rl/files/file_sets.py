@@ -9,6 +9,7 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -100,6 +101,11 @@ _LONGEST_WAIT_S = 8.0
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
+def arriving(final: Path) -> AbstractContextManager[None]:
+    """Lock of the directory of a fetched set: whoever puts one in its place, or moves one away, holds it."""
+    return exclusive(final.parent / f".{final.name}.lock")
+
+
 class FileSet:
     """The set of files at ``<location>/<name>``; its file ``manifest`` is published last.
 
@@ -155,7 +161,7 @@ class FileSet:
         if final.is_dir():
             return True
         final.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(final.parent / f".{final.name}.lock"):
+        with arriving(final):
             # Another process may have fetched it while this one waited for the lock.
             if final.is_dir():
                 return True

@@ -49,13 +49,12 @@ def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens:
 
 
 def _price_by_tokens(entry: Mapping[str, Any], prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> float | None:
-    """Price of an OpenAI model whose tokens cost the same in every request; None for others, whose rules litellm knows.
+    """Price of an OpenAI model with one price for each kind of token; None for others.
 
-    Importing litellm takes 110 MB, more than a large judged hour.
+    Litellm knows the others' rules; its import takes 110 MB, more than a large judged hour.
     """
-    uncached, cached, completed = (
-        entry.get(f"{name}_cost{per}") for name, per in (("input", "_per_token"), ("cache_read_input_token", ""), ("output", "_per_token"))
-    )
+    uncached, cached = entry.get("input_cost_per_token"), entry.get("cache_read_input_token_cost")
+    completed = entry.get("output_cost_per_token")
     tiered = any("_above_" in name for name in entry)
     if entry.get("litellm_provider") != "openai" or tiered or uncached is None or completed is None or (cached is None and cached_tokens):
         return None

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, DatabaseError, ModelError, ModelUnavailable, TrainingPaused, UsageError
-from babylon_rl.files.durable import exclusive, sha256
-from babylon_rl.files.file_sets import INCOMING, FileSet
+from babylon_rl.files.durable import sha256
+from babylon_rl.files.file_sets import INCOMING, FileSet, arriving
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest
 from babylon_rl.settings import Settings, StorageSettings
@@ -132,8 +132,8 @@ def set_aside(directory: Path, batch_id: str | None, manifest_sha: str) -> None:
     """
     if not other_of_batch(directory, batch_id, manifest_sha):
         return
-    # Once more under the lock of FileSet.fetch: another process may have put the registered one here meanwhile.
-    with exclusive(directory.with_name(f".{directory.name}.lock")):
+    # Once more under the lock: another process may have put the registered one here meanwhile.
+    with arriving(directory):
         if other_of_batch(directory, batch_id, manifest_sha):
             # A new name: what could not be deleted yet may have the plain one. Renaming replaces an empty directory.
             directory.rename(tempfile.mkdtemp(prefix=f"{GOING}{directory.name}-", dir=directory.parent))

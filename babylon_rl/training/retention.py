@@ -121,7 +121,7 @@ def _put_away(directory: Path, removal: Removal) -> None:
 
 
 def _set_aside_unregistered(model: Model, checkpoints: Path, removal: Removal) -> None:
-    """Set a version's directory aside if another machine trained the same batch, and its checkpoint is the registered one."""
+    """Set aside a version's directory that holds another checkpoint of the registered batch."""
     directory = checkpoints / model.version
     # Only where the registered one is at a storage: what is here could be that one, with a damaged manifest.
     if model.manifest_sha is None or model.uploaded_url is None or not other_of_batch(directory, model.training_batch, model.manifest_sha):
