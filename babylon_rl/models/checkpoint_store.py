@@ -1,4 +1,4 @@
-"""Checkpoints here and at MODEL_STORAGE_URL: uploaded, and fetched where they are missing.
+"""Checkpoints here and at MODEL_STORAGE_URL: uploaded, and fetched where they are missing. So is the base that they need (base_model.py).
 
 Callers name a version and get a directory below BABYLON_RL_HOME. Without MODEL_STORAGE_URL nothing but paths is looked at. There (at any
 fsspec location) a version is <url>/<version>/, complete once its manifest exists; nothing is ever replaced or deleted except temporary
@@ -14,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from babylon_rl.errors import CheckpointError, DatabaseError, ModelError, ModelUnavailable, TrainingPaused, UsageError
 from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import INCOMING, FileSet, arriving
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest
+from babylon_rl.models.base_model import BASE_MANIFEST, BaseManifest, base_set, is_base_file, stored_base
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest, weights_sha256
 from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models, version_order
@@ -270,3 +273,44 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
         )
     plain = not set("@?#") & set(url)  # else it may hold a secret, and rows hold none
     return f"{url.rstrip('/') if plain else shown_url(url)}/{version}"
+
+
+def upload_base(directory: Path, name: str, settings: StorageSettings, heartbeat: Callable[[], None] = lambda: None) -> None:
+    """Upload a base to MODEL_STORAGE_URL, for machines that have neither its directory nor its package.
+
+    Args:
+        name: as LOCAL_BASE_MODEL or the package has it; its last part names it there.
+        heartbeat: as ``upload_checkpoint``.
+
+    Raises:
+        TrainingPaused: the place does not take it now, or another base has this name there.
+        UsageError: as Location.
+    """
+    url = settings.model_storage_url
+    if url is None:
+        return
+
+    def paused(reason: str, number: int | None = None) -> TrainingPaused:
+        return TrainingPaused(
+            f"The base {name} could not be uploaded to {shown_url(url)}: {reason}. See that it takes files, then try again."
+        )
+
+    files = {path.name: sha256(path) for path in directory.iterdir() if path.suffix != ".safetensors" and is_base_file(path.name)}
+    ours = BaseManifest({**weights_sha256(directory), **files})
+    # The manifest lies beside links to the files: the directory may be a person's, and is not written to.
+    with describing_failures(url, paused), tempfile.TemporaryDirectory() as staged:
+        for file in ours.files:
+            (Path(staged) / file).symlink_to((directory / file).absolute())
+        (Path(staged) / BASE_MANIFEST).write_bytes(msgspec.json.encode(ours, order="sorted"))
+        if base_set(name, url).publish(Path(staged), ours.files, heartbeat):
+            return
+    # Configs name the version of the library that wrote them: a base is another one if its weights are.
+    try:
+        stored = stored_base(name, settings)
+    except ModelUnavailable as away:
+        raise paused(str(away).rstrip(".")) from away
+    if stored is None or stored.weights() != ours.weights():
+        raise TrainingPaused(
+            f"{shown_url(url)} holds another base named {Path(name).name}, and nothing there is replaced. Choose another "
+            "MODEL_STORAGE_URL; or cancel the batch and give the directory of LOCAL_BASE_MODEL another name, which begins another line."
+        )

@@ -2,9 +2,9 @@
 
 An answer never waits for its work.
 
-A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
-database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk the segments are written and
-removed all the same, as that makes room; one with a refused row waits until the row can be kept.
+A database that is away is tried again without limit; calls wait on disk, and at MODEL_STORAGE_URL (shared_spool.py). A call is written
+once, as its id is unique. A row that the database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a
+full disk the segments are written and removed all the same, as that makes room; one with a refused row waits until the row can be kept.
 """
 
 import errno
@@ -28,6 +28,7 @@ from babylon_rl.errors import BabylonError, DatabaseError, first_line
 from babylon_rl.project_files import import_root
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
+from babylon_rl.serving.shared_spool import SharedSpool
 from babylon_rl.serving.spool import SpoolReader, read_status, spool_directory, stored_bytes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import ROW_FAULTS, Connection
@@ -37,6 +38,7 @@ from babylon_rl.store.live_usage import write_calls
 _LOG = logging.getLogger("babylon_rl.gateway")
 _EVERY_S = 0.2
 _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 5.0, 10
+_SHARE_S = 1.0
 _STOP_S = 10.0
 _RESTART_S = 1.0
 WRITTEN_S = 60.0
@@ -44,7 +46,9 @@ ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
 _ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # Handed over to the writer's process, as the caller may have chosen others than the environment says (the demo does).
-_PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key")
+_PASSED_ON = (
+    "database_url", "direct_database_url", "babylon_rl_home", "model_storage_url", "record_private_fields", "record_hash_key",
+)  # fmt: skip
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
@@ -61,11 +65,16 @@ class CallWriter:
         self._connection: Connection | None = None
         self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
         self._unpublished = False
+        self._ended = threading.Event()
+        # What is private stays on this machine: fields are dropped on the way to the database.
+        url = None if self._privacy.fields else settings.model_storage_url
+        self._shared = None if url is None else SharedSpool(self._spool, url)
 
     def run(self, database: Database) -> None:
         """Write until ``closing``, then the remaining calls, unless the database is away."""
-        syncing = threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True)
-        syncing.start()
+        threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True).start()
+        sharing = threading.Thread(target=self._share, name="babylon-spool-share", daemon=True)
+        sharing.start()
         failures = 0
         while True:
             # Asked before writing: what came before the end is still written, and then nothing more.
@@ -87,6 +96,15 @@ class CallWriter:
                 break
             self._closing.wait(min(_EVERY_S * 2 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S))
         self._drop_connection()
+        self._ended.set()
+        sharing.join()
+
+    def _share(self) -> None:
+        shared, ended = self._shared, False
+        while shared is not None and not ended:
+            # The last look comes after the last calls were written, or were not.
+            ended = self._ended.wait(_SHARE_S)
+            shared.look(away=self._spool.status.problem is not None, last=ended)
 
     def _sync(self) -> None:
         broken = False
@@ -134,8 +152,12 @@ class CallWriter:
             self._keep_refused()
             self._spool.handled(segment, end)
             self._publish()
-        if complete and (left := self._spool.remove(segment)):
+        if not complete:
+            return
+        if left := self._spool.remove(segment):
             _LOG.error("%s ended with %d bytes that are no call: a write was cut off.", segment, left)
+        if self._shared is not None:
+            self._shared.written(segment)
 
     def _rows(self, record: bytes) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         try:

@@ -24,7 +24,7 @@ from babylon_rl.errors import (
 )
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.models.checkpoint_store import check_storage
+from babylon_rl.models.checkpoint_store import check_storage, upload_base
 from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
@@ -49,7 +49,7 @@ from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.backends import choose_trainer, settings_for
-from babylon_rl.training.backends.protocol import OnStep, Trainer, TrainPlan
+from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.eligibility import describe_reasons
 from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
@@ -239,6 +239,9 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
         advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
+        # A base for a GPU is gigabytes of a hub's, where every machine finds it.
+        if run.batch.backend == CPU and (base := run.trainer.tokenizer_dir()) is not None:
+            upload_base(base, run.batch.base_model, settings, run.beat)
     # Parent, sequences and plan; the trainer counts what it can train of them.
     parent = _parent(run, settings)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]

@@ -24,7 +24,7 @@ from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends import ModelAddress, address_of
 from babylon_rl.training.backends.cpu.loss import COLLAPSED_SHARE, KL_BOUND
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, TrainSequence
+from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, TrainSequence
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.iterations import iterations_of
@@ -223,7 +223,7 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
             # Here it only holds the pointer and the tokenizer; the weights answer for themselves, at their service.
             verify(directory)
             return _asked(connection, finished, model.version, remote.service, address_of(settings, model.version, directory), settings)
-        if finished.batch.backend != "cpu":
+        if finished.batch.backend != CPU:
             return not_measured(f"{model.base_model} is not loaded for a check; serve it and ask it by hand.")
         return _answer(connection, finished, model.version, directory, settings)
     except BabylonError as unusable:

@@ -31,6 +31,8 @@ from babylon_rl_tests.tiny_model import make_base
 FIRST_HOUR = "2025-11-15T10:00"
 HOURS = 3
 CUT_S = 60
+BASE = "base"
+BASE_WEIGHTS = f"/bases/{BASE}/model.safetensors"
 TRAINING = "api/admin/training"
 MIGRATE, DEV = ["babylon-rl", "migrate"], ["babylon-rl", "dev"]
 # Hours are made as they end.
@@ -57,7 +59,7 @@ def sharing_s3(directory: Path, database: Database, **settings: str) -> Iterator
         spawn(connection, SpawnRequest(agents=5, model_agents=0, windows=HOURS, seed=4, start=FIRST_HOUR), utc_now(), None)
     with running_store() as store:
         storage = {"MODEL_STORAGE_URL": store.bucket(), "COMPUTE_LOGS_URL": store.bucket()}
-        chosen = PROMPT | settings | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
+        chosen = PROMPT | settings | {"LOCAL_BASE_MODEL": str(make_base(directory / BASE))} | store.variables | storage
         with site(directory, database.url, ScriptedJudge(), apart=True, **chosen) as (made, _):
             assert set(settings_named()) <= set(made.environment), settings_named()
             yield made, store
@@ -114,12 +116,14 @@ def three_machines(directory: Path, database: Database) -> Row:
                 started, _ = post(f"{admin}/{TRAINING}/trigger", {"force": True})
             assert (started["runId"],) in made.query("SELECT run_id FROM babylon_dagster.runs WHERE pipeline_name = 'train'"), started
             waited_s = trained_without_s3(made, store, line)
+        # The base was on its disk, too: the others fetch it.
         trainer.kill()
         rmtree(directory / "A")
+        rmtree(directory / BASE)
         store.downloads.clear()
         ((batch, state, trajectories, version, decision),) = made.wait(lambda: made.query(DECIDED))
         assert (batch, state) == (started["jobId"], "completed") and trajectories > 0 and decision in ("inconclusive", "fail")
-        assert store.downloaded(WEIGHTS) == 1 and not (directory / "dev" / "checkpoints").exists()
+        assert store.downloaded(WEIGHTS) == store.downloaded(BASE_WEIGHTS) == 1 and not (directory / "dev" / "checkpoints").exists()
         decided_s = time.monotonic() - began_s
         with server.serves("admin") as admin:
             deployed, _ = post(f"{admin}/{TRAINING}/deploy", {"modelVersion": version, "strategy": "immediate"})
@@ -129,6 +133,7 @@ def three_machines(directory: Path, database: Database) -> Row:
             Host(server.home, variables | {"LOCAL_ENDPOINT": model}).serves("gateway") as gateway,
         ):
             assert version_of_answer(gateway) == version
+        assert store.downloaded(WEIGHTS) == store.downloaded(BASE_WEIGHTS) == 2
     remark = f"A trains, S3 away for {CUT_S} s before it and in the middle of its upload, A lost; B decides; C serves {version}"
     return Row("three machines", HOURS, decided_s, waited_s=waited_s, bound_s=bound_s("S3 is away"), remark=remark)
 
@@ -163,12 +168,13 @@ def bucket(made: Site, setting: str) -> str:
 
 
 def check_files(made: Site, store: ObjectStore, version: str) -> None:
-    """A registered version is at S3, whole, and nothing else is."""
+    """A registered version is at S3, whole, and nothing else is but its base."""
     folder, files = bucket(made, "MODEL_STORAGE_URL"), store.files()
     manifest = decode_manifest(files.cat_file(f"{folder}/{version}/{MANIFEST}"), version)
     found = {name: hashlib.sha256(files.cat_file(f"{folder}/{version}/{name}")).hexdigest() for name in manifest.files}
     assert manifest.version == version and found == manifest.files and WEIGHTS in found
-    assert {path.removeprefix(f"{folder}/{version}/") for path in files.find(folder)} == {MANIFEST, *found}, files.find(folder)
+    stored = {path.removeprefix(f"{folder}/") for path in files.find(folder)}
+    assert {name for name in stored if not name.startswith("bases/")} == {f"{version}/{name}" for name in (MANIFEST, *found)}, stored
 
 
 def check_output(made: Site, store: ObjectStore, run: str) -> None:

@@ -11,10 +11,10 @@ from babylon_rl.errors import NoTrainer, require
 from babylon_rl.models.base_model import base_model_name
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
+from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
 
 # Gigabytes that a training writes, by backend: its checkpoints, and what they are made of.
-TRAINING_GB = {"cpu": 1.0, "dry": 0.1, "serverless": 1.0, "gpu": 60.0}
+TRAINING_GB = {CPU: 1.0, "dry": 0.1, SERVERLESS: 1.0, GPU: 60.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
         return TrainerChoice(GPU, settings.base_model)
     if settings.local_base_model == DRY_BASE_MODEL:
         raise NoTrainer("TRAINER is cpu and LOCAL_BASE_MODEL is dry, which trains nothing. Set TRAINER=dry, or unset LOCAL_BASE_MODEL.")
-    return TrainerChoice("cpu", settings.local_base_model or base_model_name(settings))
+    return TrainerChoice(CPU, settings.local_base_model or base_model_name(settings))
 
 
 def _chosen(settings: Settings) -> str | None:
@@ -88,7 +88,7 @@ def settings_for(backend: str, settings: Settings) -> Settings:
 
     ``local`` means that backend then, whether or not a GPU is here.
     """
-    if backend in ("cpu", GPU) and _chosen(settings) == "local" and settings.local_base_model is None:
+    if backend in (CPU, GPU) and _chosen(settings) == "local" and settings.local_base_model is None:
         return settings.model_copy(update={"trainer": backend})
     return settings
 

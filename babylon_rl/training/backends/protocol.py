@@ -20,6 +20,7 @@ STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = DRY
 SERVERLESS = "serverless"
 GPU = "gpu"
+CPU = "cpu"
 
 
 class TrainSequence(ServedSequence, frozen=True, kw_only=True):

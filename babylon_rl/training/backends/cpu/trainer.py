@@ -40,6 +40,7 @@ from babylon_rl.training.backends.cpu.policy import (
     plan_items,
 )
 from babylon_rl.training.backends.protocol import (
+    CPU,
     IterationResult,
     LocalTrainer,
     OnStep,
@@ -65,7 +66,7 @@ _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 class CpuTrainer(LocalTrainer):
     """Trainer on this machine's processor; ``threads`` None takes ``usable_cores``."""
 
-    name = "cpu"
+    name = CPU
 
     def __init__(self, settings: Settings, threads: int | None = None) -> None:
         self.base_model = settings.local_base_model or base_model_name(settings)
