@@ -28,6 +28,7 @@ class ObjectStore:
 
     address: str
     downloads: list[str] = field(default_factory=list)
+    lists: int = 0
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -58,7 +59,9 @@ class ObjectStore:
 
     def answer(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] != "GET" or "list-type" in environ.get("QUERY_STRING", ""):
+        listed = "list-type" in environ.get("QUERY_STRING", "")
+        self.lists += listed
+        if environ["REQUEST_METHOD"] != "GET" or listed:
             return app(environ, start)
         fault = next((fault for fault in self.faults if fault.times and path.endswith(fault.name)), None)
         if fault is None:

@@ -22,7 +22,7 @@ import dagster as dg
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.sources import observe
 from babylon_rl.automation.jobs import HOURS_JOB
-from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.automation.launch import QUIET, job_definition, run_hours
 from babylon_rl.serving.admin_page.views import page_view
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.serving.status import status_document
@@ -72,6 +72,11 @@ class Step:
                 instance=instance, tags=tags, asset_selection=[dg.AssetKey(asset)], run_config=QUIET
             )
         return ""
+
+    def year(self) -> str:
+        """window_groups of every hour, in Dagster's storage of the database, as a backfill leaves them."""
+        windows = [hour(before) for before in range(YEAR_HOURS, 0, -1)]
+        return f"{len(run_hours(self.database, self.settings, windows, ['window_groups'], now=lambda: NOW))} runs"
 
     def command(self, *words: str) -> str:
         """A command of babylon-rl in this process, its output thrown away."""

@@ -9,15 +9,13 @@ from msgspec import to_builtins
 from babylon_rl.cli import releases
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
-from babylon_rl.models.base_model import base_model_dir, base_model_name
-from babylon_rl.models.checkpoint_store import checkpoint_of, upload_base, upload_checkpoint
+from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
-from babylon_rl.training.backends.protocol import CPU
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl.training.wandb_process import record_artifact, refusal
 from babylon_rl.windows import utc_now
@@ -109,9 +107,6 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         if settings.model_storage_url is not None:
-            # The base of its line, if this machine has that one.
-            if model.backend == CPU and model.base_model == (settings.local_base_model or base_model_name(settings)):
-                upload_base(base_model_dir(settings), model.base_model, settings)
             url = upload_checkpoint(directory, settings.model_storage_url, then="then run this command again")
             with own_transaction(connection):
                 note_upload(connection, model.training_batch, url, utc_now())

@@ -20,7 +20,7 @@ from babylon_rl.files.location import Location, describing_failures, local_path
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
-from babylon_rl.models.base_model import DIRECTORY, DRY, damage, stored_base
+from babylon_rl.models.base_model import DIRECTORY, DRY, damage, is_of_the_hub, stored_base
 from babylon_rl.reporting.numbers import about
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -233,18 +233,17 @@ def _weights(settings: Settings) -> tuple[str, str]:
     if given is None:
         directory = settings.home / "models" / DIRECTORY
         reason = damage(directory)
-        later = f"{directory}: {reason}. It is fetched from MODEL_STORAGE_URL or made at its first use, in about half a minute."
+        later = f"{directory}: {reason}. It is made at its first use, in about half a minute, or fetched from MODEL_STORAGE_URL."
         return (PASS, str(directory)) if reason is None else (WARN, later)
     directory = Path(given).expanduser()
     if directory.is_dir():
         reason = damage(directory)
         return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
-    if stored_base(given, settings) is not None:
+    if is_of_the_hub(given):
+        return _hub_weights(given)
+    if stored_base(settings) is not None:
         return PASS, f"LOCAL_BASE_MODEL: {directory.name}, at MODEL_STORAGE_URL, from where it is fetched at its first use"
-    # Only OWNER/NAME can be of the hub; anything else was meant as a directory.
-    if directory.is_absolute() or given.startswith((".", "~")) or given.count("/") != 1:
-        return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."
-    return _hub_weights(given)
+    return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."
 
 
 def _hub_weights(name: str) -> tuple[str, str]:

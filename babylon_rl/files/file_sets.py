@@ -119,27 +119,36 @@ class FileSet:
         """Content of the manifest, None while the set is not complete."""
         return _retried(lambda: self._location.read(f"{self._name}/{self._manifest}"))
 
-    def publish(self, directory: Path, hashes: Mapping[str, str], heartbeat: Callable[[], None] = lambda: None) -> bool:
+    def publish(
+        self,
+        directory: Path,
+        hashes: Mapping[str, str],
+        heartbeat: Callable[[], None] = lambda: None,
+        *,
+        manifest: Path | None = None,
+    ) -> bool:
         """Bring the missing files of ``directory`` there; False when another set has this name.
 
         Args:
             hashes: SHA-256 of every file by its name, the manifest excepted.
             heartbeat: called between files and before they are moved into place; raises where it must stop.
+            manifest: a file with the manifest, where that is not in the directory.
         """
         # The manifest last: files are sent and moved into place in this order.
-        names = {**hashes, self._manifest: sha256(directory / self._manifest)}
+        sources = {name: directory / name for name in hashes} | {self._manifest: manifest or directory / self._manifest}
+        names = {**hashes, self._manifest: sha256(sources[self._manifest])}
         # Equal manifests mean that all of it is there.
         stored = self._location.sha256(f"{self._name}/{self._manifest}")
         if stored is not None:
             return stored == names[self._manifest]
-        files = [PublishedFile(name, (directory / name).stat().st_size, digest) for name, digest in names.items()]
+        files = [PublishedFile(name, sources[name].stat().st_size, digest) for name, digest in names.items()]
         # The same set has the same folder: a publishing that was interrupted goes on with what has arrived.
         staging = Staging(self._location, f"{INCOMING}/{self._name}-{names[self._manifest][:12]}", self._name)
         # Files already in place with the right hash are not sent again.
         missing = [file for file in files if self._location.sha256(f"{self._name}/{file.name}") != file.sha256]
         for file in missing:
             heartbeat()
-            staging.put(file, directory / file.name)
+            staging.put(file, sources[file.name])
         # Again, as the files may have taken long: a newer run may have published meanwhile, and nothing of it is replaced.
         heartbeat()
         stored = self._location.sha256(f"{self._name}/{self._manifest}")

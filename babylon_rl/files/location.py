@@ -103,13 +103,14 @@ class Location:
         return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
 
     def put(self, source: Path, name: str) -> None:
-        """Write a copy of a file of this machine."""
+        """Write a copy of a file of this machine; in a directory of this machine with its rights."""
         if self.local is None:
             self._make_folder_of(name)
             self._fs.put_file(str(source), self.path(name))
             return
         place = Path(self.path(name))
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch(mode=source.stat().st_mode & 0o777)  # before anything is in it
         shutil.copyfile(source, place)
         fsync(place)
 

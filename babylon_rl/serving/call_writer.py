@@ -38,7 +38,7 @@ from babylon_rl.store.live_usage import write_calls
 _LOG = logging.getLogger("babylon_rl.gateway")
 _EVERY_S = 0.2
 _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 5.0, 10
-_SHARE_S = 1.0
+_SHARE_S, _LAST_S = 1.0, 2.0
 _STOP_S = 10.0
 _RESTART_S = 1.0
 WRITTEN_S = 60.0
@@ -66,12 +66,14 @@ class CallWriter:
         self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
         self._unpublished = False
         self._ended = threading.Event()
-        # What is private stays on this machine: fields are dropped on the way to the database.
-        url = None if self._privacy.fields else settings.model_storage_url
-        self._shared = None if url is None else SharedSpool(self._spool, url)
+        self._shared: SharedSpool | None = None
 
     def run(self, database: Database) -> None:
         """Write until ``closing``, then the remaining calls, unless the database is away."""
+        # No other machine writes into an embedded database.
+        if self._settings.model_storage_url is not None and not self._settings.uses_embedded_database:
+            # What is private stays on this machine: fields are dropped on the way to the database.
+            self._shared = SharedSpool(self._spool, self._settings.model_storage_url, database, uploads=not self._privacy.fields)
         threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True).start()
         sharing = threading.Thread(target=self._share, name="babylon-spool-share", daemon=True)
         sharing.start()
@@ -97,14 +99,23 @@ class CallWriter:
             self._closing.wait(min(_EVERY_S * 2 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S))
         self._drop_connection()
         self._ended.set()
-        sharing.join()
+        sharing.join(_STOP_S)
 
     def _share(self) -> None:
-        shared, ended = self._shared, False
-        while shared is not None and not ended:
-            # The last look comes after the last calls were written, or were not.
-            ended = self._ended.wait(_SHARE_S)
-            shared.look(away=self._spool.status.problem is not None, last=ended)
+        shared = self._shared
+        if shared is None:
+            return
+        while not self._closing.wait(_SHARE_S):
+            shared.look(away=self._away)
+        # What is not written in a moment is uploaded beside the last attempt, as this process is killed after _STOP_S.
+        waits = not self._ended.wait(_LAST_S) or self._away
+        shared.look(away=waits, last=True)
+        if waits and self._ended.wait(_STOP_S):
+            shared.look(away=self._away, last=True)
+
+    @property
+    def _away(self) -> bool:
+        return self._spool.status.problem is not None
 
     def _sync(self) -> None:
         broken = False

@@ -8,7 +8,6 @@ is read and a sentence says why. Readers that decide (observation, readiness, fr
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psycopg
 
@@ -18,11 +17,7 @@ from babylon_rl.store.database import Database
 
 POLL_S = 0.05
 ANSWER_S = 10.0  # of the replica, beside the wait for what is written
-# Server, and database in it: positions of the log mean something within one server and its replicas only.
-_IDENTITY = """
-    SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT oid FROM pg_database WHERE datname = current_database()),
-           pg_is_in_recovery()
-"""
+_IS_REPLICA = "SELECT pg_is_in_recovery()"
 _WRITTEN = "SELECT pg_current_wal_lsn()::text"
 _REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
 _CONFLICT = "conflict with recovery"
@@ -66,8 +61,9 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
     # The position is taken once, before the replica is looked at: what others write from now on is not waited for.
     with database.connect(autocommit=True) as primary:
         try:
-            ours = primary.execute(_IDENTITY).fetchone()
-            if ours is None or ours[2]:
+            # Positions of the log mean something within one server and its replicas only.
+            ours = primary.identity()
+            if primary.value(_IS_REPLICA):
                 return None, f"{database.address} is itself a replica, so nobody knows how far {address(read_url)} must be."
             (written,) = primary.execute(_WRITTEN).fetchone() or ("",)
         except psycopg.errors.InsufficientPrivilege as refused:
@@ -77,7 +73,7 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
         replica = connect(read_url)
         replica.autocommit = True
         with replica.answering_within(database.read_wait_s + ANSWER_S):
-            reason = _unfit(replica, ours[:2], written, database)
+            reason = _unfit(replica, ours, written, database)
     except (psycopg.Error, DatabaseUnreachable) as refused:
         reason = f"{where} does not answer ({first_clause(refused)})."
     if reason is None:
@@ -87,14 +83,13 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
     return None, reason
 
 
-def _unfit(replica: Connection, identity: tuple[Any, ...], written: str, database: Database) -> str | None:
+def _unfit(replica: Connection, identity: tuple[int, int], written: str, database: Database) -> str | None:
     """Return why a connection must not be read from.
 
     It is to another server, or to one that is behind for too long.
     """
     shown = address(database.read_url or "")
-    theirs = replica.execute(_IDENTITY).fetchone()
-    if theirs is None or theirs[:2] != identity or not theirs[2]:
+    if replica.identity() != identity or not replica.value(_IS_REPLICA):
         return f"READ_DATABASE_URL ({shown}) is no streaming replica of {database.address}."
     if not _replayed(replica, written, database.read_wait_s):
         return f"The replica at {shown} was more than {database.read_wait_s:g} s behind."

@@ -239,9 +239,8 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
         advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
-        # A base for a GPU is gigabytes of a hub's, where every machine finds it.
         if run.batch.backend == CPU and (base := run.trainer.tokenizer_dir()) is not None:
-            upload_base(base, run.batch.base_model, settings, run.beat)
+            upload_base(base, settings, run.beat)
     # Parent, sequences and plan; the trainer counts what it can train of them.
     parent = _parent(run, settings)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]

@@ -31,8 +31,7 @@ from babylon_rl_tests.tiny_model import make_base
 FIRST_HOUR = "2025-11-15T10:00"
 HOURS = 3
 CUT_S = 60
-BASE = "base"
-BASE_WEIGHTS = f"/bases/{BASE}/model.safetensors"
+BASE, BASE_WEIGHTS = "base", "/model.safetensors"
 TRAINING = "api/admin/training"
 MIGRATE, DEV = ["babylon-rl", "migrate"], ["babylon-rl", "dev"]
 # Hours are made as they end.
