@@ -53,7 +53,7 @@ START, NOW = datetime(2025, 9, 1), datetime(2025, 11, 1)
 READING, SCORING = ("window_groups", "market_outcomes", "hindsight"), ("scored_groups",)
 # Seconds from the first scores to the last, by number of workers: table "720 hours" of docs/howto/several-machines.md, measured by
 # `python -m benchmarks.scale_test --hours 720 speed`. LATENCY_S, ORDERS and HOURS_PER_RUN are the same there; an hour has 5 trajectories.
-CELERY_HOURS, CELERY_CONCURRENCY, CELERY_S = 720, 1, {1: 494.0, 2: 243.0, 4: 135.0}
+CELERY_HOURS, CELERY_CONCURRENCY, CELERY_S = 720, 1, {1: 483.0, 2: 240.0, 4: 127.0}
 # Seconds of one core, measured elsewhere: a trajectory in the CPU trainer with KL_PENALTY (costs.md, 119 for 1,000); benchmark and
 # confirmation of a version, at most (performance.md, of the demo: 116 s by the clock on two cores). A batch of TRAINING_MAX_TRAJECTORIES.
 TRAIN_ROW_S, VERSION_S, BATCH_ROWS = 0.119, 2 * 116.0, 10_000
