@@ -20,7 +20,7 @@ from babylon_rl.files.location import Location, describing_failures, local_path
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
-from babylon_rl.models.base_model import DIRECTORY, DRY, damage, is_of_the_hub, stored_base
+from babylon_rl.models.base_model import DIRECTORY, DRY, damage, fetched_base, is_of_the_hub, stored_base
 from babylon_rl.reporting.numbers import about
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -241,6 +241,10 @@ def _weights(settings: Settings) -> tuple[str, str]:
         return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
     if is_of_the_hub(given):
         return _hub_weights(given)
+    fetched = fetched_base(settings)
+    if fetched.exists():
+        reason = damage(fetched)
+        return (PASS, f"LOCAL_BASE_MODEL: fetched to {fetched}") if reason is None else (FAIL, f"{fetched}: {reason}. Remove it.")
     if stored_base(settings) is not None:
         return PASS, f"LOCAL_BASE_MODEL: {directory.name}, at MODEL_STORAGE_URL, from where it is fetched at its first use"
     return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."

@@ -44,13 +44,17 @@ _PARTS = {
     "config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", *TOKENIZER_FILES,
 }  # fmt: skip
-_WEIGHTS = re.compile(r"[\w-]+\.safetensors", re.ASCII)
+_WEIGHTS = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
 
 
 class BaseManifest(msgspec.Struct, frozen=True):
-    """Manifest of a base at MODEL_STORAGE_URL: SHA-256 of its files, by name."""
+    """Manifest of a base at MODEL_STORAGE_URL: SHA-256 of its files, by name.
+
+    ``identity`` has the hashes of its config, tokenizer and chat template by which a checkpoint knows it.
+    """
 
     files: dict[str, str]
+    identity: dict[str, str]
 
     def weights(self) -> dict[str, str]:
         """Hashes of the weights alone."""
@@ -122,6 +126,11 @@ def base_set(settings: Settings) -> FileSet | None:
     if settings.model_storage_url is None or (given is not None and is_of_the_hub(given)):
         return None
     return FileSet(Location(settings.model_storage_url), f"bases/{DIRECTORY if given is None else _key(given)}", BASE_MANIFEST)
+
+
+def fetched_base(settings: Settings) -> Path:
+    """Where LOCAL_BASE_MODEL lies here, if it was fetched."""
+    return settings.home / "models" / "given" / _key(settings.local_base_model or "")
 
 
 def _key(name: str) -> str:
@@ -239,7 +248,7 @@ def _given_base(name: str, settings: Settings) -> Path:
             raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
     if not is_of_the_hub(name):
-        fetched = settings.home / "models" / "given" / _key(name)
+        fetched = fetched_base(settings)
         if damage(fetched) is None or _fetched(fetched, settings):
             return fetched
         where = "no such directory" if settings.model_storage_url is None else "no such directory, and no such base at MODEL_STORAGE_URL"

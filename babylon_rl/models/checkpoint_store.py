@@ -21,7 +21,7 @@ from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import INCOMING, FileSet, arriving
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.models.base_model import BaseManifest, base_set, is_base_file, stored_base
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, batch_named_in, decode_manifest, load_manifest, weights_sha256
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, base_identity, batch_named_in, decode_manifest, load_manifest, weights_sha256
 from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models, version_order
@@ -295,7 +295,7 @@ def upload_base(directory: Path, settings: Settings, heartbeat: Callable[[], Non
         )
 
     others = {path.name: sha256(path) for path in directory.iterdir() if path.suffix != ".safetensors" and is_base_file(path.name)}
-    ours = BaseManifest({**weights_sha256(directory), **others})
+    ours = BaseManifest({**weights_sha256(directory), **others}, msgspec.to_builtins(base_identity(directory, "")))
     # The directory may be a person's, and is not written to.
     with describing_failures(url, paused), tempfile.NamedTemporaryFile() as manifest:
         manifest.write(msgspec.json.encode(ours, order="sorted"))
@@ -308,8 +308,8 @@ def upload_base(directory: Path, settings: Settings, heartbeat: Callable[[], Non
         stored = stored_base(settings)
     except ModelUnavailable as away:
         raise paused(str(away).rstrip(".")) from away
-    # Configs name the version of the library that wrote them: a base is another one if its weights are.
-    if stored is not None and stored.weights() != ours.weights():
+    # The files themselves may differ: configs name the version of the library that wrote them.
+    if stored is not None and (stored.weights(), stored.identity) != (ours.weights(), ours.identity):
         raise TrainingPaused(
             f"{shown_url(url)} holds another base for LOCAL_BASE_MODEL={settings.local_base_model}, and nothing there is replaced. Choose "
             "another MODEL_STORAGE_URL; or cancel the batch and give the directory another name, which begins another line."

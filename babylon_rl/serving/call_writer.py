@@ -44,7 +44,9 @@ _RESTART_S = 1.0
 WRITTEN_S = 60.0
 ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
-_ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_ENTRY_FAULTS = (
+    msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError,
+)  # fmt: skip
 # Handed over to the writer's process, as the caller may have chosen others than the environment says (the demo does).
 _PASSED_ON = (
     "database_url", "direct_database_url", "babylon_rl_home", "model_storage_url", "record_private_fields", "record_hash_key",

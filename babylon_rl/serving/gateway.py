@@ -25,7 +25,7 @@ from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routed_call import GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
-from babylon_rl.serving.spool import CallLog
+from babylon_rl.serving.spool import SEGMENT_S, CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings
@@ -213,6 +213,7 @@ class Gateway:
     async def start(self) -> None:
         """Open connections and start the threads."""
         await asyncio.to_thread(self.state.start)
+        self._completing = asyncio.create_task(self._complete_segments())
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
         gc.freeze()
@@ -220,8 +221,14 @@ class Gateway:
     async def stop(self) -> None:
         """Close connections; calls that are not written yet stay on disk."""
         self.upstreams.close()
+        self._completing.cancel()
         await asyncio.to_thread(self.state.close)
         self.log.close()
+
+    async def _complete_segments(self) -> None:
+        while True:
+            await asyncio.sleep(SEGMENT_S)
+            self.log.complete()
 
 
 class _CancelledWhenGone:

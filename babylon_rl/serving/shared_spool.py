@@ -16,11 +16,13 @@ import psycopg
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, first_line
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.serving.spool import SpoolReader
+from babylon_rl.serving.spool import SEGMENT_BYTES, SpoolReader
 from babylon_rl.store.database import Database
 
 AWAY_S = 10.0  # how long the database is away before segments are uploaded
 LIST_S = 60.0  # between two looks at the list
+_LARGEST_BYTES = 4 * SEGMENT_BYTES  # the last call of a segment may be large
+_ANSWER_S = 10.0
 _PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 # Whoever may write to the storage must not choose where a file of this machine is written.
 _SEGMENT = re.compile(r"\d+-\d+-\d+\.calls", re.ASCII)
@@ -67,12 +69,17 @@ class SharedSpool:
             last: this process ends; what waits is uploaded at once, and nothing is taken.
         """
         now = time.monotonic()
+        if not away and self._away_since is not None:
+            # It may be another database by now, as after a restored backup.
+            self._folder, self._left, self._seen, self._list_at = "", [], set(), 0.0
         self._away_since = (self._away_since or now) if away else None
         if now < self._pause_until and not last:
             return
         upload = self._uploads and self._away_since is not None and (last or now - self._away_since >= AWAY_S)
         try:
             self._folder = self._folder or self._database_folder(away)
+            if not self._folder and upload:
+                raise BabylonError(f"{self._database.address} has not been reached from here yet, which says where its calls belong")
             if self._folder:
                 with describing_failures(self._url, lambda reason, number: BabylonError(reason)):
                     self._exchange(now, upload, take=not away and not last)
@@ -90,7 +97,7 @@ class SharedSpool:
             known = msgspec.json.decode(self._note.read_bytes(), type=_Known) if self._note.exists() else None
             return known.folder if known is not None and known.address == self._database.address else ""
         try:
-            with self._database.connect(autocommit=True) as connection:
+            with self._database.connect(autocommit=True) as connection, connection.answering_within(_ANSWER_S):
                 server, number = connection.identity()
         except DatabaseUnreachable:
             self._pause_until = time.monotonic() + _PAUSE_S
@@ -116,7 +123,7 @@ class SharedSpool:
         for segment in new:
             try:
                 if self._spool.is_complete(segment):
-                    location.put(segment, f"{self._folder}/{segment.name}")
+                    location.put(segment, f"{self._folder}/{segment.name}", private=True)
                     self._both.add(segment.name)
             except FileNotFoundError:
                 if segment.exists():
@@ -133,11 +140,11 @@ class SharedSpool:
         # One at a time, so that they leave room for this machine's own.
         if takes and self._left:
             name = self._left.pop(0)
-            try:
+            size = location.size(f"{self._folder}/{name}")
+            # None: another machine has written it. Larger ones are none of ours, and would fill the disk.
+            if size is not None and size <= _LARGEST_BYTES:
                 location.get(f"{self._folder}/{name}", self._spool.directory / name)
                 self._both.add(name)
-            except FileNotFoundError:
-                pass  # another machine has written it
 
 
 def _remove(location: Location, name: str) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -67,9 +68,7 @@ class Spool:
         """Add a record; False if there is no room for it on disk."""
         frame = _HEAD.pack(len(record), zlib.crc32(record)) + record
         now = time.monotonic()
-        # Only a complete segment can be removed, so segments end by size and by age.
-        if self._file is not None and (self._size >= SEGMENT_BYTES or now - self._opened_at >= SEGMENT_S):
-            self.close()
+        self.complete(SEGMENT_BYTES)
         # Other processes' segments are looked at once in a while, as a look costs more than a record.
         if now - self._measured_at >= _MEASURE_S:
             self._others, self._measured_at = stored_bytes(self._directory) - self._size, now
@@ -77,6 +76,11 @@ class Spool:
             return True
         self.refused += 1
         return False
+
+    def complete(self, size: int = sys.maxsize) -> None:
+        """Complete the open segment if it is of this ``size`` or SEGMENT_S old: only a complete one can be removed."""
+        if self._size >= size or time.monotonic() - self._opened_at >= SEGMENT_S:
+            self.close()
 
     def close(self) -> None:
         """Complete the open segment."""
@@ -256,6 +260,10 @@ class CallLog:
     def gauge(self) -> dict[tuple[str, ...], float]:
         """The numbers of the report that all processes share, for metrics."""
         return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int) and name != "refused"}
+
+    def complete(self) -> None:
+        """Complete an old segment of a process that is not called any more."""
+        self._spool.complete()
 
     def close(self) -> None:
         """Complete the open segment, for the writer to finish."""

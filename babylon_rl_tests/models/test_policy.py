@@ -191,7 +191,9 @@ def test_a_text_that_joins_a_running_batch_is_the_one_that_it_would_be_alone(pol
 
 
 def test_a_model_in_training_is_left_in_training(policy: Policy, trade_format: dict[str, Any]) -> None:
+    policy.model.base_model.set_adapter(policy.model.active_adapter)  # its weights are trained
     before = {name: weight.requires_grad for name, weight in policy.model.named_parameters()}
+    assert any(before.values())
     policy.model.train()
     try:
         policy.complete(requests(trade_format, 2))

@@ -85,10 +85,24 @@ def test_another_base_of_that_name_is_not_replaced_and_the_same_weights_are_the_
     another = make_base(tmp_path / "elsewhere" / "our-base", seed=5)
     with pytest.raises(TrainingPaused, match=rf"another base for LOCAL_BASE_MODEL={GIVEN}, and nothing there is replaced.*another name"):
         upload_base(another, given(stored))
+    # A checkpoint refuses a base with another template, so it is another one, too.
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(TrainingPaused, match="another base for LOCAL_BASE_MODEL"):
+        upload_base(other, given(stored))
     # A directory of the same last name is another base.
     upload_base(another, given(stored, "/of/a/third/our-base"))
     assert files_of(base_model_dir(given(stored, "/of/a/third/our-base"))) == files_of(another)
     assert files_of(base_model_dir(given(stored))) == files_of(tiny_base)
+
+
+def test_weights_may_have_any_name_and_the_rights_of_a_file_do_not_matter(settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    chosen = given(settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/shared"}))
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (base / "model.safetensors").rename(base / "Model2.5-0.1B.safetensors")
+    (base / "config.json").chmod(0o400)
+    upload_base(base, chosen)
+    assert files_of(base_model_dir(chosen)) == files_of(base)
+    assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "shared").rglob("*.*") if path.is_file())
 
 
 def test_where_the_storage_has_none_the_error_says_so(stored: Settings) -> None:

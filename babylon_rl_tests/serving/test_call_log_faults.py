@@ -270,13 +270,13 @@ def writer(settings: Settings, database: Database) -> Iterator[Path]:
     thread.join(10)
 
 
-def spool_segment(directory: Path, *call_ids: str, request: bytes | None = None) -> None:
+def spool_segment(directory: Path, *call_ids: str, request: bytes | None = None, answer: bytes = b"{}", latency_ms: float = 1.0) -> None:
     """A complete segment of calls; one named NO_CALL is none."""
     spool = Spool(directory, 1024**2)
     for name in call_ids:
         entry = CallEntry(
             name, name, 0, "a1", None, None, None, "action", None, [], "v1.0.0", "v1.0.0", "deployed", "deployed", "auto", None, 200,
-            1.0, None, 1, 1, request, None if request is None else b"{}",
+            latency_ms, None, 1, 1, request, None if request is None else answer,
         )  # fmt: skip
         assert spool.append(NO_CALL.encode() if name == NO_CALL else entry.encoded())
     spool.close()
@@ -316,6 +316,18 @@ def test_a_refused_row_that_cannot_be_kept_stays_in_its_segment_and_holds_up_no_
     (line,) = kept.read_text().splitlines()
     assert json.loads(line)["row"] == repr(NO_CALL.encode()) and read_status(directory).rejected == 1
     assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models') == [{"n": 3}]
+
+
+def test_a_call_with_a_number_that_cannot_be_is_refused_and_holds_up_no_other(recording: Settings, database: Database) -> None:
+    directory = recording.home / "gateway" / "spool"
+    chat = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
+    said = b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}'
+    spool_segment(directory, "call-1", request=chat, answer=said, latency_ms=float("inf"))
+    spool_segment(directory, "call-2", latency_ms=float("inf"))
+    spool_segment(directory, "call-3")
+    with writer(recording, database):
+        wait_for(lambda: stored_bytes(directory) == 0, "the spool to be empty")
+    assert call_ids(database) == ["call-3"] and read_status(directory).rejected >= 2
 
 
 REFUSING = """

@@ -11,7 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.serving import call_writer, shared_spool
-from babylon_rl.serving.spool import read_status, spool_directory, stored_bytes
+from babylon_rl.serving import spool as spool_module
+from babylon_rl.serving.spool import Spool, SpoolReader, read_status, spool_directory, stored_bytes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.object_store import SECRET, ObjectStore
@@ -175,6 +176,38 @@ def test_names_that_are_no_segments_are_left_alone(machine: Settings, object_sto
         before = object_store.lists
         wait_for(lambda: object_store.lists >= before + 3, "three looks at the list")
     assert not list(machine.home.rglob("outside")) and read_status(spool_directory(machine)).rejected == 0
+
+
+def test_a_file_that_is_larger_than_any_of_ours_is_left_alone(
+    machine: Settings, object_store: ObjectStore, database: Database, line: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_off(machine, line):
+        wait_for(lambda: len(stored(object_store, machine)) == 2, "the segments to be uploaded")
+    shutil.rmtree(spool_directory(machine))
+    spool_directory(machine).mkdir()
+    monkeypatch.setattr(shared_spool, "_LARGEST_BYTES", 1)
+    with writer(machine, database):
+        before = object_store.lists
+        wait_for(lambda: object_store.lists >= before + 3, "three looks at the list")
+    assert call_ids(database) == [] and len(stored(object_store, machine)) == 2
+
+
+def test_a_machine_that_has_never_reached_its_database_says_so(machine: Settings, line: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    line.cut(away=True)
+    spool_segment(spool_directory(machine), "call-1")
+    with caplog.at_level(logging.WARNING), writer(machine, Database(line.url, line.url)):
+        wait_for(lambda: "has not been reached from here yet" in caplog.text, "the reason to be said")
+
+
+def test_a_segment_of_a_process_that_is_not_called_any_more_is_completed(machine: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(spool_directory(machine), 1024)
+    assert spool.append(b"a call")
+    [segment] = SpoolReader(spool_directory(machine)).segments()
+    spool.complete()
+    assert not SpoolReader(spool_directory(machine)).is_complete(segment)
+    monkeypatch.setattr(spool_module, "SEGMENT_S", 0.0)
+    spool.complete()
+    assert SpoolReader(spool_directory(machine)).is_complete(segment)
 
 
 def test_in_a_directory_they_are_readable_by_their_owner_alone(machine: Settings, line: Proxy, tmp_path: Path) -> None:
