@@ -20,7 +20,7 @@ from babylon_rl.files.location import Location, describing_failures, local_path
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
-from babylon_rl.models.base_model import DIRECTORY, DRY, damage, fetched_base, is_of_the_hub, stored_base
+from babylon_rl.models.base_model import DRY, damage, is_of_the_hub, kept_base, stored_base
 from babylon_rl.reporting.numbers import about
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -105,7 +105,7 @@ def _disk(settings: Settings) -> tuple[str, str]:
         backend = CPU
     needed_gb = TRAINING_GB[backend]
     packaged = backend == CPU and settings.local_base_model is None
-    if packaged and damage(settings.home / "models" / DIRECTORY) is not None:
+    if packaged and damage(kept_base(settings)) is not None:
         needed_gb += PACKAGED_WEIGHTS_GB
     detail = f"{free_gb:.1f} GB free at {settings.home}; a training ({backend}) needs about {needed_gb:g} GB"
     if free_gb < needed_gb:
@@ -231,7 +231,7 @@ def _weights(settings: Settings) -> tuple[str, str]:
     if given == DRY:
         return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"
     if given is None:
-        directory = settings.home / "models" / DIRECTORY
+        directory = kept_base(settings)
         reason = damage(directory)
         later = f"{directory}: {reason}. It is made at its first use, in about half a minute, or fetched from MODEL_STORAGE_URL."
         return (PASS, str(directory)) if reason is None else (WARN, later)
@@ -241,7 +241,7 @@ def _weights(settings: Settings) -> tuple[str, str]:
         return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
     if is_of_the_hub(given):
         return _hub_weights(given)
-    fetched = fetched_base(settings)
+    fetched = kept_base(settings)
     if fetched.exists():
         reason = damage(fetched)
         return (PASS, f"LOCAL_BASE_MODEL: fetched to {fetched}") if reason is None else (FAIL, f"{fetched}: {reason}. Remove it.")

@@ -102,7 +102,10 @@ _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT,
 
 
 def arriving(final: Path) -> AbstractContextManager[None]:
-    """Lock of the directory of a fetched set: whoever puts one in its place, or moves one away, holds it."""
+    """Lock a fetched set's directory.
+
+    Whoever puts one in its place, or moves one away, holds it.
+    """
     return exclusive(final.parent / f".{final.name}.lock")
 
 

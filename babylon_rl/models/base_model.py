@@ -72,7 +72,7 @@ def base_model_dir(settings: Settings) -> Path:
     """
     if settings.local_base_model is not None:
         return _given_base(settings.local_base_model, settings)
-    final = settings.home / "models" / DIRECTORY
+    final = kept_base(settings)
     if damage(final) is None:
         return final
     try:
@@ -117,7 +117,9 @@ def stored_base(settings: Settings) -> BaseManifest | None:
 
 
 def base_set(settings: Settings) -> FileSet | None:
-    """Files of the base at MODEL_STORAGE_URL; None without it, and for a base of the hub, where every machine finds it.
+    """Files of the base at MODEL_STORAGE_URL, None without it.
+
+    None for a base of the hub, too, where every machine finds it.
 
     Raises:
         UsageError: as Location.
@@ -125,22 +127,24 @@ def base_set(settings: Settings) -> FileSet | None:
     given = settings.local_base_model
     if settings.model_storage_url is None or (given is not None and is_of_the_hub(given)):
         return None
-    return FileSet(Location(settings.model_storage_url), f"bases/{DIRECTORY if given is None else _key(given)}", BASE_MANIFEST)
+    return FileSet(Location(settings.model_storage_url), f"bases/{kept_base(settings).name}", BASE_MANIFEST)
 
 
-def fetched_base(settings: Settings) -> Path:
-    """Where LOCAL_BASE_MODEL lies here, if it was fetched."""
-    return settings.home / "models" / "given" / _key(settings.local_base_model or "")
-
-
-def _key(name: str) -> str:
-    """Name of a given base's directories: the last part for people, all of it by its hash, as many are called `merged`."""
-    return f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+def kept_base(settings: Settings) -> Path:
+    """Directory below BABYLON_RL_HOME in which a base is made or fetched."""
+    given = settings.local_base_model
+    if given is None:
+        return settings.home / "models" / DIRECTORY
+    # The last part is for people, the hash of all of it tells apart: many are called `merged`.
+    return settings.home / "models" / "given" / f"{Path(given).name}-{hashlib.sha256(given.encode()).hexdigest()[:12]}"
 
 
 def is_of_the_hub(name: str) -> bool:
-    """True for a LOCAL_BASE_MODEL that may be of the hub, which is OWNER/NAME; anything else was meant as a directory."""
-    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1)
+    """True for OWNER/NAME, a LOCAL_BASE_MODEL that may be of the hub.
+
+    Anything else was meant as a directory.
+    """
+    return name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith((".", "~"))
 
 
 def is_base_file(name: str) -> bool:
@@ -248,7 +252,7 @@ def _given_base(name: str, settings: Settings) -> Path:
             raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
     if not is_of_the_hub(name):
-        fetched = fetched_base(settings)
+        fetched = kept_base(settings)
         if damage(fetched) is None or _fetched(fetched, settings):
             return fetched
         where = "no such directory" if settings.model_storage_url is None else "no such directory, and no such base at MODEL_STORAGE_URL"

@@ -1,4 +1,6 @@
-"""Checkpoints here and at MODEL_STORAGE_URL: uploaded, and fetched where they are missing. So is the base that they need (base_model.py).
+"""Checkpoints here and at MODEL_STORAGE_URL: uploaded, and fetched where they are missing.
+
+The base that they need is uploaded here, too, and fetched by base_model.py.
 
 Callers name a version and get a directory below BABYLON_RL_HOME. Without MODEL_STORAGE_URL nothing but paths is looked at. There (at any
 fsspec location) a version is <url>/<version>/, complete once its manifest exists; nothing is ever replaced or deleted except temporary

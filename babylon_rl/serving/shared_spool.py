@@ -1,13 +1,14 @@
-"""Segments of a spool at MODEL_STORAGE_URL while the database is away, so that a lost machine loses few answered calls.
+"""Copies of waiting segments at MODEL_STORAGE_URL, for the case that their machine is lost.
 
-Only complete segments go there, and what is written is removed there. A gateway takes what it has seen there in two looks at the list: its
-machine is lost, or cut off from the database. Two writers may have a segment at the same time: a call is written once, as its id is
-unique.
+Only complete segments go there, while the database is away, and what is written is removed there. A gateway takes what it has seen there
+in two looks at the list: its machine is lost, or cut off from the database. Two writers may have a segment at the same time: a call is
+written once, as its id is unique.
 """
 
 import logging
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -94,8 +95,11 @@ class SharedSpool:
     def _database_folder(self, away: bool) -> str:
         """Folder of the database's calls; empty while nobody knows."""
         if away:
-            known = msgspec.json.decode(self._note.read_bytes(), type=_Known) if self._note.exists() else None
-            return known.folder if known is not None and known.address == self._database.address else ""
+            try:
+                known = msgspec.json.decode(self._note.read_bytes(), type=_Known)
+            except (FileNotFoundError, msgspec.MsgspecError):
+                return ""
+            return known.folder if known.address == self._database.address else ""
         try:
             with self._database.connect(autocommit=True) as connection, connection.answering_within(_ANSWER_S):
                 server, number = connection.identity()
@@ -118,7 +122,8 @@ class SharedSpool:
             return
         location = Location(self._url)
         for name in written:
-            _remove(location, f"{self._folder}/{name}")
+            with suppress(FileNotFoundError):  # another machine has written it, too
+                location.remove(f"{self._folder}/{name}")
             self._both.discard(name)
         for segment in new:
             try:
@@ -145,10 +150,3 @@ class SharedSpool:
             if size is not None and size <= _LARGEST_BYTES:
                 location.get(f"{self._folder}/{name}", self._spool.directory / name)
                 self._both.add(name)
-
-
-def _remove(location: Location, name: str) -> None:
-    try:
-        location.remove(name)
-    except FileNotFoundError:
-        pass  # another machine has written it, too

@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import struct
-import sys
 import threading
 import time
 import zlib
@@ -68,7 +67,7 @@ class Spool:
         """Add a record; False if there is no room for it on disk."""
         frame = _HEAD.pack(len(record), zlib.crc32(record)) + record
         now = time.monotonic()
-        self.complete(SEGMENT_BYTES)
+        self.complete()
         # Other processes' segments are looked at once in a while, as a look costs more than a record.
         if now - self._measured_at >= _MEASURE_S:
             self._others, self._measured_at = stored_bytes(self._directory) - self._size, now
@@ -77,9 +76,12 @@ class Spool:
         self.refused += 1
         return False
 
-    def complete(self, size: int = sys.maxsize) -> None:
-        """Complete the open segment if it is of this ``size`` or SEGMENT_S old: only a complete one can be removed."""
-        if self._size >= size or time.monotonic() - self._opened_at >= SEGMENT_S:
+    def complete(self) -> None:
+        """Complete the open segment if it is large or old.
+
+        Only a complete one can be removed.
+        """
+        if self._size >= SEGMENT_BYTES or time.monotonic() - self._opened_at >= SEGMENT_S:
             self.close()
 
     def close(self) -> None:

@@ -5,11 +5,19 @@ from typing import Any
 
 import pytest
 
+from babylon_rl.files import file_sets
 from babylon_rl.models.checkpoints import base_identity, publish
 from babylon_rl.models.policy import Policy
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest, tiny_adapter, tiny_base, trade_format
 
 __all__ = ["make_adapter", "make_base", "make_manifest", "tiny_adapter", "tiny_base", "trade_format"]
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that fails is tried twice, with hardly a pause."""
+    monkeypatch.setattr(file_sets, "_LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(file_sets, "ATTEMPTS", 2)
 
 
 @pytest.fixture

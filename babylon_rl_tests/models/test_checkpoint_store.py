@@ -33,14 +33,8 @@ from babylon_rl_tests.store.servers import free_port
 from babylon_rl_tests.training.sample import NOW, make_model
 from babylon_rl_tests.training.test_upload import make_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("soon_given_up")]
 BATCH = "batch-1"
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_sets, "_LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr(file_sets, "ATTEMPTS", 2)
 
 
 @pytest.fixture

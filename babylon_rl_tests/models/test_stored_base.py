@@ -8,7 +8,6 @@ import pytest
 
 from babylon_rl.cli.system_checks import PASS, check_system
 from babylon_rl.errors import ModelUnavailable, TrainingPaused
-from babylon_rl.files import file_sets
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.base_model import BASE_MANIFEST, DIRECTORY, base_model_dir, stored_base
 from babylon_rl.models.checkpoint_store import upload_base
@@ -16,14 +15,12 @@ from babylon_rl.settings import Settings
 from babylon_rl_tests.object_store import ObjectStore
 from babylon_rl_tests.tiny_model import make_base
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("soon_given_up")]
 GIVEN = "/of/another/machine/our-base"
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_sets, "_LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr(file_sets, "ATTEMPTS", 2)
+def _no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
 
