@@ -204,7 +204,7 @@ def worker_app(settings: AutomationSettings) -> Celery:
     arguments = app_arguments(settings)
     arguments["task_default_queue"] = arguments.pop("default_queue")
     app = make_app(arguments)
-    create_execute_job_task(app, base=ClaimedTask)
+    create_execute_job_task(app, base=ClaimedTask, shared=False)  # a shared task is registered in every app of the process
     signals.worker_process_init.connect(_leave_terminal, weak=False)
     signals.task_failure.connect(_report_lost, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)

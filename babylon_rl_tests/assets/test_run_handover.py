@@ -196,6 +196,15 @@ def test_a_broker_that_keeps_its_connections_and_says_nothing_counts_as_away(mon
             worker_app(Settings(_env_file=None, celery_broker_url=url)).send_task("run", queue="hours", retry=False)
 
 
+def test_each_app_of_a_process_executes_runs_by_its_own_task(settings: Settings):
+    from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+
+    from babylon_rl.automation.celery_runs import worker_app
+
+    apps = [worker_app(settings) for _ in range(2)]
+    assert all(app.tasks[TASK_EXECUTE_JOB_NAME].app is app for app in apps)
+
+
 @pytest.mark.slow
 def test_the_setting_chooses_the_launcher_and_its_password_is_nowhere(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
