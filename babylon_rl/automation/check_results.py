@@ -1,7 +1,7 @@
 """Rules for hours, and their check results: every bad hour named, with numbers and advice.
 
-Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of the hours beside it. Each is an
-event as expensive as a materialization: a range run writes them only for the newest hour and for bad hours, and the rest stays skipped.
+Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of bad hours beside it. Each is an
+event as expensive as a materialization: hours that passed are a statement of the storage, by the hours that the range's result names.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +11,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import dagster as dg
 
 from babylon_rl.assets.metadata import described
-from babylon_rl.assets.partitions import hours, plotted
+from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.storage import MEASURED, NOTHING_FOUND
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.windows import next_window
+from babylon_rl.windows import next_window, window_stretches
 
 HOURS_NAMED = 3
 HOURS_LISTED = 50
@@ -93,16 +94,15 @@ class HourlyChecks(Generic[Hour]):
             selected = {key.name for key in context.op_execution_context.selected_asset_check_keys}
             for rule in self.rules:
                 if rule.name in selected:
-                    # Of hours with facts only; where there are none at all, `measured` keeps the check from passing.
+                    # Of hours with facts only; where there are none at all, the check does not pass.
                     findings = {hour.window: rule.look(hour, babylon.settings) for hour in facts}
-                    bad = {window: finding for window, finding in findings.items() if finding is not None}
-                    yield _check_result(context, rule, bad, totals.get(rule.name, {}), measured=bool(facts))
+                    yield _check_result(context, rule, findings, totals.get(rule.name, {}))
 
         return check
 
 
 def _check_result(
-    context: dg.AssetCheckExecutionContext, rule: Rule[Any], findings: Mapping[str, Finding], totals: Mapping[str, Any], *, measured: bool
+    context: dg.AssetCheckExecutionContext, rule: Rule[Any], measured: Mapping[str, Finding | None], totals: Mapping[str, Any]
 ) -> dg.AssetCheckResult:
     """Result of a rule over the run's hours: passed, or findings with advice.
 
@@ -111,28 +111,28 @@ def _check_result(
     ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it.
     """
     asset = next(spec.asset_key for spec in context.check_specs if spec.name == rule.name)
-    windows = list(context.partition_keys)
-    # A range run logs one evaluation per bad hour, and one for the newest.
-    if len(windows) > 1:
-        for window in sorted(plotted(windows) | findings.keys()):
-            of_hour = _hour_evaluation(asset, rule, window, findings.get(window))
-            context.op_execution_context.log_event(of_hour)  # type: ignore[arg-type] # taken, as yet undeclared
+    planned = len(context.partition_keys)
+    findings = {window: finding for window, finding in measured.items() if finding is not None}
+    if planned > 1:
+        totals = {**totals, MEASURED: [list(stretch) for stretch in window_stretches(measured, planned)]}
+        for window, finding in sorted(findings.items()):
+            context.op_execution_context.log_event(_hour_evaluation(asset, rule, window, finding))  # type: ignore[arg-type] # taken, as yet undeclared
     return dg.AssetCheckResult(
-        passed=measured and not findings,
+        passed=bool(measured) and not findings,
         asset_key=asset,
         check_name=rule.name,
         severity=rule.severity if measured else dg.AssetCheckSeverity.WARN,
-        description=_description(findings, len(windows), rule.advice) if measured else NOT_MEASURED,
-        metadata={"hours": len(windows), **totals, **_metadata(findings)},
+        description=_description(findings, planned, rule.advice) if measured else NOT_MEASURED,
+        metadata={"hours": planned, **totals, **_metadata(findings)},
     )
 
 
-def _hour_evaluation(asset: dg.AssetKey, rule: Rule[Any], window: str, finding: Finding | None) -> dg.AssetCheckEvaluation:
-    findings = {} if finding is None else {window: finding}
+def _hour_evaluation(asset: dg.AssetKey, rule: Rule[Any], window: str, finding: Finding) -> dg.AssetCheckEvaluation:
+    findings = {window: finding}
     return dg.AssetCheckEvaluation(
         asset,
         rule.name,
-        finding is None,
+        passed=False,
         metadata={name: dg.MetadataValue.json(value) for name, value in _metadata(findings).items()},
         severity=rule.severity,
         description=_description(findings, 1, rule.advice),
@@ -151,7 +151,7 @@ def _metadata(findings: Mapping[str, Finding]) -> dict[str, Any]:
 
 def _description(findings: Mapping[str, Finding], hours: int, advice: str) -> str:
     if not findings:
-        return "Nothing found." if hours == 1 else f"Nothing found in {hours} hours."
+        return NOTHING_FOUND if hours == 1 else f"Nothing found in {hours} hours."
     # The newest HOURS_NAMED hours are named, the rest counted; the advice is about the newest.
     newest = sorted(findings.items(), reverse=True)
     named = "; ".join(f"{window}: {finding.says}" for window, finding in newest[:HOURS_NAMED])
