@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -34,6 +35,8 @@ from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import keep_counts
 from babylon_rl.windows import HOUR, window_of
+from babylon_rl_tests.e2e.browser import browser_page, find_browser
+from babylon_rl_tests.e2e.dev import running_dev
 from benchmarks.judged_hour import BOUND_MB, report
 from benchmarks.ten_million_rows import END, asked_rows
 
@@ -129,6 +132,27 @@ class Step:
         with connect(self.url, autocommit=True) as connection:
             return keep_counts(connection, self.settings, NOW)
 
+    def user_interface(self) -> str:
+        """Seconds until Dagster's pages show what they are opened for, twice each, in Chromium."""
+        said = []
+        with (
+            tempfile.TemporaryDirectory() as profile,
+            running_dev(self.home, FIRST_WINDOW=hour(YEAR_HOURS), AUTOMATION_STATUS="stopped") as dev,
+            browser_page(find_browser() or "chromium", Path(profile) / "browser") as page,
+        ):
+            address = dev.url()
+            page.open(address)
+            page.wait_for("Overview", "Catalog")  # the UI's code is loaded
+            for name, (path, words) in UI_PAGES.items():
+                spent = []
+                for _ in range(2):
+                    page.open(f"{address}/{path}")
+                    started = time.perf_counter()
+                    page.wait_for(*words, timeout_s=120)
+                    spent.append(f"{time.perf_counter() - started:.1f}")
+                said.append(f"{name} {' and '.join(spent)} s")
+        return ", ".join(said)
+
     def indexes(self) -> str:
         """The optional indexes."""
         return ", ".join(f"{built.index.name} {(built.size_bytes or 0) / 1e6:.0f} MB" for built in build_indexes(self.database))
@@ -146,13 +170,20 @@ def hour(before_end: int) -> str:
     return window_of(END - before_end * HOUR)
 
 
-LONG = "backfill of the year"  # about half an hour; only where it is asked for
+LONG, USER_INTERFACE = "backfill of the year", "pages of the UI"  # half an hour; what needs its hours; both only where asked for
+UI_PAGES = {
+    "partitions": ("assets/window_groups?view=partitions", ("Materialized",)),
+    "checks": ("assets/window_groups?view=checks", ("clocks_agree", "Latest execution")),
+    "overview": ("assets/window_groups?view=overview", ("Latest materialization", "ago", "Latest check results")),
+    "runs": ("runs", ("hours",)),
+}
 STEPS: dict[str, Callable[[Step], str]] = {
     "no indexes": Step.no_indexes,
     "first observation": lambda step: step.observe(full=True),
     "observation of a week": lambda step: step.observe(full=False),
     f"backfill of {BACKFILL_HOURS} hours": lambda step: step.hours("window_groups", hour(BACKFILL_HOURS), hour(1)),
     LONG: Step.year,
+    USER_INTERFACE: Step.user_interface,
     "one changed hour": lambda step: step.hours("window_groups", hour(1), hour(1)),
     f"scored_groups of {BACKFILL_HOURS} hours": lambda step: step.hours("scored_groups", hour(BACKFILL_HOURS), hour(1)),
     "windows of a week": lambda step: step.command("windows", "--lookback-hours", "168"),
@@ -187,7 +218,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--work"]:
         return work(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[step for step in STEPS if step != LONG])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[step for step in STEPS if step not in (LONG, USER_INTERFACE)])
     given, rest = parser.parse_known_args()
     sys.argv[1:] = rest
     with asked_rows(__doc__) as (url, home, _):
