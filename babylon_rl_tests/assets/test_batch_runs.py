@@ -48,7 +48,7 @@ def test_a_batch_with_a_live_run_is_left_alone_and_one_whose_runs_die_thrice_giv
         assert pending_batches(connection) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), JudgeUnavailable("It is down."), TrainingPaused("It is down."), BatchConflict("Another run has it.")]
 )
@@ -76,7 +76,7 @@ def test_runs_that_end_in_words_never_give_a_batch_up(make_bench: Callable[..., 
     assert ask(later, start_training).run_requests[0].run_key == f"{batch}/6"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_gets_on_is_not_given_up_however_often_its_runs_die(make_bench: Callable[..., Bench], ready: Bench):
     batch = a_batch(ready)
 

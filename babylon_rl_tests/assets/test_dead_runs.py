@@ -143,7 +143,7 @@ def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Ben
     assert [found.holder for found in seen] == [own_name()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_second_run_of_a_batch_is_refused_while_the_first_is_alive_and_takes_over_when_it_is_not(ready: Bench):
     batch = a_batch(ready)
     first = a_run(ready, batch, STARTED)

@@ -21,7 +21,7 @@ from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, ask
 from babylon_rl_tests.assets.dead_runs import gone, hold
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
     batch = ask(ready, start_training).run_requests[0].partition_key
@@ -69,7 +69,7 @@ def test_evidence_that_waits_for_a_service_is_asked_for_again_and_never_given_up
     assert asked(timedelta(minutes=17)).run_requests[0].run_key == f"{batch}/benchmark/6"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(ready: Bench):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])

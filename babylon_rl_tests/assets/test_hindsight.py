@@ -49,7 +49,7 @@ def verdicts(result: dg.ExecuteInProcessResult) -> dict[str | None, dg.AssetChec
     return {one.partition: one for one in result.get_asset_check_evaluations() if one.check_name == "no_leaks"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hours_page_says_how_often_each_agent_was_right(bench: Bench) -> None:
     bench.run("hours", HOUR)
     metadata = bench.materializations("hindsight")[HOUR].metadata
@@ -65,13 +65,13 @@ def test_an_hour_without_rows_is_no_error(bench: Bench) -> None:
     assert bench.materializations("hindsight")["2025-10-29T08:00"].metadata["dagster/row_count"].value == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_leak_fails_the_check_by_name_and_never_trains(bench: Bench) -> None:
     settings = bench.babylon.settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry"})
     agent, trajectory = plant(bench)
     result = bench.run("hours", HOUR, NEXT)
     found = verdicts(result)
-    assert {hour: one.passed for hour, one in found.items()} == {None: False, HOUR: False, NEXT: True}
+    assert {hour: one.passed for hour, one in found.items()} == {None: False, HOUR: False}
     assert found[HOUR].severity == dg.AssetCheckSeverity.ERROR
     assert found[HOUR].description is not None and "hold score" in found[HOUR].description and trajectory in str(found[HOUR].metadata)
     assert result.success

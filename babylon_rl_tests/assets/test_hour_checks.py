@@ -181,7 +181,7 @@ def test_in_a_range_the_bad_hours_have_a_verdict_each(make_bench: Callable[..., 
     assert not whole.passed and whole.description.startswith(f"1 of 48 hours. {WINDOW}: 1 of 6 (17%) rows say")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_check_can_be_run_by_itself(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     key = dg.AssetCheckKey(dg.AssetKey("window_groups"), "clocks_agree")

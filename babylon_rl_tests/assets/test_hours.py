@@ -63,7 +63,7 @@ def test_a_range_has_one_materialization_an_hour_which_names_its_inputs(bench: B
     assert bench.materializations("scored_groups")["2025-01-15T12:00"].tags["dagster/input_event_pointer/window_groups"].isdigit()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hours_page_is_small_and_shows_pictures(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     pictures = {
@@ -77,7 +77,7 @@ def test_an_hours_page_is_small_and_shows_pictures(bench: Bench):
         assert sum(len(repr(value)) for value in metadata.values()) < 60_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_hours_page_lists_what_was_rejected(bench: Bench):
     bench.run("hours", "2025-10-29T16:00")
     rows = bench.materializations("window_groups")["2025-10-29T16:00"].metadata["rejected_rows"].value
@@ -87,7 +87,7 @@ def test_an_hours_page_lists_what_was_rejected(bench: Bench):
     assert all(record.data["detail"] and record.data["trajectory"] for record in rows.records)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_the_newest_hour_of_a_range_is_drawn(bench: Bench):
     bench.run("hours", "2025-10-29T13:00", "2025-10-29T16:00")
     pictures = {"window_groups": "pnl_by_agent", "market_outcomes": "price_changes", "scored_groups": "scores_by_agent"}
@@ -144,7 +144,7 @@ def test_a_run_of_no_hour_or_one_that_has_not_ended_is_refused_in_a_sentence(ben
     assert bench.instance.fetch_materializations(dg.AssetKey("window_groups"), limit=1).records == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_runs_of_an_hour_are_found_by_its_tag(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     (run,) = bench.instance.get_runs(dg.RunsFilter(tags={WINDOW_TAG: "2025-10-29T14:00"}))

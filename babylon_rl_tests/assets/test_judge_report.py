@@ -155,7 +155,7 @@ def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_b
     assert found.description is not None and "2 of 11 hours" in found.description and "in quarantine (18%)" in found.description
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("planted", [0.0, 0.5])
 def test_a_judge_that_favours_long_transcripts_is_warned_of(make_bench: Callable[..., Bench], database: Database, planted: float) -> None:
     windows = filled(database, 12, 6, wordy=True)
@@ -184,7 +184,7 @@ def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench],
     result = bench.run("hours", windows[0], windows[-1])
     assert result.success
     verdicts = [v for v in result.get_asset_check_evaluations() if v.check_name == "few_ties"]
-    assert {v.partition: v.passed for v in verdicts if v.partition} == {windows[1]: False, windows[3]: True}
+    assert {v.partition: v.passed for v in verdicts if v.partition} == {windows[1]: False}
     (whole,) = (v for v in result.get_asset_check_evaluations() if v.check_name == "groups_have_scores" and v.partition is None)
     assert whole.passed and whole.metadata["scored"].value == 4 and whole.metadata["hours"].value == 4
 

@@ -98,6 +98,7 @@ def states(instance: dg.DagsterInstance) -> dict[str, set[str]]:
     return {status: set(subset.get_partition_keys()) for status, subset in subsets.items() if not subset.is_empty}
 
 
+@pytest.mark.long
 def test_every_measured_hour_of_a_range_has_passed_or_failed(job: dg.JobDefinition, sample_database: Database, settings: Settings):
     windows = set(window_range(EMPTY, "2025-10-29T17:00"))
 

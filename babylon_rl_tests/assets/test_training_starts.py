@@ -76,7 +76,7 @@ def test_what_failed_is_not_trained_again_for_a_while_that_doubles(ready: Bench,
         moment += pause * hour
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cancelled_batch_comes_back_after_the_interval_and_by_hand_at_once(ready: Bench, make_bench: Callable[..., Bench]):
     batch = a_batch(ready)
     ready.babylon.database.prepare_dagster_schema()
@@ -106,7 +106,7 @@ def test_a_training_that_ended_well_forgets_the_failures_before_it(ready: Bench)
         assert refused_lately(connection, ready.babylon.settings, NOW).startswith(f"{newest.batch_id} failed: It diverged.")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_schedule_trains_what_there_is_once_the_interval_has_passed(ready: Bench, make_bench: Callable[..., Bench], tmp_path: Path):
     little = DRY | {"training_min_trajectories": 1000, "training_daily_min_trajectories": 300, "training_interval_hours": 24.0}
     ready.execute('UPDATE training_batches SET "completedAt" = %s', NOW - timedelta(hours=1))  # another producer's

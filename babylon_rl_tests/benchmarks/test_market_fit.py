@@ -195,7 +195,7 @@ def test_the_recorded_game_measures_as_documented(sample_database: Database) -> 
     assert fit.questions.agreeing_share == pytest.approx(0.99, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generated_market_measures_as_its_model_says() -> None:
     config = preset("week", minutes=1440, predictions=6, perps=6, resolving=0.0)
     model = MarketModel(events_per_hour=5.0, question_effect=0.1)
@@ -216,7 +216,7 @@ def test_a_generated_market_measures_as_its_model_says() -> None:
     assert own.stocks.response[-1] == pytest.approx(0.7 * model.event_effect, rel=0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_constant_of_the_model_is_explained_by_what_was_measured(sample_database: Database) -> None:
     with sample_database.connect() as connection:
         rows = constants(measure(recorded(connection)))

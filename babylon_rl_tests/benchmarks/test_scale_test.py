@@ -25,7 +25,7 @@ def test_a_mistyped_scenario_is_refused_before_any_server_starts(monkeypatch: py
     assert "worker-kiled is not a scenario. Choose from speed, executor, worker-killed, process-killed" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_redis_it_is_skipped_with_a_sentence(tmp_path: Path):
     environment = os.environ | {"PATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-m", "benchmarks.scale_test"], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -45,7 +45,7 @@ def test_a_judge_without_its_key_is_listed_with_the_other_settings(refused):
     assert "BABYLON_RL_HOME is '~no-such-user/state'" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lines_of_dotenv_that_cannot_be_read_are_listed_and_not_left_out(refused, tmp_path: Path):
     (tmp_path / ".env").write_text('EPOCHS=2\nthis is no setting\nITERATIONS="3\n')
     code, said = refused("settings", GAMMA="2")

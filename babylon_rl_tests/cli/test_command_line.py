@@ -112,7 +112,7 @@ def test_env_needs_a_running_database(command: Command, database: Database) -> N
     assert "export BABYLON_RL_DAGSTER_URL=" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stop_stops_what_a_crash_left(command: Command, tmp_path: Path) -> None:
     code = "import os, signal; from pathlib import Path; from babylon_rl.store.embedded import use_server\n"
     code += f"with use_server(Path({str(tmp_path / 'home')!r})): os.kill(os.getpid(), signal.SIGKILL)"

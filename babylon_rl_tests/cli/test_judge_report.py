@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 FIELDS = {"selfAgreement", "positionBias", "lengthBias", "auditAgreement", "pnlCorrelation", "marketAgreement", "tokens", "usd", "groups"}
 
 
+@pytest.mark.long
 def test_the_report_is_a_screen_a_document_and_pictures(
     database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

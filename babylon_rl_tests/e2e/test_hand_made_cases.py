@@ -108,7 +108,7 @@ def test_a_change_beyond_the_column(game: Game) -> None:
     assert (float(change), sentiment) == (999.99, "BULLISH")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stock_news_by_name_id_and_ticker(game: Game) -> None:
     told = ["Open Lie sues", "mood at OPEN-LIE is low", "analysts like openlie", "an actor only"]
     events = [event(number, number, text) for number, text in enumerate([*told[:3], "OpenLies, another one", "nothing at all"], start=1)]

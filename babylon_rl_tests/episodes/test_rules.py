@@ -119,6 +119,7 @@ def test_the_order_of_rows_changes_nothing(connection: Connection, game: Game, c
     assert read_and_written(connection, game) == straight
 
 
+@pytest.mark.long
 @repeatable(40)
 @given(game=games())
 def test_a_range_is_each_of_its_hours(connection: Connection, game: Game) -> None:
@@ -141,6 +142,7 @@ SERVED = [
 PLAIN_TEXT = make_trajectory(steps=SERVED)["stepsJson"]
 
 
+@pytest.mark.long
 @repeatable(100)
 @given(texts=st.lists(mutations(PLAIN_TEXT), min_size=1, max_size=12))
 def test_a_spoilt_text_is_one_rejection_and_loses_no_other_row(connection: Connection, texts: list[str]) -> None:

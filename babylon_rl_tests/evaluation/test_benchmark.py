@@ -129,6 +129,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert decided == [("v1.0.0", "pass", report.data_version)]
 
 
+@pytest.mark.long
 def test_a_second_run_asks_nothing_and_says_the_same(evaluate, make_version):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:

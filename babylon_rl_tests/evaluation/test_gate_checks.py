@@ -51,6 +51,7 @@ def test_a_broken_checkpoint_shows_which_condition_it_fails(materialized, make_v
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("fail",)
 
 
+@pytest.mark.long
 def test_a_version_that_is_not_here_fails_all_with_the_reason(materialized, make_version):
     verdicts = materialized(make_version("v1.0.0", base_model="dry"))
     assert not any(verdict.passed for verdict in verdicts.values())

@@ -44,6 +44,7 @@ def decisions(home, name: str, snapshot) -> list[dict]:
     return [json.loads(line) for line in lines.splitlines()]
 
 
+@pytest.mark.long
 def test_every_decision_of_the_gate_is_kept_with_its_prompt_answer_and_fill(play, make_version, connection, settings):
     make_version("v1.0.0")
     play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})

@@ -181,7 +181,7 @@ def test_without_markets_it_says_that_what_was_published_is_missing(results: lis
     assert "What was published is not shown" in page.text and "Published" not in page.text.replace("What was published", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_long_and_many_runs_are_cut_and_it_is_said(tmp_path: Path) -> None:
     market = generate(preset("week", seed=1, minutes=2000))
     run = played(factory("random", market, "free"), market, "random")

@@ -38,7 +38,7 @@ def test_two_equal_players_are_told_apart_in_at_most_5_percent_over_all_looks(dr
     assert np.mean([any(look.low > 0 for look in looks) for looks in found]) <= 0.025
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_collects_pennies_and_loses_it_all_in_a_tenth_of_the_markets_does_not_pass_before_that_shows() -> None:
     """Its gains alone look like a sure thing: the first look lies above 0 far too often, and no version may pass there."""
     found, nominal = looked_at("pennies"), (1 - confidence_of(len(ANALYSES))) / 2

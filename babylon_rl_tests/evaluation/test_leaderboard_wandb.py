@@ -58,6 +58,7 @@ def test_without_a_key_nothing_is_sent_and_it_says_so(board: Leaderboard, png: P
     assert not settings.home.exists()
 
 
+@pytest.mark.long
 def test_offline_a_run_is_written_into_the_state_directory(board: Leaderboard, png: Path, settings: Settings) -> None:
     offline = settings.model_copy(update={"wandb_mode": "offline"})
     sent = send(board, png, offline)

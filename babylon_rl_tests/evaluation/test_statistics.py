@@ -77,7 +77,7 @@ def test_clustered_intervals_are_those_of_the_snapshots_means() -> None:
         mean_interval(values, clusters=["a"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.Generator) -> None:
     one, other = (play_gate(scripted(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
     differences = np.array([a.pnl_usd - b.pnl_usd for a, b in zip(one, other, strict=True)])
@@ -86,7 +86,7 @@ def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.G
     assert above <= 0.04
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_players_pass_the_gate_in_no_more_than_4_percent(rng: np.random.Generator) -> None:
     """The gate passes when the lower end is above 0: of an A/A comparison that is half of 5 %."""
     passed = sum(mean_interval(rng.normal(0, 100, 24) - rng.normal(0, 100, 24), seed=run).low > 0 for run in range(500))

@@ -99,7 +99,7 @@ def test_nobody_is_asked_without_a_second_judge(connection: Connection, settings
     assert unasked is not None and (unasked.groups, unasked.spearman) == (0, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_budget_holds_for_the_second_judge_and_what_it_refuses_is_said(
     connection: Connection, settings: Settings, judge: Judge
 ) -> None:

@@ -18,7 +18,7 @@ from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, f
 from babylon_rl_tests.judge.scripted_server import judging
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 2)
     with judging() as judge:

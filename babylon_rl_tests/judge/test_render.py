@@ -373,7 +373,7 @@ def test_an_hours_texts_are_not_held_while_it_is_rendered_and_its_requests_are_p
 Game = tuple[list[Row], list[Row]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @repeatable(40)
 @given(game=games())
 def test_whatever_was_recorded_a_request_can_be_read(connection: Connection, game: Game) -> None:

@@ -240,6 +240,7 @@ def test_two_event_loops_at_a_time_close_their_own_connections() -> None:
     assert not unclosed()
 
 
+@pytest.mark.long
 def test_closing_while_threads_ask_leaves_no_connection_open() -> None:
     with endpoint((503, b"busy")) as served, ThreadPoolExecutor(8) as threads:
         for _ in range(20):

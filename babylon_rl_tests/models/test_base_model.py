@@ -84,7 +84,7 @@ def test_a_wheel_with_another_content_is_not_used(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "wheels" / WHEEL).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_base_knows_the_capital_of_france_and_keeps_to_a_grammar(packaged_base: Path, trade_format: dict[str, Any]) -> None:
     policy = Policy.load(packaged_base)
     france = CompletionRequest([{"role": "user", "content": "What is the capital of France?"}], temperature=0, max_tokens=12)

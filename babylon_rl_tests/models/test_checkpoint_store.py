@@ -204,6 +204,7 @@ print(verify(checkpoint_to_serve("v1.0.0", load_settings())).step)
 """
 
 
+@pytest.mark.long
 def test_processes_that_ask_at_once_download_it_once(uploaded: Settings, object_store: ObjectStore, monkeypatch) -> None:
     assert ask_at_once(uploaded, monkeypatch) == ["1\n"] * 2
     assert object_store.downloaded(WEIGHTS) == object_store.downloaded(MANIFEST) == 1

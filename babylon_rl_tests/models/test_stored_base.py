@@ -38,6 +38,7 @@ def given(settings: Settings, name: str = GIVEN) -> Settings:
     return settings.model_copy(update={"local_base_model": name})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "below"), [(None, DIRECTORY), (GIVEN, "given/our-base-*")])
 def test_a_base_is_fetched_once_and_is_what_was_uploaded(
     stored: Settings, object_store: ObjectStore, tiny_base: Path, tmp_path: Path, name: str | None, below: str
@@ -109,6 +110,7 @@ def test_where_the_storage_has_none_the_error_says_so(stored: Settings) -> None:
         base_model_dir(stored)
 
 
+@pytest.mark.long
 def test_a_storage_that_fails_leaves_nothing_and_the_packaged_model_comes_from_its_package(
     stored: Settings, object_store: ObjectStore, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ LINUX = tuple(int(part) for part in platform.release().split(".")[:2]) if platfo
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}.get(platform.machine())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(LINUX < (6, 12) or SCHED_GETATTR is None, reason="the length of a thread's turns is Linux 6.12's")
 def test_threads_take_long_turns_and_keep_their_priority() -> None:
     asked = (
@@ -54,6 +55,7 @@ def test_threads_take_long_turns_and_keep_their_priority() -> None:
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "True 3 True\n"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's allocator")
 def test_memory_of_a_result_is_used_again_by_the_next_one() -> None:
     asked = (

@@ -52,7 +52,7 @@ def chat(gateway: RunningGateway, key: str, **headers: str) -> Any:
     return gateway.client(key).chat.completions.create(model="base", messages=MESSAGES, extra_headers=headers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_key_opens_the_gateway_and_its_revocation_closes_it(
     gateway: RunningGateway, keys: Keys, database: Database, upstream: ModelStandIn
 ) -> None:

@@ -144,7 +144,7 @@ def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Sett
     require_each_once(database, answered)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recording: Settings, database: Database) -> None:
     with gateway_process(recording, database) as (process, port):
         with Load(port) as load:

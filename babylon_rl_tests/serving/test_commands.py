@@ -60,7 +60,7 @@ def test_agents_that_are_not_on_the_expected_version_are_named(command, make_ver
     assert "versions cannot be listed" in command("models", "agents")[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_start_up_line_resolve_and_the_answer_s_headers_agree(command, connection, settings, database, upstream) -> None:
     agents = [f"agent-{n}" for n in range(6)]
     settings = settings.model_copy(update={"local_endpoint": upstream.url})

@@ -106,6 +106,7 @@ def test_a_gateway_that_is_stopped_or_starts_while_the_database_is_away_uploads_
     assert len(stored(object_store, machine)) == 3
 
 
+@pytest.mark.long
 def test_a_database_that_is_silent_does_not_keep_a_stopped_gateway_from_uploading(
     machine: Settings, object_store: ObjectStore, line: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

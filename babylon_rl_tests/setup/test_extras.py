@@ -39,7 +39,7 @@ def test_every_package_is_in_the_extra_that_is_named() -> None:
         assert DISTRIBUTIONS.get(package, package) in names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hours_are_read_and_the_graph_loads_without_any_extra(database: Database, tmp_path: Path) -> None:
     code = "from babylon_rl.cli import main; import babylon_rl.definitions; main()"
     done = without_extras(tmp_path, code, "windows", "--json", DATABASE_URL=database.url)

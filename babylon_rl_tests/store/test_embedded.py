@@ -102,6 +102,7 @@ def test_a_user_by_another_path_uses_the_same_server(home: Path, monkeypatch: py
         assert kept(url) == 7
 
 
+@pytest.mark.long
 def test_two_first_users_at_once_share_one_server(tmp_path: Path) -> None:
     with Holder(tmp_path / "home") as one, Holder(tmp_path / "home") as two:
         assert one.url() == two.url()

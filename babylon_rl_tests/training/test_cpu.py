@@ -307,7 +307,7 @@ def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Se
     assert not any((tmp_path / "out").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_policy_far_from_its_base_is_not_written_though_nothing_penalizes_it(cpu_settings: Settings, tmp_path: Path) -> None:
     far = cpu_settings.model_copy(update={"learning_rate": 0.1, "kl_penalty": 0.0})
     lesson = [make_sequence("~" * 8, 8.0, news=f"{GOOD} {tick}", response_format=None, agent_id=f"agent-{tick}") for tick in range(12)]

@@ -241,7 +241,7 @@ def test_a_checkpoint_that_tells_a_loss_that_is_no_number_does_not_count(played,
     assert states(played, batch) == ["failed"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("while_built", [False, True])
 def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted(played, two, stand_in, batch, while_built):
     stand_in.service.post_faults, stand_in.service.job_faults = ["500_after", *["429"] * 4], ["late"]

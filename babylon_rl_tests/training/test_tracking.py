@@ -97,6 +97,7 @@ def wait_for(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tmp_path: Path) -> None:
     tracker = Tracker(make_batch(), offline)
     tell(tracker, (1, 2))
@@ -180,6 +181,7 @@ def test_a_memory_that_a_crash_cut_off_is_read_as_far_as_it_goes(offline: Settin
     assert Tracker(make_batch(), offline).finish([make_step(1)], {}, {}).link == "/a"
 
 
+@pytest.mark.long
 def test_online_an_interrupted_training_is_one_run_without_a_repeated_step(settings: Settings) -> None:
     with weights_and_biases() as service:
         online = settings.model_copy(update={"wandb_api_key": SecretStr(KEY), "wandb_project": "p", "wandb_base_url": service.url})
@@ -198,6 +200,7 @@ def test_online_an_interrupted_training_is_one_run_without_a_repeated_step(setti
     assert service.summary["avgReward"] == 0.5
 
 
+@pytest.mark.long
 def test_without_a_key_nothing_starts_and_a_service_that_is_down_is_a_sentence(settings: Settings) -> None:
     refused = Tracker(make_batch(), settings)
     tell(refused, (1, 2))
@@ -281,6 +284,7 @@ def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what
     assert windows == judged and service.summary["judgeUsd"] == pytest.approx(0.25 * windows)
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, tmp_path: Path) -> None:
     from babylon_rl.models.checkpoints import publish
     from babylon_rl.training.backends.dry import _write_adapter

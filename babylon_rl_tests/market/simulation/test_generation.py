@@ -117,7 +117,7 @@ def test_posts_about_an_event_are_right_as_often_as_their_authors_trust_says() -
         assert statistics.mean(right[trusted]) == pytest.approx(rate, abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("config", "seeds"), [(preset("quick"), 400), (preset("week", minutes=1_440, tick_seconds=300), 60)])
 def test_the_crowd_is_calibrated_from_a_questions_first_moment_to_its_last(config: ScenarioConfig, seeds: int) -> None:
     asked = [question for seed in range(seeds) for question in generate(msgspec.structs.replace(config, seed=seed)).questions]
