@@ -113,7 +113,7 @@ def _check_result(
     asset = next(spec.asset_key for spec in context.check_specs if spec.name == rule.name)
     planned = len(context.partition_keys)
     findings = {window: finding for window, finding in measured.items() if finding is not None}
-    if planned > 1:
+    if not context.has_partition_key:  # a range, be it of one hour
         totals = {**totals, MEASURED: [list(stretch) for stretch in window_stretches(measured, planned)]}
         for window, finding in sorted(findings.items()):
             context.op_execution_context.log_event(_hour_evaluation(asset, rule, window, finding))  # type: ignore[arg-type] # taken, as yet undeclared

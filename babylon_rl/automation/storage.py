@@ -135,7 +135,7 @@ class HourlyEventLog(PostgresEventLogStorage):
             return
         # The result of a range: hours that it measured and that have no result of their own have passed.
         of_hour = copy(evaluation, passed=True, description=NOTHING_FOUND, metadata={}, target_materialization_data=None, partition=AN_HOUR)
-        entry = event._replace(dagster_event=event.get_dagster_event()._replace(event_specific_data=of_hour))
+        entry = event._replace(user_message="", dagster_event=event.get_dagster_event()._replace(message=None, event_specific_data=of_hour))
         row = self._event_to_row(entry)
         values = {
             "asset": evaluation.asset_key.to_string(), "check": evaluation.check_name, "run": row["run_id"], "event": row["event"],
