@@ -162,7 +162,8 @@ def _market_totals(markets: Sequence[MarketFlags]) -> dict[str, dict[str, Any]]:
 
 
 def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourLeaks]:
-    by_hour: dict[str, list[StoredLeak]] = {}
+    looked_at = connection.execute('SELECT "window" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)', [list(windows)])
+    by_hour: dict[str, list[StoredLeak]] = {window: [] for (window,) in looked_at}
     for leak in stored_leaks(connection, windows):
         by_hour.setdefault(leak.window, []).append(leak)
     return [HourLeaks(window, tuple(leaks)) for window, leaks in by_hour.items()]
@@ -170,6 +171,8 @@ def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Set
 
 def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
     leaks = hour.leaks
+    if not leaks:
+        return None
     names = tuple(dict.fromkeys(f"{leak.trajectory_id} {leak.call_id}" for leak in leaks))
     kinds = ", ".join(sorted({leak.kind for leak in leaks}))
     return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
