@@ -1,7 +1,7 @@
 """Rules for hours, and their check results: every bad hour named, with numbers and advice.
 
-Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of bad hours beside it. Each is an
-event as expensive as a materialization: hours that passed are a statement of the storage, by the hours that the range's result names.
+Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of bad hours beside it. A logged
+result is as expensive as a materialization, so the storage marks the other measured hours as passed with one statement (storage.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,10 +111,10 @@ def _check_result(
     ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it.
     """
     asset = next(spec.asset_key for spec in context.check_specs if spec.name == rule.name)
-    planned = len(context.partition_keys)
+    count = len(context.partition_keys)
     findings = {window: finding for window, finding in measured.items() if finding is not None}
     if not context.has_partition_key:  # a range, be it of one hour
-        totals = {**totals, MEASURED: [list(stretch) for stretch in window_stretches(measured, planned)]}
+        totals = {**totals, MEASURED: [list(stretch) for stretch in window_stretches(measured, count)]}
         for window, finding in sorted(findings.items()):
             context.op_execution_context.log_event(_hour_evaluation(asset, rule, window, finding))  # type: ignore[arg-type] # taken, as yet undeclared
     return dg.AssetCheckResult(
@@ -122,8 +122,8 @@ def _check_result(
         asset_key=asset,
         check_name=rule.name,
         severity=rule.severity if measured else dg.AssetCheckSeverity.WARN,
-        description=_description(findings, planned, rule.advice) if measured else NOT_MEASURED,
-        metadata={"hours": planned, **totals, **_metadata(findings)},
+        description=_description(findings, count, rule.advice) if measured else NOT_MEASURED,
+        metadata={"hours": count, **totals, **_metadata(findings)},
     )
 
 

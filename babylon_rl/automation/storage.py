@@ -1,9 +1,9 @@
 """Dagster's storage in the Babylon database, with a clear message if its address is missing.
 
 A run of a range plans a materialization and check results for every hour. Dagster stores the former one at a time and serializes the
-latter once per hour; here both are one statement. A run has one result of a check, which leaves the hours of a range skipped; here they
-follow from it. The UI asks in which state the hours of a check are, and Dagster adds hour to hour, a millisecond each; here the hours of
-a state are one set.
+latter once per hour; here both are one statement. A run has one result of a check, and Dagster shows the hours of a range as skipped; here
+those that the check measured pass with that result. Dagster adds up the states of a check hour by hour, a millisecond each; here one query
+asks for the hours of each state.
 """
 
 import os
@@ -21,10 +21,11 @@ from dagster import (
     TimeWindowPartitionsDefinition,
 )
 
-# Not in the public API; the pinned release hands the first to every configurable class.
+# Not in the public API, but what the pinned release calls and is called by.
 from dagster._core.asset_graph_view.serializable_entity_subset import SerializableEntitySubset
 from dagster._core.definitions.partitions.subset import PartitionsSubset
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus, AssetCheckExecutionResolvedStatus
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionResolvedStatus as Resolved
 from dagster._core.storage.asset_check_state import AssetCheckState
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, RunsFilter
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
@@ -40,7 +41,6 @@ from babylon_rl.windows import next_window, window_range
 STORAGE_URL = "BABYLON_RL_DAGSTER_URL"
 WITHOUT_VARIABLES = f"{STORAGE_URL} is not set: Dagster was started without this project's variables. {HOW_TO_START}"
 
-
 # Metadata of a range's check result: stretches of hours that it looked at, as (first, last).
 MEASURED = "measured"
 NOTHING_FOUND = "Nothing found."
@@ -51,25 +51,24 @@ PLANNED_CHECKS = text("""
         evaluation_event_timestamp, evaluation_event_storage_id)
     SELECT :asset, :check, hour, :run, :status, :event, :moment, :event_id FROM unnest(CAST(:hours AS text[])) AS hour
 """)
-# The materialization that a check's row is about.
-_MADE = """(
+_MATERIALIZATION = """(
     SELECT max(id) FROM event_logs
     WHERE asset_key = :asset AND dagster_event_type = 'ASSET_MATERIALIZATION'
         AND event_logs."partition" = asset_check_executions."partition"
 )"""
 _OF_RUN = "asset_key = :asset AND check_name = :check AND run_id = :run"
 PASSED_HOURS = text(f"""
-    UPDATE asset_check_executions SET execution_status = :status, evaluation_event = replace(:event, :an_hour, "partition"),
-        evaluation_event_timestamp = :moment, evaluation_event_storage_id = :event_id, materialization_event_storage_id = {_MADE}
+    UPDATE asset_check_executions SET execution_status = :status, evaluation_event = replace(:event, '{AN_HOUR}', "partition"),
+        evaluation_event_timestamp = :moment, evaluation_event_storage_id = :event_id, materialization_event_storage_id = {_MATERIALIZATION}
     WHERE {_OF_RUN} AND execution_status = 'PLANNED' AND "partition" = ANY(:hours)
 """)
-OTHER_HOURS = text(f"""
-    UPDATE asset_check_executions SET materialization_event_storage_id = {_MADE}
+BAD_HOURS = text(f"""
+    UPDATE asset_check_executions SET materialization_event_storage_id = {_MATERIALIZATION}
     WHERE {_OF_RUN} AND execution_status <> 'PLANNED' AND "partition" IS NOT NULL AND materialization_event_storage_id IS NULL
 """)
 
-# By check and state the hours whose newest record says so; an hour that was made again after its check is in none. With a run's id the
-# hours of which it has not said anything.
+# The newest record of each hour decides. Hours that are only planned are grouped by their run; hours that were made again after their
+# check have neither state nor run.
 CHECKED_HOURS = text("""
     WITH newest AS (
         SELECT DISTINCT ON (check_name, "partition") check_name, "partition", execution_status, run_id,
@@ -80,20 +79,19 @@ CHECKED_HOURS = text("""
     ), made AS (
         SELECT "partition", max(id) AS made_id FROM event_logs
         WHERE asset_key = :asset AND dagster_event_type = 'ASSET_MATERIALIZATION' AND "partition" IS NOT NULL GROUP BY "partition"
-    )
-    SELECT check_name, state, run_id, array_agg("partition" ORDER BY "partition") AS hours, max(greatest(event_id, made_id)) AS newest
-    FROM (
-        SELECT check_name, "partition", event_id, made_id, CASE execution_status WHEN 'PLANNED' THEN run_id END AS run_id, CASE
-            WHEN execution_status = 'PLANNED' THEN 'IN_PROGRESS' WHEN made_id IS NULL OR made_id = checked_id THEN execution_status
-        END AS state
+    ), states AS (
+        SELECT check_name, "partition", greatest(event_id, made_id) AS event_id,
+            CASE WHEN execution_status = 'PLANNED' THEN run_id END AS run_id,
+            CASE WHEN execution_status <> 'PLANNED' AND (made_id IS NULL OR made_id = checked_id) THEN execution_status END AS state
         FROM newest LEFT JOIN made USING ("partition")
-    ) AS states
-    GROUP BY check_name, state, run_id
+    )
+    SELECT check_name, state, run_id, array_agg("partition") AS hours, max(event_id) AS newest_id
+    FROM states GROUP BY check_name, state, run_id
 """)
 
 
 class HourlyEventLog(PostgresEventLogStorage):
-    """Event log that plans, passes and counts the hours of a range together."""
+    """Event log that stores and reads what Dagster does hour by hour for many hours together."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store planned materializations with one statement, all other events as Dagster does."""
@@ -117,82 +115,88 @@ class HourlyEventLog(PostgresEventLogStorage):
         if planned.partitions_subset is None:
             super()._store_asset_check_evaluation_planned(event, event_id)
             return
-        # Serialized once, and stored by one statement; the base class serializes the event for each hour.
-        row = self._event_to_row(event)
-        values = {
-            "asset": planned.asset_key.to_string(), "check": planned.check_name, "run": row["run_id"], "event": row["event"],
-            "moment": row["timestamp"], "event_id": event_id, "status": AssetCheckExecutionRecordStatus.PLANNED.value,
-            "hours": list(planned.partitions_subset.get_partition_keys()),
-        }  # fmt: skip
+        windows = list(planned.partitions_subset.get_partition_keys())
         with self.index_connection() as connection:
-            connection.execute(PLANNED_CHECKS, values)
+            connection.execute(PLANNED_CHECKS, self._values(event, event_id, AssetCheckExecutionRecordStatus.PLANNED, windows))
 
     def _update_asset_check_evaluation(self, event: EventLogEntry, event_id: int | None) -> None:
         super()._update_asset_check_evaluation(event, event_id)
-        evaluation: Any = event.get_dagster_event().event_specific_data
+        dagster_event: Any = event.get_dagster_event()
+        evaluation = dagster_event.event_specific_data
         measured = evaluation.metadata.get(MEASURED)
         if measured is None:
             return
         # The result of a range: hours that it measured and that have no result of their own have passed.
         of_hour = copy(evaluation, passed=True, description=NOTHING_FOUND, metadata={}, target_materialization_data=None, partition=AN_HOUR)
-        entry = event._replace(user_message="", dagster_event=event.get_dagster_event()._replace(message=None, event_specific_data=of_hour))
-        row = self._event_to_row(entry)
-        values = {
-            "asset": evaluation.asset_key.to_string(), "check": evaluation.check_name, "run": row["run_id"], "event": row["event"],
-            "moment": row["timestamp"], "event_id": event_id, "status": AssetCheckExecutionRecordStatus.SUCCEEDED.value, "an_hour": AN_HOUR,
-            "hours": [window for first, last in measured.value for window in window_range(first, next_window(last))],
-        }  # fmt: skip
+        entry = event._replace(user_message="", dagster_event=dagster_event._replace(message=None, event_specific_data=of_hour))
+        windows = [window for first, last in measured.value for window in window_range(first, next_window(last))]
+        values = self._values(entry, event_id, AssetCheckExecutionRecordStatus.SUCCEEDED, windows)
         with self.index_transaction() as connection:
             connection.execute(PASSED_HOURS, values)
-            connection.execute(OTHER_HOURS, values)
+            connection.execute(BAD_HOURS, values)
+
+    def _values(
+        self, event: EventLogEntry, event_id: int | None, status: AssetCheckExecutionRecordStatus, windows: list[str]
+    ) -> dict[str, Any]:
+        """Parameters of a statement about a check's hours; the event is serialized once."""
+        of_check: Any = event.get_dagster_event().event_specific_data
+        row = self._event_to_row(event)
+        return {
+            "asset": of_check.asset_key.to_string(), "check": of_check.check_name, "run": row["run_id"], "event": row["event"],
+            "moment": row["timestamp"], "event_id": event_id, "status": status.value, "hours": windows,
+        }  # fmt: skip
 
     def get_asset_check_state(
         self, keys: Sequence[tuple[AssetCheckKey, PartitionsDefinition | None]]
     ) -> Mapping[AssetCheckKey, AssetCheckState]:
-        """In which state each partition of some checks is: Dagster's answer, asked for at once where the partitions are hours."""
-        of_hours = {key: hours for key, hours in keys if isinstance(hours, TimeWindowPartitionsDefinition)}
-        states: dict[AssetCheckKey, AssetCheckState] = {}
-        for asset in {key.asset_key for key in of_hours}:
-            states |= self._states_of_hours({key: hours for key, hours in of_hours.items() if key.asset_key == asset}, asset)
-        run_ids = list({run_id for state in states.values() for run_id in state.in_progress_runs})
-        ended = self._instance.get_runs(RunsFilter(run_ids=run_ids, statuses=FINISHED_STATUSES)) if run_ids else []
-        statuses = {run.run_id: run.status for run in ended}
-        others = super().get_asset_check_state([each for each in keys if each[0] not in of_hours])
-        return {**others, **{key: state.with_updates(key, of_hours[key], [], statuses) for key, state in states.items()}}
+        """States of checks by partition, as Dagster's; one query an asset for checks of hours."""
+        of_hours: dict[AssetKey, dict[AssetCheckKey, TimeWindowPartitionsDefinition]] = defaultdict(dict)
+        others = []
+        for key, definition in keys:
+            if isinstance(definition, TimeWindowPartitionsDefinition):
+                of_hours[key.asset_key][key] = definition
+            else:
+                others.append((key, definition))
+        states = dict(super().get_asset_check_state(others)) if others else {}
+        for asset, checks in of_hours.items():
+            states |= self._states_of_hours(asset, checks)
+        return states
 
     def _states_of_hours(
-        self, checks: Mapping[AssetCheckKey, TimeWindowPartitionsDefinition], asset: AssetKey
+        self, asset: AssetKey, checks: Mapping[AssetCheckKey, TimeWindowPartitionsDefinition]
     ) -> dict[AssetCheckKey, AssetCheckState]:
-        """States of an asset's checks by the newest record of each hour, as if no run had ended."""
+        names = [key.name for key in checks]
         with self.index_connection() as connection:
-            names = [key.name for key in checks]
             rows = connection.execute(CHECKED_HOURS, {"asset": asset.to_string(), "checks": names}).fetchall()
+        run_ids = list({row.run_id for row in rows if row.run_id is not None})
+        ended = self._instance.get_runs(RunsFilter(run_ids=run_ids, statuses=FINISHED_STATUSES)) if run_ids else []
+        after = {run.run_id: Resolved.EXECUTION_FAILED if run.is_failure else Resolved.SKIPPED for run in ended}
 
         @cache
-        def there(definition: TimeWindowPartitionsDefinition) -> frozenset[str]:
+        def existing(definition: TimeWindowPartitionsDefinition) -> frozenset[str]:
             return frozenset(definition.get_partition_keys())
 
         @cache  # checks of an asset mostly agree, and a subset takes as long as the query
-        def subset(definition: TimeWindowPartitionsDefinition, windows: tuple[str, ...]) -> PartitionsSubset:
+        def subset(definition: TimeWindowPartitionsDefinition, windows: frozenset[str]) -> PartitionsSubset:
             return definition.subset_with_partition_keys(windows)
 
         states = {}
         for key, definition in checks.items():
-            found, valid = [row for row in rows if row.check_name == key.name], there(definition)
-            by_state: dict[str, list[str]] = defaultdict(list)
-            by_run = {}
-            for row in found:
-                windows = [window for window in row.hours if window in valid]
-                by_state[row.state] += windows
-                if row.run_id is not None:
-                    by_run[row.run_id] = SerializableEntitySubset(key, subset(definition, tuple(windows)))
+            of_check = [row for row in rows if row.check_name == key.name]
+            by_state: dict[Resolved, set[str]] = {state: set() for state in Resolved}
+            running = {}
+            for row in of_check:
+                windows = existing(definition).intersection(row.hours)
+                if row.state is not None:
+                    by_state[Resolved(row.state)] |= windows
+                elif row.run_id is not None:
+                    by_state[after.get(row.run_id, Resolved.IN_PROGRESS)] |= windows
+                    if row.run_id not in after and windows:
+                        running[row.run_id] = SerializableEntitySubset(key, subset(definition, windows))
             states[key] = AssetCheckState(
-                latest_storage_id=max((row.newest for row in found), default=0),
-                subsets={
-                    state: SerializableEntitySubset(key, subset(definition, tuple(sorted(by_state[state.value]))))
-                    for state in AssetCheckExecutionResolvedStatus
-                },
-                in_progress_runs=by_run,
+                latest_storage_id=max((row.newest_id for row in of_check), default=0),
+                subsets={state: SerializableEntitySubset(key, subset(definition, frozenset(found))) for state, found in by_state.items()},
+                in_progress_runs=running,
             )
         return states
 
