@@ -9,6 +9,7 @@ asks for the hours of each state.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ STORAGE_URL = "BABYLON_RL_DAGSTER_URL"
 WITHOUT_VARIABLES = f"{STORAGE_URL} is not set: Dagster was started without this project's variables. {HOW_TO_START}"
 
 # Metadata of a range's check result: stretches of hours that it looked at, as (first, last).
-MEASURED = "measured"
+MEASURED = "babylon_rl/measured_hours"
 NOTHING_FOUND = "Nothing found."
 AN_HOUR = "{hour}"
 
@@ -51,10 +52,11 @@ PLANNED_CHECKS = text("""
         evaluation_event_timestamp, evaluation_event_storage_id)
     SELECT :asset, :check, hour, :run, :status, :event, :moment, :event_id FROM unnest(CAST(:hours AS text[])) AS hour
 """)
-_MATERIALIZATION = """(
-    SELECT max(id) FROM event_logs
-    WHERE asset_key = :asset AND dagster_event_type = 'ASSET_MATERIALIZATION'
-        AND event_logs."partition" = asset_check_executions."partition"
+# What was made before the asset was wiped no longer counts. The index has no times: they are looked at only where it was.
+_MADE = """asset_key = :asset AND dagster_event_type = 'ASSET_MATERIALIZATION'
+    AND (CAST(:wiped AS timestamp) IS NULL OR timestamp > CAST(:wiped AS timestamp))"""
+_MATERIALIZATION = f"""(
+    SELECT max(id) FROM event_logs WHERE {_MADE} AND event_logs."partition" = asset_check_executions."partition"
 )"""
 _OF_RUN = "asset_key = :asset AND check_name = :check AND run_id = :run"
 PASSED_HOURS = text(f"""
@@ -69,7 +71,7 @@ BAD_HOURS = text(f"""
 
 # The newest record of each hour decides. Hours that are only planned are grouped by their run; hours that were made again after their
 # check have neither state nor run.
-CHECKED_HOURS = text("""
+CHECKED_HOURS = text(f"""
     WITH newest AS (
         SELECT DISTINCT ON (check_name, "partition") check_name, "partition", execution_status, run_id,
             evaluation_event_storage_id AS event_id, materialization_event_storage_id AS checked_id
@@ -77,8 +79,7 @@ CHECKED_HOURS = text("""
         WHERE asset_key = :asset AND check_name = ANY(:checks) AND evaluation_event_storage_id IS NOT NULL
         ORDER BY check_name, "partition", id DESC
     ), made AS (
-        SELECT "partition", max(id) AS made_id FROM event_logs
-        WHERE asset_key = :asset AND dagster_event_type = 'ASSET_MATERIALIZATION' AND "partition" IS NOT NULL GROUP BY "partition"
+        SELECT "partition", max(id) AS made_id FROM event_logs WHERE {_MADE} AND "partition" IS NOT NULL GROUP BY "partition"
     ), states AS (
         SELECT check_name, "partition", greatest(event_id, made_id) AS event_id,
             CASE WHEN execution_status = 'PLANNED' THEN run_id END AS run_id,
@@ -144,7 +145,15 @@ class HourlyEventLog(PostgresEventLogStorage):
         return {
             "asset": of_check.asset_key.to_string(), "check": of_check.check_name, "run": row["run_id"], "event": row["event"],
             "moment": row["timestamp"], "event_id": event_id, "status": status.value, "hours": windows,
+            "wiped": self._wiped(of_check.asset_key),
         }  # fmt: skip
+
+    def _wiped(self, asset: AssetKey) -> datetime | None:
+        """When the asset was last wiped, in UTC without a zone, as the log's times are."""
+        (details,) = self._get_assets_details([asset])
+        if details is None or details.last_wipe_timestamp is None:
+            return None
+        return datetime.fromtimestamp(details.last_wipe_timestamp, UTC).replace(tzinfo=None)
 
     def get_asset_check_state(
         self, keys: Sequence[tuple[AssetCheckKey, PartitionsDefinition | None]]
@@ -165,9 +174,9 @@ class HourlyEventLog(PostgresEventLogStorage):
     def _states_of_hours(
         self, asset: AssetKey, checks: Mapping[AssetCheckKey, TimeWindowPartitionsDefinition]
     ) -> dict[AssetCheckKey, AssetCheckState]:
-        names = [key.name for key in checks]
+        values = {"asset": asset.to_string(), "checks": [key.name for key in checks], "wiped": self._wiped(asset)}
         with self.index_connection() as connection:
-            rows = connection.execute(CHECKED_HOURS, {"asset": asset.to_string(), "checks": names}).fetchall()
+            rows = connection.execute(CHECKED_HOURS, values).fetchall()
         run_ids = list({row.run_id for row in rows if row.run_id is not None})
         ended = self._instance.get_runs(RunsFilter(run_ids=run_ids, statuses=FINISHED_STATUSES)) if run_ids else []
         after = {run.run_id: Resolved.EXECUTION_FAILED if run.is_failure else Resolved.SKIPPED for run in ended}

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from babylon_rl.automation.storage import MEASURED
 from babylon_rl.definitions import defs
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
@@ -73,7 +74,7 @@ def test_a_planted_leak_fails_the_check_by_name_and_never_trains(bench: Bench) -
     found = verdicts(result)
     assert {hour: one.passed for hour, one in found.items()} == {None: False, HOUR: False}
     assert found[HOUR].severity == dg.AssetCheckSeverity.ERROR
-    assert found[None].metadata["measured"].value == [[HOUR, NEXT]]  # an hour without leaks was looked at
+    assert found[None].metadata[MEASURED].value == [[HOUR, NEXT]]  # an hour without leaks was looked at
     assert found[HOUR].description is not None and "hold score" in found[HOUR].description and trajectory in str(found[HOUR].metadata)
     assert result.success
     with bench.babylon.database.connect() as connection:

@@ -10,6 +10,7 @@ import pytest
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_hours import MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
+from babylon_rl.automation.storage import MEASURED
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.market_rows import fill, organization, price
@@ -177,7 +178,7 @@ def test_in_a_range_the_bad_hours_have_a_verdict_each(make_bench: Callable[..., 
     own = {verdict.partition: verdict.passed for verdict in verdicts if verdict.partition}
     assert own == {WINDOW: False}
     whole = next(verdict for verdict in verdicts if verdict.partition is None)
-    assert whole.metadata["measured"].value == [[WINDOW, WINDOW]]  # the others hold nothing
+    assert whole.metadata[MEASURED].value == [[WINDOW, WINDOW]]  # the others hold nothing
     assert not whole.passed and whole.description.startswith(f"1 of 48 hours. {WINDOW}: 1 of 6 (17%) rows say")
 
 

@@ -125,3 +125,7 @@ def test_every_measured_hour_of_a_range_has_passed_or_failed(job: dg.JobDefiniti
         assert states(instance)["SUCCEEDED"] == filled - {BAD, FIRST}
         run(instance, **{"dagster/partition": FIRST})
         assert states(instance)["SUCCEEDED"] == filled - {BAD}
+        instance.wipe_assets([ASSET])
+        assert states(instance) == {}
+        instance.report_runless_asset_event(dg.AssetCheckEvaluation(ASSET, CHECK.name, passed=True, partition=LAST))
+        assert states(instance) == {"SUCCEEDED": {LAST}}  # what was made before the wipe does not count
