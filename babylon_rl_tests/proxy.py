@@ -15,7 +15,8 @@ class Proxy:
     """A proxy on 127.0.0.1 for the server of ``url``; its own ``url`` differs in host and port.
 
     ``after(n, act)`` arms it: once ``n`` more bytes have come from the server, ``act`` is called once, in the proxy's own thread;
-    ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing. ``away`` answers nobody new.
+    ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing; ``silence`` does so to the
+    lines that are open. ``away`` answers nobody new.
     ``swallow_commits`` is how many COMMITs reach the server although their client is cut off before the answer.
     """
 
@@ -25,6 +26,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = url.replace(f"@{host}:{port}/", f"@127.0.0.1:{self._listener.getsockname()[1]}/")
         self._lines: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._left: int | None = None
         self._act: Callable[[], None] | None = None
@@ -50,6 +52,11 @@ class Proxy:
                 line.shutdown(socket.SHUT_RDWR)
             line.close()
 
+    def silence(self) -> None:
+        """Pass nothing on through the lines that are open now, as a network that forgot them; new ones work."""
+        with self._lock:
+            self._silent |= self._lines
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener is closed at the end
             while True:
@@ -69,7 +76,7 @@ class Proxy:
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     received = ready.recv(65536)
-                    while self.deaf:
+                    while self.deaf or client in self._silent:
                         select.select([], [], [], 0.05)
                     if not received:
                         raise OSError
@@ -105,5 +112,6 @@ class Proxy:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.deaf = False
+        self._silent.clear()
         self._listener.close()
         self.cut()

@@ -4,8 +4,10 @@ What differs from dagster_celery's defaults, and why, is in docs/decisions/0020.
 """
 
 import gc
+import json
 import logging
 import os
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import dagster as dg
@@ -13,12 +15,15 @@ from celery import Celery, Task, signals
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import WorkerLostError
+from dagster._core.launcher import LaunchRunContext
 from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import ConfigurableClassData, unpack_value
+from dagster._serdes import ConfigurableClassData, pack_value, unpack_value
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_execute_job_task
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.run_handover import (
@@ -27,11 +32,13 @@ from babylon_rl.automation.run_handover import (
     JUDGE,
     QUEUE_TAG,
     TASK_TAG,
+    TRAINER,
     claim_run,
     code_version,
     expect_worker,
     queue_of,
     refuse_run,
+    trainer_queue,
     why_refused,
 )
 from babylon_rl.processes import own_name
@@ -44,8 +51,10 @@ _LOG = logging.getLogger(__name__)
 NO_RESULTS = "disabled://"
 ANSWER_S = 5  # of a broker, before it counts as unreachable
 SILENT_BROKER_S = 15  # more than a worker's reads wait for a message
-# Keeps a queue without a worker short. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
-EXPIRES_S = 3600
+LOOKED_AT_S = 10  # a worker's line to Redis: one that is silent is made anew after 21 s, by kombu's 25 after 51
+# More than UNTAKEN_S, after which the next message of a run makes this one void: a void one costs a worker a process, one that has expired
+# nothing. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
+EXPIRES_S = 300
 
 
 class RunProcesses(AsynPool):  # type: ignore[misc]
@@ -90,6 +99,7 @@ CONFIG: dict[str, Any] = {
         "socket_connect_timeout": ANSWER_S,
         "socket_timeout": SILENT_BROKER_S,
         "socket_keepalive": True,
+        "health_check_interval": LOOKED_AT_S,
         "max_retries": 1,
     },
     "worker_hijack_root_logger": False,
@@ -140,14 +150,25 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
             return False
         self._instance.report_run_canceling(run)
         try:
-            self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT")
+            # A connection of its own: with a kept one that the broker has left, Celery tries again for ever.
+            with self.celery.connection_for_write() as connection:
+                self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT", connection=connection)
         except OperationalError as failed:
             self._instance.report_engine_event(f"The broker is away ({type(failed).__name__}). The run is stopped by its heartbeat.", run)
         return True
 
-    def _launch_celery_task_run(self, run: dg.DagsterRun, task_signature: Any, routing_key: str) -> None:
-        settings = load_settings()
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Send a run to the queue of its assets.
+
+        A broker that is away fails nothing: the run goes back into Dagster's queue as one that no worker took.
+        """
+        run, settings = context.dagster_run, load_settings()
         queue = queue_of(run, settings)
+        if queue == TRAINER:
+            queue = trainer_queue(process_database(settings), run)
+        if run.job_code_origin is None:
+            raise AssertionError("a run that Dagster's queue hands out has an origin")
+        arguments = ExecuteRunArgs(run.job_code_origin, run.run_id, self._instance.get_ref(), set_exit_code_on_failure=True)
         # Before the message is sent: a free worker looks for this note at once.
         expect_worker(process_database(settings), run.run_id)
         # A new id each time that the run is handed over: only the newest message may claim it.
@@ -157,14 +178,31 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
             tags |= {name: value for name, value in RETRIED.items() if name not in run.tags}
         self._instance.add_run_tags(run.run_id, tags)
         try:
-            task_signature.apply_async(
-                task_id=tags[TASK_TAG], queue=queue, routing_key=f"{queue}.{routing_key}", expires=EXPIRES_S, retry=False
+            self._drop_expired(queue)
+            # By its name: dagster_celery makes a task for each run, which the process then keeps.
+            self.celery.send_task(
+                TASK_EXECUTE_JOB_NAME,
+                kwargs={"execute_job_args_packed": pack_value(arguments)},
+                task_id=tags[TASK_TAG],
+                queue=queue,
+                routing_key=f"{queue}.{TASK_EXECUTE_JOB_NAME}",
+                expires=EXPIRES_S,
+                retry=False,
             )
-        except OperationalError as failed:
-            # Not a failure of the run: it goes back into the queue as one that no worker took.
+        except (OperationalError, RedisError) as failed:
             self._instance.report_engine_event(f"The broker took no message ({type(failed).__name__}). The run is sent again.", run)
             return
         self._instance.report_engine_event(f"Sent to the workers of the queue {queue}.", run)
+
+    def _drop_expired(self, queue: str) -> None:
+        """Remove a queue's oldest messages while they have expired, which RabbitMQ does by itself and Redis leaves to workers."""
+        with self.celery.connection_for_write() as connection:
+            redis = getattr(connection.default_channel, "client", None)
+            while redis is not None and (oldest := redis.lindex(queue, -1)) is not None:
+                expires = json.loads(oldest)["headers"].get("expires")
+                if expires is None or datetime.fromisoformat(expires) > datetime.now(UTC):
+                    return
+                redis.lrem(queue, -1, oldest)
 
 
 class ClaimedTask(Task):  # type: ignore[misc]

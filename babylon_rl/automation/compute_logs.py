@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +21,8 @@ from dagster._core.storage.compute_log_manager import ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-from babylon_rl.errors import BabylonError
-from babylon_rl.files.location import Location, describing_failures
+from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.files.location import Location, describing_failures, shown_address
 from babylon_rl.settings import load_settings
 
 UPLOAD_EVERY_S = 30
@@ -33,7 +34,18 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
 
     def __init__(self, url: str, local: LocalComputeLogManager) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._url, self._location, self._local = url, Location(url), local
+        self._url, self._local = url, local
+        try:
+            self._location  # noqa: B018 # a URL that cannot be is refused at once
+        except UsageError:
+            raise
+        except BabylonError as away:
+            _LOG.warning("%s It is tried again when a step has output.", away)
+
+    @cached_property
+    def _location(self) -> Location:
+        with self._described():  # some drivers connect here
+            return Location(self._url)
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -66,20 +78,21 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
     def delete_logs(self, log_key: Sequence[str] | None = None, prefix: Sequence[str] | None = None) -> None:
         """Delete the output of a step, or of all below a prefix, here and there."""
         self._local.delete_logs(log_key=log_key, prefix=prefix)
-        if prefix:
-            self._location.clear("/".join(prefix))
-            return
-        for io_type in ComputeIOType:
-            for partial in (False, True):
-                if log_key and self._location.exists(_name(log_key, io_type, partial)):
-                    self._location.remove(_name(log_key, io_type, partial))
+        with self._described():
+            if prefix:
+                self._location.clear("/".join(prefix))
+                return
+            for io_type in ComputeIOType:
+                for partial in (False, True):
+                    if log_key and self._location.exists(_name(log_key, io_type, partial)):
+                        self._location.remove(_name(log_key, io_type, partial))
 
     def download_url_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> None:
         """None: the webserver hands it out."""
 
     def display_path_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> str:
         """Address for display, without secrets."""
-        return f"{self._location.shown}/{_name(log_key, io_type)}"
+        return f"{shown_address(self._url)}/{_name(log_key, io_type)}"
 
     def cloud_storage_has_logs(self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> bool:
         """True when output of that kind was uploaded."""
@@ -99,7 +112,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
         """Upload a running step's output so far; a failure is only logged."""
         try:
             super().on_progress(log_key)  # type: ignore[no-untyped-call]
-        except BabylonError as failed:
+        except (BabylonError, OSError) as failed:  # the latter of this machine, whose disk may be full
             _LOG.warning("%s It is tried again in %d s.", failed, UPLOAD_EVERY_S)
 
     def download_from_cloud_storage(self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> None:
@@ -116,7 +129,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
     @contextmanager
     def _described(self) -> Iterator[None]:
         # Drivers repeat the secrets of an address, and Dagster stores what is raised.
-        sentence = f"COMPUTE_LOGS_URL ({self._location.shown}) cannot be used"
+        sentence = f"COMPUTE_LOGS_URL ({shown_address(self._url)}) cannot be used"
         with describing_failures(self._url, lambda reason, _: BabylonError(f"{sentence}: {reason}.")):
             yield
 

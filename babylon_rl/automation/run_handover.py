@@ -4,7 +4,7 @@ A message to a worker is only a hint: the database says which run waits and who 
 worker has taken within UNTAKEN_S goes back into Dagster's queue and is handed over again, so a broker that lost its messages loses no run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +14,24 @@ import dagster as dg
 from dagster import DagsterEvent
 from dagster._core.launcher import DefaultRunLauncher, RunLauncher
 from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from babylon_rl.assets.runs import why_dead
-from babylon_rl.errors import SchemaMismatch, require
+from babylon_rl.errors import SchemaMismatch, UsageError, require
 from babylon_rl.project_files import project_file
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS
 from babylon_rl.settings import HEURISTIC, JudgeSettings, load_settings
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import claim, expect_run, forget_run, lock_heartbeats
+from babylon_rl.training.backends.protocol import GPU
 from babylon_rl.versions import files_version
 
 UNTAKEN_S = 60.0  # a worker that is free takes a run within a second
 TASK_TAG, QUEUE_TAG, CODE_TAG = "dagster-celery/task_id", "dagster-celery/queue", "babylon_rl/code"
-HOURS, JUDGE, TRAINER, EVIDENCE = "hours", "judge", "trainer", "evidence"
-QUEUES = (HOURS, JUDGE, TRAINER, EVIDENCE)
+HOURS, JUDGE, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "judge", "trainer", "trainer-gpu", "evidence"
+QUEUES = (HOURS, JUDGE, TRAINER, GPU_TRAINER, EVIDENCE)
 
 
 class ChosenRunLauncher(RunLauncher, ConfigurableClass):
@@ -85,6 +88,25 @@ def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
         if assets.intersection(names) and not (queue == JUDGE and settings.judge_model == HEURISTIC):
             return queue
     return HOURS
+
+
+def trainer_queue(database: Database, run: dg.DagsterRun) -> str:
+    """The queue of a training: that of machines with a GPU if its batch was frozen for one."""
+    with database.connect() as connection:
+        batch = read_batch(connection, run.tags.get(PARTITION_NAME_TAG, ""))
+    return GPU_TRAINER if batch is not None and batch.backend == GPU else TRAINER
+
+
+def worker_queues(asked: Sequence[str] | None, gpu: bool) -> tuple[str, ...]:
+    """The queues of a worker that was asked for some, or for all: a trainer with a ``gpu`` takes the batches that need one, too.
+
+    Raises:
+        UsageError: there is no queue of that name.
+    """
+    names = dict.fromkeys(asked or [name for name in QUEUES if name != GPU_TRAINER])
+    if unknown := [name for name in names if name not in QUEUES]:
+        raise UsageError(f"{unknown[0]} is not a queue. Choose from {', '.join(QUEUES)}.")
+    return (*names, GPU_TRAINER) if gpu and TRAINER in names and GPU_TRAINER not in names else tuple(names)
 
 
 def _assets_of(job: str) -> set[str]:
@@ -162,10 +184,10 @@ def _why_void(instance: dg.DagsterInstance, run_id: str, task: str) -> str | Non
 def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, why: str) -> None:
     """Put a run for other workers back into Dagster's queue, unless one has taken it."""
     with database.connect() as connection:
-        (heartbeat,) = lock_heartbeats(connection, [run_id])
-        # Another worker may have claimed it meanwhile; then it is executed there.
-        if not heartbeat.holder and _put_back(instance, run_id, why):
-            forget_run(connection, run_id)
+        # Another worker may have claimed it meanwhile, which executes it then, or the sensor have put it back.
+        for heartbeat in lock_heartbeats(connection, [run_id]):
+            if not heartbeat.holder and _put_back(instance, run_id, why):
+                forget_run(connection, run_id)
 
 
 def put_back_untaken(instance: dg.DagsterInstance, database: Database, *, by_workers: bool = True) -> list[str]:

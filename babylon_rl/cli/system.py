@@ -185,16 +185,16 @@ def verify_system(
 @app.command("worker")
 def worker(
     queue: Annotated[
-        list[str] | None, typer.Option(help="hours, judge, trainer or evidence; may be repeated. All of them by default.")
+        list[str] | None,
+        typer.Option(help="hours, judge, trainer (with a GPU also trainer-gpu) or evidence; may be repeated. All of them by default."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
 ) -> None:
     """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
-    from babylon_rl.automation.run_handover import QUEUES, code_version
+    from babylon_rl.automation.run_handover import code_version, worker_queues
+    from babylon_rl.training.backends import gpu_is_here
 
-    queues = tuple(dict.fromkeys(queue or QUEUES))
-    if unknown := [name for name in queues if name not in QUEUES]:
-        raise UsageError(f"{unknown[0]} is not a queue. Choose from {', '.join(QUEUES)}.")
+    queues = worker_queues(queue, gpu_is_here())
     settings = load_settings()
     if settings.celery_broker_url is None:
         raise UsageError("CELERY_BROKER_URL is not set: the address of Redis or RabbitMQ through which runs come, the daemon's own.")

@@ -31,6 +31,7 @@ _DRIVER_ERRORS = {
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
+    "paramiko.ssh_exception": ("SSHException",),
 }
 
 

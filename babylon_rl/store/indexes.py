@@ -80,7 +80,7 @@ def build_indexes(database: Database, *, check_only: bool = False) -> list[Built
     Safe to repeat and to interrupt.
 
     Raises:
-        DatabaseError: the role does not own a table, or another process builds them.
+        DatabaseError: the role does not own a table, the table is partitioned, or another process builds them.
     """
     with database.connect_directly() as connection:
         # A session lock: building runs outside transactions, and waits for those of others.
@@ -101,5 +101,10 @@ def _built(connection: Connection, index: OptionalIndex, check_only: bool) -> Bu
             raise DatabaseError(
                 f"The index {index.name} needs the owner of its table: {refused.diag.message_primary}. Run `babylon-rl migrate --indexes` "
                 f"with the owner's DATABASE_URL, or have it run: {index.statement};"
+            ) from None
+        except psycopg.errors.FeatureNotSupported as refused:
+            raise DatabaseError(
+                f"The index {index.name} cannot be built here: {refused.diag.message_primary}. On a partitioned table, build it on each "
+                f"partition, with the partition's name in place of the table's: {index.statement};"
             ) from None
     return BuiltIndex(index, found, connection.value("SELECT pg_relation_size(to_regclass('public.' || %s))", [index.name]))

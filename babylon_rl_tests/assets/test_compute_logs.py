@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from babylon_rl.automation.compute_logs import BabylonComputeLogs
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
@@ -23,14 +23,23 @@ pytestmark = pytest.mark.slow
 
 
 class UnreliableFileSystem(MemoryFileSystem):
-    """A remote place in memory that fails the next ``away`` questions, and breaks off the next ``cut`` downloads half way."""
+    """A remote place in memory that fails the next ``away`` questions, and breaks off the next ``cut`` downloads half way.
 
-    protocol = "unreliable"
+    ``down``: nobody can connect to it.
+    """
+
+    protocol, cachable = "unreliable", False
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     away: ClassVar[int] = 0
     cut: ClassVar[int] = 0
+    down: ClassVar[bool] = False
     arrived: ClassVar[threading.Event] = threading.Event()
+
+    def __init__(self, **given: Any) -> None:
+        if self.down:
+            raise ConnectionRefusedError("nobody listens")
+        super().__init__(**given)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -58,6 +67,7 @@ class UnreliableFileSystem(MemoryFileSystem):
 def unreliable() -> Iterator[type[UnreliableFileSystem]]:
     fsspec.register_implementation("unreliable", UnreliableFileSystem, clobber=True)
     UnreliableFileSystem.away = UnreliableFileSystem.cut = 0
+    UnreliableFileSystem.down = False
     UnreliableFileSystem.arrived.clear()
     yield UnreliableFileSystem
     UnreliableFileSystem.store.clear()
@@ -143,6 +153,32 @@ def test_a_place_that_is_away_for_a_moment_gets_the_output_of_a_running_step_aft
     poller.join()
     assert arrived and unreliable.store["/logs/run/compute_logs/step.out.partial"].getvalue() == b"said so far\n"
     assert "unreliable://logs) cannot be used: no answer" in caplog.text
+
+
+def test_a_place_that_is_down_at_the_start_is_connected_to_later(
+    unreliable: type[UnreliableFileSystem], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreliable.down = True
+    manager, key = BabylonComputeLogs("unreliable://logs", LocalComputeLogManager(str(tmp_path))), ["run", "compute_logs", "step"]
+    assert "unreliable://logs) cannot be used: nobody listens. It is tried again when a step has output." in caplog.text
+    for used in (manager.on_progress, manager.is_capture_complete):
+        used(key)
+    with pytest.raises(BabylonError, match="nobody listens"):
+        manager.delete_logs(log_key=key)
+    unreliable.down = False
+    manager.on_progress(key)
+    assert unreliable.arrived.is_set()
+    with pytest.raises(UsageError, match="no file system of that kind"):
+        BabylonComputeLogs("unheard-of://logs", LocalComputeLogManager(str(tmp_path)))
+
+
+def test_a_failure_of_this_machine_ends_no_uploads(
+    unreliable: type[UnreliableFileSystem], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = BabylonComputeLogs("unreliable://logs", LocalComputeLogManager(str(tmp_path)))
+    (tmp_path / "run").write_text("in the way")
+    manager.on_progress(["run", "compute_logs", "step"])
+    assert "It is tried again in 30 s" in caplog.text and not unreliable.arrived.is_set()
 
 
 def test_a_download_that_breaks_off_leaves_no_half_output_here(unreliable: type[UnreliableFileSystem], tmp_path: Path) -> None:

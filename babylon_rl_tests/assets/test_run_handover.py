@@ -1,16 +1,23 @@
 """Runs that are handed over to workers: each is taken once, and one that nobody takes waits again."""
 
 import logging
+import shutil
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from pydantic import SecretStr
+from redis import Redis as Client
 
 from babylon_rl.assets.runs import SILENT_S
 from babylon_rl.automation.instance import open_instance
@@ -25,7 +32,9 @@ from babylon_rl.automation.run_handover import (
     put_back_untaken,
     queue_of,
     refuse_run,
+    trainer_queue,
     why_refused,
+    worker_queues,
 )
 from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import start_training
@@ -36,8 +45,10 @@ from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import beat
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.assets.conftest import DRY, NOW, Bench, ask, repository
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone
+from babylon_rl_tests.scale.machines import Redis
 from babylon_rl_tests.serving.admin_server import dagster_stand_in
 
 STARTING = dg.DagsterRunStatus.STARTING
@@ -49,7 +60,8 @@ def handed_over(bench: Bench, *, silent_s: float = 0) -> str:
     origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "hours")
     tags = {TASK_TAG: "task", "dagster/partition": "2025-10-29T14:00"}
     definition = job_definition("hours", bench.babylon)
-    run = bench.instance.create_run_for_job(definition, status=STARTING, tags=tags, remote_job_origin=origin).run_id
+    code = JobPythonOrigin("hours", RepositoryPythonOrigin(sys.executable, ModuleCodePointer("babylon_rl.definitions", "defs")))
+    run = bench.instance.create_run_for_job(definition, status=STARTING, tags=tags, remote_job_origin=origin, job_code_origin=code).run_id
     expect_worker(bench.babylon.database, run)
     later(bench, silent_s)
     return run
@@ -152,6 +164,19 @@ def test_a_run_goes_to_the_queue_of_its_most_demanding_asset(
     assert queue_of(run.with_tags({"dagster-celery/queue": "evidence"}), settings) == "evidence"
 
 
+def test_a_batch_goes_to_the_trainers_that_can_train_it(ready: Bench):
+    with ready.babylon.database.connect() as connection:
+        batch = freeze(connection, ready.babylon.settings, NOW).batch
+    runs = [dg.DagsterRun("train", tags={"dagster/partition": one}) for one in (batch.batch_id, "batch-of-others")]
+    assert [trainer_queue(ready.babylon.database, run) for run in runs] == ["trainer", "trainer"]
+    ready.execute("""UPDATE babylon_rl.batches SET "backend" = 'gpu'""")
+    assert [trainer_queue(ready.babylon.database, run) for run in runs] == ["trainer-gpu", "trainer"]
+    assert worker_queues(["judge", "trainer"], gpu=False) == ("judge", "trainer")
+    assert worker_queues(["judge", "trainer"], gpu=True) == ("judge", "trainer", "trainer-gpu")
+    assert worker_queues(None, gpu=False) == ("hours", "judge", "trainer", "evidence") == worker_queues(None, gpu=True)[:-1]
+    assert worker_queues(["trainer-gpu"], gpu=True) == ("trainer-gpu",)
+
+
 def test_code_that_is_older_or_another_of_the_same_version_refuses_a_run():
     def refused(own: str, wanted: str) -> bool:
         return why_refused(dg.DagsterRun("hours", tags={CODE_TAG: wanted}), own) is not None
@@ -194,6 +219,52 @@ def test_a_broker_that_keeps_its_connections_and_says_nothing_counts_as_away(mon
         url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         with pytest.raises(OperationalError, match="Timeout"):
             worker_app(Settings(_env_file=None, celery_broker_url=url)).send_task("run", queue="hours", retry=False)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """A broker, where it is installed."""
+    if shutil.which(Redis.program) is None:
+        pytest.skip(Redis.missing())
+    server = Redis(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def sending(ready: Bench, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """The bench with an instance whose launcher sends runs to the broker."""
+    monkeypatch.setenv("CELERY_BROKER_URL", redis.url)
+    monkeypatch.setattr("babylon_rl.automation.celery_runs.process_database", lambda _: ready.babylon.database)
+    ready.babylon.database.prepare_dagster_schema()
+    with open_instance(ready.babylon.database, ready.babylon.settings) as instance:
+        yield replace(ready, instance=instance)
+
+
+@pytest.mark.slow
+def test_a_run_is_canceled_though_the_broker_has_left_a_connection_that_was_used_before(sending: Bench, redis: Redis):
+    def says_so(run: str) -> bool:
+        return any("The broker is away" in (entry.message or "") for entry in sending.instance.all_logs(run))
+
+    before, run = handed_over(sending), handed_over(sending)
+    assert sending.instance.run_launcher.terminate(before)
+    redis.kill()
+    assert sending.instance.run_launcher.terminate(run) and status(sending, run) == "CANCELING"
+    assert [says_so(before), says_so(run)] == [False, True]
+
+
+@pytest.mark.slow
+def test_a_queue_without_a_worker_does_not_grow(sending: Bench, redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    def sent(expires_s: float) -> int:
+        monkeypatch.setattr("babylon_rl.automation.celery_runs.EXPIRES_S", expires_s)
+        run = sending.instance.get_run_by_id(handed_over(sending))
+        sending.instance.run_launcher.launch_run(LaunchRunContext(run, None))
+        with Client.from_url(redis.url) as broker:
+            return int(broker.llen("hours"))
+
+    assert [sent(1), sent(1)] == [1, 2]
+    time.sleep(1)
+    assert [sent(60), sent(60)] == [1, 2]
 
 
 def test_each_app_of_a_process_executes_runs_by_its_own_task(settings: Settings):

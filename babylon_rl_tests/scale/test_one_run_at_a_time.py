@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from redis import Redis as Client
 from babylon_rl.automation.celery_runs import worker_app
 from babylon_rl.automation.run_handover import HOURS
 from babylon_rl.settings import Settings
+from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import Redis, wait_for
 from babylon_rl_tests.store.servers import ROOT
 
@@ -93,5 +95,28 @@ def test_a_worker_that_loses_the_broker_goes_on_with_its_run_and_leaves_other_ru
                     process.terminate()
                 assert [process.wait(60) for process in (first, second)] == [0, 0]
         assert len({process for _, process, _, _ in notes()}) == 4  # one for each message
+    finally:
+        redis.kill()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which(Redis.program) is None, reason=Redis.missing())
+def test_a_worker_whose_line_to_the_broker_is_silent_makes_another(settings: Settings, tmp_path: Path):
+    redis = Redis(tmp_path)
+    try:
+        app = worker_app(settings.model_copy(update={"celery_broker_url": SecretStr(redis.url)}))
+        with Client.from_url(redis.url) as broker, Proxy(redis.url) as proxy, worker("A", proxy.url, tmp_path):
+            wait_for(lambda: broker.pubsub_numpat() > 0, 60, lambda: "it does not listen", tmp_path / "A.log")
+            proxy.silence()
+
+            def executes_what_is_sent() -> bool:
+                # What Redis hands to a line as it is given up is lost: the database has such a run sent again.
+                task = f"task-{time.monotonic_ns()}"
+                (tmp_path / task).touch()
+                app.send_task("wait", [str(tmp_path), task], queue=HOURS)
+                time.sleep(1)
+                return (tmp_path / "notes").exists()
+
+            wait_for(executes_what_is_sent, 90, lambda: "it takes nothing", tmp_path / "A.log")
     finally:
         redis.kill()

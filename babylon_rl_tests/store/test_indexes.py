@@ -134,3 +134,11 @@ def test_only_the_owner_builds_and_the_others_are_told_what_to_run(database: Dat
                 build_indexes(Database(url, url))
         finally:
             connection.execute(f"DROP ROLE {role}")
+
+
+def test_a_partitioned_table_is_said_to_need_its_indexes_one_by_one(database: Database) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute("ALTER TABLE public.trajectories RENAME TO whole")
+        connection.execute('CREATE TABLE public.trajectories (LIKE whole) PARTITION BY RANGE ("startTime")')
+    with pytest.raises(DatabaseError, match=f"build it on each partition, .*: CREATE INDEX CONCURRENTLY {UNNAMED.name}"):
+        build_indexes(database)
