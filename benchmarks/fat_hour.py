@@ -1,11 +1,12 @@
 """One hour of 50,000 rows by 500 agents: `python -m benchmarks.fat_hour [--rows N] [--agents N]`.
 
 On an embedded server of its own, each hourly asset in a process of its own: seconds by the clock, its own processor seconds, peak memory.
-Every row has five steps of 1 KB, a trade in each. In the last step a scripted language model judges the hour (judged_hour.py). The exit
-code is 1 when a process holds more than the bound.
+Every row has five steps of 1 KB, a trade in each. In the last two steps a scripted language model judges the hour: as the asset
+scored_groups, and in a process without Dagster (judged_hour.py). The exit code is 1 when a process holds more than the bound.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from babylon_rl.windows import window_of
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from benchmarks.ten_million_rows import END
 
-JUDGED = "judged"
-STEPS = ("window_groups", "market_outcomes", "hindsight", "scored_groups", JUDGED)
+BY_MODEL, JUDGED = "scored_groups by a model", "judged"
+STEPS = ("window_groups", "market_outcomes", "hindsight", "scored_groups", BY_MODEL, JUDGED)
 
 
 def main() -> int:
@@ -44,8 +45,12 @@ def main() -> int:
         words = [sys.executable, "-m", "benchmarks.year_of_hours", "--work"]
         with running(ScriptedJudge(noise=0.1)) as judge:
             asked = [sys.executable, "-m", "benchmarks.judged_hour", url, home, window_of(many.start), judge]
-            commands = [asked if step == JUDGED else [*words, f"fat {step}", url, home] for step in given.steps]
-            return max(subprocess.run(command, check=False).returncode for command in commands)
+            commands = {step: asked if step == JUDGED else [*words, f"fat {step}", url, home] for step in given.steps}
+            by_model = os.environ | {"JUDGE_MODEL": "openai/scripted", "JUDGE_BASE_URL": judge}
+            return max(
+                subprocess.run(command, env=by_model if step == BY_MODEL else None, check=False).returncode
+                for step, command in commands.items()
+            )
 
 
 if __name__ == "__main__":

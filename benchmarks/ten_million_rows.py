@@ -1,4 +1,4 @@
-"""What runs on a tick or for an hour, on ten million slim rows: `python benchmarks/ten_million_rows.py [--rows N] [--keep DIR]`.
+"""What runs on a tick or for an hour, on ten million slim rows: `python benchmarks/ten_million_rows.py [--rows N] [--days N] [--keep DIR]`.
 
 Fills an embedded server of its own (under DIR, where it is found again and measured without filling; else in a temporary directory), or an
 empty database of another server with that server's settings (`--database URL`). Says what the ticks of a minute cost in which nothing was
@@ -34,7 +34,6 @@ from babylon_rl_tests.many_rows import Connection, ManyRows, insert_many
 from babylon_rl_tests.plans import BIG, Read, RecordedDatabase, Statement, explainable, reads_of
 
 END = datetime(2025, 11, 1)
-YEAR = timedelta(days=365)
 RANGE_HOURS = 24
 # Longer than a tick or an hour by nature.
 LEFT_OUT = ("a training",)
@@ -184,12 +183,13 @@ def asked_rows(description: str | None) -> Iterator[tuple[str, Path, ManyRows]]:
     """The server's address, its home and its rows, as the command line asks for them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--days", type=int, default=365, help="days that the rows are spread over")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the server's directory, and use it again")
     parser.add_argument("--database", metavar="URL", help="an empty database, or one that this benchmark filled; it is kept")
     given = parser.parse_args()
     # Six rows of an agent in an hour: a usable episode.
-    agents = max(8, min(400, given.rows // (YEAR // HOUR * 6)))
-    many = ManyRows(given.rows, END - YEAR, END, agents=agents, unnamed_agents=max(1, agents // 20), organizations=5)
+    agents = max(8, min(400, given.rows // (given.days * 24 * 6)))
+    many = ManyRows(given.rows, END - timedelta(days=given.days), END, agents=agents, unnamed_agents=max(1, agents // 20), organizations=5)
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
         if given.database is not None:

@@ -202,7 +202,7 @@ FAT_STEPS: dict[str, Callable[[Step], str]] = {
     f"{FAT}window_groups": lambda step: step.hours("window_groups", hour(1), hour(1)),
     f"{FAT}market_outcomes": lambda step: step.hours("market_outcomes", hour(1), hour(1)),
     f"{FAT}hindsight": lambda step: step.hours("hindsight", hour(1), hour(1)),
-    f"{FAT}scored_groups": lambda step: step.hours("scored_groups", hour(1), hour(1)),
+    **dict.fromkeys((f"{FAT}scored_groups", f"{FAT}scored_groups by a model"), lambda step: step.hours("scored_groups", hour(1), hour(1))),
 }
 
 
