@@ -19,7 +19,7 @@ from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
-from babylon_rl_tests.scale.machines import BROKERS, Redis, site
+from babylon_rl_tests.scale.machines import BROKERS, Redis, can_be_apart, site
 from babylon_rl_tests.scale.results import COUNTS_FROM_HOURS, Row, ratios, table
 from babylon_rl_tests.scale.scenarios import SETTINGS, Scenarios
 from babylon_rl_tests.scale.three_machines import alone, three_machines
@@ -31,6 +31,8 @@ FAULT_HOURS = 96
 WAITING_HOURS = 72  # three runs: one waits in the broker when two workers are busy
 # Each with a database of its own, which is empty.
 APART: dict[str, Callable[[Path, Database], Row]] = {"three-machines": three_machines, "alone": alone}
+OWN_IDS = "each worker had process ids of its own"
+SHARED_IDS = "workers shared process ids (unshare is not allowed here), so that one that was killed was noticed at once, not by its silence"
 
 
 def speed(scenarios: Scenarios, hours: int) -> Iterator[Row]:
@@ -73,7 +75,7 @@ def main() -> None:
         for row in measured(Path(name), chosen, options.hours, broker):
             print(row, flush=True)
             rows.append(row)
-    print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
+    print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores; {OWN_IDS if can_be_apart() else SHARED_IDS}")
     if not print_ratios(rows, options.hours):
         sys.exit(1)
 

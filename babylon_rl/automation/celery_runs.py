@@ -51,7 +51,7 @@ _LOG = logging.getLogger(__name__)
 NO_RESULTS = "disabled://"
 ANSWER_S = 5  # of a broker, before it counts as unreachable
 SILENT_BROKER_S = 15  # more than a worker's reads wait for a message
-LOOKED_AT_S = 10  # a worker's line to Redis: one that is silent is made anew after 21 s, by kombu's 25 after 51
+LOOKED_AT_S = 10  # how often a worker looks whether its lines to Redis are silent; kombu's 25 make it a minute
 # More than UNTAKEN_S, after which the next message of a run makes this one void: a void one costs a worker a process, one that has expired
 # nothing. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
 EXPIRES_S = 300
