@@ -22,6 +22,7 @@ from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_execute_job_task
+from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -121,7 +122,8 @@ def app_arguments(settings: AutomationSettings) -> dict[str, Any]:
 class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
     """Sends each run to the queue of its assets.
 
-    Unlike its base it asks no result backend after runs: one that was emptied would end every run.
+    Unlike its base it asks no result backend after runs: one that was emptied would end every run. Each message has a connection of its
+    own: that the broker has left one that is kept, Celery learns by losing the message, or never.
     """
 
     @classmethod
@@ -150,7 +152,6 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
             return False
         self._instance.report_run_canceling(run)
         try:
-            # A connection of its own: with a kept one that the broker has left, Celery tries again for ever.
             with self.celery.connection_for_write() as connection:
                 self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT", connection=connection)
         except OperationalError as failed:
@@ -178,31 +179,33 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
             tags |= {name: value for name, value in RETRIED.items() if name not in run.tags}
         self._instance.add_run_tags(run.run_id, tags)
         try:
-            self._drop_expired(queue)
-            # By its name: dagster_celery makes a task for each run, which the process then keeps.
-            self.celery.send_task(
-                TASK_EXECUTE_JOB_NAME,
-                kwargs={"execute_job_args_packed": pack_value(arguments)},
-                task_id=tags[TASK_TAG],
-                queue=queue,
-                routing_key=f"{queue}.{TASK_EXECUTE_JOB_NAME}",
-                expires=EXPIRES_S,
-                retry=False,
-            )
+            with self.celery.connection_for_write() as connection:
+                _drop_expired(connection, queue)
+                # By its name: dagster_celery makes a task for each run, which the process then keeps.
+                self.celery.send_task(
+                    TASK_EXECUTE_JOB_NAME,
+                    kwargs={"execute_job_args_packed": pack_value(arguments)},
+                    task_id=tags[TASK_TAG],
+                    queue=queue,
+                    routing_key=f"{queue}.{TASK_EXECUTE_JOB_NAME}",
+                    expires=EXPIRES_S,
+                    retry=False,
+                    connection=connection,
+                )
         except (OperationalError, RedisError) as failed:
             self._instance.report_engine_event(f"The broker took no message ({type(failed).__name__}). The run is sent again.", run)
             return
         self._instance.report_engine_event(f"Sent to the workers of the queue {queue}.", run)
 
-    def _drop_expired(self, queue: str) -> None:
-        """Remove a queue's oldest messages while they have expired, which RabbitMQ does by itself and Redis leaves to workers."""
-        with self.celery.connection_for_write() as connection:
-            redis = getattr(connection.default_channel, "client", None)
-            while redis is not None and (oldest := redis.lindex(queue, -1)) is not None:
-                expires = json.loads(oldest)["headers"].get("expires")
-                if expires is None or datetime.fromisoformat(expires) > datetime.now(UTC):
-                    return
-                redis.lrem(queue, -1, oldest)
+
+def _drop_expired(connection: Connection, queue: str) -> None:
+    """Remove a queue's oldest messages while they have expired, which RabbitMQ does by itself and Redis leaves to workers."""
+    redis = getattr(connection.default_channel, "client", None)
+    while redis is not None and (oldest := redis.lindex(queue, -1)) is not None:
+        expires = json.loads(oldest)["headers"].get("expires")
+        if expires is None or datetime.fromisoformat(expires) > datetime.now(UTC):
+            return
+        redis.lrem(queue, -1, oldest)
 
 
 class ClaimedTask(Task):  # type: ignore[misc]
