@@ -262,7 +262,7 @@ def test_a_queue_without_a_worker_does_not_grow(sending: Bench, redis: Redis, mo
         with Client.from_url(redis.url) as broker:
             return int(broker.llen("hours"))
 
-    assert [sent(1), sent(1)] == [1, 2]
+    assert sent(1) == 1
     time.sleep(1)
     assert [sent(60), sent(60)] == [1, 2]
 
