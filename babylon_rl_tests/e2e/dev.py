@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -60,6 +60,10 @@ class Dev:
         """Dagster's processes, once there are so many of them."""
         return list(self._wait(lambda: found if len(found := self._members()) >= at_least else None))
 
+    def daemon(self) -> psutil.Process:
+        """Dagster's daemon."""
+        return self._wait(lambda: next((process for process in self._members() if "dagster._daemon" in process.cmdline()), None))
+
     def babylon_rl(self, *arguments: str) -> str:
         """Another command on the same state directory; its output."""
         command = [sys.executable, "-m", "babylon_rl", *arguments]
@@ -103,8 +107,11 @@ def _answers(address: str) -> bool:
 def ask(address: str, query: str, **variables: Any) -> dict[str, Any]:
     """The answer of the UI's GraphQL endpoint."""
     body = json.dumps({"query": query, "variables": variables}).encode()
-    with urlopen(Request(f"{address}/graphql", body, {"Content-Type": "application/json"}), timeout=60) as answer:
-        found = json.load(answer)
+    try:
+        with urlopen(Request(f"{address}/graphql", body, {"Content-Type": "application/json"}), timeout=60) as answer:
+            found = json.load(answer)
+    except HTTPError as refused:  # the answer says which error it was
+        raise AssertionError(f"{address} answered {refused.code}: {refused.read().decode()}") from refused
     assert "errors" not in found, found["errors"]
     return dict(found["data"])
 
