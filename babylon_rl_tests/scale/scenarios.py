@@ -156,7 +156,7 @@ class Scenarios:
     def _without_daemon(self) -> Iterator[None]:
         """Suspend the daemon: it would end runs without a heartbeat of their own.
 
-        Not the code server: without its heartbeat for 45 s it ends, and the webserver answers 500 until the next one is there.
+        Not the code server: without its heartbeat for 45 s it ends, and the webserver may answer 500 until the next one is there.
         """
         assert self.site.dev is not None
         daemon = self.site.dev.daemon()
