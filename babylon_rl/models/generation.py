@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
-from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, common, first_tokens, read_rows
+from babylon_rl.models.prompt_cache import LONGEST_KEPT, PromptCache
+from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, common, read_rows
 from babylon_rl.models.scoring import legal_logprobs
 
 if TYPE_CHECKING:
@@ -101,22 +102,7 @@ def _pick_open(row: Row, logprobs_v: "torch.Tensor") -> int:
     return min(int(torch.searchsorted(cumulative, target, right=True)), len(logprobs_v) - 1)
 
 
-LONGEST_KEPT = 512  # tokens: with the packaged base 12 MB
 AHEAD_TOKENS = 48
-
-
-@dataclass
-class LastPrompt:
-    """The prompt that was read last for an adapter, with its cache: the next ones begin like it."""
-
-    tokens: Sequence[int] = ()
-    cache: Cache = field(default_factory=list)
-
-    def keep(self, tokens: Sequence[int], cache: Cache) -> None:
-        """Keep another one, if it is short."""
-        if len(tokens) <= LONGEST_KEPT:
-            # Copied, so that what was read beyond the prompt is not kept with it.
-            self.tokens, self.cache = tokens, [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(tokens))]
 
 
 @dataclass(frozen=True)
@@ -167,8 +153,8 @@ def _forced(token: int, node: Trie) -> tuple[list[int], Trie]:
 class Generation:
     """A running batch; call it under the adapter of its rows."""
 
-    def __init__(self, causal: Any, last: LastPrompt | None = None) -> None:
-        self._causal, self._last = causal, last or LastPrompt()
+    def __init__(self, causal: Any, adapter: str | None, kept: PromptCache) -> None:
+        self._causal, self._adapter, self._kept = causal, adapter, kept
         self._head = causal.get_output_embeddings().weight
         self._caches: list[Cache] = []
         self.rows: list[Row] = []
@@ -189,16 +175,17 @@ class Generation:
         # Equal requests are read once, and what all have in common, too.
         asked = [(tuple(row.pending), row.node) for row in rows]
         distinct = list(dict.fromkeys(asked))
-        known, prefix = self._prefix([prompt for prompt, _ in distinct])
-        trees = [ahead(node, len(prompt) - known - 1) for prompt, node in distinct]
-        prompts = [Unread.text(prompt[known:]) for prompt, _ in distinct]
+        begun = self._begin([prompt for prompt, _ in distinct])
+        trees = [ahead(node, len(prompt) - known - 1) for (prompt, node), (known, _) in zip(distinct, begun, strict=True)]
+        prompts = [Unread.text(prompt[known:]) for (prompt, _), (known, _) in zip(distinct, begun, strict=True)]
         unread = [prompt if tree is None else prompt.then(tree.tree) for prompt, tree in zip(prompts, trees, strict=True)]
-        caches = [list(prefix) for _ in distinct]
+        caches = [list(cache) for _, cache in begun]
         ends = [len(prompt.tokens) - 1 for prompt in prompts]
         wanted = [[end] if tree is None else list(tree.places.values()) for end, tree in zip(ends, trees, strict=True)]
         found = read_rows(self._causal, unread, caches, wanted=wanted)
         hidden = [dict(zip(tokens, states, strict=True)) for tokens, states in zip(wanted, found, strict=True)]
-        self._last.keep(distinct[0][0], caches[0])
+        for (prompt, _), cache in zip(distinct, caches, strict=True):
+            self._kept.keep(self._adapter, prompt, cache)
         which = dict(zip(distinct, range(len(distinct)), strict=True))
         drawing = [(row, which[key], ends[which[key]]) for row, key in zip(rows, asked, strict=True)]
         while drawing:
@@ -213,22 +200,20 @@ class Generation:
                 self.rows.append(row)
                 self._caches.append(list(caches[which[key]]))
 
-    def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Cache]:
-        """Read the common prefix of some prompts; return its length and cache.
+    def _begin(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, Cache]]:
+        """What is known of each prompt, and what they have in common, which is read once: length and cache of its beginning.
 
-        It is at least a token shorter than each prompt.
+        That is at least a token shorter than the prompt.
         """
-        lengths = sorted(map(len, prompts))
-        # Fused attention takes longer where a part was known: of a long prompt that must be most of it.
-        worth = SHARED_PREFIX_MINIMUM if lengths[-1] <= LONGEST_KEPT else lengths[-1] // 2
-        shared = min(common(prompts), lengths[0] - 1)
-        known = min(common([self._last.tokens, prompts[0]]), shared)
-        known = known if known >= worth else 0
-        prefix = first_tokens(self._last.cache, known)
-        if len(prompts) > 1 and shared - known >= worth:
+        begun = [self._kept.begin(self._adapter, prompt) for prompt in prompts]
+        begun = [(known, cache) if known >= _worth(prompt) else (0, []) for prompt, (known, cache) in zip(prompts, begun, strict=True)]
+        shared = min(common(prompts), min(map(len, prompts)) - 1)
+        # A kept prompt that has less in common with one of them has the same with all.
+        known, prefix = begun[0]
+        if len(prompts) > 1 and shared - known >= _worth(max(prompts, key=len)):
             read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix], wanted=[[]])
-            known = shared
-        return known, prefix
+            begun = [(shared, prefix)] * len(prompts)
+        return begun
 
     def step(self) -> None:
         """Draw the next token of every row that is not finished; those that are leave."""
@@ -245,3 +230,8 @@ class Generation:
         """Remove finished rows from the batch, with what they have read."""
         going = [n for n, row in enumerate(self.rows) if not row.done]
         self.rows, self._caches = [self.rows[n] for n in going], [self._caches[n] for n in going]
+
+
+def _worth(prompt: Sequence[int]) -> int:
+    """Tokens of a prompt that are worth a pass of their own: fused attention takes longer where a part was known."""
+    return SHARED_PREFIX_MINIMUM if len(prompt) <= LONGEST_KEPT else len(prompt) // 2

@@ -1,8 +1,8 @@
 """CPU policy: a base model with any number of LoRA adapters, answering in batches.
 
 Requests are sorted by adapter and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` prompt tokens and ``MICRO_BATCH_ROWS``
-rows. What the prompts of a micro-batch have in common is computed once, equal prompts too, and what they have in common with the one
-before not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same
+rows. What the prompts of a micro-batch have in common is computed once, equal prompts too, and what one has in common with a kept prompt
+not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same
 answer whatever else is in the batch: to the last bit where products of matrices sum in the same order for any number of rows, as in bf16
 on the processors that were measured (docs/decisions/0024-batches-side-by-side.md).
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.generation import Generation, LastPrompt, Row
+from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.grammar import compile_grammar
+from babylon_rl.models.prompt_cache import PromptCache
 from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model, encode_prompt
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 MICRO_BATCH_TOKENS = 4096
 MICRO_BATCH_ROWS = 16
-LAST_PROMPTS = 4  # of the adapters that were asked last
 BASE = None
 
 
@@ -70,16 +70,22 @@ class Completion:
 class Policy:
     """A model, its tokenizer and its adapters (public name -> peft's name)."""
 
-    def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", adapters: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: "nn.Module",
+        tokenizer: "PreTrainedTokenizerBase",
+        adapters: dict[str, str] | None = None,
+        kept: PromptCache | None = None,
+    ) -> None:
         """Wrap a loaded model.
 
         ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged. Its weights may change in training mode
-        alone: otherwise what was read of the last prompt is taken again.
+        alone: otherwise what was read of earlier prompts, in ``kept``, is taken again.
         """
         self.model: Any = model
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
-        self._last: dict[str | None, LastPrompt] = {}
+        self._kept = kept or PromptCache()
         config = causal_model(model).config
         self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 
@@ -111,10 +117,10 @@ class Policy:
         return policy
 
     def twin(self) -> "Policy":
-        """A policy on the same weights for another thread, with its own active adapter."""
+        """A policy on the same weights and kept prompts for another thread, with its own active adapter."""
         # deepcopy takes what stands in its memo as copied already: modules are new, tensors are the same.
         shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
-        return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters)
+        return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters, self._kept)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -166,13 +172,7 @@ class Policy:
     def generation(self, adapter: str | None) -> Generation:
         """A batch without rows, for one adapter; see ``advance``."""
         # In training the weights change: nothing that was read before holds.
-        return Generation(causal_model(self.model), None if self.model.training else self._last_prompt(adapter))
-
-    def _last_prompt(self, adapter: str | None) -> LastPrompt:
-        self._last[adapter] = last = self._last.pop(adapter, None) or LastPrompt()
-        for oldest in list(self._last)[:-LAST_PROMPTS]:
-            del self._last[oldest]
-        return last
+        return Generation(causal_model(self.model), adapter, PromptCache() if self.model.training else self._kept)
 
     def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
         """Admit new rows to a generation, or draw every row's next token."""

@@ -113,16 +113,6 @@ def test_fused_attention_gives_the_same_as_plain_products(
     assert all(same(a, b) for a, b in zip(policy.complete(asked), expected, strict=True))
 
 
-def test_what_is_kept_of_prompts_is_bounded_and_each_adapter_s_own(policy: Policy) -> None:
-    for n, name in enumerate((None, *(f"v{n}" for n in range(6)))):
-        policy.generation(name)._last.keep([n] * 3, [(torch.zeros(2, 9, 4), torch.zeros(2, 9, 4))])
-    kept = policy.generation("v5")._last
-    assert list(kept.tokens) == [6] * 3 and kept.cache[0][0].untyped_storage().nbytes() == 2 * 3 * 4 * 4
-    assert not policy.generation(None)._last.tokens
-    kept.keep([0] * (generation.LONGEST_KEPT + 1), [])
-    assert list(kept.tokens) == [6] * 3
-
-
 def test_equal_prompts_are_read_once_and_drawn_apart(policy: Policy, trade_format: dict[str, Any]) -> None:
     asked = [ask("The same.", response_format=trade_format, seed=n) for n in range(10)]
     together = policy.complete(asked)

@@ -1,0 +1,61 @@
+"""Prompts that were read, with their keys and values: the next ones begin like one of them.
+
+An agent's prompts begin with what it is told each time, those of a market with its first lines. The longest beginning that a new prompt has
+in common with a kept one is that with one of its two neighbours in the order of their tokens.
+"""
+
+from bisect import bisect, insort
+from collections.abc import Sequence
+from threading import Lock
+
+from babylon_rl.models.row_attention import Cache, first_tokens, shared_length
+
+LONGEST_KEPT = 512  # tokens: with the packaged base 12 MB
+KEPT_BYTES = 192 * 2**20  # two markets' prompts for each of 24 runs of two models, as a gate plays them
+
+_Key = tuple[str, tuple[int, ...]]  # adapter, prompt
+
+
+class PromptCache:
+    """The prompts of all adapters that were of use last, ``KEPT_BYTES`` of them; several threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._ordered: list[_Key] = []
+        self._caches: dict[_Key, Cache] = {}  # of use last comes last
+        self._bytes = 0
+
+    def begin(self, adapter: str | None, prompt: Sequence[int]) -> tuple[int, Cache]:
+        """Return the longest known beginning of a prompt, a token shorter than it at least: its length and cache."""
+        key = (adapter or "", tuple(prompt))
+        with self._lock:
+            place = bisect(self._ordered, key)
+            near = [one for one in self._ordered[max(0, place - 1) : place + 1] if one[0] == key[0]]
+            known, best = max(((shared_length(one[1], prompt), one) for one in near), default=(0, key))
+            if not known:
+                return 0, []
+            self._caches[best] = cache = self._caches.pop(best)
+        known = min(known, len(prompt) - 1)
+        return known, first_tokens(cache, known)
+
+    def keep(self, adapter: str | None, prompt: Sequence[int], cache: Cache) -> None:
+        """Keep a prompt of at most ``LONGEST_KEPT`` tokens; ``cache`` may go on after it."""
+        key = (adapter or "", tuple(prompt))
+        if len(prompt) > LONGEST_KEPT or key in self._caches:
+            return
+        # Copied, so that what was read beyond the prompt is not kept with it.
+        own = [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(prompt))]
+        with self._lock:
+            if key in self._caches:
+                return
+            insort(self._ordered, key)
+            self._caches[key] = own
+            self._bytes += _size(own)
+            while self._bytes > KEPT_BYTES:
+                oldest = next(iter(self._caches))
+                self._bytes -= _size(self._caches.pop(oldest))
+                del self._ordered[bisect(self._ordered, oldest) - 1]
+
+
+def _size(cache: Cache) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in cache)
