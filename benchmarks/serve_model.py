@@ -1,13 +1,15 @@
 """Tokens a second of `serve model`: `python -m benchmarks.serve_model [--clients 8] [--rounds 3] [--tokens 32]`.
 
-In one run, with the same prompts, threads and dtype: the server asked by one client after another and by all at once (each client asks its
-next request when it has its answer; the first are spread over a second), free text and decisions under a grammar, which may be of two
-adapters; and transformers' continuous batching in process, with the paged sdpa attention that it chooses on a CPU and all requests at once.
-It has no grammar, so that it answers free text alone. Prints a JSON line for each.
+In one run, with prompts of the same length, threads and dtype: the server asked by one client after another and by all at once (each
+client asks its next request when it has its answer; the first are spread over a second), free text and decisions under a grammar, which
+may be of two adapters, by clients with one system prompt or each with its own; and transformers' continuous batching in process, with the
+paged sdpa attention that it chooses on a CPU and all requests at once. It has no grammar, so that it answers free text alone. No prompt
+is asked twice of the server, which keeps what it has read. Prints a JSON line for each.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import tempfile
@@ -34,15 +36,18 @@ _TRADES = [
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "trade", "schema": {"anyOf": _TRADES}}}
 
 
-def messages(number: int) -> list[dict[str, Any]]:
-    """A prompt of about 350 tokens, most of them the same in all."""
+def messages(number: int, name: str = "a trading agent") -> list[dict[str, Any]]:
+    """A prompt of about 350 tokens, most of them the same in all of one ``name``."""
     topic = _TOPICS[number % len(_TOPICS)]
-    system = "You are a trading agent in a market of companies and questions. " * 20
+    system = f"You are {name} in a market of companies and questions. " * 20
     return [{"role": "system", "content": system}, {"role": "user", "content": f"Round {number}: {topic}. " + f"News of {topic}. " * 10}]
 
 
-async def ask(url: str, clients: int, tokens: int, *, at_once: bool, **asked: Any) -> tuple[int, float]:
-    """Tokens of all answers, and seconds."""
+_asked = itertools.count()
+
+
+async def ask(url: str, clients: int, tokens: int, *, at_once: bool, named: bool = False, **asked: Any) -> tuple[int, float]:
+    """Tokens of all answers, and seconds; ``named`` clients have a system prompt of their own."""
     used = 0
     async with ChatClient(url, None, "base") as base, ChatClient(url, None, ADAPTER) as adapter:
 
@@ -53,7 +58,8 @@ async def ask(url: str, clients: int, tokens: int, *, at_once: bool, **asked: An
                 served = adapter if asked.get("response_format") and client % 2 else base
                 # Answers of several lengths: who asks for little must not wait for the longest.
                 most = tokens * (1 + client % 4) // 4
-                answer = await served.complete(messages(client + number * clients), seed=number, max_tokens=most, **asked)
+                prompt = messages(next(_asked), f"trader {client}") if named else messages(next(_asked))
+                answer = await served.complete(prompt, seed=number, max_tokens=most, **asked)
                 used += answer.completion_tokens
 
         began = time.perf_counter()
@@ -114,6 +120,7 @@ def main() -> None:
             sides = {
                 "decisions, one by one": served(False, response_format=_FORMAT),
                 f"decisions, {clients} clients": served(True, response_format=_FORMAT),
+                f"decisions, {clients} clients with their own system prompts": served(True, named=True, response_format=_FORMAT),
                 "free text, one by one": served(False),
                 f"free text, {clients} clients": served(True),
                 TRANSFORMERS: transformers_batching(base, clients, tokens),
@@ -128,6 +135,7 @@ def main() -> None:
     print(json.dumps({"tokens_a_second": {name: round(statistics.median(those), 1) for name, those in rates.items()}}))
     pairs = [(f"decisions, {clients} clients", "decisions, one by one"), (f"free text, {clients} clients", "free text, one by one")]
     pairs += [(f"free text, {clients} clients", TRANSFORMERS)]
+    pairs += [(f"decisions, {clients} clients with their own system prompts", f"decisions, {clients} clients")]
     for ours, other in pairs:
         ratio = statistics.median(one / two for one, two in zip(rates[ours], rates[other], strict=True))
         print(json.dumps({"side": ours, "times": round(ratio, 2), "of": other}))
