@@ -1,10 +1,10 @@
 """Tokens a second of `serve model`: `python -m benchmarks.serve_model [--clients 8] [--rounds 3] [--tokens 32]`.
 
-In one run, with prompts of the same length, threads and dtype: the server asked by one client after another and by all at once (each
-client asks its next request when it has its answer; the first are spread over a second), free text and decisions under a grammar, which
-may be of two adapters, by clients with one system prompt or each with its own; and transformers' continuous batching in process, with the
-paged sdpa attention that it chooses on a CPU and all requests at once. It has no grammar, so that it answers free text alone. No prompt
-is asked twice of the server, which keeps what it has read. Prints a JSON line for each.
+In one run, with prompts of about the same length, the same threads and dtype: the server asked by one client after another and by all at
+once (each client asks its next request when it has its answer; the first are spread over a second), free text and decisions under a
+grammar, which may be of two adapters, by clients with one system prompt or each with its own; and transformers' continuous batching in
+process, with the paged sdpa attention that it chooses on a CPU and all requests at once. It has no grammar, so that it answers free text
+alone. No prompt is asked twice of the server, which keeps what it has read. Prints a JSON line for each.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _TRADES = [
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "trade", "schema": {"anyOf": _TRADES}}}
 
 
-def messages(number: int, name: str = "a trading agent") -> list[dict[str, Any]]:
+def messages(number: int, name: str = "trading agent 0") -> list[dict[str, Any]]:
     """A prompt of about 350 tokens, most of them the same in all of one ``name``."""
     topic = _TOPICS[number % len(_TOPICS)]
     system = f"You are {name} in a market of companies and questions. " * 20
@@ -58,7 +58,7 @@ async def ask(url: str, clients: int, tokens: int, *, at_once: bool, named: bool
                 served = adapter if asked.get("response_format") and client % 2 else base
                 # Answers of several lengths: who asks for little must not wait for the longest.
                 most = tokens * (1 + client % 4) // 4
-                prompt = messages(next(_asked), f"trader {client}") if named else messages(next(_asked))
+                prompt = messages(next(_asked), f"trading agent {client + 1}") if named else messages(next(_asked))
                 answer = await served.complete(prompt, seed=number, max_tokens=most, **asked)
                 used += answer.completion_tokens
 

@@ -201,14 +201,14 @@ class Generation:
                 self._caches.append(list(caches[which[key]]))
 
     def _begin(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, Cache]]:
-        """What is known of each prompt, and what they have in common, which is read once: length and cache of its beginning.
+        """For each prompt, length and cache of the beginning that need not be read again.
 
-        That is at least a token shorter than the prompt.
+        It is that of a kept prompt, or what all prompts have in common, which is read here; always shorter than the prompt.
         """
         begun = [self._kept.begin(self._adapter, prompt) for prompt in prompts]
         begun = [(known, cache) if known >= _worth(prompt) else (0, []) for prompt, (known, cache) in zip(prompts, begun, strict=True)]
         shared = min(common(prompts), min(map(len, prompts)) - 1)
-        # A kept prompt that has less in common with one of them has the same with all.
+        # A kept prompt that agrees with one of them for fewer tokens agrees as far with all.
         known, prefix = begun[0]
         if len(prompts) > 1 and shared - known >= _worth(max(prompts, key=len)):
             read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix], wanted=[[]])
@@ -233,5 +233,5 @@ class Generation:
 
 
 def _worth(prompt: Sequence[int]) -> int:
-    """Tokens of a prompt that are worth a pass of their own: fused attention takes longer where a part was known."""
+    """Fewest tokens of a beginning that are worth taking as known: fused attention, of long prompts, takes longer then."""
     return SHARED_PREFIX_MINIMUM if len(prompt) <= LONGEST_KEPT else len(prompt) // 2

@@ -2,9 +2,9 @@
 
 Requests are sorted by adapter and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` prompt tokens and ``MICRO_BATCH_ROWS``
 rows. What the prompts of a micro-batch have in common is computed once, equal prompts too, and what one has in common with a kept prompt
-not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same
-answer whatever else is in the batch: to the last bit where products of matrices sum in the same order for any number of rows, as in bf16
-on the processors that were measured (docs/decisions/0024-batches-side-by-side.md).
+not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same answer
+whatever else is in the batch or was asked before: to the last bit where products of matrices sum in the same order for any number of
+rows, as in bf16 on the processors that were measured (docs/decisions/0024-batches-side-by-side.md).
 """
 
 import contextlib
@@ -79,13 +79,13 @@ class Policy:
     ) -> None:
         """Wrap a loaded model.
 
-        ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged. Its weights may change in training mode
-        alone: otherwise what was read of earlier prompts, in ``kept``, is taken again.
+        ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged. Its weights must not change once it has
+        answered in evaluation mode, as what was read of earlier prompts is ``kept``.
         """
         self.model: Any = model
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
-        self._kept = kept or PromptCache()
+        self._kept = PromptCache() if kept is None else kept
         config = causal_model(model).config
         self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 

@@ -1,7 +1,7 @@
 """Prompts that were read, with their keys and values: the next ones begin like one of them.
 
-An agent's prompts begin with what it is told each time, those of a market with its first lines. The longest beginning that a new prompt has
-in common with a kept one is that with one of its two neighbours in the order of their tokens.
+An agent's prompts begin with what it is told each time, those of a market with its first lines. Kept prompts are sorted by adapter and
+tokens, so that the one with which a new prompt has most in common is one of its two neighbours.
 """
 
 from bisect import bisect, insort
@@ -10,19 +10,19 @@ from threading import Lock
 
 from babylon_rl.models.row_attention import Cache, first_tokens, shared_length
 
-LONGEST_KEPT = 768  # tokens, as read by plain products of matrices: with the packaged base 18 MB
-KEPT_BYTES = 192 * 2**20  # two markets' prompts for each of 24 runs of two models, as a gate plays them
+LONGEST_KEPT = 512  # tokens: with a grammar's tree after them they are read by plain products, whose bits no beginning moves
+KEPT_BYTES = 192 * 2**20  # with the packaged base 8,700 tokens, 62 prompts of 140: a gate asks two models in 24 markets
 
 _Key = tuple[str, tuple[int, ...]]  # adapter, prompt
 
 
 class PromptCache:
-    """The prompts of all adapters that were of use last, ``KEPT_BYTES`` of them; several threads may share it."""
+    """The newest prompts of all adapters, ``KEPT_BYTES`` together; several threads may share it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._ordered: list[_Key] = []
-        self._caches: dict[_Key, Cache] = {}  # of use last comes last
+        self._caches: dict[_Key, Cache] = {}  # the newest comes last
         self._bytes = 0
 
     def begin(self, adapter: str | None, prompt: Sequence[int]) -> tuple[int, Cache]:
@@ -34,19 +34,21 @@ class PromptCache:
             known, best = max(((shared_length(one[1], prompt), one) for one in near), default=(0, key))
             if not known:
                 return 0, []
-            self._caches[best] = cache = self._caches.pop(best)
+            cache = self._caches[best]
         known = min(known, len(prompt) - 1)
         return known, first_tokens(cache, known)
 
     def keep(self, adapter: str | None, prompt: Sequence[int], cache: Cache) -> None:
         """Keep a prompt of at most ``LONGEST_KEPT`` tokens; ``cache`` may go on after it."""
         key = (adapter or "", tuple(prompt))
-        if len(prompt) > LONGEST_KEPT or key in self._caches:
+        if len(prompt) > LONGEST_KEPT:
             return
         # Copied, so that what was read beyond the prompt is not kept with it.
         own = [(keys.clone(), values.clone()) for keys, values in first_tokens(cache, len(prompt))]
         with self._lock:
             if key in self._caches:
+                # Asked again: the newest. A prompt that it began from needs no such turn, as this one carries the beginning on.
+                self._caches[key] = self._caches.pop(key)
                 return
             insort(self._ordered, key)
             self._caches[key] = own

@@ -28,8 +28,19 @@ def published(tiny_base: Path, tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "v1.0.0"
 
 
+@pytest.fixture
+def policy(loaded_policy: Policy) -> Policy:
+    """The loaded policy, without what it was asked by other tests."""
+    return fresh(loaded_policy)
+
+
+def fresh(policy: Policy) -> Policy:
+    """The same policy without kept prompts."""
+    return Policy(policy.model, policy.tokenizer, {name: f"adapter_{n}" for n, name in enumerate(policy.adapters)})
+
+
 @pytest.fixture(scope="session")
-def policy(tiny_base: Path, tiny_adapter: Path) -> Policy:
+def loaded_policy(tiny_base: Path, tiny_adapter: Path) -> Policy:
     """Base and one adapter (v1.0.0) in float32, where rounding hides nothing."""
     import torch
 
@@ -38,5 +49,5 @@ def policy(tiny_base: Path, tiny_adapter: Path) -> Policy:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(policy: Policy) -> Any:
-    return policy.tokenizer
+def tokenizer(loaded_policy: Policy) -> Any:
+    return loaded_policy.tokenizer

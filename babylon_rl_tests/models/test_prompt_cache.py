@@ -12,6 +12,7 @@ from babylon_rl.models import prompt_cache
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.prompt_cache import LONGEST_KEPT, PromptCache
 from babylon_rl.models.row_attention import Cache, Unread, read_rows, shared_length
+from babylon_rl_tests.models.conftest import fresh
 from babylon_rl_tests.models.test_policy import ask, same
 
 pytestmark = pytest.mark.slow  # torch is imported
@@ -39,12 +40,12 @@ def test_the_longest_beginning_of_the_same_adapter_is_found(kept, adapter, asked
         assert values[0, :, 0].tolist() == [-token for token in asked[:known]]
 
 
-def test_bytes_are_bounded_and_what_was_of_use_stays(monkeypatch):
+def test_bytes_are_bounded_and_what_was_asked_last_stays(monkeypatch):
     kept = PromptCache()
     monkeypatch.setattr(prompt_cache, "KEPT_BYTES", 3 * 4 * 2 * 4)  # of three prompts of four tokens: keys and values, four bytes each
     for first in range(3):
         kept.keep(None, (first, 0, 0, 0), cache_of((first, 0, 0, 0)))
-    assert kept.begin(None, (0, 0, 0, 1))[0] == 3
+    kept.keep(None, (0, 0, 0, 0), cache_of((0, 0, 0, 0)))
     kept.keep("v1", (3, 0, 0, 0), cache_of((3, 0, 0, 0)))
     assert [kept.begin(None, (first, 0, 0, 1))[0] for first in range(3)] == [3, 0, 3]
     kept.keep(None, (9,) * (LONGEST_KEPT + 1), [])
@@ -73,5 +74,5 @@ def test_agents_with_their_own_system_prompts_are_read_from_there_on(
     second = policy.twin().complete(asked(2))
     assert sum(read) < sum(answer.prompt_tokens for answer in second) / 2
     monkeypatch.undo()
-    alone = [Policy(policy.model, policy.tokenizer).complete([one])[0] for one in asked(2)]
+    alone = [fresh(policy).complete([one])[0] for one in asked(2)]
     assert all(same(a, b) for a, b in zip(second, alone, strict=True))
