@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import NothingToTrain
+from babylon_rl.heap import give_back_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
 from babylon_rl.models.row_attention import joined
@@ -96,6 +97,13 @@ class CpuTrainer(LocalTrainer):
             NothingToTrain: no sequence has a token with alternatives.
             CheckpointError: the parent does not fit the base.
         """
+        try:
+            return self._train(iteration, parent, out, on_step)
+        finally:
+            # The model is gone. Kept for the next one, the heap would grow with every iteration, as each leaves some of it in pieces.
+            give_back_freed_memory()
+
+    def _train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         # One thread for each group of rows (policy.py): results do not depend on the number of threads.
         set_threads(1)
         import torch
