@@ -5,7 +5,6 @@ free memory of its own.
 """
 
 import ctypes
-import gc
 
 # Numbers of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -22,12 +21,6 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Give back what is freed, now and from now on, for a process that stays after large work."""
     _set({_ARENA_MAX: 1, _TOP_PAD: 128 * 2**10, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
-    _call("malloc_trim", 0)
-
-
-def give_back_freed_memory() -> None:
-    """Give back what is free now, after a large part of a process's work."""
-    gc.collect()
     _call("malloc_trim", 0)
 
 

@@ -58,7 +58,7 @@ async def ask(url: str, clients: int, tokens: int, *, at_once: bool, named: bool
                 served = adapter if asked.get("response_format") and client % 2 else base
                 # Answers of several lengths: who asks for little must not wait for the longest.
                 most = tokens * (1 + client % 4) // 4
-                prompt = messages(next(_asked), f"trading agent {client + 1}") if named else messages(next(_asked))
+                prompt = messages(next(_asked), f"trading agent {client + 1 if named else 0}")
                 answer = await served.complete(prompt, seed=number, max_tokens=most, **asked)
                 used += answer.completion_tokens
 

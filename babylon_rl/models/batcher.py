@@ -190,19 +190,19 @@ class Batcher:
         for adapter, new in self._admitted().items():
             generation, those = self._running.setdefault(adapter, (self._policy.generation(adapter), []))
             those.extend(new)
-            await self._advance(adapter, generation, those, [asked.row for asked in new])
-        for adapter, (generation, those) in list(self._running.items()):
-            await self._advance(adapter, generation, those, [])
+            await self._advance(generation, those, [asked.row for asked in new])
+        for generation, those in list(self._running.values()):
+            await self._advance(generation, those, [])
 
-    async def _advance(self, adapter: str | None, generation: Generation, those: list[PendingAnswer], new: Sequence[Row]) -> None:
+    async def _advance(self, generation: Generation, those: list[PendingAnswer], new: Sequence[Row]) -> None:
         for asked in those:
             # Nobody waits for it any more: the row leaves the batch with this turn.
             asked.row.done |= asked.left
-        going = await self._attempt(self._texts, those, partial(self._policy.advance, generation, adapter, new))
+        going = await self._attempt(self._texts, those, partial(self._policy.advance, generation, new))
         those[:] = [asked for asked in those if not asked.row.done]
         if not going or not those:
             # After a failure nobody knows what the cache holds: the next texts of this adapter begin a new generation.
-            del self._running[adapter]
+            del self._running[generation.adapter]
 
     async def _attempt(self, worker: _Worker, those: Sequence[PendingAnswer], work: Callable[[], None]) -> bool:
         # A failed batch fails every request in it; the server goes on.

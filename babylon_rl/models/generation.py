@@ -154,7 +154,7 @@ class Generation:
     """A running batch; call it under the adapter of its rows."""
 
     def __init__(self, causal: Any, adapter: str | None, kept: PromptCache) -> None:
-        self._causal, self._adapter, self._kept = causal, adapter, kept
+        self._causal, self.adapter, self._kept = causal, adapter, kept
         self._head = causal.get_output_embeddings().weight
         self._caches: list[Cache] = []
         self.rows: list[Row] = []
@@ -185,7 +185,7 @@ class Generation:
         found = read_rows(self._causal, unread, caches, wanted=wanted)
         hidden = [dict(zip(tokens, states, strict=True)) for tokens, states in zip(wanted, found, strict=True)]
         for (prompt, _), cache in zip(distinct, caches, strict=True):
-            self._kept.keep(self._adapter, prompt, cache)
+            self._kept.keep(self.adapter, prompt, cache)
         which = dict(zip(distinct, range(len(distinct)), strict=True))
         drawing = [(row, which[key], ends[which[key]]) for row, key in zip(rows, asked, strict=True)]
         while drawing:
@@ -205,7 +205,7 @@ class Generation:
 
         It is that of a kept prompt, or what all prompts have in common, which is read here; always shorter than the prompt.
         """
-        begun = [self._kept.begin(self._adapter, prompt) for prompt in prompts]
+        begun = [self._kept.begin(self.adapter, prompt) for prompt in prompts]
         begun = [(known, cache) if known >= _worth(prompt) else (0, []) for prompt, (known, cache) in zip(prompts, begun, strict=True)]
         shared = min(common(prompts), min(map(len, prompts)) - 1)
         # A kept prompt that agrees with one of them for fewer tokens agrees as far with all.
@@ -233,5 +233,8 @@ class Generation:
 
 
 def _worth(prompt: Sequence[int]) -> int:
-    """Fewest tokens of a beginning that are worth taking as known: fused attention, of long prompts, takes longer then."""
+    """Fewest tokens of a known beginning that save time.
+
+    Of a long prompt half: its attention is fused, which takes longer where a part was known.
+    """
     return SHARED_PREFIX_MINIMUM if len(prompt) <= LONGEST_KEPT else len(prompt) // 2

@@ -174,9 +174,9 @@ class Policy:
         # In training the weights change: nothing that was read before holds.
         return Generation(causal_model(self.model), adapter, PromptCache() if self.model.training else self._kept)
 
-    def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
+    def advance(self, generation: Generation, new: Sequence[Row]) -> None:
         """Admit new rows to a generation, or draw every row's next token."""
-        with self._serving(adapter):
+        with self._serving(generation.adapter):
             if new:
                 generation.admit(new)
             else:

@@ -36,7 +36,7 @@ def policy(loaded_policy: Policy) -> Policy:
 
 def fresh(policy: Policy) -> Policy:
     """The same policy without kept prompts."""
-    return Policy(policy.model, policy.tokenizer, {name: f"adapter_{n}" for n, name in enumerate(policy.adapters)})
+    return Policy(policy.model, policy.tokenizer, policy._adapters)
 
 
 @pytest.fixture(scope="session")

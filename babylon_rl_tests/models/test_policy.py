@@ -174,9 +174,9 @@ def test_a_text_that_joins_a_running_batch_is_the_one_that_it_would_be_alone(pol
     asked = [ask(f"Speak of {n}. " + "Prices rose. " * n, seed=n, max_tokens=4 + 3 * n, adapter=adapter) for n in range(5)]
     rows, running = [policy.row(one) for one in asked], policy.generation(adapter)
     for joining in (rows[:2], [], [], rows[2:3], rows[3:], []):
-        policy.advance(running, adapter, joining)
+        policy.advance(running, joining)
     while running.unfinished():
-        policy.advance(running, adapter, [])
+        policy.advance(running, [])
     assert all(same(policy.completion(row), policy.complete([one])[0]) for row, one in zip(rows, asked, strict=True))
 
 

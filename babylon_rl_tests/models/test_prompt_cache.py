@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.models import prompt_cache
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.prompt_cache import LONGEST_KEPT, PromptCache
-from babylon_rl.models.row_attention import Cache, Unread, read_rows, shared_length
+from babylon_rl.models.row_attention import Cache, shared_length
+from babylon_rl.models.scoring import causal_model
 from babylon_rl_tests.models.conftest import fresh
 from babylon_rl_tests.models.test_policy import ask, same
 
@@ -40,9 +40,8 @@ def test_the_longest_beginning_of_the_same_adapter_is_found(kept, adapter, asked
         assert values[0, :, 0].tolist() == [-token for token in asked[:known]]
 
 
-def test_bytes_are_bounded_and_what_was_asked_last_stays(monkeypatch):
-    kept = PromptCache()
-    monkeypatch.setattr(prompt_cache, "KEPT_BYTES", 3 * 4 * 2 * 4)  # of three prompts of four tokens: keys and values, four bytes each
+def test_bytes_are_bounded_and_what_was_asked_last_stays():
+    kept = PromptCache(3 * 4 * 2 * 4)  # of three prompts of four tokens: keys and values, four bytes each
     for first in range(3):
         kept.keep(None, (first, 0, 0, 0), cache_of((first, 0, 0, 0)))
     kept.keep(None, (0, 0, 0, 0), cache_of((0, 0, 0, 0)))
@@ -53,26 +52,17 @@ def test_bytes_are_bounded_and_what_was_asked_last_stays(monkeypatch):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_agents_with_their_own_system_prompts_are_read_from_there_on(
-    policy: Policy, trade_format: dict[str, Any], monkeypatch: pytest.MonkeyPatch, together: bool
-) -> None:
+def test_agents_with_their_own_system_prompts_are_read_from_there_on(policy: Policy, trade_format: dict[str, Any], together: bool) -> None:
     def asked(tick: int) -> list[CompletionRequest]:
         texts = [f"{name * 12} {tick} of 9" for name in ("abc ", "def ", "ghi ")]
         return [ask(text, response_format=trade_format, seed=tick) for text in texts]
 
-    read: list[int] = []
-
-    def counted(causal: Any, rows: Sequence[Unread], *others: Any, **named: Any) -> Any:
-        read.append(sum(len(row.tokens) for row in rows))
-        return read_rows(causal, rows, *others, **named)
-
-    monkeypatch.setattr("babylon_rl.models.generation.read_rows", counted)
     for batch in [asked(1)] if together else [[one] for one in asked(1)]:
         policy.complete(batch)
-    read.clear()
     # By another thread: what is kept is shared.
-    second = policy.twin().complete(asked(2))
+    other, read = policy.twin(), list[int]()
+    causal_model(other.model).get_input_embeddings().register_forward_hook(lambda _, ids, states: read.append(ids[0].numel()))
+    second = other.complete(asked(2))
     assert sum(read) < sum(answer.prompt_tokens for answer in second) / 2
-    monkeypatch.undo()
     alone = [fresh(policy).complete([one])[0] for one in asked(2)]
     assert all(same(a, b) for a, b in zip(second, alone, strict=True))

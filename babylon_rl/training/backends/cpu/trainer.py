@@ -7,6 +7,7 @@ A step accumulates the gradients of several packs, then clips and applies them. 
 ``DEVICE_PACKS`` packs, and BATCH_SIZE sequences for each of these. Packs are not split, because their shared prefix is computed once.
 """
 
+import gc
 import random
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import NothingToTrain
-from babylon_rl.heap import give_back_freed_memory
+from babylon_rl.heap import return_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
 from babylon_rl.models.row_attention import joined
@@ -101,7 +102,8 @@ class CpuTrainer(LocalTrainer):
             return self._train(iteration, parent, out, on_step)
         finally:
             # The model is gone. Kept for the next one, the heap would grow with every iteration, as each leaves some of it in pieces.
-            give_back_freed_memory()
+            gc.collect()
+            return_freed_memory()
 
     def _train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         # One thread for each group of rows (policy.py): results do not depend on the number of threads.
