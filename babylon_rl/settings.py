@@ -272,7 +272,11 @@ class AutomationSettings(SettingsGroup):
     training_daily_min_trajectories: int = Field(
         100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
     )
-    max_concurrent_runs: int = Field(4, ge=1, description="The most runs at once, on all machines together; more wait in Dagster's queue.")
+    max_concurrent_runs: int = Field(
+        4,
+        ge=1,
+        description="The most runs at once, with CELERY_BROKER_URL of each of the workers' queues; more wait in Dagster's queue.",
+    )
     celery_broker_url: SecretStr | None = Field(
         None,
         description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "

@@ -31,6 +31,7 @@ from babylon_rl.automation.run_handover import (
     CODE_TAG,
     HOURS,
     JUDGE,
+    JUDGE_TAG,
     QUEUE_TAG,
     TASK_TAG,
     TRAINER,
@@ -106,15 +107,18 @@ CONFIG: dict[str, Any] = {
     "worker_hijack_root_logger": False,
 }
 
+VERIFIED = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+
 
 def app_arguments(settings: AutomationSettings) -> dict[str, Any]:
     """Arguments of dagster_celery's app, the same for launcher and workers."""
-    broker = settings.celery_broker_url
+    broker = None if settings.celery_broker_url is None else settings.celery_broker_url.get_secret_value()
     return {
-        "broker": None if broker is None else broker.get_secret_value(),
+        "broker": broker,
         "backend": NO_RESULTS,
         "include": [],
-        "config_source": CONFIG,
+        # By itself kombu takes any certificate of a Redis.
+        "config_source": CONFIG | ({"broker_use_ssl": VERIFIED} if broker is not None and broker.startswith("rediss:") else {}),
         "default_queue": HOURS,
     }
 
@@ -173,7 +177,8 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         # Before the message is sent: a free worker looks for this note at once.
         expect_worker(process_database(settings), run.run_id)
         # A new id each time that the run is handed over: only the newest message may claim it.
-        tags = {TASK_TAG: f"{run.run_id}-{os.urandom(4).hex()}", QUEUE_TAG: queue, CODE_TAG: code_version()}
+        tags = {TASK_TAG: f"{run.run_id}-{os.urandom(4).hex()}", QUEUE_TAG: queue}
+        tags |= {CODE_TAG: code_version(), JUDGE_TAG: settings.judge_model}
         if queue in (HOURS, JUDGE):
             # A backfill of the UI asks for no retry; with workers one that is lost with its machine is nothing unusual.
             tags |= {name: value for name, value in RETRIED.items() if name not in run.tags}
@@ -202,14 +207,19 @@ def _drop_expired(connection: Connection, queue: str) -> None:
     """Remove a queue's oldest messages while they have expired, which RabbitMQ does by itself and Redis leaves to workers."""
     redis = getattr(connection.default_channel, "client", None)
     while redis is not None and (oldest := redis.lindex(queue, -1)) is not None:
-        expires = json.loads(oldest)["headers"].get("expires")
+        try:
+            expires = json.loads(oldest)["headers"].get("expires")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # Not Celery's: another program uses this list.
+            _LOG.warning(f"The list {queue} of the broker holds what is not Celery's. Give babylon_rl a database of Redis of its own.")
+            return
         if expires is None or datetime.fromisoformat(expires) > datetime.now(UTC):
             return
         redis.lrem(queue, -1, oldest)
 
 
 class ClaimedTask(Task):  # type: ignore[misc]
-    """Task that executes its run, unless another worker has it or the code is older."""
+    """Task that executes its run, unless another worker has it, or code or judge do not fit."""
 
     abstract = True
 
@@ -223,19 +233,26 @@ class ClaimedTask(Task):  # type: ignore[misc]
 
     def _execute(self, *args: Any, **kwargs: Any) -> Any:
         run_id = _run_of(kwargs)
-        database = process_database(load_settings())
+        settings = load_settings()
+        database = process_database(settings)
         with dg.DagsterInstance.get() as instance:
             run = instance.get_run_by_id(run_id)
-            why_not = None if run is None else why_refused(run, code_version())
+            why_not = None if run is None else why_refused(run, code_version(), settings.judge_model)
             if why_not is not None:
                 refuse_run(instance, database, run_id, why_not)
                 _LOG.error(why_not)
-                # Code that does not fit one run will not fit the next; a worker that went on would refuse them all.
+                # What does not fit one run will not fit the next; a worker that went on would refuse them all.
                 self.app.control.shutdown(destination=[self.request.hostname])
                 return 1
             why_not = claim_run(instance, database, run_id, self.request.id, own_name())
-        if why_not is not None:
+        if run is None:
+            _LOG.warning(
+                f"Run {run_id} is not known to this worker's database. If it is another installation's, give each a database of Redis, "
+                "or a virtual host of RabbitMQ, of its own: they take each other's messages."
+            )
+        elif why_not is not None:
             _LOG.info(why_not)
+        if why_not is not None:
             return 0
         return super().__call__(*args, **kwargs)
 

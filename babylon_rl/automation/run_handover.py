@@ -13,7 +13,7 @@ from typing import Any, Self
 import dagster as dg
 from dagster import DagsterEvent
 from dagster._core.launcher import DefaultRunLauncher, RunLauncher
-from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
@@ -29,7 +29,7 @@ from babylon_rl.training.backends.protocol import GPU
 from babylon_rl.versions import files_version
 
 UNTAKEN_S = 60.0  # a worker that is free takes a run within a second
-TASK_TAG, QUEUE_TAG, CODE_TAG = "dagster-celery/task_id", "dagster-celery/queue", "babylon_rl/code"
+TASK_TAG, QUEUE_TAG, CODE_TAG, JUDGE_TAG = "dagster-celery/task_id", "dagster-celery/queue", "babylon_rl/code", "babylon_rl/judge"
 HOURS, JUDGE, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "judge", "trainer", "trainer-gpu", "evidence"
 QUEUES = (HOURS, JUDGE, TRAINER, GPU_TRAINER, EVIDENCE)
 
@@ -59,7 +59,10 @@ class ChosenRunLauncher(RunLauncher, ConfigurableClass):
 
 
 class RunQueue(QueuedRunCoordinator):
-    """Dagster's queue with MAX_CONCURRENT_RUNS."""
+    """Dagster's queue with MAX_CONCURRENT_RUNS.
+
+    With workers that is the limit of each of their queues: runs that wait for a worker of one hold up no other's.
+    """
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -69,7 +72,19 @@ class RunQueue(QueuedRunCoordinator):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
         """The queue with the limit of the settings."""
-        return cls(max_concurrent_runs=load_settings().max_concurrent_runs, inst_data=inst_data)
+        settings = load_settings()
+        if settings.celery_broker_url is None:
+            return cls(max_concurrent_runs=settings.max_concurrent_runs, inst_data=inst_data)
+        each = {"key": QUEUE_TAG, "value": {"applyLimitPerUniqueValue": True}, "limit": settings.max_concurrent_runs}
+        return cls(max_concurrent_runs=-1, tag_concurrency_limits=[each], inst_data=inst_data)
+
+    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+        """Let a run wait; with workers its queue is known from here on."""
+        settings = load_settings()
+        if settings.celery_broker_url is not None:
+            run = context.dagster_run
+            self._instance.add_run_tags(run.run_id, {QUEUE_TAG: queue_of(run, settings)})
+        return super().submit_run(context)
 
 
 def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
@@ -130,20 +145,27 @@ def code_version() -> str:
     return f"{version('babylon-rl')}+{newest}.{files_version(Path(__file__).resolve().parents[1], '*.py')[:8]}"
 
 
-def why_refused(run: dg.DagsterRun, own: str) -> str | None:
-    """A sentence if this machine's code does not fit the run's; else None.
+def why_refused(run: dg.DagsterRun, own: str, judge: str) -> str | None:
+    """A sentence if this machine's code, or its ``judge``, does not fit the run's; else None.
 
-    It does not if it is older, or another of the same version.
-
-    Newer code takes a run: the migrations that it needs are looked for before anything is written.
+    Code does not if it is older, or another of the same version. Newer code takes a run: the migrations that it needs are looked for
+    before anything is written.
     """
     wanted = run.tags.get(CODE_TAG, own)
-    if wanted == own or _ordered(own) > _ordered(wanted):
-        return None
-    return (
-        f"This worker has code version {own}, and run {run.run_id} was started by {wanted}: the worker takes no run and ends. "
-        "Install the same version here, then start it again."
-    )
+    if wanted != own and _ordered(own) <= _ordered(wanted):
+        return (
+            f"This worker has code version {own}, and run {run.run_id} was started by {wanted}: the worker takes no run and ends. "
+            "Install the same version here, then start it again."
+        )
+    asked, queue = run.tags.get(JUDGE_TAG, judge), run.tags.get(QUEUE_TAG)
+    # Of the hours only those by the heuristic are scored there.
+    scores = queue in (JUDGE, TRAINER, GPU_TRAINER) or (queue == HOURS and asked == HEURISTIC)
+    if asked != judge and scores:
+        return (
+            f"This worker's JUDGE_MODEL is {judge}, and where run {run.run_id} was started it is {asked}: it takes no run and ends. "
+            "Give it the same settings, then start it again."
+        )
+    return None
 
 
 def _ordered(code: str) -> tuple[tuple[int, ...], int]:

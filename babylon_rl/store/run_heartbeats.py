@@ -20,7 +20,7 @@ _BEAT = f"""
     WHERE held."endedAt" IS NULL AND held."holder" IN ('', excluded."holder")
     RETURNING "runId"
 """
-# A run that was put back is handed over like a new one: whoever held it before cannot renew this row, and its end is forgotten.
+# A run that was put back is handed over like a new one: its end is forgotten, and whoever takes it first has it.
 _HAND_OVER = f"""
     INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") VALUES (%s, '', {_NOW})
     ON CONFLICT ("runId") DO UPDATE SET "holder" = '', "seenAt" = excluded."seenAt", "endedAt" = NULL

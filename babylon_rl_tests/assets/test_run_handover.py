@@ -1,21 +1,32 @@
 """Runs that are handed over to workers: each is taken once, and one that nobody takes waits again."""
 
+import contextlib
 import logging
 import shutil
 import socket
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.run_coordinator import SubmitRunContext
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 from redis import Redis as Client
 
@@ -24,6 +35,8 @@ from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.run_handover import (
     CODE_TAG,
+    JUDGE_TAG,
+    QUEUE_TAG,
     TASK_TAG,
     UNTAKEN_S,
     claim_run,
@@ -179,12 +192,25 @@ def test_a_batch_goes_to_the_trainers_that_can_train_it(ready: Bench):
 
 def test_code_that_is_older_or_another_of_the_same_version_refuses_a_run():
     def refused(own: str, wanted: str) -> bool:
-        return why_refused(dg.DagsterRun("hours", tags={CODE_TAG: wanted}), own) is not None
+        return why_refused(dg.DagsterRun("hours", tags={CODE_TAG: wanted}), own, "heuristic") is not None
 
     assert refused("0.1.0+56.aaaa", "0.1.0+57.bbbb") and refused("0.1.0+57.aaaa", "0.1.0+57.bbbb") and refused("0.9.0+57.a", "0.10.0+57.a")
     assert not refused("0.1.0+57.aaaa", "0.1.0+57.aaaa") and not refused("0.2.0+57.aaaa", "0.1.0+57.bbbb")
     run = dg.DagsterRun("hours", tags={CODE_TAG: "99.0.0+999.ffff"})
-    assert "Install the same version here" in (why_refused(run, code_version()) or "")
+    assert "Install the same version here" in (why_refused(run, code_version(), "heuristic") or "")
+
+
+@pytest.mark.parametrize(
+    ("queue", "daemon", "worker", "takes"),
+    [
+        ("judge", "openai/m", "openai/m", True), ("judge", "openai/m", "heuristic", False), ("trainer", "openai/m", "openai/n", False),
+        ("hours", "heuristic", "openai/m", False), ("hours", "openai/m", "heuristic", True), ("evidence", "openai/m", "heuristic", True),
+    ],
+)  # fmt: skip
+def test_a_worker_with_another_judge_takes_nothing_that_is_scored(queue: str, daemon: str, worker: str, takes: bool):
+    run = dg.DagsterRun("hours", tags={QUEUE_TAG: queue, JUDGE_TAG: daemon})
+    why_not = why_refused(run, code_version(), worker)
+    assert why_not is None if takes else f"This worker's JUDGE_MODEL is {worker}" in (why_not or "")
 
 
 @pytest.mark.slow
@@ -209,9 +235,71 @@ def test_with_workers_training_and_evidence_are_runs_of_their_own(
 
 
 @pytest.mark.slow
-def test_a_broker_that_keeps_its_connections_and_says_nothing_counts_as_away(monkeypatch: pytest.MonkeyPatch):
-    from kombu.exceptions import OperationalError
+def test_runs_that_wait_for_the_workers_of_one_queue_hold_up_no_other(ready: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", BROKER)
+    monkeypatch.setenv("MAX_CONCURRENT_RUNS", "2")
+    ready.babylon.database.prepare_dagster_schema()
+    with open_instance(ready.babylon.database, ready.babylon.settings) as instance:
+        bench = replace(ready, instance=instance)
+        for _ in range(2):
+            instance.add_run_tags(handed_over(bench), {QUEUE_TAG: "hours"})
+        for job in ("hours", "train", "train", "train"):
+            origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), job)
+            run = instance.create_run_for_job(job_definition(job, ready.babylon), remote_job_origin=origin)
+            instance.run_coordinator.submit_run(SubmitRunContext(run, None))
+        next_runs = QueuedRunCoordinatorDaemon(5)._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None)
+    assert [run.job_name for run in next_runs] == ["train", "train"]
 
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A port where a server answers by TLS with a certificate that it made itself, and the file of that."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+
+    def answer(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as spoken:
+                    while spoken.recv(4096):
+                        spoken.sendall(b"+OK\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=[server], daemon=True).start()
+        yield server.getsockname()[1], certificate
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "amqps"])
+def test_a_broker_must_show_a_certificate_that_is_trusted(tls_server: tuple[int, Path], scheme: str, monkeypatch: pytest.MonkeyPatch):
+    from babylon_rl.automation.celery_runs import worker_app
+
+    port, certificate = tls_server
+
+    def asked() -> None:
+        broker = SecretStr(f"{scheme}://localhost:{port}/0")
+        with worker_app(Settings(_env_file=None, celery_broker_url=broker)).connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+
+    with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        asked()
+    if scheme == "rediss":
+        # It is read from then on, and is no Redis.
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(OperationalError, match="response from PING"):
+            asked()
+
+
+@pytest.mark.slow
+def test_a_broker_that_keeps_its_connections_and_says_nothing_counts_as_away(monkeypatch: pytest.MonkeyPatch):
     from babylon_rl.automation.celery_runs import CONFIG, worker_app
 
     monkeypatch.setitem(CONFIG["broker_transport_options"], "socket_timeout", 0.5)  # 15 s otherwise
@@ -289,7 +377,8 @@ def test_the_setting_chooses_the_launcher_and_its_password_is_nowhere(
     with open_instance(database, settings) as instance, caplog.at_level(logging.DEBUG):
         launcher = instance.run_launcher
         assert type(launcher).__name__ == "CeleryLauncher" and not launcher.supports_check_run_worker_health
-        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 7
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue.max_concurrent_runs == -1 and [each["limit"] for each in queue.tag_concurrency_limits] == [7]
         assert "swordfish" not in f"{launcher!r} {instance.get_ref()!r} {load_settings()!r} {caplog.text}"
     monkeypatch.setenv("CELERY_BROKER_URL", "swordfish")
     with pytest.raises(SettingsError, match="CELERY_BROKER_URL") as refused:
