@@ -1,16 +1,36 @@
-"""An S3 server (moto's) on this machine, whose answers can be made to fail; what is asked of it is counted."""
+"""An S3 server (moto's) in a process of its own, behind a proxy of this one: it counts requests, and makes answers fail."""
 
+import http.client
 import itertools
+import re
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 SECRET = "a-secret-that-nobody-may-see"
-_BUCKETS = itertools.count(1)  # of all servers: moto keeps what they hold in the process
+START_TIMEOUT_S = 60.0
+# The command `moto_server`, which chooses a free port and ends with its standard input, as that is a pipe that only its parent holds.
+_SERVER = """
+import os, sys, threading
+from moto.server import main
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+main(["--port", "0"])
+"""
+_OF_A_LINE = {"connection", "expect", "transfer-encoding"}  # headers that say how a line is used
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def ignored(environ: dict[str, Any]) -> None:
+    """Do nothing with a request."""
 
 
 @dataclass
@@ -24,12 +44,18 @@ class Fault:
 
 @dataclass
 class ObjectStore:
-    """``variables`` are those by which drivers find it; a bucket of its own keeps tests apart."""
+    """``variables`` are those by which drivers find it; a bucket of its own keeps tests apart.
+
+    ``on_request`` is called with each request before it is answered, by several threads.
+    """
 
     address: str
     downloads: list[str] = field(default_factory=list)
     lists: int = 0
     faults: list[Fault] = field(default_factory=list)
+    on_request: Callable[[dict[str, Any]], None] = ignored
+    _buckets: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _one_by_one: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -40,7 +66,7 @@ class ObjectStore:
 
     def bucket(self) -> str:
         """A new bucket's URL."""
-        name = f"bucket-{next(_BUCKETS)}"
+        name = f"bucket-{next(self._buckets)}"
         self.files().mkdir(name)
         return f"s3://{name}/models"
 
@@ -57,7 +83,12 @@ class ObjectStore:
         """How often a path that ends with ``name`` was asked for, in answers that were not a fault."""
         return sum(path.endswith(name) for path in self.downloads)
 
-    def answer(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(self, app: App, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        self.on_request(environ)
+        # moto looks at the condition of a write before it writes; S3 does both at once.
+        if "HTTP_IF_NONE_MATCH" in environ:
+            with self._one_by_one:
+                return app(environ, start)
         path = environ["PATH_INFO"]
         listed = "list-type" in environ.get("QUERY_STRING", "")
         self.lists += listed
@@ -84,29 +115,70 @@ def _cut(body: bytes) -> Iterator[bytes]:
     raise ConnectionError("cut, as it was asked for")
 
 
+def _forwarding(port: int) -> App:
+    """An application that answers with the answers of a server on this machine."""
+    from werkzeug.datastructures import EnvironHeaders
+    from werkzeug.exceptions import ClientDisconnected
+    from werkzeug.wsgi import get_input_stream
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        headers = {name: value for name, value in EnvironHeaders(environ).items() if name.lower() not in _OF_A_LINE}
+        try:
+            sent = get_input_stream(environ).read()
+        except ClientDisconnected as cut:  # in the middle of an upload: nothing of it reaches the server
+            return cut(environ, start)
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as line:
+            line.request(environ["REQUEST_METHOD"], environ["REQUEST_URI"], sent, headers)
+            answered = line.getresponse()
+            body = answered.read()
+        start(f"{answered.status} {answered.reason}", [header for header in answered.getheaders() if header[0].lower() not in _OF_A_LINE])
+        return [body]
+
+    return answer
+
+
+@contextmanager
+def _moto() -> Iterator[int]:
+    """Port of a server that is running within the block, and never outlives this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            )
+        with process:  # its end waits
+            try:
+                deadline = time.monotonic() + START_TIMEOUT_S
+                while not (bound := re.search(r"Running on http://127\.0\.0\.1:(\d+)", log.read_text())):
+                    assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.02)
+                yield int(bound[1])
+            finally:
+                process.terminate()
+
+
 @contextmanager
 def running_store() -> Iterator[ObjectStore]:
     import fsspec
-    from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Silent(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None:
             pass
 
-    app = DomainDispatcherApplication(create_backend_app)
-    store = ObjectStore("")
-    server = make_server("127.0.0.1", 0, lambda environ, start: store.answer(app, environ, start), threaded=True, request_handler=Silent)
-    store.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # drivers that have its address
+    with _moto() as port:
+        store, app = ObjectStore(""), _forwarding(port)
+        proxy = make_server("127.0.0.1", 0, lambda environ, start: store.answer(app, environ, start), threaded=True, request_handler=Silent)
+        store.address = f"http://127.0.0.1:{proxy.server_port}"
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield store
+        finally:
+            proxy.shutdown()
+            thread.join()
+            proxy.server_close()
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # drivers that have its address
 
 
 @pytest.fixture(scope="session")
@@ -122,4 +194,5 @@ def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     object_server.downloads.clear()
     object_server.faults.clear()
+    object_server.on_request = ignored
     return object_server

@@ -1,59 +1,33 @@
 """Capacity model and its check: `python -m benchmarks.capacity [--check] [--write]` prints the tables of docs/explanation/capacity.md.
 
---check measures the costs of hours and trajectories on this machine (with an embedded server and a scripted judge), makes real runs of
-`scored_groups` with a judge that takes 300 ms, and keeps them in benchmarks/capacity.json. Without it the kept measurement is read. The
-model's seconds are compared with these runs and with the scale test's by Celery workers; the exit code is 1 when one is off by more than
-15 %. --write puts tables and plot into the docs.
+--check measures this machine (capacity_runs.py) and keeps costs and real runs in benchmarks/capacity.json. Without it the kept measurement
+is read. The model's seconds are compared with these runs and with those of Celery workers, which `python -m benchmarks.scale_test --write`
+keeps; the exit code is 1 when one is off by more than 15 %. --write puts tables and plot into the docs.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
-import os
 import re
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
-
-from babylon_rl.automation.launch import run_hours
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.reporting.plots import GREY, SERIES, new_figure, plain_axes, png_of
-from babylon_rl.settings import Settings
-from babylon_rl.store.database import Database
-from babylon_rl.store.embedded import use_server
-from babylon_rl.store.migrate import migrate
-from babylon_rl.windows import window_of, window_range
-from babylon_rl_tests.many_rows import ManyRows, insert_many
+from babylon_rl_tests.scale.results import SPEED
 from benchmarks.capacity_model import Costs, Hour, Limits, Site, Steady, backfill_s, scoring_span_s, steady
+from benchmarks.capacity_runs import HOURS_PER_RUN, ORDERS, ROW_BYTES, measure
 
 ROOT = Path(__file__).parents[1]
 KEPT, PAGE, PICTURE = Path(__file__).with_suffix(".json"), ROOT / "docs/explanation/capacity.md", ROOT / "docs/images/capacity.png"
 PRICES = ROOT / "docs/explanation/costs.md"
-BOUND, ROUNDS, LATENCY_S = 0.15, 3, 0.3
-HOURS, HOURS_PER_RUN, ORDERS = 48, 24, 2
-AGENTS, ROWS = 12, 24  # of a small hour
-BIG_AGENTS, BIG_ROWS = 250, 2000
-POINTS = [(concurrency, processes) for concurrency in (4, 8, 16) for processes in (1, 2)]
-START, NOW = datetime(2025, 9, 1), datetime(2025, 11, 1)
-READING, SCORING = ("window_groups", "market_outcomes", "hindsight"), ("scored_groups",)
-# Seconds from the first scores to the last, by number of workers: table "720 hours" of docs/howto/several-machines.md, measured by
-# `python -m benchmarks.scale_test --hours 720 speed`. LATENCY_S, ORDERS and HOURS_PER_RUN are the same there; an hour has 5 trajectories.
-CELERY_HOURS, CELERY_CONCURRENCY, CELERY_S = 720, 1, {1: 483.0, 2: 240.0, 4: 127.0}
+BOUND = 0.15
+# Of the scale test's runs. ORDERS and HOURS_PER_RUN are the same there; an hour has 5 trajectories.
+CELERY_CONCURRENCY = 1
 # Seconds of one core, measured elsewhere: a trajectory in the CPU trainer with KL_PENALTY (costs.md, 119 for 1,000); benchmark and
 # confirmation of a version, at most (performance.md, of the demo: 116 s by the clock on two cores). A batch of TRAINING_MAX_TRAJECTORIES.
 TRAIN_ROW_S, VERSION_S, BATCH_ROWS = 0.119, 2 * 116.0, 10_000
@@ -61,180 +35,52 @@ RATES = (10_000, 100_000, 1_000_000)
 # Requests and tokens a minute of gpt-4o-mini by OpenAI's usage tier (platform.openai.com/docs/models/gpt-4o-mini); TIER is the default.
 TIERS = {1: (500, 200_000), 2: (5_000, 2_000_000), 3: (5_000, 4_000_000), 4: (10_000, 10_000_000), 5: (30_000, 150_000_000)}
 TIER = 2
-ROWS_OF_AN_AGENT = 8  # an hour, and how large one is: the recorded game; the rows of benchmarks/read_window.py
-ROW_BYTES = 26_000
+ROWS_OF_AN_AGENT = 8  # an hour, of the recorded game
+DATABASE_CORES = 1  # of the projections, on a machine of its own
+DAYS_KEPT = dict(zip(RATES, (30, 7, 1), strict=True))  # in the database, until they are archived: last section of the page
+MONTH_H, YEAR_DAYS = 730, 365
+# Dollars of a core for an hour, of a gigabyte of the database's disk and of object storage for a month: round figures, each an option.
+USD = {"core_hour": 0.05, "gb_month": 0.12, "archive_gb_month": 0.025}
 SHOWN = ("openai/gpt-4o-mini", "openai/gpt-4.1")
-_work: dict[str, Any] = {}
-
-
-# --- real runs
-
-
-def _start(home: str, judge: str | None, concurrency: int) -> None:
-    """Make the settings of a worker process; importing this file did its imports."""
-    chosen = {"judge_model": "openai/scripted", "judge_base_url": judge} if judge else {}
-    _work["settings"] = Settings(_env_file=None, babylon_rl_home=Path(home), judge_concurrency=concurrency, **chosen)
-
-
-def _ready(_: int) -> int:
-    time.sleep(0.2)
-    return os.getpid()
-
-
-def _run(url: str, windows: Sequence[str], selection: Sequence[str]) -> None:
-    run_hours(Database(url, url), _work["settings"], windows, selection, now=lambda: NOW)
-
-
-@contextmanager
-def workers(home: Path, judge: str | None, concurrency: int, processes: int) -> Iterator[Pool]:
-    """Processes that have imported everything."""
-    with multiprocessing.get_context("spawn").Pool(processes, _start, (str(home), judge, concurrency)) as pool:
-        while len(set(pool.map(_ready, range(2 * processes), 1))) < processes:
-            pass
-        yield pool
-        pool.close()
-        pool.join()
-
-
-def _score(url: str, windows: Sequence[str]) -> float:
-    """Seconds of the scores alone, without the run around them."""
-    with Database(url, url).connect() as connection:
-        began = time.perf_counter()
-        score_windows(connection, windows, _work["settings"], NOW)
-        return time.perf_counter() - began
-
-
-class Bench:
-    """An embedded server with hours that were read, copied for every measured run."""
-
-    def __init__(self, url: str, home: Path) -> None:
-        self.url, self.home, self._copies = url, home, 0
-
-    def address(self, name: str) -> str:
-        """The address of a database of the server."""
-        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
-
-    def fill(self, name: str, many: ManyRows) -> list[str]:
-        """A migrated database with rows; its hours."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        database = Database(self.address(name), self.address(name))
-        migrate(database)
-        database.prepare_dagster_schema()
-        with database.connect(autocommit=True) as connection:
-            insert_many(connection, many)
-            connection.execute("VACUUM (ANALYZE)")
-        return list(window_range(window_of(many.start), window_of(many.end)))
-
-    def copy(self, name: str) -> str:
-        """The address of a copy of a database, which goes with the server."""
-        self._copies += 1
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE copy_{self._copies} TEMPLATE {name}")
-        return self.address(f"copy_{self._copies}")
-
-    def warm(self, pool: Pool, windows: Sequence[str], processes: int) -> None:
-        """Let each process import what its first run needs, some seconds that a worker that lives on pays once."""
-        copies = [self.copy("small") for _ in range(processes)]
-        pool.starmap(_run, [(url, windows, SCORING) for url in copies], 1)
-
-    def seconds(self, pool: Pool, name: str, windows: Sequence[str], selection: Sequence[str], *, keep: bool = False) -> float:
-        """Seconds of runs of 24 hours each on the pool's processes, on a copy unless its results are to be kept."""
-        runs = [windows[start : start + HOURS_PER_RUN] for start in range(0, len(windows), HOURS_PER_RUN)]
-        url = self.address(name) if keep else self.copy(name)
-        began = time.perf_counter()
-        pool.starmap(_run, [(url, run, selection) for run in runs], 1)
-        return time.perf_counter() - began
-
-
-def _parts(hours: Sequence[str], big: str) -> list[tuple[str, Sequence[str]]]:
-    """The runs that costs are fitted on."""
-    return [("small", hours[:1]), ("small", hours[:HOURS_PER_RUN]), ("large", [big])]
-
-
-def fitted(one: float, many: float, big: float, one_alone: float = 0.0, many_alone: float = 0.0) -> dict[str, float]:
-    """Seconds of a run, a small hour and a trajectory more, from runs of ``_parts``.
-
-    ``report_s`` is the part of an hour outside its scores, from runs of these alone.
-    """
-    hour = (many - one) / (HOURS_PER_RUN - 1)
-    run = max(0.0, one - hour)
-    return {
-        "run_s": run,
-        "hour_s": hour,
-        "row_s": max(0.0, (big - run - hour) / (BIG_ROWS - ROWS)),
-        "report_s": max(0.0, hour - (many_alone - one_alone) / (HOURS_PER_RUN - 1)),
-    }
-
-
-def measure() -> dict[str, Any]:
-    """Costs and real runs of this machine, in rounds; medians over the rounds."""
-    small = ManyRows(HOURS * ROWS, START, START + timedelta(hours=HOURS), AGENTS, 0, steps=5, prompt_characters=600)
-    large = ManyRows(BIG_ROWS, START, START + timedelta(hours=1), BIG_AGENTS, 0, steps=5, prompt_characters=600)
-    began = datetime.now(UTC)
-    with tempfile.TemporaryDirectory(prefix="babylon-rl-capacity-") as directory, use_server(Path(directory)) as url:
-        bench = Bench(url, Path(directory))
-        hours, (big, *_) = bench.fill("small", small), bench.fill("large", large)
-        with workers(bench.home, None, 16, 1) as pool:
-            bench.seconds(pool, "small", hours[:1], READING)  # which imports the rest
-            reading = [bench.seconds(pool, name, windows, READING) for name, windows in _parts(hours, big)]
-            for name, windows in (("small", hours), ("large", [big])):
-                bench.seconds(pool, name, windows, READING, keep=True)
-        scoring: list[list[float]] = []
-        runs: dict[tuple[int, int], list[float]] = {point: [] for point in POINTS}
-        for _ in range(ROUNDS):
-            with running(ScriptedJudge()) as judge, workers(bench.home, judge, 16, 1) as pool:
-                bench.warm(pool, hours[:1], 1)
-                whole = [bench.seconds(pool, name, windows, SCORING) for name, windows in _parts(hours, big)]
-                alone = [pool.apply(_score, (bench.copy("small"), hours[:count])) for count in (1, HOURS_PER_RUN)]
-                scoring.append([*whole, *alone])
-            for concurrency, processes in POINTS:
-                with running(ScriptedJudge(latency_s=LATENCY_S)) as judge, workers(bench.home, judge, concurrency, processes) as pool:
-                    bench.warm(pool, hours[:1], processes)
-                    runs[concurrency, processes].append(bench.seconds(pool, "small", hours, SCORING))
-                    print(
-                        json.dumps({"concurrency": concurrency, "processes": processes, "s": runs[concurrency, processes][-1]}),
-                        file=sys.stderr,
-                    )
-        events = _events(bench.address("small"), len(hours))
-    return {
-        "measured_on": f"{began:%Y-%m-%d}", "load_average": [round(value, 1) for value in os.getloadavg()], "cores": os.cpu_count(),
-        "hours": HOURS, "rows_of_an_hour": ROWS, "latency_s": LATENCY_S,
-        "reading": fitted(*reading),
-        "scoring": fitted(*(median(column) for column in zip(*scoring, strict=True))),
-        "runs": [{"concurrency": c, "processes": p, "seconds": values} for (c, p), values in runs.items()],
-        "events_of_an_hour": events,
-    }  # fmt: skip
-
-
-def _events(url: str, hours: int) -> dict[str, float]:
-    """Rows and bytes that reading an hour adds to Dagster's event log."""
-    with closing(psycopg.connect(url)) as connection:
-        row = connection.execute(
-            "SELECT count(*), pg_total_relation_size('babylon_dagster.event_logs') + "
-            "pg_total_relation_size('babylon_dagster.asset_check_executions') FROM babylon_dagster.event_logs"
-        ).fetchone()
-    assert row is not None
-    return {"rows": row[0] / hours, "bytes": row[1] / hours}
 
 
 # --- the model's statements
 
 
+def kept_measurement(file: Path = KEPT) -> dict[str, Any]:
+    """The measurement of the last --check; ends the program if that did not measure the database."""
+    kept: dict[str, Any] = json.loads(file.read_text())
+    if "write_row_s" not in kept:
+        raise SystemExit(f"{file.name} holds no seconds of the database. Run `python -m benchmarks.capacity --check --write`.")
+    return kept
+
+
 def scoring_costs(kept: Mapping[str, Any]) -> Costs:
     """Costs of ``scored_groups`` alone; half of what scores an hour comes before its requests."""
-    part = kept["scoring"]
-    half_hour, half_row = (part["hour_s"] - part["report_s"]) / 2, part["row_s"] / 2
-    return Costs(part["run_s"], half_hour, half_hour, half_row, half_row, report_hour_s=part["report_s"])
+    part, database = kept["scoring"], kept["scoring"]["database"]
+    own = {name: part[name] - seconds for name, seconds in database.items()}
+    half_hour, half_row = (own["hour_s"] - own["report_s"]) / 2, own["row_s"] / 2
+    return Costs(
+        own["run_s"], half_hour, half_hour, half_row, half_row, report_hour_s=own["report_s"],
+        database_run_s=database["run_s"], database_hour_s=database["hour_s"], database_row_s=database["row_s"],
+    )  # fmt: skip
 
 
 def all_costs(kept: Mapping[str, Any]) -> Costs:
-    """Costs of all four assets of an hour, one run each of reading and scoring."""
-    read, scored = kept["reading"], scoring_costs(kept)
-    return Costs(
-        read["run_s"] + scored.run_s, read["hour_s"] + scored.plan_hour_s, scored.finish_hour_s,
-        read["row_s"] + scored.plan_row_s, scored.finish_row_s, report_hour_s=scored.report_hour_s,
+    """Costs of all four assets of an hour, one run each of reading and scoring, and of the agents' writing."""
+    part, database, scored = kept["reading"], kept["reading"]["database"], scoring_costs(kept)
+    own = {name: part[name] - seconds for name, seconds in database.items()}
+    return replace(
+        scored, run_s=own["run_s"] + scored.run_s, plan_hour_s=own["hour_s"] + scored.plan_hour_s,
+        plan_row_s=own["row_s"] + scored.plan_row_s, database_run_s=database["run_s"] + scored.database_run_s,
+        database_hour_s=database["hour_s"] + scored.database_hour_s, database_row_s=database["row_s"] + scored.database_row_s,
+        write_row_s=kept["write_row_s"],
     )  # fmt: skip
+
+
+def projected_site(kept: Mapping[str, Any], concurrency: int = 16) -> Site:
+    """The defaults beside a database of its own."""
+    return Site(4, kept["cores"], concurrency, database_cores=DATABASE_CORES)
 
 
 def _compared(seconds: float, said: float) -> dict[str, float]:
@@ -255,11 +101,11 @@ def compared(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def compared_with_celery(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Backfills of the scale test, each beside the model's seconds."""
-    rows = []
-    for workers, seconds in CELERY_S.items():
-        site, hours = Site(workers, kept["cores"], CELERY_CONCURRENCY), [Hour(0, ORDERS)] * CELERY_HOURS
-        said = scoring_span_s(site, scoring_costs(kept), Limits(lambda: LATENCY_S), hours, HOURS_PER_RUN)
-        ideal = CELERY_HOURS * ORDERS * LATENCY_S / CELERY_CONCURRENCY / workers
+    rows, speed = [], json.loads(SPEED.read_text())
+    for workers, seconds in speed["seconds_by_workers"].items():
+        site, hours = Site(int(workers), speed["cores"], CELERY_CONCURRENCY), [Hour(0, ORDERS)] * speed["hours"]
+        said = scoring_span_s(site, scoring_costs(kept), Limits(lambda: speed["latency_s"]), hours, HOURS_PER_RUN)
+        ideal = speed["hours"] * ORDERS * speed["latency_s"] / CELERY_CONCURRENCY / int(workers)
         rows.append({"workers": workers, **_compared(seconds, said), "ideal": ideal})
     return rows
 
@@ -313,7 +159,7 @@ def projected(
     table = prices(PRICES.read_text())
     judge, rows = table[SHOWN[0]], []
     unlimited, limits = provider(judge, latency_s), provider(judge, latency_s, requests, tokens)
-    site = Site(4, kept["cores"])
+    site = projected_site(kept)
     for rate in rates:
         default = then = played(kept, rate, site, unlimited, judge)
         enough = site
@@ -321,6 +167,7 @@ def projected(
             enough = replace(enough, concurrency=2 * enough.concurrency)
             then = played(kept, rate, enough, unlimited, judge)
         requests_min = rate * judge["requests"] / 60_000
+        trainers, gb_day, days = rate * (TRAIN_ROW_S + VERSION_S / BATCH_ROWS) / 3600, rate * 24 * ROW_BYTES / 1e9, DAYS_KEPT[rate]
         rows.append({
             "rate": rate, "agents": rate / ROWS_OF_AN_AGENT, "rows_s": rate / 3600,
             "requests_min": requests_min, "tokens_min": requests_min * limits.tokens_per_request,
@@ -329,9 +176,9 @@ def projected(
             "default_min": minutes(default), "default_limited": limited(kept, rate, site, limits, judge, minutes(default)),
             "needed": enough.concurrency, "needed_min": minutes(then),
             "needed_limited": limited(kept, rate, enough, limits, judge, minutes(then)),
-            "gb_day": rate * 24 * ROW_BYTES / 1e9,
-            "cores": then.used["cores"] * kept["cores"], "trained": default.trained_share,
-            "trainers": rate * (TRAIN_ROW_S + VERSION_S / BATCH_ROWS) / 3600,
+            "cores": then.used["cores"] * kept["cores"], "database": then.used["database"] * DATABASE_CORES,
+            "trainers": trainers, "trained": default.trained_share, "rented": [kept["cores"], DATABASE_CORES, math.ceil(trainers)],
+            "gb_day": gb_day, "days": days, "gb": gb_day * days, "archive_gb": gb_day * (YEAR_DAYS - days),
         })  # fmt: skip
     return rows
 
@@ -342,7 +189,7 @@ def by_tier(kept: Mapping[str, Any], latency_s: float, rows: Sequence[Mapping[st
     found = []
     for tier, (requests, tokens) in TIERS.items():
         limits = provider(judge, latency_s, requests, tokens)
-        states = [limited(kept, row["rate"], Site(4, kept["cores"], row["needed"]), limits, judge, row["needed_min"]) for row in rows]
+        states = [limited(kept, row["rate"], projected_site(kept, row["needed"]), limits, judge, row["needed_min"]) for row in rows]
         found.append({"tier": tier, "requests": requests, "tokens": tokens, "most": highest_rate(judge, limits), "states": states})
     return found
 
@@ -367,7 +214,7 @@ def celery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Table of the scale test's backfills beside the model's seconds."""
     return markdown_table(
         ["workers", "measured by Celery s", "model s", "off", "judge alone s"],
-        [[str(row["workers"]), *_check_cells(row, 0)] for row in rows],
+        [[row["workers"], *_check_cells(row, 0)] for row in rows],
     )
 
 
@@ -382,7 +229,18 @@ def _limited(state: Mapping[str, float]) -> str:
     return _scored(state["min"]) + (f", {state['later']:,.0f} later" if 0.5 <= state["later"] < math.inf else "")
 
 
-def rate_table(rows: Sequence[Mapping[str, Any]], requests: float, tokens: float) -> str:
+def monthly_usd(row: Mapping[str, Any], usd: Mapping[str, float]) -> dict[str, float]:
+    """Dollars of a month at a projected rate, by purpose."""
+    spent = {
+        SHOWN[0]: row[SHOWN[0]] * MONTH_H,
+        f"cores, {usd['core_hour']:g} an hour": sum(row["rented"]) * MONTH_H * usd["core_hour"],
+        f"disk of the database, {usd['gb_month']:g} a GB": row["gb"] * usd["gb_month"],
+        f"archive after a year, {usd['archive_gb_month']:g} a GB": row["archive_gb"] * usd["archive_gb_month"],
+    }
+    return {**spent, "all of these": sum(spent.values()), f"{SHOWN[1]} in place of {SHOWN[0]}": row[SHOWN[1]] * MONTH_H}
+
+
+def rate_table(rows: Sequence[Mapping[str, Any]], requests: float, tokens: float, usd: Mapping[str, float] = USD) -> str:
     """Table of needs and costs, a column for each rate."""
     limits = f"{requests:,.0f} requests and {tokens:,.0f} tokens a minute"
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
@@ -391,18 +249,21 @@ def rate_table(rows: Sequence[Mapping[str, Any]], requests: float, tokens: float
         ("requests a minute to the judge", lambda row: f"{row['requests_min']:,.0f}"),
         ("tokens a minute", lambda row: f"{row['tokens_min']:,.0f}"),
         (f"share of the provider's limits, {limits}", lambda row: f"{row['of_limit']:.0%}"),
-        *((f"dollars an hour, {name}", lambda row, name=name: f"{row[name]:,.2f}") for name in SHOWN),
         ("an hour is scored, with the defaults", lambda row: _scored(row["default_min"])),
         ("the same under these limits", lambda row: _limited(row["default_limited"])),
         ("least JUDGE_CONCURRENCY that scores it within the next", lambda row: "none" if row["needed_min"] > 60 else f"{row['needed']}"),
         ("an hour is scored then", lambda row: _scored(row["needed_min"])),
         ("the same under these limits", lambda row: _limited(row["needed_limited"])),
-        ("gigabytes a day, at 26 KB a trajectory", lambda row: f"{row['gb_day']:,.0f}"),
         ("cores busy with hours and scores", lambda row: f"{row['cores']:.3f}"),
-        ("core-hours a day, hours and scores", lambda row: f"{24 * row['cores']:,.1f}"),
+        ("cores of the database busy with these and what agents write", lambda row: f"{row['database']:.3f}"),
+        ("cores of CPU trainers busy with all trajectories", lambda row: f"{row['trainers']:,.1f}"),
         ("share that a CPU trainer on one core trains on", lambda row: f"{row['trained']:.0%}"),
-        ("cores of CPU trainers for all of it", lambda row: f"{row['trainers']:,.1f}"),
-        ("core-hours a day, training on all of it", lambda row: f"{24 * row['trainers']:,.0f}"),
+        ("core-hours a day", lambda row: f"{24 * (row['cores'] + row['database'] + row['trainers']):,.0f}"),
+        ("cores to rent: workers, database, trainers", lambda row: " + ".join(map(str, row["rented"]))),
+        ("gigabytes a day, at 26 KB a trajectory", lambda row: f"{row['gb_day']:,.0f}"),
+        ("gigabytes in the database (days until archived)", lambda row: f"{row['gb']:,.0f} ({row['days']})"),
+        ("gigabytes in the archive after a year", lambda row: f"{row['archive_gb']:,.0f}"),
+        *((f"dollars a month: {name}", lambda row, name=name: f"{monthly_usd(row, usd)[name]:,.0f}") for name in monthly_usd(rows[0], usd)),
     ]
     columns = ["", *(f"{row['rate']:,} an hour" for row in rows)]
     return markdown_table(columns, [[name, *(cell(row) for row in rows)] for name, cell in lines])
@@ -421,13 +282,16 @@ def tier_table(tiers: Sequence[Mapping[str, Any]], rates: Sequence[int] = RATES)
 
 def cost_table(kept: Mapping[str, Any]) -> str:
     """Table of the measured costs, milliseconds."""
-    names = {"reading": "reading: `window_groups`, `market_outcomes`, `hindsight`", "scoring": "`scored_groups`"}
+    lines = [
+        ("reading: `window_groups`, `market_outcomes`, `hindsight`", kept["reading"]), ("of it the database", kept["reading"]["database"]),
+        ("`scored_groups`", kept["scoring"]), ("of it the database", kept["scoring"]["database"]),
+    ]  # fmt: skip
+    cells = [
+        [name, f"{1000 * part['run_s']:,.0f}", f"{1000 * part['hour_s']:,.0f}", f"{1000 * part['row_s']:,.2f}"] for name, part in lines
+    ]
     return markdown_table(
         ["milliseconds", "of a run", "of an hour of 24 trajectories", "of a trajectory more"],
-        [
-            [name, f"{1000 * kept[key]['run_s']:,.0f}", f"{1000 * kept[key]['hour_s']:,.0f}", f"{1000 * kept[key]['row_s']:,.2f}"]
-            for key, name in names.items()
-        ],
+        [*cells, ["the database, when an agent writes a trajectory", "", "", f"{1000 * kept['write_row_s']:,.2f}"]],
     )
 
 
@@ -438,7 +302,7 @@ def picture(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], celery: 
     judge = prices(PRICES.read_text())[SHOWN[0]]
     rates = (10_000, 30_000, 100_000, 300_000, 1_000_000)
     for concurrency, colour in zip((16, 64, 256), SERIES, strict=False):
-        found = [played(kept, rate, Site(4, kept["cores"], concurrency), provider(judge, latency_s), judge) for rate in rates]
+        found = [played(kept, rate, projected_site(kept, concurrency), provider(judge, latency_s), judge) for rate in rates]
         left.plot(rates, [state.scored_after_s / 60 for state in found], "o-", color=colour, markersize=4, label=f"{concurrency} at once")
     left.axhline(60, color=GREY, linestyle="--", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="trajectories an hour", ylabel="minutes from an hour's end to its scores")
@@ -453,7 +317,7 @@ def picture(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], celery: 
     ends = [0.8 * min(row["seconds"] for row in every), 1.25 * max(row["seconds"] for row in every)]
     right.fill_between(ends, [end * (1 - BOUND) for end in ends], [end * (1 + BOUND) for end in ends], color=GREY, alpha=0.4)
     groups = [(f"processes: {number}", [row for row in rows if row["processes"] == number]) for number in (1, 2)]
-    for (label, chosen), colour in zip([*groups, ("Celery, 720 hours", celery)], SERIES, strict=False):
+    for (label, chosen), colour in zip([*groups, ("Celery", celery)], SERIES, strict=False):
         right.plot([row["seconds"] for row in chosen], [row["said"] for row in chosen], "o", color=colour, markersize=4, label=label)
     right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, s", ylabel="model, s")
     right.legend(fontsize=8)
@@ -470,18 +334,22 @@ def main() -> int:
     for name, default in zip(("requests", "tokens"), TIERS[TIER], strict=True):
         text = f"{name} that the judge's provider allows in a minute, of the projections; by default {default:,}, those of tier {TIER}"
         parser.add_argument(f"--{name}-per-minute", type=float, default=default, help=text)
+    for name, default in USD.items():
+        words = name.replace("_", "-")
+        parser.add_argument(f"--usd-{words}", type=float, default=default, help=f"dollars for one {words}; by default {default:g}")
     given = parser.parse_args()
     limits = given.requests_per_minute, given.tokens_per_minute
     if min(limits) <= 0:
         parser.error("A provider's limit must be above 0.")
     if given.check:
         KEPT.write_text(json.dumps(measure(), indent=1) + "\n")
-    kept = json.loads(KEPT.read_text())
+    kept = kept_measurement()
     rows, celery = compared(kept), compared_with_celery(kept)
     by_rate = projected(kept, given.latency, *limits)
     tables = {
         "check": check_table(rows), "celery": celery_table(celery), "costs": cost_table(kept),
-        "rates": rate_table(by_rate, *limits), "tiers": tier_table(by_tier(kept, given.latency, by_rate)),
+        "rates": rate_table(by_rate, *limits, {name: vars(given)[f"usd_{name}"] for name in USD}),
+        "tiers": tier_table(by_tier(kept, given.latency, by_rate)),
     }  # fmt: skip
     print("\n\n".join(tables.values()))
     if given.write:

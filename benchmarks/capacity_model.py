@@ -1,9 +1,9 @@
-"""Discrete-event model of hours that workers read and score, on simpy; benchmarks/capacity.py measures its parameters and uses it.
+"""Discrete-event model of hours that workers read and score, on simpy; its parameters come from capacity_runs.py, capacity.py uses it.
 
-An hour needs a worker; a worker computes on one core at a time (Python's lock) of its machine's; a request needs a
-place among JUDGE_CONCURRENCY of its run, and room in the provider's limits of requests and tokens a minute, which all runs share; a
-batch needs the trainer, which computes on one core of its own. Not in it: failures, tries that a limit refused, and a database that slows
-down as it grows.
+Agents write trajectories into the database, which computes on cores that all share. An hour needs a worker; a worker computes on one
+core at a time (Python's lock) of its machine's, or waits for the database; a request needs a place among JUDGE_CONCURRENCY of its run, and
+room in the provider's limits of requests and tokens a minute, which all runs share; a batch needs the trainer, which computes on one core
+of its own. Not in it: failures, tries that a limit refused, the database's disk, and a database that slows down as it grows.
 """
 
 from collections import deque
@@ -24,7 +24,8 @@ MINUTE_S = 60.0
 class Costs:
     """Seconds of one core: of a run, an hour before and after its requests, a trajectory before and after them, a request.
 
-    ``report_hour_s`` is what an hour costs at the end of its run, when the last answer is there.
+    ``report_hour_s`` is what an hour costs at the end of its run, when the last answer is there. Seconds of the database's cores are
+    added: ``write_row_s`` of a trajectory that an agent writes; of a run; of an hour and a trajectory, half of them before requests.
     """
 
     run_s: float = 0.0
@@ -34,6 +35,14 @@ class Costs:
     finish_row_s: float = 0.0
     request_s: float = 0.0
     report_hour_s: float = 0.0
+    database_run_s: float = 0.0
+    database_hour_s: float = 0.0
+    database_row_s: float = 0.0
+    write_row_s: float = 0.0
+
+    def database_half_s(self, hour: "Hour") -> float:
+        """Seconds of the database before an hour's requests, and again after them."""
+        return (self.database_hour_s + hour.rows * self.database_row_s) / 2
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Site:
-    """Size of an installation: workers, the cores that they share, JUDGE_CONCURRENCY, trainings at once."""
+    """Size of an installation: workers, the cores that they share, JUDGE_CONCURRENCY, trainings at once, cores of the database.
+
+    Without ``database_cores`` the database computes on the workers' cores.
+    """
 
     workers: int = 1
     cores: int = 2
     concurrency: int = 16
     trainers: int = 1
+    database_cores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,21 +145,30 @@ class Pipeline:
         self.seen = Seen()
         self._site, self._costs = site, costs
         self._cores = simpy.Resource(self.env, site.cores)
+        self._database = simpy.Resource(self.env, site.database_cores) if site.database_cores else self._cores
         self._workers = simpy.Resource(self.env, site.workers)
         self._trainers = simpy.Resource(self.env, site.trainers)
         self._judge = Judge(self.env, limits, self.seen)
 
-    def compute(self, process: simpy.Resource, seconds: float) -> Process:
-        """Seconds of one core for a process that computes one thing at a time."""
+    def compute(self, process: simpy.Resource, seconds: float, database_s: float = 0.0) -> Process:
+        """Seconds of one core, then of one of the database's, for a process that does one thing at a time."""
         with process.request() as turn:
             yield turn
-            while seconds > 1e-9:
-                part = min(seconds, QUANTUM_S)
-                with self._cores.request() as core:
-                    yield core
-                    yield self.env.timeout(part)
-                self.seen.add("cores", part)
-                seconds -= part
+            yield from self._take("cores", self._cores, seconds)
+            yield from self._take("database", self._database, database_s)
+
+    def write(self, rows: float) -> Process:
+        """Trajectories that agents write, one after another."""
+        yield from self._take("database", self._database, rows * self._costs.write_row_s)
+
+    def _take(self, name: str, cores: simpy.Resource, seconds: float) -> Process:
+        while seconds > 1e-9:
+            part = min(seconds, QUANTUM_S)
+            with cores.request() as core:
+                yield core
+                yield self.env.timeout(part)
+            self.seen.add(name, part)
+            seconds -= part
 
     def run(self, hours: Sequence[tuple[int, Hour]]) -> Process:
         """One run of numbered hours on a free worker."""
@@ -156,14 +178,14 @@ class Pipeline:
             python = simpy.Resource(self.env)
             places = simpy.Resource(self.env, self._site.concurrency)
             groups = simpy.Resource(self.env, 2 * self._site.concurrency)  # under way at once (judge/group_judge.py)
-            yield from self.compute(python, self._costs.run_s)
+            yield from self.compute(python, self._costs.run_s, self._costs.database_run_s)
             judged = []
             for start in range(0, len(hours), PLANNED_AT_ONCE):
                 chunk = hours[start : start + PLANNED_AT_ONCE]
                 plan_s = sum(self._costs.plan_hour_s + hour.rows * self._costs.plan_row_s for _, hour in chunk)
                 slots = [groups.request() for _ in chunk]
                 yield slots[0]
-                yield from self.compute(python, plan_s)
+                yield from self.compute(python, plan_s, sum(self._costs.database_half_s(hour) for _, hour in chunk))
                 for (number, hour), slot in zip(chunk, slots, strict=True):
                     yield slot
                     judged.append(self.env.process(self._judged(python, places, groups, slot, number, hour)))
@@ -179,7 +201,8 @@ class Pipeline:
         ]
         if asked:
             yield self.env.all_of(asked)
-        yield from self.compute(python, self._costs.finish_hour_s + hour.rows * self._costs.finish_row_s)
+        finish_s = self._costs.finish_hour_s + hour.rows * self._costs.finish_row_s
+        yield from self.compute(python, finish_s, self._costs.database_half_s(hour))
         groups.release(slot)
         self.seen.finished[number] = self.env.now
 
@@ -217,8 +240,8 @@ class Steady:
     """Some hours of a game as they come.
 
     ``scored_after_s`` is from an hour's end to its scores, of the latest hour; ``growing`` is True where the last waits longer than the
-    first. ``used`` is the share of a resource that the work of an hour takes, above 1 where it does not fit; ``trained_share`` the share of
-    new trajectories that the trainers use.
+    first, or a resource is too small. ``used`` is the share of a resource that the work of an hour takes, above 1 where it does not fit;
+    ``trained_share`` the share of new trajectories that the trainers use.
     """
 
     scored_after_s: float
@@ -230,16 +253,22 @@ class Steady:
 def steady(
     site: Site, costs: Costs, limits: Limits, hour: Hour, *, hours: int, batch_rows: int, train_row_s: float, version_s: float
 ) -> Steady:
-    """Play ``hours`` like ``hour``, one every 3,600 s; a training is frozen whenever a trainer is free, of at most ``batch_rows``."""
+    """Play ``hours`` like ``hour``, one every 3,600 s.
+
+    Agents write an hour's trajectories evenly in it, and a run begins at its end. A training is frozen whenever a trainer is free, of at
+    most ``batch_rows``.
+    """
     pipeline = Pipeline(site, costs, limits)
     env, seen = pipeline.env, pipeline.seen
 
     def game() -> Process:
-        runs = []
+        work = []
         for number in range(hours):
-            yield env.timeout(3600)
-            runs.append(env.process(pipeline.run([(number, hour)])))
-        yield env.all_of(runs)
+            for _ in range(60):
+                work.append(env.process(pipeline.write(hour.rows / 60)))
+                yield env.timeout(MINUTE_S)
+            work.append(env.process(pipeline.run([(number, hour)])))
+        yield env.all_of(work)
 
     frozen = 0
 
@@ -254,9 +283,11 @@ def steady(
         env.process(trainings())
     env.run(until=env.process(game()))
     late = [seen.finished[number] - 3600.0 * (number + 1) for number in range(hours)]
-    there = {"cores": site.cores, "workers": site.workers, "judge": site.concurrency * site.workers}
+    there = {"cores": site.cores, "database": site.database_cores or site.cores}
+    there |= {"workers": site.workers, "judge": site.concurrency * site.workers}
     used = {name: seen.busy_s.get(name, 0.0) / count / hours / 3600 for name, count in there.items()}
-    return Steady(max(late), late[-1] > late[0] + 60, used, _trained_share(seen.trained, hour.rows))
+    growing = late[-1] > late[0] + 60 or max(used.values()) > 1
+    return Steady(max(late), growing, used, _trained_share(seen.trained, hour.rows))
 
 
 def _trained_share(trainings: Sequence[tuple[float, float, int]], rows_per_hour: int) -> float:

@@ -1,11 +1,14 @@
 """Sets of files at a URL, each below its own name, complete once its manifest exists.
 
-Publishing stages files under a temporary prefix, reads them back, compares, and moves them into place, the manifest last; what was
-interrupted continues with the missing files, and nothing is replaced. Fetching downloads a set beside its place on this machine and
-renames it once every file has the hash of the manifest: one process downloads, others wait for it, and a part of a set is never seen.
+The files lie in a folder named by the manifest's hash, so that two sets of one name share no file, however slowly one of them is
+published. Publishing stages files under a temporary prefix, reads them back, compares, and moves them into that folder; a copy of the
+manifest beside the folder comes last and is never replaced, so that one of them is the set. What was interrupted continues with the
+missing files. Fetching downloads a set beside its place on this machine and renames it once every file has the hash of the manifest: one
+process downloads, others wait for it, and a part of a set is never seen.
 """
 
 import errno
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +104,11 @@ _LONGEST_WAIT_S = 8.0
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
+def content_folder(name: str, manifest_sha: str) -> str:
+    """Folder of the files of the set ``name`` whose manifest has this hash."""
+    return f"{name}/{manifest_sha[:12]}"
+
+
 def arriving(final: Path) -> AbstractContextManager[None]:
     """Lock a fetched set's directory.
 
@@ -110,7 +118,7 @@ def arriving(final: Path) -> AbstractContextManager[None]:
 
 
 class FileSet:
-    """The set of files at ``<location>/<name>``; its file ``manifest`` is published last.
+    """The set of files at ``<location>/<name>``; a copy of its file ``manifest`` is published last.
 
     Failures are those of ``Location``; on the way here, passing ones are tried ATTEMPTS times.
     """
@@ -129,8 +137,8 @@ class FileSet:
         heartbeat: Callable[[], None] = lambda: None,
         *,
         manifest: Path | None = None,
-    ) -> bool:
-        """Bring the missing files of ``directory`` there; False when another set has this name.
+    ) -> str | None:
+        """Bring the missing files of ``directory`` there; return their folder, None when another set has this name.
 
         Args:
             hashes: SHA-256 of every file by its name, the manifest excepted.
@@ -140,25 +148,31 @@ class FileSet:
         # The manifest last: files are sent and moved into place in this order.
         sources = {name: directory / name for name in hashes} | {self._manifest: manifest or directory / self._manifest}
         names = {**hashes, self._manifest: sha256(sources[self._manifest])}
+        manifest_sha, marker = names[self._manifest], f"{self._name}/{self._manifest}"
+        folder = content_folder(self._name, manifest_sha)
         # Equal manifests mean that all of it is there.
-        stored = self._location.sha256(f"{self._name}/{self._manifest}")
-        if stored is not None:
-            return stored == names[self._manifest]
-        files = [PublishedFile(name, sources[name].stat().st_size, digest) for name, digest in names.items()]
-        # The same set has the same folder: a publishing that was interrupted goes on with what has arrived.
-        staging = Staging(self._location, f"{INCOMING}/{self._name}-{names[self._manifest][:12]}", self._name)
-        # Files already in place with the right hash are not sent again.
-        missing = [file for file in files if self._location.sha256(f"{self._name}/{file.name}") != file.sha256]
-        for file in missing:
-            heartbeat()
-            staging.put(file, sources[file.name])
-        # Again, as the files may have taken long: a newer run may have published meanwhile, and nothing of it is replaced.
-        heartbeat()
-        stored = self._location.sha256(f"{self._name}/{self._manifest}")
+        stored = self._location.sha256(marker)
         if stored is None:
-            staging.place([file.name for file in missing])
-        staging.clear()
-        return stored in (None, names[self._manifest])
+            files = [PublishedFile(name, sources[name].stat().st_size, digest) for name, digest in names.items()]
+            # The same set has the same folder: a publishing that was interrupted goes on with what has arrived.
+            staging = Staging(self._location, f"{INCOMING}/{self._name}-{manifest_sha[:12]}", folder)
+            # Files already in place with the right hash are not sent again.
+            missing = [file for file in files if self._location.sha256(f"{folder}/{file.name}") != file.sha256]
+            for file in missing:
+                heartbeat()
+                staging.put(file, sources[file.name])
+            # Again, as the files may have taken long: a newer run may have published meanwhile. One that does so from here on finds none
+            # of its files replaced either, and of the two manifests one takes the place.
+            heartbeat()
+            if self._location.sha256(marker) is None:
+                staging.place([file.name for file in missing])
+                self._location.place_new(f"{folder}/{self._manifest}", marker)
+            staging.clear()
+            stored = self._location.sha256(marker)
+        if stored == manifest_sha:
+            return self._folder(manifest_sha)
+        self._location.clear(folder)
+        return None
 
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
         """Download the set as the directory ``final`` unless that is there.
@@ -183,26 +197,34 @@ class FileSet:
             manifest = self.manifest()
             if manifest is None:
                 return False
+            hashes = hashes_of(manifest)
+            # A manifest may come from anywhere, and must not write over other files of this machine.
+            for name in hashes:
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                    raise OSError(f"its manifest names {name}, which is outside of it")
+            folder = _retried(lambda: self._folder(hashlib.sha256(manifest).hexdigest()))
             staged = Path(tempfile.mkdtemp(prefix=partial, dir=final.parent))
             try:
-                for name, digest in hashes_of(manifest).items():
-                    self._download(name, digest, staged)
+                for name, digest in hashes.items():
+                    self._download(f"{folder}/{name}", name, digest, staged)
                 (staged / self._manifest).write_bytes(manifest)
                 publish_directory(staged, final)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
         return True
 
-    def _download(self, name: str, digest: str, staged: Path) -> None:
-        # A manifest may come from anywhere, and must not write over other files of this machine.
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise OSError(f"its manifest names {name}, which is outside of it")
+    def _folder(self, manifest_sha: str) -> str:
+        """Folder of the published files; those of earlier releases lie beside the manifest."""
+        folder = content_folder(self._name, manifest_sha)
+        return self._name if self._location.size(f"{folder}/{self._manifest}") is None else folder
+
+    def _download(self, path: str, name: str, digest: str, staged: Path) -> None:
         target = staged / name
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def attempt() -> None:
             try:
-                self._location.get(f"{self._name}/{name}", target)
+                self._location.get(path, target)
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, f"{name} is missing there, although the manifest names it") from None
             if sha256(target) != digest:

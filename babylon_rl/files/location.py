@@ -3,6 +3,7 @@
 A directory of this machine is written durably: files are flushed, and a move replaces a file at once.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,10 @@ from babylon_rl.files.durable import fsync
 _BLOCK = 4 * 1024 * 1024
 # Stores of objects have no folders, and making one there would make the bucket of a mistyped name.
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
+# Their drivers can write a file on the condition that nothing has its name.
+_CONDITIONAL = _WITHOUT_FOLDERS - {"oss"}
+# A file system without hard links, a store that does not know the condition.
+_UNABLE = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # A store that goes silent is given up after about four minutes (s3fs asks five times), and not after the driver's half hour.
 _TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 2}}
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _TIME_LIMITS}, "s3a": {"config_kwargs": _TIME_LIMITS}}
@@ -138,9 +143,43 @@ class Location:
         Path(self.path(final)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.path(name), self.path(final))
 
+    def place_new(self, name: str, final: str) -> None:
+        """Copy a small file to its final name, whole, unless something has that name.
+
+        Of several processes that do so at once one succeeds, in a directory with hard links, at S3, Google and Azure. Elsewhere each looks
+        before it renames its file.
+        """
+        try:
+            if self.local is not None:
+                os.link(self.path(name), self.path(final))
+            elif self._protocols() & _CONDITIONAL:
+                self._fs.pipe_file(self.path(final), self._fs.cat_file(self.path(name)), mode="create")
+            else:
+                self._place_if_missing(name, final)
+        # Not FileExistsError alone: s3fs knows S3's answer by a detail that other stores leave out.
+        except OSError as refused:
+            if self.size(final) is None:
+                if refused.errno not in _UNABLE:
+                    raise
+                self._place_if_missing(name, final)
+        self.flush_folders([final])
+
+    def _place_if_missing(self, name: str, final: str) -> None:
+        if self.size(final) is not None:
+            return
+        part = f"{final}.{secrets.token_hex(4)}.part"
+        if self.local is not None:
+            shutil.copyfile(self.path(name), self.path(part))
+            fsync(Path(self.path(part)))
+        else:
+            self._fs.pipe_file(self.path(part), self._fs.cat_file(self.path(name)))
+        self.move(part, final)
+
+    def _protocols(self) -> set[str]:
+        return {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+
     def _make_folder_of(self, name: str) -> None:
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        if not protocols & _WITHOUT_FOLDERS:
+        if not self._protocols() & _WITHOUT_FOLDERS:
             self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
 
     def flush_folders(self, names: Iterable[str]) -> None:

@@ -3,8 +3,7 @@
 The base that they need is uploaded here, too, and fetched by base_model.py.
 
 Callers name a version and get a directory below BABYLON_RL_HOME. Without MODEL_STORAGE_URL nothing but paths is looked at. There (at any
-fsspec location) a version is <url>/<version>/, complete once its manifest exists; nothing is ever replaced or deleted except temporary
-files.
+fsspec location) a version is <url>/<version>/, complete once its manifest exists; nothing of it is ever replaced or deleted.
 
 Two machines may train one batch, and the first to upload is registered. What the other one has under the number is no version: it is
 renamed, and the registered one is fetched.
@@ -247,7 +246,7 @@ def check_storage(settings: StorageSettings, batch_id: str) -> None:
 
 
 def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] = lambda: None, *, then: str = WAITS) -> str:
-    """Upload the missing files of a published checkpoint; return the URL of its directory.
+    """Upload the missing files of a published checkpoint; return the URL of their directory.
 
     Args:
         heartbeat: called between files; raises where the upload must stop.
@@ -267,14 +266,14 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
         )
 
     with describing_failures(url, paused):
-        ours = FileSet(Location(url), version, MANIFEST).publish(directory, manifest.files, heartbeat)
-    if not ours:
+        folder = FileSet(Location(url), version, MANIFEST).publish(directory, manifest.files, heartbeat)
+    if folder is None:
         raise TrainingPaused(  # and not failed: what was trained, and perhaps paid, is kept
             f"{shown_url(url)}/{version} holds another checkpoint of that version, and nothing there is replaced. Choose another "
             f"MODEL_STORAGE_URL, or move that directory away; {then}."
         )
     plain = not set("@?#") & set(url)  # else it may hold a secret, and rows hold none
-    return f"{url.rstrip('/') if plain else shown_url(url)}/{version}"
+    return f"{url.rstrip('/') if plain else shown_url(url)}/{folder}"
 
 
 def upload_base(directory: Path, settings: Settings, heartbeat: Callable[[], None] = lambda: None) -> None:

@@ -3,21 +3,20 @@
 import json
 import math
 import random
+from pathlib import Path
 from statistics import mean
 
 import pytest
 import simpy
 
+from babylon_rl_tests.scale.results import SPEED, Row
 from babylon_rl_tests.scale.scenarios import SETTINGS
 from benchmarks import scale_test
 from benchmarks.capacity import (
     BOUND,
     CELERY_CONCURRENCY,
-    CELERY_HOURS,
-    CELERY_S,
+    DAYS_KEPT,
     KEPT,
-    LATENCY_S,
-    ORDERS,
     PAGE,
     PRICES,
     RATES,
@@ -26,6 +25,8 @@ from benchmarks.capacity import (
     TIER,
     TIERS,
     TRAIN_ROW_S,
+    USD,
+    VERSION_S,
     by_tier,
     celery_table,
     check_table,
@@ -33,7 +34,9 @@ from benchmarks.capacity import (
     compared_with_celery,
     cost_table,
     highest_rate,
+    kept_measurement,
     limited,
+    monthly_usd,
     prices,
     projected,
     provider,
@@ -41,6 +44,7 @@ from benchmarks.capacity import (
     tier_table,
 )
 from benchmarks.capacity_model import Costs, Hour, Judge, Limits, Seen, Site, backfill_s, scoring_span_s, steady
+from benchmarks.capacity_runs import ORDERS
 
 NOTHING = Costs()
 
@@ -88,6 +92,29 @@ def test_computing_alone_is_bounded_by_the_cores() -> None:
     assert seconds[4] == pytest.approx(seconds[2], rel=0.01)  # two cores
 
 
+def test_a_backfill_that_the_database_bounds_takes_its_seconds_over_its_cores() -> None:
+    costs, hours = Costs(run_s=0.5, plan_row_s=1e-4, database_hour_s=0.2, database_row_s=1e-3), [Hour(rows=1000, requests=0)] * 192
+    seconds = {cores: backfill_s(Site(8, 8, database_cores=cores), costs, Limits(lambda: 0.0), hours) for cores in (1, 2, 4)}
+    for cores, took in seconds.items():
+        assert took == pytest.approx(192 * (0.2 + 1000 * 1e-3) / cores, rel=0.05)
+
+
+def test_a_database_without_cores_of_its_own_computes_on_the_workers() -> None:
+    parts, hours = Costs(run_s=0.5, plan_hour_s=0.1, database_run_s=0.5, database_hour_s=0.3), [Hour(0, 0)] * 96
+    assert backfill_s(Site(4, 2), parts, Limits(lambda: 0.0), hours) == pytest.approx((4 * 1.0 + 96 * 0.4) / 2, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "used"), [(7_200, 0.15), (72_000, 1.5)])
+def test_the_database_is_used_by_what_agents_write_and_by_hours(rows: int, used: float) -> None:
+    costs = Costs(database_row_s=0.05, write_row_s=0.1)
+    site, at_once = Site(4, 2, database_cores=2), Limits(lambda: 0.0)
+    state = steady(site, costs, at_once, Hour(rows, 0), hours=1, batch_rows=1000, train_row_s=1.0, version_s=50)
+    assert state.used["database"] == pytest.approx(used)  # rows x 0.15 s / 3,600 s / 2 cores
+    assert state.used["cores"] == 0
+    assert state.growing is (used > 1)
+
+
 @pytest.mark.parametrize(
     ("limits", "minutes"), [({"requests_per_minute": 60}, 3), ({"tokens_per_minute": 1000, "tokens_per_request": 20}, 3)]
 )
@@ -123,7 +150,7 @@ def test_the_lower_limit_bounds_the_trajectories_of_an_hour(limits: tuple[float 
 
 
 def test_hours_beyond_the_limit_leave_requests_over_and_others_are_late() -> None:
-    kept, judge = json.loads(KEPT.read_text()), {"requests": 100.0, "tokens_in": 9_000.0, "tokens_out": 1_000.0}
+    kept, judge = kept_measurement(), {"requests": 100.0, "tokens_in": 9_000.0, "tokens_out": 1_000.0}
     limits = provider(judge, 0.0, 10)  # 600 requests an hour, 6,000 trajectories
     below, above = (limited(kept, rate, Site(4), limits, judge, 1.0) for rate in (3_000, 12_000))
     assert below["left"] == 0
@@ -133,35 +160,61 @@ def test_hours_beyond_the_limit_leave_requests_over_and_others_are_late() -> Non
 
 @pytest.mark.slow
 def test_the_model_is_within_its_bound_of_every_measured_run() -> None:
-    kept = json.loads(KEPT.read_text())
+    kept = kept_measurement()
     rows = [*compared(kept), *compared_with_celery(kept)]
     assert len(rows) == 9
     assert max(abs(row["off"]) for row in rows) <= BOUND
 
 
+def test_a_measurement_without_the_database_asks_for_another(tmp_path: Path) -> None:
+    older = tmp_path / "capacity.json"
+    older.write_text(json.dumps({name: value for name, value in json.loads(KEPT.read_text()).items() if name != "write_row_s"}))
+    with pytest.raises(SystemExit, match="capacity.json holds no seconds of the database. Run .*--check"):
+        kept_measurement(older)
+
+
 def test_values_measured_elsewhere_are_those_of_their_pages() -> None:
-    machines = (ROOT / "docs/howto/several-machines.md").read_text()
-    for words, seconds in zip(("one worker", "two workers", "four workers"), CELERY_S.values(), strict=True):
-        assert f"| {words} | {seconds:.0f} |" in machines
-    assert f"| {CELERY_HOURS} hours | seconds |" in machines
+    machines, speed = (ROOT / "docs/howto/several-machines.md").read_text(), json.loads(SPEED.read_text())
+    seconds = [speed["one_process_s"], *speed["seconds_by_workers"].values()]
+    for words, some in zip(("one command", "one worker", "two workers", "four workers"), seconds, strict=True):
+        assert f"| {words} | {some:.0f} |" in machines
+    assert f"| {speed['hours']} hours | seconds |" in machines
     assert (str(CELERY_CONCURRENCY), str(ORDERS)) == (SETTINGS["JUDGE_CONCURRENCY"], SETTINGS["JUDGE_ORDERS"])
-    assert (tuple(CELERY_S), LATENCY_S) == (scale_test.WORKERS, scale_test.LATENCY_S)
     assert f"| {1000 * TRAIN_ROW_S:.0f} s of processor time" in PRICES.read_text()
+    assert f"benchmark and confirmation {VERSION_S / 2:.0f}," in (ROOT / "docs/evidence/performance.md").read_text()
+
+
+def test_the_scale_test_keeps_its_speed_as_the_model_reads_it() -> None:
+    rows = [Row("one process", 720, 463.04), *(Row(scale_test.on_workers(workers), 720, 480.0 / workers) for workers in (1, 2, 4))]
+    made, kept = scale_test.kept_speed(rows, 720, "load 1 on 2 cores"), json.loads(SPEED.read_text())
+    assert made["seconds_by_workers"] == {1: 480.0, 2: 240.0, 4: 120.0}
+    assert json.loads(json.dumps(made)).keys() == kept.keys()
+    assert list(kept["seconds_by_workers"]) == ["1", "2", "4"]
+
+
+def test_dollars_are_those_of_the_prices_given() -> None:
+    row = {SHOWN[0]: 0.8, SHOWN[1]: 11.2, "rented": [2, 1, 1], "gb": 100.0, "archive_gb": 1000.0}
+    judge, cores, disk, archive, together, other = monthly_usd(row, {"core_hour": 0.1, "gb_month": 0.5, "archive_gb_month": 0.01}).values()
+    assert (judge, cores, disk, archive, other) == pytest.approx((584, 4 * 73, 50, 10, 8176))
+    assert together == pytest.approx(584 + 4 * 73 + 50 + 10)
 
 
 @pytest.mark.slow
 def test_the_page_holds_tables_of_the_kept_measurement() -> None:
-    kept, page = json.loads(KEPT.read_text()), PAGE.read_text()
+    kept, page = kept_measurement(), PAGE.read_text()
     assert check_table(compared(kept)) in page
     assert celery_table(compared_with_celery(kept)) in page
     assert cost_table(kept) in page
     usd = prices(PRICES.read_text())[SHOWN[0]]["usd"]
-    assert f"| dollars an hour, {SHOWN[0]} | " + " | ".join(f"{rate / 1000 * usd:,.2f}" for rate in RATES) in page
+    assert f"| dollars a month: {SHOWN[0]} | " + " | ".join(f"{730 * rate / 1000 * usd:,.0f}" for rate in RATES) in page
+    days = [f"after {days} days" if days > 1 else "after a day" for days in DAYS_KEPT.values()]
+    assert f"| archive to object storage | {' | '.join(days)} |" in page
+    assert all(f"`--usd-{name.replace('_', '-')}`" in page and f"{price:g}" in page for name, price in USD.items())
 
 
 @pytest.mark.slow
 def test_the_page_holds_the_projection_of_the_lowest_rate() -> None:
-    kept, page, lowest = json.loads(KEPT.read_text()), PAGE.read_text(), RATES[:1]
+    kept, page, lowest = kept_measurement(), PAGE.read_text(), RATES[:1]
     rows = projected(kept, 5.0, *TIERS[TIER], lowest)
     for table in (rate_table(rows, *TIERS[TIER]), tier_table(by_tier(kept, 5.0, rows), lowest)):
         for line in table.splitlines():

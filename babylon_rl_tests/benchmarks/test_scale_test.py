@@ -12,9 +12,9 @@ from babylon_rl_tests.store.servers import ROOT
 from benchmarks import scale_test
 
 
-def speeds(*seconds: float) -> list[Row]:
+def speeds(*seconds: float, hours: int = 720) -> list[Row]:
     names = ("one process", "1 worker", "2 workers", "4 workers")
-    return [Row(name, 720, some) for name, some in zip(names, seconds, strict=False)]
+    return [Row(name, hours, some) for name, some in zip(names, seconds, strict=False)]
 
 
 def test_a_mistyped_scenario_is_refused_before_any_server_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -33,7 +33,7 @@ def test_without_redis_it_is_skipped_with_a_sentence(tmp_path: Path):
     assert ended.stdout == "scale-test: skipped: redis-server is not installed here (Debian: apt install redis-server)\n"
 
 
-def test_ratios_that_miss_their_bound_end_it_in_1_from_720_hours_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_ratios_that_miss_their_bound_end_it_in_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def exit_code(hours: int, rows: list[Row]) -> int:
         monkeypatch.setattr(sys, "argv", ["scale_test", "--hours", str(hours), "speed"])
         monkeypatch.setattr(scale_test, "measured", lambda *_: iter(rows))
@@ -52,8 +52,12 @@ def test_ratios_that_miss_their_bound_end_it_in_1_from_720_hours_on(monkeypatch:
     assert "4 workers, times as fast as one: 3.66 (at least 3.6)" in said
     assert exit_code(720, bad) == 1
     assert "4 workers, times as fast as one: 3.53 (at least 3.6: MISSED)" in capsys.readouterr().out
-    assert exit_code(48, bad) == 0
-    assert "The bounds count from 720 hours on: 48 hours are too few runs" in capsys.readouterr().out
+    assert exit_code(48, speeds(30, 34, 19, 19, hours=48)) == 0
+    said = capsys.readouterr().out
+    assert "2 workers, times as fast as one: 1.79 (at least 1.3)" in said
+    assert "4 workers, times as fast as one: 1.79 (no bound over so few hours)" in said
+    assert exit_code(48, speeds(30, 49, 19, 19, hours=48)) == exit_code(48, speeds(30, 34, 27, 27, hours=48)) == 1
+    assert exit_code(72, speeds(30, 49, 49, 49, hours=72)) == 0
     assert exit_code(720, [Row("alone", 3, 91.0)]) == 0
 
 

@@ -1,4 +1,4 @@
-"""A process that dies at the n-th thing it does outside itself: a statement, a commit, a file or directory made, renamed or removed.
+"""A process that dies at the n-th thing it does outside itself: a statement, a commit, a file or folder made, linked, renamed or removed.
 
 Interposed from outside, by a connection class and by the interpreter's own audit events; nothing of the package is replaced. Once dead,
 a process does nothing more: every later boundary of it, such as those of its ``finally`` blocks, dies too.
@@ -16,7 +16,7 @@ import psycopg
 from babylon_rl.store.connection import Connection
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-FILE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+FILE_EVENTS = {"os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
 class Died(BaseException):

@@ -14,6 +14,7 @@ from babylon_rl.cli import run
 from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.files import file_sets
 from babylon_rl.files.durable import sha256
+from babylon_rl.files.file_sets import content_folder
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.models.checkpoint_store import (
     GOING,
@@ -42,7 +43,7 @@ def uploaded(object_store: ObjectStore, settings: Settings, tmp_path: Path) -> S
     """Settings of a machine with an empty home; v1.0.0 is at its storage."""
     url = object_store.bucket()
     made = make_checkpoint(tmp_path / "made", tmp_path / "elsewhere" / "v1.0.0", batch_id=BATCH)
-    assert upload_checkpoint(made, url) == f"{url}/v1.0.0"
+    assert upload_checkpoint(made, url) == f"{url}/{content_folder('v1.0.0', sha256(made / MANIFEST))}"
     object_store.downloads.clear()
     return settings.model_copy(update={"model_storage_url": url})
 
@@ -274,7 +275,8 @@ def test_a_server_that_is_down_is_a_sentence(uploaded: Settings, monkeypatch) ->
 
 
 def missing(store: ObjectStore, place: str) -> None:
-    store.files().rm_file(f"{place}/{WEIGHTS}")
+    (weights,) = store.files().glob(f"{place}/*/{WEIGHTS}")
+    store.files().rm_file(weights)
 
 
 def outside(store: ObjectStore, place: str) -> None:

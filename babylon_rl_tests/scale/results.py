@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from babylon_rl_tests.store.servers import ROOT
 
 HOWTO = ROOT / "docs" / "howto" / "several-machines.md"
+SPEED = ROOT / "benchmarks" / "scale_test.json"  # seconds of the scenario ``speed``, for the capacity model
 # Fewer hours are too few runs to spread over four workers.
 COUNTS_FROM_HOURS = 720
+# CI's: two runs, half a minute for one worker. Alone the ratios were 1.02 and 2.05, at load 6 on two cores 1.00 and 1.51.
+# The wide bounds notice work that is done twice, a worker that waits between its runs, or two that take turns.
+SHORT_HOURS = 48
 ONE_PROCESS, ONE_WORKER = "one process", "1 worker"
 # Allowed beyond the how-to's bounds: on a machine that is busy with other tests too, a run's process may take so much longer to begin.
 BUSY_S = 60.0
@@ -47,37 +51,43 @@ def table(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Quotient of the seconds of two scenarios, with its bound."""
+    """Quotient of the seconds of two scenarios, with its bound; None over hours that say too little."""
 
     sentence: str
     value: float
-    bound: float
+    bound: float | None
     at_least: bool
 
     @property
     def kept(self) -> bool:
         """True within the bound."""
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
+        return self.bound is None or (self.value >= self.bound if self.at_least else self.value <= self.bound)
 
-    def line(self, counts: bool) -> str:
-        """The ratio with its bound; whether that is missed, where it counts."""
-        bound = f"at {'least' if self.at_least else 'most'} {self.bound}"
-        return f"{self.sentence}: {self.value:.2f} ({bound}{': MISSED' if counts and not self.kept else ''})"
+    @property
+    def line(self) -> str:
+        """The ratio with its bound, and whether that is missed."""
+        bound = "no bound over so few hours" if self.bound is None else f"at {'least' if self.at_least else 'most'} {self.bound}"
+        return f"{self.sentence}: {self.value:.2f} ({bound}{'' if self.kept else ': MISSED'})"
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
     """The ratios of those rows of speed that are there."""
-    seconds = {row.scenario: row.seconds for row in rows}
+    found = {row.scenario: row for row in rows}
     bounds = (
-        ("one worker's time over one process's", ONE_WORKER, ONE_PROCESS, 1.2, False),
-        ("2 workers, times as fast as one", ONE_WORKER, "2 workers", 1.9, True),
-        ("4 workers, times as fast as one", ONE_WORKER, "4 workers", 3.6, True),
+        ("one worker's time over one process's", ONE_WORKER, ONE_PROCESS, 1.2, 1.6, False),
+        ("2 workers, times as fast as one", ONE_WORKER, "2 workers", 1.9, 1.3, True),
+        ("4 workers, times as fast as one", ONE_WORKER, "4 workers", 3.6, None, True),
     )
     return [
-        Ratio(sentence, seconds[over] / seconds[under], bound, at_least)
-        for sentence, over, under, bound, at_least in bounds
-        if over in seconds and under in seconds
+        Ratio(sentence, found[over].seconds / found[under].seconds, _counting(found[over].hours, bound, short), at_least)
+        for sentence, over, under, bound, short, at_least in bounds
+        if over in found and under in found
     ]
+
+
+def _counting(hours: int, bound: float, short: float | None) -> float | None:
+    """The bound that counts over so many hours."""
+    return bound if hours >= COUNTS_FROM_HOURS else short if hours == SHORT_HOURS else None
 
 
 def bound_s(what_stops: str) -> float:

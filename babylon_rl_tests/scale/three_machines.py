@@ -8,12 +8,13 @@ import hashlib
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from babylon_rl.automation.run_handover import QUEUE_TAG
+from babylon_rl.files.file_sets import content_folder
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, decode_manifest
@@ -70,23 +71,21 @@ class Line:
     """A machine's line to S3, cut by a request that it carries: the first ``method`` of a file ``name``."""
 
     def __init__(self, store: ObjectStore, method: str, name: str) -> None:
-        self._store, self._method, self._name = store, method, name
+        self._method, self._name = method, name
         self.proxy = Proxy(f"http://s3@{store.address.removeprefix('http://')}/")
         self.armed, self.was_cut = False, threading.Event()
-        self._answer = store.answer
-        store.answer = self._looked_at
+        store.on_request = self._look_at
 
     @property
     def address(self) -> str:
         """Where the machine finds S3."""
         return f"http://{self.proxy.url.partition('@')[2]}"
 
-    def _looked_at(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def _look_at(self, environ: dict[str, Any]) -> None:
         if self.armed and environ["REQUEST_METHOD"] == self._method and environ["PATH_INFO"].endswith(self._name):
             self.armed = False
             self.proxy.cut(away=True)
             self.was_cut.set()
-        return self._answer(app, environ, start)
 
     @contextlib.contextmanager
     def cut_in_the_middle(self, made: Site) -> Iterator[None]:
@@ -169,11 +168,13 @@ def bucket(made: Site, setting: str) -> str:
 def check_files(made: Site, store: ObjectStore, version: str) -> None:
     """A registered version is at S3, whole, and nothing else is but its base."""
     folder, files = bucket(made, "MODEL_STORAGE_URL"), store.files()
-    manifest = decode_manifest(files.cat_file(f"{folder}/{version}/{MANIFEST}"), version)
-    found = {name: hashlib.sha256(files.cat_file(f"{folder}/{version}/{name}")).hexdigest() for name in manifest.files}
+    content = files.cat_file(f"{folder}/{version}/{MANIFEST}")
+    manifest, place = decode_manifest(content, version), content_folder(version, hashlib.sha256(content).hexdigest())
+    found = {name: hashlib.sha256(files.cat_file(f"{folder}/{place}/{name}")).hexdigest() for name in manifest.files}
     assert manifest.version == version and found == manifest.files and WEIGHTS in found
     stored = {path.removeprefix(f"{folder}/") for path in files.find(folder)}
-    assert {name for name in stored if not name.startswith("bases/")} == {f"{version}/{name}" for name in (MANIFEST, *found)}, stored
+    whole = {f"{version}/{MANIFEST}", *(f"{place}/{name}" for name in (MANIFEST, *found))}
+    assert {name for name in stored if not name.startswith("bases/")} == whole, stored
 
 
 def check_output(made: Site, store: ObjectStore, run: str) -> None:

@@ -18,6 +18,7 @@ from msgspec import to_builtins
 from pydantic import SecretStr
 
 from babylon_rl.files.durable import sha256
+from babylon_rl.files.file_sets import content_folder
 from babylon_rl.models.checkpoints import load_manifest, verify
 from babylon_rl.serving.ab_tests import report, start
 from babylon_rl.serving.access import key_hash
@@ -369,8 +370,8 @@ def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
             assert (answer.status, words in str(answer.body)) == (status, True), answer.body
     assert sorted(path.name for path in (settings.home / "checkpoints").iterdir()) == ["v1.0.0", "v1.0.1"]
     (uploaded,) = rows(database, """SELECT "uploadedUrl", "manifestSha" FROM babylon_rl.model_lineage WHERE "version" = 'v1.0.1'""")
-    manifest = MemoryFileSystem().cat_file("/models/v1.0.1/manifest.json")
-    assert uploaded == {"uploadedUrl": "memory://models/v1.0.1", "manifestSha": hashlib.sha256(manifest).hexdigest()}
+    manifest_sha = hashlib.sha256(MemoryFileSystem().cat_file("/models/v1.0.1/manifest.json")).hexdigest()
+    assert uploaded == {"uploadedUrl": f"memory://models/{content_folder('v1.0.1', manifest_sha)}", "manifestSha": manifest_sha}
 
 
 def test_an_upload_is_limited_in_size(settings: Settings, database: Database) -> None:
