@@ -204,7 +204,10 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
 
 
 def _drop_expired(connection: Connection, queue: str) -> None:
-    """Remove a queue's oldest messages while they have expired, which RabbitMQ does by itself and Redis leaves to workers."""
+    """Remove a queue's oldest messages while they have expired.
+
+    RabbitMQ does that by itself, Redis leaves it to workers.
+    """
     redis = getattr(connection.default_channel, "client", None)
     while redis is not None and (oldest := redis.lindex(queue, -1)) is not None:
         try:
@@ -245,14 +248,8 @@ class ClaimedTask(Task):  # type: ignore[misc]
                 self.app.control.shutdown(destination=[self.request.hostname])
                 return 1
             why_not = claim_run(instance, database, run_id, self.request.id, own_name())
-        if run is None:
-            _LOG.warning(
-                f"Run {run_id} is not known to this worker's database. If it is another installation's, give each a database of Redis, "
-                "or a virtual host of RabbitMQ, of its own: they take each other's messages."
-            )
-        elif why_not is not None:
-            _LOG.info(why_not)
         if why_not is not None:
+            _LOG.log(logging.WARNING if run is None else logging.INFO, why_not)
             return 0
         return super().__call__(*args, **kwargs)
 

@@ -113,7 +113,9 @@ def trainer_queue(database: Database, run: dg.DagsterRun) -> str:
 
 
 def worker_queues(asked: Sequence[str] | None, gpu: bool) -> tuple[str, ...]:
-    """The queues of a worker that was asked for some, or for all: a trainer with a ``gpu`` takes the batches that need one, too.
+    """The queues of a worker that was asked for some, or for all.
+
+    A trainer with a ``gpu`` takes the batches that need one, too.
 
     Raises:
         UsageError: there is no queue of that name.
@@ -198,8 +200,13 @@ def claim_run(instance: dg.DagsterInstance, database: Database, run_id: str, tas
 
 def _why_void(instance: dg.DagsterInstance, run_id: str, task: str) -> str | None:
     run = instance.get_run_by_id(run_id)
-    if run is None or run.status != dg.DagsterRunStatus.STARTING:
-        return f"Run {run_id} does not wait for a worker any more: {'it was deleted' if run is None else run.status.value.lower()}."
+    if run is None:
+        return (
+            f"Run {run_id} is not in this worker's database: it was deleted, or is another installation's. Those need a database of "
+            "Redis, or a virtual host of RabbitMQ, of their own, as they take each other's messages."
+        )
+    if run.status != dg.DagsterRunStatus.STARTING:
+        return f"Run {run_id} does not wait for a worker any more: {run.status.value.lower()}."
     return None if run.tags.get(TASK_TAG) == task else f"Run {run_id} was handed over again since this message."
 
 

@@ -68,13 +68,19 @@ STARTING = dg.DagsterRunStatus.STARTING
 BROKER = "redis://:swordfish@127.0.0.1:1/0"
 
 
+def origin_of(job: str) -> RemoteJobOrigin:
+    """Where Dagster finds a job of ours."""
+    return RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), job)
+
+
 def handed_over(bench: Bench, *, silent_s: float = 0) -> str:
     """A run that was sent to workers so long ago."""
-    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "hours")
     tags = {TASK_TAG: "task", "dagster/partition": "2025-10-29T14:00"}
     definition = job_definition("hours", bench.babylon)
     code = JobPythonOrigin("hours", RepositoryPythonOrigin(sys.executable, ModuleCodePointer("babylon_rl.definitions", "defs")))
-    run = bench.instance.create_run_for_job(definition, status=STARTING, tags=tags, remote_job_origin=origin, job_code_origin=code).run_id
+    run = bench.instance.create_run_for_job(
+        definition, status=STARTING, tags=tags, remote_job_origin=origin_of("hours"), job_code_origin=code
+    ).run_id
     expect_worker(bench.babylon.database, run)
     later(bench, silent_s)
     return run
@@ -244,8 +250,7 @@ def test_runs_that_wait_for_the_workers_of_one_queue_hold_up_no_other(ready: Ben
         for _ in range(2):
             instance.add_run_tags(handed_over(bench), {QUEUE_TAG: "hours"})
         for job in ("hours", "train", "train", "train"):
-            origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), job)
-            run = instance.create_run_for_job(job_definition(job, ready.babylon), remote_job_origin=origin)
+            run = instance.create_run_for_job(job_definition(job, ready.babylon), remote_job_origin=origin_of(job))
             instance.run_coordinator.submit_run(SubmitRunContext(run, None))
         next_runs = QueuedRunCoordinatorDaemon(5)._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None)
     assert [run.job_name for run in next_runs] == ["train", "train"]
