@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from babylon_rl.judge.scoring import HOURS_PER_RUN
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
@@ -32,7 +33,7 @@ from babylon_rl_tests.trace_receiver import trace_receiver
 LATENCY_S = 0.3
 WORKERS = (1, 2, 4)
 FAULT_HOURS = 96
-WAITING_HOURS = 72  # three runs: one waits in the broker when two workers are busy
+WAITING_HOURS = 72  # three runs: one waits in the broker when two are executed
 # Each with a database of its own, which is empty.
 APART: dict[str, Callable[[Path, Database], Row]] = {"three-machines": three_machines, "alone": alone}
 OWN_IDS = "each worker had process ids of its own"
@@ -66,6 +67,8 @@ SCENARIOS: dict[str, Callable[[Scenarios, int], Iterable[Row]]] = {
     "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
     "process-killed": lambda scenarios, hours: [scenarios.process_killed(min(FAULT_HOURS, hours))],
+    "worker-ended": lambda scenarios, hours: [scenarios.worker_ended(WAITING_HOURS)],
+    "run-terminated": lambda scenarios, hours: [scenarios.run_terminated(HOURS_PER_RUN)],
     "broker-emptied": lambda scenarios, hours: [scenarios.broker_emptied(max(WAITING_HOURS, min(FAULT_HOURS, hours)))],
     "broker-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
     "postgres-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=False)],

@@ -25,7 +25,7 @@ from babylon_rl.evaluation.compare_results import (
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.run_files import record_runs
+from babylon_rl.evaluation.run_files import gate_runs, record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
@@ -102,6 +102,9 @@ def compare(
     directory: Annotated[
         Path | None, typer.Option("--results", help="Where names are looked up. Default: benchmark-results in the state directory.")
     ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Names are of versions, base or agents in the gate's markets, on whichever machine they played.")
+    ] = False,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
     snapshot: Annotated[
@@ -114,7 +117,9 @@ def compare(
     """Compare agents in the same markets: paired differences with 95 % intervals, clustered by snapshot."""
     if snapshot and report is None:
         raise UsageError("--snapshot is for the report: give --report DIR too.")
-    sound, refused = _named_results(results, directory)
+    if gate and directory is not None:
+        raise UsageError("--results is for runs of your own: leave it out with --gate.")
+    sound, refused = _gate_results(results) if gate else _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
@@ -133,6 +138,11 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     if other:
         say(f"No result is of {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}.")
     return markets
+
+
+def _gate_results(names: list[str]) -> tuple[list[Result], list[LeftOut]]:
+    settings = load_settings()
+    return sound_results(file for name in dict.fromkeys(names) for file in result_files(gate_runs(settings, name)))
 
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:

@@ -109,17 +109,23 @@ class Location:
         return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
 
     def put(self, source: Path, name: str, *, private: bool = False) -> None:
-        """Write a copy of a file of this machine; ``private``: in a directory, for its owner alone."""
+        """Write a copy of a file of this machine, in a directory completely or not at all; ``private``: there for its owner alone."""
         if self.local is None:
             self._make_folder_of(name)
             self._fs.put_file(str(source), self.path(name))
             return
         place = Path(self.path(name))
         place.parent.mkdir(parents=True, exist_ok=True)
-        if private:
-            place.touch(mode=0o600)  # before anything is in it
-        shutil.copyfile(source, place)
-        fsync(place)
+        part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
+        try:
+            if private:
+                part.touch(mode=0o600)  # before anything is in it
+            shutil.copyfile(source, part)
+            fsync(part)
+            part.replace(place)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def get(self, name: str, target: Path) -> None:
         """Write a copy of a file to a path of this machine, completely or not at all."""

@@ -53,6 +53,10 @@ def test_a_version_goes_from_the_machine_that_trains_to_those_that_judge_and_ser
     assert object_store.downloaded(WEIGHTS) == object_store.downloaded(MANIFEST) == 1
     rmtree(judge.home)
 
+    # How it decided can still be looked at.
+    looked_at = server.asks("benchmark", "compare", "v1.0.0", "base", "--gate")
+    assert sorted((row["agent"], row["snapshots"]) for row in looked_at["agents"]) == [("base", 2), ("v1.0.0", 2)]
+
     object_store.downloads.clear()
     with ExitStack() as servers:
         model = servers.enter_context(server.serves("model", "base"))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.cli import run
+from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
 from babylon_rl.evaluation.model_sources import base_source, play_sources, version_source
-from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
+from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, gate_runs, runs_address, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
@@ -27,14 +30,14 @@ TICKS = SNAPSHOTS[0].scenario.ticks
 
 @pytest.fixture
 def play(connection, settings):
-    """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules."""
+    """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules, with settings ``by``."""
 
-    def entered(version: str, **rules) -> None:
-        base = base_source(settings)
+    def entered(version: str, by=settings, **rules) -> None:
+        base = base_source(by)
         [model] = [model for model in read_models(connection) if model.version == version]
-        sources = [version_source(model, CANDIDATE, base, settings), base]
+        sources = [version_source(model, CANDIDATE, base, by), base]
         with endpoint(**rules) as served:
-            play_sources(connection, settings, sources, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
+            play_sources(connection, by, sources, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
 
     return entered
 
@@ -106,6 +109,84 @@ def test_the_page_of_the_report_links_to_the_decisions(play, make_version, datab
         instance.add_dynamic_partitions(str(batches.name), [batch])
         job = job_definition("train", Babylon(settings, database, lambda: NOW))
         key = dg.AssetKey("benchmark_report")
-        run = job.execute_in_process(instance=instance, partition_key=batch, run_config=QUIET, asset_selection=[key])
-    [made] = run.asset_materializations_for_node("benchmark_report")
-    assert made.metadata["decisions"].value == str(runs_directory(settings.home, "v1.0.0"))
+        made = job.execute_in_process(instance=instance, partition_key=batch, run_config=QUIET, asset_selection=[key])
+    [report] = made.asset_materializations_for_node("benchmark_report")
+    assert report.metadata["decisions"].value == str(runs_directory(settings.home, "v1.0.0"))
+
+
+def test_decisions_are_at_the_storage_before_the_row_and_another_machine_shows_them(
+    play, make_version, database, settings, object_store, tmp_path, monkeypatch, capsys
+):
+    make_version("v1.0.0")
+    shared = settings.model_copy(update={"model_storage_url": object_store.bucket()})
+    rows_at_upload = []
+
+    def count(environ) -> None:
+        if environ["REQUEST_METHOD"] == "PUT" and "v1.0.0" in environ["PATH_INFO"]:
+            name = environ["PATH_INFO"].rpartition("/")[2].partition("-gate")[0]
+            rows_at_upload.append(name in stored())
+
+    def stored() -> set[str]:
+        with database.connect() as other:
+            return {
+                name for (name,) in other.execute("SELECT snapshot FROM babylon_rl.benchmark_results WHERE model = 'v1.0.0'").fetchall()
+            }
+
+    object_store.on_request = count
+    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
+    assert rows_at_upload == [False] * 2 * len(SNAPSHOTS) and len(stored()) == len(SNAPSHOTS)
+    assert runs_address(shared, "v1.0.0") == f"{shared.model_storage_url}/benchmarks/v1.0.0"
+    bucket = f"{shared.model_storage_url.removeprefix('s3://')}/benchmarks/v1.0.0"
+    object_store.files().pipe_file(f"{bucket}/run-me.sh", b"of someone who may write there")
+    object_store.files().pipe_file(f"{bucket}/../../x-gate.json", b"the same")
+
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv("MODEL_STORAGE_URL", shared.model_storage_url)
+    monkeypatch.chdir(tmp_path)
+    assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", "--report", "page", "--json"]) == 0
+    [pair] = json.loads(capsys.readouterr().out)["pairs"]
+    assert (pair["a"], pair["snapshots"], pair["winner"]) == ("v1.0.0", len(SNAPSHOTS), "v1.0.0")
+    assert (tmp_path / "page" / "index.html").is_file()
+    here, there = (runs_directory(home, "v1.0.0") for home in (settings.home, tmp_path / "another"))
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == {file.name: file.read_bytes() for file in here.iterdir()}
+
+    # Other weights under a name: what was fetched earlier does not stay.
+    write_tensors(Path(settings.local_base_model) / "model.safetensors", 1.0, 3.0)
+    play("v1.0.0", by=shared, base=reads_news, **{"v1.0.0": reads_news})
+    assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"][0]["winner"] is None
+
+
+def test_a_storage_that_is_away_costs_no_market_and_is_said_once(play, make_version, settings, tmp_path, caplog):
+    make_version("v1.0.0")
+    (tmp_path / "storage").write_bytes(b"a file where the directory should be")
+    shared = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/storage"})
+    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
+    assert all(len(decisions(settings.home, "v1.0.0", snapshot)) == TICKS for snapshot in SNAPSHOTS)
+    assert caplog.text.count("from here on stay on this machine") == 1
+    assert gate_runs(shared, "v1.0.0") == runs_directory(settings.home, "v1.0.0")
+
+
+def test_decisions_that_cannot_be_fetched_are_named(settings, tmp_path):
+    stored = tmp_path / "storage" / "benchmarks" / "v1.0.0"
+    stored.mkdir(parents=True)
+    (stored / f"{SNAPSHOTS[0].id}-gate.json").write_bytes(b"{}")
+    settings.home.mkdir()
+    (settings.home / DIRECTORY).write_bytes(b"a file where the directory should be")
+    shared = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/storage"})
+    with pytest.raises(ModelUnavailable, match=r"The decisions at .*/storage/benchmarks/v1\.0\.0 cannot be fetched to .*: Not a directory"):
+        gate_runs(shared, "v1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["v1.0.0"], "There are no decisions of 'v1.0.0' in"),
+        (["../v1.0.0"], "There are no decisions of '../v1.0.0' in"),
+        (["v1.0.0", "--results", "r"], "--results is for runs of your own: leave it out with --gate."),
+    ],
+)
+def test_a_name_without_decisions_is_refused(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
+    assert run(["benchmark", "compare", *arguments, "--gate"]) == 2
+    assert sentence in capsys.readouterr().err

@@ -168,9 +168,12 @@ class Machine:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, limit_s: float = 90) -> int:
-        """End it as a service does; its exit code."""
+    def end(self) -> None:
+        """Tell the worker to end, as a service does."""
         self.processes()[0].terminate()
+
+    def ended(self, limit_s: float = 90) -> int:
+        """Wait until it has ended; its exit code."""
         return self.process.wait(limit_s)
 
 
@@ -191,9 +194,9 @@ class Site:
         """Variables of a machine; nothing of the caller's own settings."""
         return inherited() | {"DATABASE_URL": self.url, "CELERY_BROKER_URL": self.broker} | self.settings
 
-    def worker(self, name: str, *queues: str, code: Path = ROOT, **settings: str) -> Machine:
-        """Start another machine, with a worker of some queues; ``settings`` win over those of the site."""
-        command = ["babylon-rl", "worker", *(part for queue in queues for part in ("--queue", queue))]
+    def worker(self, name: str, *queues: str, runs: int = 1, code: Path = ROOT, **settings: str) -> Machine:
+        """Start another machine, with a worker of some queues and of so many runs at once; ``settings`` win over those of the site."""
+        command = ["babylon-rl", "worker", *(part for queue in queues for part in ("--queue", queue)), "--runs", str(runs)]
         return self.machine(name, command, code, **settings)
 
     def machine(self, name: str, command: Sequence[str], code: Path = ROOT, **settings: str) -> Machine:
@@ -241,6 +244,10 @@ class Site:
     def scored(self, hours: Sequence[str]) -> int:
         """How many of some hours have scores."""
         return int(self.query('SELECT count(*) FROM babylon_rl.group_scores WHERE "window" = ANY(%s)', list(hours))[0][0])
+
+    def status(self, run: str) -> str:
+        """How a run stands."""
+        return str(self.query("SELECT status FROM babylon_dagster.runs WHERE run_id = %s", run)[0][0])
 
     def runs(self) -> dict[str, int]:
         """How many runs there are of each status."""

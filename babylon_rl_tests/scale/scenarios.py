@@ -26,6 +26,7 @@ import psycopg
 from babylon_rl.judge.scoring import HOURS_PER_RUN
 from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.windows import window_stretches
+from babylon_rl_tests.e2e.dev import ask
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
 from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s
@@ -40,7 +41,8 @@ SETTINGS = {
 }  # fmt: skip
 QUEUES = ("hours", "judge")
 BY_EXECUTOR, EXECUTOR_JOB = "babylon_rl_tests.scale.by_executor", "score_by_executor"
-
+TERMINATE = "mutation($run: String!) { terminateRun(runId: $run) { __typename } }"
+TERMINATED_S = 30  # until the run has ended with its process
 
 Way = Callable[[list[str]], AbstractContextManager[None]]  # starts to judge some hours; its end waits for what it started
 
@@ -72,9 +74,9 @@ class Scenarios:
     receiver: TraceReceiver
     next_hour: int = 0
 
-    def backfill(self, name: str, hours: int, workers: int, fault: Callable[[list[Machine]], Fault] | None = None) -> Row:
-        """Judge new hours on so many workers; a fault strikes once some are judged."""
-        machines = [self.site.worker(f"{name.replace(' ', '-')}-{number}", *QUEUES) for number in range(workers)]
+    def backfill(self, name: str, hours: int, workers: int, fault: Callable[[list[Machine]], Fault] | None = None, runs: int = 1) -> Row:
+        """Judge new hours on so many workers, each of so many runs at once; a fault strikes once some are judged."""
+        machines = [self.site.worker(f"{name.replace(' ', '-')}-{number}", *QUEUES, runs=runs) for number in range(workers)]
         for machine in machines:
             machine.ready()
 
@@ -238,6 +240,47 @@ class Scenarios:
 
         return self.backfill("process killed", hours, 2, fault)
 
+    def worker_ended(self, hours: int) -> Row:
+        """A worker of two runs gets SIGTERM, and another one starts, as a service is restarted."""
+
+        def fault(machines: list[Machine]) -> Fault:
+            (ended,) = machines
+
+            @contextlib.contextmanager
+            def restart() -> Iterator[None]:
+                executed = self.site.executed_by(ended)
+                ended.end()
+                yield
+                self.site.worker("started-instead", *QUEUES).ready()
+                assert ended.ended() == 0, ended.log.read_text()
+                assert [self.site.status(run) for run in executed] == ["SUCCESS", "SUCCESS"], self.site.state()
+
+            def third() -> list[str]:
+                return self.site.waiting() if len(self.begun(ended)) == 2 else []
+
+            return Fault("a worker is told to end", "told to end beside two runs, and another one started", third, restart)
+
+        return self.backfill("worker ended", hours, 1, fault, runs=2)
+
+    def run_terminated(self, hours: int) -> Row:
+        """A run is terminated in the UI, and its hours are asked for again."""
+
+        def fault(machines: list[Machine]) -> Fault:
+            @contextlib.contextmanager
+            def terminated() -> Iterator[None]:
+                assert self.site.dev is not None
+                ((run, process),) = self.site.executed_by(machines[0]).items()
+                answer = ask(self.site.dev.url(), TERMINATE, run=run)["terminateRun"]
+                assert answer["__typename"] == "TerminateRunSuccess", answer
+                yield
+                self.site.wait(lambda: self.site.status(run) == "CANCELED" and not process.is_running(), TERMINATED_S)
+                self.site.backfill("scored_groups", self.site.hours_of([run])[0])
+
+            remark = "its hours asked for again"
+            return Fault("a run is terminated", remark, lambda: self.begun(machines[0]), terminated, lost=True, requests=1)
+
+        return self.backfill("run terminated", hours, 1, fault)
+
     def broker_emptied(self, hours: int) -> Row:
         """The broker is killed with what waits in it, and comes back empty."""
 
@@ -314,7 +357,8 @@ class Scenarios:
             remade=self.remade(windows, []),
             remark="refused by one worker, made by the next",
         )
-        newer.stop()
+        newer.end()
+        assert newer.ended() == 0, newer.log.read_text()
         self.check(windows, row)
         ((run,),) = self.site.query("SELECT run_id FROM babylon_dagster.runs WHERE status = 'SUCCESS' ORDER BY id DESC LIMIT 1")
         # Its process ended right after it, and its spans were sent.
