@@ -48,10 +48,10 @@ SHOWN = ("openai/gpt-4o-mini", "openai/gpt-4.1")
 
 
 def kept_measurement(file: Path = KEPT) -> dict[str, Any]:
-    """The measurement of the last --check; ends the program if that did not measure the database."""
+    """The measurement of the last --check; ends the program if that did not measure all that the model needs."""
     kept: dict[str, Any] = json.loads(file.read_text())
-    if "write_row_s" not in kept:
-        raise SystemExit(f"{file.name} holds no seconds of the database. Run `python -m benchmarks.capacity --check --write`.")
+    if missing := {"write_row_s", "crowded", "one_place"} - kept.keys():
+        raise SystemExit(f"{file.name} lacks {', '.join(sorted(missing))}. Run `python -m benchmarks.capacity --check --write`.")
     return kept
 
 
@@ -60,10 +60,23 @@ def scoring_costs(kept: Mapping[str, Any]) -> Costs:
     part, database = kept["scoring"], kept["scoring"]["database"]
     own = {name: part[name] - seconds for name, seconds in database.items()}
     half_hour, half_row = (own["hour_s"] - own["report_s"]) / 2, own["row_s"] / 2
-    return Costs(
-        own["run_s"], half_hour, half_hour, half_row, half_row, report_hour_s=own["report_s"],
+    costs = Costs(
+        own["run_s"], half_hour, half_hour, half_row, half_row, own["report_s"],
         database_run_s=database["run_s"], database_hour_s=database["hour_s"], database_row_s=database["row_s"],
     )  # fmt: skip
+    costs = replace(
+        costs, crowded=max(1.0, median(kept["crowded"]["seconds"]) / said_s(kept, costs, kept["crowded"]["processes"], 16, 0.0))
+    )
+    # One request after another: what the run takes longer than the model says is divided among them.
+    latency_s, seconds = kept["one_place"]["latency_s"], median(kept["one_place"]["seconds"])
+    beyond_s = seconds - said_s(kept, costs, 1, 1, latency_s, HOURS_PER_RUN)
+    return replace(costs, stored_s=max(0.0, beyond_s / HOURS_PER_RUN / ORDERS))
+
+
+def said_s(kept: Mapping[str, Any], costs: Costs, processes: int, concurrency: int, latency_s: float, hours: int | None = None) -> float:
+    """The model's seconds for kept hours on this machine."""
+    hour = Hour(0, ORDERS)  # a small one: the cost of an hour is measured on those
+    return backfill_s(Site(processes, kept["cores"], concurrency), costs, Limits(lambda: latency_s), [hour] * (hours or kept["hours"]))
 
 
 def all_costs(kept: Mapping[str, Any]) -> Costs:
@@ -89,11 +102,9 @@ def _compared(seconds: float, said: float) -> dict[str, float]:
 
 def compared(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Kept runs, each beside the model's seconds."""
-    rows = []
+    rows, costs = [], scoring_costs(kept)
     for run in kept["runs"]:
-        site = Site(run["processes"], kept["cores"], run["concurrency"])
-        hour = Hour(0, ORDERS)  # a small one: the cost of an hour is measured on those
-        said = backfill_s(site, scoring_costs(kept), Limits(lambda: kept["latency_s"]), [hour] * kept["hours"])
+        said = said_s(kept, costs, run["processes"], run["concurrency"], kept["latency_s"])
         ideal = kept["hours"] * ORDERS * kept["latency_s"] / run["concurrency"] / run["processes"]
         rows.append({**run, **_compared(median(run["seconds"]), said), "ideal": ideal})
     return rows

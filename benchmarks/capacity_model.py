@@ -22,10 +22,12 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one core: of a run, an hour before and after its requests, a trajectory before and after them, a request.
+    """Seconds of one core: of a run, an hour before and after its requests, a trajectory before and after them.
 
-    ``report_hour_s`` is what an hour costs at the end of its run, when the last answer is there. Seconds of the database's cores are
-    added: ``write_row_s`` of a trajectory that an agent writes; of a run; of an hour and a trajectory, half of them before requests.
+    ``report_hour_s`` is what an hour costs at the end of its run, when the last answer is there. Where all cores compute, each takes
+    ``crowded`` times as long. ``stored_s``: how long a request keeps its place after the judge's answer, which is stored first. Seconds
+    of the database's cores are added: ``write_row_s`` of a trajectory that an agent writes; of a run; of an hour and a trajectory, half
+    of them before requests.
     """
 
     run_s: float = 0.0
@@ -33,8 +35,9 @@ class Costs:
     finish_hour_s: float = 0.0
     plan_row_s: float = 0.0
     finish_row_s: float = 0.0
-    request_s: float = 0.0
     report_hour_s: float = 0.0
+    stored_s: float = 0.0
+    crowded: float = 1.0
     database_run_s: float = 0.0
     database_hour_s: float = 0.0
     database_row_s: float = 0.0
@@ -122,19 +125,17 @@ class Judge:
         allowed = ((limits.requests_per_minute, 1.0), (limits.tokens_per_minute, limits.tokens_per_request))
         self._budgets = [(Budget(env, most), amount) for most, amount in allowed if most is not None]
 
-    def ask(self, places: simpy.Resource, before: Callable[[], Process] | None = None) -> Process:
-        """One request: a place, room in the limits, the computation ``before`` it, the answer."""
+    def ask(self, places: simpy.Resource, stored_s: float = 0.0) -> Process:
+        """One request: a place, room in the limits, the answer, until it is stored."""
         asked = self._env.now
         with places.request() as place:
             yield place
             for budget, amount in self._budgets:
                 yield from budget.take(amount)
             self._seen.waited_s.append(self._env.now - asked)
-            if before is not None:
-                yield from before()
             latency_s = self._limits.latency_s()
-            yield self._env.timeout(latency_s)
-            self._seen.add("judge", latency_s)
+            yield self._env.timeout(latency_s + stored_s)
+            self._seen.add("judge", latency_s + stored_s)
 
 
 class Pipeline:
@@ -166,8 +167,9 @@ class Pipeline:
             part = min(seconds, QUANTUM_S)
             with cores.request() as core:
                 yield core
-                yield self.env.timeout(part)
-            self.seen.add(name, part)
+                took_s = part * (self._costs.crowded if cores is self._cores and cores.count == cores.capacity > 1 else 1.0)
+                yield self.env.timeout(took_s)
+            self.seen.add(name, took_s)
             seconds -= part
 
     def run(self, hours: Sequence[tuple[int, Hour]]) -> Process:
@@ -196,9 +198,7 @@ class Pipeline:
     def _judged(
         self, python: simpy.Resource, places: simpy.Resource, groups: simpy.Resource, slot: Any, number: int, hour: Hour
     ) -> Process:
-        asked = [
-            self.env.process(self._judge.ask(places, lambda: self.compute(python, self._costs.request_s))) for _ in range(hour.requests)
-        ]
+        asked = [self.env.process(self._judge.ask(places, self._costs.stored_s)) for _ in range(hour.requests)]
         if asked:
             yield self.env.all_of(asked)
         finish_s = self._costs.finish_hour_s + hour.rows * self._costs.finish_row_s

@@ -1,7 +1,8 @@
 """Measurement of the capacity model's parameters, and of the runs that it is checked against; benchmarks/capacity.py --check calls it.
 
 An embedded server holds hours that were read; each measured run works on a copy. Costs of hours and trajectories come from runs whose judge
-takes no time, the server's part of them from the processor time of its processes.
+takes no time, the server's part of them from the processor time of its processes. Two such runs at once say how much slower two cores
+are than one, and a run of one request at a time how long a request keeps its place after the answer.
 """
 
 import json
@@ -35,6 +36,7 @@ from babylon_rl_tests.many_rows import ManyRows, insert_many
 from benchmarks.read_window_rows import fill
 
 LATENCY_S, ROUNDS = 0.3, 3
+ONE_PLACE_LATENCY_S = 0.05  # of the run that says how long a request keeps its place: more than what an hour computes between two of them
 HOURS, HOURS_PER_RUN, ORDERS = 48, 24, 2
 AGENTS, ROWS = 12, 24  # of a small hour
 BIG_AGENTS, BIG_ROWS = 250, 2000
@@ -203,6 +205,7 @@ def measure() -> dict[str, Any]:
             for name, windows in (("small", hours), ("large", [big])):
                 bench.seconds(pool, name, windows, READING, keep=True)
         scoring: list[list[Seconds]] = []
+        crowded_s, one_place_s = list[float](), list[float]()
         runs: dict[tuple[int, int], list[float]] = {point: [] for point in POINTS}
         for _ in range(ROUNDS):
             with running(ScriptedJudge()) as judge, workers(bench.home, judge, 16, 1) as pool:
@@ -210,6 +213,12 @@ def measure() -> dict[str, Any]:
                 whole = [bench.seconds(pool, name, windows, SCORING) for name, windows in _parts(hours, big)]
                 alone = [bench.scoring(pool, hours[:count]) for count in (1, HOURS_PER_RUN)]
                 scoring.append([*whole, *alone])
+            with running(ScriptedJudge()) as judge, workers(bench.home, judge, 16, 2) as pool:
+                bench.warm(pool, hours[:1], 2)
+                crowded_s.append(bench.seconds(pool, "small", hours, SCORING).clock)
+            with running(ScriptedJudge(latency_s=ONE_PLACE_LATENCY_S)) as judge, workers(bench.home, judge, 1, 1) as pool:
+                bench.warm(pool, hours[:1], 1)
+                one_place_s.append(bench.seconds(pool, "small", hours[:HOURS_PER_RUN], SCORING).clock)
             for concurrency, processes in POINTS:
                 with running(ScriptedJudge(latency_s=LATENCY_S)) as judge, workers(bench.home, judge, concurrency, processes) as pool:
                     bench.warm(pool, hours[:1], processes)
@@ -224,6 +233,7 @@ def measure() -> dict[str, Any]:
         "hours": HOURS, "rows_of_an_hour": ROWS, "latency_s": LATENCY_S,
         "reading": costs_of(reading),
         "scoring": costs_of([Seconds(*map(median, zip(*part, strict=True))) for part in zip(*scoring, strict=True)]),
+        "crowded": {"processes": 2, "seconds": crowded_s}, "one_place": {"latency_s": ONE_PLACE_LATENCY_S, "seconds": one_place_s},
         "write_row_s": write_row_s,
         "runs": [{"concurrency": c, "processes": p, "seconds": values} for (c, p), values in runs.items()],
         "events_of_an_hour": events,

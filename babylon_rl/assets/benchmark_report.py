@@ -55,7 +55,7 @@ def benchmark_report(
     context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
 ) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
-    from babylon_rl.evaluation.run_files import runs_address
+    from babylon_rl.evaluation.run_files import runs_directory
 
     # A run that ends because a server is away is tagged as waiting, and finish_evidence counts it as no attempt.
     with babylon.connection() as connection, tagging_end(context):
@@ -70,9 +70,11 @@ def benchmark_report(
         )
     tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
-    decisions = runs_address(babylon.settings, report.version)
-    if decisions is not None:
+    decisions = runs_directory(babylon.settings.home, report.version)
+    if decisions.is_dir():  # a version that could not be played here has none
         metadata["decisions"] = dg.MetadataValue.path(decisions)
+    look = f"babylon-rl benchmark compare {report.version} base --gate --report page"
+    metadata["look_at_decisions"] = dg.MetadataValue.md(f"`{look}`")
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     # A report without its own plot gets a simple bar plot.
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]

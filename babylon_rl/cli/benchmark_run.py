@@ -25,12 +25,14 @@ from babylon_rl.evaluation.compare_results import (
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.run_files import gate_runs, record_runs
+from babylon_rl.evaluation.run_files import record_runs
+from babylon_rl.evaluation.shared_runs import find_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
+from babylon_rl.store.migrate import require_migrated
 
 RESULTS = "benchmark-results"
 MANDATES = ("one-tick", "free")
@@ -103,7 +105,7 @@ def compare(
         Path | None, typer.Option("--results", help="Where names are looked up. Default: benchmark-results in the state directory.")
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Names are of versions, base or agents in the gate's markets, on whichever machine they played.")
+        bool, typer.Option("--gate", help="Names are of versions or base in the gate's markets, on whichever machine they played.")
     ] = False,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
@@ -142,7 +144,17 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
 
 def _gate_results(names: list[str]) -> tuple[list[Result], list[LeftOut]]:
     settings = load_settings()
-    return sound_results(file for name in dict.fromkeys(names) for file in result_files(gate_runs(settings, name)))
+    with open_database(settings, prepare=False) as database:
+        require_migrated(database)
+        with database.connect(autocommit=True) as connection:
+            found = {name: find_runs(connection, settings, name) for name in names}
+    for name, runs in found.items():
+        if runs.missing:
+            say(
+                f"{name}: the decisions in {runs.missing} of {runs.missing + len(runs.files)} markets are neither here nor at "
+                "MODEL_STORAGE_URL; the machine that played may have them."
+            )
+    return sound_results(file for runs in found.values() for file in runs.files)
 
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:

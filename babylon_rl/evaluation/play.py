@@ -17,7 +17,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.players import STRATEGY, Player, engine_version, scripted
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, market_result, result_of
 from babylon_rl.evaluation.results import SUFFIX, Result
-from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, SharedRuns, gate_files
+from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.market.simulation import run as simulation
 from babylon_rl.market.simulation.roster import NAMES
@@ -266,18 +266,13 @@ def play_gate(
 
 
 def play_side_by_side(
-    runs: Sequence[GateRuns],
-    *,
-    concurrency: int = GATE_CONCURRENCY,
-    home: Path | None = None,
-    shared: SharedRuns | None = None,
+    runs: Sequence[GateRuns], *, concurrency: int = GATE_CONCURRENCY, home: Path | None = None
 ) -> list[list[MarketResult]]:
     """The rows of several players in markets of the gate, in the order of each player's snapshots.
 
     Args:
         concurrency: runs of models at once, of all players together.
         home: the state directory where decisions are kept, for looking at; where they cannot be written, that is logged.
-        shared: where copies of them go.
 
     Raises:
         ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are
@@ -285,7 +280,7 @@ def play_side_by_side(
     """
     # Market by market, so that the players' requests meet: an endpoint answers those of several models at the same time.
     jobs = {
-        (number, place): _gate_job(own.player, own.snapshots[place], home, shared)
+        (number, place): _gate_job(own.player, own.snapshots[place], home)
         for place in range(max((len(own.snapshots) for own in runs), default=0))
         for number, own in enumerate(runs)
         if place < len(own.snapshots)
@@ -309,12 +304,17 @@ def play_side_by_side(
     return [[rows[number, place] for place in range(len(own.snapshots))] for number, own in enumerate(runs)]
 
 
-def _gate_job(player: Player, snapshot: Snapshot, home: Path | None, shared: SharedRuns | None) -> Job:
+def gate_key(identity: str, fingerprint: str) -> str:
+    """Key of a player's run in a market of the gate, by the hashes that its row is stored under."""
+    return content_version([identity, fingerprint])
+
+
+def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
     """A run in a market of the gate: its luck is fixed with the market."""
     if home is None:  # the row that is used alone says nothing of optimality; the best plan of a market takes 40 ms to find
         snapshot = replace(snapshot, known_best=0.0)
-    files = gate_files(home, player.name, snapshot.id, shared) if home is not None else None
-    key = content_version([player.identity, snapshot.fingerprint]) if files is not None else snapshot.id
+    files = gate_files(home, player.name, snapshot.id) if home is not None else None
+    key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
     label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
 

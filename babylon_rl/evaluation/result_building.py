@@ -38,6 +38,11 @@ class RunLabel:
     engine: str
 
 
+def result_id(key: str) -> str:
+    """Id of the result with a label's key."""
+    return f"result-{key}"
+
+
 def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> Result:
     """The result of one agent of a run; strategies have response times of 0."""
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
@@ -47,7 +52,7 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
     held = open_counts(positions(record, run.exchange).values(), ticks + 1)
     orders = [msgspec.to_builtins(action) for action in record.actions]
     return Result(
-        id=f"result-{label.key}",
+        id=result_id(label.key),
         agent_id=label.name,
         benchmark_id=snapshot.id,
         start_time=scenario.timestamp_ms(0),

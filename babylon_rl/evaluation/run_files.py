@@ -19,30 +19,24 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
-from babylon_rl.errors import BabylonError, MarketError, ModelUnavailable, UsageError
+from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.results import BENCHMARK, PARTIAL, SUFFIX, Result, encode_result, read_result
 from babylon_rl.files.durable import write_atomically
-from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.recorder import Recording, TrajectoryRecorder
-from babylon_rl.settings import Settings
 from babylon_rl.store import recording as rows
 from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
@@ -51,23 +45,16 @@ DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
 DIRECTORY = "benchmarks"  # of the gate
 KEPT = 20  # models whose runs of the gate stay, those that were compared last
 _GATE_KEY = "gate"
-_SHARED = re.compile(rf"[A-Za-z0-9._-]+-{_GATE_KEY}(?:{re.escape(DECISIONS)}|{re.escape(SUFFIX)})", re.ASCII)
-_AT_ONCE = 8  # downloads
 WINDOW_CHARACTERS = 50
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
-_LOG = logging.getLogger(__name__)
 
 
 class RunFiles:
-    """The files of one run in ``directory``; ``stem`` is ``NAME-KEY``.
+    """The files of one run in ``directory``; ``stem`` is ``NAME-KEY``."""
 
-    ``share`` is called with the files of a run that is kept, decisions first.
-    """
-
-    def __init__(self, directory: Path, name: str, key: str, share: Callable[[Sequence[Path]], None] | None = None) -> None:
+    def __init__(self, directory: Path, name: str, key: str) -> None:
         self.stem = f"{slug(name)}-{key}"
         self._directory = directory
-        self._share = share
 
     def path(self, suffix: str) -> Path:
         """The file with that ending."""
@@ -93,8 +80,6 @@ class RunFiles:
             # After the result: a crash before leaves more than is needed, never less.
             self.path(PARTIAL).unlink(missing_ok=True)
             self.path(ANSWERS).unlink(missing_ok=True)
-            if self._share is not None:
-                self._share([self.path(DECISIONS), self.path(SUFFIX)])
 
     def remove(self) -> None:
         """Remove the files of the run, its result first.
@@ -105,83 +90,9 @@ class RunFiles:
             self.path(suffix).unlink(missing_ok=True)
 
 
-class SharedRuns:
-    """Copies of the gate's files at MODEL_STORAGE_URL, below ``benchmarks/<name>/``, so that any machine can look at them."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._away, self._lock = False, Lock()
-
-    def add(self, name: str, files: Sequence[Path]) -> None:
-        """Upload files of a run, by several threads; a failure is logged, and nothing more is uploaded: no market is lost for that."""
-        if self._away:
-            return
-        try:
-            with describing_failures(self._url, lambda reason, number: BabylonError(reason)):
-                for file in files:
-                    Location(self._url).put(file, f"{DIRECTORY}/{name}/{file.name}")
-        except BabylonError as failed:
-            with self._lock:
-                said, self._away = self._away, True
-            if not said:
-                words = "Decisions of this comparison from here on stay on this machine, in %s: %s cannot be written to: %s."
-                _LOG.warning(words, files[0].parent.parent, shown_url(self._url), failed)
-
-    def fetch(self, name: str, directory: Path) -> None:
-        """Bring all files of a model here, decisions first; they replace those that are here.
-
-        Raises:
-            ModelUnavailable: the storage does not answer, or there is no room here.
-        """
-
-        def failed(reason: str, number: int | None) -> ModelUnavailable:
-            shown = f"{shown_url(self._url)}/{DIRECTORY}/{name}"
-            return ModelUnavailable(f"The decisions at {shown} cannot be fetched to {directory}: {reason}. Mend that, then run it again.")
-
-        with describing_failures(self._url, failed):
-            location, folder = Location(self._url), f"{DIRECTORY}/{name}"
-            # Whoever may write to the storage must not choose where a file of this machine is written.
-            names = [file for file in location.below(folder) if _SHARED.fullmatch(file)]
-            if names:
-                directory.mkdir(parents=True, exist_ok=True)
-            for suffix in (DECISIONS, SUFFIX):
-                with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    fetched = [pool.submit(location.get, f"{folder}/{file}", directory / file) for file in names if file.endswith(suffix)]
-                    for one in fetched:
-                        one.result()
-
-
-def gate_files(home: Path, name: str, snapshot: str, shared: SharedRuns | None = None) -> RunFiles:
+def gate_files(home: Path, name: str, snapshot: str) -> RunFiles:
     """The files of a model's run in a market of the gate."""
-    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY, None if shared is None else partial(shared.add, name))
-
-
-def runs_address(settings: Settings, name: str) -> str | None:
-    """Where any machine finds a model's runs in the gate's markets; None of a version that was not played here."""
-    directory, url = runs_directory(settings.home, name), settings.model_storage_url
-    if not directory.is_dir():
-        return None
-    return str(directory) if url is None else f"{shown_url(url)}/{DIRECTORY}/{name}"
-
-
-def gate_runs(settings: Settings, name: str) -> Path:
-    """Directory with a model's runs in the gate's markets; those at MODEL_STORAGE_URL are fetched.
-
-    Raises:
-        ModelUnavailable: they cannot be fetched now.
-        UsageError: there are none.
-    """
-    directory, url = runs_directory(settings.home, name), settings.model_storage_url
-    if slug(name) == name and url is not None:
-        SharedRuns(url).fetch(name, directory)
-    if slug(name) != name or not directory.is_dir():
-        elsewhere = "" if url is None else f", and none at {shown_url(url)}/{DIRECTORY}"
-        raise UsageError(
-            f"There are no decisions of {name!r} in {settings.home / DIRECTORY}{elsewhere}. The gate, a confirmation or "
-            f"`babylon-rl benchmark standings {name}` makes them."
-        )
-    forget_old_runs(settings.home, [name])
-    return directory
+    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY)
 
 
 def runs_directory(home: Path, name: str) -> Path:

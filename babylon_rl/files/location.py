@@ -103,29 +103,27 @@ class Location:
 
     def below(self, folder: str) -> set[str]:
         """Names of all files below a folder, relative to it."""
+        return set(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of all files below a folder, by their names relative to it."""
         top = self.path(folder)
         if self.local is not None:
-            return {path.relative_to(top).as_posix() for path in Path(top).rglob("*") if path.is_file()}
-        return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
+            return {path.relative_to(top).as_posix(): path.stat().st_size for path in Path(top).rglob("*") if path.is_file()}
+        return {path.removeprefix(f"{top}/"): int(entry["size"]) for path, entry in self._fs.find(top, detail=True).items()}
 
     def put(self, source: Path, name: str, *, private: bool = False) -> None:
-        """Write a copy of a file of this machine, in a directory completely or not at all; ``private``: there for its owner alone."""
+        """Write a copy of a file of this machine; ``private``: in a directory, for its owner alone."""
         if self.local is None:
             self._make_folder_of(name)
             self._fs.put_file(str(source), self.path(name))
             return
         place = Path(self.path(name))
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
-        try:
-            if private:
-                part.touch(mode=0o600)  # before anything is in it
-            shutil.copyfile(source, part)
-            fsync(part)
-            part.replace(place)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        if private:
+            place.touch(mode=0o600)  # before anything is in it
+        shutil.copyfile(source, place)
+        fsync(place)
 
     def get(self, name: str, target: Path) -> None:
         """Write a copy of a file to a path of this machine, completely or not at all."""

@@ -32,6 +32,14 @@ FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < 
 ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 """
 
+_NEWEST_MARKETS = """
+SELECT DISTINCT ON (r."snapshot") r."identity", r."market" FROM babylon_rl.benchmark_results r
+WHERE r."model" = %s AND r."identity" = (
+    SELECT n."identity" FROM babylon_rl.benchmark_results n WHERE n."model" = r."model" ORDER BY n."playedAt" DESC, n."identity" LIMIT 1
+)
+ORDER BY r."snapshot", r."playedAt" DESC, r."market"
+"""
+
 # The first stored result of a key stands.
 _INSERT_RESULT = f"""
 INSERT INTO babylon_rl.benchmark_results ("model", "identity", "market", "playedAt", {listed(_RESULT)})
@@ -137,6 +145,11 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
     """
     rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
     return {row[0]: _result(row) for row in rows}
+
+
+def newest_markets(connection: Connection, model: str) -> list[tuple[str, str]]:
+    """Identity and fingerprint of the markets that a model's newest weights have played, each as it was played last."""
+    return connection.execute(_NEWEST_MARKETS, [model]).fetchall()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from benchmarks.capacity import (
     projected,
     provider,
     rate_table,
+    scoring_costs,
     tier_table,
 )
 from benchmarks.capacity_model import Costs, Hour, Judge, Limits, Seen, Site, backfill_s, scoring_span_s, steady
@@ -82,6 +83,18 @@ def test_waiting_alone_takes_as_many_rounds_as_requests_over_places(workers: int
     assert backfill_s(site, NOTHING, limits, hours) == pytest.approx(0.3 * (96 / workers * 2 / concurrency))
     first_hour_s = 0.6 if concurrency == 1 else 0.3
     assert scoring_span_s(site, NOTHING, limits, hours) == pytest.approx(backfill_s(site, NOTHING, limits, hours) - first_hour_s)
+
+
+def test_a_request_keeps_its_place_until_the_answer_is_stored() -> None:
+    costs, hours = Costs(stored_s=0.02), [Hour(rows=10, requests=2)] * 24
+    for places in (1, 4):
+        assert backfill_s(Site(1, 2, places), costs, Limits(lambda: 0.3), hours) == pytest.approx(48 / places * 0.32)
+
+
+def test_cores_that_all_compute_take_longer() -> None:
+    costs, hours = Costs(plan_hour_s=0.1, crowded=1.2), [Hour(0, 0)] * 96
+    seconds = {workers: backfill_s(Site(workers, 2), costs, Limits(lambda: 0.0), hours) for workers in (1, 2)}
+    assert seconds == {1: pytest.approx(9.6), 2: pytest.approx(9.6 / 2 * 1.2, rel=0.02)}
 
 
 def test_computing_alone_is_bounded_by_the_cores() -> None:
@@ -166,10 +179,10 @@ def test_the_model_is_within_its_bound_of_every_measured_run() -> None:
     assert max(abs(row["off"]) for row in rows) <= BOUND
 
 
-def test_a_measurement_without_the_database_asks_for_another(tmp_path: Path) -> None:
+def test_a_measurement_that_lacks_something_asks_for_another(tmp_path: Path) -> None:
     older = tmp_path / "capacity.json"
     older.write_text(json.dumps({name: value for name, value in json.loads(KEPT.read_text()).items() if name != "write_row_s"}))
-    with pytest.raises(SystemExit, match="capacity.json holds no seconds of the database. Run .*--check"):
+    with pytest.raises(SystemExit, match="capacity.json lacks write_row_s. Run .*--check"):
         kept_measurement(older)
 
 
@@ -205,6 +218,8 @@ def test_the_page_holds_tables_of_the_kept_measurement() -> None:
     assert check_table(compared(kept)) in page
     assert celery_table(compared_with_celery(kept)) in page
     assert cost_table(kept) in page
+    costs = scoring_costs(kept)
+    assert f"take {costs.crowded:.2f} times as long as one, and a request keeps its place for {1000 * costs.stored_s:.0f} ms" in page
     usd = prices(PRICES.read_text())[SHOWN[0]]["usd"]
     assert f"| dollars a month: {SHOWN[0]} | " + " | ".join(f"{730 * rate / 1000 * usd:,.0f}" for rate in RATES) in page
     days = [f"after {days} days" if days > 1 else "after a day" for days in DAYS_KEPT.values()]

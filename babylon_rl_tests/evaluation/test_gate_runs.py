@@ -1,11 +1,14 @@
 """Why a version failed can be looked at: the gate keeps every decision, prompt and fill of whom it plays, in files that `compare` reads."""
 
 import gzip
+import itertools
 import json
 import os
-from pathlib import Path
+import re
+from datetime import timedelta
 
 import dagster as dg
+import fsspec
 import pytest
 
 from babylon_rl.assets.partitions import batches
@@ -16,7 +19,8 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
 from babylon_rl.evaluation.model_sources import base_source, play_sources, version_source
-from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, gate_runs, runs_address, runs_directory
+from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
+from babylon_rl.evaluation.shared_runs import find_runs
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
@@ -31,13 +35,14 @@ TICKS = SNAPSHOTS[0].scenario.ticks
 @pytest.fixture
 def play(connection, settings):
     """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules, with settings ``by``."""
+    times = itertools.count()
 
     def entered(version: str, by=settings, **rules) -> None:
         base = base_source(by)
         [model] = [model for model in read_models(connection) if model.version == version]
-        sources = [version_source(model, CANDIDATE, base, by), base]
+        sources, now = [version_source(model, CANDIDATE, base, by), base], NOW + timedelta(hours=next(times))
         with endpoint(**rules) as served:
-            play_sources(connection, by, sources, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
+            play_sources(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
 
     return entered
 
@@ -112,81 +117,110 @@ def test_the_page_of_the_report_links_to_the_decisions(play, make_version, datab
         made = job.execute_in_process(instance=instance, partition_key=batch, run_config=QUIET, asset_selection=[key])
     [report] = made.asset_materializations_for_node("benchmark_report")
     assert report.metadata["decisions"].value == str(runs_directory(settings.home, "v1.0.0"))
+    assert report.metadata["look_at_decisions"].value == "`babylon-rl benchmark compare v1.0.0 base --gate --report page`"
 
 
-def test_decisions_are_at_the_storage_before_the_row_and_another_machine_shows_them(
-    play, make_version, database, settings, object_store, tmp_path, monkeypatch, capsys
-):
-    make_version("v1.0.0")
-    shared = settings.model_copy(update={"model_storage_url": object_store.bucket()})
-    rows_at_upload = []
+@pytest.fixture
+def compared_elsewhere(tmp_path, database, monkeypatch, capsys):
+    """``compared_elsewhere(url, *options)``: what ``benchmark compare v1.0.0 base --gate`` gives on a machine that has played nothing.
 
-    def count(environ) -> None:
-        if environ["REQUEST_METHOD"] == "PUT" and "v1.0.0" in environ["PATH_INFO"]:
-            name = environ["PATH_INFO"].rpartition("/")[2].partition("-gate")[0]
-            rows_at_upload.append(name in stored())
-
-    def stored() -> set[str]:
-        with database.connect() as other:
-            return {
-                name for (name,) in other.execute("SELECT snapshot FROM babylon_rl.benchmark_results WHERE model = 'v1.0.0'").fetchall()
-            }
-
-    object_store.on_request = count
-    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
-    assert rows_at_upload == [False] * 2 * len(SNAPSHOTS) and len(stored()) == len(SNAPSHOTS)
-    assert runs_address(shared, "v1.0.0") == f"{shared.model_storage_url}/benchmarks/v1.0.0"
-    bucket = f"{shared.model_storage_url.removeprefix('s3://')}/benchmarks/v1.0.0"
-    object_store.files().pipe_file(f"{bucket}/run-me.sh", b"of someone who may write there")
-    object_store.files().pipe_file(f"{bucket}/../../x-gate.json", b"the same")
-
-    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "another"))
-    monkeypatch.setenv("MODEL_STORAGE_URL", shared.model_storage_url)
+    Its document, or its error where it ends with another ``code``.
+    """
     monkeypatch.chdir(tmp_path)
-    assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", "--report", "page", "--json"]) == 0
-    [pair] = json.loads(capsys.readouterr().out)["pairs"]
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("DATABASE_URL", database.url)
+
+    def compare(url: str, *options: str, code: int = 0):
+        monkeypatch.setenv("MODEL_STORAGE_URL", url)
+        assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", *options, "--json"]) == code
+        told = capsys.readouterr()
+        return told.err if code else json.loads(told.out)
+
+    return compare
+
+
+def test_another_machine_shows_the_runs_behind_the_rows(play, make_version, settings, object_store, compared_elsewhere, tmp_path):
+    make_version("v1.0.0")
+    url = object_store.bucket()
+    shared = settings.model_copy(update={"model_storage_url": url})
+    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
+    found = compared_elsewhere(url, "--report", "page")
+    [pair] = found["pairs"]
     assert (pair["a"], pair["snapshots"], pair["winner"]) == ("v1.0.0", len(SNAPSHOTS), "v1.0.0")
     assert (tmp_path / "page" / "index.html").is_file()
-    here, there = (runs_directory(home, "v1.0.0") for home in (settings.home, tmp_path / "another"))
-    assert {file.name: file.read_bytes() for file in there.iterdir()} == {file.name: file.read_bytes() for file in here.iterdir()}
+    of_version = {run["benchmarkId"]: run["id"] for run in found["runs"] if run["agentId"] == "v1.0.0"}
+    fetched = tmp_path / "elsewhere" / "cache" / "decisions" / "v1.0.0"
+    for snapshot in SNAPSHOTS:
+        own = runs_directory(settings.home, "v1.0.0") / f"{snapshot.id}-gate.decisions.jsonl.gz"
+        assert (fetched / f"{of_version[snapshot.id]}.decisions.jsonl.gz").read_bytes() == own.read_bytes()
+    # What is here is not fetched again, and of a machine that played nothing is.
+    object_store.downloads.clear()
+    assert compared_elsewhere(url)["pairs"] == [pair]
+    assert object_store.downloads == []
 
-    # Other weights under a name: what was fetched earlier does not stay.
-    write_tensors(Path(settings.local_base_model) / "model.safetensors", 1.0, 3.0)
-    play("v1.0.0", by=shared, base=reads_news, **{"v1.0.0": reads_news})
-    assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pairs"][0]["winner"] is None
 
-
-def test_a_storage_that_is_away_costs_no_market_and_is_said_once(play, make_version, settings, tmp_path, caplog):
+def test_other_weights_under_a_name_are_other_files(play, make_version, settings, base_dir, compared_elsewhere, tmp_path):
     make_version("v1.0.0")
-    (tmp_path / "storage").write_bytes(b"a file where the directory should be")
-    shared = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/storage"})
+    url = f"file://{tmp_path}/storage"
+    shared = settings.model_copy(update={"model_storage_url": url})
     play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
-    assert all(len(decisions(settings.home, "v1.0.0", snapshot)) == TICKS for snapshot in SNAPSHOTS)
-    assert caplog.text.count("from here on stay on this machine") == 1
-    assert gate_runs(shared, "v1.0.0") == runs_directory(settings.home, "v1.0.0")
+    write_tensors(base_dir / "model.safetensors", 1.0, 3.0)
+    away = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/a-file/storage"})
+    (tmp_path / "a-file").write_bytes(b"")
+    play("v1.0.0", by=away, base=reads_news, **{"v1.0.0": reads_news})
+    # The new weights' runs are not there, and those of the old ones are not taken for them.
+    told = compared_elsewhere(url, code=2)
+    for name in ("v1.0.0", "base"):
+        assert f"{name}: the decisions in 12 of 12 markets are neither here nor at MODEL_STORAGE_URL" in told
+    # Compared again, with nothing left to play, they are copied.
+    play("v1.0.0", by=shared, base=hold, **{"v1.0.0": hold})
+    assert [(row["agent"], row["snapshots"]) for row in compared_elsewhere(url)["agents"]] == [("v1.0.0", 12), ("base", 12)]
 
 
-def test_decisions_that_cannot_be_fetched_are_named(settings, tmp_path):
-    stored = tmp_path / "storage" / "benchmarks" / "v1.0.0"
-    stored.mkdir(parents=True)
-    (stored / f"{SNAPSHOTS[0].id}-gate.json").write_bytes(b"{}")
-    settings.home.mkdir()
-    (settings.home / DIRECTORY).write_bytes(b"a file where the directory should be")
+class FailingDriver(fsspec.AbstractFileSystem):
+    """A driver whose error is of no kind that is known."""
+
+    protocol = "failing"
+
+    def find(self, *_: object, **__: object) -> None:
+        raise RuntimeError("with a password")
+
+
+@pytest.mark.parametrize(("address", "reason"), [("file://{}/storage", r"Not a directory \(.*\)"), ("failing://storage", "RuntimeError")])
+def test_a_storage_that_is_away_costs_no_market_and_is_told(address, reason, play, make_version, connection, settings, tmp_path, caplog):
+    make_version("v1.0.0")
+    fsspec.register_implementation("failing", FailingDriver, clobber=True)
+    (tmp_path / "storage").write_bytes(b"a file where the directory should be")
+    shared = settings.model_copy(update={"model_storage_url": address.format(tmp_path)})
+    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
+    [told] = re.findall(r"Decisions in .*/v1\.0\.0 stay on this machine: .*/storage cannot be written to: (.*)\.$", caplog.text, re.M)
+    assert re.fullmatch(reason, told)
+    # Where they were made nobody asks the storage.
+    for name in ("v1.0.0", "base"):
+        found = find_runs(connection, shared, name)
+        assert (len(found.files), found.missing) == (len(SNAPSHOTS), 0)
+
+
+def test_decisions_that_cannot_be_fetched_are_named(play, make_version, connection, settings, tmp_path):
+    make_version("v1.0.0")
     shared = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/storage"})
+    play("v1.0.0", by=shared, base=hold, **{"v1.0.0": reads_news})
+    full = shared.model_copy(update={"babylon_rl_home": tmp_path / "full"})
+    full.home.mkdir()
+    (full.home / "cache").write_bytes(b"a file where the directory should be")
     with pytest.raises(ModelUnavailable, match=r"The decisions at .*/storage/benchmarks/v1\.0\.0 cannot be fetched to .*: Not a directory"):
-        gate_runs(shared, "v1.0.0")
+        find_runs(connection, full, "v1.0.0")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["v1.0.0"], "There are no decisions of 'v1.0.0' in"),
-        (["../v1.0.0"], "There are no decisions of '../v1.0.0' in"),
+        (["v9.0.0"], "'v9.0.0' has not played in the gate's markets: name a version that was compared, or base."),
         (["v1.0.0", "--results", "r"], "--results is for runs of your own: leave it out with --gate."),
     ],
 )
-def test_a_name_without_decisions_is_refused(arguments, sentence, tmp_path, monkeypatch, capsys):
+def test_a_name_without_decisions_is_refused(arguments, sentence, database, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATABASE_URL", database.url)
     assert run(["benchmark", "compare", *arguments, "--gate"]) == 2
     assert sentence in capsys.readouterr().err

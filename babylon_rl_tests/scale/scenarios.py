@@ -248,17 +248,18 @@ class Scenarios:
 
             @contextlib.contextmanager
             def restart() -> Iterator[None]:
-                executed = self.site.executed_by(ended)
+                executed, (third,) = self.site.executed_by(ended), self.site.hours_of(self.site.waiting())
                 ended.end()
                 yield
-                self.site.worker("started-instead", *QUEUES).ready()
                 assert ended.ended() == 0, ended.log.read_text()
                 assert [self.site.status(run) for run in executed] == ["SUCCESS", "SUCCESS"], self.site.state()
+                assert self.site.scored(third) == 0, "it took another run"
+                self.site.worker("started-instead", *QUEUES).ready()
 
-            def third() -> list[str]:
+            def waits() -> list[str]:
                 return self.site.waiting() if len(self.begun(ended)) == 2 else []
 
-            return Fault("a worker is told to end", "told to end beside two runs, and another one started", third, restart)
+            return Fault("a worker is told to end", "told to end beside two runs, and another one started", waits, restart)
 
         return self.backfill("worker ended", hours, 1, fault, runs=2)
 
@@ -272,8 +273,8 @@ class Scenarios:
                 ((run, process),) = self.site.executed_by(machines[0]).items()
                 answer = ask(self.site.dev.url(), TERMINATE, run=run)["terminateRun"]
                 assert answer["__typename"] == "TerminateRunSuccess", answer
-                yield
                 self.site.wait(lambda: self.site.status(run) == "CANCELED" and not process.is_running(), TERMINATED_S)
+                yield
                 self.site.backfill("scored_groups", self.site.hours_of([run])[0])
 
             remark = "its hours asked for again"
