@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -109,7 +109,12 @@ class Location:
         """Bytes of all files below a folder, by their names relative to it."""
         top = self.path(folder)
         if self.local is not None:
-            return {path.relative_to(top).as_posix(): path.stat().st_size for path in Path(top).rglob("*") if path.is_file()}
+            found = {}
+            for path in Path(top).rglob("*"):
+                with suppress(FileNotFoundError):  # another process removes files, too
+                    if path.is_file():
+                        found[path.relative_to(top).as_posix()] = path.stat().st_size
+            return found
         return {path.removeprefix(f"{top}/"): int(entry["size"]) for path, entry in self._fs.find(top, detail=True).items()}
 
     def put(self, source: Path, name: str, *, private: bool = False) -> None:
