@@ -193,7 +193,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
     parser.add_argument("--generations", type=int, default=3, help="how often each seed plays, judges and trains; at least 2")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of market to simulate in each generation; at least 2")
-    parser.add_argument("--at-once", type=int, help="seeds that run side by side, each 1.8 GB; by default as many as keep all cores busy")
+    parser.add_argument(
+        "--at-once", type=int, help="seeds side by side, each 1.8 GB, 3.3 in float32; by default as many as keep all cores busy"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help=f"where {PAGE} and its pictures are written")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     asked = parser.parse_args()
