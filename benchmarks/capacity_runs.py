@@ -148,6 +148,12 @@ class Bench:
         pool.starmap(_run, [(url, run, selection) for run in runs], 1)
         return Seconds(time.perf_counter() - began, self.server_s() - before_s)
 
+    def judged_s(self, windows: Sequence[str], latency_s: float, concurrency: int, processes: int) -> float:
+        """Seconds of small hours by the clock, judged by so many processes with so many requests at once."""
+        with running(ScriptedJudge(latency_s=latency_s)) as judge, workers(self.home, judge, concurrency, processes) as pool:
+            self.warm(pool, windows[:1], processes)
+            return self.seconds(pool, "small", windows, SCORING).clock
+
     def scoring(self, pool: Pool, windows: Sequence[str]) -> Seconds:
         """The scores alone, without the run around them."""
         url, before_s = self.copy("small"), self.server_s()
@@ -213,20 +219,12 @@ def measure() -> dict[str, Any]:
                 whole = [bench.seconds(pool, name, windows, SCORING) for name, windows in _parts(hours, big)]
                 alone = [bench.scoring(pool, hours[:count]) for count in (1, HOURS_PER_RUN)]
                 scoring.append([*whole, *alone])
-            with running(ScriptedJudge()) as judge, workers(bench.home, judge, 16, 2) as pool:
-                bench.warm(pool, hours[:1], 2)
-                crowded_s.append(bench.seconds(pool, "small", hours, SCORING).clock)
-            with running(ScriptedJudge(latency_s=ONE_PLACE_LATENCY_S)) as judge, workers(bench.home, judge, 1, 1) as pool:
-                bench.warm(pool, hours[:1], 1)
-                one_place_s.append(bench.seconds(pool, "small", hours[:HOURS_PER_RUN], SCORING).clock)
+            crowded_s.append(bench.judged_s(hours, 0.0, 16, 2))
+            one_place_s.append(bench.judged_s(hours[:HOURS_PER_RUN], ONE_PLACE_LATENCY_S, 1, 1))
             for concurrency, processes in POINTS:
-                with running(ScriptedJudge(latency_s=LATENCY_S)) as judge, workers(bench.home, judge, concurrency, processes) as pool:
-                    bench.warm(pool, hours[:1], processes)
-                    runs[concurrency, processes].append(bench.seconds(pool, "small", hours, SCORING).clock)
-                    print(
-                        json.dumps({"concurrency": concurrency, "processes": processes, "s": runs[concurrency, processes][-1]}),
-                        file=sys.stderr,
-                    )
+                seconds = bench.judged_s(hours, LATENCY_S, concurrency, processes)
+                runs[concurrency, processes].append(seconds)
+                print(json.dumps({"concurrency": concurrency, "processes": processes, "s": seconds}), file=sys.stderr)
         events, write_row_s = _events(bench.address("small"), len(hours)), bench.write_row_s()
     return {
         "measured_on": f"{began:%Y-%m-%d}", "load_average": [round(value, 1) for value in os.getloadavg()], "cores": os.cpu_count(),

@@ -233,9 +233,10 @@ def play_sources(
         # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
         here = all(source.service is None for source in playing)
         play_side_by_side(runs, concurrency=concurrency * (len(playing) if here else 1), home=settings.home)
-    share_runs(settings, [source.name for source in sources])
+    names = [source.name for source in sources]
+    share_runs(settings, names)
     # After all have played: models of this comparison are the newest, and keep their files.
-    forget_old_runs(settings.home, [source.name for source in sources])
+    forget_old_runs(settings.home, names)
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 

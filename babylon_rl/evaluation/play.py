@@ -305,7 +305,7 @@ def play_side_by_side(
 
 
 def gate_key(identity: str, fingerprint: str) -> str:
-    """Key of a player's run in a market of the gate, by the hashes that its row is stored under."""
+    """Key of a player's run in a market of the gate; its row is stored under the same two hashes."""
     return content_version([identity, fingerprint])
 
 

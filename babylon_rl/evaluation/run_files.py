@@ -168,8 +168,13 @@ def record_runs(connection: Connection, files: Sequence[Path]) -> int:
     for path in files:
         # One transaction a run: an interrupted call leaves whole runs only.
         with connection.transaction():
-            written += _record(connection, read_result(path), path.with_name(path.name.removesuffix(SUFFIX) + DECISIONS))
+            written += _record(connection, read_result(path), decisions_beside(path))
     return written
+
+
+def decisions_beside(result_file: Path) -> Path:
+    """The file of a run's decisions, by that of its result."""
+    return result_file.with_name(result_file.name.removesuffix(SUFFIX) + DECISIONS)
 
 
 def agent_id(result: Result) -> str:

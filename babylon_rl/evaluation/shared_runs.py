@@ -16,7 +16,7 @@ from babylon_rl.errors import BabylonError, MarketError, ModelUnavailable, Usage
 from babylon_rl.evaluation.play import gate_key
 from babylon_rl.evaluation.result_building import result_id
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, read_result
-from babylon_rl.evaluation.run_files import DECISIONS, DIRECTORY, runs_directory
+from babylon_rl.evaluation.run_files import DECISIONS, DIRECTORY, decisions_beside, runs_directory
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import newest_markets
@@ -45,8 +45,8 @@ def _upload(location: Location, directory: Path, folder: str) -> None:
     there = location.sizes(folder)
     for path, result in _results(directory):
         # Decisions first: a result that is there has its decisions.
-        for suffix in (DECISIONS, SUFFIX):
-            source, name = path.with_name(path.name.removesuffix(SUFFIX) + suffix), f"{result.id}{suffix}"
+        for source, suffix in ((decisions_beside(path), DECISIONS), (path, SUFFIX)):
+            name = f"{result.id}{suffix}"
             # By its size, too: in a directory an upload may have been cut off.
             if there.get(name) != source.stat().st_size:
                 location.put(source, f"{folder}/{name}")
@@ -64,7 +64,7 @@ def _results(directory: Path) -> Iterator[tuple[Path, Result]]:
 
 @dataclass(frozen=True)
 class FoundRuns:
-    """Result files of a model's newest weights in the gate's markets, and of how many markets none was found."""
+    """Result files, one a market, and the number of markets without any."""
 
     files: list[Path]
     missing: int

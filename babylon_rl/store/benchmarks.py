@@ -148,7 +148,10 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
 
 
 def newest_markets(connection: Connection, model: str) -> list[tuple[str, str]]:
-    """Identity and fingerprint of the markets that a model's newest weights have played, each as it was played last."""
+    """Identity and fingerprint of each market that a model's newest weights have played.
+
+    Of a market that was played again since it changed, the newer fingerprint.
+    """
     return connection.execute(_NEWEST_MARKETS, [model]).fetchall()
 
 
