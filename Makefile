@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-art scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -41,6 +41,9 @@ test-live: setup ## Tests against real services; each is skipped with its reason
 
 test-python: ## The tests on another Python, PYTHON=python3.13, with an environment and a state directory of its own
 	@scripts/test_python.sh $(PYTEST_ARGS)
+
+test-dagster: ## The tests of what meets Dagster with another release of it, DAGSTER=1.13.20, in an environment of its own
+	@scripts/test_dagster.sh $(PYTEST_ARGS)
 
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)

@@ -30,7 +30,7 @@ case "$(pwd -P)/" in
         fi ;;
 esac
 
-rm -rf .venv .venv-python* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist ./*.egg-info
+rm -rf .venv .venv-python* .venv-dagster* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist ./*.egg-info
 for room in babylon_rl babylon_rl_tests benchmarks scripts; do
     [ -d "$room" ] && find "$room" -type d -name __pycache__ -prune -exec rm -rf {} +
 done

@@ -117,6 +117,19 @@ def test_without_a_named_python_the_tests_on_another_are_refused(clone: Path) ->
     assert refused.returncode == 2 and "make test-python PYTHON=python3.13" in refused.stderr
 
 
+def test_another_dagster_runs_its_tests_in_an_environment_of_its_own(clone: Path) -> None:
+    (clone / ".env.example").touch()
+    finished_setup(clone, ".venv-dagster1.13.20", ".babylon/dagster1.13.20", '[ "$1" = -c ] && echo 1.13.19 0.29.19 || echo "$*"')
+    tested = run(["make", "test-dagster", "DAGSTER=1.13.20", "PYTEST_ARGS=-k name"], clone)
+    assert tested.returncode == 0, tested.stderr
+    installed, tests = tested.stdout.splitlines()
+    integrations = "dagster-aws==0.29.20 dagster-celery==0.29.20 dagster-k8s==0.29.20 dagster-postgres==0.29.20"
+    assert installed.endswith(f"dagster==1.13.20 dagster-webserver==1.13.20 {integrations}")
+    assert tests.startswith("-m pytest -n 3") and tests.endswith(" babylon_rl_tests/assets babylon_rl_tests/e2e -k name")
+    refused = run(["make", "test-dagster"], clone)
+    assert refused.returncode == 2 and "make test-dagster DAGSTER=1.13.20" in refused.stderr
+
+
 def test_a_state_directory_that_holds_the_project_is_refused(clone: Path) -> None:
     refused = run(["make", "setup"], clone, BABYLON_RL_HOME="..")
     assert refused.returncode != 0
