@@ -311,14 +311,14 @@ class StorageSettings(SettingsGroup):
     wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
         "online",
-        description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
+        description="Whether trainings go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
     model_storage_url: str | None = Field(
         None,
         repr=False,  # it may hold a password
-        description="Where checkpoints, their base and decisions of benchmarks are uploaded, and calls that wait for the database; "
-        "machines that lack them fetch them from there (any fsspec URL). Unset: they stay here.",
+        description="Where checkpoints and their base are uploaded, and calls that wait for the database; machines that lack them fetch "
+        "them from there (any fsspec URL). Unset: they stay here.",
     )
     compute_logs_url: str | None = Field(
         None,
