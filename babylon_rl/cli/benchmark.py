@@ -212,8 +212,6 @@ def _summary(snapshot: SnapshotDocument, path: Path, size: int, warnings: list[s
         "agents": len(snapshot.initial_state.agents),
         "events": sum(len(tick.events) for tick in snapshot.ticks),
         "optimalPnl": best.pnl,
-        "playedPnl": best.played,
-        "upperBound": best.upper_bound,
         "startBalance": best.start_balance,
         "warnings": warnings,
     }
@@ -224,7 +222,5 @@ def _told(document: dict[str, Any]) -> str:
         f"{document['file']}: {document['id']}, seed {document['seed']}, {document['ticks']:,} ticks of {document['tickInterval']} s, "
         f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
         f"{document['bytes']:,} bytes.\n"
-        f"From {document['startBalance']:,.0f} $ the best plan earns {document['optimalPnl']:,.0f} $ "
-        f"({document['playedPnl']:,.0f} $ with its own impact on prices); "
-        f"whoever stakes no profits and buys no question twice earns at most {document['upperBound']:,.0f} $."
+        f"From {document['startBalance']:,.0f} $ an agent that knows the market to its end earns {document['optimalPnl']:,.0f} $."
     )

@@ -19,7 +19,6 @@ from babylon_rl.evaluation.comparison import BASE, CANDIDATE
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, GateRuns, play_side_by_side
 from babylon_rl.evaluation.players import Player, endpoint_player
 from babylon_rl.evaluation.run_files import forget_old_runs
-from babylon_rl.evaluation.shared_runs import share_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
@@ -233,10 +232,8 @@ def play_sources(
         # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
         here = all(source.service is None for source in playing)
         play_side_by_side(runs, concurrency=concurrency * (len(playing) if here else 1), home=settings.home)
-    names = [source.name for source in sources]
-    share_runs(settings, names)
     # After all have played: models of this comparison are the newest, and keep their files.
-    forget_old_runs(settings.home, names)
+    forget_old_runs(settings.home, [source.name for source in sources])
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 

@@ -311,7 +311,7 @@ def gate_key(identity: str, fingerprint: str) -> str:
 
 def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
     """A run in a market of the gate: its luck is fixed with the market."""
-    if home is None:  # the row that is used alone says nothing of optimality; the best plan of a market takes 40 ms to find
+    if home is None:  # the row that is used alone says nothing of optimality: the oracle need not play
         snapshot = replace(snapshot, known_best=0.0)
     files = gate_files(home, player.name, snapshot.id) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id

@@ -32,14 +32,11 @@ _MADE = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nsp
 class Database:
     """Connection strings of one database: ``url`` and ``direct_url``.
 
-    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster. ``read_url`` is that of a replica, which
-    replica.py uses if it is up to date within ``read_wait_s`` seconds.
+    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster.
     """
 
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
-    read_url: str | None = field(default=None, repr=False)
-    read_wait_s: float = 5.0
 
     def connect(self, autocommit: bool = False) -> Connection:
         """Open a connection, which the caller closes.
@@ -139,20 +136,14 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
         EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
-        # The embedded server has neither a pooler nor a replica.
+        # The embedded server has no pooler.
         if settings.database_url is None:
             url = stack.enter_context(use_server(settings.home))
             database = Database(url, url)
         else:
             url = settings.database_url.get_secret_value()
             direct = settings.direct_database_url
-            replica = settings.read_database_url
-            database = Database(
-                url,
-                direct.get_secret_value() if direct is not None else url,
-                replica.get_secret_value() if replica is not None else None,
-                settings.read_wait_seconds,
-            )
+            database = Database(url, direct.get_secret_value() if direct is not None else url)
         if prepare:
             database.prepare_dagster_schema()
         yield database

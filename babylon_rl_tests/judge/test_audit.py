@@ -8,13 +8,13 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.reliability.audit import audit, audit_sample
 from babylon_rl.judge.reliability.report import reliability_report, report_document
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_reliability import SPAN
 from babylon_rl_tests.judge.test_render import fill_market
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 SECOND = "openai/second"
 

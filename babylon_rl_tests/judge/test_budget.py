@@ -7,7 +7,6 @@ import pytest
 
 from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -16,6 +15,7 @@ from babylon_rl.store.judge_requests import RESERVED_FOR, reserve, spent_on
 from babylon_rl.store.scores import read_pending
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 
 @pytest.mark.long

@@ -13,7 +13,6 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -26,6 +25,7 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume, everything
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_trajectory
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 LATER = NOW + timedelta(hours=1)
 MOST = timedelta(days=400)

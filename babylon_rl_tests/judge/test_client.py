@@ -13,12 +13,12 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.scripted.judge import TRANSPORT_FAULTS, ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.llm.retries import CircuitBreaker, Retries
 from babylon_rl.llm.transports import LitellmTransport
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.http_endpoint import Answer, Endpoint, completion, endpoint, refusal
+from babylon_rl_tests.scripted_judge.judge import TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 
 KEY = "sk-test-0123456789"
 MESSAGES = [{"role": "system", "content": "Score."}, {"role": "user", "content": "Two episodes."}]

@@ -13,7 +13,6 @@ from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, input_versions, note_changes, outdated_inputs
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -25,6 +24,7 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_log, make_trajectory
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 __all__ = ["make_bench"]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from babylon_rl.automation.run_handover import QUEUE_TAG
 from babylon_rl.files.file_sets import content_folder
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, decode_manifest
 from babylon_rl.store.database import Database
@@ -26,6 +25,7 @@ from babylon_rl_tests.object_store import SECRET, ObjectStore, running_store
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Site, in_python, inherited, site
 from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s, commands, settings_named
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.tiny_model import make_base
 
