@@ -385,11 +385,3 @@ def windows_not_by(connection: Connection, windows: list[str], judge: str, versi
     Windows with an episode consumed by a training are left out.
     """
     return {row[0] for row in connection.execute(_OTHERS_SCORES, [windows, judge, version])}
-
-
-_SPREADS = 'SELECT "window", "spread" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY 1'
-
-
-def group_spreads(connection: Connection, windows: Sequence[str]) -> dict[str, float]:
-    """Return the population standard deviation of scores by judged window."""
-    return dict(connection.execute(_SPREADS, [list(windows)]).fetchall())

@@ -235,3 +235,20 @@ def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, s
     A window that was never read is absent.
     """
     return {window: version for window, version in connection.execute(_DATA_VERSIONS, [list(windows)])}
+
+
+# An hour that waits for its judge, or was set aside, is an hour of scored_groups too.
+_HOURS_OF = {
+    "window_groups": 'SELECT "window" FROM babylon_rl.windows',
+    "market_outcomes": 'SELECT "window" FROM babylon_rl.market_windows',
+    "hindsight": 'SELECT "window" FROM babylon_rl.hindsight',
+    "scored_groups": """
+        SELECT "window" FROM babylon_rl.group_scores UNION SELECT "window" FROM babylon_rl.judge_quarantine
+        UNION SELECT "window" FROM babylon_rl.judge_pending
+    """,
+}
+
+
+def newest_hours(connection: Connection, asset: str, count: int) -> list[str]:
+    """Return the newest ``count`` hours for which an hourly asset holds data, newest first."""
+    return [window for (window,) in connection.execute(f"{_HOURS_OF[asset]} ORDER BY 1 DESC LIMIT %s", [count])]

@@ -113,7 +113,7 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     by_a_trainer = (look.finite, look.falling, look.trainable, look.in_bounds)
     assert look.whole(found, settings).passed and all(check(found).passed for check in (look.complete, look.spread))
     of_a_dry_run = [*(check(found) for check in by_a_trainer), look.answers(connection, found, settings)]
-    assert all(not one.passed and not one.tried and one.words.startswith("Not measured: a dry run") for one in of_a_dry_run)
+    assert all(not one.passed and not one.tried and one.words.startswith("Nothing measured: a dry run") for one in of_a_dry_run)
     assert "0 of" not in look.no_leakage(connection, found, settings).words and look.no_leakage(connection, found, settings).passed
     assert all("kl" not in (step.metrics or {}) for step in found.steps)
     found = replace(found, batch=replace(found.batch, backend="cpu"))
@@ -131,12 +131,12 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     assert not look.spread(replace(found, episodes=flat)).passed
     assert not look.trainable(replace(found, steps=[replace(first, trainable_tokens=0)])).passed
     far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
-    assert not far.passed and "kl 99.000" in far.words
+    assert not far.passed and far.tried and "99.000 nats a choice away from the base (bound 4, " in far.words
     unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
     assert not unmeasured.passed and not unmeasured.tried
-    assert unmeasured.words == "Not measured: the backend cpu tells neither KL nor the shares of actions."
+    assert unmeasured.words == "Nothing measured: the backend cpu tells neither KL nor the shares of actions."
     half = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 0.5})]))
-    assert half.passed and half.words == "kl 0.500 (bound 4); not measured: topActionShare."
+    assert not half.passed and not half.tried and half.words.endswith("; not measured: topActionShare.")
     (Path(found.model.checkpoint) / MANIFEST).unlink()
     assert not look.whole(found, settings).passed
 
