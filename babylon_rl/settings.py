@@ -413,7 +413,7 @@ class ServingSettings(SettingsGroup):
         0.02,
         gt=0,
         lt=1,
-        description="A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much "
+        description="A version on trial is rolled back when its share of errors, slow calls or refused orders is shown to be so much "
         "above the deployed version's, and advances when that is excluded.",
     )
     rollout_slow_seconds: float = Field(10, gt=0, description="A call that takes longer counts as slow.")
