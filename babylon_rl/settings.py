@@ -239,11 +239,6 @@ class TrainingSettings(SettingsGroup):
         """Purposes of LLM calls that train."""
         return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
 
-    @property
-    def trains_here(self) -> bool:
-        """True when TRAINER, or without it TRAIN_RL_LOCAL, chooses this machine."""
-        return self.train_rl_local if self.trainer is None else self.trainer != "serverless"
-
 
 class AutomationSettings(SettingsGroup):
     """Starts of trainings, and runs: when, how many, and on which machines."""

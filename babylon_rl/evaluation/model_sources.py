@@ -101,8 +101,8 @@ def absent(model: Model, settings: Settings) -> str | None:
             return f"{absent_for} its checkpoint {directory} is not on this machine."
         remote = read_remote(directory)
         address = address_of(settings, model.version, directory)
-        if remote is not None and address.needs:
-            return f"{absent_for} its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
+        if remote is not None and address.refusal:
+            return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
         check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))

@@ -212,7 +212,7 @@ def train_batch(
                 f"{batch_id} was frozen for the backend {batch.backend} and the line of {batch.base_model}, and the settings choose "
                 f"{trainer.name} and {trainer.base_model}. Set them back, or cancel the batch."
             )
-        limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
+        limit_s = math.inf if trainer.service is not None else settings.training_time_limit_hours * 3600
         run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
         model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
