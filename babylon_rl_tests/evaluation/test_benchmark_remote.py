@@ -10,8 +10,8 @@ from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard
-from babylon_rl.evaluation.model_sources import ModelSource, play_sources
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.model_sources import ModelSource, gate_rows
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.training.backends import ModelAddress
 from babylon_rl_tests.evaluation.conftest import NOW
@@ -78,11 +78,11 @@ def test_no_more_is_asked_at_a_time_when_one_of_several_models_is_at_a_service(c
     with endpoint(m=counted) as service, endpoint(base=counted, **{"v1.0.0": counted}) as here:
         sources = [ModelSource(name, "base", name) for name in ("base", "v1.0.0")]
         sources.append(ModelSource("v1.0.1", "base", "v1.0.1", service=ModelAddress(service.url, "m", key="key")))
-        results = play_sources(
+        results = gate_rows(
             connection, settings, sources, benchmark_snapshots(3), len, clock=lambda: NOW, serving=here.serving, concurrency=1
         )
         assert [len(rows) for rows in results.values()] == [3, 3, 3] and most == [1]
-        assert play_sources(connection, settings, [], [], len, clock=lambda: NOW, serving=here.serving) == {}
+        assert gate_rows(connection, settings, [], [], len, clock=lambda: NOW, serving=here.serving) == {}
 
 
 @pytest.mark.long
@@ -113,6 +113,6 @@ def test_benchmark_run_asks_it_there_too(make_version, settings, database, tmp_p
         make_version("v1.0.0", base_model=BASE, service=service.url)
         chosen = keyed(settings, service).model_copy(update={"database_url": SecretStr(database.url)})
         with players_named(["v1.0.0"], chosen, "one-tick", serving=here.serving) as players:
-            runs = run_benchmark(players, small_markets(1), tmp_path / "r")
+            runs = benchmark_results(players, small_markets(1), tmp_path / "r")
     assert [result.agent_id for result in runs.results] == ["v1.0.0"]
     assert service.asked == {"v1.0.0@service": 12} and here.starts == 0

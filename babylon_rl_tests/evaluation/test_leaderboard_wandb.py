@@ -12,10 +12,10 @@ from pydantic import SecretStr
 from babylon_rl.evaluation.comparison import STRATEGY, compare
 from babylon_rl.evaluation.leaderboard import Leaderboard, LeaderboardRow
 from babylon_rl.evaluation.leaderboard_wandb import RUN_ID, send
-from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.settings import Settings
+from babylon_rl_tests.evaluation.runs import rows_in
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def board() -> Leaderboard:
     markets = benchmark_snapshots(3)
-    played = {name: (STRATEGY, play_gate(scripted(name), markets)) for name in ("balanced", "nothing")}
+    played = {name: (STRATEGY, rows_in(scripted(name), markets)) for name in ("balanced", "nothing")}
     standings = compare(played, None, None).rows
     return Leaderboard(tuple(LeaderboardRow(place, one) for place, one in enumerate(standings, start=1)), (), 3, None)
 
