@@ -234,11 +234,6 @@ class TrainingSettings(SettingsGroup):
         """Purposes of LLM calls that train."""
         return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
 
-    @property
-    def trains_here(self) -> bool:
-        """True when TRAINER, or without it TRAIN_RL_LOCAL, chooses this machine."""
-        return self.train_rl_local if self.trainer is None else self.trainer != "serverless"
-
 
 class AutomationSettings(SettingsGroup):
     """Starts of trainings, and runs: when, how many, and on which machines."""
@@ -408,7 +403,7 @@ class ServingSettings(SettingsGroup):
         0.02,
         gt=0,
         lt=1,
-        description="A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much "
+        description="A version on trial is rolled back when its share of errors, slow calls or refused orders is shown to be so much "
         "above the deployed version's, and advances when that is excluded.",
     )
     rollout_slow_seconds: float = Field(10, gt=0, description="A call that takes longer counts as slow.")

@@ -23,7 +23,7 @@ from babylon_rl.evaluation.compare_results import (
     sound_results,
 )
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.play import BenchmarkRuns, gate_key, run_benchmark
+from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
 from babylon_rl.evaluation.result_building import result_id
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result
 from babylon_rl.evaluation.run_files import record_runs, runs_directory
@@ -82,7 +82,7 @@ def run(
     with players_named(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
-            runs = run_benchmark(
+            runs = benchmark_results(
                 players,
                 markets,
                 directory,

@@ -242,8 +242,8 @@ def _first_sequence(connection: Connection, finished: Finished, settings: Settin
 def _asked(
     connection: Connection, finished: Finished, version: str, service: str, address: ModelAddress, settings: Settings
 ) -> CheckpointVerdict:
-    if address.needs:
-        return not_measured(f"{version} lies at {service}, and there is no {address.needs} to ask it with.")
+    if address.refusal:
+        return not_measured(f"{version} lies at {service}, and {address.refusal}")
     sequence = _first_sequence(connection, finished, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)

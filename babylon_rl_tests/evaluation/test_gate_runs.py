@@ -16,7 +16,7 @@ from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.cli import run
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
-from babylon_rl.evaluation.model_sources import base_source, play_sources, version_source
+from babylon_rl.evaluation.model_sources import base_source, gate_rows, version_source
 from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
@@ -39,7 +39,7 @@ def play(connection, settings):
         [model] = [model for model in read_models(connection) if model.version == version]
         sources, now = [version_source(model, CANDIDATE, base, by), base], NOW + timedelta(hours=next(times))
         with endpoint(**rules) as served:
-            play_sources(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
+            gate_rows(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
 
     return entered
 

@@ -112,8 +112,11 @@ def test_a_version_at_a_service_is_asked_there(played, remote, stand_in, remote_
 
 @pytest.mark.slow
 def test_a_service_that_does_not_answer_is_said_to_be_so(played, remote, remote_checkpoint):
-    silent = look.answers(played, remote_checkpoint("http://127.0.0.1:9"), remote)
-    assert not silent.passed and "does not answer (2 tries)" in silent.words
+    found = remote_checkpoint("http://127.0.0.1:9")
+    silent = look.answers(played, found, remote.model_copy(update={"wandb_base_url": "http://127.0.0.1:9"}))
+    assert not silent.passed and silent.tried and "does not answer (2 tries)" in silent.words
+    stranger = look.answers(played, found, remote)
+    assert not stranger.tried and "so WANDB_API_KEY is not sent there" in stranger.words
 
 
 def test_a_base_that_is_not_loaded_for_a_check_is_a_warning_that_nothing_was_tried(connection, settings):
