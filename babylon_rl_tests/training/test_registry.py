@@ -11,7 +11,6 @@ import pytest
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
@@ -22,6 +21,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.sequences import make_sequence
