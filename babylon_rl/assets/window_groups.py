@@ -10,7 +10,9 @@ from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
+from babylon_rl.judge.versions import episode_rules
 from babylon_rl.reporting.plots import LOSS, bar_plot
+from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.traces import traced_step
@@ -35,7 +37,7 @@ COLUMNS = column_schema(
     group_name="episodes",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version="1",
+    code_version=episode_rules(load_settings()),
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.episodes"},
     description=described(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from babylon_rl.cli.output import JsonOption, emit
-from babylon_rl.episodes.decode import flagged
+from babylon_rl.episodes.decode import not_for_training
 from babylon_rl.episodes.quality import row_faults, summarize
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
@@ -100,7 +100,7 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     blind: list[str] = []
     # Calls and provider accesses may stand in the log instead of the steps: rows without them are gathered and looked up together below.
     for row in trajectory_rows(connection, windows):
-        if flagged(row) is None:
+        if not_for_training(row) is None:
             ids.append(row.trajectory_id)
             for name in row_faults(row):
                 if name == "LLM calls":

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.store.columns import columns_of, in_parts, listed, loaded, updates
 from babylon_rl.store.connection import Connection
-from babylon_rl.types import Episode, Rejection, WindowReading, WindowSummary
+from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
 
 # Limits of one transaction: hours written, hours read, and rows read (memory).
@@ -186,6 +186,14 @@ def stored_episodes(connection: Connection, windows: Sequence[str]) -> dict[str,
         episode = loaded(Episode, _EPISODES, row)
         episodes[episode.window].append(episode)
     return episodes
+
+
+def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int) -> dict[str, HourEpisodes]:
+    """Return the hours as ``window_groups`` stored them, by window; one that was never read has no episode."""
+    return {
+        window: HourEpisodes(window=window, episodes=tuple(sorted(episodes, key=lambda e: e.agent_id)), min_agents=min_agents)
+        for window, episodes in stored_episodes(connection, windows).items()
+    }
 
 
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:

@@ -10,7 +10,6 @@ import pytest
 from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.schedules import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -18,6 +17,7 @@ from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.rows import WINDOW
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 ADVICE = {rule.name: rule.advice for rule in JUDGED.rules}

@@ -4,9 +4,9 @@ import signal
 import sys
 from datetime import datetime
 
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
+from babylon_rl_tests.scored import score_windows
 
 INTERRUPTED = 42
 

@@ -11,7 +11,6 @@ import pytest
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -27,6 +26,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.sequences import make_sequence
