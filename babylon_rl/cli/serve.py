@@ -27,15 +27,16 @@ def serve_model(
     That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
     from babylon_rl.models import base_model, checkpoints, server
+    from babylon_rl.models.chat_request import BASE_MODEL_NAME
     from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
-    checkpoint = None if version == server.BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
+    checkpoint = None if version == BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
     if checkpoint is not None:
         _refuse_remote(version, checkpoint)
-    elif version != server.BASE_MODEL_NAME:
+    elif version != BASE_MODEL_NAME:
         folder = settings.home / "checkpoints"
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"{absence(version, settings)} Here are: {', '.join(['base', *names])}.")
