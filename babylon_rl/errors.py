@@ -140,7 +140,7 @@ EXTRAS = {
     "wandb": "wandb",
     "art": "remote",
     **dict.fromkeys(("celery", "dagster_celery", "redis"), "celery"),
-    "s3fs": "s3",
+    **dict.fromkeys(("dagster_aws", "s3fs"), "s3"),
     "dagster_k8s": "k8s",
     "opentelemetry": "otel",
 }
@@ -171,7 +171,8 @@ def require(*packages: str) -> None:
     """
     for package in packages:
         if find_spec(package) is None:
-            raise MissingPackage(missing_package(package), name=package)
+            sentence = missing_package(package) or f"The package {package} is not installed: `pip install {package.replace('_', '-')}`."
+            raise MissingPackage(sentence, name=package)
 
 
 def missing_package(module: str | None) -> str | None:

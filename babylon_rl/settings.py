@@ -318,8 +318,8 @@ class StorageSettings(SettingsGroup):
     compute_logs_url: str | None = Field(
         None,
         repr=False,
-        description="Where the output of Dagster's runs is uploaded, for a webserver on another machine (any fsspec URL). Unset: it "
-        "stays here.",
+        description="Where the output of Dagster's runs is uploaded, for a webserver on another machine: s3://bucket/prefix, gs:// or "
+        "az://, by dagster-aws, dagster-gcp or dagster-azure. Unset: it stays here.",
     )
     checkpoints_kept: int = Field(
         10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
@@ -330,6 +330,13 @@ class StorageSettings(SettingsGroup):
         description="Days that caches, transcripts of quarantined groups, gateway calls and logs of ended runs stay; then `babylon-rl "
         "cleanup` and the nightly schedule remove them.",
     )
+
+    @field_validator("compute_logs_url")
+    @classmethod
+    def _has_manager(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("s3://", "gs://", "az://")):
+            raise ValueError("must start with s3://, gs:// or az://: Dagster has managers of output for these. Unset it for other places")
+        return value
 
     @property
     def wandb_key(self) -> str:

@@ -28,6 +28,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool
 
 from babylon_rl.assets.runs import heartbeats, lost_errors, storage_errors
+from babylon_rl.assets.workers import TASK_TAG, why_refused
 from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.progress import Progress, no_progress
@@ -43,19 +44,24 @@ CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
 TRIED_FOR_S = 1.0
+NOTED_WITHIN_S = 3.0
 HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
 _lost_at = -math.inf  # when this process last saw a connection lost, by time.monotonic()
 
 
 @dataclass(frozen=True)
 class Babylon:
-    """Settings, database, clock and progress callback of one run."""
+    """Settings, database, clock and progress callback of one run.
+
+    ``interrupted_for_s``: how long an interrupted step waits before it ends.
+    """
 
     settings: Settings
     database: Database
     now: Callable[[], datetime] = utc_now
     on_progress: Progress = no_progress
     retry_after_s: float = RETRY_AFTER_S
+    interrupted_for_s: float = 0.0
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -72,6 +78,11 @@ class Babylon:
         except lost_errors() as lost:
             _note_loss()
             raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
+        # Celery interrupts a run that a person terminated, and its worker notes that a moment later (automation/celery_app.py): Dagster
+        # asks for the note when the step has ended, and would call the run failed without it.
+        except dg.DagsterExecutionInterruptedError:
+            time.sleep(self.interrupted_for_s)
+            raise
         # An error with a sentence for a person: the step would fail the same way again.
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -85,7 +96,8 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
     """The resource of the code location.
 
     Raises:
-        dagster.Failure: the run is on an instance that forgets, so that its lineage would be lost.
+        dagster.Failure: the run is on an instance that forgets, so that its lineage would be lost, or this worker has other code or
+            another judge.
         SettingsError, DatabaseUnreachable or EmbeddedServerError.
     """
     if context.run is not None and _forgets(context.instance):
@@ -93,10 +105,15 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
             f"DAGSTER_HOME is not set: Dagster was started without this project's instance. {HOW_TO_START}", allow_retries=False
         )
     settings = load_settings()
+    why_not = None if context.run is None else why_refused(context.run.tags, settings)
+    if why_not is not None:
+        raise dg.Failure(why_not)
     start_logs(settings)
     # A process of Dagster's for one run; a process that ticks sensors makes an instance for each tick.
     with nullcontext() if context.run is None or context.instance is None else kept_connections(context.instance):
-        yield from _held(context, Babylon(settings, process_database(settings)))
+        by_worker = context.run is not None and TASK_TAG in context.run.tags
+        interrupted_for_s = NOTED_WITHIN_S if by_worker else 0.0
+        yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=interrupted_for_s))
 
 
 def _forgets(instance: dg.DagsterInstance | None) -> bool:
@@ -125,7 +142,7 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
-    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
+    with heartbeats(babylon.database, run.run_id, context.instance), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
         _LOG.info("a run of %s began", run.job_name)
         try:
             yield babylon

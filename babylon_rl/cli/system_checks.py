@@ -115,12 +115,11 @@ def _disk(settings: Settings) -> tuple[str, str]:
 
 
 def _storage(settings: Settings) -> tuple[str, str]:
-    """Write, read and remove a file where checkpoints go, at MODEL_STORAGE_URL and at COMPUTE_LOGS_URL."""
+    """Write, read and remove a file where checkpoints go, and at MODEL_STORAGE_URL."""
     places = [str(_existing(settings.home / "checkpoints"))]
-    for url in (settings.model_storage_url, settings.compute_logs_url):
-        if url is not None:
-            local = local_path(url)
-            places.append(url if local is None else str(_existing(local)))
+    if settings.model_storage_url is not None:
+        local = local_path(settings.model_storage_url)
+        places.append(settings.model_storage_url if local is None else str(_existing(local)))
     for place in places:
         _try_storage(place)
     return PASS, f"written, read and removed a file at {' and '.join(Location(place).shown for place in places)}"

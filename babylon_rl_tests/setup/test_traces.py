@@ -11,10 +11,8 @@ from uuid import UUID
 
 import dagster as dg
 import pytest
-from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from pydantic import SecretStr
 
-from babylon_rl.automation.celery_runs import worker_app
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.logs import start_logs
 from babylon_rl.settings import Settings
@@ -128,15 +126,6 @@ def test_an_error_is_marked_by_its_class_and_secrets_in_a_name_are_redacted(rece
     stop_traces()
     (sent,) = receiver.spans
     assert sent.failed and sent.attributes == {"gen_ai.request.model": "openai/***", "babylon.tokens": "3", "error.type": "ValueError"}
-
-
-def test_a_workers_process_sends_what_waits_before_celery_ends_it(settings: Settings, receiver: TraceReceiver) -> None:
-    start_traces(receiver.url)
-    with span("work"):
-        pass
-    with pytest.raises(KeyError, match="execute_job_args_packed"):  # also after a message that nobody understands
-        worker_app(settings).tasks[TASK_EXECUTE_JOB_NAME]()
-    assert [each.name for each in receiver.spans] == ["work"]
 
 
 @pytest.mark.slow
