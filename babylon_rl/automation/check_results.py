@@ -1,7 +1,7 @@
 """Rules for hours, and their check results: every bad hour named, with numbers and advice.
 
 Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of bad hours beside it. A logged
-result is as expensive as a materialization, so the storage marks the other measured hours as passed with one statement (storage.py).
+result is as expensive as a materialization.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +13,13 @@ import dagster as dg
 from babylon_rl.assets.metadata import described
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.storage import MEASURED, NOTHING_FOUND
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.windows import next_window, window_stretches
 
+# Metadata of a range's check result: stretches of hours that it looked at, as (first, last).
+MEASURED = "babylon_rl/measured_hours"
+NOTHING_FOUND = "Nothing found."
 HOURS_NAMED = 3
 HOURS_LISTED = 50
 NOT_MEASURED = "Not measured: no hour of this run holds what this check looks at."

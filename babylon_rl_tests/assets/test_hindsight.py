@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from babylon_rl.automation.storage import MEASURED
+from babylon_rl.automation.check_results import MEASURED
 from babylon_rl.definitions import defs
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template

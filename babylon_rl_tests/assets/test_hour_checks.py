@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.resources import given
+from babylon_rl.automation.check_results import MEASURED
 from babylon_rl.automation.checks_hours import MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.storage import MEASURED
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.market_rows import fill, organization, price
