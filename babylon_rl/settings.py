@@ -629,7 +629,7 @@ def gone_settings() -> list[str]:
         SettingsError: ``.env`` is not text.
     """
     _unreadable_lines(Path(ENV_FILE))
-    given = DotEnvSettingsSource(Settings).env_vars | EnvSettingsSource(Settings).env_vars
+    given = {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
     return [f"{name} is set but has no effect: {advice}." for name, advice in GONE.items() if given.get(name.lower())]
 
 

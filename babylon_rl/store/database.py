@@ -16,7 +16,7 @@ from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import DatabaseSettings
-from babylon_rl.store.connection import POOLER_ADVICE, Connection, address, connect, with_search_path
+from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, POOLER_ADVICE, Connection, address, connect, with_search_path
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -63,10 +63,11 @@ class Database:
     def dagster_url(self) -> str:
         """SQLAlchemy URL of Dagster's storage.
 
-        It names the driver, because SQLAlchemy's default may be psycopg 3.
+        It names the driver, because SQLAlchemy's default may be psycopg 3. As for our own connections, a server that went away without a
+        word is noticed after a minute.
         """
         parts = urlsplit(self.direct_url)
-        query = dict(parse_qsl(parts.query))
+        query = LOST_AFTER_A_MINUTE | dict(parse_qsl(parts.query))
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
         return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, quote_via=quote)))
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import HOURS_JOB, RETRIED
+from babylon_rl.automation.jobs import HOURS_JOB
 from babylon_rl.automation.launch import QUIET
 from babylon_rl.errors import BabylonError
 from babylon_rl.market.spawn import SpawnRequest, players_of, spawn
@@ -177,12 +177,12 @@ class Daemon:
         stretches: dict[tuple[dg.AssetKey, ...], list[str]] = defaultdict(list)
         for window, assets in assets_of.items():
             if window is None:
-                self.execute("__ASSET_JOB", RETRIED, assets)
+                self.execute("__ASSET_JOB", {}, assets)
             else:
                 stretches[tuple(assets)].append(window)
         for assets, windows in stretches.items():
             for first, last in window_stretches(sorted(windows), 24):
-                self.execute(HOURS_JOB, RETRIED | hour_tags(first, last), list(assets))
+                self.execute(HOURS_JOB, hour_tags(first, last), list(assets))
 
 
 def _newest(cron: str, now: datetime) -> datetime:

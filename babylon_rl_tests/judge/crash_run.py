@@ -25,7 +25,7 @@ def run_interruptible(url: str, windows: list[str], settings: Settings, now: dat
     def score() -> None:
         run_scoring(url, windows, settings, now)
 
-    @dg.job
+    @dg.job(executor_def=dg.in_process_executor)
     def scoring() -> None:
         score()
 
