@@ -51,6 +51,7 @@ GONE = {
     "SERVERLESS_LONGEST_JOB_MINUTES": "it is 180 for everybody now; `babylon-rl batches give-up-job` gives up a job earlier",
     "CONFIRMATION_MARKETS": _FIXED.format("96"),
     "TRAINING_DAILY_MIN_TRAJECTORIES": "it is 100, or TRAINING_MIN_TRAJECTORIES if that is less, for everybody now: unset it",
+    "AUTOMATION_SECONDS": "most sensors look every 60 s for everybody now: unset it",
     "CHECKPOINTS_KEPT": "it is 10 for everybody now: set MODEL_STORAGE_URL to keep all of them elsewhere",
     "UPLOAD_LIMIT_MB": _FIXED.format("1,024"),
     "GATEWAY_TIMEOUT_SECONDS": _FIXED.format("60"),
@@ -251,9 +252,6 @@ class AutomationSettings(SettingsGroup):
         "running",
         description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on. "
         "end_dead_runs runs either way.",
-    )
-    automation_seconds: float = Field(
-        60, gt=0, description="Seconds between two looks of most sensors; the others keep their proportion to it."
     )
     training_min_trajectories: int = Field(1000, gt=0, description="Freezable trajectories before the sensor starts a training.")
     training_max_trajectories: int = Field(

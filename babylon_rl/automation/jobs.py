@@ -1,7 +1,7 @@
-"""Jobs for the UI, `dagster job execute` and launch.py, and the pace of automation.
+"""Jobs for the UI, `dagster job execute` and launch.py, and whether automation runs.
 
-Sensors and schedules have AUTOMATION_STATUS until the page *Automation* switches them; only end_dead_runs follows neither this setting nor
-AUTOMATION_SECONDS.
+Sensors and schedules have AUTOMATION_STATUS until the page *Automation* switches them; only end_dead_runs does not follow this
+setting.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import dagster as dg
 
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
-from babylon_rl.settings import AutomationSettings, Settings, load_settings
+from babylon_rl.settings import AutomationSettings, load_settings
 
 _SETTINGS = load_settings()
 _RUNNING = _SETTINGS.automation_status == "running"
@@ -24,12 +24,6 @@ SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
-
-
-def every(seconds: int) -> int:
-    """Interval of a sensor that looks every ``seconds`` with AUTOMATION_SECONDS at its default."""
-    usual: float = Settings.model_fields["automation_seconds"].default
-    return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
 
 
 def trainer_tags(settings: AutomationSettings) -> dict[str, str]:

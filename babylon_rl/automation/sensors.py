@@ -35,7 +35,6 @@ from babylon_rl.automation.jobs import (
     RETRIED,
     SCORING_JOBS,
     SENSORS,
-    every,
     score_job,
     train_job,
     trained_keys,
@@ -70,7 +69,7 @@ _HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materiali
 
 
 @dg.sensor(
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
@@ -88,7 +87,7 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
 
 
-# Neither AUTOMATION_SECONDS nor AUTOMATION_STATUS applies: it starts nothing of its own, and without it a run that was asked for by hand
+# AUTOMATION_STATUS does not apply: it starts nothing of its own, and without it a run that was asked for by hand
 # and lost its worker waits for ever, or ends failed after Dagster's start_timeout_seconds.
 @dg.sensor(
     minimum_interval_seconds=30,
@@ -105,7 +104,7 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
 
 @dg.sensor(
     job=train_job,
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Freezes a batch when ready, as `babylon-rl ready` says, and none is pending; runs every pending batch.",
 )
@@ -141,7 +140,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
 
 @dg.sensor(
     job=train_job,
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )
@@ -170,7 +169,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 
 @dg.sensor(
     job=score_job,
-    minimum_interval_seconds=every(300),
+    minimum_interval_seconds=300,
     default_status=SENSORS,
     description="Asks again for the hours that wait for their judge: it was down (after 30 minutes, then twice as long, every 4 hours at "
     "the longest), or the day's budget was spent (at midnight UTC).",
@@ -201,7 +200,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 
 
 @dg.sensor(
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
 )
@@ -221,7 +220,7 @@ def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourcePa
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
     target=dg.AssetSelection.assets(*HOURLY),
-    minimum_interval_seconds=every(30),
+    minimum_interval_seconds=30,
     default_status=SENSORS,
     run_tags=RETRIED,
     description="Makes the hours whose inputs changed, late ones included.",
@@ -230,7 +229,7 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
 leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
     "leaderboard_follows_reports",
     target=dg.AssetSelection.assets("leaderboard"),
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     run_tags=RETRIED,
     description="Ranks the versions again when a benchmark report changed outside the run of its batch.",
@@ -239,7 +238,7 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 
 @dg.sensor(
     name="send_alerts",
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Looks for causes of alerts, and sends each once to the channels that are set; what failed is tried again.",
 )
@@ -249,7 +248,7 @@ def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 
 
 @dg.run_failure_sensor(
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Notes a failed run that nothing runs again as a cause of an alert, once a day for each job.",
 )
@@ -283,7 +282,7 @@ def _advice(run: dg.DagsterRun) -> str:
 
 @dg.sensor(
     name="keep_counts",
-    minimum_interval_seconds=every(60),
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Counts what could train when something was written, so that a look at the status need not.",
 )

@@ -111,6 +111,6 @@ def test_one_setting_says_whether_sensors_and_schedules_run_by_default_but_dead_
         "s = {i.name: i for i in [*r.sensor_defs, *r.schedule_defs]}; lives = s.pop('end_dead_runs'); "
         "print({i.default_status.value for i in s.values()}, lives.default_status.value, lives.minimum_interval_seconds)"
     )
-    environment = dict(os.environ) | {"AUTOMATION_STATUS": "stopped", "AUTOMATION_SECONDS": "600"}
+    environment = dict(os.environ) | {"AUTOMATION_STATUS": "stopped"}
     said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout
     assert said.strip() == "{'STOPPED'} RUNNING 30"  # whether runs live is no automation

@@ -15,10 +15,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 # Many times the processor seconds of the whole way. A machine that is busy with other things is no failure.
 ENOUGH_S = 600.0
-# The batch is small, too few trajectories are left for a second one, and looks are so frequent that little of the time is waiting, and so
-# rare that little of the processor time is looks.
+# The batch is small, too few trajectories are left for a second one.
 SMALL = {
-    "TRAIN_RL_LOCAL": "true", "AUTOMATION_SECONDS": "15", "FIRST_WINDOW": "2025-10-29T00:00", "TRAINING_MIN_TRAJECTORIES": "300",
+    "TRAIN_RL_LOCAL": "true", "FIRST_WINDOW": "2025-10-29T00:00", "TRAINING_MIN_TRAJECTORIES": "300",
     "TRAINING_MAX_TRAJECTORIES": "100", "TRAINING_MIN_GROUPS": "2", "DATA_QUALITY_THRESHOLD": "0", "ITERATIONS": "1",
     "BENCHMARK_MARKETS": "2",
 }  # fmt: skip
