@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -36,9 +36,32 @@ _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "op
 # Providers of models that are named without one, by how such names begin.
 _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
 # Variables without effect, of earlier versions or of the game, with what to do instead: each command names those that are set.
+_FIXED = "it is {} for everybody now: unset it"
 GONE = {
     "READ_DATABASE_URL": "all commands read DATABASE_URL; for heavy reads run the command with the replica's address as DATABASE_URL",
-    "READ_WAIT_SECONDS": "it went with READ_DATABASE_URL",
+    "READ_WAIT_SECONDS": "it went with READ_DATABASE_URL; unset it",
+    "WINDOW_DURATION_HOURS": "a window is one hour; train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION "
+    "(docs/explanation/differences.md)",
+    "GAMMA": "a score belongs to a whole episode, so that nothing is discounted; unset it",
+    "OPENAI_API_BASE": "unset it, and set OPENAI_BASE_URL or JUDGE_BASE_URL",
+    "JUDGE_MAX_ORDERS": "it is 4, or JUDGE_ORDERS if that is more, for everybody now: set JUDGE_ORDERS",
+    "JUDGE_DISAGREEMENT": _FIXED.format("0.15"),
+    "JUDGE_TRIES": _FIXED.format("12"),
+    "JUDGE_GROUP_SIZE": "it is 16 for everybody now; JUDGE_REQUEST_TOKENS bounds a request",
+    "SERVERLESS_LONGEST_JOB_MINUTES": "it is 180 for everybody now; `babylon-rl batches give-up-job` gives up a job earlier",
+    "CONFIRMATION_MARKETS": _FIXED.format("96"),
+    "TRAINING_DAILY_MIN_TRAJECTORIES": "it is 100, or TRAINING_MIN_TRAJECTORIES if that is less, for everybody now: unset it",
+    "CHECKPOINTS_KEPT": "it is 10 for everybody now: set MODEL_STORAGE_URL to keep all of them elsewhere",
+    "UPLOAD_LIMIT_MB": _FIXED.format("1,024"),
+    "GATEWAY_TIMEOUT_SECONDS": _FIXED.format("60"),
+    "GATEWAY_BODY_LIMIT_MB": _FIXED.format("4"),
+    "GATEWAY_SPOOL_MB": "it is 1,024 for everybody now: give BABYLON_RL_HOME room",
+    "GATEWAY_LOGPROBS": "log-probabilities are asked for where a request leaves it open; a request with logprobs false is left alone",
+    "ROLLOUT_STEP_HOURS": "it is 24 for everybody now; `babylon-rl models deploy VERSION --percentage` advances a rollout earlier",
+    "ROLLOUT_SHARE_LIMIT": _FIXED.format("0.02"),
+    "ROLLOUT_SLOW_SECONDS": _FIXED.format("10"),
+    "ROLLOUT_LOSS_USD": _FIXED.format("25"),
+    "ROLLOUT_EXPECTED_USD": "it is 50 for everybody now: say `babylon-rl ab start --expected`",
 }
 
 
@@ -90,34 +113,26 @@ class DatabaseSettings(SettingsGroup):
 class HourSettings(SettingsGroup):
     """Limits for rows and hours, and the description of an hour."""
 
-    window_duration_hours: float = Field(
-        1, description="No effect: a window is one hour. Any other value is refused (docs/explanation/differences.md)."
-    )
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
     min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
     outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
     sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
 
-    @field_validator("window_duration_hours")
-    @classmethod
-    def _is_one_hour(cls, value: float) -> float:
-        if value != 1:
-            raise ValueError(
-                "a window is one hour here: the partition, the row's windowId and the group that is judged are the same hour. "
-                "Unset it, and train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION (docs/explanation/differences.md)"
-            )
-        return value
-
 
 class JudgeSettings(SettingsGroup):
     """The judge: model, addresses, keys, requests, and the fields shown to it."""
+
+    # Constants of the judge's method, measured for all judges (docs/explanation/judge-scoring.md); no variable changes them.
+    judge_max_orders: ClassVar[int] = 4  # orders of a group whose orders disagree; never below JUDGE_ORDERS
+    judge_disagreement: ClassVar[float] = 0.15  # mean difference between orders above which a group is shown in further ones
+    judge_tries: ClassVar[int] = 12  # unusable answers to a request, each asked for anew in another order, until its group is set aside
+    judge_group_size: ClassVar[int] = 16  # episodes in one request; larger groups are judged in overlapping parts
 
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
     openai_base_url: str | None = Field(
         None, description="Where OpenAI's models are asked, as its own client reads it; JUDGE_BASE_URL wins. Unset: at OpenAI."
     )
-    openai_api_base: str | None = Field(None, description="The older name of OPENAI_BASE_URL, which wins over it.")
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
     judge_base_url: str | None = Field(
         None, description="An OpenAI-compatible server that answers as the judge, instead of its provider; the key may be absent then."
@@ -129,22 +144,12 @@ class JudgeSettings(SettingsGroup):
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
     judge_timeout_seconds: float = Field(120, gt=0, description="The longest one try of a judge request; all its tries: 3 times that.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
-    judge_max_orders: int = Field(4, ge=1, description="The most orders for a group whose orders disagree; never below JUDGE_ORDERS.")
-    judge_disagreement: float = Field(
-        0.15, ge=0, le=1, description="Mean difference between orders above which a group is shown in further ones."
-    )
-    judge_tries: int = Field(
-        12,
-        ge=1,
-        description="Answers to a request that may be unusable, each asked for anew in another order, until its group is set aside.",
-    )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int | None = Field(
         None,
         ge=2_000,
         description="The most tokens of a request to the judge. Unset: three quarters of its context, 32000 where that is not known.",
     )
-    judge_group_size: int = Field(16, ge=4, description="The most episodes in one request; larger groups are judged in overlapping parts.")
     judge_private_fields: str = Field(
         "", description="Fields that a judge is not shown, separated by commas: NAME drops it, NAME=hash replaces it by a hash."
     )
@@ -159,7 +164,7 @@ class JudgeSettings(SettingsGroup):
         values = others.data  # the keys and the addresses stand above
         # A judge at a server of one's own needs no key: any address that applies will do.
         servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
-        servers += ["openai_base_url", "openai_api_base"] if variable == "OPENAI_API_KEY" else []
+        servers += ["openai_base_url"] if variable == "OPENAI_API_KEY" else []
         if variable is not None and not any(values.get(name) for name in (variable.lower(), *servers)):
             without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
             raise ValueError(f"needs {variable}; set it, or {without}")
@@ -168,6 +173,9 @@ class JudgeSettings(SettingsGroup):
 
 class TrainingSettings(SettingsGroup):
     """Trainer, data, steps and limits of a training, and the conditions for a version."""
+
+    serverless_longest_job_minutes: ClassVar[float] = 180  # then a posted job counts as dead; before, nothing is posted in its place
+    confirmation_markets: ClassVar[int] = 96  # fresh hours in which a version is confirmed against the deployed one before it is promoted
 
     trainer: Literal["serverless", "local", "gpu", "cpu", "dry"] | None = Field(
         None,
@@ -202,7 +210,6 @@ class TrainingSettings(SettingsGroup):
     warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
     kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
-    gamma: float = Field(1.0, ge=0, le=1, description="No effect: a score belongs to a whole episode, so that nothing is discounted.")
     training_time_limit_hours: float = Field(
         24,
         gt=0,
@@ -211,11 +218,6 @@ class TrainingSettings(SettingsGroup):
     )
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
-    serverless_longest_job_minutes: float = Field(
-        180,
-        gt=0,
-        description="After so long a posted job that has not ended counts as dead; before, nothing is posted in its place.",
-    )
     serverless_usd_per_million_tokens: float | None = Field(
         None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
     )
@@ -238,6 +240,8 @@ class TrainingSettings(SettingsGroup):
 class AutomationSettings(SettingsGroup):
     """Starts of trainings, and runs: when, how many, and on which machines."""
 
+    training_daily_min_trajectories: ClassVar[int] = 100  # with which a training starts after TRAINING_INTERVAL_HOURS
+
     automation_status: Literal["running", "stopped"] = Field(
         "running",
         description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on. "
@@ -258,9 +262,6 @@ class AutomationSettings(SettingsGroup):
         gt=0,
         description="Hours after the last completed training in which automation starts one only with TRAINING_MIN_TRAJECTORIES; "
         "also the first pause after one that failed.",
-    )
-    training_daily_min_trajectories: int = Field(
-        100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
     )
     max_concurrent_runs: int = Field(
         4,
@@ -301,6 +302,8 @@ class AutomationSettings(SettingsGroup):
 class StorageSettings(SettingsGroup):
     """Storage of checkpoints, and Weights & Biases."""
 
+    checkpoints_kept: ClassVar[int] = 10  # newest of a line that stay here, besides the best, the deployed and those in use
+
     wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases: metrics, serverless training, hosted inference.")
     wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
     wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
@@ -320,9 +323,6 @@ class StorageSettings(SettingsGroup):
         repr=False,
         description="Where the output of Dagster's runs is uploaded, for a webserver on another machine: s3://bucket/prefix, gs:// or "
         "az://, by dagster-aws, dagster-gcp or dagster-azure. Unset: it stays here.",
-    )
-    checkpoints_kept: int = Field(
-        10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
     )
     retention_days: float = Field(
         90,
@@ -364,6 +364,18 @@ class RecordingSettings(SettingsGroup):
 class ServingSettings(SettingsGroup):
     """Versions for agents: the gateway, rollouts, the admin API."""
 
+    upload_limit_mb: ClassVar[int] = 1024  # of weights that `serve admin` takes; an adapter has tens of megabytes
+    gateway_timeout_seconds: ClassVar[float] = 60  # for an answer, a stream's first token, or each part after it
+    gateway_body_limit_mb: ClassVar[int] = 4  # of a request to the gateway; a prompt has tens of kilobytes
+    gateway_spool_mb: ClassVar[int] = 1024  # of recorded calls that wait on disk for the database, for each gateway process
+    rollout_step_hours: ClassVar[float] = 24  # at a step before automation advances a rollout: each hour of the day is seen
+    # A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much above the deployed
+    # version's, and advances when that is excluded.
+    rollout_share_limit: ClassVar[float] = 0.02
+    rollout_slow_seconds: ClassVar[float] = 10  # a call that takes longer counts as slow
+    rollout_loss_usd: ClassVar[float] = 25  # loss an agent-hour against the deployed version that must be excluded before the last step
+    rollout_expected_usd: ClassVar[float] = 50  # P&L difference an agent-hour at which live comparisons are sharpest
+
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
     cron_secret: SecretStr | None = Field(
         None, description="Bearer token of the cron endpoints of `serve admin`. Unset: they answer on loopback only."
@@ -374,7 +386,6 @@ class ServingSettings(SettingsGroup):
     admin_url: str = Field(
         "http://127.0.0.1:8090", description="Where people reach `serve admin`: the Dagster UI links to its page, `/admin`."
     )
-    upload_limit_mb: int = Field(1024, ge=1, description="The largest weights that `serve admin` takes as an upload, in megabytes.")
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
     environment: str | None = Field(None, description="As NODE_ENV.")
     use_rl_model: bool | None = Field(
@@ -388,41 +399,9 @@ class ServingSettings(SettingsGroup):
         100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
     local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
-    gateway_timeout_seconds: float = Field(
-        60, gt=0, description="The longest that the gateway waits for an answer, a stream's first token, or each part after it."
-    )
-    gateway_body_limit_mb: int = Field(4, ge=1, description="The largest body of a request that the gateway takes, in megabytes.")
-    gateway_spool_mb: int = Field(
-        1024, ge=1, description="Recorded calls that may wait on disk for the database, in megabytes for each gateway process."
-    )
-    gateway_logprobs: bool = Field(
-        True, description="Ask for token log-probabilities where a request leaves it open: recorded calls then train on-policy."
-    )
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."
-    )
-    confirmation_markets: int = Field(
-        96, ge=2, description="Fresh market hours in which a version is confirmed against the deployed one before it is promoted."
-    )
-    rollout_step_hours: float = Field(24, ge=0, description="The least time that a rollout stays at a step before automation advances it.")
-    rollout_share_limit: float = Field(
-        0.02,
-        gt=0,
-        lt=1,
-        description="A version on trial is rolled back when its share of errors, slow calls or refused orders is shown to be so much "
-        "above the deployed version's, and advances when that is excluded.",
-    )
-    rollout_slow_seconds: float = Field(10, gt=0, description="A call that takes longer counts as slow.")
-    rollout_loss_usd: float = Field(
-        25,
-        gt=0,
-        description="A loss in dollars an agent-hour against the deployed version that must be excluded before a version is released.",
-    )
-    rollout_expected_usd: float = Field(
-        50,
-        gt=0,
-        description="The P&L difference in dollars an agent-hour at which live comparisons are sharpest; fix it before the first look.",
     )
     game_switch: bool = Field(
         False,
@@ -537,7 +516,7 @@ class Settings(
         return value
 
     @field_validator(
-        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url",
+        "judge_base_url", "judge_audit_base_url", "openai_base_url", "wandb_base_url", "serverless_base_url",
         "dagster_url", "admin_url", "otel_exporter_otlp_endpoint",
     )  # fmt: skip
     @classmethod
@@ -547,7 +526,7 @@ class Settings(
         return value
 
     @field_validator(
-        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url",
+        "judge_base_url", "judge_audit_base_url", "openai_base_url", "serverless_base_url",
         "otel_exporter_otlp_endpoint",
     )  # fmt: skip
     @classmethod

@@ -117,9 +117,9 @@ TEXT = """# A report on a judge
 Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](../explanation/judge.md).
 
 The judge here is the [scripted one](../../babylon_rl_tests/scripted_judge/README.md), which is as good and as bad as it is told: it knows
-each agent's profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the
-last. So the report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in
-two orders, one the other backwards, and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
+each agent's profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last.
+So the report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two
+orders, one the other backwards, and where these differ by more than 0.15 in two more.
 
 ## 48 simulated hours of 8 scripted agents
 

@@ -170,9 +170,7 @@ def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
 def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
     if hour.disagreement <= settings.judge_disagreement:
         return None
-    return Finding(
-        f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (JUDGE_DISAGREEMENT is {settings.judge_disagreement:g})"
-    )
+    return Finding(f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (at most {settings.judge_disagreement:g} is fine)")
 
 
 def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
@@ -347,9 +345,9 @@ JUDGED = HourlyChecks(
         ),
         Rule(
             "orders_agree",
-            "The orders in which a group was shown differ by JUDGE_DISAGREEMENT at most.",
+            "The orders in which a group was shown differ by 0.15 at most.",
             _orders_differ,
-            "More orders (JUDGE_ORDERS, JUDGE_MAX_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
+            "More orders (JUDGE_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
             needs=MODEL_SCORES,
         ),
         Rule(

@@ -38,7 +38,7 @@ class CleanedPart:
 
 
 def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[CleanedPart]:
-    """Remove files and rows older than RETENTION_DAYS, and checkpoints beyond CHECKPOINTS_KEPT.
+    """Remove files and rows older than RETENTION_DAYS, and checkpoints beyond those that are kept.
 
     Yield each part when it is done.
 

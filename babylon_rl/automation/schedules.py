@@ -63,7 +63,7 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
     cron_schedule="11 5 * * *",
     job=cleanup_job,
     default_status=SCHEDULES,
-    description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond CHECKPOINTS_KEPT.",
+    description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond the newest 10 of a line.",
 )
 def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()

@@ -31,9 +31,7 @@ def start(
     name: NameArgument,
     versions: Annotated[str, typer.Option(help="Versions, or base, separated by commas; the others are compared with the first.")],
     shares: Annotated[str, typer.Option(help="Percent of all agents in each arm, separated by commas.")],
-    expected: Annotated[
-        float | None, typer.Option(help="Dollars an agent-hour at which the comparison is sharpest. Default: ROLLOUT_EXPECTED_USD.")
-    ] = None,
+    expected: Annotated[float | None, typer.Option(help="Dollars an agent-hour at which the comparison is sharpest. Default: 50.")] = None,
     reason: ReasonOption = "by hand",
     as_json: JsonOption = False,
 ) -> None:

@@ -43,12 +43,13 @@ from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
+CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes
 ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
 DEMO_SETTINGS = {
     "train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0,
-    "auto_promote": True, "confirmation_markets": 24, "rollout_steps": "50,100",
+    "auto_promote": True, "rollout_steps": "50,100",
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def demo(
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
     chosen |= {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
-    settings = load_settings(**chosen)
+    settings = load_settings(**chosen).model_copy(update={"confirmation_markets": CONFIRMATION_MARKETS})
     keep_demo_choices(settings, chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
     # Remains of a killed demo would hold the database.

@@ -48,7 +48,7 @@ RELEASE_AGENTS = 12  # that ask the gateway while a version is on trial
 STAGES = "demo-stages.jsonl"
 # The demo's gateway, whatever the environment says of the real one: agents get what the registry says, and every call is recorded.
 GATEWAY_SETTINGS = {
-    "use_rl_model": True, "rl_model_version": None, "wandb_model": None, "rl_rollout_percentage": 100.0, "gateway_logprobs": True,
+    "use_rl_model": True, "rl_model_version": None, "wandb_model": None, "rl_rollout_percentage": 100.0,
     "record_agent_trajectories": True, "trajectory_sampling_rate": 1.0, "record_private_fields": "",
 }  # fmt: skip
 

@@ -59,8 +59,8 @@ class JudgeEndpoint:
 def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     """The endpoint of ``model``.
 
-    At JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set; else at OPENAI_BASE_URL or OPENAI_API_BASE, of a model of
-    OpenAI's; else its provider's own.
+    At JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set; else at OPENAI_BASE_URL, of a model of OpenAI's; else its
+    provider's own.
     """
     provider, name = _split_model(model)
     field_name = judge_key_variable(model)
@@ -103,9 +103,7 @@ def _given_address(settings: JudgeSettings, model: str) -> tuple[str | None, str
         url = settings.judge_audit_base_url
     # OpenAI's own variables count for OpenAI's models only
     if url is None and _split_model(model)[0] == "openai":
-        by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
-        named_by = next((name for name, address in by_variable.items() if address), "")
-        url = by_variable.get(named_by)
+        url, named_by = settings.openai_base_url, "OPENAI_BASE_URL" if settings.openai_base_url else ""
     return (None if url is None else with_version(url)), named_by
 
 
@@ -292,7 +290,7 @@ class JudgeClient:
     def _advice(self, failed: CallFailed) -> str:
         """Advice on a failure that no retry cures."""
         if failed.is_too_long:
-            return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
+            return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS."
         if failed.is_bad_key:
             return f"Set {self._endpoint.key_variable} to a key that may use this model."
         if failed.is_out_of_credit:

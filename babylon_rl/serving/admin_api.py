@@ -371,7 +371,7 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
     if not isinstance(model, UploadFile) or not isinstance(version, str) or not isinstance(metadata, str):
         raise ApiError(400, "A form has the file model and the fields version and metadata.", "invalid_body")
     if (model.size or 0) > limit:
-        raise ApiError(413, f"The file has more than {limit:,} bytes (UPLOAD_LIMIT_MB).", "body_too_large")
+        raise ApiError(413, f"The file has more than {limit:,} bytes.", "body_too_large")
     try:
         facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
     except NOT_JSON as invalid:
@@ -398,7 +398,7 @@ class LimitedBody:
             raise self._refusal(ClientGone())
         self._size += len(message.get("body", b""))
         if self._size > self._longest:
-            raise self._refusal(ApiError(413, f"The body has more than {self._longest:,} bytes (UPLOAD_LIMIT_MB).", "body_too_large"))
+            raise self._refusal(ApiError(413, f"The body has more than {self._longest:,} bytes.", "body_too_large"))
         return message
 
     def _refusal(self, reason: ApiError | ClientGone) -> MultiPartException:

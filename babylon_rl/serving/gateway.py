@@ -153,7 +153,7 @@ class Gateway:
         upstream, request = self.upstreams.get(chosen.upstream), call.request
         # What a model's server once refused is not sent to it again.
         refused = upstream.refused_fields.setdefault(chosen.model_name, set())
-        added = request.open_fields - refused - (set() if self.settings.gateway_logprobs else {"logprobs"})
+        added = request.open_fields - refused
         answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added), request.stream)
         if isinstance(answer, WholeAnswer) and answer.status in (400, 422):
             # The client did not ask for them: a server that refuses them refuses the gateway.

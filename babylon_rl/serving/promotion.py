@@ -73,7 +73,7 @@ def promote(
 def advance(connection: Connection, settings: Settings, now: datetime) -> str:
     """Advance, hold or roll back the version on trial; return a sentence.
 
-    One guard that fails rolls it back. With AUTO_PROMOTE it advances after ROLLOUT_STEP_HOURS when no guard fails and all but P&L pass;
+    One guard that fails rolls it back. With AUTO_PROMOTE it advances after a day when no guard fails and all but P&L pass;
     for the last step, to all agents, P&L must pass too.
     """
     trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)

@@ -77,7 +77,7 @@ def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | No
     if parent.pruned_at is not None and not directory.is_dir():
         raise CheckpointError(
             f"The parent {parent.version} was pruned on {parent.pruned_at:%Y-%m-%d}, when {directory} made room for newer checkpoints "
-            f"(CHECKPOINTS_KEPT). {cure}"
+            f"{cure}"
         )
     if not directory.is_dir():
         raise CheckpointError(f"The parent {parent.version} is gone: {directory} is not there. {cure}")

@@ -241,6 +241,6 @@ def smaller_batch_due(last: datetime | None, settings: Settings, now: datetime) 
 
 
 def with_smaller_minimum(settings: Settings) -> Settings:
-    """The settings of a smaller batch: TRAINING_DAILY_MIN_TRAJECTORIES in place of TRAINING_MIN_TRAJECTORIES."""
+    """The settings of a smaller batch, with a least of 100 trajectories or TRAINING_MIN_TRAJECTORIES if that is less."""
     least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
     return settings.model_copy(update={"training_min_trajectories": least})

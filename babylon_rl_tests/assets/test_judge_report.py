@@ -50,7 +50,7 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
     ("groups_have_scores", hour(pending="the judge is down"), f"waits for its judge with the scores of {MODEL} meanwhile (the judge", ()),
     ("scores_differ", hour(spread=0.0), "all scores are equal (standard deviation 0)", ()),
     ("few_ties", hour((0.2, 0.5, 0.5, 0.5, 0.5)), "6 of 10 pairs of its episodes have the same score", ()),
-    ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (JUDGE_DISAGREEMENT is 0.15)", ()),
+    ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (at most 0.15 is fine)", ()),
     ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00 over 4 episodes)", ()),
     (
         "holding_not_favoured",

@@ -57,7 +57,7 @@ def test_bad_usage_is_exit_code_2(command: Command, arguments: list[str]) -> Non
 
 
 def test_bad_settings_are_all_in_one_message(command: Command) -> None:
-    done = command("migrate", EPOCHS="0", DATABASE_URL="mysql://u:s3cret@h/d", GAMMA="2")
+    done = command("migrate", EPOCHS="0", DATABASE_URL="mysql://u:s3cret@h/d", KL_PENALTY="-1")
     assert done.returncode == 2
     assert done.stderr.startswith("3 settings are not allowed:")
     assert "Traceback" not in done.stderr

@@ -53,10 +53,9 @@ def test_a_server_of_ones_own_needs_no_key(address: str, base_url: str) -> None:
     assert endpoint_of(settings(judge_base_url=address), "openai/x").key == KEYS["openai_api_key"]
 
 
-def test_the_variables_of_openais_client_hold_for_openais_models_where_no_judges_address_is_set() -> None:
-    own = settings(openai_base_url="http://a", openai_api_base="http://b", judge_model="gpt-4o-mini", judge_audit_model="openai/y")
+def test_the_variable_of_openais_client_holds_for_openais_models_where_no_judges_address_is_set() -> None:
+    own = settings(openai_base_url="http://a", judge_model="gpt-4o-mini", judge_audit_model="openai/y")
     assert [endpoint_of(own, model).where for model in ("gpt-4o-mini", "openai/y")] == ["http://a/v1 (OPENAI_BASE_URL)"] * 2
-    assert endpoint_of(own.model_copy(update={"openai_base_url": None}), "openai/y").where == "http://b/v1 (OPENAI_API_BASE)"
     assert endpoint_of(own.model_copy(update={"judge_base_url": "http://c/v1"}), "openai/y").where == "http://c/v1"
     assert [endpoint_of(own, model).base_url for model in ("claude-x", "openpipe:j")] == [None, "https://api.openpipe.ai/api/v1"]
     assert (server_of(own, "openai/y"), server_of(own, "claude-x")) == ("http://a/v1", "")
@@ -82,7 +81,7 @@ def test_other_providers_keys_come_from_the_environment_or_dotenv(monkeypatch: p
     assert (found.key, found.key_variable, found.base_url) == (SecretStr("from-the-environment"), "GEMINI_API_KEY", None)
 
 
-@pytest.mark.parametrize("name", ["judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base"])
+@pytest.mark.parametrize("name", ["judge_base_url", "judge_audit_base_url", "openai_base_url"])
 def test_an_address_with_a_password_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=f"{name.upper()} is .a secret.: must hold no user or password") as refused:

@@ -132,10 +132,8 @@ def test_orders_that_disagree_are_followed_by_more_up_to_the_most(settings: Sett
 
 
 def test_by_default_further_orders_leave_nothing_of_what_a_place_gains(settings: Settings) -> None:
-    plain = {name: field.default for name, field in Settings.model_fields.items()}
     with judging(ScriptedJudge(noise=0.02, position_bias=0.4)) as judge:
-        defaults = settings.model_copy(update={name: plain[name] for name in ("judge_orders", "judge_max_orders", "judge_disagreement")})
-        chosen = asking(defaults, judge.url, judge_disagreement=defaults.judge_disagreement)
+        chosen = asking(settings, judge.url, judge_orders=2, judge_disagreement=settings.judge_disagreement)
         found = judged(judge_all(chosen, [group(window.window, 8) for window in groups(12)], MemoryCache()))
     assert {4} <= {len(outcome.orders) for outcome in found} <= {2, 4}
     for outcome in found:

@@ -204,9 +204,10 @@ def command(
     """``command("score", ...)``: exit code, the JSON document, what was said besides."""
     for name, value in {
         "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "JUDGE_MODEL": MODEL, "JUDGE_BASE_URL": judge.url,
-        "JUDGE_TIMEOUT_SECONDS": "2", "JUDGE_DISAGREEMENT": "1",
+        "JUDGE_TIMEOUT_SECONDS": "2",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Settings, "judge_disagreement", 1.0)
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -284,21 +285,19 @@ def test_scores_of_the_heuristic_stand_until_somebody_wants_the_judge_to_replace
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
 def test_the_address_of_openais_own_client_is_where_the_judge_is_asked(
     database: Database,
     judge: Judge,
     command: Callable[..., tuple[int, dict[str, Any], str]],
     monkeypatch: pytest.MonkeyPatch,
-    variable: str,
 ) -> None:
     (window,) = filled(database, 1)
     monkeypatch.delenv("JUDGE_BASE_URL")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setenv(variable, judge.url)
+    monkeypatch.setenv("OPENAI_BASE_URL", judge.url)
     code, done, said = command("score", "--window", window)
     assert (code, len(done["windows"]), judge.stats()["requests"]) == (0, 1, 2), said
-    address = f"{MODEL} at {judge.url} ({variable})"
+    address = f"{MODEL} at {judge.url} (OPENAI_BASE_URL)"
     assert f"Judged by {address}." in said
     assert address in command("settings")[2]
     checks = command("verify-system")[1]["checks"]

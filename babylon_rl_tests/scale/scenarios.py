@@ -32,7 +32,7 @@ from babylon_rl_tests.trace_receiver import TraceReceiver
 ORDERS = 2  # requests for each hour
 # Of a run; more runs wait in the broker than there are workers. Hours are judged when the scenario asks, by whom it says.
 SETTINGS = {
-    "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
+    "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
     "AUTOMATION_STATUS": "stopped",
 }  # fmt: skip
 QUEUES = ("hours",)

@@ -38,7 +38,7 @@ MIGRATE, DEV = ["babylon-rl", "migrate"], ["babylon-rl", "dev"]
 # Hours are made as they end.
 PROMPT = SMALL | {"FIRST_WINDOW": FIRST_HOUR, "OUTCOME_DELAY_MINUTES": "5", "MAX_CONCURRENT_RUNS": "6"}
 # Nobody starts a training by itself, or as soon as there is something to train on.
-ON_DEMAND = {"TRAINING_MIN_TRAJECTORIES": "1000000", "TRAINING_DAILY_MIN_TRAJECTORIES": "1000000"}
+ON_DEMAND = {"TRAINING_MIN_TRAJECTORIES": "1000000", "TRAINING_MIN_GROUPS": "1000000"}
 EAGER = {"TRAINING_MIN_TRAJECTORIES": "60"}
 WAITS_TO_UPLOAD = """
     SELECT 1 FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")

@@ -90,12 +90,11 @@ COUNTS = 'SELECT "promptTokens", "completionTokens", status FROM babylon_rl.gate
 def test_tokens_of_streams_are_the_server_s_or_counted_from_its_tokens(
     recording: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
-    recording = recording.model_copy(update={"gateway_logprobs": False})
     with running_gateway(recording, database, writes=True) as gateway:
         for fault in ("", "no usage", "no done", "breaks later"):
             upstream.behaviour["v1.0.0"] = fault
             with pytest.raises(openai.APIError) if fault == "breaks later" else nullcontext():
-                chat(gateway, stream=True)
+                chat(gateway, stream=True, logprobs=False)
         texts = logs(database, 4)
     counts = [(11, 3, 200), (None, 3, 200), (11, 3, 200), (None, 2, 502)]
     assert [tuple(call.values()) for call in rows(database, COUNTS)] == counts

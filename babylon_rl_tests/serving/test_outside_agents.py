@@ -71,14 +71,3 @@ def test_the_langgraph_agent_plays_to_the_end_and_every_decision_is_recorded(
     (tmp_path / "plain_loop_parts.py").write_text(parts)
     ticks = play(tmp_path, environment, GRAPH)
     recorded(database, "plain-loop", ticks)  # the name that `decide` gives
-
-
-def test_windows_of_another_length_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from babylon_rl.errors import SettingsError
-    from babylon_rl.settings import load_settings
-
-    monkeypatch.setenv("WINDOW_DURATION_HOURS", "1")
-    assert load_settings().window_duration_hours == 1
-    monkeypatch.setenv("WINDOW_DURATION_HOURS", "4")
-    with pytest.raises(SettingsError, match=r"WINDOW_DURATION_HOURS is '4': a window is one hour here: .*LOOKBACK_HOURS.*differences\.md"):
-        load_settings()

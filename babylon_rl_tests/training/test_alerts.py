@@ -15,10 +15,9 @@ from babylon_rl.alerts import raise_alert, send_alerts, send_test
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import send_alerts_sensor
 from babylon_rl.cli import run
-from babylon_rl.store.releases import AUTOMATION
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.releases import change_rollout, insert_rollout, read_rollouts
+from babylon_rl.store.releases import AUTOMATION, change_rollout, insert_rollout, read_rollouts
 from babylon_rl.store.scores import keep_pending
 from babylon_rl.training.batches import cancel_batch, fail_batch
 from babylon_rl.training.freezing import freeze

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from babylon_rl.cli import run
+from babylon_rl.settings import Settings
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.training.remote_play import HOURS
 
@@ -66,7 +67,7 @@ def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, 
 @pytest.mark.long
 def test_a_job_that_never_ends_is_given_up_by_command(played_database, serverless, stand_in, monkeypatch, capsys):
     serverless(played_database)
-    monkeypatch.setenv("SERVERLESS_LONGEST_JOB_MINUTES", "0.001")
+    monkeypatch.setattr(Settings, "serverless_longest_job_minutes", 0.001)
     stand_in.service.job_faults = ["stalls"]
     train = ["train", "--iterations", "1", "--from", HOURS[0], "--to", "2025-11-15T12:00"]
     assert run(train) != 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.cli.children import run_child, stop_children
-from babylon_rl.cli.demo import DEMO_SETTINGS
+from babylon_rl.cli.demo import CONFIRMATION_MARKETS
 from babylon_rl.cli.demo_stages import STAGES, WINDOWS, stage
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import BabylonError, TrainingError, UsageError
@@ -39,7 +39,6 @@ from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import require_comparable
 
 RESULT, LOG = "result.json", "demo.log"
-CONFIRMATION_MARKETS = int(DEMO_SETTINGS["confirmation_markets"])
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 

@@ -9,7 +9,7 @@ import math
 from babylon_rl.evaluation.snapshot_file.schema import OptimalAction, Optimum
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import START_BALANCE
-from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.fills import Fill, Settlement
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
@@ -39,8 +39,9 @@ def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
     fills = [outcome for outcome in record.outcomes if isinstance(outcome, Fill) and outcome.market]
     fills += [fill for closed in record.closed.values() for fill in closed]
     profits: dict[str, list[float]] = {}
-    for event in (*fills, *record.settled):
-        profits.setdefault(event.position, []).append(event.profit or 0.0)
+    ends: list[Fill | Settlement] = [*fills, *record.settled]
+    for end in ends:
+        profits.setdefault(end.position, []).append(end.profit or 0.0)
     return tuple(
         _action(fill, math.fsum(profits[fill.position]), _REASONS[record.mandate]) for fill in sorted(fills, key=lambda fill: fill.tick)
     )

@@ -84,7 +84,7 @@ def _exportable(model: Model, settings: Settings) -> Path:
     # Files of a pruned version may still exist at the upload URL.
     again = f" It was uploaded to {model.uploaded_url}: copy that directory to {directory}." if model.uploaded_url else ""
     if model.pruned_at is not None and not directory.is_dir():
-        raise CheckpointError(f"{version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are gone (CHECKPOINTS_KEPT).{again}")
+        raise CheckpointError(f"{version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are gone.{again}")
     if not directory.is_dir():
         raise CheckpointError(f"{version} cannot be exported: {directory} is not there.{again}")
     remote = read_remote(directory)

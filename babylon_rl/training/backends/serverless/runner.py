@@ -391,7 +391,7 @@ def _elsewhere(posted: RemoteJob, job: RemoteJob) -> str:
 
 def _overdue(job: RemoteJob, longest: timedelta) -> str:
     return (
-        f"Job {job.job_id} of {_of(job)} has not ended within {longest.total_seconds() / 60:g} minutes (SERVERLESS_LONGEST_JOB_MINUTES). "
+        f"Job {job.job_id} of {_of(job)} has not ended within {longest.total_seconds() / 60:g} minutes. "
         f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it never will end, "
         f"say so: `babylon-rl batches give-up-job {job.job_id} --reason ...`."
     )
