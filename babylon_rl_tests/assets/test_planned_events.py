@@ -1,4 +1,4 @@
-"""Planned events and check states of a range of hours: what Dagster's own storage does one at a time, ours does together."""
+"""Planned events of a range of hours: what Dagster's own storage does one at a time, ours does together."""
 
 import json
 from collections import Counter
@@ -8,15 +8,12 @@ import dagster as dg
 import pytest
 from dagster_postgres import PostgresEventLogStorage
 
-from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.checks_hours import ROWS
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.automation.launch import job_definition
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.windows import window_range
 from babylon_rl_tests.assets.conftest import NOW
 
 pytestmark = pytest.mark.slow
@@ -80,52 +77,3 @@ def test_a_planned_range_asks_the_database_a_fixed_number_of_times(job: dg.JobDe
         event.listen(engine, "before_cursor_execute", lambda *given: asked.update([given[2]]))
         counts(LAST)  # what a process looks up once
         assert counts(LAST) == counts("2025-10-31T11:00")
-
-
-ASSET, BAD, EMPTY = dg.AssetKey("window_groups"), "2025-10-29T15:00", "2025-10-29T08:00"
-CHECK = dg.AssetCheckKey(ASSET, "few_rows_malformed")
-
-
-def states(instance: dg.DagsterInstance) -> dict[str, set[str]]:
-    """The hours that the UI shows in each state of a check; all checks of the asset are as Dagster's own storage adds them up."""
-    keys = [(dg.AssetCheckKey(ASSET, rule.name), hours) for rule in ROWS.rules]
-    log = instance.event_log_storage
-    ours = log.get_asset_check_state(keys)
-    kind, log.__class__ = type(log), PostgresEventLogStorage
-    assert ours == log.get_asset_check_state(keys)
-    log.__class__ = kind
-    subsets = {status.value: subset.subset_value for status, subset in ours[CHECK].subsets.items()}
-    return {status: set(subset.get_partition_keys()) for status, subset in subsets.items() if not subset.is_empty}
-
-
-@pytest.mark.long
-def test_every_measured_hour_of_a_range_has_passed_or_failed(job: dg.JobDefinition, sample_database: Database, settings: Settings):
-    windows = set(window_range(EMPTY, "2025-10-29T17:00"))
-
-    def run(instance: dg.DagsterInstance, **tags: str) -> str:
-        return job.execute_in_process(instance=instance, tags=tags, asset_selection=[ASSET], run_config=QUIET).run_id
-
-    with sample_database.connect(autocommit=True) as connection:
-        connection.execute("""UPDATE trajectories SET "stepsJson" = 'no' WHERE "windowId" = %s""", [BAD])
-        filled = {window for (window,) in connection.execute('SELECT DISTINCT "windowId" FROM trajectories').fetchall()} & windows
-    with open_instance(sample_database, settings) as instance:
-        whole = {RANGE_START: EMPTY, RANGE_END: LAST}
-        planned = instance.create_run_for_job(job, tags=whole)
-        assert states(instance) == {"IN_PROGRESS": windows}
-        instance.report_run_canceled(planned)
-        assert states(instance) == {"SKIPPED": windows}
-        run_id = run(instance, **whole)
-        assert states(instance) == {"SUCCEEDED": filled - {BAD}, "FAILED": {BAD}, "SKIPPED": windows - filled}
-        records = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=100)
-        ended = [record for record in records if record.run_id == run_id and record.status.value != "PLANNED"]
-        said = {record.partition: record.evaluation.description for record in ended}
-        assert {window for window, words in said.items() if words == "Nothing found."} == filled - {BAD}
-        assert said[BAD].startswith(f"{BAD}: ") and said[None].startswith(f"1 of {len(windows)} hours. {BAD}: ")
-        instance.report_runless_asset_event(dg.AssetMaterialization(ASSET, partition=FIRST))
-        assert states(instance)["SUCCEEDED"] == filled - {BAD, FIRST}
-        run(instance, **{"dagster/partition": FIRST})
-        assert states(instance)["SUCCEEDED"] == filled - {BAD}
-        instance.wipe_assets([ASSET])
-        assert states(instance) == {}
-        instance.report_runless_asset_event(dg.AssetCheckEvaluation(ASSET, CHECK.name, passed=True, partition=LAST))
-        assert states(instance) == {"SUCCEEDED": {LAST}}  # what was made before the wipe does not count
