@@ -109,3 +109,31 @@ def test_hours_are_backfilled(ui: str, backfill: str):
     made = ask(ui, query)["assetNodeOrError"]["assetMaterializations"]
     rows = {m["partition"]: entry["intValue"] for m in made for entry in m["metadataEntries"] if entry["label"] == "rows"}
     assert sorted(rows) == HOURS and min(rows.values()) > 0
+
+
+CHECKS = """query { assetNodeOrError(assetKey: {path: ["window_groups"]}) { ... on AssetNode { repository { name location { name } }
+    assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization { runId status } } } } } } }"""
+NEWEST = """query($name: String!) { assetCheckExecutions(assetKey: {path: ["window_groups"]}, checkName: $name, limit: 1)
+    { runId status evaluation { description partition } } }"""
+
+
+def test_execute_all_of_a_checks_tab_gives_list_and_detail_one_verdict(ui: str, backfill: str):
+    node = ask(ui, CHECKS)["assetNodeOrError"]
+    names = [check["name"] for check in node["assetChecksOrError"]["checks"]]
+    chosen = [{"assetKey": {"path": ["window_groups"]}, "name": name} for name in names]
+    location, repository = node["repository"]["location"]["name"], node["repository"]["name"]
+    selector = {"repositoryLocationName": location, "repositoryName": repository, "jobName": "__ASSET_JOB"}
+    params = {"selector": selector | {"assetSelection": [], "assetCheckSelection": chosen}, "runConfigData": {}, "mode": "default"}
+    launch = "mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { ... on LaunchRunSuccess { run { runId } } } }"
+    run = ask(ui, launch, params=params)["launchRun"]["run"]["runId"]
+    deadline = time.monotonic() + 120
+    status = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+    while (found := ask(ui, status, run=run)["runOrError"]["status"]) not in ("SUCCESS", "FAILURE", "CANCELED"):
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+    assert found == "SUCCESS"
+    for check in ask(ui, CHECKS)["assetNodeOrError"]["assetChecksOrError"]["checks"]:
+        (newest,) = ask(ui, NEWEST, name=check["name"])["assetCheckExecutions"]
+        assert check["executionForLatestMaterialization"] == {"runId": run, "status": newest["status"]} and newest["runId"] == run
+        assert newest["evaluation"]["partition"] is None and newest["status"] == "SUCCEEDED"
+        assert newest["evaluation"]["description"] == "Nothing found in 2 hours."
