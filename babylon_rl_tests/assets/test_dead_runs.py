@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import dagster as dg
 import pytest
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from babylon_rl.assets import runs
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
 from babylon_rl.automation import instance
+from babylon_rl.automation.batch_runs import FAILURE_REASON_TAG
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
@@ -70,13 +69,11 @@ def test_a_process_elsewhere_is_dead_once_it_is_silent_and_one_of_this_machine_n
 def test_a_run_that_died_before_its_first_heartbeat_ends_too_and_what_has_not_begun_is_left_to_dagster(ready: Bench):
     batch = a_batch(ready)
     begun, handed_over = a_run(ready, batch, STARTED), a_run(ready, batch, dg.DagsterRunStatus.STARTING)
-    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "train")
-    waiting = {"status": dg.DagsterRunStatus.QUEUED, "remote_job_origin": origin, "tags": {"dagster/partition": batch}}
-    queued = ready.instance.create_run_for_job(job_definition("train", ready.babylon), **waiting).run_id
+    waiting = a_run(ready, batch, dg.DagsterRunStatus.NOT_STARTED)
     assert looked(ready) == "Every run that has begun is alive."
     ready.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - interval '91 seconds'""")
     assert looked(ready).startswith(f"Run {begun} of {batch} is ended. It ended before its first heartbeat")
-    assert [status(ready, run).value for run in (begun, handed_over, queued)] == ["FAILURE", "STARTING", "QUEUED"]
+    assert [status(ready, run).value for run in (begun, handed_over, waiting)] == ["FAILURE", "STARTING", "NOT_STARTED"]
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
 
 
@@ -84,8 +81,8 @@ def test_a_run_that_never_began_does_not_count_as_a_death_of_its_batch(ready: Be
     batch = a_batch(ready)
     for attempt in range(2, 6):
         run = ready.instance.get_run_by_id(a_run(ready, batch, dg.DagsterRunStatus.STARTING))
-        late = JobFailureData(error=None, failure_reason=RunFailureReason.START_TIMEOUT)
-        ready.instance.report_run_failed(run, "It timed out.", late)  # as Dagster's monitoring does
+        ready.instance.report_run_failed(run, "It timed out.")
+        ready.instance.add_run_tags(run.run_id, {FAILURE_REASON_TAG: "START_TIMEOUT"})  # as Dagster's monitoring has it
         assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/{attempt}"
 
 

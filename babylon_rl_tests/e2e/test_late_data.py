@@ -30,7 +30,7 @@ OUR_TABLES = """
     SELECT c.table_schema || '.' || c.table_name,
            string_agg(quote_ident(c.column_name), ', ' ORDER BY c.ordinal_position) FILTER (WHERE c.data_type NOT LIKE 'timestamp%')
     FROM information_schema.columns c JOIN information_schema.tables t USING (table_schema, table_name)
-    WHERE t.table_type = 'BASE TABLE' AND (c.table_schema = 'babylon_rl' OR c.table_name IN ('market_outcomes', 'reward_judgments'))
+    WHERE t.table_type = 'BASE TABLE' AND c.table_name <> 'observed_versions' AND (c.table_schema = 'babylon_rl' OR c.table_name IN ('market_outcomes', 'reward_judgments'))
     GROUP BY 1 HAVING bool_or(c.column_name IN ('window', 'windowId', 'groupId')) AND NOT bool_or(c.column_name = 'batchId')
 """
 JUDGED = """
