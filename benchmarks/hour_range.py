@@ -1,8 +1,8 @@
 """What a range of hours costs through Dagster: `python benchmarks/hour_range.py [--hours 720] [--rows 40] [--kilobytes 5]` prints JSON.
 
-In one run, on an embedded server of its own and on Dagster's stock Postgres storage: an empty asset over the range, and each hourly asset with
-its checks as runs and commands of this project execute it. The bound is 1.5 times the empty asset; the exit code is 1 when an asset is above
-it, or `window_groups` asks more than one query for the rows of a portion of the range (`store/windows.py`).
+In one run, on an embedded server of its own and on Dagster's stock Postgres storage: an empty asset over the range, and each hourly asset
+with its checks as runs and commands of this project execute it. The bound is 1.5 times the empty asset; the exit code is 1 when an asset is
+above it, or `window_groups` asks more than one query for the rows of a portion of the range (`store/windows.py`).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import backfills, hours
+from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import HOURLY, HOURS_JOB
@@ -36,7 +36,7 @@ START = datetime(2025, 9, 1)
 BOUND = 1.5
 
 
-@dg.asset(partitions_def=hours, backfill_policy=backfills)
+@dg.asset(partitions_def=hours, backfill_policy=dg.BackfillPolicy.single_run())
 def nothing() -> None:
     """Costs what Dagster costs."""
 

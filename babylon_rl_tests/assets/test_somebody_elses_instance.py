@@ -21,8 +21,7 @@ from babylon_rl.definitions import defs
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import NOW, Bench
-from babylon_rl_tests.ports import free_port
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.servers import ROOT, free_port
 
 pytestmark = pytest.mark.long
 
@@ -49,7 +48,7 @@ def environment(sample_database: Database, tmp_path: Path) -> dict[str, str]:
     """Variables of a person who runs Dagster without our commands."""
     ours = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL", "DAGSTER_EVENT_BATCH_SIZE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    home = {"BABYLON_RL_HOME": str(tmp_path / "state"), "DATABASE_URL": sample_database.url, "PYTHONPATH": str(ROOT)}
+    home = {"BABYLON_RL_HOME": str(tmp_path / "state"), "DATABASE_URL": sample_database.url, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     return kept | home | {"AUTOMATION_STATUS": "stopped", "DAGSTER_DISABLE_TELEMETRY": "1"}
 
 
@@ -97,32 +96,20 @@ def ticks(bench: Bench) -> Iterator[str]:
 def test_dagster_dev_serves_and_runs_it_without_a_home_beside_a_second_location(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "another.py").write_text(ANOTHER)
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-m",
-        "babylon_rl.definitions",
-        "-f",
-        "another.py",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
+    where = ("-m", "babylon_rl.definitions", "-m", "another", "-h", "127.0.0.1", "-p", str(port))
+    command = [sys.executable, "-m", "dagster", "dev", *where]
     with open(tmp_path / "log", "w") as log:
         dev = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         ask = Asked(f"http://127.0.0.1:{port}/graphql", tmp_path / "log")
         entries = ask.until(lambda: ask(LOCATIONS)["workspaceOrError"]["locationEntries"])
         loaded = {entry["name"]: entry["locationOrLoadError"]["__typename"] for entry in entries}
-        assert loaded == {"babylon_rl.definitions": "RepositoryLocation", "another.py": "RepositoryLocation"}
+        assert loaded == {"babylon_rl.definitions": "RepositoryLocation", "another": "RepositoryLocation"}
         tags = [
             {"key": "dagster/asset_partition_range_start", "value": FIRST},
             {"key": "dagster/asset_partition_range_end", "value": LAST},
         ]
-        for location, of_run in (("babylon_rl.definitions", tags), ("another.py", [])):
+        for location, of_run in (("babylon_rl.definitions", tags), ("another", [])):
             selector = {"repositoryName": "__repository__", "repositoryLocationName": location, "jobName": "hours"}
             params = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": of_run}}
             launched = ask(LAUNCH, params=params)["launchRun"]
