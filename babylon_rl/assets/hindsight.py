@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.judge.versions import hindsight_rules
@@ -42,7 +42,7 @@ COLUMNS = column_schema(
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version=hindsight_rules(load_settings()),
-    backfill_policy=backfills,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.action_outcomes"},
     description=described(
         "Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "

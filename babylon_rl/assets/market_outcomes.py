@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.judge.versions import market_rules
@@ -41,7 +41,7 @@ COLUMNS = column_schema(
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version=market_rules(load_settings()),
-    backfill_policy=backfills,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "public.market_outcomes"},
     description=described(
         "Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",

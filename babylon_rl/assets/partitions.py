@@ -24,9 +24,8 @@ from babylon_rl.windows import WINDOW_FORMAT, is_complete
 hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
-# Most hours of a run of a cheap asset, started by Dagster or by a command.
-HOURS_PER_RUN = 720
-backfills = dg.BackfillPolicy.multi_run(HOURS_PER_RUN)
+# Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.
+MOST_HOURS_WITH_TABLES = 720
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
@@ -88,8 +87,7 @@ def plotted(windows: Sequence[str]) -> frozenset[str]:
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
     """Yield the result of an hourly asset, with metadata for each hour.
 
-    A run of one hour has the hour's data version, a range one version of all its hours. Dagster keeps the metadata of all hours in memory
-    until the end of the step: HOURS_PER_RUN bounds them.
+    A run of one hour has the hour's data version, a range one version of all its hours.
     """
     windows = hours_of(context, babylon.now())
     versions: dict[str, str] = {}
@@ -97,6 +95,11 @@ def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of
         for some in reading_chunks(connection, windows):
             for window, report in reports_of(connection, some, babylon, plotted(windows)).items():
                 versions[window] = report.data_version
-                context.add_asset_metadata(report.metadata, partition_key=window)
+                metadata = report.metadata if len(windows) <= MOST_HOURS_WITH_TABLES else _without_tables(report.metadata)
+                context.add_asset_metadata(metadata, partition_key=window)
     version = versions[windows[0]] if len(windows) == 1 else content_version(versions)
     yield dg.MaterializeResult(data_version=dg.DataVersion(version))
+
+
+def _without_tables(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}

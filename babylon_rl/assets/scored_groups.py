@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
@@ -42,7 +42,7 @@ def hours_per_run(settings: Settings) -> int | None:
 
 def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     most = hours_per_run(settings)
-    return backfills if most is None else dg.BackfillPolicy.multi_run(most)
+    return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
 
 
 @dg.asset(

@@ -156,7 +156,7 @@ MARKET_COLUMNS = column_schema(
 )
 
 
-@dg.multi_observable_source_asset(
+@dg.multi_observable_source_asset(  # type: ignore[untyped-decorator] # of Dagster's, without types
     name="observe_game",
     specs=[
         dg.AssetSpec(

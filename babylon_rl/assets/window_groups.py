@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
@@ -38,7 +38,7 @@ COLUMNS = column_schema(
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version=episode_rules(load_settings()),
-    backfill_policy=backfills,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.episodes"},
     description=described(
         "Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",

@@ -7,8 +7,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.assets.partitions import HOURS_PER_RUN
-from babylon_rl.automation.jobs import HOURLY
+from babylon_rl.automation.jobs import HOURLY, MOST_HOURS
 from babylon_rl.definitions import defs
 from babylon_rl.market.outcome_rows import read_many_outcomes
 from babylon_rl.settings import Settings
@@ -30,7 +29,8 @@ OUR_TABLES = """
     SELECT c.table_schema || '.' || c.table_name,
            string_agg(quote_ident(c.column_name), ', ' ORDER BY c.ordinal_position) FILTER (WHERE c.data_type NOT LIKE 'timestamp%')
     FROM information_schema.columns c JOIN information_schema.tables t USING (table_schema, table_name)
-    WHERE t.table_type = 'BASE TABLE' AND (c.table_schema = 'babylon_rl' OR c.table_name IN ('market_outcomes', 'reward_judgments'))
+    WHERE t.table_type = 'BASE TABLE' AND c.table_name <> 'observed_versions'
+        AND (c.table_schema = 'babylon_rl' OR c.table_name IN ('market_outcomes', 'reward_judgments'))
     GROUP BY 1 HAVING bool_or(c.column_name IN ('window', 'windowId', 'groupId')) AND NOT bool_or(c.column_name = 'batchId')
 """
 JUDGED = """
@@ -73,7 +73,7 @@ class Automation:
     def _make(self, names: Iterable[str], windows: set[str]) -> None:
         for name in names:
             self.made.setdefault(name, set()).update(windows)
-        for first, last in window_stretches(windows, HOURS_PER_RUN):
+        for first, last in window_stretches(windows, MOST_HOURS):
             chosen = [dg.AssetKey(name) for name in names]
             self.bench.run("hours", first, None if first == last else last, asset_selection=chosen)
 
@@ -138,7 +138,7 @@ def test_late_rows_remake_their_hours_alone_and_end_where_a_fresh_load_ends(
     assert frozen(early_sample_database) == held
 
     whole = make_bench(sample_database, **DRY)
-    for first, last in window_stretches(after, HOURS_PER_RUN):
+    for first, last in window_stretches(after, MOST_HOURS):
         whole.run("hours", first, None if first == last else last)
     assert content(early_sample_database) == content(sample_database)
 
