@@ -17,15 +17,14 @@ from typing import Any
 from uuid import uuid4
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, ClientGone, Receive, read_body
 from babylon_rl.serving.access import Access
-from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routed_call import GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
-from babylon_rl.serving.spool import SEGMENT_S, CallLog
+from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings
@@ -213,22 +212,15 @@ class Gateway:
     async def start(self) -> None:
         """Open connections and start the threads."""
         await asyncio.to_thread(self.state.start)
-        self._completing = asyncio.create_task(self._complete_segments())
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
         gc.freeze()
 
     async def stop(self) -> None:
         """Close connections; calls that are not written yet stay on disk."""
-        self.upstreams.close()
-        self._completing.cancel()
+        await self.upstreams.close()
         await asyncio.to_thread(self.state.close)
         self.log.close()
-
-    async def _complete_segments(self) -> None:
-        while True:
-            await asyncio.sleep(SEGMENT_S)
-            self.log.complete()
 
 
 class _CancelledWhenGone:

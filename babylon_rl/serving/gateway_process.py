@@ -18,13 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.files.location import shown_url
+from babylon_rl.http_server import ApiError, bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
 from babylon_rl.logs import secrets_of, start_logs
-from babylon_rl.models.server import bind, in_thread, url_of
 from babylon_rl.serving.access import new_key
-from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway, peer
-from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
 from babylon_rl.serving.routing import ALIASES, route
@@ -35,10 +33,8 @@ from babylon_rl.store.releases import BASE, RoutingTable, read_routing
 from babylon_rl.traces import start_traces
 
 CHATS = "/v1/chat/completions"
-KEEP_ALIVE_S = 75
 STOP_S = 10
 START_S = 60.0
-_OPTIONS = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
 
 
 def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIApp:
@@ -98,7 +94,7 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
         RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
     ]  # fmt: skip
     handlers = error_handlers(
-        _refusal,
+        refusal,
         "served: POST /v1/chat/completions; GET /v1/models, /health, /ready, /metrics",
         "The gateway failed; its log has the reason.",
     )
@@ -120,10 +116,6 @@ def served_names(table: RoutingTable) -> list[str]:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "babylon-rl"}
-
-
-def _refusal(error: ApiError) -> Response:
-    return Response(error.body, error.status, error.headers, "application/json")
 
 
 def worker() -> ASGIApp:
@@ -148,7 +140,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
         announce(f"Gateway on {url_of(bound)}/v1. Ctrl-C ends it.")
         stack.enter_context(call_writer(settings))
         if workers == 1:
-            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **_OPTIONS)).run(sockets=[bound])
+            uvicorn.Server(server_config(create_app(Gateway(settings)), timeout_graceful_shutdown=STOP_S)).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
@@ -157,7 +149,8 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **_OPTIONS)
+            application = "babylon_rl.serving.gateway_process:worker"
+            config = server_config(application, factory=True, workers=workers, timeout_graceful_shutdown=STOP_S)
             Multiprocess(config, sockets=[bound]).run()
 
 
@@ -177,7 +170,7 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
 
     key = new_key()
     gateway = Gateway(settings, own_key=key)
-    server = uvicorn.Server(uvicorn.Config(create_app(gateway), **_OPTIONS))
+    server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=STOP_S))
 
     def late() -> str:
         return f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}."

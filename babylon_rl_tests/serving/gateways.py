@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -20,11 +21,10 @@ import uvicorn
 import uvloop
 from pydantic import SecretStr
 
-from babylon_rl.models.server import bind
+from babylon_rl.http_server import bind, server_config
 from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_process import create_app
-from babylon_rl.serving.http_server import LimitedProtocol, server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
@@ -108,13 +108,11 @@ def running_gateway(
 ) -> Iterator[RunningGateway]:
     """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
-    protocol = type("ImpatientProtocol", (LimitedProtocol,), {"head_timeout_s": client_timeout_s, "stalled_s": client_timeout_s})
     gateway = Gateway(settings, body_timeout_s=client_timeout_s)
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * client_timeout_s))
         bound.listen(512)
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(gateway), **server_options(http=protocol, log_level="warning", timeout_graceful_shutdown=2))
-        )
+        server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=2))
         loops: list[asyncio.AbstractEventLoop] = []
 
         async def run() -> None:
