@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import msgspec
 import psycopg
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -109,7 +110,7 @@ class AdminApi:
         with self.database.connect() as connection:
             return status_document(connection, self.settings, request.now)
 
-    def metrics(self) -> str:
+    def metrics(self) -> bytes:
         with self.database.connect() as connection:
             return pipeline_metrics(status_document(connection, self.settings, utc_now()))
 
@@ -275,7 +276,7 @@ def create_app(api: AdminApi) -> Starlette:
             text = await anyio.to_thread.run_sync(api.metrics)
         except (BabylonError, psycopg.Error) as broken:
             raise ApiError(503, f"The status cannot be read: {first_line(broken)}", "database_unavailable") from None
-        return Response(text, media_type="text/plain; version=0.0.4")
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
     for path in paths:

@@ -6,6 +6,7 @@ Each model has a circuit breaker.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import SimpleNamespace
 
@@ -19,7 +20,6 @@ from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.settings import Settings
-from babylon_rl.traces import outgoing_headers
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
@@ -171,14 +171,15 @@ class Upstream:
 
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         """Send a body; returns when the head of the response is there."""
-        headers, connection = self._headers | outgoing_headers(), SimpleNamespace(reused=False)
+        post = partial(self._session.post, self._url, data=body, headers=self._headers, allow_redirects=False)
+        connection = SimpleNamespace(reused=False)
         try:
-            return await self._session.post(self._url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=connection)
+            return await post(trace_request_ctx=connection)
         except _BROKEN:
             # The server had closed it meanwhile: one more try.
             if not connection.reused:
                 raise
-        return await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
+        return await post()
 
     async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
         body = await self._read(response)

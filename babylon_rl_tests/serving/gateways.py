@@ -92,6 +92,13 @@ class RunningGateway:
         self.clients.append(openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30, **options))
         return self.clients[-1]
 
+    def sample(self, name: str, **labels: str) -> float | None:
+        """Value of a metric, None while there is none."""
+        return self.gateway.metrics.registry.get_sample_value(f"babylon_gateway_{name}", labels)
+
+    def open_calls(self) -> float | None:
+        return self.sample("open_requests")
+
     def quiet(self) -> bool:
         """No request, task or client connection is left over."""
 
@@ -99,7 +106,7 @@ class RunningGateway:
             return len([task for task in asyncio.all_tasks() if "watch" in repr(task) or "run_asgi" in repr(task)])
 
         left = asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(10)
-        return self.gateway.open_calls == 0 and left == 0 and not self.server.server_state.tasks
+        return self.open_calls() == 0 and left == 0 and not self.server.server_state.tasks
 
 
 @contextmanager
