@@ -25,6 +25,17 @@ class UsageError(BabylonError, ValueError):
     exit_code = 2
 
 
+class RequestRefused(UsageError):
+    """A field of a chat request cannot be served.
+
+    ``param`` names the field, ``code`` is OpenAI's code of the error, where it has one.
+    """
+
+    def __init__(self, message: str, param: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
 class CheckFailed(BabylonError):
     """A check ran and failed."""
 
@@ -129,7 +140,7 @@ EXTRAS = {
     "wandb": "wandb",
     "art": "remote",
     **dict.fromkeys(("celery", "dagster_celery", "redis"), "celery"),
-    "s3fs": "s3",
+    **dict.fromkeys(("dagster_aws", "s3fs"), "s3"),
     "dagster_k8s": "k8s",
     "opentelemetry": "otel",
 }
@@ -160,7 +171,8 @@ def require(*packages: str) -> None:
     """
     for package in packages:
         if find_spec(package) is None:
-            raise MissingPackage(missing_package(package), name=package)
+            sentence = missing_package(package) or f"The package {package} is not installed: `pip install {package.replace('_', '-')}`."
+            raise MissingPackage(sentence, name=package)
 
 
 def missing_package(module: str | None) -> str | None:

@@ -118,7 +118,7 @@ def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
         return
     try:
         _tracing = _Tracing(endpoint, Redactor(secrets))
-        # Also at the end of a multiprocessing child, where atexit's functions do not run; one of Celery's runs neither (celery_runs.py).
+        # Also at the end of a multiprocessing child, where atexit's functions do not run; one of Celery's runs neither (celery_app.py).
         Finalize(None, stop_traces, exitpriority=10)
     except ModuleNotFoundError as missing:
         _LOG.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, and nothing is traced: %s", missing_package(missing.name) or missing)

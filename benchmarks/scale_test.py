@@ -1,7 +1,7 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds and ratios.
 
-Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, by Celery's
-executor, on 1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
+Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill in one process, on
+1, 2 and 4 workers, the faults, a version that one machine trains, another decides on and a third serves, and three machines
 that nobody touches. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`. With
 `--broker rabbitmq` RabbitMQ takes the place of Redis. The exit code is 1 where a ratio of 48, 720 or more hours misses its bound. `--write`
 puts the seconds of `speed` into benchmarks/scale_test.json, which the capacity model is compared with.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
@@ -28,6 +27,7 @@ from babylon_rl_tests.scale.machines import BROKERS, Redis, can_be_apart, site
 from babylon_rl_tests.scale.results import ONE_PROCESS, SPEED, Row, ratios, table
 from babylon_rl_tests.scale.scenarios import SETTINGS, Scenarios
 from babylon_rl_tests.scale.three_machines import alone, three_machines
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.trace_receiver import trace_receiver
 
 LATENCY_S = 0.3
@@ -64,7 +64,6 @@ def kept_speed(rows: Sequence[Row], hours: int, machine: str) -> dict[str, Any]:
 # By the name on the command line; each is given the hours to measure.
 SCENARIOS: dict[str, Callable[[Scenarios, int], Iterable[Row]]] = {
     "speed": speed,
-    "executor": lambda scenarios, hours: [scenarios.by_executor(min(FAULT_HOURS, hours))],
     "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
     "process-killed": lambda scenarios, hours: [scenarios.process_killed(min(FAULT_HOURS, hours))],
     "worker-ended": lambda scenarios, hours: [scenarios.worker_ended(WAITING_HOURS)],

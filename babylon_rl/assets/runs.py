@@ -3,7 +3,7 @@
 Dagster does not notice that the code server of a run died: the run stays STARTED, and keeps its pool and its place in the queue. So the
 process of a run renews a heartbeat row in the database. The end of a process on the same machine is seen at once; a process elsewhere
 counts as dead after SILENT_S without a heartbeat. A run that has not begun has no process yet: Dagster's own monitoring handles it
-(run_monitoring in dagster.yaml).
+(run_monitoring in dagster.yaml). A run that was failed or canceled from elsewhere stops itself two beats later.
 
 A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
 has taken over, or when it was interrupted: ENDED_TAG says so, and only crashes count as failed attempts. A run that was lost with its code
@@ -33,12 +33,13 @@ _LOG = logging.getLogger(__name__)
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
+_STOPPED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
 
 
 @contextmanager
-def heartbeats(database: Database, run_id: str) -> Iterator[None]:
-    """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead.
+def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | None) -> Iterator[None]:
+    """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead, or that Dagster has failed or canceled.
 
     The interrupt is that of Ctrl-C. A database that does not answer, or is not migrated, is no reason to stop: the run itself will report
     it.
@@ -46,16 +47,21 @@ def heartbeats(database: Database, run_id: str) -> Iterator[None]:
     ended = threading.Event()
 
     def renew() -> None:
-        holder = own_name()
+        holder, stopped = own_name(), False
         while True:
+            before = stopped
             try:
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
-            # A database error says nothing about the run: it goes on.
+                stopped = instance is not None and _is_stopped(instance, run_id)
+            # A database error, of Dagster's storage too, says nothing about the run: it goes on.
             except (psycopg.Error, BabylonError):
                 lives = True
-            if not lives and not ended.is_set():
-                _LOG.error("Run %s was reported dead, and another may go on with its work: it stops.", run_id)
+            except storage_errors():
+                lives = True
+            # Two beats long: a run that ends by itself has ended by then, and a worker that was told to interrupt it has.
+            if (not lives or (before and stopped)) and not ended.is_set():
+                _LOG.error("Run %s was reported as ended, and another may go on with its work: it stops.", run_id)
                 # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
                 _thread.interrupt_main()
                 return
@@ -69,6 +75,11 @@ def heartbeats(database: Database, run_id: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _is_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in _STOPPED
 
 
 def why_dead(heartbeat: Heartbeat) -> str | None:

@@ -109,7 +109,7 @@ def evidence_runs(runs: Iterable[dg.DagsterRun], batch_id: str) -> list[dg.Dagst
 
 def evidence_is_tried_again(own: Iterable[dg.DagsterRun]) -> bool:
     """True while attempts of finish_evidence are left; lost and waiting runs count as none."""
-    return sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS
+    return sum(_how_it_ended(run) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS
 
 
 def in_words(again_at: datetime) -> str:

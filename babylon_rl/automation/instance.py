@@ -1,6 +1,7 @@
 """The persistent Dagster instance of a state directory, shared by UI, daemon, commands and tests.
 
-DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the project's dagster.yaml; the storage is in the Babylon database.
+DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds the project's dagster.yaml as the settings fill it in (dagster_yaml.py); the
+storage is in the Babylon database.
 
 A run whose process is gone is reported failed when a command opens the instance, and in the sensor end_dead_runs. This frees its pool, its
 place in the queue and its batch. A run that has not begun has no process and is left alone.
@@ -9,28 +10,24 @@ place in the queue and its batch. A run that has not begun has no process and is
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 import dagster as dg
 
-from babylon_rl.assets.resources import kept_connections
 from babylon_rl.assets.runs import ENDED_TAG, LOST, storage_errors, why_dead
+from babylon_rl.automation.dagster_yaml import broker_variables, instance_config
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
-from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError, SchemaMismatch, first_cause, first_line
 from babylon_rl.files.durable import write_atomically
-from babylon_rl.project_files import project_file
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
 
-CONFIG = project_file("dagster.yaml")
+STORAGE_URL = "BABYLON_RL_DAGSTER_URL"  # named in dagster.yaml
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
 HELD = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-CANCEL_S = 60.0  # a run whose worker was told to end it has ended by then
 _OUR_JOBS = {job.name for job in jobs}
 _OUR_ASSETS = {dg.AssetKey(name) for name in (*SOURCES, *HOURLY, *BATCHED, "judge_report")}
 
@@ -46,7 +43,7 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
     home = settings.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     # Replaced atomically, as several processes may prepare the same home.
-    text, installed = CONFIG.read_bytes(), home / "dagster.yaml"
+    text, installed = instance_config(settings).encode(), home / "dagster.yaml"
     if not installed.exists() or installed.read_bytes() != text:
         write_atomically(installed, text)
     variables = {
@@ -54,6 +51,7 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
         STORAGE_URL: database.dagster_url,
         "BABYLON_RL_HOME": str(settings.home),
         BATCH_SIZE: EVENTS_AT_ONCE,
+        **broker_variables(settings, database.dagster_url),
     }
     # Only the first process creates Dagster's tables; the others wait for it.
     with database.making_dagster_storage(dg.__version__) as first:
@@ -73,12 +71,7 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
     variables = prepare_instance(database, settings)
-    with (
-        _storage_of(database),
-        _environment(variables),
-        dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
-        kept_connections(instance),
-    ):
+    with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
         report_dead_runs(instance, database)
         yield instance
 
@@ -110,34 +103,19 @@ def _storage_of(database: Database) -> Iterator[None]:
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report dead runs of this project as failed and stop canceled ones; return a sentence for each.
-
-    A canceled run is stopped where its process goes on after CANCEL_S.
-    """
-    records = {record.dagster_run.run_id: record for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))}
-    ours = [run_id for run_id, record in records.items() if is_ours(record.dagster_run)]
+    """Report dead runs of this project as failed; return a sentence for each."""
+    ours = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=HELD)) if is_ours(run)]
     try:
         with database.connect() as connection:
             forget_heartbeats(connection, ours)
             heartbeats = lock_heartbeats(connection, ours)
             connection.commit()
             dead = [heartbeat.run_id for heartbeat in heartbeats if why_dead(heartbeat) is not None]
-            canceled = [run_id for run_id in ours if run_id not in dead and _goes_on_after_cancel(records[run_id])]
-            for run_id in canceled:
-                # Whoever executes it was not reached, as a worker that has lost its broker; its next beat interrupts it.
-                end_heartbeat(connection, run_id)
-            connection.commit()
             ended = [_end_dead_run(instance, connection, run_id) for run_id in dead]
     # Without the table no run has a heartbeat, and none can be said to be dead.
     except SchemaMismatch:
         return []
-    stopped = [f"Run {run_id} was canceled and goes on: it is stopped at its next heartbeat." for run_id in canceled]
-    return [*(sentence for sentence in ended if sentence is not None), *stopped]
-
-
-def _goes_on_after_cancel(record: dg.RunRecord) -> bool:
-    canceling = record.dagster_run.status == dg.DagsterRunStatus.CANCELING
-    return canceling and (datetime.now(UTC) - record.update_timestamp).total_seconds() > CANCEL_S
+    return [sentence for sentence in ended if sentence is not None]
 
 
 def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: str) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import dagster as dg
 
+from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.cleanup import cleanup_job
-from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, TRAINING_ASSETS, trained_assets
+from babylon_rl.serving.dagster_client import EVIDENCE, HOURS, SCORE_JOB, TRAIN_JOB, TRAINER, TRAINING_ASSETS, trained_assets
 from babylon_rl.settings import AutomationSettings, Settings, load_settings
 
 _SETTINGS = load_settings()
@@ -18,12 +19,13 @@ SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus
 SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
 HOURS_JOB, OBSERVE_JOB = "hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
-MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
+SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
+HOURS_TAGS, EVIDENCE_TAGS = job_tags(_SETTINGS, HOURS), job_tags(_SETTINGS, EVIDENCE)
 
 
 def every(seconds: int) -> int:
@@ -32,9 +34,10 @@ def every(seconds: int) -> int:
     return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
 
 
-def trainer_tags(settings: AutomationSettings) -> dict[str, str]:
-    """Tags of every run of the job ``train``, for a pod of its own kind."""
-    return {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
+def trainer_tags(settings: Settings) -> dict[str, str]:
+    """Tags of every run of the job ``train``: a pod of its own kind, the trainers' queue; batches count their own attempts."""
+    pod = {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
+    return {"dagster/max_retries": "0"} | pod | job_tags(settings, TRAINER)
 
 
 def trained_keys(settings: AutomationSettings) -> list[dg.AssetKey] | None:
@@ -46,11 +49,13 @@ def trained_keys(settings: AutomationSettings) -> list[dg.AssetKey] | None:
 hours_job = dg.define_asset_job(
     HOURS_JOB,
     selection=dg.AssetSelection.assets(*HOURLY),
+    tags=HOURS_TAGS,
     description="Read an hour, its market, what became known of it, and score its group. Partition: a window id, or a range of them.",
 )
 score_job = dg.define_asset_job(
     SCORE_JOB,
     selection=dg.AssetSelection.assets("scored_groups"),
+    tags=HOURS_TAGS,
     description="Score the group of an hour that has been read. Partition: a window id, or a range of them.",
 )
 train_job = dg.define_asset_job(
@@ -62,20 +67,19 @@ train_job = dg.define_asset_job(
 judge_report_job = dg.define_asset_job(
     JUDGE_REPORT_JOB,
     selection=dg.AssetSelection.assets("judge_report"),
+    tags=HOURS_TAGS,
     description="Say how far the judge can be trusted, after JUDGE_AUDIT_MODEL was asked about a sample.",
 )
 ab_test_job = dg.define_asset_job(
     AB_TEST_JOB,
     selection=dg.AssetSelection.assets("ab_test_report"),
+    tags=EVIDENCE_TAGS,
     description="Compare the arms of the newest A/B test.",
 )
 observe_job = dg.define_asset_job(
     OBSERVE_JOB,
     selection=dg.AssetSelection.assets(*SOURCES),
+    tags=HOURS_TAGS,
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
-# A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
-# is not: the connection was tried again within it. Batches count their own attempts.
-RETRIED = {"dagster/max_retries": "3"}
-SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 jobs: list[Any] = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]

@@ -11,7 +11,6 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import (
-    RETRIED,
     SCHEDULES,
     SCORING_JOBS,
     ab_test_job,
@@ -22,7 +21,7 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
-from babylon_rl.serving.dagster_client import BATCHES, hour_tags
+from babylon_rl.serving.dagster_client import BATCHES, hour_tags, training_tags
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late
@@ -43,7 +42,7 @@ ANSWERS_SINCE = timedelta(minutes=90)  # more than between two ticks, for one th
     description="Looks at every hour at night: edits, deletions and late answers older than 7 days.",
 )
 def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return dg.RunRequest(tags=RETRIED)
+    return dg.RunRequest()
 
 
 @dg.schedule(
@@ -57,7 +56,7 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
         last = newest_judgement(connection)
     if last is None or babylon.now() - last > timedelta(days=1):
         return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
-    return dg.RunRequest(tags=RETRIED)
+    return dg.RunRequest()
 
 
 @dg.schedule(
@@ -67,7 +66,7 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
     description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond CHECKPOINTS_KEPT.",
 )
 def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return dg.RunRequest(tags=RETRIED)
+    return dg.RunRequest()
 
 
 @dg.schedule(
@@ -79,7 +78,7 @@ def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
 def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
     with babylon.database.connect(autocommit=True) as connection:
         running = [test.name for test in read_tests(connection) if test.state == "running"]
-    return dg.RunRequest(tags=RETRIED) if running else dg.SkipReason("No A/B test runs.")
+    return dg.RunRequest() if running else dg.SkipReason("No A/B test runs.")
 
 
 @dg.schedule(
@@ -105,8 +104,8 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
     context.log.info(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories, and asks for the run that trains it.")
     # A crash from here on loses no batch: it is pending in the database, and start_training asks for its run.
     context.instance.add_dynamic_partitions(BATCHES, [frozen.batch.batch_id])
-    batch_id = frozen.batch.batch_id
-    return dg.RunRequest(run_key=f"{batch_id}/1", partition_key=batch_id, asset_selection=trained_keys(babylon.settings))
+    batch_id, tags = frozen.batch.batch_id, training_tags(babylon.settings, frozen.batch.backend)
+    return dg.RunRequest(run_key=f"{batch_id}/1", partition_key=batch_id, asset_selection=trained_keys(babylon.settings), tags=tags)
 
 
 @dg.schedule(
@@ -125,7 +124,7 @@ def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePar
         hours = unscored_hours(connection, list(settled.windows)) - read_pending(connection, judge=babylon.settings.judge_model).keys()
     if not hours:
         return dg.SkipReason("Every settled hour has scores, or waits for its judge.")
-    return [dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]
+    return [dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]
 
 
 @dg.schedule(
@@ -141,7 +140,7 @@ def follow_answers(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePa
     if not answered:
         return dg.SkipReason(f"No question from before the last {RECENT.days} days was answered lately.")
     context.log.info(f"{answered} old questions were answered or changed.")
-    return dg.RunRequest(tags=RETRIED)
+    return dg.RunRequest()
 
 
 schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily, score_settled, follow_answers]

@@ -10,7 +10,8 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import ENDED_TAG, LOST, WAITS
-from babylon_rl.assets.sources import observe
+from babylon_rl.assets.sources import observe, report
+from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
     LIVE,
@@ -29,10 +30,11 @@ from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.jobs import (
     AB_TEST_JOB,
     EVIDENCE_ASSETS,
+    EVIDENCE_TAGS,
     HOURLY,
+    HOURS_TAGS,
     JUDGE_REPORT_JOB,
     OBSERVE_JOB,
-    RETRIED,
     SCORING_JOBS,
     SENSORS,
     every,
@@ -40,9 +42,8 @@ from babylon_rl.automation.jobs import (
     train_job,
     trained_keys,
 )
-from babylon_rl.automation.run_handover import put_back_untaken
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START, TRAIN_JOB, hour_tags
+from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, RANGE_START, TRAIN_JOB, hour_tags, training_tags
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
@@ -74,33 +75,28 @@ _HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materiali
     default_status=SENSORS,
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
-def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
-    # The cursor holds SWEPT after the first full look, then the watermark of the last complete one.
+def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    # The cursor holds SWEPT after the first full look, then the watermark of the last complete one. It is lost with Dagster's storage.
     swept, _, watermark = (context.cursor or "").partition(" ")
     seen = observe(context.instance, babylon, full=swept != SWEPT, watermark=watermark or None)
     # A first look at a long history is reported in parts, newest first; what is left differs still at the next tick.
-    events = seen.events
-    reported = events[:MOST_OBSERVATIONS]
-    cursor = " ".join(filter(None, (SWEPT, seen.watermark))) if len(reported) == len(events) else None
-    if not reported and swept == SWEPT:
-        context.update_cursor(cursor)
-        return dg.SkipReason("No hour changed.")
-    return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
+    changes = seen.changes
+    reported = report(babylon, seen.storage, changes[:MOST_OBSERVATIONS], context.instance.report_runless_asset_event)
+    if reported == len(changes):
+        context.update_cursor(" ".join(filter(None, (SWEPT, seen.watermark))))
+    return dg.SkipReason(f"{reported} of {len(changes)} changed hours reported." if changes else "No hour changed.")
 
 
 # Neither AUTOMATION_SECONDS nor AUTOMATION_STATUS applies: it starts nothing of its own, and without it a run that was asked for by hand
-# and lost its worker waits for ever, or ends failed after Dagster's start_timeout_seconds.
+# and lost its machine never ends.
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free; "
-    "puts runs that no worker took back into the queue.",
+    description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free.",
 )
 def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     ended = report_dead_runs(context.instance, babylon.database)
-    by_workers = babylon.settings.celery_broker_url is not None
-    waiting = put_back_untaken(context.instance, babylon.database, by_workers=by_workers)
-    return dg.SkipReason(" ".join([*ended, *waiting]) or "Every run that has begun is alive.")
+    return dg.SkipReason(" ".join(ended) or "Every run that has begun is alive.")
 
 
 @dg.sensor(
@@ -131,7 +127,8 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             else:
                 # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
                 key = f"{batch.batch_id}/{runs.attempt}"
-                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=trained_keys(babylon.settings)))
+                assets, tags = trained_keys(babylon.settings), training_tags(babylon.settings, batch.backend)
+                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=assets, tags=tags))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
     # Dagster must know the partition before its run starts.
@@ -162,7 +159,8 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
                 continue
             selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
             run_key = f"{prefix}{next_number(own, prefix)}"
-            request = dg.RunRequest(run_key=run_key, partition_key=batch_id, asset_selection=selection)
+            tags = job_tags(babylon.settings, EVIDENCE)
+            request = dg.RunRequest(run_key=run_key, partition_key=batch_id, asset_selection=selection, tags=tags)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
         reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand.")
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
@@ -196,7 +194,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         next_at = min(asked_at.values())
         return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again at {next_at:%Y-%m-%d %H:%M} UTC.")
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
+        run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
     )
 
 
@@ -223,7 +221,7 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.assets(*HOURLY),
     minimum_interval_seconds=every(30),
     default_status=SENSORS,
-    run_tags=RETRIED,
+    run_tags=HOURS_TAGS,
     description="Makes the hours whose inputs changed, late ones included.",
 )
 
@@ -232,7 +230,7 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.assets("leaderboard"),
     minimum_interval_seconds=every(60),
     default_status=SENSORS,
-    run_tags=RETRIED,
+    run_tags=EVIDENCE_TAGS,
     description="Ranks the versions again when a benchmark report changed outside the run of its batch.",
 )
 
@@ -255,7 +253,7 @@ def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 )
 def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     run = context.dagster_run
-    # A run that stopped on purpose, or is retried by the daemon (RETRIED), asks nothing of a person. A retry has the tags of the run that
+    # A run that stopped on purpose, or is retried by the daemon, asks nothing of a person. A retry has the tags of the run that
     # was lost, and may fail for a reason of its own.
     if run.tags.get(ENDED_TAG, LOST) != LOST or run.tags.get(WILL_RETRY_TAG) == "true":
         return dg.SkipReason(f"{run.run_id} is run again.")

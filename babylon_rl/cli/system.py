@@ -17,7 +17,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
-from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
+from babylon_rl.settings import DEMO_FILE, Settings, gone_settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
@@ -100,7 +100,8 @@ def settings(as_json: JsonOption = False) -> None:
     loaded = load_settings()
     sources = setting_sources()
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
-    emit({"settings": rows}, [Table(SETTINGS, rows)], as_json)
+    gone = gone_settings()
+    emit({"settings": rows, "gone": gone}, [Table(SETTINGS, rows), *gone], as_json)
 
     if asked := judge_addresses(loaded, loaded.judge_model, loaded.judge_audit_model):
         say(f"Judged by: {asked}.")
@@ -186,12 +187,12 @@ def verify_system(
 def worker(
     queue: Annotated[
         list[str] | None,
-        typer.Option(help="hours, judge, trainer (with a GPU also trainer-gpu) or evidence; may be repeated. All of them by default."),
+        typer.Option(help="hours, trainer (with a GPU also trainer-gpu) or evidence; may be repeated. All of them by default."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
 ) -> None:
     """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
-    from babylon_rl.automation.run_handover import code_version, worker_queues
+    from babylon_rl.assets.workers import code_version, worker_queues
     from babylon_rl.training.backends import gpu_is_here
 
     queues = worker_queues(queue, gpu_is_here())
@@ -201,18 +202,17 @@ def worker(
     if settings.uses_embedded_database:
         raise UsageError("DATABASE_URL is not set: workers share a server of your own with the daemon, not an embedded one.")
     require("dagster_celery", "redis")
-    from babylon_rl.automation.celery_runs import load_ahead, run_worker
     from babylon_rl.automation.instance import prepare_instance
-    from babylon_rl.definitions import defs
 
     with open_database(settings) as database:
-        # For Dagster in this process, and for the runs that are forked from it.
         os.environ.update(prepare_instance(database, settings))
-        # Loaded once, for all the runs that are forked from this process.
-        defs.get_repository_def()
-        load_ahead(settings, queues)
-        say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
-        raise typer.Exit(run_worker(settings, queues, runs, f"{socket.gethostname()}-{os.getpid()}"))
+    # After that: Celery and Dagster read the environment.
+    from babylon_rl.automation.celery_app import worker_app
+
+    app = worker_app()
+    say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
+    options = [f"--queues={','.join(queues)}", f"--concurrency={runs}", f"--hostname={socket.gethostname()}-{os.getpid()}@%h"]
+    app.worker_main(["worker", *options, "--loglevel=WARNING", "--without-mingle", "--without-gossip"])
 
 
 @app.command("cleanup")

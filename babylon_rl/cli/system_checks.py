@@ -22,7 +22,7 @@ from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
 from babylon_rl.models.base_model import DRY, damage, is_of_the_hub, kept_base, stored_base
 from babylon_rl.reporting.numbers import about
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, Settings, gone_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
@@ -86,7 +86,7 @@ def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
 
 
 def _configuration(settings: Settings) -> Iterator[Check]:
-    warnings = settings.warnings()
+    warnings = settings.warnings() + gone_settings()
     for warning in warnings:
         yield Check("settings", WARN, warning)
     if not warnings:
@@ -115,12 +115,11 @@ def _disk(settings: Settings) -> tuple[str, str]:
 
 
 def _storage(settings: Settings) -> tuple[str, str]:
-    """Write, read and remove a file where checkpoints go, at MODEL_STORAGE_URL and at COMPUTE_LOGS_URL."""
+    """Write, read and remove a file where checkpoints go, and at MODEL_STORAGE_URL."""
     places = [str(_existing(settings.home / "checkpoints"))]
-    for url in (settings.model_storage_url, settings.compute_logs_url):
-        if url is not None:
-            local = local_path(url)
-            places.append(url if local is None else str(_existing(local)))
+    if settings.model_storage_url is not None:
+        local = local_path(settings.model_storage_url)
+        places.append(settings.model_storage_url if local is None else str(_existing(local)))
     for place in places:
         _try_storage(place)
     return PASS, f"written, read and removed a file at {' and '.join(Location(place).shown for place in places)}"

@@ -12,11 +12,15 @@ from typing import Any
 
 from babylon_rl.http_server import ApiError
 from babylon_rl.settings import AutomationSettings
+from babylon_rl.training.backends.protocol import GPU
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
 TRAIN_JOB, SCORE_JOB = "train", "score"
 TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
+QUEUE_TAG = "dagster-celery/queue"
+HOURS, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "trainer", "trainer-gpu", "evidence"
+QUEUES = (HOURS, TRAINER, GPU_TRAINER, EVIDENCE)
 PARTITION_TAG = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
@@ -44,6 +48,11 @@ def trained_assets(settings: AutomationSettings) -> tuple[str, ...] | None:
     return None if settings.celery_broker_url is None else TRAINING_ASSETS
 
 
+def training_tags(settings: AutomationSettings, backend: str) -> dict[str, str]:
+    """The tags of a training's run: with workers, the queue of machines that can train a batch of that ``backend``."""
+    return {} if settings.celery_broker_url is None else {QUEUE_TAG: GPU_TRAINER if backend == GPU else TRAINER}
+
+
 def hour_tags(first: str, last: str) -> dict[str, str]:
     """The tags of a run of the hours from ``first`` to ``last``, both inclusive."""
     return {PARTITION_TAG: first} if first == last else {RANGE_START: first, RANGE_END: last}
@@ -67,8 +76,8 @@ class DagsterClient:
         answer = self._ask(_RUNS, {"filter": {"pipelineName": job, "statuses": _LIVE, "tags": wanted}}, "Runs")
         return [run["runId"] for run in answer["results"]]
 
-    def launch_training(self, batch_id: str, assets: Sequence[str] | None) -> str:
-        """Launch the run of a frozen batch with ``assets`` (None: all), unless there is one.
+    def launch_training(self, batch_id: str, assets: Sequence[str] | None, tags: Mapping[str, str]) -> str:
+        """Launch the run of a frozen batch with ``assets`` (None: all) and ``tags``, unless there is one.
 
         Return its id.
         """
@@ -78,7 +87,7 @@ class DagsterClient:
         self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
         # The sensor starts runs of pending batches too.
         live = self.live_runs(job=TRAIN_JOB, tags={PARTITION_TAG: batch_id})
-        return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id}, assets)
+        return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id, **tags}, assets)
 
     def launch_scoring(self, first: str, last: str) -> str:
         """Launch a run that scores the hours from ``first`` to ``last``, both inclusive.

@@ -8,8 +8,9 @@ from babylon_rl.errors import BatchConflict, NothingToTrain
 from babylon_rl.http_server import ApiError
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
-from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets, training_tags
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -46,15 +47,16 @@ class TrainingControl:
         with self.database.connect() as guard, guard.transaction():
             lock_trigger(guard)
             with self.database.connect(autocommit=True) as connection:
-                batch_id, trajectories = self._freeze(connection, now, force, batch_size)
+                batch = self._freeze(connection, now, force, batch_size)
         try:
-            run_id = self.dagster.launch_training(batch_id, trained_assets(self.settings))
-            message = f"Froze {trajectories} trajectories; their run is launched."
+            tags = training_tags(self.settings, batch.backend)
+            run_id = self.dagster.launch_training(batch.batch_id, trained_assets(self.settings), tags)
+            message = f"Froze {batch.trajectories} trajectories; their run is launched."
         except ApiError as late:
-            run_id, message = None, f"Froze {trajectories} trajectories; the sensor start_training launches their run. {late.message}"
-        return shapes.TriggerDocument(job_id=batch_id, run_id=run_id, message=message)
+            run_id, message = None, f"Froze {batch.trajectories} trajectories; the sensor start_training launches their run. {late.message}"
+        return shapes.TriggerDocument(job_id=batch.batch_id, run_id=run_id, message=message)
 
-    def _freeze(self, connection: Connection, now: datetime, force: bool, batch_size: int | None) -> tuple[str, int]:
+    def _freeze(self, connection: Connection, now: datetime, force: bool, batch_size: int | None) -> Batch:
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if pending and not force:
@@ -67,7 +69,7 @@ class TrainingControl:
             frozen = freeze_when_ready(connection, self.settings, now, most=most)
         if frozen.batch is None:
             raise NothingToTrain(frozen.reason)
-        return frozen.batch.batch_id, frozen.batch.trajectories
+        return frozen.batch
 
     def score_settled(self, connection: Connection, ready: Readiness) -> shapes.Scoring:
         """Launch runs that score settled hours without scores, unless under way."""

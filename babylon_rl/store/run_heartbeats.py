@@ -20,15 +20,6 @@ _BEAT = f"""
     WHERE held."endedAt" IS NULL AND held."holder" IN ('', excluded."holder")
     RETURNING "runId"
 """
-# A run that was put back is handed over like a new one: its end is forgotten, and whoever takes it first has it.
-_HAND_OVER = f"""
-    INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") VALUES (%s, '', {_NOW})
-    ON CONFLICT ("runId") DO UPDATE SET "holder" = '', "seenAt" = excluded."seenAt", "endedAt" = NULL
-"""
-_CLAIM = f"""
-    UPDATE babylon_rl.run_heartbeats SET "holder" = %(holder)s, "seenAt" = {_NOW}
-    WHERE "runId" = %(run)s AND "holder" = '' AND "endedAt" IS NULL RETURNING "runId"
-"""
 _EXPECT = f"""
     INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") SELECT unnest(%s::text[]), '', {_NOW}
     ON CONFLICT ("runId") DO NOTHING
@@ -63,24 +54,6 @@ def beat(connection: Connection, run_id: str, holder: str) -> bool:
     """
     with connection.transaction():
         return connection.execute(_BEAT, (run_id, holder)).fetchone() is not None
-
-
-def expect_run(connection: Connection, run_id: str) -> None:
-    """Note that a run is handed over to a worker now, and held by none yet."""
-    connection.execute(_HAND_OVER, (run_id,))
-
-
-def claim(connection: Connection, run_id: str, holder: str) -> bool:
-    """Hold a run that no process holds; False if one does.
-
-    In the caller's transaction, whose end makes the claim visible.
-    """
-    return connection.execute(_CLAIM, {"run": run_id, "holder": holder}).fetchone() is not None
-
-
-def forget_run(connection: Connection, run_id: str) -> None:
-    """Delete the row of a run that waits for another process, in the caller's transaction."""
-    connection.execute("""DELETE FROM babylon_rl.run_heartbeats WHERE "runId" = %s""", (run_id,))
 
 
 def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat]:

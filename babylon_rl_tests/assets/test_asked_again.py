@@ -9,7 +9,6 @@ import pytest
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_AFTER, judge_asked_at
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import SENSOR_TAG, ask_judge_again
 from babylon_rl.settings import Settings
@@ -68,7 +67,7 @@ def test_a_run_that_died_before_it_asked_is_followed_by_the_next_after_a_while(m
     assert "which is asked again at" in ask(bench, ask_judge_again).skip_message
     later = make_bench(database, now=now + HOUR, judge_model=MODEL)
     (request,) = ask(later, ask_judge_again).run_requests
-    assert request.tags == RETRIED | {"dagster/partition": "2025-10-29T14:00"}
+    assert request.tags == {"dagster/partition": "2025-10-29T14:00"}
 
 
 def test_pauses_double_while_the_judge_is_down_and_last_until_the_day_ends_when_its_budget_is_spent(database: Database, settings: Settings):

@@ -6,19 +6,17 @@ from dataclasses import replace
 
 import dagster as dg
 import pytest
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from babylon_rl.assets import runs
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
-from babylon_rl.automation import instance
+from babylon_rl.automation.batch_runs import FAILURE_REASON_TAG
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.processes import own_name
 from babylon_rl.store.database import Database
-from babylon_rl.store.run_heartbeats import beat, end_heartbeat, lock_heartbeats
+from babylon_rl.store.run_heartbeats import end_heartbeat, lock_heartbeats
 from babylon_rl_tests.assets.conftest import DRY, TRAINING, Bench, a_batch, a_run, ask
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
 
@@ -70,42 +68,25 @@ def test_a_process_elsewhere_is_dead_once_it_is_silent_and_one_of_this_machine_n
 def test_a_run_that_died_before_its_first_heartbeat_ends_too_and_what_has_not_begun_is_left_to_dagster(ready: Bench):
     batch = a_batch(ready)
     begun, handed_over = a_run(ready, batch, STARTED), a_run(ready, batch, dg.DagsterRunStatus.STARTING)
-    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "train")
-    waiting = {"status": dg.DagsterRunStatus.QUEUED, "remote_job_origin": origin, "tags": {"dagster/partition": batch}}
-    queued = ready.instance.create_run_for_job(job_definition("train", ready.babylon), **waiting).run_id
+    waiting = a_run(ready, batch, dg.DagsterRunStatus.NOT_STARTED)
     assert looked(ready) == "Every run that has begun is alive."
     ready.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - interval '91 seconds'""")
     assert looked(ready).startswith(f"Run {begun} of {batch} is ended. It ended before its first heartbeat")
-    assert [status(ready, run).value for run in (begun, handed_over, queued)] == ["FAILURE", "STARTING", "QUEUED"]
+    assert [status(ready, run).value for run in (begun, handed_over, waiting)] == ["FAILURE", "STARTING", "NOT_STARTED"]
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
 
 
 def test_a_run_that_never_began_does_not_count_as_a_death_of_its_batch(ready: Bench):
     batch = a_batch(ready)
     for attempt in range(2, 6):
-        run = ready.instance.get_run_by_id(a_run(ready, batch, dg.DagsterRunStatus.STARTING))
-        late = JobFailureData(error=None, failure_reason=RunFailureReason.START_TIMEOUT)
-        ready.instance.report_run_failed(run, "It timed out.", late)  # as Dagster's monitoring does
+        # As Dagster's monitoring reports it.
+        a_run(ready, batch, dg.DagsterRunStatus.FAILURE, **{FAILURE_REASON_TAG: "START_TIMEOUT"})
         assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/{attempt}"
 
 
 def test_a_run_that_a_person_canceled_ends_as_canceled(ready: Bench):
     run = a_run(ready, a_batch(ready), dg.DagsterRunStatus.CANCELING)
     hold(ready, run, gone())
-    looked(ready)
-    assert status(ready, run) == dg.DagsterRunStatus.CANCELED
-
-
-def test_a_canceled_run_that_its_worker_goes_on_with_is_stopped_by_its_heartbeat(ready: Bench, monkeypatch: pytest.MonkeyPatch):
-    run, holder = a_run(ready, a_batch(ready), dg.DagsterRunStatus.CANCELING), elsewhere()
-    hold(ready, run, holder)
-    assert looked(ready) == "Every run that has begun is alive."  # the worker is ending it
-    monkeypatch.setattr(instance, "CANCEL_S", -1.0)
-    assert looked(ready) == f"Run {run} was canceled and goes on: it is stopped at its next heartbeat."
-    with ready.babylon.database.connect(autocommit=True) as connection:
-        assert not beat(connection, run, holder)
-    assert status(ready, run) == dg.DagsterRunStatus.CANCELING  # until its process has ended
-    ready.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - interval '91 seconds'""")
     looked(ready)
     assert status(ready, run) == dg.DagsterRunStatus.CANCELED
 
@@ -123,7 +104,8 @@ def test_what_ended_in_peace_and_what_belongs_to_others_is_left_alone(ready: Ben
 
 
 @pytest.mark.slow
-def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Bench, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("by", ["its heartbeat", "Dagster's monitoring", "a person"])
+def test_every_run_says_that_it_is_alive_and_a_verdict_from_elsewhere_stops_it(ready: Bench, monkeypatch: pytest.MonkeyPatch, by: str):
     monkeypatch.setattr(runs, "BEAT_EVERY_S", 0.5)
     batch, seen = a_batch(ready), []
 
@@ -133,7 +115,12 @@ def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Ben
                 (run,) = ready.instance.get_runs(dg.RunsFilter(statuses=[STARTED]))
                 with connection.transaction():
                     seen.extend(found for found in lock_heartbeats(connection, [run.run_id]) if found.holder)
-                    end_heartbeat(connection, run.run_id)
+                    if by == "its heartbeat":
+                        end_heartbeat(connection, run.run_id)
+        if by == "Dagster's monitoring":
+            ready.instance.report_run_failed(run, "Detected run worker status UNKNOWN.")
+        elif by == "a person":
+            ready.instance.report_run_canceling(run)
         for _ in range(600):  # the interrupt comes between two sleeps
             time.sleep(0.1)
 

@@ -12,7 +12,6 @@ import dagster as dg
 import pytest
 
 from babylon_rl.alerts import send_alerts
-from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.schedules import follow_answers, score_settled
 from babylon_rl.automation.sensors import note_failed_runs
@@ -47,7 +46,7 @@ def test_settled_hours_without_scores_are_scored_every_hour_unless_a_run_scores_
     with bench.babylon.database.connect(autocommit=True) as connection:
         sync_windows(connection, HOURS, bench.babylon.settings, NOW)
     (request,) = tick(bench, score_settled)
-    assert request.tags == {**RETRIED, "dagster/asset_partition_range_start": HOURS[0], "dagster/asset_partition_range_end": HOURS[-1]}
+    assert request.tags == {"dagster/asset_partition_range_start": HOURS[0], "dagster/asset_partition_range_end": HOURS[-1]}
     live = start(bench, "hours", dg.DagsterRunStatus.STARTED)
     assert tick(bench, score_settled) == "A run scores hours now."
     bench.instance.report_run_failed(live)
@@ -65,7 +64,7 @@ def test_an_old_question_that_is_answered_makes_all_hours_looked_at(bench: Bench
     bench.execute(answered, NOW - timedelta(minutes=50), NOW - timedelta(days=3))
     assert str(tick(bench, follow_answers)).startswith("No question")  # observe_changes sees it
     bench.execute(answered, NOW - timedelta(minutes=50), NOW - timedelta(days=30))
-    assert tick(bench, follow_answers) == dg.RunRequest(tags=RETRIED)
+    assert tick(bench, follow_answers) == dg.RunRequest()
 
 
 @pytest.mark.slow
@@ -80,7 +79,7 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
 
     first = fail("hours", **{"dagster/partition": HOURS[0]})
     assert first.startswith("Noted ") and fail("hours", **{"dagster/partition": HOURS[1]}).startswith("Noted ")
-    assert fail("hours", **RETRIED, **{"dagster/will_retry": "true"}).endswith("is run again.")
+    assert fail("hours", **{"dagster/will_retry": "true"}).endswith("is run again.")
     assert fail("score", **{"babylon_rl/ended": "waits"}).endswith("is run again.")
     # Lost, and not retried any more; or the retry of a lost run, which has its tags and failed otherwise.
     assert fail("score", **{"babylon_rl/ended": "lost"}).startswith("Noted ")

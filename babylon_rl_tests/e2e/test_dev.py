@@ -81,7 +81,7 @@ def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
 
 def test_the_admin_api_s_client_launches_a_training_and_a_scoring_once(ui: str):
     client = DagsterClient(ui)
-    training, scoring = client.launch_training("batch-unknown", None), client.launch_scoring(*HOURS)
+    training, scoring = client.launch_training("batch-unknown", None, {}), client.launch_scoring(*HOURS)
     query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { jobName tags { key value } } } }"
     runs = [ask(ui, query, id=run)["runOrError"] for run in (training, scoring)]
     # They need not run, and are ended before most of them have begun.

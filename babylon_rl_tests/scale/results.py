@@ -74,9 +74,9 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     """The ratios of those rows of speed that are there."""
     found = {row.scenario: row for row in rows}
     bounds = (
-        ("one worker's time over one process's", ONE_WORKER, ONE_PROCESS, 1.2, 1.6, False),
-        ("2 workers, times as fast as one", ONE_WORKER, "2 workers", 1.9, 1.3, True),
-        ("4 workers, times as fast as one", ONE_WORKER, "4 workers", 3.6, None, True),
+        ("one worker's time over one process's", ONE_WORKER, ONE_PROCESS, 1.4, 1.8, False),
+        ("2 workers, times as fast as one", ONE_WORKER, "2 workers", 1.8, 1.3, True),
+        ("4 workers, times as fast as one", ONE_WORKER, "4 workers", 3.2, None, True),
     )
     return [
         Ratio(sentence, found[over].seconds / found[under].seconds, _counting(found[over].hours, bound, short), at_least)

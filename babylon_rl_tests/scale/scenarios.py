@@ -6,9 +6,7 @@ The judge answers after a latency and one request at a time for each run, so tha
 """
 
 import contextlib
-import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,9 +21,7 @@ from uuid import UUID
 
 import psycopg
 
-from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import hour_tags
-from babylon_rl.windows import window_stretches
+from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl_tests.e2e.dev import ask
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
@@ -34,13 +30,12 @@ from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
 ORDERS = 2  # requests for each hour
-# Of a run; two more of Dagster's runs wait in the broker than there are workers. Hours are judged when the scenario asks, by whom it says.
+# Of a run; more runs wait in the broker than there are workers. Hours are judged when the scenario asks, by whom it says.
 SETTINGS = {
     "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
     "AUTOMATION_STATUS": "stopped",
 }  # fmt: skip
-QUEUES = ("hours", "judge")
-BY_EXECUTOR, EXECUTOR_JOB = "babylon_rl_tests.scale.by_executor", "score_by_executor"
+QUEUES = ("hours",)
 TERMINATE = "mutation($run: String!) { terminateRun(runId: $run) { __typename } }"
 TERMINATED_S = 30  # until the run has ended with its process
 
@@ -133,40 +128,6 @@ class Scenarios:
                 assert process.wait(120) == 0
 
         return self.judged("one process", hours, command)
-
-    def by_executor(self, hours: int) -> Row:
-        """Celery's executor: each run a process that sends its steps to the worker, one run after another."""
-        url = self.site.broker
-        broker = {"broker": url, "backend": "rpc://" if url.startswith("amqp") else url}  # RabbitMQ keeps no results
-        config = self.site.directory / "executor.yaml"
-        config.write_text(json.dumps({"execution": {"config": broker}}))
-
-        @contextlib.contextmanager
-        def steps(windows: list[str]) -> Iterator[None]:
-            execute = ["python", "-m", "dagster", "job", "execute", "-m", BY_EXECUTOR, "-j", EXECUTOR_JOB, "-c", str(config), "--tags"]
-            stretches = window_stretches(windows, HOURS_PER_RUN)
-            script = " && ".join(shlex.join([*execute, json.dumps(hour_tags(first, last))]) for first, last in stretches)
-            worker = ["dagster-celery", "worker", "start", "-A", "dagster_celery.app", "-y", str(config), "--", "--concurrency=1"]
-            runs = ["bash", "-c", script]
-            with self._without_daemon(), self._process("executor-worker", *worker), self._process("executor-runs", *runs) as process:
-                yield
-                assert process.wait(600) == 0
-
-        return self.judged("Celery's executor", hours, steps)
-
-    @contextlib.contextmanager
-    def _without_daemon(self) -> Iterator[None]:
-        """Suspend the daemon: it would end runs without a heartbeat of their own.
-
-        Not the code server: without its heartbeat for 45 s it ends, and the webserver may answer 500 until the next one is there.
-        """
-        assert self.site.dev is not None
-        daemon = self.site.dev.daemon()
-        daemon.suspend()
-        try:
-            yield
-        finally:
-            daemon.resume()
 
     @contextlib.contextmanager
     def _process(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -331,7 +292,7 @@ class Scenarios:
         return [run for run, hours in zip(runs, self.site.hours_of(runs), strict=True) if 1 < self.site.scored(hours) < len(hours) - 3]
 
     def older_code(self, hours: int) -> Row:
-        """A worker with other code refuses a run and ends; another takes it."""
+        """A worker with other code fails the runs that it gets with a sentence; Dagster runs them again, on another worker."""
         code = self.site.directory / "older-code"
         for name in ("babylon_rl", "migrations"):
             shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -343,21 +304,18 @@ class Scenarios:
             windows = fill(connection, self.next_hour, hours)
         self.next_hour += hours
         began_s = time.monotonic()
-        self.site.backfill("scored_groups", windows)
-        self.site.wait(lambda: older.process.poll() is not None)
-        said = older.log.read_text()
-        assert "Install the same version here, then start it again." in said, said
+        assert self.site.dev is not None
+        first = DagsterClient(self.site.dev.url()).launch_scoring(windows[0], windows[-1])
+        self.site.wait(lambda: self.site.status(first) == "FAILURE")
+        said = self.site.query("SELECT event FROM babylon_dagster.event_logs WHERE run_id = %s", first)
+        assert any("Install the same version here, then start it again." in event for (event,) in said), said
         assert self.site.scored(windows) == 0
+        older.end()
         newer = self.site.worker("newer", *QUEUES).ready()
         self.site.wait(lambda: self.site.scored(windows) == hours)
         self.site.wait(self.site.at_rest)
-        row = Row(
-            "older code",
-            hours,
-            time.monotonic() - began_s,
-            remade=self.remade(windows, []),
-            remark="refused by one worker, made by the next",
-        )
+        seconds = time.monotonic() - began_s
+        row = Row("older code", hours, seconds, remade=self.remade(windows, []), remark="refused by one worker, made by the next")
         newer.end()
         assert newer.ended() == 0, newer.log.read_text()
         self.check(windows, row)

@@ -13,11 +13,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from babylon_rl.automation.run_handover import QUEUE_TAG
 from babylon_rl.files.file_sets import content_folder
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, decode_manifest
+from babylon_rl.serving.dagster_client import QUEUE_TAG
 from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.e2e.host import Host, post, version_of_answer
@@ -26,6 +25,7 @@ from babylon_rl_tests.object_store import SECRET, ObjectStore, running_store
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Site, in_python, inherited, site
 from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s, commands, settings_named
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.tiny_model import make_base
 
@@ -104,7 +104,7 @@ def three_machines(directory: Path, database: Database) -> Row:
         line = Line(store, "PUT", WEIGHTS)
         began_s = time.monotonic()
         with line.proxy:
-            trainer = made.worker("A", "hours", "judge", "trainer", AWS_ENDPOINT_URL=line.address).ready()
+            trainer = made.worker("A", "hours", "trainer", AWS_ENDPOINT_URL=line.address).ready()
             made.worker("B", "evidence").ready()
             made.wait(lambda: made.query("SELECT count(*) FROM babylon_rl.group_scores") == [(HOURS,)])
             assert made.dev is not None

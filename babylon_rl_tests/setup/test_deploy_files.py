@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from babylon_rl.automation.run_handover import QUEUES
 from babylon_rl.cli import COMMANDS, load
+from babylon_rl.serving.dagster_client import QUEUES
 from babylon_rl.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

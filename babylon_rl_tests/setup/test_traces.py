@@ -12,10 +12,8 @@ from uuid import UUID
 import dagster as dg
 import psycopg
 import pytest
-from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from pydantic import SecretStr
 
-from babylon_rl.automation.celery_runs import worker_app
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.logs import start_logs
 from babylon_rl.settings import Settings
@@ -147,15 +145,6 @@ def test_a_statement_that_fails_says_nothing_of_its_row(database: Database, rece
     stop_traces()
     [failed] = [each for each in receiver.named("SELECT") if each.failed]
     assert failed.attributes[STATEMENT] == "SELECT %s::integer" and b"a secret" not in receiver.raw
-
-
-def test_a_workers_process_sends_what_waits_before_celery_ends_it(settings: Settings, receiver: TraceReceiver) -> None:
-    start_traces(receiver.url)
-    with span("work"):
-        pass
-    with pytest.raises(KeyError, match="execute_job_args_packed"):  # also after a message that nobody understands
-        worker_app(settings).tasks[TASK_EXECUTE_JOB_NAME]()
-    assert [each.name for each in receiver.spans] == ["work"]
 
 
 @pytest.mark.slow

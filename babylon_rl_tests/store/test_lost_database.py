@@ -10,14 +10,11 @@ from datetime import datetime
 import dagster as dg
 import psycopg
 import pytest
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from babylon_rl.assets.resources import CONNECTION_RETRIES, Babylon, given
 from babylon_rl.assets.runs import ENDED_TAG, WAITS, tagging_end
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, job_definition
-from babylon_rl.automation.sensors import hours_follow_changes
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -150,20 +147,13 @@ def test_a_server_that_is_away_when_the_run_begins_is_waited_for(every_hour: Dat
 def test_a_run_of_hours_whose_process_died_is_run_again_and_no_other(database: Database, settings: Settings) -> None:
     """When Dagster's own records are lost with the database nothing can be tried again within the run."""
     database.prepare_dagster_schema()
-    assert hours_follow_changes.run_tags["dagster/max_retries"] == "3"
     with open_instance(database, settings) as instance:
         assert instance.run_retries_enabled
-        for tags, reason, again in [
-            (hours_follow_changes.run_tags, None, True),
-            (hours_follow_changes.run_tags, RunFailureReason.STEP_FAILURE, False),
-            ({}, None, False),
-        ]:
-            run = instance.create_run_for_job(
-                job_definition("hours", Babylon(settings, database)), tags={**tags, "dagster/partition": HOUR}
-            )
-            instance.report_run_failed(run, job_failure_data=None if reason is None else JobFailureData(None, failure_reason=reason))
+        for job, tags, again in [("hours", {"dagster/partition": HOUR}, True), ("train", {}, False)]:
+            run = instance.create_run_for_job(job_definition(job, Babylon(settings, database)), tags=tags)
+            instance.report_run_failed(run)
             failed = instance.get_run_by_id(run.run_id)
-            assert failed is not None and auto_reexecution_should_retry_run(instance, failed, reason) is again
+            assert failed is not None and failed.tags["dagster/will_retry"] == str(again).lower()
 
 
 HOLD = f"""
