@@ -1,9 +1,10 @@
 """OpenTelemetry traces of runs, their steps, iterations, judge requests and gateway calls.
 
 ``start_traces`` begins them where OTEL_EXPORTER_OTLP_ENDPOINT is set; without it nothing of OpenTelemetry is imported, and ``span``
-yields a span that keeps nothing. Ended spans wait in memory and a thread sends them: a collector that does not answer costs spans, never
-a request or a run. Attributes are ids, names and counts, redacted as log records are; prompts, answers and messages of errors are not
-among them.
+yields a span that keeps nothing. OpenTelemetry's own instrumentations add the requests of aiohttp, by ``traced_connection`` statements
+of psycopg and by ``traced_app`` the requests that a server answers. Ended spans wait in memory and a thread sends them: a collector that
+does not answer costs spans, never a request or a run. Attributes are ids, names, counts and statements without their values, redacted as
+log records are; prompts, answers and messages of errors are not among them.
 """
 
 import logging
@@ -24,6 +25,7 @@ from babylon_rl.errors import missing_package
 from babylon_rl.logs import Redactor
 
 if TYPE_CHECKING:
+    import psycopg
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _LOG = logging.getLogger(__name__)
@@ -37,22 +39,23 @@ _CONVENTIONS = {
     "error": "error.type",
 }
 Attribute = str | int | float | bool | None
-Kind = Literal["internal", "server", "client"]
+Kind = Literal["internal", "client"]
+C = TypeVar("C", bound="psycopg.Connection[Any]")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Span:
     """A span under way; the one without an ``inner`` span keeps nothing."""
 
-    def __init__(self, inner: Any = None, redactor: Redactor | None = None) -> None:
-        self._inner, self._redactor = inner, redactor or Redactor()
+    def __init__(self, inner: Any = None) -> None:
+        self._inner = inner
 
     def note(self, **attributes: Attribute) -> None:
         """Set attributes; None leaves one out."""
         if self._inner is not None:
             for name, value in attributes.items():
                 if value is not None:
-                    self._inner.set_attribute(_CONVENTIONS.get(name, f"babylon.{name}"), self._redactor.clean(value))
+                    self._inner.set_attribute(_CONVENTIONS.get(name, f"babylon.{name}"), value)
 
     def failed(self, error: str) -> None:
         """Mark it as failed by an error's class or a short cause, never by a message."""
@@ -67,12 +70,14 @@ class _Tracing:
     """The tracer of this process, and the thread that sends its spans."""
 
     def __init__(self, endpoint: str, redactor: Redactor) -> None:
+        # Names of attributes as the stable conventions have them; read by the instrumentations.
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         class RunIds(RandomIdGenerator):
             """Trace ids: that of the Dagster run, else random."""
@@ -80,20 +85,22 @@ class _Tracing:
             def generate_trace_id(self) -> int:
                 return _run_trace.get() or super().generate_trace_id()
 
-        self.redactor, self.propagator = redactor, TraceContextTextMapPropagator()
         # The exporter's own lines, one for each try, are replaced by one for each change.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-        self._sending = _sending(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S), endpoint)
+        self._sending = _sending(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S), endpoint, redactor)
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over the name; OTEL_TRACES_SAMPLER and the like are read by the SDK.
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "babylon-rl"}
-        self._provider = TracerProvider(resource=Resource.create(named), id_generator=RunIds(), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(self._sending))
-        self.tracer = self._provider.get_tracer("babylon_rl")
+        self.provider = TracerProvider(resource=Resource.create(named), id_generator=RunIds(), shutdown_on_exit=False)
+        self.provider.add_span_processor(BatchSpanProcessor(self._sending))
+        self.tracer = self.provider.get_tracer("babylon_rl")
+        self._requests = AioHttpClientInstrumentor()
+        self._requests.instrument(tracer_provider=self.provider)
 
     def end(self) -> None:
         """Send the waiting spans."""
+        self._requests.uninstrument()
         self._sending.is_last = True
-        self._provider.shutdown()
+        self.provider.shutdown()
 
 
 _tracing: _Tracing | None = None
@@ -125,37 +132,30 @@ def stop_traces() -> None:
         _tracing = None
 
 
-def span(
-    name: str, kind: Kind = "internal", caller: Mapping[str, str] | None = None, **attributes: Attribute
-) -> AbstractContextManager[Span]:
-    """A span around a block.
-
-    It is in the span that is open here or, with ``caller``, in that of a request's headers.
+def span(name: str, kind: Kind = "internal", **attributes: Attribute) -> AbstractContextManager[Span]:
+    """A span around a block, in the span that is open here.
 
     It has the fields of the log context (run, window, batch, version) as attributes. An error marks it by its class and passes through.
     """
-    return _UNTRACED if _tracing is None else _opened(_tracing, name, kind, caller, attributes)
+    return _UNTRACED if _tracing is None else _opened(_tracing, name, kind, attributes)
 
 
 @contextmanager
-def _opened(
-    tracing: _Tracing, name: str, kind: Kind, caller: Mapping[str, str] | None, attributes: Mapping[str, Attribute]
-) -> Iterator[Span]:
+def _opened(tracing: _Tracing, name: str, kind: Kind, attributes: Mapping[str, Attribute]) -> Iterator[Span]:
     from opentelemetry.trace import SpanKind
 
     fields = structlog.contextvars.get_contextvars()
-    parent = None if caller is None else tracing.propagator.extract(caller)
     # A span that begins a trace gets the Dagster run's id for it (RunIds). Only while it is made: other traces of this context have their
     # own.
     token = _run_trace.set(_uuid(fields.get("run")))
     try:
         opened = tracing.tracer.start_as_current_span(
-            name, parent, SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
+            name, kind=SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
         )
         inner = opened.__enter__()
     finally:
         _run_trace.reset(token)
-    traced = Span(inner, tracing.redactor)
+    traced = Span(inner)
     traced.note(**{**fields, **attributes})
     try:
         yield traced
@@ -171,15 +171,27 @@ def note(**attributes: Attribute) -> None:
     if _tracing is not None:
         from opentelemetry.trace import get_current_span
 
-        Span(get_current_span(), _tracing.redactor).note(**attributes)
+        Span(get_current_span()).note(**attributes)
 
 
-def outgoing_headers() -> dict[str, str]:
-    """Headers (traceparent, tracestate) that continue the open span in another server; empty without one."""
-    headers: dict[str, str] = {}
+def traced_app(app: Any) -> Any:
+    """Trace the requests that an ASGI application answers, in their callers' traces; unchanged while nothing is traced."""
+    if _tracing is None:
+        return app
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    untraced = "/health$,/ready$,/metrics$"
+    return OpenTelemetryMiddleware(app, untraced, tracer_provider=_tracing.provider, exclude_spans=["receive", "send"])
+
+
+def traced_connection(connection: C) -> C:
+    """Trace the statements of a connection of psycopg; unchanged while nothing is traced."""
+    # Connection by connection, as the instrumentation of all of them would open psycopg's own class in the place of ours.
     if _tracing is not None:
-        _tracing.propagator.inject(headers)
-    return headers
+        from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+
+        PsycopgInstrumentor.instrument_connection(connection, tracer_provider=_tracing.provider)
+    return connection
 
 
 def traced_step(function: F) -> F:
@@ -207,12 +219,23 @@ def _uuid(run: Any) -> int | None:
         return None
 
 
-def _sending(exporter: "SpanExporter", endpoint: str) -> Any:
-    """Wrap an exporter with words on a lost collector.
+def _sending(exporter: "SpanExporter", endpoint: str, redactor: Redactor) -> Any:
+    """Wrap an exporter: attributes are redacted, messages of errors left out, and a lost collector is logged.
 
     It says once that the collector is gone and once that it is back, and gives up at the end of the process.
     """
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+    from opentelemetry.trace import Status
+
+    def cleaned(span: ReadableSpan) -> ReadableSpan:
+        # Without its events and the description of its status, in which instrumentations put messages of errors.
+        attributes = {name: redactor.clean(value) for name, value in (span.attributes or {}).items()}
+        return ReadableSpan(
+            span.name, span.context, span.parent, span.resource, attributes,
+            links=span.links, kind=span.kind, status=Status(span.status.status_code), start_time=span.start_time, end_time=span.end_time,
+            instrumentation_scope=span.instrumentation_scope,
+        )  # fmt: skip
 
     class Sending(SpanExporter):
         is_last = works_not = False
@@ -222,7 +245,7 @@ def _sending(exporter: "SpanExporter", endpoint: str) -> Any:
             if self.is_last and self.works_not:
                 return SpanExportResult.FAILURE
             began_s = time.monotonic()
-            result = exporter.export(spans)
+            result = exporter.export([cleaned(span) for span in spans])
             if (result is SpanExportResult.FAILURE) is not self.works_not:
                 self.works_not = not self.works_not
                 after = f"after {time.monotonic() - began_s:.1f} s"

@@ -27,10 +27,11 @@ class Received:
 
 @dataclass
 class TraceReceiver:
-    """``spans`` are those taken; while ``answers`` is not set, every request waits."""
+    """``spans`` are those taken, ``raw`` their requests; while ``answers`` is not set, every request waits."""
 
     url: str = ""
     spans: list[Received] = field(default_factory=list)
+    raw: bytes = b""
     services: set[str] = field(default_factory=set)
     answers: threading.Event = field(default_factory=threading.Event)
 
@@ -40,6 +41,7 @@ class TraceReceiver:
 
     def take(self, body: bytes) -> None:
         """Decode a request."""
+        self.raw += body
         request = ExportTraceServiceRequest.FromString(body)
         for group in request.resource_spans:
             self.services |= {each.value.string_value for each in group.resource.attributes if each.key == "service.name"}

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httptools
 import psutil
 import uvloop
 
 from babylon_rl.serving import releases
-from babylon_rl.serving.http_client import ServerPool
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -259,28 +259,28 @@ def watch_memory(port: int, gateway: psutil.Process, minutes: float, rate: int) 
 async def _watch_versions(port: int, rate: int, seconds: float, changes: list[tuple[float, Callable[[], object]]]) -> dict[str, Any]:
     """Ask at a rate, and call each change at its second; milliseconds from its return until the last request that got the old version."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", "x-babylon-agent": "agent-1"}
-    pool, body = ServerPool(f"http://127.0.0.1:{port}/v1/chat/completions", headers), json.dumps({"model": "auto", "messages": _MESSAGES})
-    answers, done, failed = list[tuple[float, bytes]](), list[float](), 0
+    url, body = f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps({"model": "auto", "messages": _MESSAGES}).encode()
+    answers, done, failed = list[tuple[float, str]](), list[float](), 0
 
     async def call() -> None:
         nonlocal failed
-        sent, response = time.perf_counter(), await pool.post(body.encode())
-        while await response.read():
-            pass
+        sent = time.perf_counter()
+        async with session.post(url, data=body) as response:
+            await response.read()
         failed += response.status != 200
-        answers.append((sent, response.headers.get(b"x-babylon-version", b"")))
-        pool.release(response)
+        answers.append((sent, response.headers.get("x-babylon-version", "")))
 
     async def change(at: float, what: Callable[[], object]) -> None:
         await asyncio.sleep(at)
         await asyncio.to_thread(what)
         done.append(time.perf_counter())
 
-    began, tasks = time.perf_counter(), [asyncio.create_task(change(at, what)) for at, what in changes]
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
-        tasks.append(asyncio.create_task(call()))
-    await asyncio.gather(*tasks)
+    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
+        began, tasks = time.perf_counter(), [asyncio.create_task(change(at, what)) for at, what in changes]
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+            tasks.append(asyncio.create_task(call()))
+        await asyncio.gather(*tasks)
     answers.sort()
     switches = [later[0] for earlier, later in itertools.pairwise(answers) if earlier[1] != later[1]]
     effect = [round(1000 * (switch - returned), 1) for switch, returned in zip(switches, done, strict=True)]

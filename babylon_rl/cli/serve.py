@@ -26,6 +26,7 @@ def serve_model(
 
     That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
+    from babylon_rl.http_server import bind
     from babylon_rl.models import base_model, checkpoints, server
     from babylon_rl.models.chat_request import BASE_MODEL_NAME
     from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
@@ -41,7 +42,7 @@ def serve_model(
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"{absence(version, settings)} Here are: {', '.join(['base', *names])}.")
     # The port is taken before the model loads: a port in use is reported at once.
-    bound = server.bind(host, port)
+    bound = bind(host, port)
     set_threads(threads)
     base_dir = base_model.base_model_dir(settings)
     if checkpoint is not None:
@@ -83,7 +84,7 @@ def serve_market(
     """Let outside agents, in any language, play a snapshot over HTTP: observe, act, advance."""
     from babylon_rl.evaluation.snapshot_file import load
     from babylon_rl.evaluation.snapshots import snapshot_of
-    from babylon_rl.models.server import bind
+    from babylon_rl.http_server import bind
     from babylon_rl.serving import market_server as server
 
     with bind(host, port) as bound:  # first, so that a taken port is said at once

@@ -299,7 +299,7 @@ def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
 
 
 def _free_port(host: str, first: int) -> int:
-    from babylon_rl.models.server import bind  # other commands of this file need no server
+    from babylon_rl.http_server import bind  # other commands of this file need no server
 
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
         try:

@@ -108,16 +108,14 @@ class Location:
             return {path.relative_to(top).as_posix() for path in Path(top).rglob("*") if path.is_file()}
         return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
 
-    def put(self, source: Path, name: str, *, private: bool = False) -> None:
-        """Write a copy of a file of this machine; ``private``: in a directory, for its owner alone."""
+    def put(self, source: Path, name: str) -> None:
+        """Write a copy of a file of this machine."""
         if self.local is None:
             self._make_folder_of(name)
             self._fs.put_file(str(source), self.path(name))
             return
         place = Path(self.path(name))
         place.parent.mkdir(parents=True, exist_ok=True)
-        if private:
-            place.touch(mode=0o600)  # before anything is in it
         shutil.copyfile(source, place)
         fsync(place)
 

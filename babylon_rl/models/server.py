@@ -13,20 +13,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from babylon_rl.chats import UNLIKELY
 from babylon_rl.errors import ModelError, ModelUnavailable, RequestRefused, first_line
+from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, ClientGone, bind, error_handlers, read_body, refusal, server_config
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
 from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
 from babylon_rl.models.generation import Row
@@ -34,8 +34,9 @@ from babylon_rl.models.policy import Completion, Policy
 from babylon_rl.models.threads import set_threads
 
 if TYPE_CHECKING:
-    import uvicorn
     from transformers import PreTrainedTokenizerBase
+
+MAX_BODY_BYTES = 4 * 1024**2
 
 
 def create_app(
@@ -65,26 +66,25 @@ def create_app(
 
     async def chat(request: Request) -> Response:
         try:
-            body = read_request(await request.body())
+            body = read_request(await read_body(request.receive, MAX_BODY_BYTES, BODY_TIMEOUT_S))
             asked_for = body.completion_request()
             served = body.model == BASE_MODEL_NAME or await batcher.serves(body.model)
             if not served:
                 known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
-                return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model", "model_not_found")
+                raise ApiError(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found", "model")
             # Invalid requests are refused before they join a batch.
             row = policy.row(asked_for)
         except RequestRefused as refused:
-            return _refusal(400, str(refused), refused.param, refused.code)
+            raise ApiError(400, str(refused), refused.code, refused.param) from None
         except ModelUnavailable as away:
-            return _refusal(503, str(away), "model", "model_unavailable")
+            raise ApiError(503, str(away), "model_unavailable", "model") from None
         except ModelError as damaged:
-            return _refusal(404, str(damaged), "model", "model_not_found")
+            raise ApiError(404, str(damaged), "model_not_found", "model") from None
         asked = batcher.ask(row)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         # The status of a stream is decided by its first token.
         if not await _unless_left(asked, request, to_end=not body.stream):
-            # Nobody reads it; 499 is nginx's status for a client that has left.
-            return Response(status_code=499)
+            raise ClientGone
         if body.stream:
             return StreamingResponse(_events(head, asked, policy, body), media_type="text/event-stream")
         return JSONResponse(head | _answer(body, row, policy))
@@ -99,58 +99,8 @@ def create_app(
         return JSONResponse({"status": "ok"})
 
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_refusal, Exception: _failure})
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket without listening; ``port`` 0 takes a free one.
-
-    Called first, so that a used port is reported before minutes of work.
-
-    Raises:
-        ModelUnavailable: the address cannot be used.
-    """
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as taken:
-        bound.close()
-        reason = taken.strerror or str(taken)
-        raise ModelUnavailable(f"Port {port} on {host} cannot be used ({reason}): choose another port.") from taken
-    return bound
-
-
-def url_of(bound: socket.socket) -> str:
-    """The address of a bound socket as http://HOST:PORT."""
-    host, port = bound.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-@contextmanager
-def in_thread(
-    server: "uvicorn.Server", name: str, late: Callable[[], str], *, ready: Callable[[], object] = lambda: True, within_s: float = 20.0
-) -> Iterator[str]:
-    """Run a server on a free loopback port in a thread until the block ends; yields its URL.
-
-    Raises:
-        ModelUnavailable: it was not started and ``ready()`` within the time; ``late()`` is the sentence.
-    """
-    with bind("127.0.0.1", 0) as bound:
-        # From here on connections wait in the queue, so that one that is made before the server runs is not refused.
-        bound.listen(512)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name=name, daemon=True)
-        thread.start()
-        try:
-            deadline = time.monotonic() + within_s
-            while not (server.started and ready()):
-                if time.monotonic() > deadline or not thread.is_alive():
-                    raise ModelUnavailable(late())
-                time.sleep(0.005)
-            yield url_of(bound)
-        finally:
-            server.should_exit = True
-            thread.join()
+    handlers = error_handlers(refusal, "served: POST /v1/chat/completions; GET /v1/models, /health", failed="")
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers | {Exception: _failure})
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:
@@ -168,7 +118,7 @@ def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None],
         server.should_exit = True
 
     app = create_app(policy, find_adapter=find_adapter, on_failure=end)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(server_config(app))
     # Before the announcement: whoever reads it may connect at once.
     bound.listen(512)
     host, port = bound.getsockname()[:2]
@@ -299,20 +249,8 @@ def _entry(token: int, logprob: float, tokenizer: "PreTrainedTokenizerBase") -> 
     return {"token": text, "logprob": max(logprob, UNLIKELY), "bytes": data, "top_logprobs": [], "token_id": token}
 
 
-def _refusal(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
-
-
-def _http_refusal(request: Request, refused: Exception) -> Response:
-    assert isinstance(refused, HTTPException)
-    answer = _refusal(refused.status_code, f"{request.method} {request.url.path} is not served here: {refused.detail}.")
-    answer.headers.update(refused.headers or {})
-    return answer
-
-
 def _failure(_: Request, failure: Exception) -> Response:
-    return _refusal(500, f"The model failed to answer: {first_line(failure)}")
+    return refusal(ApiError(500, f"The model failed to answer: {first_line(failure)}"))
 
 
 def _end_with_stdin() -> None:

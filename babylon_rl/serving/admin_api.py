@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import msgspec
 import psycopg
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -31,17 +32,26 @@ from starlette.routing import Route as RoutedPath
 
 from babylon_rl import __version__
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
+from babylon_rl.http_server import (
+    BODY_TIMEOUT_S,
+    NOT_JSON,
+    ApiError,
+    ClientGone,
+    bind,
+    error_handlers,
+    json_response,
+    read_body,
+    server_config,
+    url_of,
+)  # fmt: skip
 from babylon_rl.logs import start_logs
-from babylon_rl.models.server import bind, url_of
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_openapi import Operation, openapi_document
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
-from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
-from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, error_handlers, json_response, read_body, server_options
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
 from babylon_rl.serving.status import automation_document, status_document
@@ -100,7 +110,7 @@ class AdminApi:
         with self.database.connect() as connection:
             return status_document(connection, self.settings, request.now)
 
-    def metrics(self) -> str:
+    def metrics(self) -> bytes:
         with self.database.connect() as connection:
             return pipeline_metrics(status_document(connection, self.settings, utc_now()))
 
@@ -266,7 +276,7 @@ def create_app(api: AdminApi) -> Starlette:
             text = await anyio.to_thread.run_sync(api.metrics)
         except (BabylonError, psycopg.Error) as broken:
             raise ApiError(503, f"The status cannot be read: {first_line(broken)}", "database_unavailable") from None
-        return Response(text, media_type="text/plain; version=0.0.4")
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
     for path in paths:
@@ -430,7 +440,6 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
         announce(
             f"Admin page on {url}{PATH}, API as {url}/openapi.json has it; it launches runs at {settings.dagster_url}. Ctrl-C ends it."
         )
-        options = server_options(log_level="warning", timeout_graceful_shutdown=10)
         api = AdminApi(settings, database)
         threading.Thread(target=api.page.prepare, name="babylon-page", daemon=True).start()
-        uvicorn.Server(uvicorn.Config(create_app(api), **options)).run(sockets=[bound])
+        uvicorn.Server(server_config(create_app(api), timeout_graceful_shutdown=10)).run(sockets=[bound])

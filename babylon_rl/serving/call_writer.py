@@ -2,9 +2,9 @@
 
 An answer never waits for its work.
 
-A database that is away is tried again without limit; calls wait on disk, and at MODEL_STORAGE_URL (shared_spool.py). A call is written
-once, as its id is unique. A row that the database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a
-full disk the segments are written and removed all the same, as that makes room; one with a refused row waits until the row can be kept.
+A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
+database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk the segments are written and
+removed all the same, as that makes room; one with a refused row waits until the row can be kept.
 """
 
 import errno
@@ -28,7 +28,6 @@ from babylon_rl.errors import BabylonError, DatabaseError, first_line
 from babylon_rl.project_files import import_root
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
-from babylon_rl.serving.shared_spool import SharedSpool
 from babylon_rl.serving.spool import SpoolReader, read_status, spool_directory, stored_bytes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import ROW_FAULTS, Connection
@@ -38,7 +37,6 @@ from babylon_rl.store.live_usage import write_calls
 _LOG = logging.getLogger("babylon_rl.gateway")
 _EVERY_S = 0.2
 _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 5.0, 10
-_SHARE_S, _LAST_S = 1.0, 2.0
 _STOP_S = 10.0
 _RESTART_S = 1.0
 WRITTEN_S = 60.0
@@ -49,7 +47,7 @@ _ENTRY_FAULTS = (
 )  # fmt: skip
 # Handed over to the writer's process, as the caller may have chosen others than the environment says (the demo does).
 _PASSED_ON = (
-    "database_url", "direct_database_url", "babylon_rl_home", "model_storage_url", "record_private_fields", "record_hash_key",
+    "database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key",
 )  # fmt: skip
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
@@ -61,24 +59,16 @@ class CallWriter:
     """
 
     def __init__(self, settings: Settings, closing: threading.Event) -> None:
-        self._settings, self._closing = settings, closing
+        self._closing = closing
         self._privacy = RecordedPrivacy.of(settings)
         self._spool = SpoolReader(spool_directory(settings))
         self._connection: Connection | None = None
         self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
         self._unpublished = False
-        self._ended = threading.Event()
-        self._shared: SharedSpool | None = None
 
     def run(self, database: Database) -> None:
         """Write until ``closing``, then the remaining calls, unless the database is away."""
-        # No other machine writes into an embedded database.
-        if self._settings.model_storage_url is not None and not self._settings.uses_embedded_database:
-            # What is private stays on this machine: fields are dropped on the way to the database.
-            self._shared = SharedSpool(self._spool, self._settings.model_storage_url, database, uploads=not self._privacy.fields)
         threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True).start()
-        sharing = threading.Thread(target=self._share, name="babylon-spool-share", daemon=True)
-        sharing.start()
         failures = 0
         while True:
             # Asked before writing: what came before the end is still written, and then nothing more.
@@ -100,24 +90,6 @@ class CallWriter:
                 break
             self._closing.wait(min(_EVERY_S * 2 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S))
         self._drop_connection()
-        self._ended.set()
-        sharing.join(_STOP_S)
-
-    def _share(self) -> None:
-        shared = self._shared
-        if shared is None:
-            return
-        while not self._closing.wait(_SHARE_S):
-            shared.look(away=self._away)
-        # What is not written in a moment is uploaded beside the last attempt, as this process is killed after _STOP_S.
-        waits = not self._ended.wait(_LAST_S) or self._away
-        shared.look(away=waits, last=True)
-        if waits and self._ended.wait(_STOP_S):
-            shared.look(away=self._away, last=True)
-
-    @property
-    def _away(self) -> bool:
-        return self._spool.status.problem is not None
 
     def _sync(self) -> None:
         broken = False
@@ -169,8 +141,6 @@ class CallWriter:
             return
         if left := self._spool.remove(segment):
             _LOG.error("%s ended with %d bytes that are no call: a write was cut off.", segment, left)
-        if self._shared is not None:
-            self._shared.written(segment)
 
     def _rows(self, record: bytes) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         try:

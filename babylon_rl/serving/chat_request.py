@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.http_server import NOT_JSON, ApiError
 from babylon_rl.recorder.calls import PURPOSES
-from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 
 _MAX_HEADER = 200
 

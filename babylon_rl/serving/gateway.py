@@ -17,20 +17,19 @@ from typing import Any
 from uuid import uuid4
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, ClientGone, Receive, read_body
 from babylon_rl.serving.access import Access
-from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
-from babylon_rl.serving.routed_call import GatewayMetrics, RoutedCall, new_call_id, trace_call
+from babylon_rl.serving.metrics import GatewayMetrics
+from babylon_rl.serving.routed_call import RoutedCall, count_call, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
-from babylon_rl.serving.spool import SEGMENT_S, CallLog
+from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl.settings import Settings
 from babylon_rl.store.releases import BASE
-from babylon_rl.traces import Span, span
 from babylon_rl.windows import utc_now
 
 _JSON = (b"content-type", b"application/json")
@@ -51,21 +50,14 @@ class Gateway:
         self.state = LiveState(settings, self.access)
         self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)
-        self.metrics = GatewayMetrics()
-        self.open_calls = 0
+        self.metrics = GatewayMetrics(self.log.gauge)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        with span("gateway call", "server", headers) as traced:
-            await self._answer(scope, headers, receive, send, traced)
-
-    async def _answer(
-        self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send, traced: Span
-    ) -> None:
         request_id = (b"x-request-id", _request_id(headers).encode())
         call: RoutedCall | None = None
-        self.open_calls += 1
+        self.metrics.open_requests.inc()
         try:
             call = await self._routed(scope, headers, receive, request_id[1].decode())
             with _CancelledWhenGone(receive):
@@ -79,10 +71,10 @@ class Gateway:
         except ApiError as refused:
             extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in refused.headers.items()]
             if call is None:
-                self.metrics.refusals.add(str(refused.status))
-                traced.note(status=refused.status)
+                self.metrics.refusals.labels(str(refused.status)).inc()
             else:
                 call.status = refused.status
+                self._record(call, None)
                 extra += call.headers
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
@@ -93,11 +85,10 @@ class Gateway:
                 call.status = 500
             raise
         finally:
-            self.open_calls -= 1
+            self.metrics.open_requests.dec()
             if call is not None:
                 self._record(call, None)
-                self.metrics.count(call)
-                trace_call(traced, call)
+                count_call(self.metrics, call)
 
     async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> RoutedCall:
         """Read and route a request.
@@ -136,7 +127,7 @@ class Gateway:
         try:
             return await self._ask_model(call, chosen)
         except UpstreamFailed as failed:
-            self.metrics.failures.add(chosen.version or BASE, failed.cause)
+            self.metrics.failures.labels(chosen.version or BASE, failed.cause).inc()
             why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}"
             base = base_route(self.settings, why, chosen.upstream)
             # Where the base itself was asked, there is nothing to fall back to.
@@ -146,7 +137,7 @@ class Gateway:
         try:
             return await self._ask_model(call, base)
         except UpstreamFailed as failed:
-            self.metrics.failures.add(BASE, failed.cause)
+            self.metrics.failures.labels(BASE, failed.cause).inc()
             raise failed.error from None
 
     async def _ask_model(self, call: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
@@ -192,43 +183,38 @@ class Gateway:
                     self._record(call, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
                     await send({"type": "http.response.body", "body": events, "more_body": True})
         except UpstreamFailed as broken:
-            self.metrics.failures.add(call.route.version or BASE, broken.cause)
+            self.metrics.failures.labels(call.route.version or BASE, broken.cause).inc()
             call.status = broken.error.status
+            self._record(call, None)
             await send({"type": "http.response.body", "body": broken.error.event, "more_body": True})
         finally:
             answer.close()
         await send({"type": "http.response.body", "body": b""})
 
     def _record(self, call: RoutedCall, answer: bytes | None) -> None:
-        """Log a call once, before the client has the end of its answer."""
+        """Log and trace a call once, before the client has the end of its answer."""
         if call.recorded:
             return
         call.recorded = True
+        trace_call(call)
         call.spend(0 if answer is None else len(answer))
         if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
             answer = None
         if not self.log.record(call.entry(answer)):
-            self.metrics.unrecorded.add()
+            self.metrics.unrecorded.inc()
 
     async def start(self) -> None:
         """Open connections and start the threads."""
         await asyncio.to_thread(self.state.start)
-        self._completing = asyncio.create_task(self._complete_segments())
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
         gc.freeze()
 
     async def stop(self) -> None:
         """Close connections; calls that are not written yet stay on disk."""
-        self.upstreams.close()
-        self._completing.cancel()
+        await self.upstreams.close()
         await asyncio.to_thread(self.state.close)
         self.log.close()
-
-    async def _complete_segments(self) -> None:
-        while True:
-            await asyncio.sleep(SEGMENT_S)
-            self.log.complete()
 
 
 class _CancelledWhenGone:

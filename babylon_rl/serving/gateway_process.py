@@ -8,7 +8,10 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
@@ -18,46 +21,41 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.files.location import shown_url
+from babylon_rl.http_server import ApiError, bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
 from babylon_rl.logs import secrets_of, start_logs
-from babylon_rl.models.server import bind, in_thread, url_of
 from babylon_rl.serving.access import new_key
-from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway, peer
-from babylon_rl.serving.http_server import error_handlers, json_response, server_options
 from babylon_rl.serving.live_state import ANSWER_S
-from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
+from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
 from babylon_rl.serving.routing import ALIASES, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_id
 from babylon_rl.store.releases import BASE, RoutingTable, read_routing
-from babylon_rl.traces import start_traces
+from babylon_rl.traces import start_traces, traced_app
 
 CHATS = "/v1/chat/completions"
-KEEP_ALIVE_S = 75
 STOP_S = 10
 START_S = 60.0
-_OPTIONS = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
+_LOOK_S = 1.0
 
 
-def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIApp:
-    """Create the application around a gateway; processes that share a port share ``metrics_directory``."""
+def create_app(gateway: Gateway) -> ASGIApp:
+    """Create the application around a gateway, traced if this process is."""
 
-    async def publish() -> None:
+    async def look_at_database() -> None:
         while True:
-            metrics.publish()
-            await asyncio.sleep(PUBLISH_S)
+            gateway.metrics.database_answers.set(gateway.state.problem is None)
+            await asyncio.sleep(_LOOK_S)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await gateway.start()
-        publishing = asyncio.create_task(publish()) if metrics_directory is not None else None
+        looking = asyncio.create_task(look_at_database())
         yield
-        if publishing is not None:
-            publishing.cancel()
+        looking.cancel()
         await gateway.stop()
-        metrics.publish()
 
     async def models(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
@@ -79,26 +77,16 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
         serving = "base, to this machine alone" if not known else "as the registry says" if problem is None else "as last known"
         return json_response({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
 
-    def database_answers() -> float:
-        return float(gateway.state.problem is None)
-
     async def samples(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    gauges = [
-        # All processes see the same spool.
-        Gauge("babylon_gateway_spool", "Recording: bytes on disk, and calls by their end.", gateway.log.gauge, ("state",), least=True),
-        Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", database_answers, least=True),
-        Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_calls),
-    ]
-    metrics = ProcessMetrics([*gateway.metrics.families, *gauges], metrics_directory)
     routes = [
         RoutedPath(CHATS, gateway), RoutedPath("/v1/models", models), RoutedPath("/v1/models/{name:path}", model),
         RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
     ]  # fmt: skip
     handlers = error_handlers(
-        _refusal,
+        refusal,
         "served: POST /v1/chat/completions; GET /v1/models, /health, /ready, /metrics",
         "The gateway failed; its log has the reason.",
     )
@@ -109,7 +97,8 @@ def create_app(gateway: Gateway, metrics_directory: Path | None = None) -> ASGIA
         # The layers that chats need not pass cost a twentieth of a millisecond before the first token.
         await (chats if scope.get("path") == CHATS else others)(scope, receive, send)
 
-    return app
+    traced: ASGIApp = traced_app(app)
+    return traced
 
 
 def served_names(table: RoutingTable) -> list[str]:
@@ -122,17 +111,16 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "babylon-rl"}
 
 
-def _refusal(error: ApiError) -> Response:
-    return Response(error.body, error.status, error.headers, "application/json")
-
-
 def worker() -> ASGIApp:
     """Create the application of one of several processes, which reads the settings itself."""
     settings = load_settings()
     start_logs(settings)
     start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
-    # All workers are children of one supervisor, whose process id names the directory that they share.
-    return create_app(Gateway(settings), _metrics_directory(settings, os.getppid()))
+    # Values of now of a worker that was killed; what it counted stays.
+    for file in Path(os.environ[PROCESSES_DIRECTORY]).glob("gauge_live*_*.db"):
+        if not psutil.pid_exists(pid := int(file.stem.rpartition("_")[2])):
+            mark_process_dead(pid)
+    return create_app(Gateway(settings))
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
@@ -148,16 +136,18 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
         announce(f"Gateway on {url_of(bound)}/v1. Ctrl-C ends it.")
         stack.enter_context(call_writer(settings))
         if workers == 1:
-            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **_OPTIONS)).run(sockets=[bound])
+            uvicorn.Server(server_config(create_app(Gateway(settings)), timeout_graceful_shutdown=STOP_S)).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
-            directory = _metrics_directory(settings, os.getpid())
+            directory = settings.home / "gateway" / f"metrics-{os.getpid()}"
             # An earlier supervisor may have had the same process id, and counters add up over the files.
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **_OPTIONS)
+            os.environ[PROCESSES_DIRECTORY] = str(directory)
+            application = "babylon_rl.serving.gateway_process:worker"
+            config = server_config(application, factory=True, workers=workers, timeout_graceful_shutdown=STOP_S)
             Multiprocess(config, sockets=[bound]).run()
 
 
@@ -177,7 +167,7 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
 
     key = new_key()
     gateway = Gateway(settings, own_key=key)
-    server = uvicorn.Server(uvicorn.Config(create_app(gateway), **_OPTIONS))
+    server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=STOP_S))
 
     def late() -> str:
         return f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}."
@@ -187,10 +177,6 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"{url}/v1", key
         # The gateway has ended here and completed its last segment, and the writer still runs.
         wait_until_written(settings)
-
-
-def _metrics_directory(settings: Settings, supervisor: int) -> Path:
-    return settings.home / "gateway" / f"metrics-{supervisor}"
 
 
 def _registry(settings: Settings, stack: ExitStack) -> RoutingTable | None:

@@ -7,7 +7,6 @@ decision a tick, filled at the quotes that the agent saw, then a tick of time. I
 result is kept. One thread serves all: a step takes well under a millisecond. docs/howto/serve-market.md describes the protocol.
 """
 
-import asyncio
 import logging
 import re
 import secrets
@@ -21,7 +20,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -32,6 +31,7 @@ from babylon_rl.evaluation.result_building import RunLabel, decision_lines, resu
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug
 from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.http_server import ApiError, ClientGone, json_response, read_body, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -39,16 +39,12 @@ from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation
 from babylon_rl.market.simulation.record import Call, Outcome
 from babylon_rl.market.simulation.run import Run, Seat, Timed
-from babylon_rl.models.server import url_of
 from babylon_rl.serving.access import bearer_token
-from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.http_server import json_response
 from babylon_rl.versions import content_version
 
 IDLE_S = 600.0
 LONGEST_BODY = 16 * 1024
 BODY_WITHIN_S = 10.0
-KEEP_ALIVE_S = 75  # agents think between requests
 SEED = 0  # pairs these results with those of `benchmark run`, which has the same default
 MOST_SESSIONS = 64  # at once
 MOST_ENDED = 32  # sessions whose results are kept
@@ -336,7 +332,7 @@ def create_app(
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
-    handlers = {ApiError: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    handlers = {ApiError: _refused, ClientGone: _gone, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -345,7 +341,7 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
     import uvicorn
 
     app = create_app(market, idle_s=idle_s, results=results)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_S))
+    server = uvicorn.Server(server_config(app))
     bound.listen(512)
     announce(url_of(bound))
     server.run(sockets=[bound])
@@ -413,24 +409,16 @@ def _camel(value: Any) -> Any:
 
 
 async def _body(request: Request) -> str:
-    """The body as text, within its limits of length and time."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_WITHIN_S):
-            async for part in request.stream():
-                body += part
-                if len(body) > LONGEST_BODY:
-                    raise ApiError(413, f"A body has {LONGEST_BODY:,} bytes at most.", "too_long")
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_WITHIN_S:.0f} s.", "slow") from None
-    except ClientDisconnect:
-        raise ApiError(400, "The request broke off.", "broken_off") from None
-    return body.decode("utf-8", errors="replace")
+    return (await read_body(request.receive, LONGEST_BODY, BODY_WITHIN_S)).decode("utf-8", errors="replace")
 
 
 async def _refused(_: Request, fault: Exception) -> Response:
     assert isinstance(fault, ApiError)
-    return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status)
+    return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status, fault.headers)
+
+
+async def _gone(_: Request, fault: Exception) -> Response:
+    return Response(status_code=499)  # nobody is there to read it
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:

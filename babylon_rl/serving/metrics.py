@@ -1,188 +1,84 @@
 """Metrics of a gateway and of the pipeline, in the text format of Prometheus.
 
-The pipeline's are those of the status document.
-
-Gateway processes that share a port publish their values in files, and each of them shows the sum of all. The values of a process that
-has ended stay, so that counters never fall.
+The pipeline's are those of the status document. Gateway processes that share a port keep their values in files of
+PROMETHEUS_MULTIPROC_DIR, and each of them shows those of all.
 """
 
 import os
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import msgspec
-import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from babylon_rl.serving.status_shapes import PARTS, StatusDocument
 
+PROCESSES_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-PUBLISH_S = 1.0
 Labels = tuple[str, ...]
-Values = Mapping[Labels, Sequence[float]]
+disable_created_metrics()
 
 
-class MetricFamily:
-    """One metric with the values of its label sets.
+class GatewayMetrics:
+    """Metrics of one gateway process; ``spool`` gives the numbers of the spool that all processes share."""
 
-    ``lasting`` if the values of a process count after its end.
-    """
-
-    lasting = True
-
-    def __init__(self, name: str, kind: str, explanation: str, labels: Labels = ()) -> None:
-        self.name, self._labels = name, labels
-        self._head = f"# HELP {name} {explanation}\n# TYPE {name} {kind}\n"
-
-    def values(self) -> Values:
-        """Values of this process by label set."""
-        raise NotImplementedError
-
-    def merged(self, those: Iterable[Values]) -> Values:
-        """Values of several processes together: their sums."""
-        merged: dict[Labels, Sequence[float]] = {}
-        for values in those:
-            for labels, numbers in values.items():
-                known = merged.get(labels)
-                merged[labels] = numbers if known is None else [one + other for one, other in zip(known, numbers, strict=True)]
-        return merged
-
-    def text(self, values: Values | None = None) -> str:
-        """Return the samples of these values, by default this process's own."""
-        return self._head + "".join(
-            self._lines(labels, numbers) for labels, numbers in sorted((self.values() if values is None else values).items())
+    def __init__(self, spool: Callable[[], Mapping[Labels, float]]) -> None:
+        self.registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, buckets=_BUCKETS_S, registry=self.registry)
+        self.requests = counter("babylon_gateway_requests", "Routed calls; 499: the client left.", ["version", "arm", "status"])
+        self.refusals = counter("babylon_gateway_refusals", "Requests that were not routed.", ["status"])
+        self.failures = counter("babylon_gateway_upstream_failures", "Failed requests to upstreams.", ["version", "cause"])
+        self.fallbacks = counter("babylon_gateway_fallbacks", "Calls that the base answered instead.", ["cause"])
+        self.tokens = counter("babylon_gateway_tokens", "Tokens of prompts and answers.", ["version", "kind"])
+        self.latency = histogram("babylon_gateway_latency_seconds", "Time to the end of the answer.", ["version"])
+        self.first_token = histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ["version"])
+        self.unrecorded = counter("babylon_gateway_unrecorded", "Calls that were not recorded: the spool was full.")
+        self.open_requests = gauge("babylon_gateway_open_requests", "Requests under way.", multiprocess_mode="livesum")
+        self.database_answers = gauge(
+            "babylon_gateway_database_answers", "1 while the routing table is fresh.", multiprocess_mode="livemin"
         )
+        self._spool = spool
 
-    def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
-        return self._line("", labels, numbers[0])
-
-    def _line(self, suffix: str, values: Labels, value: float, **extra: str) -> str:
-        pairs = [*zip(self._labels, values, strict=True), *extra.items()]
-        inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in pairs)
-        return f"{self.name}{suffix}{f'{{{inner}}}' if inner else ''} {value:.15g}\n"  # all digits of a time and of a count
-
-
-class Counter(MetricFamily):
-    """A count that only grows."""
-
-    def __init__(self, name: str, explanation: str, labels: Labels = ()) -> None:
-        super().__init__(name, "counter", explanation, labels)
-        self._values: dict[Labels, list[float]] = {} if labels else {(): [0.0]}
-
-    def add(self, *labels: str, by: float = 1.0) -> None:
-        """Count."""
-        self._values.setdefault(labels, [0.0])[0] += by
-
-    def values(self) -> Values:
-        """[count] by label set."""
-        return self._values
-
-
-class Histogram(MetricFamily):
-    """Durations in seconds."""
-
-    def __init__(self, name: str, explanation: str, labels: Labels = ()) -> None:
-        super().__init__(name, "histogram", explanation, labels)
-        self._values: dict[Labels, list[float]] = {}
-
-    def observe(self, seconds: float, *labels: str) -> None:
-        """Add a duration."""
-        # A count for each bound, one for what is above them all, and the sum of seconds.
-        numbers = self._values.setdefault(labels, [0.0] * (len(_BUCKETS_S) + 2))
-        numbers[bisect_left(_BUCKETS_S, seconds)] += 1
-        numbers[-1] += seconds
-
-    def values(self) -> Values:
-        """[count of each bucket, those above all, sum of seconds] by label set."""
-        return self._values
-
-    def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
-        total, lines = 0.0, list[str]()
-        for bound, count in zip([*(f"{bound:g}" for bound in _BUCKETS_S), "+Inf"], numbers[:-1], strict=True):
-            # Prometheus' buckets are cumulative.
-            total += count
-            lines.append(self._line("_bucket", labels, total, le=bound))
-        return "".join([*lines, self._line("_sum", labels, numbers[-1]), self._line("_count", labels, total)])
-
-
-class Gauge(MetricFamily):
-    """A value that is read when the metrics are.
-
-    Of several processes their sum, or with ``least`` the smallest.
-    """
-
-    # A value of now: a process that has ended has none.
-    lasting = False
-
-    def __init__(
-        self, name: str, explanation: str, read: Callable[[], float | Mapping[Labels, float]], labels: Labels = (), *, least: bool = False
-    ) -> None:
-        super().__init__(name, "gauge", explanation, labels)
-        self._read, self._least = read, least
-
-    def values(self) -> Values:
-        """[value] by label set."""
-        value = self._read()
-        return {labels: [sample] for labels, sample in value.items()} if isinstance(value, Mapping) else {(): [value]}
-
-    def merged(self, those: Iterable[Values]) -> Values:
-        """Their sums, or the smallest."""
-        if not self._least:
-            return super().merged(those)
-        every = list(those)
-        return {labels: [min(values[labels][0] for values in every if labels in values)] for labels in every[0]}
-
-
-class ProcessMetrics:
-    """Metrics of this process and of those that share its port.
-
-    ``directory`` holds a file of each.
-    """
-
-    def __init__(self, families: Sequence[MetricFamily], directory: Path | None = None) -> None:
-        self._families, self._directory = families, directory
-
-    def publish(self) -> None:
-        """Write the values of this process for the others.
-
-        A full disk leaves the last ones there.
-        """
-        if self._directory is None:
-            return
-        partial = self._directory / f".{os.getpid()}"
-        try:
-            partial.write_bytes(msgspec.json.encode({family.name: list(family.values().items()) for family in self._families}))
-            # In one step: another process reads the values before or these, never half of them.
-            partial.rename(self._directory / str(os.getpid()))
-        except OSError:
-            partial.unlink(missing_ok=True)
-
-    def text(self) -> str:
+    def text(self) -> bytes:
         """Return the samples of all processes together."""
-        others = self._others()
-        return "".join(
-            family.text(family.merged([family.values(), *(values[family.name] for alive, values in others if alive or family.lasting)]))
-            for family in self._families
-        )
-
-    def _others(self) -> list[tuple[bool, dict[str, Values]]]:
-        # Files that are being written begin with a dot.
-        files = [] if self._directory is None else [file for file in self._directory.glob("[0-9]*") if file.name != str(os.getpid())]
-        return [(psutil.pid_exists(int(file.name)), _read(file)) for file in files]
+        registry = self.registry
+        if PROCESSES_DIRECTORY in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        spool = gauge_family("gateway_spool", "Recording: bytes on disk, and calls by their end.", self._spool(), "state")
+        return generate_latest(registry) + families_text([spool])
 
 
-def _read(file: Path) -> dict[str, Values]:
-    published = msgspec.json.decode(file.read_bytes(), type=dict[str, list[tuple[Labels, list[float]]]])
-    return {name: dict(values) for name, values in published.items()}
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def families_text(families: Iterable[Metric]) -> bytes:
+    """Return the samples of families that were read for this once."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return generate_latest(registry)
 
 
-def pipeline_metrics(found: StatusDocument) -> str:
+def gauge_family(name: str, explanation: str, value: float | Mapping[Any, float] | None, *labels: str) -> GaugeMetricFamily:
+    """Gauge babylon_NAME with one value, or those of label sets; None has no sample."""
+    family = GaugeMetricFamily(f"babylon_{name}", explanation, labels=labels)
+    samples = {} if value is None else value if isinstance(value, Mapping) else {(): value}
+    for values, number in samples.items():
+        family.add_metric(values, number)
+    return family
+
+
+def pipeline_metrics(found: StatusDocument) -> bytes:
     """Return the samples in Prometheus' text format.
 
     What is not known has no sample.
@@ -202,36 +98,31 @@ def pipeline_metrics(found: StatusDocument) -> str:
         alerts[(alert.cause.partition("/")[0],)] += 1
     reasons = {(reason,): float(number) for reason, number in ready.not_trainable.items()}
     gauges = [
-        _gauge("healthy", "1 for each part that works.", health, "part"),
-        _gauge("trajectories", "All recorded trajectories; an estimate where there are many.", found.trajectory_stats.count),
-        _gauge("trajectories_last_day", "Trajectories of the last 24 hours.", data.last24h),
-        _gauge("newest_trajectory_age_seconds", "Age of the newest trajectory.", age_s),
-        _gauge("ready", "1 when a training can start.", float(ready.ready)),
-        _gauge("freezable_trajectories", "Trajectories that a batch could take.", ready.stats.total_trajectories),
-        _gauge("unscored_trajectories", "Those of them without a score.", ready.stats.unscored_trajectories),
-        _gauge("groups", "Hours with enough of them.", ready.stats.scenario_groups),
-        _gauge("not_trainable_trajectories", "Other new trajectories by reason.", reasons, "reason"),
-        _gauge("data_quality", "Quality of the newest trajectories, 0 to 1.", ready.stats.data_quality),
-        _gauge("judge_hours_waiting", "Hours that wait for their judge.", judge.hours_waiting),
-        _gauge("judge_hours_quarantined", "Hours that the judge could not score.", judge.hours_quarantined),
-        _gauge("judge_disagreement", "Mean disagreement between orders, 0 to 1.", judge.disagreement),
-        _gauge("judge_spent_today_usd", "Dollars of the judge since midnight (UTC).", judge.spent_today_usd),
-        _gauge("judge_budget_usd", "JUDGE_BUDGET_USD.", judge.budget_usd),
-        _gauge("training_fraction", "Progress of the current training, 0 to 1.", None if progress is None else progress.fraction),
-        _gauge("training_remaining_seconds", "Its expected rest.", None if progress is None else progress.eta_seconds),
-        _gauge("training_loss", "Loss of its newest iteration.", _last_loss(found)),
-        _gauge("last_training_timestamp_seconds", "End of the last completed training.", ended_at),
-        _gauge("newest_job", "1 for the newest job.", jobs, "batch", "status"),
-        _gauge("models", "Versions by status.", models, "status"),
-        _gauge("rollout_percent", "Share of agents of the version on trial, else of the released one.", rollout, "version", "state"),
-        _gauge("alerts", "Causes of alerts that last.", alerts, "kind"),
+        gauge_family("healthy", "1 for each part that works.", health, "part"),
+        gauge_family("trajectories", "All recorded trajectories; an estimate where there are many.", found.trajectory_stats.count),
+        gauge_family("trajectories_last_day", "Trajectories of the last 24 hours.", data.last24h),
+        gauge_family("newest_trajectory_age_seconds", "Age of the newest trajectory.", age_s),
+        gauge_family("ready", "1 when a training can start.", float(ready.ready)),
+        gauge_family("freezable_trajectories", "Trajectories that a batch could take.", ready.stats.total_trajectories),
+        gauge_family("unscored_trajectories", "Those of them without a score.", ready.stats.unscored_trajectories),
+        gauge_family("groups", "Hours with enough of them.", ready.stats.scenario_groups),
+        gauge_family("not_trainable_trajectories", "Other new trajectories by reason.", reasons, "reason"),
+        gauge_family("data_quality", "Quality of the newest trajectories, 0 to 1.", ready.stats.data_quality),
+        gauge_family("judge_hours_waiting", "Hours that wait for their judge.", judge.hours_waiting),
+        gauge_family("judge_hours_quarantined", "Hours that the judge could not score.", judge.hours_quarantined),
+        gauge_family("judge_disagreement", "Mean disagreement between orders, 0 to 1.", judge.disagreement),
+        gauge_family("judge_spent_today_usd", "Dollars of the judge since midnight (UTC).", judge.spent_today_usd),
+        gauge_family("judge_budget_usd", "JUDGE_BUDGET_USD.", judge.budget_usd),
+        gauge_family("training_fraction", "Progress of the current training, 0 to 1.", None if progress is None else progress.fraction),
+        gauge_family("training_remaining_seconds", "Its expected rest.", None if progress is None else progress.eta_seconds),
+        gauge_family("training_loss", "Loss of its newest iteration.", _last_loss(found)),
+        gauge_family("last_training_timestamp_seconds", "End of the last completed training.", ended_at),
+        gauge_family("newest_job", "1 for the newest job.", jobs, "batch", "status"),
+        gauge_family("models", "Versions by status.", models, "status"),
+        gauge_family("rollout_percent", "Share of agents of the version on trial, else of the released one.", rollout, "version", "state"),
+        gauge_family("alerts", "Causes of alerts that last.", alerts, "kind"),
     ]
-    return "".join(gauge.text() for gauge in gauges)
-
-
-def _gauge(name: str, explanation: str, value: float | Mapping[Any, float] | None, *labels: str) -> Gauge:
-    samples = {} if value is None else value
-    return Gauge(f"babylon_{name}", explanation, lambda: samples, labels)
+    return families_text(gauges)
 
 
 def _last_loss(found: StatusDocument) -> float | None:

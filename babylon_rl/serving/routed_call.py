@@ -1,4 +1,4 @@
-"""One call on its way through the gateway, and the metrics of all of them."""
+"""One call on its way through the gateway, and how it is counted and traced."""
 
 import time
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from uuid import uuid4
 from babylon_rl.serving.access import Client
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.metrics import Counter, Histogram, MetricFamily
+from babylon_rl.serving.metrics import GatewayMetrics
 from babylon_rl.serving.routing import Route
 from babylon_rl.serving.usage import Usage, spent_tokens
 from babylon_rl.store.releases import BASE
-from babylon_rl.traces import Span
+from babylon_rl.traces import note
 
 CLIENT_LEFT = 499
 
@@ -77,48 +77,27 @@ class RoutedCall:
         )  # fmt: skip
 
 
-class GatewayMetrics:
-    """Counters and histograms of the calls of one gateway process."""
-
-    def __init__(self) -> None:
-        self.requests = Counter("babylon_gateway_requests_total", "Routed calls; 499: the client left.", ("version", "arm", "status"))
-        self.refusals = Counter("babylon_gateway_refusals_total", "Requests that were not routed.", ("status",))
-        self.failures = Counter("babylon_gateway_upstream_failures_total", "Failed requests to upstreams.", ("version", "cause"))
-        self.fallbacks = Counter("babylon_gateway_fallbacks_total", "Calls that the base answered instead.", ("cause",))
-        self.tokens = Counter("babylon_gateway_tokens_total", "Tokens of prompts and answers.", ("version", "kind"))
-        self.latency = Histogram("babylon_gateway_latency_seconds", "Time to the end of the answer.", ("version",))
-        self.first_token = Histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ("version",))
-        self.unrecorded = Counter("babylon_gateway_unrecorded_total", "Calls that were not recorded: the spool was full.")
-
-    def count(self, call: RoutedCall) -> None:
-        """Count a call that has ended."""
-        version = call.route.version or BASE
-        self.requests.add(version, call.chosen.arm, str(call.status))
-        self.latency.observe(call.seconds, version)
-        if call.first_token_s is not None:
-            self.first_token.observe(call.first_token_s, version)
-        if call.fallback is not None:
-            self.fallbacks.add(call.fallback)
-        if call.usage is not None:
-            self.tokens.add(version, "prompt", by=call.usage.prompt_tokens or 0)
-            self.tokens.add(version, "completion", by=call.usage.completion_tokens)
-
-    @property
-    def families(self) -> tuple[MetricFamily, ...]:
-        """All of them."""
-        counters = (self.requests, self.refusals, self.failures, self.fallbacks, self.tokens, self.unrecorded)
-        return (*counters, self.latency, self.first_token)
+def count_call(metrics: GatewayMetrics, call: RoutedCall) -> None:
+    """Count a call that has ended."""
+    version = call.route.version or BASE
+    metrics.requests.labels(version, call.chosen.arm, str(call.status)).inc()
+    metrics.latency.labels(version).observe(call.seconds)
+    if call.first_token_s is not None:
+        metrics.first_token.labels(version).observe(call.first_token_s)
+    if call.fallback is not None:
+        metrics.fallbacks.labels(call.fallback).inc()
+    if call.usage is not None:
+        metrics.tokens.labels(version, "prompt").inc(call.usage.prompt_tokens or 0)
+        metrics.tokens.labels(version, "completion").inc(call.usage.completion_tokens)
 
 
-def trace_call(traced: Span, call: RoutedCall) -> None:
-    """Note in its span how a call was routed and how it ended."""
+def trace_call(call: RoutedCall) -> None:
+    """Note in the request's span how a call was routed and how it ended."""
     usage = call.usage or Usage()
-    traced.note(
-        version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status,
-        fallback=call.fallback, prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
+    note(
+        version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status, fallback=call.fallback,
+        prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
     )  # fmt: skip
-    if call.status >= 500:
-        traced.failed(str(call.status))
 
 
 def new_call_id() -> str:

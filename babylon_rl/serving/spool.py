@@ -27,8 +27,8 @@ from babylon_rl.settings import Settings
 _SUFFIX = ".calls"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a record
 _STATUS = "status.json"
-SEGMENT_BYTES = 16 * 1024**2
-SEGMENT_S = 10.0
+_SEGMENT_BYTES = 16 * 1024**2
+_SEGMENT_S = 10.0
 _MEASURE_S = 1.0
 _LOG = logging.getLogger("babylon_rl.gateway")
 # Numbers of refused calls at which a line is logged: a full disk must not fill the log as well.
@@ -60,14 +60,16 @@ class Spool:
         self._directory, self._max_bytes = directory, max_bytes
         self._file: int | None = None
         self._size = self._number = self._others = 0
-        self._opened_at = self._measured_at = -SEGMENT_S
+        self._opened_at = self._measured_at = -_SEGMENT_S
         self.refused = 0
 
     def append(self, record: bytes) -> bool:
         """Add a record; False if there is no room for it on disk."""
         frame = _HEAD.pack(len(record), zlib.crc32(record)) + record
         now = time.monotonic()
-        self.complete()
+        # Only a complete segment can be removed.
+        if self._size >= _SEGMENT_BYTES or now - self._opened_at >= _SEGMENT_S:
+            self.close()
         # Other processes' segments are looked at once in a while, as a look costs more than a record.
         if now - self._measured_at >= _MEASURE_S:
             self._others, self._measured_at = stored_bytes(self._directory) - self._size, now
@@ -75,14 +77,6 @@ class Spool:
             return True
         self.refused += 1
         return False
-
-    def complete(self) -> None:
-        """Complete the open segment if it is large or old.
-
-        Only a complete one can be removed.
-        """
-        if self._size >= SEGMENT_BYTES or time.monotonic() - self._opened_at >= SEGMENT_S:
-            self.close()
 
     def close(self) -> None:
         """Complete the open segment."""
@@ -262,10 +256,6 @@ class CallLog:
     def gauge(self) -> dict[tuple[str, ...], float]:
         """The numbers of the report that all processes share, for metrics."""
         return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int) and name != "refused"}
-
-    def complete(self) -> None:
-        """Complete an old segment of a process that is not called any more."""
-        self._spool.complete()
 
     def close(self) -> None:
         """Complete the open segment, for the writer to finish."""

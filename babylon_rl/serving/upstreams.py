@@ -1,4 +1,4 @@
-"""Upstreams of the gateway: OpenAI-compatible servers behind one pooled HTTP client.
+"""Upstreams of the gateway: OpenAI-compatible servers behind a pooled HTTP client.
 
 Each model has a circuit breaker.
 """
@@ -6,15 +6,18 @@ Each model has a circuit breaker.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+from types import SimpleNamespace
 
+import aiohttp
 import msgspec
+from yarl import URL
 
+from babylon_rl.http_server import NOT_JSON, ApiError
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import with_version
 from babylon_rl.services import LOCAL, SERVICES
-from babylon_rl.serving.api_errors import NOT_JSON, ApiError
-from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.settings import Settings
@@ -22,6 +25,10 @@ from babylon_rl.settings import Settings
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPEN_S = 10.0
+_CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
+_BUFFERED_BYTES = 256 * 1024
+# Of a connection that cannot be made, breaks, or carries what is no HTTP.
+_BROKEN = (aiohttp.ClientError, OSError)
 
 
 class _Completion(msgspec.Struct, frozen=True):
@@ -58,9 +65,9 @@ class WholeAnswer:
 class StreamedAnswer:
     """A stream whose first token has come; its owner calls ``close``."""
 
-    def __init__(self, head: bytes, buffer: EventBuffer, response: ServerConnection, pool: ServerPool, timeout_s: float) -> None:
+    def __init__(self, head: bytes, buffer: EventBuffer, response: aiohttp.ClientResponse, timeout_s: float) -> None:
         self._head = head
-        self._buffer, self._response, self._pool, self._timeout_s = buffer, response, pool, timeout_s
+        self._buffer, self._response, self._timeout_s = buffer, response, timeout_s
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield whole events, from the first on; the last is ``[DONE]``.
@@ -75,7 +82,7 @@ class StreamedAnswer:
                 if events := self._buffer.feed(received):
                     finished, closed = finished or is_finished(events), closed or is_closed(events)
                     yield events
-        except OSError:
+        except _BROKEN:
             # Broken off in the middle: only the closing event proves that the answer was whole.
             finished = closed
         if not finished:
@@ -86,11 +93,11 @@ class StreamedAnswer:
 
     async def _read(self) -> bytes:
         async with asyncio.timeout(self._timeout_s):
-            return await self._response.read()
+            return await self._response.content.readany()
 
     def close(self) -> None:
-        """Give the connection back, or close it if the stream has not ended."""
-        self._pool.release(self._response)
+        """Close the connection if the stream has not ended; else it has been given back."""
+        self._response.close()
 
 
 class Upstream:
@@ -100,13 +107,13 @@ class Upstream:
     gateway that it does not take.
     """
 
-    def __init__(self, name: str, base_url: str, key: str | None, timeout_s: float) -> None:
+    def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
         self.name = name
         self._secrets = (key,) if key else ()
-        headers = {"Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "babylon-rl"}
+        self._session, self._url = session, URL(f"{with_version(base_url)}/chat/completions")
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "babylon-rl"}
         if key:
-            headers["Authorization"] = f"Bearer {key}"
-        self.pool = ServerPool(f"{with_version(base_url)}/chat/completions", headers)
+            self._headers["Authorization"] = f"Bearer {key}"
         self._timeout_s = timeout_s
         self.refused_fields: dict[str, set[str]] = {}
         self._breakers: dict[str, CircuitBreaker] = {}
@@ -146,26 +153,36 @@ class Upstream:
     async def _ask(self, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self.pool.post(body)
+                response = await self._post(body)
                 try:
                     # Until the first token nothing goes to the client, so that the base can still answer instead.
                     if stream and response.status == 200:
                         return await self._first_token(response)
-                    answer = await self._whole(response)
+                    return await self._whole(response)
                 # Also when cancelled: an answer that is read in part leaves a connection that nobody can use.
                 except BaseException:
                     response.close()
                     raise
-                self.pool.release(response)
-                return answer
         except TimeoutError:
             message = f"The model did not answer within {self._timeout_s:g} s."
             raise UpstreamFailed("timeout", ApiError(504, message, "upstream_timeout")) from None
-        except OSError as broken:
+        except _BROKEN as broken:
             message = f"The model's server cannot be reached ({type(broken).__name__})."
             raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error")) from None
 
-    async def _whole(self, response: ServerConnection) -> WholeAnswer:
+    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
+        """Send a body; returns when the head of the response is there."""
+        post = partial(self._session.post, self._url, data=body, headers=self._headers, allow_redirects=False)
+        connection = SimpleNamespace(reused=False)
+        try:
+            return await post(trace_request_ctx=connection)
+        except _BROKEN:
+            # The server had closed it meanwhile: one more try.
+            if not connection.reused:
+                raise
+        return await post()
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
         body = await self._read(response)
         status = response.status
         if status == 200:
@@ -177,8 +194,8 @@ class Upstream:
             return WholeAnswer(200, body, read_usage(completion.usage))
         message = self._message(body)
         if status == 429:
-            wait = response.headers.get(b"retry-after")
-            headers = {"retry-after": wait.decode("latin-1")} if wait else {}
+            wait = response.headers.get("retry-after")
+            headers = {"retry-after": wait} if wait else {}
             raise UpstreamFailed("rate_limited", ApiError(429, f"The model's server is busy: {message}", "rate_limited", headers=headers))
         if status >= 500 or status == 408:
             raise UpstreamFailed("server_error", ApiError(max(status, 500), f"The model's server failed: {message}", "upstream_error"))
@@ -188,25 +205,25 @@ class Upstream:
             raise UpstreamFailed("refused", error)
         return WholeAnswer(status, ApiError(status, message).body)
 
-    async def _first_token(self, response: ServerConnection) -> StreamedAnswer:
+    async def _first_token(self, response: aiohttp.ClientResponse) -> StreamedAnswer:
         if _kind(response) != "text/event-stream":
             message = f"The model's server answered with {_kind(response)} instead of a stream."
             raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
         buffer, head = EventBuffer(), b""
-        while received := await response.read():
+        while received := await response.content.readany():
             head += (events := buffer.feed(received))
             if len(head) + buffer.pending > MAX_HEAD_BYTES:
                 break
             try:
                 if events and has_token(events):
-                    return StreamedAnswer(head, buffer, response, self.pool, self._timeout_s)
+                    return StreamedAnswer(head, buffer, response, self._timeout_s)
             except (ValueError, RecursionError):
                 break
         raise UpstreamFailed("broken", ApiError(502, "The model's stream broke before its first token.", "upstream_error"))
 
-    async def _read(self, response: ServerConnection) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], 0
-        while part := await response.read():
+        while part := await response.content.readany():
             parts.append(part)
             size += len(part)
             if size > MAX_ANSWER_BYTES:
@@ -230,17 +247,19 @@ class Upstreams:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._upstreams: dict[str, Upstream] = {}
+        self._session: aiohttp.ClientSession | None = None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the pooled connections."""
-        for upstream in self._upstreams.values():
-            upstream.pool.close()
+        if self._session is not None:
+            await self._session.close()
 
     def get(self, name: str) -> Upstream:
         """Return the upstream of a route."""
         if name not in self._upstreams:
             url, key = self._address(name)
-            self._upstreams[name] = Upstream(name, url, key, self._settings.gateway_timeout_seconds)
+            self._session = self._session or _session()
+            self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)
         return self._upstreams[name]
 
     def _address(self, name: str) -> tuple[str, str | None]:
@@ -249,5 +268,21 @@ class Upstreams:
         return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
 
 
-def _kind(response: ServerConnection) -> str:
-    return response.headers.get(b"content-type", b"no content type").decode("latin-1").partition(";")[0].strip().lower()
+def _kind(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("content-type", "no content type").partition(";")[0].strip().lower()
+
+
+def _session() -> aiohttp.ClientSession:
+    """Open a session that passes bytes on as they are and takes no proxy from the environment."""
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, read_bufsize=_BUFFERED_BYTES, trace_configs=[tracing],
+    )  # fmt: skip
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.reused = True

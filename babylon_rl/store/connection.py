@@ -26,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError
 from babylon_rl.project_files import project_file
 from babylon_rl.store.columns import listed
+from babylon_rl.traces import traced_connection
 
 MIGRATIONS = project_file("migrations")
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
@@ -262,9 +263,10 @@ def connect(url: str, *, autocommit: bool = False) -> Connection:
     defaults = LOST_AFTER_A_MINUTE | {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
     try:
         # Prepared statements would belong to one server session of the pooler.
-        return Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
+        connection = Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
     except psycopg.OperationalError as refused:
         raise DatabaseUnreachable(_sentence(url, refused)) from None
+    return traced_connection(connection)
 
 
 def with_search_path(url: str, schema: str) -> str:

@@ -18,12 +18,13 @@ from starlette.testclient import TestClient
 
 from babylon_rl.cli import run
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.http_server import bind
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models import batcher as batching
 from babylon_rl.models.batcher import Batcher, PendingAnswer
 from babylon_rl.models.checkpoint_store import checkpoint_named
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
-from babylon_rl.models.server import bind, create_app, serve
+from babylon_rl.models.server import create_app, serve
 from babylon_rl.models.server_process import RunningServer, kept_open, running_server
 from babylon_rl.settings import Settings
 from babylon_rl_tests.tiny_model import make_adapter

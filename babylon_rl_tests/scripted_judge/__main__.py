@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from babylon_rl.errors import BabylonError
-from babylon_rl.models.server import bind
+from babylon_rl.http_server import bind
 from babylon_rl_tests.scripted_judge.judge import ScriptedJudge, changes_of
 from babylon_rl_tests.scripted_judge.server import serve
 

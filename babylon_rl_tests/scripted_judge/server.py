@@ -19,10 +19,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from babylon_rl.errors import UsageError
-from babylon_rl.models.server import in_thread, url_of
+from babylon_rl.http_server import in_thread, url_of
 from babylon_rl_tests.scripted_judge.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
 from babylon_rl_tests.scripted_judge.parsing import read, text_of
 
@@ -158,11 +157,14 @@ def create_app(judge: ScriptedJudge) -> Starlette:
 
 def uvicorn_server(judge: ScriptedJudge) -> uvicorn.Server:
     """Server for the judge, not started."""
+    app = create_app(judge)
     config = uvicorn.Config(
-        create_app(judge), http=_WithTransport, loop="asyncio", lifespan="off", log_level="warning", access_log=False,
-        timeout_keep_alive=75, timeout_graceful_shutdown=1,
+        app, http="h11", loop="asyncio", lifespan="off", log_level="warning", access_log=False, timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
     )  # fmt: skip
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    app.state.connections = server.server_state.connections
+    return server
 
 
 def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], None]) -> None:
@@ -193,16 +195,6 @@ def error(status: int, code: str, message: str, headers: dict[str, str] | None =
     """Error response in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": _storable(message), "type": kind, "param": None, "code": code}}, status, headers)
-
-
-class _WithTransport(H11Protocol):
-    """HTTP protocol that gives each request its connection, so that a fault can cut it."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # asyncio does so only for sockets made for TCP by number; without it an answer waits 40 ms for an acknowledgement.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.app_state = {**self.app_state, "transport": transport}
 
 
 def _storable(text: str) -> str:
@@ -260,7 +252,8 @@ async def _sent(request: Request, send: Send, response: JSONResponse, fault: str
 
 async def _cut(request: Request) -> None:
     """Send a TCP reset, as a crashed proxy does."""
-    transport: asyncio.Transport = request.scope["state"]["transport"]
+    assert request.client is not None
+    transport = next(one.transport for one in request.app.state.connections if one.client == tuple(request.client))
     # Lingering for zero seconds makes the kernel send RST in the place of FIN.
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

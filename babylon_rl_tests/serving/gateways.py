@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -20,11 +21,10 @@ import uvicorn
 import uvloop
 from pydantic import SecretStr
 
-from babylon_rl.models.server import bind
+from babylon_rl.http_server import bind, server_config
 from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_process import create_app
-from babylon_rl.serving.http_server import LimitedProtocol, server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
@@ -92,6 +92,13 @@ class RunningGateway:
         self.clients.append(openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30, **options))
         return self.clients[-1]
 
+    def sample(self, name: str, **labels: str) -> float | None:
+        """Value of a metric, None while there is none."""
+        return self.gateway.metrics.registry.get_sample_value(f"babylon_gateway_{name}", labels)
+
+    def open_calls(self) -> float | None:
+        return self.sample("open_requests")
+
     def quiet(self) -> bool:
         """No request, task or client connection is left over."""
 
@@ -99,7 +106,7 @@ class RunningGateway:
             return len([task for task in asyncio.all_tasks() if "watch" in repr(task) or "run_asgi" in repr(task)])
 
         left = asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(10)
-        return self.gateway.open_calls == 0 and left == 0 and not self.server.server_state.tasks
+        return self.open_calls() == 0 and left == 0 and not self.server.server_state.tasks
 
 
 @contextmanager
@@ -108,13 +115,11 @@ def running_gateway(
 ) -> Iterator[RunningGateway]:
     """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
-    protocol = type("ImpatientProtocol", (LimitedProtocol,), {"head_timeout_s": client_timeout_s, "stalled_s": client_timeout_s})
     gateway = Gateway(settings, body_timeout_s=client_timeout_s)
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * client_timeout_s))
         bound.listen(512)
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(gateway), **server_options(http=protocol, log_level="warning", timeout_graceful_shutdown=2))
-        )
+        server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=2))
         loops: list[asyncio.AbstractEventLoop] = []
 
         async def run() -> None:

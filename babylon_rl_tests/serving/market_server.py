@@ -11,9 +11,9 @@ from urllib.request import Request, urlopen
 import uvicorn
 
 from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.http_server import in_thread, server_config
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.models.server import in_thread
 from babylon_rl.serving.market_server import create_app
 
 
@@ -80,6 +80,6 @@ def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:
 def served(market: Snapshot, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
     """The address of a server in a thread, which ends with the block."""
     app = create_app(market, idle_s=idle_s, results=results, clock=clock or Clock())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(server_config(app))
     with in_thread(server, "market", lambda: "The market did not start.") as url:
         yield url

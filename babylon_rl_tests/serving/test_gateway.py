@@ -244,5 +244,5 @@ def test_health_readiness_and_metrics_say_how_it_is(gateway: RunningGateway) -> 
     ready = json.load(urllib.request.urlopen(f"{root}/ready"))
     assert ready["ready"] and ready["database"] == "ok" and ready["serving"] == "as the registry says"
     samples = urllib.request.urlopen(f"{root}/metrics").read().decode()
-    assert 'babylon_gateway_requests_total{version="v1.0.0",arm="named",status="200"} 1' in samples
-    assert 'babylon_gateway_latency_seconds_bucket{version="v1.0.0",le="+Inf"} 1' in samples
+    assert 'babylon_gateway_requests_total{arm="named",status="200",version="v1.0.0"} 1.0' in samples
+    assert 'babylon_gateway_latency_seconds_bucket{le="+Inf",version="v1.0.0"} 1.0' in samples

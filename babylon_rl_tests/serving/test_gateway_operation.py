@@ -1,10 +1,12 @@
 """Metrics of several processes, and a database that goes silent."""
 
+import http.client
 import json
 import re
+import threading
 import time
 import urllib.request
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -14,7 +16,6 @@ from pydantic import SecretStr
 
 from babylon_rl.serving import live_state
 from babylon_rl.serving.access import Access, key_hash
-from babylon_rl.serving.metrics import Counter, Gauge, Histogram, ProcessMetrics
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
@@ -24,10 +25,10 @@ from babylon_rl_tests.serving.gateways import MESSAGES, NOW, RunningGateway, add
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 
 
-def counted(port: int) -> int:
+def sampled(port: int, name: str) -> float | None:
     samples = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    found = re.search(r'requests_total{version="v1.0.0",arm="deployed",status="200"} (\d+)', samples)
-    return int(found[1]) if found else 0
+    found = re.search(rf"^babylon_gateway_{re.escape(name)} (.+)$", samples, re.MULTILINE)
+    return None if found is None else float(found[1])
 
 
 @pytest.mark.long
@@ -36,46 +37,36 @@ def test_each_of_several_processes_shows_the_numbers_of_all_also_of_one_that_end
 ) -> None:
     add_version(database, "v1.0.0")
     body = json.dumps({"model": "auto", "messages": MESSAGES}).encode()
+    answered = 'requests_total{arm="deployed",status="200",version="v1.0.0"}'
     with gateway_process(settings.model_copy(update={"local_endpoint": upstream.url}), database, workers=2) as (gateway, port):
         (metrics,) = (settings.home / "gateway").glob("metrics-*")
-        wait_for(lambda: len(list(metrics.glob("[0-9]*"))) == 2, "both processes to start")
+
+        def processes() -> set[int]:
+            return {int(file.stem.rpartition("_")[2]) for file in metrics.glob("gauge_live*.db")}
+
+        wait_for(lambda: len(processes()) == 2, "both processes to start")
         for _ in range(12):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body).read()
-        wait_for(lambda: [counted(port) for _ in range(6)] == [12] * 6, "every process to show all calls")
-        first = psutil.Process(int(min(file.name for file in metrics.glob("[0-9]*"))))
-        assert first.ppid() == gateway.pid
-        first.kill()
-        wait_for(lambda: len(list(metrics.glob("[0-9]*"))) == 3, "another process to start")
-        assert {counted(port) for _ in range(6)} == {12}
+        assert [sampled(port, answered) for _ in range(6)] == [12] * 6
+        upstream.behaviour["v1.0.0"] = "hangs"
+        hanging = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+        asking = threading.Thread(target=lambda: suppress_errors(hanging))
+        asking.start()
+        wait_for(lambda: sampled(port, "open_requests") == 1, "a request under way")
+        before = processes()
+        for pid in before:
+            assert psutil.Process(pid).ppid() == gateway.pid
+            psutil.Process(pid).kill()
+        wait_for(lambda: len(processes()) == 2 and not processes() & before, "other processes to start")
+        assert {sampled(port, answered) for _ in range(6)} == {12} and sampled(port, "open_requests") == 0
+        asking.join()
+        assert (sampled(port, "database_answers"), sampled(port, 'spool{state="written"}')) != (None, None)
     assert not metrics.exists()
 
 
-def test_counts_and_durations_are_added_up_and_gauges_are_those_of_living_processes(tmp_path: Path) -> None:
-    def metrics(count: int, fresh: float) -> ProcessMetrics:
-        calls, seconds = Counter("calls", "Calls.", ("kind",)), Histogram("seconds", "Durations.")
-        for _ in range(count):
-            calls.add("good")
-            seconds.observe(0.003)
-        gauges = [Gauge("open", "Open.", lambda: 2.0), Gauge("fresh", "Fresh.", lambda: fresh, least=True)]
-        return ProcessMetrics([calls, seconds, *gauges], tmp_path)
-
-    metrics(2, 0.0).publish()
-    (published,) = tmp_path.iterdir()
-    published.rename(tmp_path / "1")  # alive
-    metrics(3, 0.0).publish()
-    published.rename(tmp_path / "999999999")
-    ours = metrics(5, 1.0)
-    ours.publish()
-    text = ours.text()
-    assert 'calls{kind="good"} 10\n' in text and 'seconds_bucket{le="0.005"} 10\n' in text and "seconds_count 10\n" in text
-    assert "seconds_sum 0.03\n" in text and "open 4\n" in text and "fresh 0\n" in text
-
-
-def test_large_numbers_are_whole_so_that_rates_and_times_can_be_read() -> None:
-    tokens = Counter("tokens", "Tokens.")
-    tokens.add(by=12_345_678)
-    assert "tokens 12345678\n" in tokens.text()
-    assert "ended 1763820000.5\n" in Gauge("ended", "A time.", lambda: 1763820000.5).text()
+def suppress_errors(request: urllib.request.Request) -> None:
+    with suppress(OSError, http.client.HTTPException):
+        urllib.request.urlopen(request).read()
 
 
 @pytest.mark.slow

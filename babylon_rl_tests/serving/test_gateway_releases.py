@@ -5,6 +5,7 @@ import json
 import urllib.request
 from datetime import datetime
 
+import aiohttp
 import openai
 import pytest
 
@@ -141,9 +142,8 @@ def test_without_notifications_the_registry_is_polled_and_a_lost_database_change
 
 
 async def answered_at(url: str) -> None:
-    model = Upstream("local", url, None, 5.0)
-    await model.ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
-    model.pool.close()
+    async with aiohttp.ClientSession() as session:
+        await Upstream("local", url, None, session, 5.0).ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
 
 
 def test_credentials_in_an_address_do_not_reach_the_host_header(upstream: ModelStandIn) -> None:
@@ -152,14 +152,10 @@ def test_credentials_in_an_address_do_not_reach_the_host_header(upstream: ModelS
 
 
 async def refusal_of(upstream: ModelStandIn, key: str) -> str:
-    model = Upstream("wandb", upstream.url, key, 5.0)
-    try:
-        await model.ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
-    except UpstreamFailed as failed:
-        return failed.error.body.decode()
-    finally:
-        model.pool.close()
-    raise AssertionError("it was answered")
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(UpstreamFailed) as failed:
+            await Upstream("wandb", upstream.url, key, session, 5.0).ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
+    return failed.value.error.body.decode()
 
 
 def test_an_upstream_that_repeats_the_key_does_not_get_it_to_the_client(upstream: ModelStandIn) -> None:

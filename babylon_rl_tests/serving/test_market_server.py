@@ -208,7 +208,7 @@ def test_a_start_that_cannot_be_understood_is_refused(url: str, said: str) -> No
 
 def test_a_body_has_its_limit(player: Player) -> None:
     status, answer = player.post("/act", "x" * (LONGEST_BODY + 1))
-    assert (status, answer["error"]["code"]) == (413, "too_long")
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
     assert player.post("/act", LONG)[0] == 200  # it was no answer yet
 
 

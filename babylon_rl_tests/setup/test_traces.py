@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from uuid import UUID
 
 import dagster as dg
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -34,6 +35,7 @@ DRY = {
     "training_min_group_size": 1, "data_quality_threshold": 0.0,
 }  # fmt: skip
 KEY = "sk-a-key-of-the-judge"
+STATEMENT = "db.query.text"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -92,7 +94,9 @@ def test_a_run_is_a_trace_of_its_steps_judge_requests_and_iterations(
     assert made.attributes["babylon.batch"] == batch.batch_id and made.attributes["babylon.version"] == batch.version
     assert receiver.services == {"babylon-rl"}
     # No text of a prompt or an answer, and no key.
-    values = [value for each in receiver.spans for value in each.attributes.values() if isinstance(value, str)]
+    values = [value for each in receiver.spans for name, value in each.attributes.items() if isinstance(value, str) and name != STATEMENT]
+    statements = [each.attributes[STATEMENT] for each in receiver.spans if STATEMENT in each.attributes]
+    assert statements and not [text for text in statements if "what now" in text or KEY in text]
     assert max(map(len, values)) < 60 and not [value for value in values if "what now" in value or "hold" in value or KEY in value]
 
 
@@ -109,13 +113,19 @@ def test_a_call_continues_its_clients_trace_and_its_models_server_gets_it(
             client.chat.completions.create(model="base", messages=MESSAGES, extra_headers=headers)
             client.chat.completions.create(model="babylon-agent", messages=MESSAGES)
     stop_traces()
-    first, second = receiver.named("gateway call")
+    first, second = receiver.named("POST /v1/chat/completions")
+    asked, *others = receiver.named("POST")  # at the model, by aiohttp
     assert (f"00-{first.trace}", first.parent, first.kind, first.failed) == (CALLER[:35], CALLER[36:52], "server", False)
-    assert f"traceparent: 00-{first.trace}-{first.span}-01\r\ntracestate: shop=1\r\n" in upstream.heads[0]
+    assert f"traceparent: 00-{first.trace}-{asked.span}-01\r\ntracestate: shop=1\r\n" in upstream.heads[0]
+    assert (asked.parent, asked.kind) == (first.span, "client")
     assert first.attributes["http.response.status_code"] == "200" and first.attributes["babylon.version"] == "base"
     # The failed version's request and the base's belong to the same call, whose trace begins here.
     assert second.parent == "" and second.attributes["babylon.fallback"] == "server_error"
     assert [second.trace in head for head in upstream.heads] == [False, True, True]
+    assert [(each.parent, each.failed) for each in others] == [(second.span, True), (second.span, False)]
+    # What the gateway's threads read are traces of their own, without values.
+    statements = [each.attributes[STATEMENT] for each in receiver.spans if STATEMENT in each.attributes]
+    assert any("babylon_rl" in statement for statement in statements)
     assert not [value for each in receiver.spans for value in each.attributes.values() if KEY in str(value) or "Prices?" in str(value)]
 
 
@@ -126,6 +136,15 @@ def test_an_error_is_marked_by_its_class_and_secrets_in_a_name_are_redacted(rece
     stop_traces()
     (sent,) = receiver.spans
     assert sent.failed and sent.attributes == {"gen_ai.request.model": "openai/***", "babylon.tokens": "3", "error.type": "ValueError"}
+
+
+def test_a_statement_that_fails_says_nothing_of_its_row(database: Database, receiver: TraceReceiver) -> None:
+    start_traces(receiver.url)
+    with database.connect() as connection, pytest.raises(psycopg.errors.InvalidTextRepresentation, match="a secret"):
+        connection.execute("SELECT %s::integer", ["a secret"])
+    stop_traces()
+    [failed] = [each for each in receiver.named("SELECT") if each.failed]
+    assert failed.attributes[STATEMENT] == "SELECT %s::integer" and b"a secret" not in receiver.raw
 
 
 @pytest.mark.slow
@@ -156,10 +175,10 @@ def test_a_collector_that_is_gone_is_told_once_and_fails_nothing(caplog: pytest.
 def test_without_an_address_nothing_of_opentelemetry_is_imported() -> None:
     code = (
         "import sys, babylon_rl.serving.gateway, babylon_rl.judge.client, babylon_rl.training.iterations\n"
-        "from babylon_rl.traces import note, outgoing_headers, span, start_traces\n"
+        "from babylon_rl.traces import note, span, start_traces, traced_app\n"
         "start_traces(None)\n"
         "with span('work', window='x') as traced:\n"
-        "    traced.note(tokens=1); note(version='v1.0.0'); assert outgoing_headers() == {}\n"
+        "    traced.note(tokens=1); note(version='v1.0.0'); assert traced_app(print) is print\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -19,11 +19,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as RoutedPath
 
 from babylon_rl.errors import BabylonError, first_line
+from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, read_body
 from babylon_rl.reporting.pages import TEMPLATES, render
 from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
-from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.http_server import BODY_TIMEOUT_S, read_body
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
