@@ -10,7 +10,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from babylon_rl.assets.partitions import hours
-from babylon_rl.automation.conditions import on_scores_due
+from babylon_rl.automation.conditions import on_scores_due, once_settled
 from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.definitions import defs
 from babylon_rl.settings import Settings
@@ -27,10 +27,10 @@ class Ticks:
     """Evaluates the conditions again and again, as the sensor does."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench, self.cursor = bench, None
+        self.bench, self.cursor, self.definitions = bench, None, defs
 
     def __call__(self, at: datetime | None = None) -> dict[str, set[str]]:
-        result = dg.evaluate_automation_conditions(defs, self.bench.instance, cursor=self.cursor, evaluation_time=at)
+        result = dg.evaluate_automation_conditions(self.definitions, self.bench.instance, cursor=self.cursor, evaluation_time=at)
         self.cursor = result.cursor
         names = ("window_groups", "market_outcomes", "scored_groups")
         found = {name: set(result.get_requested_partitions(dg.AssetKey(name))) for name in names}
@@ -182,3 +182,35 @@ def test_a_paid_judge_waits_until_the_hour_has_settled(settings: Settings):
         assert early.total_requested == 0
         then = ask(small, instance, evaluation_time=datetime(2025, 10, 31, 13) + timedelta(minutes=1), cursor=early.cursor)
         assert then.get_requested_partitions(dg.AssetKey("scored")) == {"2025-10-31T06:00"}
+
+
+def with_rules(*names: str) -> dg.Definitions:
+    """The definitions after a change of the rules of some assets."""
+    changed = {dg.AssetKey(name) for name in names}
+    return defs.map_asset_specs(
+        func=lambda spec: spec.replace_attributes(code_version="another") if spec.key in changed else spec, selection=list(changed)
+    )
+
+
+@pytest.mark.long
+def test_a_change_of_rules_makes_every_made_hour_again_and_those_alone(settled: tuple[Bench, Ticks]):
+    _, ticks = settled
+    made = set(window_range(FIRST, window_of(window_end(LAST))))
+    ticks.definitions = with_rules("window_groups", "market_outcomes")
+    assert ticks() == {"window_groups": made, "market_outcomes": made}
+    assert ticks() == {}, "once"
+    ticks.definitions = with_rules("window_groups", "market_outcomes", "scored_groups")
+    assert ticks() == {"scored_groups": made}, "the heuristic is free"
+
+
+def test_a_paid_judge_is_not_asked_because_its_rubric_changed(settled: tuple[Bench, Ticks]):
+    _, ticks = settled
+    paid = {"scored_groups": once_settled(0)}
+    ticks.definitions = defs.map_asset_specs(
+        func=lambda spec: spec.replace_attributes(automation_condition=paid["scored_groups"]), selection=["scored_groups"]
+    )
+    assert ticks() == {}
+    ticks.definitions = ticks.definitions.map_asset_specs(
+        func=lambda spec: spec.replace_attributes(code_version="another"), selection=["scored_groups"]
+    )
+    assert ticks() == {} and ticks() == {}
