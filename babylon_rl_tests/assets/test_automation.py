@@ -184,11 +184,11 @@ def test_a_paid_judge_waits_until_the_hour_has_settled(settings: Settings):
         assert then.get_requested_partitions(dg.AssetKey("scored")) == {"2025-10-31T06:00"}
 
 
-def with_rules(*names: str) -> dg.Definitions:
-    """The definitions after a change of the rules of some assets."""
+def with_changed(definitions: dg.Definitions, *names: str, **attributes: object) -> dg.Definitions:
+    """The definitions with other attributes of some assets."""
     changed = {dg.AssetKey(name) for name in names}
-    return defs.map_asset_specs(
-        func=lambda spec: spec.replace_attributes(code_version="another") if spec.key in changed else spec, selection=list(changed)
+    return definitions.map_resolved_asset_specs(
+        func=lambda spec: spec.replace_attributes(**attributes), selection=dg.AssetSelection.assets(*changed)
     )
 
 
@@ -196,21 +196,16 @@ def with_rules(*names: str) -> dg.Definitions:
 def test_a_change_of_rules_makes_every_made_hour_again_and_those_alone(settled: tuple[Bench, Ticks]):
     _, ticks = settled
     made = set(window_range(FIRST, window_of(window_end(LAST))))
-    ticks.definitions = with_rules("window_groups", "market_outcomes")
+    ticks.definitions = with_changed(defs, "window_groups", "market_outcomes", code_version="another")
     assert ticks() == {"window_groups": made, "market_outcomes": made}
     assert ticks() == {}, "once"
-    ticks.definitions = with_rules("window_groups", "market_outcomes", "scored_groups")
+    ticks.definitions = with_changed(ticks.definitions, "scored_groups", code_version="another")
     assert ticks() == {"scored_groups": made}, "the heuristic is free"
 
 
 def test_a_paid_judge_is_not_asked_because_its_rubric_changed(settled: tuple[Bench, Ticks]):
     _, ticks = settled
-    paid = {"scored_groups": once_settled(0)}
-    ticks.definitions = defs.map_asset_specs(
-        func=lambda spec: spec.replace_attributes(automation_condition=paid["scored_groups"]), selection=["scored_groups"]
-    )
+    ticks.definitions = with_changed(defs, "scored_groups", automation_condition=once_settled(0))
     assert ticks() == {}
-    ticks.definitions = ticks.definitions.map_asset_specs(
-        func=lambda spec: spec.replace_attributes(code_version="another"), selection=["scored_groups"]
-    )
+    ticks.definitions = with_changed(ticks.definitions, "scored_groups", code_version="another")
     assert ticks() == {} and ticks() == {}
