@@ -24,6 +24,7 @@ import psutil
 import psycopg
 
 from babylon_rl.automation.launch import run_hours
+from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -76,6 +77,7 @@ def workers(home: Path, judge: str | None, concurrency: int, processes: int) -> 
 def _score(url: str, windows: Sequence[str]) -> float:
     """Seconds of the scores alone, without the run around them."""
     with Database(url, url).connect() as connection:
+        sync_windows(connection, windows, _work["settings"], NOW)
         began = time.perf_counter()
         score_windows(connection, windows, _work["settings"], NOW)
         return time.perf_counter() - began

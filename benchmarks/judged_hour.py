@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
@@ -33,6 +34,7 @@ def judged(database: str, home: Path, window: str, url: str) -> str:
     """Judge the hour; its scores in words."""
     settings = Settings(_env_file=None, babylon_rl_home=home, judge_model="openai/scripted", judge_base_url=url)  # type: ignore[call-arg]
     with connect(database, autocommit=True) as connection:
+        sync_windows(connection, [window], settings, window_end(window))
         scored = score_windows(connection, [window], settings, window_end(window), force=True)
     if window not in scored:
         return f"pending {scored.pending}, quarantined {scored.quarantined}"

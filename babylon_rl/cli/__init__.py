@@ -49,7 +49,7 @@ COMMANDS = {
         "verify_data",
         "Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.",
     ),
-    "score": ("score", "Judge groups without scores of this judge (default: the look-back)."),
+    "score": ("score", "Judge groups without scores, or whose data have changed since (default: the look-back)."),
     "ready": ("training", "Check the amount and the quality of the data for a training."),
     "train": ("training", "Freeze a batch, judge it, train it, and register the version."),
     "sync-outcomes": ("training", "Write the market outcomes of some hours into market_outcomes."),

@@ -56,6 +56,10 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     agreed = judge.agreement
     agreement = "agreement not measured" if agreed is None else f"agreement {agreed.mean:.2f} ({agreed.low:.2f} to {agreed.high:.2f})"
     hours = f"{judge.hours_scored} hours scored, {judge.hours_waiting} wait, {judge.hours_quarantined} in quarantine"
+    if judge.hours_by_other_rules:
+        cost = "" if judge.other_rules_usd is None else f", which cost ${judge.other_rules_usd:.2f} then"
+        says = f"{judge.hours_by_other_rules} hours have scores of another judge, or from before a rule or a setting changed{cost}"
+        yield "stale scores", f"{says}: `babylon-rl score --stale --dry-run` says the price of new ones"
     yield "judge", f"{judge.model}: {hours}; disagreement {_number(judge.disagreement)}; {agreement}; {spent}"
     yield "training", _training(found)
     yield "", f"last completed {jobs.last_completed or 'never'}; the next is due {jobs.next_scheduled or 'at once'}"

@@ -140,11 +140,22 @@ def _step(entry: dict[str, Any], index: int) -> Step:
     state, action, calls = entry["environmentState"], entry["action"], entry.get("llmCalls")
     return Step(
         EnvironmentState(float(state["agentBalance"]), float(state["agentPnL"]), float(state["openPositions"])),
-        Action(action["actionType"], action.get("success"), msgspec.Raw(json.dumps(action.get("parameters")).encode())),
+        Action(
+            action["actionType"],
+            action.get("success"),
+            _raw(action.get("parameters")),
+            _raw(action.get("result")),
+            _raw(action.get("error")),
+            action.get("reasoning"),
+        ),
         [_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
         whole_number(entry.get("stepNumber"), index),
         entry.get("timestamp"),
     )
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps(value).encode())
 
 
 def _call(entry: dict[str, Any]) -> StepCall:

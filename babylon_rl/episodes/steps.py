@@ -4,6 +4,7 @@ Only the four fields that can reject a row have a type of their own; every other
 the input of numbers; the others also hold the input of texts.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -33,9 +34,12 @@ class ActionFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Action(ActionFacts, frozen=True, gc=False, rename="camel"):
-    """An action with its recorded parameters."""
+    """An action with its recorded parameters, result, error and reason."""
 
     parameters: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    reasoning: Any = None
 
 
 class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -56,6 +60,7 @@ class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
     messages: Any = None
     response_format: Any = None
     logprobs: Any = None
+    reasoning: Any = None
 
 
 class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -93,6 +98,19 @@ def whole_number(recorded: Any, otherwise: int) -> int:
     """Return a recorded whole number, else ``otherwise``."""
     whole = recorded.__class__ is int or (recorded.__class__ is float and recorded.is_integer())
     return int(recorded) if whole else otherwise
+
+
+def recorded_value(value: msgspec.Raw) -> Any:
+    """Decode a recorded JSON value; None if no parser can."""
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        # slower, and reads a number out of range, at which msgspec gives up
+        return json.loads(bytes(value))
+    except (ValueError, RecursionError):
+        return None
 
 
 def as_number(value: Any) -> float | None:

@@ -22,8 +22,8 @@ from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPla
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
-from babylon_rl.judge.versions import judge_version, request_version, rules_version
+from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION, judge_version
+from babylon_rl.judge.versions import request_version, rules_version
 from babylon_rl.llm.tokens import forget_encodings, known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings

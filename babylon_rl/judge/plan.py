@@ -12,12 +12,12 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
+from babylon_rl.judge.prompt.rubric import judge_version
 from babylon_rl.judge.versions import (
     Change,
     change_of,
     find_changes,
     input_versions,
-    judge_version,
     request_version,
     rules_version,
     sources_of_scores,

@@ -16,7 +16,8 @@ from msgspec.structs import replace as changed
 
 from babylon_rl.judge.groups import ScoringResult, group_scores
 from babylon_rl.judge.plan import PlannedHour, plan_hours
-from babylon_rl.judge.versions import HEURISTIC_VERSION, rules_version
+from babylon_rl.judge.prompt.rubric import HEURISTIC_VERSION
+from babylon_rl.judge.versions import rules_version
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store

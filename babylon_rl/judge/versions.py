@@ -13,7 +13,7 @@ from enum import Enum
 from babylon_rl.episodes.decode import EPISODE_RULES
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.rubric import FORM, RUBRIC_VERSION
+from babylon_rl.judge.prompt.rubric import FORM, HEURISTIC_VERSION, RUBRIC_VERSION, judge_version
 from babylon_rl.market.outcome_rows import stored_outcomes
 from babylon_rl.market.outcomes import MARKET_RULES
 from babylon_rl.settings import HEURISTIC, HourSettings, JudgeSettings, Settings, TrainingSettings
@@ -26,7 +26,6 @@ from babylon_rl.types import GroupScores, HourEpisodes
 from babylon_rl.versions import content_version
 
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
-HEURISTIC_VERSION = "1"
 HINDSIGHT_RULES = "1"  # of what is called right and what is called a leak
 
 
@@ -68,13 +67,6 @@ def _shown(settings: JudgeSettings) -> list[object]:
 def rules_version(settings: Settings) -> str:
     """Version of all rules, settings and judge by which scores are made of rows."""
     return content_version([episode_rules(settings), market_rules(settings), judge_rules(settings)])
-
-
-def judge_version(settings: JudgeSettings) -> str:
-    """Version that comparable scores of a judge share: the rubric and the number of orders."""
-    if settings.judge_model == HEURISTIC:
-        return HEURISTIC_VERSION
-    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
 
 def request_version(sources: str) -> str:

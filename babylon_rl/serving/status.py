@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import NoTrainer
+from babylon_rl.judge.prompt.rubric import judge_version
 from babylon_rl.serving import status_shapes as shapes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.alerts import read_alerts
@@ -20,6 +21,7 @@ from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts
+from babylon_rl.store.scores import by_other_rules
 from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends import TRAINING_GB, trainer_choice
@@ -124,8 +126,11 @@ def _judge(connection: Connection, settings: Settings, now: datetime, judged: Ju
     spent, unpriced = spent_on(connection, now)
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
+    bounds = freeze_bounds(connection, settings, now)
+    others, others_usd = by_other_rules(connection, bounds.first, bounds.end, settings.judge_model, judge_version(settings))
     return shapes.JudgeDocument(
         model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,
+        hours_by_other_rules=others, other_rules_usd=others_usd,
         waiting_reason=judged.reason, disagreement=judged.disagreement, spent_today_usd=spent, budget_usd=settings.judge_budget_usd,
         unpriced=unpriced,
         agreement=None if newest is None else shapes.AgreementDocument(

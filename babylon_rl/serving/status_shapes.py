@@ -85,13 +85,16 @@ class JudgeDocument(Shape):
 
     Hours of the look-back with current scores, hours without and the newest reason, agreement, and dollars.
 
-    ``unpriced`` counts the answers of today whose price is not known.
+    ``hours_by_other_rules`` have scores of another judge, or from before a rule or a setting changed, which cost ``other_rules_usd`` then
+    (None: not known). ``unpriced`` counts the answers of today whose price is not known.
     """
 
     model: str
     hours_scored: int
     hours_waiting: int
     hours_quarantined: int
+    hours_by_other_rules: int
+    other_rules_usd: float | None
     waiting_reason: str | None
     disagreement: float | None
     agreement: AgreementDocument | None

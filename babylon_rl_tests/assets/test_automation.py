@@ -15,7 +15,7 @@ import pytest
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.conditions import on_scores_due
+from babylon_rl.automation.conditions import on_scores_due, once_settled
 from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.definitions import defs
 from babylon_rl.settings import Settings
@@ -33,11 +33,11 @@ FIRST, LATE, LAST = "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T17:00"
 class Ticks:
     """Evaluates the conditions again and again, as the sensor does."""
 
-    def __init__(self, bench: Bench, location: dg.Definitions = defs) -> None:
-        self.bench, self.location, self.cursor = bench, location, None
+    def __init__(self, bench: Bench, definitions: dg.Definitions = defs) -> None:
+        self.bench, self.definitions, self.cursor = bench, definitions, None
 
     def __call__(self, at: datetime | None = None) -> dict[str, set[str]]:
-        result = dg.evaluate_automation_conditions(self.location, self.bench.instance, cursor=self.cursor, evaluation_time=at)
+        result = dg.evaluate_automation_conditions(self.definitions, self.bench.instance, cursor=self.cursor, evaluation_time=at)
         self.cursor = result.cursor
         names = ("window_groups", "market_outcomes", "scored_groups")
         found = {name: set(result.get_requested_partitions(dg.AssetKey(name))) for name in names}
@@ -261,3 +261,30 @@ def test_a_paid_judge_waits_until_the_hour_has_settled(settings: Settings):
         assert early.total_requested == 0
         then = ask(small, instance, evaluation_time=datetime(2025, 10, 31, 13) + timedelta(minutes=1), cursor=early.cursor)
         assert then.get_requested_partitions(dg.AssetKey("scored")) == {"2025-10-31T06:00"}
+
+
+def with_changed(definitions: dg.Definitions, *names: str, **attributes: object) -> dg.Definitions:
+    """The definitions with other attributes of some assets."""
+    changed = {dg.AssetKey(name) for name in names}
+    return definitions.map_resolved_asset_specs(
+        func=lambda spec: spec.replace_attributes(**attributes), selection=dg.AssetSelection.assets(*changed)
+    )
+
+
+@pytest.mark.long
+def test_a_change_of_rules_makes_every_made_hour_again_and_those_alone(settled: tuple[Bench, Ticks]):
+    _, ticks = settled
+    made = set(window_range(FIRST, window_of(window_end(LAST))))
+    ticks.definitions = with_changed(defs, "window_groups", "market_outcomes", code_version="another")
+    assert ticks() == {"window_groups": made, "market_outcomes": made}
+    assert ticks() == {}, "once"
+    ticks.definitions = with_changed(ticks.definitions, "scored_groups", code_version="another")
+    assert ticks() == {"scored_groups": made}, "the heuristic is free"
+
+
+def test_a_paid_judge_is_not_asked_because_its_rubric_changed(settled: tuple[Bench, Ticks]):
+    _, ticks = settled
+    ticks.definitions = with_changed(defs, "scored_groups", automation_condition=once_settled(0))
+    assert ticks() == {}
+    ticks.definitions = with_changed(ticks.definitions, "scored_groups", code_version="another")
+    assert ticks() == {} and ticks() == {}

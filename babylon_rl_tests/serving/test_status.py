@@ -178,7 +178,8 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
             "etaAt": shown(NOW + timedelta(seconds=round(eta_s))), "etaError": pytest.approx(0.0, abs=1e-6), "fittedTo": 3,
         },
         "judge": {
-            "model": "openai/x", "hoursScored": 2, "hoursWaiting": 1, "hoursQuarantined": 1, "waitingReason": "JUDGE_BUDGET_USD is 5",
+            "model": "openai/x", "hoursScored": 2, "hoursWaiting": 1, "hoursQuarantined": 1, "hoursByOtherRules": 2,
+            "otherRulesUsd": None, "waitingReason": "JUDGE_BUDGET_USD is 5",
             "disagreement": pytest.approx(0.15), "spentTodayUsd": 1.25, "budgetUsd": 5.0, "unpriced": 1,
             "agreement": {"judge": "openai/x", "mean": 0.6, "low": 0.5, "high": 0.7, "hours": 48, "measuredAt": shown(NOW - DAY)},
         },

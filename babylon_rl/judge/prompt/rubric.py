@@ -1,12 +1,15 @@
-"""The rubric: what a judge weighs, and the system prompt that tells it so."""
+"""The rubric: what a judge weighs, the system prompt that tells it so, and the versions of judges."""
 
 from typing import Any
+
+from babylon_rl.settings import HEURISTIC, JudgeSettings
 
 # Scores by different rubrics are not compared, and no cached answer is used: a change here needs another version.
 RUBRIC_VERSION = "1"
 # Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
 # cost nothing, as the form is not part of their version.
 FORM = 2
+HEURISTIC_VERSION = "1"  # of the formula in scoring.py
 RUBRIC: dict[str, Any] = {
     "weights": {"profit and loss": 40, "market timing": 30, "risk management": 20, "opportunity capture": 10},
     "bands": {"0.9-1.0": "excellent", "0.7-0.8": "good", "0.5-0.6": "average", "0.3-0.4": "poor", "0.0-0.2": "very poor"},
@@ -50,3 +53,10 @@ def system_prompt() -> str:
         _ANSWER,
     ]
     return "\n".join(lines)
+
+
+def judge_version(settings: JudgeSettings) -> str:
+    """Version that comparable scores of a judge share: the rubric and the number of orders."""
+    if settings.judge_model == HEURISTIC:
+        return HEURISTIC_VERSION
+    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
-from babylon_rl.episodes.steps import PENDING, EnvironmentState, Step, StepCall
+from babylon_rl.episodes.steps import EnvironmentState, Step, StepCall, recorded_value
 from babylon_rl.judge.prompt.condense import StepText, pieces, plain
 from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
 from babylon_rl.judge.prompt.privacy import PrivateFields
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import logged_reasoning
-from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id
+from babylon_rl.store.trajectories import call_log_rows, trajectories_by_id
 
 _MOST_DEEP = 6  # levels of parameters and results that are shown
 _LONGEST_ACTION = 80  # characters of an action's type, which is free text
@@ -60,61 +58,45 @@ class RecordedStep:
 def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedStep]]:
     """Read the steps of some trajectories by id; missing and rejected ones are absent."""
     transcripts: dict[str, list[RecordedStep]] = {}
-    silent: dict[str, tuple[TrajectoryRow, Sequence[Step]]] = {}
+    silent: dict[str, Sequence[Step]] = {}
     for row in trajectories_by_id(connection, trajectory_ids):
         decoded = decode(row)
         if isinstance(decoded, Fault):
             continue
         steps = decoded.completed
         if any(step.llm_calls for step in steps):
-            transcripts[row.trajectory_id] = _recorded(row, steps, [embedded_calls(step) for step in steps], {})
+            transcripts[row.trajectory_id] = _recorded(steps, [embedded_calls(step) for step in steps], {})
         else:
-            silent[row.trajectory_id] = (row, steps)
+            silent[row.trajectory_id] = steps
     # trajectories without calls in their steps may have them in the log
     reasoning = logged_reasoning(connection, list(silent))
     # the rows of the log come in order of their trajectory, as groupby needs
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
-        row, steps = silent.pop(trajectory_id)
-        transcripts[trajectory_id] = _recorded(row, steps, logged_calls(logs, trajectory_id, steps), reasoning)
-    return transcripts | {trajectory_id: _recorded(row, steps, [()] * len(steps), {}) for trajectory_id, (row, steps) in silent.items()}
+        steps = silent.pop(trajectory_id)
+        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps), reasoning)
+    return transcripts | {trajectory_id: _recorded(steps, [()] * len(steps), {}) for trajectory_id, steps in silent.items()}
 
 
-def _recorded(
-    row: TrajectoryRow, steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], reasoning: dict[str, str]
-) -> list[RecordedStep]:
-    """Combine decoded steps, their raw entries and their calls."""
+def _recorded(steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], reasoning: dict[str, str]) -> list[RecordedStep]:
+    """Combine decoded steps and their calls."""
     recorded = []
-    for step, entry, served in zip(steps, _entries(row, len(steps)), calls, strict=True):
-        action = entry["action"]
-        # reasons beside a call stand in the raw entry alone: decoding leaves them out
-        own = entry.get("llmCalls")
-        notes = [call.get("reasoning") for call in own if isinstance(call, dict)] if isinstance(own, list) else []
+    for step, served in zip(steps, calls, strict=True):
+        action = step.action
+        # reasons beside a call in the step; those of a logged call come by its id
+        notes = [call.reasoning for call in step.llm_calls or ()]
         recorded.append(
             RecordedStep(
                 step.environment_state,
-                step.action.action_type,
-                step.action.succeeded,
-                _shallow(action.get("parameters")),
-                _shallow(action.get("result")),
-                _shallow(action.get("error")),
-                _text(action.get("reasoning")),
+                action.action_type,
+                action.succeeded,
+                _shallow(recorded_value(action.parameters)),
+                _shallow(recorded_value(action.result)),
+                _shallow(recorded_value(action.error)),
+                _text(action.reasoning),
                 tuple(_call(call, notes[place] if place < len(notes) else None, reasoning) for place, call in enumerate(served)),
             )
         )
     return recorded
-
-
-def _entries(row: TrajectoryRow, steps: int) -> list[dict[str, Any]]:
-    """Raw entries of the completed steps; empty ones where the JSON cannot be read."""
-    try:
-        recorded = msgspec.json.decode(row.steps_json)
-    except (msgspec.DecodeError, RecursionError):
-        try:
-            # slower, and reads a number out of range, at which msgspec gives up and decode does not
-            recorded = json.loads(row.steps_json)
-        except (ValueError, RecursionError):
-            return [{"action": {}}] * steps
-    return [entry for entry in recorded if entry["action"]["actionType"] != PENDING]
 
 
 def _shallow(value: Any, deep: int = _MOST_DEEP) -> Any:
