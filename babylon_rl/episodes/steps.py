@@ -67,6 +67,7 @@ class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
     messages: Any = None
     response_format: Any = None
     logprobs: Any = None
+    finish_reason: Any = None
 
 
 class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):

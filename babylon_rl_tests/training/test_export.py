@@ -255,6 +255,25 @@ print(json.dumps([[{
     assert sum(bool(trajectory["tokens"]) for trajectory in trajectories) == 12
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_why_an_answer_ended_is_exported(form: str, database: Database, settings: Settings, tmp_path: Path) -> None:
+    ids = [{"token": "a", "tokenId": 11, "logprob": -0.25}]
+    calls = [make_call(finishReason="length", logprobs=ids), make_call(finishReason="content-filter"), make_call(logprobs=ids)]
+    steps = [make_step(number, calls=[call]) for number, call in enumerate(calls)]
+    with database.connect() as connection:
+        insert(connection, "trajectories", [make_trajectory(f"t{n}", f"agent-{n}", steps=steps, minute=5) for n in range(6)])
+        connection.commit()
+        exported(connection, [WINDOW], tmp_path / "all", form, settings, splits=Splits(1.0))
+        some = exported(connection, [WINDOW], tmp_path / "some", form, settings, splits=Splits(1.0), selection=Selection(everything=True))
+    assert some.records == 18
+    found = records_of(form, tmp_path / "all")
+    assert [record["finishReason"] for record in found] == ["length", "content_filter", None] * 6
+    if form == "jsonl":
+        lines = [json.loads(line) for line in (tmp_path / "all" / "train.jsonl").read_text().splitlines()]
+        choices = [t["messages_and_choices"][-1] for line in lines for t in line["trajectories"]]
+        assert [choice.get("finish_reason") for choice in choices] == ["length", None, "stop"] * 6
+
+
 def test_an_episode_without_a_score_is_not_compared_with_those_that_have_one(
     connection: Connection, settings: Settings, tmp_path: Path
 ) -> None:
