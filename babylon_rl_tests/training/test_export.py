@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,26 @@ def test_parquet_has_typed_columns_and_row_groups_of_one_window(connection: Conn
     windows = [set(file.read_row_group(number, ["window"])["window"].to_pylist()) for number in range(file.num_row_groups)]
     assert all(len(some) == 1 for some in windows)
     assert len(pandas.read_parquet(tmp_path)) == file.metadata.num_rows  # the directory is a table, too
+
+
+def test_a_columns_type_does_not_depend_on_the_rows_that_come_first(database: Database, settings: Settings, tmp_path: Path) -> None:
+    full = {"modelVersion": "v1.0.0", "finishReason": "stop", "responseFormat": SCHEMA, "logprobs": TOKENS}
+    hours = ["2025-11-15T10:00", "2025-11-15T11:00"]
+    with database.connect() as connection:
+        for place, (hour, changes) in enumerate(zip(hours, ({}, full), strict=True)):
+            steps = [make_step(number, calls=[make_call(**changes)]) for number in range(6)]
+            own = [make_trajectory(f"{hour}-{n}", f"agent-{n}", steps=steps, minute=5 + 60 * place) for n in range(6)]
+            insert(connection, "trajectories", own)
+        connection.commit()
+        for number, form in product((1, 2), ("parquet", "hf")):
+            exported(connection, hours[:number], tmp_path / f"{form}{number}", form, settings, splits=Splits(1.0))
+    for form in ("parquet", "hf"):
+        (few,), (many,) = ([*(tmp_path / f"{form}{number}").rglob("*.parquet")] for number in (1, 2))
+        assert pyarrow.parquet.read_schema(few).equals(pyarrow.parquet.read_schema(many))
+        assert pandas.read_parquet(many)["modelVersion"].tolist() == [None] * 36 + ["v1.0.0"] * 36
+        polars = pytest.importorskip("polars", reason="polars is optional")
+        both = polars.concat([polars.read_parquet(few), polars.read_parquet(many)])
+        assert both.height == 36 + 72 and polars.Null not in both.dtypes
 
 
 def test_the_columns_are_the_records_fields_and_documented() -> None:
