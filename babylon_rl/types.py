@@ -28,7 +28,10 @@ _LARGEST = sys.float_info.max
 
 
 class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One LLM call exactly as served, built from the call's own columns only."""
+    """One LLM call exactly as served, built from the call's own columns only.
+
+    ``finish_reason`` is OpenAI's name of why the answer ended, None where none was recorded.
+    """
 
     trajectory_id: str
     call_id: str
@@ -41,6 +44,7 @@ class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str | None = None
     response_format: dict[str, Any] | None = None
     logprobs: list[dict[str, Any]] | None = None
+    finish_reason: str | None = None
 
     @property
     def scripted(self) -> bool:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from babylon_rl.chats import finish_reason, plain_messages
 from babylon_rl.episodes.steps import PENDING, CallFacts, Step, StepCall, StepFacts, whole_number
+from babylon_rl.errors import RequestRefused
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.trajectories import CallLogRow
 from babylon_rl.types import MessageSource, ServedSequence
@@ -32,6 +34,7 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     model_version: Any = None
     response_format: Any = None
     logprobs: Any = None
+    finish_reason: Any = None
 
 
 _METADATA = msgspec.json.Decoder(_Metadata)
@@ -172,6 +175,7 @@ def logged_call(row: CallLogRow) -> StepCall:
         messages=valid_messages(row.messages_json),
         response_format=metadata.response_format,
         logprobs=metadata.logprobs,
+        finish_reason=metadata.finish_reason,
     )
 
 
@@ -186,19 +190,15 @@ def _lenient(text: bytes | None) -> dict[str, Any]:
 def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     """Decode messagesJson as chat messages, or return None.
 
-    Valid: an array of {role, content} texts that ends with a user message.
+    Valid: an array of messages with texts (chats.py) that ends with a user message.
     """
     if not text:
         return None
     try:
-        messages = msgspec.json.decode(text, type=list[dict[str, str]])
-    except (msgspec.DecodeError, RecursionError):
+        messages = plain_messages(msgspec.json.decode(text, type=list[dict[str, Any]]))
+    except (msgspec.DecodeError, RecursionError, RequestRefused):
         return None
-    # Every message needs a known role and a content, and the last one must be the user's.
-    well_formed = all(message.get("role") in ("system", "user", "assistant") and "content" in message for message in messages)
-    if not messages or not well_formed or messages[-1]["role"] != "user" or not messages[-1]["content"]:
-        return None
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return messages if messages and messages[-1]["role"] == "user" and messages[-1]["content"] else None
 
 
 def is_served(call: CallFacts) -> bool:
@@ -225,6 +225,7 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
         model_version=call.model_version if isinstance(call.model_version, str) else None,
         response_format=call.response_format if isinstance(call.response_format, dict) else None,
         logprobs=_token_logprobs(call.logprobs),
+        finish_reason=finish_reason(call.finish_reason),
     )
 
 

@@ -61,6 +61,7 @@ class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
     response_format: Any = None
     logprobs: Any = None
     reasoning: Any = None
+    finish_reason: Any = None
 
 
 class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):

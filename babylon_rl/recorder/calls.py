@@ -4,15 +4,16 @@ A step's JSON has room for one system and one user text. A chat with more messag
 steps of its trajectory then hold no calls, so that readers take all of them from llm_call_logs.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babylon_rl.chats import UNLIKELY, plain_messages
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, number, shown, text
 
 PURPOSES = ("action", "reasoning", "evaluation", "response", "other")
-_ROLES = ("system", "user", "assistant")
 # Prefix under which some servers return a token's id in place of its text.
 _TOKEN_ID = "token_id:"
 
@@ -33,7 +34,7 @@ class CheckedCall:
 def make_call(
     *, model: str, messages: Sequence[Mapping[str, str]], response: str, temperature: float, max_tokens: int, purpose: str,
     action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
-    response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None,
+    response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None, finish_reason: str | None,
 ) -> CheckedCall:  # fmt: skip
     """Check the arguments of TrajectoryRecorder.llm_call and build the call.
 
@@ -54,10 +55,11 @@ def make_call(
         "latencyMs": latency, "purpose": purpose, "actionType": None if action_type is None else label(action_type, "action_type"),
         "responseFormat": None if response_format is None else dict(response_format), "logprobs": token_logprobs(logprobs),
         "promptTokens": prompt, "completionTokens": completion,
+        "finishReason": None if finish_reason is None else label(finish_reason, "finish_reason"),
     }  # fmt: skip
     # The step's JSON leaves out missing values; the row has a column for each.
     present = {key: value for key, value in call.items() if value is not None}
-    metadata = {key: present[key] for key in ("modelVersion", "responseFormat", "logprobs") if key in present}
+    metadata = {key: present[key] for key in ("modelVersion", "responseFormat", "logprobs", "finishReason") if key in present}
     columns = {
         "latencyMs": min(max(round(latency or 0), 0), MOST_IN_INTEGER), "model": call["model"], "purpose": purpose,
         "actionType": call["actionType"], "systemPrompt": system, "userPrompt": user, "messagesJson": dump(served, "messages"),
@@ -73,13 +75,12 @@ def make_call(
 
 def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     served = []
-    for index, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise UsageError(f"messages[{index}] has the role {role!r}: texts of {', '.join(_ROLES)} can be recorded.")
+    for index, (given, message) in enumerate(zip(messages, plain_messages(messages), strict=True)):
+        if message["role"] == "user" and given.get("content") is None:
+            raise UsageError(f"messages[{index}].content is None, not what the user asked.")
         # An empty system text is the same as none.
-        if content or role != "system":
-            served.append({"role": str(role), "content": text(content, f"messages[{index}].content")})
+        if message["content"] or message["role"] != "system":
+            served.append({"role": message["role"], "content": text(message["content"], "content")})
     if not served or served[-1]["role"] != "user":
         raise UsageError("messages must end with the user's: give exactly what the model was asked; without its prompt nothing trains.")
     return served
@@ -96,7 +97,7 @@ def token_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
     ``tokenId`` is left out if the endpoint reports none: it is never derived from the text.
 
     Raises:
-        UsageError: an entry without a token or a finite log-probability.
+        UsageError: an entry without a token or a log-probability; -Infinity is recorded as -9999, as OpenAI writes it.
     """
     content = _of(logprobs, "content") if isinstance(logprobs, Mapping) or hasattr(logprobs, "content") else logprobs
     if content is None:
@@ -113,7 +114,9 @@ def _token(entry: Any, index: int) -> dict[str, Any]:
     if token_id is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
         token_id = int(token.removeprefix(_TOKEN_ID))
     id_field = {} if token_id is None else {"tokenId": count(token_id, f"{where}.tokenId")}
-    return {"token": token, "logprob": number(_of(entry, "logprob"), f"{where}.logprob"), **id_field}
+    logprob = _of(entry, "logprob")
+    value = UNLIKELY if logprob == -math.inf else number(logprob, f"{where}.logprob")
+    return {"token": token, "logprob": value, **id_field}
 
 
 def _of(entry: Any, name: str) -> Any:

@@ -227,6 +227,7 @@ class RecorderCalls:
         response_format: Mapping[str, Any] | None = None,
         logprobs: Any = None,
         tokens: tuple[int, int] | None = None,
+        finish_reason: str | None = None,
     ) -> None:
         """Record one model request exactly as it was served.
 
@@ -239,6 +240,7 @@ class RecorderCalls:
             response_format: the schema that the answer was constrained to, if any.
             logprobs: the answer's tokens [{"token", "logprob", "tokenId"}], or the endpoint's ``choice.logprobs`` unchanged.
             tokens: (prompt, completion) token counts.
+            finish_reason: the endpoint's ``choice.finish_reason``; an answer that was cut off does not train.
 
         Raises:
             UsageError: no open step, or something that cannot be recorded; the step goes on without this call.
@@ -246,7 +248,7 @@ class RecorderCalls:
         self._trajectory(trajectory_id).llm_call(
             model=model, messages=messages, response=response, temperature=temperature, max_tokens=max_tokens, purpose=purpose,
             action_type=action_type, latency_ms=latency_ms, model_version=model_version, reasoning=reasoning, top_p=top_p,
-            response_format=response_format, logprobs=logprobs, tokens=tokens,
+            response_format=response_format, logprobs=logprobs, tokens=tokens, finish_reason=finish_reason,
         )  # fmt: skip
 
     def complete_step(

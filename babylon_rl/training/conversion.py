@@ -12,6 +12,7 @@ from itertools import groupby
 
 from msgspec import structs
 
+from babylon_rl.chats import is_cut
 from babylon_rl.episodes.reading import by_rows, trajectories_with_texts
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.files.spill import Place, Spill, Spilled
@@ -31,6 +32,7 @@ NO_TOKEN = "no trainable token"  # with sequences, of which the backend can trai
 STALE = "served by too old a version"
 EMPTY = "an empty response"
 LEAK = "leak"
+CUT = "an answer that was cut off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,9 @@ def _trains(
 ) -> bool:
     if not call.response.strip():
         left_out[EMPTY] += 1
+        return False
+    if is_cut(call.finish_reason) and not settings.train_cut_answers:
+        left_out[CUT] += 1
         return False
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
         left_out[LEAK] += 1

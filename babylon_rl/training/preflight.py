@@ -4,13 +4,13 @@ It lists kept and dropped groups with reasons, sequences, trainable tokens, the 
 spread of scores. A training without a trainable token is refused here, with the cause and the cure.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import fmean, pstdev
 from typing import Any
 
+from babylon_rl.chats import log_probability
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
@@ -71,13 +71,12 @@ def preflight_document(
 
 
 def _has_token_logprobs(sequence: TrainSequence) -> bool:
-    """True when every recorded token has an id and a finite log-probability.
+    """True when every recorded token has an id and a log-probability.
 
     Whether the ids belong to the base is checked with its tokenizer.
     """
     return bool(sequence.logprobs) and all(
-        type(token.get("tokenId")) is int and type(token.get("logprob")) in (int, float) and math.isfinite(token["logprob"])
-        for token in sequence.logprobs or ()
+        type(token.get("tokenId")) is int and log_probability(token.get("logprob")) is not None for token in sequence.logprobs or ()
     )
 
 

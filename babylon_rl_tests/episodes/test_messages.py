@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from babylon_rl.episodes.messages import valid_messages
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -48,6 +49,37 @@ def test_action_calls_train_and_others_do_not(connection: Connection, settings: 
     steps = [make_step(0, calls=[make_call(purpose="reasoning", response="r"), make_call(response="a")])]
     steps += [make_step(1, action="CREATE_POST", calls=[make_call(purpose="response", response="p")])]
     assert [served.response for served in sequences(connection, settings, steps)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "served"),
+    [
+        (
+            [{"role": "developer", "content": "You trade."}, {"role": "user", "content": "Now?"}],
+            [("system", "You trade."), ("user", "Now?")],
+        ),
+        ([{"role": "assistant", "content": None}, {"role": "user", "content": "Now?"}], [("assistant", ""), ("user", "Now?")]),
+        ([{"role": "user", "content": [{"type": "text", "text": "No"}, {"type": "text", "text": "w?"}]}], [("user", "Now?")]),
+        ([{"role": "user", "content": "Now?", "name": "game"}], [("user", "Now?")]),
+    ],
+)
+def test_messages_are_read_by_what_their_roles_and_contents_mean(recorded: Any, served: Any) -> None:
+    found = valid_messages(json.dumps(recorded).encode())
+    assert found is not None and [(message["role"], message["content"]) for message in found] == served
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        [{"role": "tool", "content": "7"}, {"role": "user", "content": "Now?"}],
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}, {"role": "user", "content": "Now?"}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        [{"role": "user", "content": None}],
+        ["Now?"],
+    ],
+)
+def test_messages_that_no_sequence_can_hold_are_none(recorded: Any) -> None:
+    assert valid_messages(json.dumps(recorded).encode()) is None
 
 
 @pytest.mark.parametrize("action", ["TRADING_DECISION", "BUY_SHARES", "SELL_SHARES", "HOLD"])

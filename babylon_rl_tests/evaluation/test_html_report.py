@@ -321,7 +321,9 @@ def test_the_csv_files_hold_every_number(results: list[Result], tmp_path: Path) 
     ("cell", "expected"),
     [
         ("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"), ("  =1", "'  =1"), ("\r=1", "'\r=1"),
-        ("plain", "plain"), ("a=b", "a=b"), ("", ""), (-1.5, -1.5), (None, None), ("a\0b", "a\ufffdb"), ("\ud800", "?"),
+        ("\uff1d1+1", "'\uff1d1+1"), ("\uff0b1", "'\uff0b1"), ("\uff0d1", "'\uff0d1"), (" \uff20SUM(A1)", "' \uff20SUM(A1)"),
+        ("plain", "plain"), ("a=b", "a=b"),
+        ("a\uff1d1", "a\uff1d1"), ("", ""), (-1.5, -1.5), (None, None), ("a\0b", "a\ufffdb"), ("\ud800", "?"),
     ],
 )  # fmt: skip
 def test_no_cell_is_a_formula(cell: object, expected: object) -> None:

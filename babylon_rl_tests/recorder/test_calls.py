@@ -107,6 +107,33 @@ def test_token_ids_are_recorded_where_the_endpoint_tells_them(entry: dict[str, A
     assert recorded.steps[0]["llmCalls"][0]["logprobs"][0]["tokenId"] == 17
 
 
+def test_minus_infinity_is_a_log_probability() -> None:
+    recorded = Recorded()
+    begun = recorded.recorder.start_trajectory("agent-1")
+    recorded.step(begun, logprobs=[{"token": "a", "logprob": float("-inf")}])
+    recorded.recorder.end_trajectory(begun)
+    assert recorded.steps[0]["llmCalls"][0]["logprobs"] == [{"token": "a", "logprob": -9999.0}]
+
+
+def test_why_an_answer_ended_is_recorded_in_step_and_log() -> None:
+    recorded = record_one(
+        environment_state={"balance": 1, "pnl": 2}, action={"type": "HOLD"}, reward=0, llm_calls=[ASKED | {"finish_reason": "length"}]
+    )
+    assert recorded.steps[0]["llmCalls"][0]["finishReason"] == "length"
+    assert json.loads(recorded.kept[0].calls[0].columns["metadata"])["finishReason"] == "length"
+
+
+def test_a_chat_is_recorded_by_what_its_roles_and_contents_mean() -> None:
+    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    chat = [{"role": "developer", "content": "You trade."}, {"role": "assistant", "content": None}, {"role": "user", "content": parts}]
+    recorded = record_one(
+        environment_state={"balance": 1, "pnl": 2}, action={"type": "HOLD"}, reward=0, llm_calls=[ASKED | {"messages": chat}]
+    )
+    assert json.loads(recorded.kept[0].calls[0].columns["messagesJson"]) == [
+        {"role": "system", "content": "You trade."}, {"role": "assistant", "content": ""}, {"role": "user", "content": "What now?"},
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("nothing", [None, [], {"content": None}])
 def test_an_endpoint_without_logprobs_leaves_the_key_out(nothing: Any) -> None:
     recorded = Recorded()

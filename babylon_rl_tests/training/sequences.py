@@ -54,4 +54,5 @@ UNTRAINABLE = {
     "too_long": make_sequence(messages=make_messages("long " * 1000)),
     "no_choice": make_sequence('"hold"', response_format=ONLY),
     "open_schema": make_sequence("anything", response_format=OPEN),
+    "template": make_sequence(messages=[{"role": "narrator", "content": "x"}]),
 }

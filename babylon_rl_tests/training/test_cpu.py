@@ -17,9 +17,21 @@ from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.policy import BaseCache, PackedPolicy, as_pack, grouped, load_policy, make_items, pack, tokens_of
+from babylon_rl.training.backends.cpu.policy import (
+    BaseCache,
+    PackedPolicy,
+    as_pack,
+    grouped,
+    load_policy,
+    make_items,
+    pack,
+    served_logprobs,
+    tokens_of,
+    trainable,
+)  # fmt: skip
 from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
+from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 from babylon_rl_tests.training.sequences import (
     BAD,
     BUY,
@@ -433,3 +445,22 @@ def test_the_packaged_model_trains_a_step(packaged_base: Path, tmp_path: Path) -
 
 def test_the_iteration_knows_its_windows() -> None:
     assert TrainIteration("b", 1, make_lesson(2), 0).windows == ["2025-11-15T01:00", "2025-11-15T00:00"]
+
+
+def test_a_cut_answer_keeps_its_recorded_probabilities_and_gets_no_end() -> None:
+    tokenizer, text = make_tokenizer(), "I would buy som"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    recorded = [{"token": "", "tokenId": one, "logprob": -0.5 - number} for number, one in enumerate(ids)]
+    recorded[1]["logprob"] = float("-inf")
+    for end, reason in (([], "length"), ([], "content_filter"), ([tokenizer.eos_token_id], "stop")):
+        entries = [*recorded, *({"token": "", "tokenId": one, "logprob": -0.25} for one in end)]
+        sequence = make_sequence(text, response_format=None, logprobs=entries, finish_reason=reason)
+        encoded = trainable(tokenizer, sequence)
+        assert isinstance(encoded, EncodedSequence) and list(encoded.response_ids) == [*ids, *end]
+        assert served_logprobs(sequence, encoded) == tuple(max(entry["logprob"], -9999.0) for entry in entries)
+
+
+def test_a_chat_that_the_template_refuses_is_left_out_with_a_reason() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    assert trainable(tokenizer, make_sequence()) == "template"

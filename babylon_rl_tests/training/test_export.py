@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,42 @@ print(json.dumps([[{
     assert sum(bool(trajectory["tokens"]) for trajectory in trajectories) == 12
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_why_an_answer_ended_is_exported(form: str, database: Database, settings: Settings, tmp_path: Path) -> None:
+    ids = [{"token": "a", "tokenId": 11, "logprob": -0.25}]
+    calls = [make_call(finishReason="length", logprobs=ids), make_call(finishReason="content-filter"), make_call(logprobs=ids)]
+    steps = [make_step(number, calls=[calls[number % 3]]) for number in range(6)]
+    with database.connect() as connection:
+        insert(connection, "trajectories", [make_trajectory(f"t{n}", f"agent-{n}", steps=steps, minute=5) for n in range(6)])
+        connection.commit()
+        exported(connection, [WINDOW], tmp_path, form, settings, splits=Splits(1.0))
+    found = records_of(form, tmp_path)
+    assert [record["finishReason"] for record in found] == ["length", "content_filter", None] * 12
+    if form == "jsonl":
+        lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+        choices = [t["messages_and_choices"][-1] for line in lines for t in line["trajectories"]]
+        assert [choice.get("finish_reason") for choice in choices] == ["length", None, "stop"] * 12
+
+
+def test_what_is_trainable_leaves_out_cut_answers_unless_they_train(database: Database, settings: Settings, tmp_path: Path) -> None:
+    def row(agent: int) -> dict[str, Any]:
+        steps = [make_step(n, calls=[make_call(finishReason="length" if n else "stop")], pnl=float(n * agent)) for n in range(6)]
+        return make_trajectory(f"t{agent}", f"agent-{agent}", steps=steps, minute=5, finalPnL=10.0 * agent)
+
+    with database.connect() as connection:
+        insert(connection, "trajectories", list(map(row, range(6))))
+        connection.commit()
+        sync_windows(connection, [WINDOW], settings, NOW)
+        score_windows(connection, [WINDOW], settings, NOW)
+        connection.commit()
+        done = [
+            exported(connection, [WINDOW], tmp_path / str(train), "jsonl", chosen, selection=Selection(only_trainable=True))
+            for train in (False, True)
+            for chosen in [settings.model_copy(update={"train_cut_answers": train})]
+        ]
+    assert [one.records for one in done] == [6, 36] and done[0].left_out == {"an answer that was cut off": 30}
+
+
 def test_an_episode_without_a_score_is_not_compared_with_those_that_have_one(
     connection: Connection, settings: Settings, tmp_path: Path
 ) -> None:
@@ -279,6 +316,26 @@ def test_parquet_has_typed_columns_and_row_groups_of_one_window(connection: Conn
     windows = [set(file.read_row_group(number, ["window"])["window"].to_pylist()) for number in range(file.num_row_groups)]
     assert all(len(some) == 1 for some in windows)
     assert len(pandas.read_parquet(tmp_path)) == file.metadata.num_rows  # the directory is a table, too
+
+
+def test_a_columns_type_does_not_depend_on_the_rows_that_come_first(database: Database, settings: Settings, tmp_path: Path) -> None:
+    full = {"modelVersion": "v1.0.0", "finishReason": "stop", "responseFormat": SCHEMA, "logprobs": TOKENS}
+    hours = ["2025-11-15T10:00", "2025-11-15T11:00"]
+    with database.connect() as connection:
+        for place, (hour, changes) in enumerate(zip(hours, ({}, full), strict=True)):
+            steps = [make_step(number, calls=[make_call(**changes)]) for number in range(6)]
+            own = [make_trajectory(f"{hour}-{n}", f"agent-{n}", steps=steps, minute=5 + 60 * place, windowId=hour) for n in range(6)]
+            insert(connection, "trajectories", own)
+        connection.commit()
+        for number, form in product((1, 2), ("parquet", "hf")):
+            exported(connection, hours[:number], tmp_path / f"{form}{number}", form, settings, splits=Splits(1.0))
+    for form in ("parquet", "hf"):
+        (few,), (many,) = ([*(tmp_path / f"{form}{number}").rglob("*.parquet")] for number in (1, 2))
+        assert pyarrow.parquet.read_schema(few).equals(pyarrow.parquet.read_schema(many))
+        assert pandas.read_parquet(many)["modelVersion"].dropna().tolist() == ["v1.0.0"] * 36
+        polars = pytest.importorskip("polars", reason="polars is optional")
+        both = polars.concat([polars.read_parquet(few), polars.read_parquet(many)])
+        assert both.height == 36 + 72 and polars.Null not in both.dtypes
 
 
 def test_the_columns_are_the_records_fields_and_documented() -> None:

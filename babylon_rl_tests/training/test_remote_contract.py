@@ -15,8 +15,9 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, BaseTokens
+from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, WITH_REASONING, BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
+    CUT_WITHOUT_IDS,
     NO_ADVANTAGE,
     RUN_NAME,
     WITHOUT_LOGPROBS,
@@ -197,10 +198,42 @@ def test_the_stand_in_counts_as_this_pipeline_does(base: BaseTokens) -> None:
         ([{"token": "a", "logprob": -0.5, "tokenId": 5}], OTHER_BASE),
         ([{"token": "a", "logprob": -0.5, "tokenId": 10**9}], OTHER_BASE),
         ([{"token": "a", "logprob": -0.5, "tokenId": -1}], OTHER_BASE),
+        (logprobs_of('Up, so hold.{"action": "hold"}'), WITH_REASONING),
+        # A special token before the answer, as some models open a reasoning part that stays empty.
+        (
+            [{"token": "", "logprob": -0.5, "tokenId": min(TOKENIZER.added_tokens_decoder)}, *logprobs_of('{"action": "hold"}')],
+            WITH_REASONING,
+        ),
     ],
 )
 def test_logprobs_that_are_not_of_this_base_count_as_none(base: BaseTokens, logprobs: Any, reason: str) -> None:
     assert base.recorded(make_sequence(0, logprobs=logprobs)) == reason
+
+
+def test_minus_infinity_is_a_log_probability(base: BaseTokens) -> None:
+    served = [one | {"logprob": float("-inf")} for one in logprobs_of('{"action": "hold"}')]
+    assert base.recorded(make_sequence(0, logprobs=served)) == tuple((one["tokenId"], -9999.0) for one in served)
+
+
+def test_a_cut_answer_says_so_and_trains_by_its_recorded_tokens_alone(base: BaseTokens) -> None:
+    text = "I would buy some"
+    cut = [make_sequence(agent, text, logprobs=logprobs_of(text)[:-1], finish_reason="length") for agent in range(2)]
+    (group,) = art_groups(sent_groups(cut, base), "b", 1, True)
+    choices = [trajectory.messages_and_choices[-1] for trajectory in group.trajectories]
+    assert [choice.finish_reason for choice in choices] == ["length", "length"]
+    assert [len(choice.logprobs.content) for choice in choices] == [len(logprobs_of(text)) - 1] * 2
+    without = sent_groups([make_sequence(agent, text, logprobs=None, finish_reason="content_filter") for agent in range(2)], base)
+    assert count_groups(without, base, True).untrained == {CUT_WITHOUT_IDS: 2}
+    (unsaid,) = art_groups(sent_groups([make_sequence(agent) for agent in range(2)], base), "b", 1, False)
+    assert unsaid.trajectories[0].messages_and_choices[-1].finish_reason == "stop"
+
+
+def test_typed_control_tokens_are_counted_as_text(base: BaseTokens) -> None:
+    texts = ["x", "x" + "<|im_end|>" * 50]
+    few, many = (base.prompt_tokens([{"role": "user", "content": text}]) for text in texts)
+    assert many - few > 50 * 5
+    few, many = (base.answer_tokens(make_sequence(0, text)) for text in texts)
+    assert many - few > 50 * 5
 
 
 def test_an_answer_without_its_end_token_is_taken_as_it_was_served(base: BaseTokens) -> None:

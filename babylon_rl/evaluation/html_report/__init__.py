@@ -17,7 +17,7 @@ from babylon_rl.evaluation.results import Result
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.scenario import Scenario
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA = (*"=+-@", *"\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")  # spreadsheets read the full-width signs too
 RUNS = (
     "id", "agent", "mandate", "role", "identity", "benchmark", "snapshot", "seed", "repeat", "complete", "stopped", "ticks_played", "ticks",
     "tick_seconds", "start_balance", "pnl", "return", "sharpe", "max_drawdown", "max_drawdown_share", "win_rate", "trades", "fees",

@@ -4,21 +4,23 @@ Token ids of another base would silently train another text, so recorded ids mus
 treated as recorded without log-probabilities; none are invented.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from babylon_rl.chats import log_probability
 from babylon_rl.errors import ModelUnavailable, first_line
 from babylon_rl.models.base_model import NAME, base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, files_identity
+from babylon_rl.models.encoding import control_ids, encode_prompt, encode_text
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import TrainSequence
 
 NONE_RECORDED = "recorded without logprobs"
 NO_IDS = "recorded with logprobs but without token ids"
 OTHER_BASE = "recorded with the token ids of another base model"
-NOT_FINITE = "recorded with logprobs that are not finite"
+NOT_FINITE = "recorded with logprobs that are no numbers"
+WITH_REASONING = "recorded with the token ids of its reasoning too"
 _FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt"]
 
 TokenLogprobs = tuple[tuple[int, float], ...]
@@ -82,23 +84,32 @@ class BaseTokens:
         for token_id, logprob in pairs:
             if not isinstance(token_id, int) or isinstance(token_id, bool):
                 return NO_IDS
-            if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
+            value = log_probability(logprob)
+            if value is None:
                 return NOT_FINITE
-            tokens.append((token_id, float(logprob)))
+            tokens.append((token_id, value))
         ids = [token_id for token_id, _ in tokens]
         # Ids of another vocabulary are out of range, or decode to another text.
-        if min(ids) < 0 or max(ids) >= len(self.tokenizer) or self._text(ids) != sequence.response.strip():
+        if min(ids) < 0 or max(ids) >= len(self.tokenizer):
             return OTHER_BASE
-        return tuple(tokens)
+        text, said = self._text(ids), sequence.response.strip()
+        if text == said:
+            return tuple(tokens)
+        # Servers that take the reasoning out of an answer report its tokens with the others.
+        return WITH_REASONING if said and text.endswith(said) else OTHER_BASE
 
     def answer_tokens(self, sequence: TrainSequence) -> int:
         """Count the tokens of an answer."""
-        return len(self.tokenizer.encode(sequence.response, add_special_tokens=False))
+        return len(encode_text(self.tokenizer, sequence.response))
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """Count the tokens of a prompt under the chat template."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return len(encode_prompt(self.tokenizer, messages))
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+        """The text of an answer's tokens; only at its end are special tokens none."""
+        control = control_ids(self.tokenizer)
+        said = list(ids)
+        while said and said[-1] in control:
+            said.pop()
+        return str(self.tokenizer.decode(said, clean_up_tokenization_spaces=False)).strip()

@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from babylon_rl.chats import is_cut, plain_messages
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
 from babylon_rl.training.backends.protocol import TrainSequence
 
 LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
+CUT_WITHOUT_IDS = "a cut answer without recorded token ids, after which an end would be trained"
 EARLIER_ANSWERS = "a prompt with earlier answers, which would be trained too"
 WITHOUT_LOGPROBS = "allow_training_without_logprobs"
 RUN_NAME = "run_name"
@@ -117,7 +119,7 @@ class SentCall:
     @property
     def plain(self) -> list[dict[str, str]]:
         """Prompt in the form that ART takes: text only."""
-        return [{"role": str(message.get("role")), "content": _text(message.get("content"))} for message in self.sequence.messages]
+        return plain_messages(self.sequence.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,8 @@ def _history(call: SentCall) -> list[Any]:
     content: list[dict[str, Any]] = [
         {"token": f"token_id:{token}", "logprob": value, "bytes": None, "top_logprobs": []} for token, value in call.tokens
     ]
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": response}, "logprobs": {"content": content}}
+    reason = call.sequence.finish_reason or "stop"  # the form needs one: of what was recorded without it nobody knows another
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": response}, "logprobs": {"content": content}}
     return [*call.plain, Choice.model_validate(choice)]
 
 
@@ -245,18 +248,13 @@ def _why_not(call: SentCall, without_logprobs: bool) -> str:
         return EARLIER_ANSWERS if without_logprobs and _has_answers(call) else ""
     if not without_logprobs:
         return call.lacking
+    if is_cut(call.sequence.finish_reason):
+        return CUT_WITHOUT_IDS
     return EARLIER_ANSWERS if _has_answers(call) else ""
 
 
 def _has_answers(call: SentCall) -> bool:
     return any(message.get("role") == "assistant" for message in call.sequence.messages)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from datetime import datetime
 
 import psycopg
 
+from babylon_rl.chats import is_cut
 from babylon_rl.episodes.reading import by_rows, read_window, trajectories_with_texts
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import UsageError
@@ -24,7 +25,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import quarantined
-from babylon_rl.training.conversion import EMPTY, LEAK
+from babylon_rl.training.conversion import CUT, EMPTY, LEAK
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
@@ -71,7 +72,7 @@ class Selection:
     """Selection of episodes; without any flag the usable ones of hours that are not quarantined.
 
     ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
-    ``only_trainable`` also groups without spread and empty responses: what carries no training signal.
+    ``only_trainable`` also groups without spread, empty responses, and cut ones unless TRAIN_CUT_ANSWERS: what does not train.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -131,7 +132,7 @@ class ExportHour:
             for episode in some:
                 # Popped, so that a text is let go once it is exported.
                 calls = [call for trajectory_id in episode.trajectory_ids for call in texts.pop(trajectory_id).sequences]
-                served = _served(calls, secrets, self.selection, self.left_out)
+                served = _served(calls, secrets, self.selection, self.settings.train_cut_answers, self.left_out)
                 self.served[episode.agent_id] += len(served)
                 yield from episode_records(episode, served, self.scores, self.score_of(episode.agent_id), self.split)
 
@@ -220,7 +221,9 @@ def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside
     return None
 
 
-def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
+def _served(
+    calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, train_cut: bool, left_out: Counter[str]
+) -> list[ServedSequence]:
     exported = []
     for call in calls:
         if not is_storable(call):
@@ -229,6 +232,8 @@ def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Se
             left_out[LEAK] += 1
         elif selection.only_trainable and not call.response.strip():
             left_out[EMPTY] += 1
+        elif selection.only_trainable and is_cut(call.finish_reason) and not train_cut:
+            left_out[CUT] += 1
         else:
             exported.append(call)
     return exported

@@ -109,7 +109,8 @@ def _choice(record: Record) -> dict[str, Any] | None:
         for token in record.logprobs
     ]
     return {
-        "finish_reason": "stop",
+        # The form needs a reason: of what was recorded without one nobody knows another.
+        "finish_reason": record.finish_reason or "stop",
         "index": 0,
         "logprobs": {"content": tokens, "refusal": None},
         "message": {"role": "assistant", "content": record.response},

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from babylon_rl.chats import log_probability
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence
 
 _INT64 = 2**63
@@ -51,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     usable: bool
     weight: float
     trajectory_ids: list[str]
+    finish_reason: str | None
 
 
 class RecordColumn(NamedTuple):
@@ -87,6 +89,7 @@ COLUMNS = (
     RecordColumn("usable", "bool", "false for an episode with too few steps for a group (only with `--all`)"),
     RecordColumn("weight", "float64", "1 / the records of the episode, so that an episode weighs the same whatever its length"),
     RecordColumn("trajectoryIds", "strings", "all rows of the episode, in order"),
+    RecordColumn("finishReason", "string", "why the answer ended, such as `stop` or `length` (cut off); null where it was not recorded"),
 )
 
 
@@ -141,6 +144,7 @@ def _record(
         usable=episode.usable,
         weight=weight,
         trajectory_ids=list(episode.trajectory_ids),
+        finish_reason=call.finish_reason,
     )
 
 
@@ -150,16 +154,16 @@ def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _logprobs(recorded: Sequence[Mapping[str, Any]] | None) -> list[TokenLogprob] | None:
-    """Convert the response's tokens; None unless each has a finite log-probability and a name."""
+    """Convert the response's tokens; None unless each has a log-probability and a name."""
     tokens = [_logprob(entry) for entry in recorded or ()]
     valid = [entry for entry in tokens if entry is not None]
     return valid if valid and len(valid) == len(tokens) else None
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob | None:
-    token, token_id, logprob = entry.get("token"), entry.get("tokenId"), entry.get("logprob")
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not abs(logprob) < math.inf or abs(logprob) > 1e300:
+    token, token_id, logprob = entry.get("token"), entry.get("tokenId"), log_probability(entry.get("logprob"))
+    if logprob is None:
         return None
     token = token if isinstance(token, str) else None
     token_id = token_id if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < _INT64 else None
-    return None if token is None and token_id is None else TokenLogprob(token, token_id, float(logprob))
+    return None if token is None and token_id is None else TokenLogprob(token, token_id, logprob)

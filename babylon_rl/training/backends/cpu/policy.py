@@ -21,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from babylon_rl.errors import CheckpointError, UsageError, first_line
+from babylon_rl.chats import is_cut, log_probability
+from babylon_rl.errors import CheckpointError, RequestRefused, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower, shared_length, shared_trunk
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_SEQUENCE = 1536  # tokens, prompt and answer: peak memory is measured up to this length (docs/evidence/performance.md)
-TOO_LONG, NO_CHOICE, OPEN_SCHEMA = "too_long", "no_choice", "open_schema"
+TOO_LONG, NO_CHOICE, OPEN_SCHEMA, TEMPLATE = "too_long", "no_choice", "open_schema", "template"
 IN_WORDS = {
     EMPTY: "with an empty answer",
     NOT_IN_GRAMMAR: "whose answer is not one that their schema allows",
     NO_CHOICE: "whose schema allows one answer alone",
     OPEN_SCHEMA: "under a schema that is not finite",
+    TEMPLATE: "whose messages the chat template of the base does not take",
     TOO_LONG: f"longer than {LONGEST_SEQUENCE:,} tokens, prompt and answer",
 }
 SHORTEST_PREFIX = 32
@@ -124,7 +126,12 @@ def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
 def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> EncodedSequence | str:
     """Encode a sequence, or return the reason (of ``IN_WORDS``) why it cannot train."""
     try:
-        encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
+        encoded = encode_sequence(
+            tokenizer, sequence.messages, sequence.response, sequence.response_format,
+            cut=is_cut(sequence.finish_reason), recorded=[entry.get("tokenId") for entry in sequence.logprobs or ()],
+        )  # fmt: skip
+    except RequestRefused:
+        return TEMPLATE
     except UsageError:  # recorded elsewhere under a schema whose language is not finite
         return OPEN_SCHEMA
     if isinstance(encoded, str):
@@ -135,13 +142,12 @@ def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> 
 
 
 def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token; NaN unless all are finite with the base's ids."""
+    """Recorded log-probabilities by response token; NaN unless all are numbers with the base's ids."""
     recorded = sequence.logprobs or ()
-    values = [entry.get("logprob") for entry in recorded]
-    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not finite or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
+    values = [log_probability(entry.get("logprob")) for entry in recorded]
+    if None in values or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
         return (math.nan,) * len(encoded.response_ids)
-    return tuple(float(value) for value in values if value is not None)
+    return tuple(value for value in values if value is not None)
 
 
 @dataclass(frozen=True)
