@@ -25,6 +25,17 @@ class UsageError(BabylonError, ValueError):
     exit_code = 2
 
 
+class RequestRefused(UsageError):
+    """A field of a chat request cannot be served.
+
+    ``param`` names the field, ``code`` is OpenAI's code of the error, where it has one.
+    """
+
+    def __init__(self, message: str, param: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
 class CheckFailed(BabylonError):
     """A check ran and failed."""
 

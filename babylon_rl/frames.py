@@ -23,7 +23,6 @@ from babylon_rl.store import scores as scores_store
 from babylon_rl.store.batches import read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
-from babylon_rl.store.replica import read_connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import chunks, stored_episodes
 from babylon_rl.training.export import records
@@ -230,8 +229,8 @@ def stream(
         if edge is not None:
             window_start(edge)
     settings = settings or load_settings()
-    # A frame decides nothing, so a replica will do. Autocommit: whoever takes the parts may take long between two of them.
-    with read_connection(process_database(settings), autocommit=True) as connection:
+    # Autocommit: whoever takes the parts may take long between two of them.
+    with process_database(settings).connect(autocommit=True) as connection:
         ranged = first is not None or end is not None
         records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
         while part := list(islice(records, rows)):

@@ -35,6 +35,11 @@ DEMO_FILE = "demo.env"  # in the state directory
 _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
 # Providers of models that are named without one, by how such names begin.
 _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
+# Variables without effect, of earlier versions or of the game, with what to do instead: each command names those that are set.
+GONE = {
+    "READ_DATABASE_URL": "all commands read DATABASE_URL; for heavy reads run the command with the replica's address as DATABASE_URL",
+    "READ_WAIT_SECONDS": "it went with READ_DATABASE_URL",
+}
 
 
 class SettingsGroup(BaseModel, defer_build=True):
@@ -50,16 +55,6 @@ class DatabaseSettings(SettingsGroup):
     direct_database_url: SecretStr | None = Field(
         None, description="The same database past a connection pooler, for migrations and Dagster's storage. Unset: DATABASE_URL."
     )
-    read_database_url: SecretStr | None = Field(
-        None,
-        description="A streaming replica of DATABASE_URL for long reads: windows, episodes, rejected, outcomes, scores, verify-data, "
-        "export, frames. Unset: DATABASE_URL.",
-    )
-    read_wait_seconds: float = Field(
-        5.0,
-        ge=0,
-        description="Seconds that such a read waits until the replica has all that was written before; then DATABASE_URL is read.",
-    )
     babylon_rl_home: Path = Field(
         Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs."
     )
@@ -74,7 +69,7 @@ class DatabaseSettings(SettingsGroup):
             raise ValueError("begins with the home of a user who does not exist here") from None
         return value
 
-    @field_validator("database_url", "direct_database_url", "read_database_url")
+    @field_validator("database_url", "direct_database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
@@ -239,11 +234,6 @@ class TrainingSettings(SettingsGroup):
         """Purposes of LLM calls that train."""
         return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
 
-    @property
-    def trains_here(self) -> bool:
-        """True when TRAINER, or without it TRAIN_RL_LOCAL, chooses this machine."""
-        return self.train_rl_local if self.trainer is None else self.trainer != "serverless"
-
 
 class AutomationSettings(SettingsGroup):
     """Starts of trainings, and runs: when, how many, and on which machines."""
@@ -316,14 +306,14 @@ class StorageSettings(SettingsGroup):
     wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
         "online",
-        description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
+        description="Whether trainings go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
     model_storage_url: str | None = Field(
         None,
         repr=False,  # it may hold a password
-        description="Where checkpoints, their base and decisions of benchmarks are uploaded, and calls that wait for the database; "
-        "machines that lack them fetch them from there (any fsspec URL). Unset: they stay here.",
+        description="Where checkpoints and their base are uploaded, and calls that wait for the database; machines that lack them fetch "
+        "them from there (any fsspec URL). Unset: they stay here.",
     )
     compute_logs_url: str | None = Field(
         None,
@@ -420,7 +410,7 @@ class ServingSettings(SettingsGroup):
         0.02,
         gt=0,
         lt=1,
-        description="A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much "
+        description="A version on trial is rolled back when its share of errors, slow calls or refused orders is shown to be so much "
         "above the deployed version's, and advances when that is excluded.",
     )
     rollout_slow_seconds: float = Field(10, gt=0, description="A call that takes longer counts as slow.")
@@ -630,6 +620,17 @@ def load_settings(**overrides: Any) -> Settings:
         noun = "setting is" if len(lines) == 1 else "settings are"
         raise SettingsError(f"{len(lines)} {noun} not allowed:\n" + "\n".join(f"  {line}" for line in lines))
     return settings
+
+
+def gone_settings() -> list[str]:
+    """A sentence for each variable of GONE that is set in the environment or ``.env``.
+
+    Raises:
+        SettingsError: ``.env`` is not text.
+    """
+    _unreadable_lines(Path(ENV_FILE))
+    given = {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+    return [f"{name} is set but has no effect: {advice}." for name, advice in GONE.items() if given.get(name.lower())]
 
 
 def setting_sources() -> dict[str, str]:

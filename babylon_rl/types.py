@@ -164,18 +164,34 @@ class HourQuality(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     other_lengths: int = 0
 
 
-@dataclass(frozen=True)
-class WindowReading:
-    """The trajectories of one hour, stitched and counted.
-
-    ``episodes`` are in order of agent id, ``rejections`` of trajectory id, ``odd_hours`` the ids of rows of another length than 1 h.
-    """
+@dataclass(frozen=True, kw_only=True)
+class HourEpisodes:
+    """The episodes of one hour, in order of agent id, and how many usable ones make a group."""
 
     window: str
-    rows: int
     episodes: tuple[Episode, ...]
-    rejections: tuple[Rejection, ...]
     min_agents: int
+
+    @property
+    def usable_episodes(self) -> tuple[Episode, ...]:
+        """Episodes with enough steps, in order of agent id."""
+        return tuple(episode for episode in self.episodes if episode.usable)
+
+    @property
+    def ready(self) -> bool:
+        """True if there are enough usable episodes for a group."""
+        return len(self.usable_episodes) >= self.min_agents
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowReading(HourEpisodes):
+    """The trajectories of one hour, stitched and counted.
+
+    ``rejections`` are in order of trajectory id, ``odd_hours`` the ids of rows of another length than 1 h.
+    """
+
+    rows: int
+    rejections: tuple[Rejection, ...]
     odd_hours: tuple[str, ...] = ()
     quality: HourQuality = field(default_factory=HourQuality)
 
@@ -188,16 +204,6 @@ class WindowReading:
     def new_trainable(self) -> int:
         """Number of eligible trajectories that no training has used."""
         return self.eligible - sum(len(episode.used_ids) for episode in self.episodes)
-
-    @property
-    def usable_episodes(self) -> tuple[Episode, ...]:
-        """Episodes with enough steps, in order of agent id."""
-        return tuple(episode for episode in self.episodes if episode.usable)
-
-    @property
-    def ready(self) -> bool:
-        """True if there are enough usable episodes for a group."""
-        return len(self.usable_episodes) >= self.min_agents
 
 
 class WindowSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -22,7 +22,7 @@ from babylon_rl.automation.sensors import (
     start_training,
 )
 from babylon_rl.episodes.reading import read_window, read_windows
-from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START, DagsterClient
 from babylon_rl.serving.status import status_document
 from babylon_rl.serving.training_control import TrainingControl
@@ -34,6 +34,7 @@ from babylon_rl.store.windows import quarantined
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import newest_complete, window_end, window_of
+from babylon_rl_tests.scored import score_windows
 
 # A trainer that needs nothing.
 DRY = {

@@ -25,14 +25,14 @@ import psycopg
 
 from babylon_rl.automation.launch import run_hours
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 from benchmarks.read_window_rows import fill
 
 LATENCY_S, ROUNDS = 0.3, 3

@@ -13,14 +13,14 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import window_of
 from babylon_rl_tests.many_rows import ManyRows, insert_many
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 from benchmarks.ten_million_rows import END
 
 BY_MODEL, JUDGED = "scored_groups by a model", "judged"

@@ -1,7 +1,7 @@
 """Two models in markets of the gate, with this code and another checkout's: `python -m benchmarks.gate_models --other DIRECTORY`.
 
-The base and an adapter of it are asked at one server as the gate asks them: side by side, or one model after the other by a checkout from
-before `play_side_by_side`. The checkouts take turns, so that other work on the machine hits both. Prints seconds by the clock, of the
+The base and an adapter of it are asked at one server as the gate asks them, side by side. The checkouts take turns, so that other work on
+the machine hits both; the other one needs `market_rows`. Prints seconds by the clock, of the
 server's and of the players' processor time, the load, and what both models earned.
 """
 
@@ -28,21 +28,19 @@ def played(markets: int, adapter: Path) -> dict[str, float | list[float]]:
     from babylon_rl.market.model_endpoints import served_here
     from babylon_rl.settings import load_settings
 
-    snapshots, together = benchmark_snapshots(markets), getattr(play, "play_side_by_side", None)
+    snapshots = benchmark_snapshots(markets)
     with served_here(load_settings(), {"v1.0.0": adapter}) as url:
         server = psutil.Process().children()[0]
         with ChatClient(url, None, "base", logprobs=False) as base, ChatClient(url, None, "v1.0.0", logprobs=False) as version:
             players = [model_player(client, client.model, client.model) for client in (base, version)]
             began, before, own = time.monotonic(), sum(server.cpu_times()[:2]), time.process_time()
-            if together is None:
-                rows = [play.play_gate(player, snapshots) for player in players]
-            else:
-                rows = together([play.GateRuns(player, snapshots) for player in players], concurrency=2 * play.GATE_CONCURRENCY)
+            jobs = [play.gate_job(player, snapshot) for snapshot in snapshots for player in players]
+            rows = play.market_rows(jobs, 2 * play.GATE_CONCURRENCY)
             seconds = time.monotonic() - began
             spent = {"server_processor": sum(server.cpu_times()[:2]) - before, "players_processor": time.process_time() - own}
     return {
         "seconds": round(seconds, 1), **{name: round(value, 1) for name, value in spent.items()},
-        "load": os.getloadavg()[0], "pnl_usd": [round(sum(row.pnl_usd for row in those), 2) for those in rows],
+        "load": os.getloadavg()[0], "pnl_usd": [round(sum(row.pnl_usd for row in those), 2) for those in (rows[::2], rows[1::2])],
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import httpx2
 from judge_groups import Group, Recovered, groups, misplaced, recovered
 from judge_sides import CONCURRENCY, Run, own_overhead, with_art, with_ours
 
-from babylon_rl.judge.scripted.judge import FAULTS, every_fault
+from babylon_rl_tests.scripted_judge.judge import FAULTS, every_fault
 
 POOR = {"noise": 0.1, "position_bias": 0.3}
 DISORDERED = {"out_of_order": 0.3}
@@ -59,8 +59,8 @@ class Server:
 
 @contextmanager
 def serving(seed: int) -> Iterator[Server]:
-    """`babylon-rl serve judge` until the block is left."""
-    command = [sys.executable, "-m", "babylon_rl", "serve", "judge", "--port", "0", "--seed", str(seed)]
+    """The scripted judge in a process, until the block is left."""
+    command = [sys.executable, "-m", "babylon_rl_tests.scripted_judge", "--port", "0", json.dumps({"seed": seed})]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         try:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
@@ -18,6 +17,7 @@ from babylon_rl_tests.judge.attacked_hours import Attempt, add_attacked_hours, a
 from babylon_rl_tests.judge.attacks import ATTACKS, HELD_OUT, Attack
 from babylon_rl_tests.judge.model_judge import asking
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 
 def main() -> None:

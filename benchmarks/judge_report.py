@@ -24,8 +24,6 @@ from babylon_rl.judge.reliability.audit import AuditResult, audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report, report_rows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
@@ -37,6 +35,8 @@ from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.windows import window_range
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "babylon_rl_tests" / "data" / "babylon_realtime.sql.gz"
@@ -116,10 +116,10 @@ TEXT = """# A report on a judge
 
 Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](../explanation/judge.md).
 
-The judge here is the [scripted one](../howto/scripted-judge.md), which is as good and as bad as it is told: it knows each agent's
-profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last. So the
-report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders,
-one the other backwards, and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
+The judge here is the [scripted one](../../babylon_rl_tests/scripted_judge/README.md), which is as good and as bad as it is told: it knows
+each agent's profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the
+last. So the report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in
+two orders, one the other backwards, and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
 
 ## 48 simulated hours of 8 scripted agents
 

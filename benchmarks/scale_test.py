@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
@@ -28,6 +27,7 @@ from babylon_rl_tests.scale.machines import BROKERS, Redis, can_be_apart, site
 from babylon_rl_tests.scale.results import ONE_PROCESS, SHORT_HOURS, SPEED, Row, ratios, table
 from babylon_rl_tests.scale.scenarios import SETTINGS, Scenarios
 from babylon_rl_tests.scale.three_machines import alone, three_machines
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.trace_receiver import trace_receiver
 
 LATENCY_S = 0.3

@@ -19,10 +19,8 @@ GENERATE = "generate"
 
 def generate() -> dict[str, float]:
     """Generate a week in this process, imports not counted; seconds of each part and the most memory held."""
-    import scipy.optimize  # noqa: F401 imported by the optimum on its first use
-
     from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario
-    from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
+    from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
     from babylon_rl.market.simulation.config import preset
 
     config, seconds = preset("week", edition="held-out"), {}
@@ -38,7 +36,7 @@ def generate() -> dict[str, float]:
     raw = timed("encode", lambda: encode(snapshot))
     seconds["generate"] = sum(seconds.values())
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timed("optimum", lambda: best_plan(scenario))
+    timed("optimum", lambda: oracle_play(scenario))
     return {
         **{name: round(value, 3) for name, value in seconds.items()},
         "megabytes": round(megabytes, 1),

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.simulation.agents import Mandate
@@ -39,7 +39,7 @@ def together(market: Snapshot, mandate: Mandate) -> None:
 def one_by_one(market: Snapshot, mandate: Mandate) -> None:
     """Each alone, results and decisions in files."""
     with tempfile.TemporaryDirectory() as directory:
-        runs = run_benchmark([scripted(name, mandate) for name in AGENTS], [market], Path(directory))
+        runs = benchmark_results([scripted(name, mandate) for name in AGENTS], [market], Path(directory))
     assert runs.played == len(AGENTS)
 
 

@@ -110,12 +110,12 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
     share = aside / hours if hours else 0.0
     sentence = f"{aside} of {hours} hours that {judge} was asked about are in quarantine"
     if not hours:
-        sentence = f"Not measured: {judge} was asked about no hour of the last {REPORT_DAYS} days."
+        sentence = f"Nothing measured: {judge} was asked about no hour of the last {REPORT_DAYS} days."
     return dg.AssetCheckResult(
         passed=bool(hours) and share <= MOST_QUARANTINED,
         severity=dg.AssetCheckSeverity.WARN,
         description=sentence + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "." if hours else ""),
-        metadata={"hours": hours, "quarantined": aside, "quarantined_share": share},
+        metadata={"quarantined_share": share},
     )
 
 
@@ -136,7 +136,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
         report = reliability_report(connection, *span, babylon.settings)
     points = report.length_points
     if points is None or points.low is None or points.high is None:
-        sentence, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", False
+        sentence, passed = f"Nothing measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", False
     else:
         sentence = (
             f"{report.judge} gives the longest transcript {points.value:+.2f} points over the shortest at equal P&L "
@@ -148,7 +148,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
         description=sentence if passed or points is None or points.low is None else f"{sentence} {LENGTH_ADVICE}",
-        metadata={} if points is None else {"points": points.value, "hours": points.groups},
+        metadata={} if points is None else {"points": points.value},
     )
 
 

@@ -27,37 +27,30 @@ COLUMNS = column_schema(
     deps=["benchmark_report"],
     group_name="evaluation",
     owners=OWNERS,
-    kinds={"python", "postgres", "wandb"},
+    kinds={"python", "postgres"},
     code_version="1",
     metadata=COLUMNS,
     description=described(
         "Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
-        "markets, from what the benchmark reports have kept; also in Weights & Biases where a key is set.",
+        "markets, from what the benchmark reports have kept.",
         "the log of its run says why; it ranks again after the next report. Nothing waits for it.",
     ),
 )
 @traced_step
-def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
     from babylon_rl.evaluation.leaderboard import leaderboard_png, markdown
-    from babylon_rl.evaluation.leaderboard_wandb import send
     from babylon_rl.evaluation.report import write_plot
 
     with babylon.connection() as connection:
         board = ranked(connection, babylon.settings)
     png = leaderboard_png(board)
-    path = write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
-    # Never fails the ranking: what could not be sent is a sentence, and is sent with the next one.
-    sent = send(board, path, babylon.settings)
-    context.log.info(sent.words)
+    write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
     rows = [line.document for line in board.lines]
     best = board.best
-    # Headline numbers first, then table, plot and links.
+    # Headline numbers first, then table and plot.
     metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
     metadata["pnl"] = embedded(Picture("P&L with intervals", png))
     metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in rows])
-    metadata["weights_and_biases"] = sent.words
-    if sent.link is not None:
-        metadata["run"] = dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(board.data_version))

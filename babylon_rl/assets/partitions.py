@@ -2,21 +2,15 @@
 
 An hour's key is its window id, so that UI, CLI, database and logs name it the same way; a batch's key is its batch id.
 
-Dagster gives all partitions of a range run one data version. So a range run leaves out the step's own events and writes one event per hour
-instead, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
+Dagster gives all hours of a range run one data version (docs/decisions/0001-one-data-version-per-run.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import dagster as dg
-
-# Not in the public API; the pinned release's own steps report through these.
-from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as REPORTED_BY_THE_BODY
-from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata
-from dagster._core.execution.plan.execute_step import _build_data_version_tags, _get_code_version, _get_input_provenance_data
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import tag_run
@@ -30,6 +24,9 @@ from babylon_rl.windows import WINDOW_FORMAT, is_complete
 hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
+# Most hours of a run of a cheap asset, started by Dagster or by a command.
+HOURS_PER_RUN = 720
+backfills = dg.BackfillPolicy.multi_run(HOURS_PER_RUN)
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
@@ -89,36 +86,17 @@ def plotted(windows: Sequence[str]) -> frozenset[str]:
 
 
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the results of an hourly asset.
+    """Yield the result of an hourly asset, with metadata for each hour.
 
-    A portion's events are written before the next one is made, so that a run holds one portion, whatever the length of its range.
+    A run of one hour has the hour's data version, a range one version of all its hours. Dagster keeps the metadata of all hours in memory
+    until the end of the step: HOURS_PER_RUN bounds them.
     """
     windows = hours_of(context, babylon.now())
-    with babylon.connection() as connection:
-        portions = reading_chunks(connection, windows)
-        yield from _results(context, windows, (reports_of(connection, some, babylon, plotted(windows)) for some in portions))
-
-
-def _results(
-    context: dg.AssetExecutionContext, windows: Sequence[str], reported: Iterable[Mapping[str, HourReport]]
-) -> Iterator[dg.MaterializeResult[Any]]:
-    step = context.get_step_execution_context()
-    # Read once: all hours of a step have the same code and the same inputs.
-    code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
     versions: dict[str, str] = {}
-    for number, reports in enumerate(reported):
-        # A single hour needs no special handling: the step's own event has the right version.
-        if len(windows) == 1:
-            (report,) = reports.values()
-            yield dg.MaterializeResult(metadata=report.metadata, data_version=dg.DataVersion(report.data_version))
-            return
-        # Dagster writes the events of a batch together once the last one is marked as the end.
-        batch, left = f"{context.run.run_id}/{step.step.key}/{number}", len(reports)
-        for window, report in reports.items():
-            left -= 1
-            versions[window] = report.data_version
-            tags = _build_data_version_tags(dg.DataVersion(report.data_version), code_version, inputs, True)
-            event = dg.AssetMaterialization(context.asset_key, partition=window, metadata=report.metadata, tags=tags)
-            DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end=left == 0))
-    # The step still returns one result; its metadata key keeps Dagster from recording it for all hours.
-    yield dg.MaterializeResult(metadata={REPORTED_BY_THE_BODY: True}, data_version=dg.DataVersion(content_version(versions)))
+    with babylon.connection() as connection:
+        for some in reading_chunks(connection, windows):
+            for window, report in reports_of(connection, some, babylon, plotted(windows)).items():
+                versions[window] = report.data_version
+                context.add_asset_metadata(report.metadata, partition_key=window)
+    version = versions[windows[0]] if len(windows) == 1 else content_version(versions)
+    yield dg.MaterializeResult(data_version=dg.DataVersion(version))

@@ -1,31 +1,18 @@
 """The resource of assets and sensors: settings, database and clock.
 
-It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead.
-
-Connections of Dagster's storages are kept while a command or a run uses them: Dagster opens and closes one for every statement by
-default, since it makes instances without end; a run has one instance.
+It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead. The Dagster instance may be
+anybody's: nothing here asks how its storage works.
 """
 
 import logging
-import math
-import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import psycopg
-import psycopg2
-
-# Not in the public API; no other sign tells such an instance.
-from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
-from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import NullPool
 
 from babylon_rl.assets.runs import heartbeats, lost_errors, storage_errors
 from babylon_rl.assets.workers import TASK_TAG, why_refused
@@ -42,11 +29,7 @@ from babylon_rl.windows import is_window_id, utc_now
 _LOG = logging.getLogger(__name__)
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
-RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
-TRIED_FOR_S = 1.0
 NOTED_WITHIN_S = 3.0
-HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
-_lost_at = -math.inf  # when this process last saw a connection lost, by time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,6 @@ class Babylon:
             with self.database.connect(autocommit=True) as connection:
                 yield connection
         except lost_errors() as lost:
-            _note_loss()
             raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
         # Celery interrupts a run that a person terminated, and its worker notes that a moment later (automation/celery_app.py): Dagster
         # asks for the note when the step has ended, and would call the run failed without it.
@@ -96,32 +78,17 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
     """The resource of the code location.
 
     Raises:
-        dagster.Failure: the run is on an instance that forgets, so that its lineage would be lost, or this worker has other code or
-            another judge.
+        dagster.Failure: this worker has other code or another judge.
         SettingsError, DatabaseUnreachable or EmbeddedServerError.
     """
-    if context.run is not None and _forgets(context.instance):
-        raise dg.Failure(
-            f"DAGSTER_HOME is not set: Dagster was started without this project's instance. {HOW_TO_START}", allow_retries=False
-        )
     settings = load_settings()
     why_not = None if context.run is None else why_refused(context.run.tags, settings)
     if why_not is not None:
         raise dg.Failure(why_not)
     start_logs(settings)
-    # A process of Dagster's for one run; a process that ticks sensors makes an instance for each tick.
-    with nullcontext() if context.run is None or context.instance is None else kept_connections(context.instance):
-        by_worker = context.run is not None and TASK_TAG in context.run.tags
-        interrupted_for_s = NOTED_WITHIN_S if by_worker else 0.0
-        yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=interrupted_for_s))
-
-
-def _forgets(instance: dg.DagsterInstance | None) -> bool:
-    """True for a passing instance: in memory, or without DAGSTER_HOME.
-
-    Dagster's commands make a directory of their own then.
-    """
-    return instance is None or instance.is_ephemeral or Path(instance.root_directory).name.startswith(TMP_DAGSTER_HOME_PREFIX)
+    by_worker = context.run is not None and TASK_TAG in context.run.tags
+    interrupted_for_s = NOTED_WITHIN_S if by_worker else 0.0
+    yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=interrupted_for_s))
 
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:
@@ -171,51 +138,3 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
         given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
         return first_line(given or "", "no reason was recorded")
     return None
-
-
-@contextmanager
-def kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
-    """Keep one connection per storage until the block ends.
-
-    Dagster opens three new ones for every event.
-
-    This makes a range of hours four times as fast. A kept connection is tested before use, so a restarted server does no harm. An
-    instance whose connections are kept already stays as it is.
-    """
-    engine = getattr(instance.run_storage, "_engine", None)
-    if not isinstance(getattr(engine, "pool", None), NullPool):
-        yield
-        return
-    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
-    # A dead connection is found at checkout and replaced by a new one.
-    storages = (instance.event_log_storage, instance.run_storage, instance.schedule_storage)
-    engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
-    for engine in engines:
-        event.listen(engine, "checkout", _try_out)
-        event.listen(engine, "invalidate", _note_loss)
-    try:
-        yield
-    finally:
-        for engine in engines:
-            engine.dispose()
-
-
-def _note_loss(*_: object) -> None:
-    global _lost_at
-    _lost_at = time.monotonic()
-
-
-def _try_out(connection: Any, record: Any, proxy: object) -> None:
-    tried, record.info["tried"] = record.info.get("tried", -math.inf), time.monotonic()
-    try:
-        # A server that ended the session has said so: without such bytes, a connection that was tried just before is as good as then.
-        # Not if another one was lost since: what cut that one reaches the others an instant later.
-        if tried > _lost_at and record.info["tried"] - tried < TRIED_FOR_S:
-            bytes_there = select.poll()
-            bytes_there.register(connection, select.POLLIN)
-            if not bytes_there.poll(0):
-                return
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except psycopg2.Error as gone:
-        raise DisconnectionError() from gone

@@ -7,17 +7,22 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
+from babylon_rl.judge.versions import judge_rules
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.traces import traced_step
 from babylon_rl.types import GroupScores, Judgement
 
+OTHER_RULES = (
+    "A rule, a setting or the judge has changed since: the scores stand. `babylon-rl score --stale --dry-run` says what it costs to judge "
+    "such hours anew, without --dry-run it does so."
+)
 NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour; one group"),
@@ -37,7 +42,7 @@ def hours_per_run(settings: Settings) -> int | None:
 
 def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     most = hours_per_run(settings)
-    return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
+    return backfills if most is None else dg.BackfillPolicy.multi_run(most)
 
 
 @dg.asset(
@@ -46,7 +51,7 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     group_name="judge",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version="1",
+    code_version=judge_rules(load_settings()),
     backfill_policy=_backfill_policy(load_settings()),
     metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
     description=described(
@@ -101,6 +106,8 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
         changed=group.changed,
         **_costs(group, scores),
     )
+    if group.window in scores.by_other_rules:
+        metadata["other_rules"] = dg.MetadataValue.text(OTHER_RULES)
     if drawn:
         title = f"Scores by agent, {group.window} ({group.judge})"
         metadata["scores_by_agent"] = embedded(bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores]))

@@ -1,35 +1,37 @@
 """Sources ``raw_trajectories`` and ``market_data``: the game's tables by hour, never written.
 
-An hour is observed when its content differs from the version that Dagster saw last. These versions are read from Dagster's own storage,
-not kept beside it, so an observation lost in a crash, or a wiped storage, is repaired by the next one
-(docs/decisions/0002-observed-versions.md). The decorator of the pinned release supports neither owners nor change descriptions.
+An hour is observed when its content differs from the version that was last reported to this Dagster storage. That version is kept in a
+table of ours and written after the report, so that a crash in between reports again. A storage that is new, wiped or somebody else's is
+told everything (docs/decisions/0002-observed-versions.md).
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
 from typing import NamedTuple
+from uuid import uuid4
 
 import dagster as dg
-from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, described
 from babylon_rl.assets.partitions import DATA_VERSION_TAG, hours
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
+from babylon_rl.store.observed_versions import forget_versions, lock_reports, note_versions, told_versions
 from babylon_rl.versions import change_in_words
-from babylon_rl.windows import window_of, window_range
+from babylon_rl.windows import next_window, window_of
 
 RAW_TRAJECTORIES = dg.AssetKey("raw_trajectories")
 MARKET_DATA = dg.AssetKey("market_data")
 NO_ROWS = "no rows"
-HOURS_ASKED_FOR = 1000
+# Dynamic partitions of no asset; the only one is the id of the Dagster storage that holds it.
+STORAGE_ID = "babylon_rl_storage"
+REPORTED_TOGETHER = 100  # with one write to our table
 
 
 class Change(NamedTuple):
-    """New version of an hour, and the version that Dagster saw last (None: none yet)."""
+    """New version of an hour, and the version that was last reported (None: none yet)."""
 
     before: str | None
     after: str
@@ -37,77 +39,101 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """Changed versions by window, for both sources.
+    """Changed versions by window, for both sources, and the Dagster storage that shall be told.
 
     ``watermark`` stands for everything written before this observation (None: unknown).
     """
 
+    storage: str
     trajectories: Mapping[str, Change]
     market: Mapping[str, Change]
     watermark: str | None = None
 
     @property
-    def events(self) -> list[dg.AssetObservation]:
-        """One observation per changed hour and source, newest hour first."""
-        changes = [*_observations(RAW_TRAJECTORIES, self.trajectories), *_observations(MARKET_DATA, self.market)]
-        return sorted(changes, key=lambda event: event.partition or "", reverse=True)
+    def changes(self) -> list[tuple[dg.AssetKey, str, Change]]:
+        """Source, window and change of every changed hour, newest hour first."""
+        both = [(RAW_TRAJECTORIES, self.trajectories), (MARKET_DATA, self.market)]
+        found = [(key, window, change) for key, changes in both for window, change in changes.items()]
+        return sorted(found, key=lambda one: one[1], reverse=True)
 
-    def events_of(self, key: dg.AssetKey) -> list[dg.AssetObservation]:
-        """Observations of one source."""
-        return [event for event in self.events if event.asset_key == key]
+
+def storage_id(instance: dg.DagsterInstance) -> str:
+    """Id of the instance's storage, made at the first call and kept there."""
+    known = instance.get_dynamic_partitions(STORAGE_ID)
+    if not known:
+        instance.add_dynamic_partitions(STORAGE_ID, [uuid4().hex])
+        known = instance.get_dynamic_partitions(STORAGE_ID)
+    # Two processes may have made one each: all take the same.
+    return min(known)
+
+
+def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, watermark: str | None = None) -> Observed:
+    """Compare the recent hours (``full``: all from FIRST_WINDOW) with what was last reported; return the changes.
+
+    Only hours that ended OUTCOME_DELAY_MINUTES ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
+    is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is read while
+    ``watermark``, from an earlier observation whose changes were all reported, is still current.
+    """
+    storage = storage_id(instance)
+    end = window_of(babylon.now() - timedelta(minutes=babylon.settings.outcome_delay_minutes))
+    first = babylon.settings.first_window
+    if end <= first:
+        return Observed(storage, {}, {})
+    with babylon.database.connect(autocommit=True) as connection, connection.transaction():
+        written = observed_watermark(connection, first, end)
+        # Nothing was written since the last complete observation.
+        if watermark is not None and watermark == written:
+            return Observed(storage, {}, {}, written)
+        recent, recent_market = (first, first) if full else recent_hours(connection, end)
+        recent, recent_market = max(first, recent), max(first, recent_market)
+        for key in (RAW_TRAJECTORIES, MARKET_DATA):
+            # Without any observation the asset was wiped.
+            if not instance.fetch_observations(key, limit=1).records:
+                forget_versions(connection, storage, key.to_user_string())
+        trajectories = trajectory_versions(connection, recent, end)
+        market = market_versions(connection, recent_market, end)
+        told = told_versions(connection, storage, RAW_TRAJECTORIES.to_user_string(), recent, end)
+        told_market = told_versions(connection, storage, MARKET_DATA.to_user_string(), recent_market, end)
+    # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
+    silent = {window: NOTHING for window in trajectories if window >= recent_market}
+    return Observed(storage, _changed(trajectories, told), _changed(silent | market, told_market), written)
+
+
+def _changed(versions: Mapping[str, str], told: Mapping[str, str]) -> dict[str, Change]:
+    # Hours that were reported and have no rows any more.
+    now = {window: NO_ROWS for window in told if window not in versions} | dict(versions)
+    return {window: Change(told.get(window), version) for window, version in now.items() if told.get(window) != version}
+
+
+def report(
+    babylon: Babylon, storage: str, changes: Sequence[tuple[dg.AssetKey, str, Change]], tell: Callable[[dg.AssetObservation], object]
+) -> int:
+    """Report changes by ``tell``, then note them as told; return how many.
+
+    A change whose hour was reported by somebody else meanwhile is left to the next look.
+    """
+    count = 0
+    with babylon.database.connect(autocommit=True) as connection:
+        for some in in_parts(changes, REPORTED_TOGETHER):
+            with connection.transaction():
+                lock_reports(connection, storage)
+                for key in (RAW_TRAJECTORIES, MARKET_DATA):
+                    own = {window: change for source, window, change in some if source == key}
+                    if not own:
+                        continue
+                    told = told_versions(connection, storage, key.to_user_string(), min(own), next_window(max(own)))
+                    current = {window: change for window, change in own.items() if told.get(window) == change.before}
+                    for event in _observations(key, current):
+                        tell(event)
+                    note_versions(connection, storage, key.to_user_string(), {window: change.after for window, change in current.items()})
+                    count += len(current)
+    return count
 
 
 def _observations(key: dg.AssetKey, changes: Mapping[str, Change]) -> Iterator[dg.AssetObservation]:
     for window, change in changes.items():
         metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
         yield dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata)
-
-
-def observe(
-    instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_market: bool = True, watermark: str | None = None
-) -> Observed:
-    """Compare the recent hours (``full``: all from FIRST_WINDOW) with Dagster's records; return the changes.
-
-    Only hours that ended OUTCOME_DELAY_MINUTES ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
-    is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is read while
-    ``watermark``, from an earlier observation whose changes were all reported, is still current.
-    """
-    end = window_of(babylon.now() - timedelta(minutes=babylon.settings.outcome_delay_minutes))
-    first = babylon.settings.first_window
-    if end <= first:
-        return Observed({}, {})
-    with babylon.database.connect(autocommit=True) as connection, connection.transaction():
-        written = observed_watermark(connection, first, end)
-        # Nothing was written since the last complete observation.
-        if watermark is not None and watermark == written:
-            return Observed({}, {}, written)
-        recent, recent_market = (first, first) if full else recent_hours(connection, end)
-        recent, recent_market = max(first, recent), max(first, recent_market)
-        trajectories = trajectory_versions(connection, recent, end)
-        if not with_market:
-            return Observed(_unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end), {})
-        market = market_versions(connection, recent_market, end)
-    # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
-    silent = {window: NOTHING for window in trajectories if window >= recent_market}
-    return Observed(
-        _unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end),
-        _unseen(instance, MARKET_DATA, silent | market, recent_market, end),
-        written,
-    )
-
-
-def _unseen(instance: dg.DagsterInstance, key: dg.AssetKey, versions: Mapping[str, str], first: str, end: str) -> dict[str, Change]:
-    # Not in the public API; the pinned release's own conditions read versions through it. Of a short range only its own hours are asked
-    # for: the log keeps every observation of all hours.
-    hours = list(islice(window_range(first, end), HOURS_ASKED_FOR + 1))
-    tags = instance.event_log_storage.get_latest_tags_by_partition(
-        key, dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG], hours if len(hours) <= HOURS_ASKED_FOR else None
-    )
-    seen = {window: latest.get(DATA_VERSION_TAG) for window, latest in tags.items() if first <= window < end}
-    # Hours that Dagster knows and the database has no rows of any more.
-    gone = {window: NO_ROWS for window in seen if window not in versions}
-    now = gone | dict(versions)
-    return {window: Change(seen.get(window), version) for window, version in now.items() if seen.get(window) != version}
 
 
 TRAJECTORY_COLUMNS = column_schema(
@@ -130,56 +156,43 @@ MARKET_COLUMNS = column_schema(
 )
 
 
-def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
-    """The source with owners, by an attribute outside the public API, as Dagster warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        asset = create_external_asset_from_source_asset(source)
-    return asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS, code_version="1"))
-
-
-def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObservation]) -> dg.DataVersionsByPartition:
-    """Record an observation per changed hour; the empty result leaves other versions alone."""
-    # The events carry the change descriptions; the empty result adds none of its own.
-    for event in changed:
-        context.log_event(event)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        return dg.DataVersionsByPartition({})
-
-
-@dg.observable_source_asset(
-    name="raw_trajectories",
-    partitions_def=hours,
-    group_name="game",
-    tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
-    metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
-    description=described(
-        "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged calls.",
-        _WHEN_RED,
-    ),
+@dg.multi_observable_source_asset(
+    name="observe_game",
+    specs=[
+        dg.AssetSpec(
+            RAW_TRAJECTORIES,
+            partitions_def=hours,
+            group_name="game",
+            owners=OWNERS,
+            code_version="1",
+            kinds={"postgres", "source"},
+            metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
+            description=described(
+                "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged "
+                "calls.",
+                _WHEN_RED,
+            ),
+        ),
+        dg.AssetSpec(
+            MARKET_DATA,
+            partitions_def=hours,
+            group_name="game",
+            owners=OWNERS,
+            code_version="1",
+            kinds={"postgres", "source"},
+            metadata=MARKET_COLUMNS,
+            description=described(
+                "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "
+                "the question was open.",
+                _WHEN_RED,
+            ),
+        ),
+    ],
+    can_subset=True,
 )
-def _raw_trajectories(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
-    return report_changes(context, observe(context.instance, babylon, full=True, with_market=False).events)
-
-
-raw_trajectories = owned(_raw_trajectories)
-
-
-@dg.observable_source_asset(
-    name="market_data",
-    partitions_def=hours,
-    group_name="game",
-    tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
-    metadata=MARKET_COLUMNS,
-    description=described(
-        "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which the "
-        "question was open.",
-        _WHEN_RED,
-    ),
-)
-def _market_data(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
-    return report_changes(context, observe(context.instance, babylon, full=True).events_of(MARKET_DATA))
-
-
-market_data = owned(_market_data)
+def sources(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.ObserveResult]:
+    """Observe every hour; events of changed hours alone are reported, and no result for a source as a whole."""
+    seen = observe(context.instance, babylon, full=True)
+    changes = [change for change in seen.changes if change[0] in context.selected_asset_keys]
+    report(babylon, seen.storage, changes, context.log_event)
+    yield from ()

@@ -6,11 +6,13 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import HourReport, backfills, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
+from babylon_rl.judge.versions import episode_rules
 from babylon_rl.reporting.plots import LOSS, bar_plot
+from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.traces import traced_step
@@ -35,8 +37,8 @@ COLUMNS = column_schema(
     group_name="episodes",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version="1",
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=episode_rules(load_settings()),
+    backfill_policy=backfills,
     metadata={**COLUMNS, "table": "babylon_rl.episodes"},
     description=described(
         "Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",

@@ -1,7 +1,7 @@
-"""Rules for hours, and their check results: every bad hour named, with numbers and advice.
+"""Rules for hours and the verdict of each: every bad hour named, with numbers and advice.
 
-Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of bad hours beside it. A logged
-result is as expensive as a materialization, so the storage marks the other measured hours as passed with one statement (storage.py).
+A verdict is about the newest HOURS_LOOKED_AT hours with data and about the hours of its run, so that a later good hour does not hide an
+earlier bad one, and a run of checks alone needs no hour.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,17 +10,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import described
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.metadata import described, table
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.storage import MEASURED, NOTHING_FOUND
+from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.windows import next_window, window_stretches
+from babylon_rl.store.windows import newest_hours
+from babylon_rl.windows import next_window, window_range
 
+HOURS_LOOKED_AT = 24
 HOURS_NAMED = 3
-HOURS_LISTED = 50
-NOT_MEASURED = "Not measured: no hour of this run holds what this check looks at."
 
 
 @dataclass(frozen=True)
@@ -41,47 +40,74 @@ class HourFacts(Protocol):
 
 
 Hour = TypeVar("Hour", bound=HourFacts)
+Need = tuple[str, Callable[[Hour], bool]]
 
 
 @dataclass(frozen=True)
 class Rule(Generic[Hour]):
-    """One check of an hourly asset: its description, its test and its advice."""
+    """One check of an hourly asset: its description, its test and its advice.
+
+    Hours without what it ``needs`` (a name, and its test) are not measured. ``{hour}`` and ``{end}`` in the advice are the newest bad hour
+    and the one after it.
+    """
 
     name: str
     description: str
     look: Callable[[Hour, Settings], Finding | None]
     advice: str
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
+    needs: Need[Hour] = ("data", lambda hour: True)
+
+    def result(self, asset: str, hours: Sequence[Hour], settings: Settings) -> dg.AssetCheckResult:
+        """The verdict on ``hours``: passed, or every bad hour; a warning where nothing was measured."""
+        measured = sorted(filter(self.needs[1], hours), key=lambda hour: hour.window, reverse=True)
+        found = {hour.window: finding for hour in measured if (finding := self.look(hour, settings)) is not None}
+        metadata: dict[str, Any] = {}
+        if measured:
+            metadata = {"looked_at": f"{_hours(measured)}, {measured[-1].window} to {measured[0].window}", "bad_hours": len(found)}
+        if found:
+            rows = [{"hour": window, "what": finding.says, "first": ", ".join(finding.ids)} for window, finding in found.items()]
+            metadata["hours"] = table(rows)
+        return dg.AssetCheckResult(
+            passed=bool(measured) and not found,
+            asset_key=asset,
+            check_name=self.name,
+            severity=self.severity if measured else dg.AssetCheckSeverity.WARN,
+            description=self._words(measured, found),
+            metadata=metadata,
+        )
+
+    def _words(self, measured: Sequence[Hour], found: Mapping[str, Finding]) -> str:
+        if not measured:
+            return f"Nothing measured: no hour that was looked at has {self.needs[0]}."
+        if not found:
+            return f"Nothing found in {_hours(measured)}."
+        newest = next(iter(found))
+        named = "; ".join(f"{window}, {finding.says}" for window, finding in list(found.items())[:HOURS_NAMED])
+        more = f"; and {len(found) - HOURS_NAMED} more" if len(found) > HOURS_NAMED else ""
+        return f"{len(found)} of {_hours(measured)}: {named}{more}. {self.advice.format(hour=newest, end=next_window(newest))}"
 
 
 @dataclass(frozen=True)
 class HourlyChecks(Generic[Hour]):
     """Rules of one asset that share a query.
 
-    ``name`` is the name of their op in the graph.
-
     Attributes:
-        read: the facts of some hours; hours without facts find nothing.
-        totals: metadata over all hours of a run, by the rule's name.
+        read: the facts of some hours; an hour without facts is left out.
     """
 
-    name: str
     asset: str
     rules: tuple[Rule[Hour], ...]
     read: Callable[[Connection, Sequence[str], Settings], Sequence[Hour]]
-    totals: Callable[[Sequence[Hour]], Mapping[str, Mapping[str, Any]]]
 
     def definition(self) -> dg.AssetChecksDefinition:
         """The Dagster definition of these checks."""
 
         @dg.multi_asset_check(
-            name=self.name,
+            name=f"checks_of_{self.asset}",
             specs=[
                 dg.AssetCheckSpec(
-                    rule.name,
-                    asset=self.asset,
-                    description=described(rule.description, rule.advice.format(hour="HOUR", end="END")),
-                    partitions_def=hours,
+                    rule.name, asset=self.asset, description=described(rule.description, rule.advice.format(hour="HOUR", end="END"))
                 )
                 for rule in self.rules
             ],
@@ -89,73 +115,20 @@ class HourlyChecks(Generic[Hour]):
         )
         def check(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
             with babylon.connection() as connection:
-                facts = self.read(connection, context.partition_keys, babylon.settings)
-            totals = self.totals(facts)
+                windows = {*newest_hours(connection, self.asset, HOURS_LOOKED_AT), *_hours_of_run(context.run.tags)}
+                hours = self.read(connection, sorted(windows), babylon.settings)
             selected = {key.name for key in context.op_execution_context.selected_asset_check_keys}
-            for rule in self.rules:
-                if rule.name in selected:
-                    # Of hours with facts only; where there are none at all, the check does not pass.
-                    findings = {hour.window: rule.look(hour, babylon.settings) for hour in facts}
-                    yield _check_result(context, rule, findings, totals.get(rule.name, {}))
+            yield from (rule.result(self.asset, hours, babylon.settings) for rule in self.rules if rule.name in selected)
 
         return check
 
 
-def _check_result(
-    context: dg.AssetCheckExecutionContext, rule: Rule[Any], measured: Mapping[str, Finding | None], totals: Mapping[str, Any]
-) -> dg.AssetCheckResult:
-    """Result of a rule over the run's hours: passed, or findings with advice.
-
-    Hours of which none was ``measured`` are a warning, not a pass.
-
-    ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it.
-    """
-    asset = next(spec.asset_key for spec in context.check_specs if spec.name == rule.name)
-    count = len(context.partition_keys)
-    findings = {window: finding for window, finding in measured.items() if finding is not None}
-    if not context.has_partition_key:  # a range, be it of one hour
-        totals = {**totals, MEASURED: [list(stretch) for stretch in window_stretches(measured, count)]}
-        for window, finding in sorted(findings.items()):
-            context.op_execution_context.log_event(_hour_evaluation(asset, rule, window, finding))  # type: ignore[arg-type] # taken, as yet undeclared
-    return dg.AssetCheckResult(
-        passed=bool(measured) and not findings,
-        asset_key=asset,
-        check_name=rule.name,
-        severity=rule.severity if measured else dg.AssetCheckSeverity.WARN,
-        description=_description(findings, count, rule.advice) if measured else NOT_MEASURED,
-        metadata={"hours": count, **totals, **_metadata(findings)},
-    )
+def _hours_of_run(tags: Mapping[str, str]) -> Iterator[str]:
+    """The hours that a run was started for; none for a run of checks alone."""
+    first = tags.get(PARTITION_TAG, tags.get(RANGE_START))
+    if first is not None:
+        yield from window_range(first, next_window(tags.get(RANGE_END, first)))
 
 
-def _hour_evaluation(asset: dg.AssetKey, rule: Rule[Any], window: str, finding: Finding) -> dg.AssetCheckEvaluation:
-    findings = {window: finding}
-    return dg.AssetCheckEvaluation(
-        asset,
-        rule.name,
-        passed=False,
-        metadata={name: dg.MetadataValue.json(value) for name, value in _metadata(findings).items()},
-        severity=rule.severity,
-        description=_description(findings, 1, rule.advice),
-        partition=window,
-    )
-
-
-def _metadata(findings: Mapping[str, Finding]) -> dict[str, Any]:
-    listed = dict(sorted(findings.items(), reverse=True)[:HOURS_LISTED])
-    metadata: dict[str, Any] = {}
-    if listed:
-        metadata["found"] = {window: finding.says for window, finding in listed.items()}
-    ids = {window: list(finding.ids) for window, finding in listed.items() if finding.ids}
-    return metadata | ({"ids": ids} if ids else {})
-
-
-def _description(findings: Mapping[str, Finding], hours: int, advice: str) -> str:
-    if not findings:
-        return NOTHING_FOUND if hours == 1 else f"Nothing found in {hours} hours."
-    # The newest HOURS_NAMED hours are named, the rest counted; the advice is about the newest.
-    newest = sorted(findings.items(), reverse=True)
-    named = "; ".join(f"{window}: {finding.says}" for window, finding in newest[:HOURS_NAMED])
-    more = f"; and {len(newest) - HOURS_NAMED} more" if len(newest) > HOURS_NAMED else ""
-    counted = "" if hours == 1 else f"{len(newest)} of {hours} hours. "
-    window = newest[0][0]
-    return f"{counted}{named}{more}. {advice.format(hour=window, end=next_window(window))}"
+def _hours(hours: Sequence[HourFacts]) -> str:
+    return "1 hour" if len(hours) == 1 else f"{len(hours)} hours"

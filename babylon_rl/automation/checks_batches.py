@@ -1,12 +1,17 @@
-"""Checks of a batch: its checkpoint, whose errors block the release, and the gate's criteria."""
+"""Checks of a batch: its checkpoint, whose errors block the release, and the gate's criteria.
 
-from collections.abc import Iterator
+A run of checks alone looks at the newest batch that is trained.
+"""
+
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
 from babylon_rl.assets.metadata import described
-from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.serving.dagster_client import PARTITION_TAG
+from babylon_rl.store.batches import read_batches
+from babylon_rl.store.connection import Connection
 
 CHECKPOINT_CHECKS = {
     "checkpoint_whole": described(
@@ -71,20 +76,19 @@ WARNINGS = frozenset({"loss_falls", "scores_spread"})
 
 
 @dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec(name, asset="trained_checkpoint", description=description, partitions_def=batches)
-        for name, description in CHECKPOINT_CHECKS.items()
-    ],
+    specs=[dg.AssetCheckSpec(name, asset="trained_checkpoint", description=description) for name, description in CHECKPOINT_CHECKS.items()],
     can_subset=True,
 )
 def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
     from babylon_rl.training import checkpoint_checks as look
 
-    batch_id = context.op_execution_context.partition_key
     with babylon.connection() as connection:
-        finished = look.read_finished(connection, batch_id)
+        batch_id = _batch(connection, context.run.tags)
+        finished = None if batch_id is None else look.read_finished(connection, batch_id)
         if finished is None:
-            raise dg.Failure(f"There is no batch {batch_id} of this pipeline.", allow_retries=False)
+            missing = f"there is no batch {batch_id} of this pipeline."
+            yield from (_not_measured(key, missing, batch_id) for key in context.op_execution_context.selected_asset_check_keys)
+            return
         verdicts = {
             "checkpoint_whole": lambda: look.whole(finished, babylon.settings),
             "iterations_complete": lambda: look.complete(finished),
@@ -105,40 +109,55 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
                 check_name=key.name,
                 severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS or not verdict.tried else dg.AssetCheckSeverity.ERROR,
                 description=verdict.words,
-                metadata=verdict.numbers,
+                metadata={"batch": batch_id} | verdict.numbers,
             )
 
 
 @dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec(name, asset="benchmark_report", description=description, partitions_def=batches)
-        for name, description in GATE_CHECKS.items()
-    ],
+    specs=[dg.AssetCheckSpec(name, asset="benchmark_report", description=description) for name, description in GATE_CHECKS.items()],
     can_subset=True,
 )
 def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """The stored results of the gate's criteria for one batch's version."""
+    """The verdicts of the gate's criteria on one batch's version, in the gate's words."""
     from babylon_rl.store.benchmarks import read_report
 
-    batch_id = context.partition_key
     with babylon.connection() as connection:
-        report = read_report(connection, batch_id)
-    rows = () if report is None else report.rows
-    criteria = next((row.get("checks", ()) for row in rows if report is not None and row["model"] == report.version), ())
-    results = {check["name"]: check for check in criteria}
-    none_compared = {"found": "not_compared", "words": f"{batch_id} has no benchmark report." if report is None else report.reason}
-    # A criterion without a result of its own: its opponent is the reference itself.
-    by_reference = {"found": "pass", "words": "That is the reference: see improvement."}
+        batch_id = _batch(connection, context.run.tags)
+        report = None if batch_id is None else read_report(connection, batch_id)
+    candidate = {} if report is None else next((row for row in report.rows if row["model"] == report.version), {})
+    verdicts = {verdict["name"]: verdict for verdict in candidate.get("checks", ())}
     for key in context.op_execution_context.selected_asset_check_keys:
-        check = results.get(key.name, by_reference if results else none_compared)
+        # A criterion without a verdict of its own: its opponent is the reference, with which improvement compares.
+        verdict = verdicts.get(key.name, verdicts.get("improvement"))
+        if report is None or verdict is None:
+            yield _not_measured(key, f"batch {batch_id} has no benchmark report." if report is None else report.reason, batch_id)
+            continue
+        same = "" if key.name in verdicts else f"the reference is {report.reference}, so the verdict is that of improvement: "
+        metadata = {"batch": batch_id, "found": verdict["found"], "decision": f"{report.decision}: {report.reason}"}
         yield dg.AssetCheckResult(
-            passed=check["found"] == "pass",
+            passed=verdict["found"] == "pass",
             asset_key=key.asset_key,
             check_name=key.name,
             severity=dg.AssetCheckSeverity.WARN,
-            description=check["words"],
-            metadata={"found": check["found"]},
+            description=f"{verdict['found'].capitalize()}: {same}{verdict['words']}.",
+            metadata=metadata | ({"improvement": candidate["improvement"]} if verdict["name"] == "improvement" else {}),
         )
+
+
+def _batch(connection: Connection, tags: Mapping[str, str]) -> str | None:
+    """The batch of a run; for a run of checks alone the newest that is trained, if any."""
+    newest = read_batches(connection, ("completed",), limit=1)
+    return tags.get(PARTITION_TAG, newest[0].batch_id if newest else None)
+
+
+def _not_measured(key: dg.AssetCheckKey, why: str, batch_id: str | None) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=False,
+        asset_key=key.asset_key,
+        check_name=key.name,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Nothing measured: {'no batch has been trained yet.' if batch_id is None else why}",
+    )
 
 
 checks_of_batches = [checkpoint_checks, gate_of_batches]

@@ -5,23 +5,21 @@ without scores do not train, and a person decides whether unusual scores are wro
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from textwrap import shorten
 
 import dagster as dg
 
-from babylon_rl.automation.check_results import Finding, HourlyChecks, Rule
+from babylon_rl.automation.check_results import Finding, HourlyChecks, Need, Rule
 from babylon_rl.judge.consensus import spearman
 from babylon_rl.judge.hindsight import verdicts_with_leaks
-from babylon_rl.settings import Settings
+from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredLeak, stored_leaks
 from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
-from babylon_rl.store.scores import group_spreads
 from babylon_rl.store.windows import stored_summaries
 from babylon_rl.types import NO_SPREAD, WindowSummary
 
@@ -51,14 +49,6 @@ class HourLeaks:
 
     window: str
     leaks: tuple[StoredLeak, ...]
-
-
-@dataclass(frozen=True)
-class HourSpread:
-    """Standard deviation of the scores of one hour's group."""
-
-    window: str
-    spread: float
 
 
 def _many_rejected(hour: WindowSummary, settings: Settings) -> Finding | None:
@@ -121,24 +111,6 @@ def share_of(count: int, total: int) -> str:
     return f"{count} of {total} ({count / total:.0%})" if total else str(count)
 
 
-def _row_totals(counts: Sequence[WindowSummary]) -> dict[str, dict[str, Any]]:
-    """Metadata over all hours of the run, shown whether the check passes or not."""
-    # Sums over all hours, so that a range shows one number per check.
-    rejected, sources = Counter[str](), Counter[str]()
-    for hour in counts:
-        rejected.update(hour.rejected)
-        sources.update(hour.message_sources)
-    rows = sum(hour.rows for hour in counts)
-    share = {"rows": rows, "rejected": dict(rejected), "rejected_share": round(rejected.total() / rows, 4) if rows else 0.0}
-    prompts, short = sum(hour.quality.prompts for hour in counts), sum(hour.quality.short_prompts for hour in counts)
-    return {
-        "few_rows_rejected": share,
-        "few_rows_malformed": {"rows": rows, "malformed": sum(rejected[reason] for reason in MALFORMED)},
-        "messages_recorded": {"message_sources": dict(sources), "ready": sum(hour.ready for hour in counts)},
-        "prompts_long_enough": {"rows_with_prompts": prompts, "short_prompts": short},
-    }
-
-
 def _shared_tickers(market: MarketFlags, settings: Settings) -> Finding | None:
     tickers = tuple(market.shared_tickers)
     if not tickers:
@@ -155,10 +127,6 @@ def _flagged_market(market: MarketFlags, settings: Settings) -> Finding | None:
     parts = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
     subjects = sorted({entry["subject"] for entry in market.flags})
     return Finding("; ".join(parts), tuple(subjects[:SUBJECTS_LISTED]))
-
-
-def _market_totals(markets: Sequence[MarketFlags]) -> dict[str, dict[str, Any]]:
-    return {"outcomes_unflagged": {"flags": dict(Counter(entry["flag"] for market in markets for entry in market.flags))}}
 
 
 def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourLeaks]:
@@ -178,14 +146,17 @@ def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
     return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
 
 
-def _flat(hour: HourSpread, settings: Settings) -> Finding | None:
+def _flat(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"all scores are equal (standard deviation {hour.spread:.1g})") if hour.spread < NO_SPREAD else None
 
 
 def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    if hour.quarantined is not None:
-        return Finding(f"set aside without scores, {hour.quarantined[:REASON_CHARACTERS]}")
-    return Finding(f"waits without scores, {hour.pending[:REASON_CHARACTERS]}") if hour.pending is not None else None
+    reason = hour.pending if hour.quarantined is None else hour.quarantined
+    if reason is None:
+        return None
+    what = "waits for its judge" if hour.quarantined is None else "set aside"
+    scores = "without scores" if hour.judge is None else f"with the scores of {hour.judge} meanwhile"
+    return Finding(f"{what} {scores} ({shorten(reason.rstrip('. '), REASON_CHARACTERS, placeholder=' ...')})")
 
 
 def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
@@ -259,16 +230,9 @@ def _suspicious(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding("; ".join(parts), agents)
 
 
-def _judged_totals(judged: Sequence[HourVerdicts]) -> dict[str, dict[str, Any]]:
-    scored = sum(hour.judge is not None for hour in judged)
-    return {rule.name: {"scored": scored} for rule in JUDGED.rules}
-
-
 ROWS = HourlyChecks(
-    name="rows_of_hours",
     asset="window_groups",
     read=lambda connection, windows, settings: stored_summaries(connection, windows),
-    totals=_row_totals,
     rules=(
         Rule(
             "few_rows_rejected",
@@ -293,6 +257,7 @@ ROWS = HourlyChecks(
             "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
             _short_prompts,
             "Readiness counts these rows as poor: record prompts whole, as they were sent.",
+            needs=("recorded prompts", lambda hour: hour.quality.prompts > 0),
         ),
         Rule(
             "rows_unique",
@@ -322,10 +287,8 @@ ROWS = HourlyChecks(
     ),
 )
 MARKET = HourlyChecks(
-    name="market_of_hours",
     asset="market_outcomes",
     read=lambda connection, windows, settings: market_flags(connection, windows),
-    totals=_market_totals,
     rules=(
         Rule(
             "outcomes_unflagged",
@@ -342,10 +305,8 @@ MARKET = HourlyChecks(
     ),
 )
 LEAKS = HourlyChecks(
-    name="hindsight_no_leaks",
     asset="hindsight",
     read=_leaks_by_hour,
-    totals=lambda hours: {"no_leaks": {"leaks": sum(len(hour.leaks) for hour in hours)}},
     rules=(
         Rule(
             "no_leaks",
@@ -357,26 +318,19 @@ LEAKS = HourlyChecks(
         ),
     ),
 )
-SPREAD = HourlyChecks(
-    name="scored_groups_scores_differ",
+SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.judge is not None)
+MODEL_SCORES: Need[HourVerdicts] = ("scores by a language model", lambda hour: hour.judge not in (None, HEURISTIC))
+JUDGED = HourlyChecks(
     asset="scored_groups",
-    read=lambda connection, windows, settings: [HourSpread(*item) for item in group_spreads(connection, windows).items()],
-    totals=lambda hours: {"scores_differ": {"groups": len(hours)}},
+    read=verdicts_with_leaks,
     rules=(
         Rule(
             "scores_differ",
             "The judge tells episodes apart: groups have a spread of scores.",
             _flat,
             "Such a group carries no signal and will not be trained.",
+            needs=SCORES,
         ),
-    ),
-)
-JUDGED = HourlyChecks(
-    name="judged_hours",
-    asset="scored_groups",
-    read=verdicts_with_leaks,
-    totals=_judged_totals,
-    rules=(
         Rule(
             "groups_have_scores",
             "No group is in quarantine or waits for its judge.",
@@ -389,18 +343,21 @@ JUDGED = HourlyChecks(
             "At most half of the pairs of a group's episodes have the same score.",
             _tied,
             "Equal scores teach nothing: read the explanations with `babylon-rl scores {hour}`; another model may tell more apart.",
+            needs=SCORES,
         ),
         Rule(
             "orders_agree",
             "The orders in which a group was shown differ by JUDGE_DISAGREEMENT at most.",
             _orders_differ,
             "More orders (JUDGE_ORDERS, JUDGE_MAX_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
+            needs=MODEL_SCORES,
         ),
         Rule(
             "scores_follow_pnl",
             "Scores do not fall as the hour's P&L rises.",
             _against_pnl,
             "A judge may know better than an hour's luck, but not hour after hour: `babylon-rl scores {hour}` has its reasons.",
+            needs=SCORES,
         ),
         Rule(
             "holding_not_favoured",
@@ -408,6 +365,7 @@ JUDGED = HourlyChecks(
             "those that traded and gained.",
             _holding,
             "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
+            needs=SCORES,
         ),
         Rule(
             "steps_shown_in_full",
@@ -415,6 +373,7 @@ JUDGED = HourlyChecks(
             _shortened,
             "Take a judge with a larger context, or raise JUDGE_REQUEST_TOKENS where it is set; `babylon-rl score --window {hour} --force` "
             "asks again.",
+            needs=MODEL_SCORES,
         ),
         Rule(
             "nothing_leaks",
@@ -422,6 +381,7 @@ JUDGED = HourlyChecks(
             _leaked,
             "Leaking sequences never train (no_leaks of hindsight names them). Explanations stand in "
             "aiJudgeReasoning: show them to no agent.",
+            needs=SCORES,
         ),
         Rule(
             "nobody_speaks_to_the_judge",
@@ -429,7 +389,8 @@ JUDGED = HourlyChecks(
             _suspicious,
             "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond what "
             "orders differ by does not count.",
+            needs=MODEL_SCORES,
         ),
     ),
 )
-checks_of_hours = [checks.definition() for checks in (ROWS, MARKET, LEAKS, SPREAD, JUDGED)]
+checks_of_hours = [checks.definition() for checks in (ROWS, MARKET, LEAKS, JUDGED)]

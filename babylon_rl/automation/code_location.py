@@ -10,7 +10,7 @@ from babylon_rl.assets.leaderboard import leaderboard
 from babylon_rl.assets.market_outcomes import market_outcomes
 from babylon_rl.assets.released_model import released_model
 from babylon_rl.assets.scored_groups import scored_groups
-from babylon_rl.assets.sources import market_data, raw_trajectories
+from babylon_rl.assets.sources import sources
 from babylon_rl.assets.trained_checkpoint import trained_checkpoint
 from babylon_rl.assets.training_batch import training_batch
 from babylon_rl.assets.window_groups import window_groups
@@ -38,7 +38,7 @@ def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition
     moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided]
     moved_by_the_clock = [judge_report, ab_test_report]
     return dg.Definitions(
-        assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
+        assets=[sources, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
         asset_checks=[*checks_of_hours, *checks_of_judge, *checks_of_batches],
         jobs=jobs,
         sensors=sensors,

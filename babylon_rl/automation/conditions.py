@@ -26,7 +26,9 @@ def _wished() -> Condition:
     caught_up = (C.initial_evaluation() & C.missing() & ~C.any_deps_match(C.missing())).with_label("inputs there earlier, not made")
     # What failed has its input's change behind it, and nobody would ask for it again. Looked up at that minute only.
     failed = (C.cron_tick_passed(FAILED_AGAIN) & C.execution_failed()).with_label("failed, tried every hour")
-    return (changed | caught_up | failed).since(C.newly_requested()).with_label("changed since last asked for")
+    # Of all hours that were made: in ranges, as one backfill.
+    rules = (C.code_version_changed() & ~C.missing()).with_label("rule or setting changed")
+    return (changed | rules | caught_up | failed).since(C.newly_requested()).with_label("changed since last asked for")
 
 
 def _possible() -> Condition:
@@ -34,12 +36,15 @@ def _possible() -> Condition:
 
 
 def on_change() -> Condition:
-    """Materialize an hour when the content of an input changes, late rows included."""
+    """Materialize an hour when the content of an input changes, late rows included, and every hour when a rule or a setting does."""
     return (_wished() & _possible()).with_label("hour changed")
 
 
 def once_settled(settle_hours: float) -> Condition:
-    """Materialize an hour once, ``settle_hours`` after its end; batches judge later changes."""
+    """Materialize an hour once, ``settle_hours`` after its end.
+
+    Batches judge later changes of the data, and a person decides on those of a rule.
+    """
     settled = ~C.in_latest_time_window(timedelta(hours=settle_hours)) if settle_hours > 0 else None
     wished = (_wished() & C.missing()).with_label("not judged yet")
     return (wished & _possible() if settled is None else wished & settled & _possible()).with_label(f"hour settled for {settle_hours:g} h")

@@ -13,11 +13,9 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from babylon_rl.assets.resources import kept_connections
 from babylon_rl.assets.runs import ENDED_TAG, LOST, storage_errors, why_dead
 from babylon_rl.automation.dagster_yaml import broker_variables, instance_config
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
-from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError, SchemaMismatch, first_cause, first_line
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.serving.dagster_client import PARTITION_TAG
@@ -26,6 +24,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
 
+STORAGE_URL = "BABYLON_RL_DAGSTER_URL"  # named in dagster.yaml
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
 HELD = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -72,12 +71,7 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
     variables = prepare_instance(database, settings)
-    with (
-        _storage_of(database),
-        _environment(variables),
-        dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
-        kept_connections(instance),
-    ):
+    with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
         report_dead_runs(instance, database)
         yield instance
 

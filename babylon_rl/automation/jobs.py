@@ -19,7 +19,6 @@ SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus
 SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
 HOURS_JOB, OBSERVE_JOB = "hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
-MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")

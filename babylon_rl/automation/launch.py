@@ -11,12 +11,12 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.benchmark_report import models_here
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import HOURS_PER_RUN, hours
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, OBSERVE_JOB
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
@@ -42,7 +42,7 @@ def run_hours(
     """Materialize some hours and return the ids of the runs, in order.
 
     Runs the job ``hours``, or only the assets in ``selection``. Consecutive hours share a run: up to ``hours_per_run`` if groups are
-    judged, else MOST_HOURS. ``on_range`` is called before each run with its first and last hour.
+    judged, else HOURS_PER_RUN. ``on_range`` is called before each run with its first and last hour.
 
     Raises:
         UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
@@ -59,7 +59,7 @@ def run_hours(
     with open_instance(database, settings) as instance:
         # Runs that ask a paid judge are shorter.
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
-        for first, last in window_stretches(hour_set, longest or MOST_HOURS):
+        for first, last in window_stretches(hour_set, longest or HOURS_PER_RUN):
             on_range(first, last)
             runs.append(_execute(job, instance, Babylon(settings, database, now), hour_tags(first, last), chosen))
     return runs

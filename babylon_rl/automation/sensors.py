@@ -10,7 +10,7 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.runs import ENDED_TAG, LOST, WAITS
-from babylon_rl.assets.sources import observe
+from babylon_rl.assets.sources import observe, report
 from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.batch_runs import (
     JUDGE_ASKED_AFTER,
@@ -75,18 +75,16 @@ _HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materiali
     default_status=SENSORS,
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
-def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
-    # The cursor holds SWEPT after the first full look, then the watermark of the last complete one.
+def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    # The cursor holds SWEPT after the first full look, then the watermark of the last complete one. It is lost with Dagster's storage.
     swept, _, watermark = (context.cursor or "").partition(" ")
     seen = observe(context.instance, babylon, full=swept != SWEPT, watermark=watermark or None)
     # A first look at a long history is reported in parts, newest first; what is left differs still at the next tick.
-    events = seen.events
-    reported = events[:MOST_OBSERVATIONS]
-    cursor = " ".join(filter(None, (SWEPT, seen.watermark))) if len(reported) == len(events) else None
-    if not reported and swept == SWEPT:
-        context.update_cursor(cursor)
-        return dg.SkipReason("No hour changed.")
-    return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
+    changes = seen.changes
+    reported = report(babylon, seen.storage, changes[:MOST_OBSERVATIONS], context.instance.report_runless_asset_event)
+    if reported == len(changes):
+        context.update_cursor(" ".join(filter(None, (SWEPT, seen.watermark))))
+    return dg.SkipReason(f"{reported} of {len(changes)} changed hours reported." if changes else "No hour changed.")
 
 
 # Neither AUTOMATION_SECONDS nor AUTOMATION_STATUS applies: it starts nothing of its own, and without it a run that was asked for by hand

@@ -11,13 +11,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.errors import BabylonError, first_clause, missing_package
+from babylon_rl.errors import BabylonError, SettingsError, first_clause, missing_package
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -128,8 +128,12 @@ def _process_start() -> Iterator[None]:
     # Looking for plugins, pydantic reads the metadata of every installed package; no plugin of it is used here.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
+    from babylon_rl.settings import gone_settings
 
     keep_caches_at_home()
+    with suppress(SettingsError):  # the command says so itself, if it needs the settings
+        for sentence in gone_settings():
+            print(sentence, file=sys.stderr)
     yield
     gc.freeze()
     gc.enable()

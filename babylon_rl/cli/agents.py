@@ -20,7 +20,7 @@ from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, No
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
 from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
@@ -176,7 +176,7 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
     Returns the comparison, and the number of runs that were new to the database.
     """
     with progress_of_parts() as on_progress:
-        runs = run_benchmark(
+        runs = benchmark_results(
             harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=on_progress
         )
     with state.database.connect() as connection:

@@ -16,8 +16,8 @@ from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
 from babylon_rl.evaluation.comparison import BASE, Comparison, GateRow
 from babylon_rl.evaluation.comparison import compare as compared
-from babylon_rl.evaluation.model_sources import play_sources, sources_named, trained_windows
-from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.model_sources import gate_rows, sources_named, trained_windows
+from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.model_endpoints import served_here
@@ -63,7 +63,7 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> Com
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
     # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).
     require_unseen(snapshots)
-    played = play_strategies(snapshots, [name for name in names if name in NAMES])
+    played = script_rows(snapshots, [name for name in names if name in NAMES])
     models = [name for name in names if name not in played]
     if models:
         with open_database(settings, prepare=False) as database:
@@ -85,7 +85,7 @@ def _models_played(
         # Refuse before anything is played: unknown versions, markets seen in training, absent weights.
         require_unseen(snapshots, trained_windows(models.values()))
         sources = sources_named(names, models, settings)
-        results = play_sources(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
+        results = gate_rows(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
     return {source.name: (source.role, results[source.name]) for source in sources}
 
 
@@ -212,8 +212,6 @@ def _summary(snapshot: SnapshotDocument, path: Path, size: int, warnings: list[s
         "agents": len(snapshot.initial_state.agents),
         "events": sum(len(tick.events) for tick in snapshot.ticks),
         "optimalPnl": best.pnl,
-        "playedPnl": best.played,
-        "upperBound": best.upper_bound,
         "startBalance": best.start_balance,
         "warnings": warnings,
     }
@@ -224,7 +222,5 @@ def _told(document: dict[str, Any]) -> str:
         f"{document['file']}: {document['id']}, seed {document['seed']}, {document['ticks']:,} ticks of {document['tickInterval']} s, "
         f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
         f"{document['bytes']:,} bytes.\n"
-        f"From {document['startBalance']:,.0f} $ the best plan earns {document['optimalPnl']:,.0f} $ "
-        f"({document['playedPnl']:,.0f} $ with its own impact on prices); "
-        f"whoever stakes no profits and buys no question twice earns at most {document['upperBound']:,.0f} $."
+        f"From {document['startBalance']:,.0f} $ an agent that knows the market to its end earns {document['optimalPnl']:,.0f} $."
     )

@@ -23,14 +23,15 @@ from babylon_rl.evaluation.compare_results import (
     sound_results,
 )
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
-from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.run_files import record_runs
-from babylon_rl.evaluation.shared_runs import find_runs
+from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
+from babylon_rl.evaluation.result_building import result_id
+from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result
+from babylon_rl.evaluation.run_files import record_runs, runs_directory
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
+from babylon_rl.store.benchmarks import newest_markets
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
 
@@ -81,7 +82,7 @@ def run(
     with players_named(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
-            runs = run_benchmark(
+            runs = benchmark_results(
                 players,
                 markets,
                 directory,
@@ -105,7 +106,7 @@ def compare(
         Path | None, typer.Option("--results", help="Where names are looked up. Default: benchmark-results in the state directory.")
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Names are of versions or base in the gate's markets, on whichever machine they played.")
+        bool, typer.Option("--gate", help="Names are of versions or base in the gate's markets, played on this machine.")
     ] = False,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
@@ -143,18 +144,27 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
 
 
 def _gate_results(names: list[str]) -> tuple[list[Result], list[LeftOut]]:
+    """The runs behind the rows of models in the gate's markets, of the weights that played last."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
         with database.connect(autocommit=True) as connection:
-            found = {name: find_runs(connection, settings, name) for name in names}
-    for name, runs in found.items():
-        if runs.missing:
+            markets = {name: newest_markets(connection, name) for name in names}
+    sound, refused = list[Result](), list[LeftOut]()
+    for name, played in markets.items():
+        if not played:
+            raise UsageError(f"{name!r} has not played in the gate's markets: name a version that was compared, or base.")
+        ids, directory = {result_id(gate_key(identity, market)) for identity, market in played}, runs_directory(settings.home, name)
+        here, not_sound = sound_results(file for file in sorted(directory.glob(f"*{SUFFIX}")) if not file.name.endswith(PARTIAL))
+        # A market that was played elsewhere since, or with other weights, has another id.
+        here = [result for result in here if result.id in ids]
+        if len(here) < len(ids):
             say(
-                f"{name}: the decisions in {runs.missing} of {runs.missing + len(runs.files)} markets are neither here nor at "
-                "MODEL_STORAGE_URL; the machine that played may have them."
+                f"{name}: the decisions in {len(ids) - len(here)} of {len(ids)} markets are not on this machine: copy {directory} from the "
+                "machine that played, if that is another."
             )
-    return sound_results(file for runs in found.values() for file in runs.files)
+        sound, refused = sound + here, refused + not_sound
+    return sound, refused
 
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:

@@ -22,7 +22,6 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
-from babylon_rl.store.replica import read_connection
 from babylon_rl.store.scores import have_scores, input_versions, read_pending, read_quarantined
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined, reading_chunks
@@ -103,7 +102,7 @@ class _Session:
 
 @contextmanager
 def _session(settings: Settings) -> Iterator[_Session]:
-    with open_database(settings, prepare=False) as database, read_connection(database, say) as connection:
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
         yield _Session(connection, settings, utc_now())
 
 

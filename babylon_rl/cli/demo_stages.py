@@ -16,8 +16,8 @@ from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation.comparison import compare
 from babylon_rl.evaluation.gate import ANALYSES, FAIL
-from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
-from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.model_sources import base_source, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.model_endpoints import gateway_agents, served_here
@@ -294,7 +294,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
         models = {model.version: model for model in read_models(connection)}
         require_unseen(snapshots, trained_windows(models.values()))
         sources = [base, *(version_source(models[version], "version", base, state.settings) for version in versions)]
-        results = play_sources(
+        results = gate_rows(
             connection,
             state.settings,
             sources,
@@ -305,5 +305,5 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}
-    compared = compare(played | play_strategies(snapshots), None, BASE, analyses=len(ANALYSES))
+    compared = compare(played | script_rows(snapshots), None, BASE, analyses=len(ANALYSES))
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

@@ -12,7 +12,6 @@ from babylon_rl.cli.options import FromOption, ToOption, refuse_future
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
-from babylon_rl.store.replica import read_connection
 from babylon_rl.training.export import ExportedRows, export_windows
 from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 from babylon_rl.windows import utc_now
@@ -70,7 +69,7 @@ def export(
     selection = Selection(everything, only_scored, only_trainable)
     if first is not None:
         refuse_future(first, now)
-    with open_database(settings, prepare=False) as database, read_connection(database, say) as connection, progress_of_parts() as tell:
+    with open_database(settings, prepare=False) as database, database.connect() as connection, progress_of_parts() as tell:
         windows, unfinished = complete_windows(connection, first, end, now)
         # The export reads in transactions of its own, which may take long.
         connection.rollback()

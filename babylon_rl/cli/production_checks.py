@@ -135,16 +135,14 @@ def _dagster_ui(settings: Settings) -> tuple[str, str]:
 def _money(settings: Settings) -> tuple[str, str]:
     missing = [] if settings.judge_model == HEURISTIC or settings.judge_budget_usd is not None else ["JUDGE_BUDGET_USD"]
     try:
-        remote = trainer_choice(settings).remote
+        service = trainer_choice(settings).service
     except NoTrainer as none:
         return FAIL, str(none)
-    if remote:
-        prices = {"TRAINING_BUDGET_USD": settings.training_budget_usd,
-                  "SERVERLESS_USD_PER_MILLION_TOKENS": settings.serverless_usd_per_million_tokens}  # fmt: skip
-        missing += [name for name, value in prices.items() if value is None]
+    if service is not None:
+        missing += [name for name in ("TRAINING_BUDGET_USD", service.price_variable) if getattr(settings, name.lower()) is None]
     if missing:
         return FAIL, f"no limit: set {' and '.join(missing)}."
-    return PASS, "every paid service has a limit" if remote or settings.judge_model != HEURISTIC else "nothing paid is used"
+    return PASS, "every paid service has a limit" if service is not None or settings.judge_model != HEURISTIC else "nothing paid is used"
 
 
 def _privacy(settings: Settings) -> tuple[str, str]:

@@ -13,12 +13,12 @@ from babylon_rl.errors import JudgeUnavailable, UsageError
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.cost import HourCost, estimate_hours, total_of
 from babylon_rl.judge.groups import scores_document
-from babylon_rl.judge.plan import judge_version, outdated_inputs
 from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.versions import Change, find_changes, judge_version
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
-from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows, windows_not_by
+from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import next_window, utc_now
 
@@ -34,11 +34,14 @@ def score(
     first: FromOption = None,
     end: ToOption = None,
     judge: Annotated[str | None, typer.Option("--judge", help="A litellm model name, or heuristic. Unset: JUDGE_MODEL.")] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Judge anew what a change of rule, rubric, setting or judge made stale (--judge says so too).")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Judge again what has scores or is in quarantine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge groups without scores of this judge (default: the look-back).
+    """Judge groups without scores, or whose data have changed since (default: the look-back).
 
     Exit code 3 where some wait.
 
@@ -52,37 +55,40 @@ def score(
     span = pinned_windows(settings, first, end)
     with open_database(settings) as database:
         if dry_run:
-            _say_cost(database, settings, span, force, as_json)
+            _say_cost(database, settings, span, force, stale or judge is not None, as_json)
             return
-        held, lacking = _judge(database, settings, span, force)
+        held, lacking = _judge(database, settings, span, force, stale or judge is not None)
         _show(database, settings, held, lacking, as_json)
 
 
-def _judge(database: Database, settings: Settings, span: Span, force: bool) -> tuple[list[str], list[str]]:
-    """Judge hours without scores; return all requested hours, and those judged."""
+def _judge(database: Database, settings: Settings, span: Span, force: bool, stale: bool) -> tuple[list[str], list[str]]:
+    """Judge hours without current scores; return all requested hours, and those judged."""
     from babylon_rl.automation.launch import run_hours
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         held = read_new_hours(database, connection, settings, now, span)
-        # Hours to judge: all with --force, else those without scores of this judge or with changed sources.
-        lacking = recorded = held if force else _lacking(connection, held, settings)
+        # Hours to judge: all with --force, else those without scores or with changed data, and with --stale by changed rules.
+        lacking = recorded = held if force else _lacking(connection, held, settings, stale)
         if lacking and (addresses := judge_addresses(settings, settings.judge_model)):
             say(f"Judged by {addresses}.")
-        if force:
-            pending = score_windows(connection, held, settings, now, force=True).pending
-            recorded = [window for window in held if window not in pending]  # the run below records what this wrote
+        if force or stale:
+            pending = score_windows(connection, lacking, settings, now, force=force, stale=stale).pending
+            recorded = [window for window in lacking if window not in pending]  # the run below records what this wrote
     if recorded:
         run_hours(database, settings, recorded, ["scored_groups"])
     return held, lacking
 
 
-def _lacking(connection: Connection, held: list[str], settings: Settings) -> list[str]:
-    if settings.judge_model == HEURISTIC:
-        return sorted(unscored_windows(connection, held))
-
-    others = windows_not_by(connection, held, settings.judge_model, judge_version(settings))
-    return sorted(others | outdated_inputs(connection, held, settings).keys())
+def _lacking(connection: Connection, held: list[str], settings: Settings, stale: bool = False) -> list[str]:
+    # The heuristic follows its own rules for nothing.
+    free = {window for window, group in stored_scores(connection, held).items() if group.judge == HEURISTIC == settings.judge_model}
+    changed = {
+        window
+        for window, (change, _) in find_changes(connection, held, settings).items()
+        if change is Change.DATA or (change is Change.RULES and (stale or window in free))
+    }
+    return sorted(unscored_windows(connection, held) | changed)
 
 
 def _show(database: Database, settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:
@@ -107,17 +113,17 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, the first {window}: {reason} The others are written.")
 
 
-def _say_cost(database: Database, settings: Settings, span: Span, force: bool, as_json: bool) -> None:
+def _say_cost(database: Database, settings: Settings, span: Span, force: bool, stale: bool, as_json: bool) -> None:
     with database.connect(autocommit=True) as connection:
         held = recorded_hours(connection, settings, utc_now(), span)
-        lacking = held if force else _lacking(connection, held, settings)
+        lacking = held if force else _lacking(connection, held, settings, stale)
         if settings.judge_model == HEURISTIC:
             # The heuristic asks no model: there is nothing to estimate.
             document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, [sentence], as_json)
             return
-        hours = estimate_hours(connection, lacking, settings, force=force)
+        hours = estimate_hours(connection, lacking, settings, force=force, stale=stale)
     # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {
@@ -228,5 +234,7 @@ def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
         remarks.append(f"Scores that {judge} did not replace are kept: {named}.")
     others = [entry.window for entry in outcomes if entry.outcome == "unchanged" and entry.scores and entry.scores.judge != judge]
     if others:
-        remarks.append(f"Scores of another judge than {judge} stand: {', '.join(others)}. --force judges them anew.")
+        remarks.append(
+            f"Scores of another judge than {judge} stand: {', '.join(others)}. --stale judges them anew, --stale --dry-run says the price."
+        )
     return remarks

@@ -1,4 +1,4 @@
-"""Command group ``serve``: versions, gateway, admin API, market and scripted judge as servers."""
+"""Command group ``serve``: versions, gateway, admin API and market as servers."""
 
 import json
 import sys
@@ -27,15 +27,16 @@ def serve_model(
     That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
     from babylon_rl.models import base_model, checkpoints, server
+    from babylon_rl.models.chat_request import BASE_MODEL_NAME
     from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
-    checkpoint = None if version == server.BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
+    checkpoint = None if version == BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
     if checkpoint is not None:
         _refuse_remote(version, checkpoint)
-    elif version != server.BASE_MODEL_NAME:
+    elif version != BASE_MODEL_NAME:
         folder = settings.home / "checkpoints"
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"{absence(version, settings)} Here are: {', '.join(['base', *names])}.")
@@ -92,47 +93,6 @@ def serve_market(
             print(f"Serving {played.id} on {url}. POST {url}/start begins a session. Ctrl-C ends it.", file=sys.stderr, flush=True)
 
         server.serve(played, bound, announce, idle_s=idle, results=out)
-
-
-@serve.command("judge")
-def serve_judge(
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8020,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
-    skill: Annotated[str, typer.Option(help="Where an episode's skill is read: auto, marker, pnl or text.")] = "auto",
-    noise: Annotated[float, typer.Option(help="Standard deviation of what is added to each skill.")] = 0.0,
-    position_bias: Annotated[float, typer.Option(help="How much the first place of a request gains over the last.")] = 0.0,
-    length_bias: Annotated[float, typer.Option(help="How much the longest episode of a request gains over the shortest.")] = 0.0,
-    out_of_order: Annotated[float, typer.Option(help="Share of the answers that name the episodes in another order.")] = 0.0,
-    latency: Annotated[float, typer.Option(help="Seconds that an answer takes.")] = 0.0,
-    jitter: Annotated[float, typer.Option(help="Seconds, at most, on top of the latency.")] = 0.0,
-    obedience: Annotated[float, typer.Option(help="Share of the instructions in agents' text that are followed.")] = 0.0,
-    fault: Annotated[list[str] | None, typer.Option(help="NAME=PROBABILITY, such as rate-limit=0.05; may be given again.")] = None,
-    every_fault: Annotated[float, typer.Option(help="The probability of each fault that is not named.")] = 0.0,
-) -> None:
-    """Serve a scripted judge in a language model's place, for trials.
-
-    Nothing is paid and nothing leaves the machine.
-    """
-    from babylon_rl.judge.scripted.judge import ScriptedJudge, probabilities
-    from babylon_rl.judge.scripted.judge import every_fault as each
-    from babylon_rl.judge.scripted.server import serve as run
-    from babylon_rl.models.server import bind
-
-    # Named faults override the common probability.
-    faults = (each(every_fault) if every_fault else {}) | probabilities(fault or [])
-    judge = ScriptedJudge(
-        seed=seed, skill=skill, noise=noise, position_bias=position_bias, length_bias=length_bias, out_of_order=out_of_order,
-        latency_s=latency, jitter_s=jitter,
-        obedience=obedience, faults=faults,
-    )  # fmt: skip
-    with bind(host, port) as bound:
-
-        def announce(url: str) -> None:
-            how = f"JUDGE_MODEL=openai/{judge.model} JUDGE_BASE_URL={url}"
-            print(f"A scripted judge on {url}. To ask it: {how}. Ctrl-C ends it.", file=sys.stderr, flush=True)
-
-        run(judge, bound, announce)
 
 
 @serve.command("gateway")

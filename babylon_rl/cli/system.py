@@ -18,7 +18,7 @@ from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
 from babylon_rl.serving.dagster_client import HOURS
-from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
+from babylon_rl.settings import DEMO_FILE, Settings, gone_settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
@@ -101,7 +101,8 @@ def settings(as_json: JsonOption = False) -> None:
     loaded = load_settings()
     sources = setting_sources()
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
-    emit({"settings": rows}, [Table(SETTINGS, rows)], as_json)
+    gone = gone_settings()
+    emit({"settings": rows, "gone": gone}, [Table(SETTINGS, rows), *gone], as_json)
 
     if asked := judge_addresses(loaded, loaded.judge_model, loaded.judge_audit_model):
         say(f"Judged by: {asked}.")

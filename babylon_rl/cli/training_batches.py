@@ -17,6 +17,7 @@ from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import data_version
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
+from babylon_rl.market.outcome_rows import read_many_outcomes, stored_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.batches import Batch, BatchGroup, batch_id_taken, judged_groups, read_batch
 from babylon_rl.store.connection import Connection
@@ -181,8 +182,13 @@ def read_new_hours(
     changed: list[str] = []
     # A portion at a time: of a portion all trajectories are held, of an hour whether it changed.
     for some in reading_chunks(connection, held):
-        readings = read_windows(connection, some, settings)
-        changed += [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
+        readings, markets = read_windows(connection, some, settings), read_many_outcomes(connection, some, settings)
+        made = stored_outcomes(connection, some, settings)
+        changed += [
+            window
+            for window, reading in readings.items()
+            if stored.get(window) != data_version(reading) or made[window].data_version != markets[window].data_version
+        ]
     if changed:
         say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
         run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])

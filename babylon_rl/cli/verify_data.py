@@ -10,15 +10,14 @@ from typing import Annotated
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, say
-from babylon_rl.episodes.decode import flagged
+from babylon_rl.cli.output import JsonOption, emit
+from babylon_rl.episodes.decode import not_for_training
 from babylon_rl.episodes.quality import row_faults, summarize
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
-from babylon_rl.store.replica import read_connection
 from babylon_rl.store.training_status import clock_of
 from babylon_rl.store.trajectories import (
     first_logged_calls,
@@ -58,7 +57,7 @@ def verify_data(
     Exit code 1 when a check fails.
     """
     settings = load_settings()
-    with open_database(settings, prepare=False) as database, read_connection(database, say) as connection:
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, as_of or clock_of(connection))
     rows = [asdict(check) for check in checks]
     emit({"checks": rows}, [f"{check.status:<5} {check.name}: {check.detail}" for check in checks], as_json)
@@ -101,7 +100,7 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     blind: list[str] = []
     # Calls and provider accesses may stand in the log instead of the steps: rows without them are gathered and looked up together below.
     for row in trajectory_rows(connection, windows):
-        if flagged(row) is None:
+        if not_for_training(row) is None:
             ids.append(row.trajectory_id)
             for name in row_faults(row):
                 if name == "LLM calls":

@@ -1,19 +1,19 @@
-"""Decoding of stepsJson into typed steps, or into a rejection reason.
+"""Decoding of a row into typed steps, or into a rejection reason.
 
-The fast path is one typed msgspec pass. A row that it refuses is read again: leniently if the fault is in a field that cannot reject a
-row, otherwise strictly, to name the place of the fault.
+``_decoded`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
+one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from babylon_rl.episodes.faults import NotJson, WrongShape, checked_steps
-from babylon_rl.episodes.steps import PENDING, Action, EnvironmentState, ServedStep, Step, StepCall, StepFacts, whole_number
+from babylon_rl.episodes.steps import PENDING, Action, EnvironmentState, Step, StepCall, StepFacts, whole_number
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl.types import RejectionReason
 
@@ -22,11 +22,10 @@ class _Metrics(msgspec.Struct):
     finalPnL: float | None = None
 
 
-# From fast to complete: calls of the usual form; any calls, without the texts of sequences; everything.
-_SERVED = msgspec.json.Decoder(list[ServedStep])
+# A change of the rules below, of the struct's types or of what an episode counts takes another version: every hour is read again.
+EPISODE_RULES = "1"
 _FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
-_CALLS = ".llmCalls"
 _BENCHMARK = "benchmark-"
 MOST_DOLLARS = 1e12  # a larger amount is an overflow or a mistake, and would win every comparison
 _METRICS = msgspec.json.Decoder(_Metrics)
@@ -43,24 +42,48 @@ class Fault:
     detail: str
 
 
-def decode(row: TrajectoryRow) -> list[Step] | Fault:
-    """Return the completed steps of a row in recorded order, or its first fault.
+_S = TypeVar("_S", bound=StepFacts)
+
+
+class Decoded(NamedTuple, Generic[_S]):
+    """A row that counts: all its steps, the completed ones in order, and its P&L at the end in dollars."""
+
+    recorded: Sequence[_S]
+    completed: Sequence[_S]
+    end_pnl: float
+
+
+def decode(row: TrajectoryRow) -> Decoded[Step] | Fault:
+    """Return a row's steps with their texts, or its first fault.
 
     Never raises for the content of a row.
     """
-    fault = flagged(row)
+    return _decoded(row, decode_steps)
+
+
+def decode_numbers(row: TrajectoryRow) -> Decoded[StepFacts] | Fault:
+    """As ``decode``, without the texts of training sequences."""
+    return _decoded(row, decode_facts)
+
+
+def _decoded(row: TrajectoryRow, steps_of: Callable[[bytes], Sequence[_S] | Fault]) -> Decoded[_S] | Fault:
+    fault = not_for_training(row)
     if fault is not None:
         return fault
-    steps = decode_steps(row.steps_json)
+    steps = steps_of(row.steps_json)
     if isinstance(steps, Fault):
         return steps
-    finished = [step for step in steps if step.action.action_type != PENDING]
-    if not finished:
-        return nothing_completed(len(steps))
-    return absurd(finished[0].environment_state.agent_pnl, end_pnl(row.final_pnl, row.metrics_json, finished[-1])) or finished
+    completed = [step for step in steps if step.action.action_type != PENDING]
+    if not completed:
+        return Fault("no_steps", f"all {len(steps)} steps are pending" if steps else "stepsJson is an empty array")
+    start, end = completed[0].environment_state.agent_pnl, end_pnl(row.final_pnl, row.metrics_json, completed[-1])
+    most = max(start, end, key=abs)
+    if abs(most) > MOST_DOLLARS:
+        return Fault("malformed_shape", f"a P&L of {most:.3g} dollars, more than {MOST_DOLLARS:g}")
+    return Decoded(steps, completed, end)
 
 
-def flagged(row: TrajectoryRow) -> Fault | None:
+def not_for_training(row: TrajectoryRow) -> Fault | None:
     """Return the reason why a row was never meant for training, or None.
 
     An evaluation, not training data, or a benchmark.
@@ -76,17 +99,6 @@ def flagged(row: TrajectoryRow) -> Fault | None:
     return None
 
 
-def nothing_completed(steps: int) -> Fault:
-    """Return the fault of a row with ``steps`` steps, all pending."""
-    return Fault("no_steps", f"all {steps} steps are pending" if steps else "stepsJson is an empty array")
-
-
-def absurd(start_pnl: float, end_pnl: float) -> Fault | None:
-    """Return the fault of a row with an impossible start or end P&L, or None."""
-    most = max(start_pnl, end_pnl, key=abs)
-    return Fault("malformed_shape", f"a P&L of {most:.3g} dollars, more than {MOST_DOLLARS:g}") if abs(most) > MOST_DOLLARS else None
-
-
 def decode_steps(text: bytes) -> list[Step] | Fault:
     """Decode every step with its texts, pending ones included, or return the fault."""
     try:
@@ -98,18 +110,7 @@ def decode_steps(text: bytes) -> list[Step] | Fault:
 
 
 def decode_facts(text: bytes) -> Sequence[StepFacts] | Fault:
-    """Decode the steps without the texts of training sequences, or return the fault.
-
-    Faster than ``decode_steps``.
-    """
-    try:
-        return _SERVED.decode(text)
-    except msgspec.ValidationError as refused:
-        # A fault in the calls cannot reject a row: the slower decoder accepts any call.
-        if _CALLS not in str(refused):  # the message names the path
-            return _explained(text, refused)
-    except _REFUSED as refused:
-        return _explained(text, refused)
+    """Decode the steps without the texts of training sequences, or return the fault."""
     try:
         return _FACTS.decode(text)
     except _REFUSED as refused:

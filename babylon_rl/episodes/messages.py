@@ -63,15 +63,6 @@ class SequenceRules:
             selected.insert(0, 0)
         return selected
 
-    def count(self, purposes: list[str], action_type: str) -> int:
-        """Count the training calls of one step, from the purposes of its calls.
-
-        Equals the number that ``training`` returns. ``purposes`` is not empty.
-        """
-        selected = sum(map(self.purposes.__contains__, purposes))
-        first_stands_in = ACTION not in purposes and ACTION in self.purposes and purposes[0] not in self.purposes
-        return selected + (first_stands_in and _is_trading(action_type))
-
 
 @functools.lru_cache(maxsize=1024)
 def _is_trading(action_type: str) -> bool:

@@ -171,9 +171,10 @@ def sample_quality(rows: Sequence[tuple[TrajectoryRow, Sequence[CallLogRow]]]) -
 
 
 def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, bool, bool, bool, bool]:
-    steps = decode(row)
-    if isinstance(steps, Fault):
+    decoded = decode(row)
+    if isinstance(decoded, Fault):
         return (False,) * 5
+    steps = decoded.completed
     # Shares in order: steps, calls, long prompts, results, provider accesses.
     calls = _calls(steps, row, logs)
     served = [call for own in calls for call in own]
@@ -189,7 +190,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
     )
 
 
-def _calls(steps: list[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) -> Sequence[Sequence[StepCall]]:
+def _calls(steps: Sequence[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) -> Sequence[Sequence[StepCall]]:
     own = [embedded_calls(step) for step in steps]
     return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
 

@@ -8,15 +8,14 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from msgspec import structs
 
-from babylon_rl.episodes.decode import Fault, absurd, decode, decode_facts, decode_steps, flagged, nothing_completed
+from babylon_rl.episodes.decode import Decoded, Fault, decode, decode_numbers
 from babylon_rl.episodes.messages import SequenceRules, StepPlaces
 from babylon_rl.episodes.quality import hour_quality
 from babylon_rl.episodes.reduce import LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
-from babylon_rl.episodes.steps import Step
 from babylon_rl.episodes.stitch import by_agent, episode
 from babylon_rl.episodes.summary import summary
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
@@ -154,23 +153,15 @@ def _eligible(
 
 
 def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
-    fault = flagged(row)
-    if fault is not None:
-        return fault
     # Texts are decoded only if they are requested.
-    steps = decode_steps(row.steps_json) if texts else decode_facts(row.steps_json)
-    if isinstance(steps, Fault):
-        return steps
-    trajectory = reduced(row, steps, rules)
-    if trajectory is None:
-        return nothing_completed(len(steps))
-    fault = absurd(trajectory.start_pnl, trajectory.end_pnl)
-    if fault is not None:
-        return fault
+    decoded: Decoded[Any] | Fault = decode(row) if texts else decode_numbers(row)
+    if isinstance(decoded, Fault):
+        return decoded
+    trajectory = reduced(row, decoded, rules)
     # No call in the steps: the log is read later, for many trajectories at once.
     if trajectory.message_source != "embedded":
-        return LoggedSteps(trajectory, StepPlaces.of(steps))
-    return embedded_sequences(trajectory, [step for step in steps if isinstance(step, Step)], rules) if texts else trajectory
+        return LoggedSteps(trajectory, StepPlaces.of(decoded.recorded))
+    return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
 
 
 def _completed(connection: Connection, portion: list[LoggedSteps], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
@@ -184,9 +175,9 @@ def _completed(connection: Connection, portion: list[LoggedSteps], rules: Sequen
     # Their steps were not kept, so these rows are read once more; only TRAIN_SYNTHETIC costs that.
     if texts and rules.train_synthetic:
         for row in trajectories_by_id(connection, list(remaining)):
-            steps = decode(row)
-            if not isinstance(steps, Fault):
-                yield synthetic_sequences(remaining.pop(row.trajectory_id).trajectory, steps)
+            decoded = decode(row)
+            if not isinstance(decoded, Fault):
+                yield synthetic_sequences(remaining.pop(row.trajectory_id).trajectory, decoded.completed)
     yield from (entry.trajectory for entry in remaining.values())
 
 

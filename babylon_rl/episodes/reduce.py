@@ -6,21 +6,19 @@ An hour then needs the memory of its results, not of its texts.
 import functools
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
 
 from babylon_rl.episodes import messages
-from babylon_rl.episodes.decode import end_pnl
+from babylon_rl.episodes.decode import Decoded
 from babylon_rl.episodes.messages import SequenceRules
 from babylon_rl.episodes.quality import is_short, is_skewed, jumps
-from babylon_rl.episodes.steps import PENDING, CallFacts, ServedStep, Step, StepCall, StepFacts
+from babylon_rl.episodes.steps import CallFacts, Step, StepCall, StepFacts
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import MessageSource, ServedSequence, Trajectory
-
-_S = TypeVar("_S", bound=StepFacts)
 
 
 class _Kind(NamedTuple):
@@ -49,17 +47,13 @@ def _counted(names: list[str]) -> dict[str, int]:
     return counts
 
 
-def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRules) -> Trajectory | None:
-    """Return the trajectory of a row without sequences; None without a completed step.
+def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> Trajectory:
+    """Return the trajectory of a row without sequences.
 
-    ``recorded`` are its steps with their calls. If they hold no call, the message source is "synthetic" until ``with_logs`` finds some in
-    llm_call_logs.
+    If its steps hold no call, the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
     """
-    steps, kinds = recorded, _counted([step.action.action_type for step in recorded])
-    if kinds.pop(PENDING, 0):
-        steps = completed(recorded)
-    if not steps:
-        return None
+    steps: Sequence[StepFacts] = decoded.completed
+    kinds = _counted([step.action.action_type for step in steps])
     # Trades and posts count only when they succeeded.
     won = [step.action.action_type for step in steps if step.action.success is True]
     # Mostly every step succeeded; then the counts are those of all steps and are not made again.
@@ -72,7 +66,6 @@ def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRu
     # Facts for the hour's quality are taken here, while the texts are still in memory.
     first = _first_call(steps)
     first_state, last_state = steps[0].environment_state, steps[-1].environment_state
-    end = end_pnl(row.final_pnl, row.metrics_json, steps[-1])
     content = digest(row.steps_json)
     return Trajectory(
         trajectory_id=row.trajectory_id,
@@ -83,7 +76,7 @@ def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRu
         used=row.used_in_training,
         steps=len(steps),
         start_pnl=first_state.agent_pnl,
-        end_pnl=end,
+        end_pnl=decoded.end_pnl,
         actions=_shown(tuple(kinds.items())),
         trades=trades,
         posts=posts,
@@ -93,14 +86,9 @@ def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRu
         recorded=content,
         short_prompts=None if first is None else is_short(first),
         skewed=is_skewed(row, steps),
-        jumped=jumps(steps, end),
+        jumped=jumps(steps, decoded.end_pnl),
         stake=max(first_state.agent_balance, last_state.agent_balance),
     )
-
-
-def completed(steps: Sequence[_S]) -> list[_S]:
-    """Return the steps that are not pending."""
-    return [step for step in steps if step.action.action_type != PENDING]
 
 
 def _first_call(steps: Sequence[StepFacts]) -> CallFacts | None:
@@ -112,19 +100,12 @@ def _first_call(steps: Sequence[StepFacts]) -> CallFacts | None:
 
 def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
     """Count the training sequences in ``steps``."""
-    if steps[0].__class__ is not ServedStep:
-        called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
-        return sum([messages.is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
-    # Every call is known to be served, so purposes decide alone.
-    purposes = [call.purpose for step in steps for call in step.llm_calls or ()]
-    if rules.purposes.issuperset(purposes):
-        return len(purposes)
-    return sum([rules.count([call.purpose for call in step.llm_calls], step.action.action_type) for step in steps if step.llm_calls])
+    called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
+    return sum([messages.is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 
 
-def embedded_sequences(trajectory: Trajectory, recorded: Sequence[Step], rules: SequenceRules) -> Trajectory:
-    """Return the trajectory with the texts of the calls in its steps."""
-    steps = completed(recorded)
+def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
+    """Return the trajectory with the texts of the calls in its completed steps."""
     calls = [step.llm_calls or () for step in steps]
     return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, rules)
 

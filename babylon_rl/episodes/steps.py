@@ -5,7 +5,7 @@ the input of numbers; the others also hold the input of texts.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -47,17 +47,6 @@ class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     response: Any = None
 
 
-class ServedCall(CallFacts, frozen=True, gc=False, kw_only=True, rename="camel"):
-    """A call with a purpose of the contract, a prompt and a response.
-
-    Nearly all calls are of this form.
-    """
-
-    purpose: Literal["action", "reasoning", "evaluation", "response", "other"]
-    user_prompt: Annotated[str, msgspec.Meta(min_length=1)]
-    response: Annotated[str, msgspec.Meta(min_length=1)]
-
-
 class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
     """One recorded call with the content of a training sequence."""
 
@@ -82,12 +71,6 @@ class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     def began_ms(self) -> float | None:
         """Start time in milliseconds since the epoch; None if no number was recorded."""
         return as_number(self.timestamp)
-
-
-class ServedStep(StepFacts, frozen=True, gc=False, rename="camel"):
-    """One step with served calls only."""
-
-    llm_calls: Sequence[ServedCall] = ()
 
 
 class Step(StepFacts, frozen=True, gc=False, rename="camel"):

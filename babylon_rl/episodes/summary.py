@@ -6,7 +6,7 @@ Tables, metadata and reports show the same summary.
 import math
 from datetime import datetime
 
-from babylon_rl.types import MESSAGE_SOURCES, WindowReading, WindowState, WindowSummary, count_reasons
+from babylon_rl.types import MESSAGE_SOURCES, HourEpisodes, WindowReading, WindowState, WindowSummary, count_reasons
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
@@ -87,7 +87,7 @@ def data_version(reading: WindowReading) -> str:
     return content_version([reading.window, reading.rows, reading.ready, episodes, rejections])
 
 
-def group_version(reading: WindowReading) -> str:
+def group_version(reading: HourEpisodes) -> str:
     """Hash the content of the group to be judged: its usable episodes.
 
     Empty for a window that is not ready.

@@ -18,8 +18,8 @@ from typing import Any
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, GateRow, compare
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
-from babylon_rl.evaluation.model_sources import ModelSource, Say, absent, base_of, play_sources, trained_windows, version_source
-from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.model_sources import ModelSource, Say, absent, base_of, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
 from babylon_rl.evaluation.statistics.live import next_level
@@ -136,11 +136,11 @@ def _compare(
     serving: Serving,
     on_progress: Progress,
 ) -> Comparison[GateRow]:
-    scripts = play_strategies(snapshots)
+    scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
     if not players.sources:
         return compare(scripts, None, None, players.notes)
-    results = play_sources(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    results = gate_rows(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
     return compare(models | scripts, players.sources[0].name, players.reference, players.notes, analyses=len(ANALYSES))
 
@@ -273,7 +273,7 @@ def confirm(
     snapshots = confirmation_snapshots(test.first_market, test.markets)
     require_unseen(snapshots, trained_windows(models.values()))
     sources = [version_source(model, CANDIDATE, base, settings), rival]
-    results = play_sources(
+    results = gate_rows(
         connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
     )
     ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)

@@ -12,7 +12,7 @@ from typing import Any
 
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.model_sources import identity_of
-from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.report import COLOURS, earnings
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
@@ -120,7 +120,7 @@ def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboa
     # Everyone is measured in the same markets, or differences would be those of the markets.
     common = stored.common(ranked, settings.benchmark_markets)
     played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in stored.of(ranked, common).items()}
-    played |= play_strategies(common)
+    played |= script_rows(common)
     # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from babylon_rl.errors import CheckpointError, UsageError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE
-from babylon_rl.evaluation.play import GATE_CONCURRENCY, GateRuns, play_side_by_side
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, gate_job, market_rows
 from babylon_rl.evaluation.players import Player, endpoint_player
 from babylon_rl.evaluation.run_files import forget_old_runs
-from babylon_rl.evaluation.shared_runs import share_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
@@ -101,8 +101,8 @@ def absent(model: Model, settings: Settings) -> str | None:
             return f"{absent_for} its checkpoint {directory} is not on this machine."
         remote = read_remote(directory)
         address = address_of(settings, model.version, directory)
-        if remote is not None and address.needs:
-            return f"{absent_for} its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
+        if remote is not None and address.refusal:
+            return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
         check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))
@@ -179,7 +179,7 @@ def model_clients(
         yield client
 
 
-def play_sources(
+def gate_rows(
     connection: Connection,
     settings: Settings,
     sources: Sequence[ModelSource],
@@ -207,17 +207,19 @@ def play_sources(
     missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
+    by_name = {source.name: source for source in sources}
     # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
 
     def tell(source: ModelSource) -> None:
         on_progress(f"{activity} of {source.name}", len(stored[source.name]), len(markets))
 
-    def keep(source: ModelSource, result: MarketResult) -> None:
+    def keep(job: Job, row: MarketResult) -> None:
         # Committed before anything else, as it was played and perhaps paid for.
-        write_results(connection, source.name, source.identity, markets, [result], clock())
+        source = by_name[job.player.name]
+        write_results(connection, source.name, source.identity, markets, [row], clock())
         known = stored[source.name]
-        known[result.snapshot] = result
+        known[row.snapshot] = row
         tell(source)
         if len(known) % max(1, len(markets) // 6) == 0 or len(known) == len(markets):
             say(f"{source.name}: played {len(known)} of {len(markets)} markets")
@@ -226,17 +228,15 @@ def play_sources(
     for source in playing:
         tell(source)
     with model_clients(settings, playing, serving, logprobs=False) as client:
-        runs = [
-            GateRuns(model_player(client(source.name), source.name, source.identity), missing[source.name], partial(keep, source))
-            for source in playing
-        ]
+        players = {source.name: model_player(client(source.name), source.name, source.identity) for source in playing}
+        # By place in what each has left, so that the models' requests meet: an endpoint answers those of several at the same time.
+        turns = zip_longest(*([gate_job(players[name], s, settings.home) for s in missing[name]] for name in players))
+        jobs = [job for turn in turns for job in turn if job is not None]
         # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
         here = all(source.service is None for source in playing)
-        play_side_by_side(runs, concurrency=concurrency * (len(playing) if here else 1), home=settings.home)
-    names = [source.name for source in sources]
-    share_runs(settings, names)
+        market_rows(jobs, concurrency * (len(playing) if here else 1), on_row=keep)
     # After all have played: models of this comparison are the newest, and keep their files.
-    forget_old_runs(settings.home, names)
+    forget_old_runs(settings.home, [source.name for source in sources])
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 

@@ -6,12 +6,12 @@ ends the runs under way at their next tick.
 """
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock
+from typing import TypeVar
 
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.players import STRATEGY, Player, engine_version, scripted
@@ -32,6 +32,10 @@ DECISIONS = "decisions"
 _LOG = logging.getLogger("babylon_rl.evaluation")
 
 
+Outcome = Result | ModelUnavailable
+Ended = TypeVar("Ended")
+
+
 @dataclass(frozen=True)
 class Job:
     """One run to play.
@@ -49,8 +53,23 @@ class Job:
     files: RunFiles | None = None
     resumable: bool = False
 
-
-Outcome = Result | ModelUnavailable
+    def result(self, on_tick: simulation.OnTick) -> Result:
+        """Simulate the run and keep it where it is to be kept."""
+        # The gate keeps no answers: there a market is the unit, stored when it ends and played anew when it was cut off.
+        answers = self.files.path(ANSWERS) if self.files is not None and self.resumable else None
+        agents, money = {self.agent_id: self.player.make(self.snapshot, answers)}, self.snapshot.start_balance
+        run = simulation.play(self.snapshot.scenario, agents, seed=self.luck, start_balance=money, on_tick=on_tick)
+        result = result_of(run, self.agent_id, self.snapshot, self.label)
+        if self.files is not None and (self.resumable or result.complete):
+            try:
+                self.files.keep(result, decision_lines(run, self.agent_id))
+            except OSError as error:
+                if self.resumable:
+                    raise
+                # A market of the gate was played, perhaps paid for: its row counts without files.
+                words = "The decisions of %s in %s are not kept: %s. Its result counts all the same."
+                _LOG.warning(words, result.agent_id, result.benchmark_id, error)
+        return result
 
 
 class _Interrupted(Exception):
@@ -58,73 +77,60 @@ class _Interrupted(Exception):
 
 
 def play(
-    jobs: Sequence[Job], concurrency: int = CONCURRENCY, on_decisions: Callable[[int], None] = lambda count: None
-) -> Generator[tuple[Job, Outcome]]:
-    """Play every job; yields its result, or the error of its endpoint.
+    jobs: Sequence[Job],
+    concurrency: int = CONCURRENCY,
+    *,
+    on_end: Callable[[Job, Outcome], Ended],
+    on_decisions: Callable[[int], None] = lambda count: None,
+) -> list[Ended]:
+    """Play every job; returns what ``on_end`` makes of it, in the order of ``jobs``.
 
     Args:
         concurrency: runs of models at once.
+        on_end: called in the caller's thread as each job ends, with its result or the error of its endpoint; what it raises ends the
+            others.
         on_decisions: called now and then with the number of decisions made since, from several threads.
     """
-    leaving, down = Event(), dict[str, ModelUnavailable]()
-    # Only models wait for an endpoint; strategies run in this thread.
-    asking = [job for job in jobs if job.player.asks]
-    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
-        futures: dict[Future[Outcome], Job] = {}
+    leaving, down, endings = Event(), dict[str, ModelUnavailable](), dict[int, Ended]()
+
+    def outcome_of(job: Job) -> Outcome:
+        name, every = job.player.name, max(1, job.snapshot.scenario.ticks // UPDATES_PER_RUN)
+
+        def on_tick(done: int, of: int) -> None:
+            if leaving.is_set():
+                raise _Interrupted
+            if done % every == 0 or done == of:
+                on_decisions(every if done % every == 0 else done % every)
+
+        # A model that is down is not tried again in every market.
+        if name in down:
+            return down[name]
         try:
-            futures = {pool.submit(_play_unless_down, job, leaving, down, on_decisions): job for job in asking}
-            for job in jobs:
+            result = job.result(on_tick)
+        except ModelUnavailable as unavailable:  # it could not even be begun
+            return down.setdefault(name, unavailable)
+        # What was played of it is still returned, and kept where its run can be resumed.
+        if result.stopped is not None:
+            down.setdefault(name, ModelUnavailable(result.stopped))
+        return result
+
+    # Only models wait for an endpoint; strategies run in this thread.
+    asking = [place for place, job in enumerate(jobs) if job.player.asks]
+    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
+        futures: dict[Future[Outcome], int] = {}
+        try:
+            futures = {pool.submit(outcome_of, jobs[place]): place for place in asking}
+            for place, job in enumerate(jobs):
                 if not job.player.asks:
-                    yield job, _play(job, leaving, on_decisions)
+                    endings[place] = on_end(job, outcome_of(job))
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                endings[futures[future]] = on_end(jobs[futures[future]], future.result())
         finally:
             # Also after an exception: threads end at their next tick, queued runs never begin.
             leaving.set()
             for future in futures:
                 future.cancel()
-
-
-def _play_unless_down(job: Job, leaving: Event, down: dict[str, ModelUnavailable], on_decisions: Callable[[int], None]) -> Outcome:
-    name = job.player.name
-    # A model that is down is not tried again in every market.
-    if name in down:
-        return down[name]
-    try:
-        result = _play(job, leaving, on_decisions)
-    except ModelUnavailable as unavailable:  # it could not even be begun
-        return down.setdefault(name, unavailable)
-    # What was played of it is still returned, and kept where its run can be resumed.
-    if result.stopped is not None:
-        down.setdefault(name, ModelUnavailable(result.stopped))
-    return result
-
-
-def _play(job: Job, leaving: Event, on_decisions: Callable[[int], None]) -> Result:
-    scenario, files = job.snapshot.scenario, job.files
-    every = max(1, scenario.ticks // UPDATES_PER_RUN)
-
-    def on_tick(done: int, of: int) -> None:
-        if leaving.is_set():
-            raise _Interrupted
-        if done % every == 0 or done == of:
-            on_decisions(every if done % every == 0 else done % every)
-
-    # The gate keeps none: there a market is the unit, stored when it ends and played anew when it was cut off.
-    answers = files.path(ANSWERS) if files is not None and job.resumable else None
-    agent = job.player.make(job.snapshot, answers)
-    run = simulation.play(scenario, {job.agent_id: agent}, seed=job.luck, start_balance=job.snapshot.start_balance, on_tick=on_tick)
-    result = result_of(run, job.agent_id, job.snapshot, job.label)
-    if files is not None and (job.resumable or result.complete):
-        try:
-            files.keep(result, decision_lines(run, job.agent_id))
-        except OSError as error:
-            if job.resumable:
-                raise
-            # A market of the gate was played, perhaps paid for: its row counts without files.
-            words = "The decisions of %s in %s are not kept: %s. Its result counts all the same."
-            _LOG.warning(words, result.agent_id, result.benchmark_id, error)
-    return result
+    return [endings[place] for place in range(len(jobs))]
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class BenchmarkRuns:
     known: int = 0
 
 
-def run_benchmark(
+def benchmark_results(
     players: Sequence[Player],
     snapshots: Sequence[Snapshot],
     directory: Path,
@@ -165,7 +171,7 @@ def run_benchmark(
     engine: str | None = None,
     on_progress: Progress = no_progress,
 ) -> BenchmarkRuns:
-    """Play the runs that a results directory does not hold yet.
+    """Results of players in snapshots from a directory; runs that it does not hold yet are played.
 
     Args:
         repeats: how often each player plays each snapshot, with other seeds; they count as one market in comparisons.
@@ -196,12 +202,14 @@ def run_benchmark(
     missing = [job for job in jobs if job.label.key not in finished]
     progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
     results, unfinished = dict(finished), dict[str, Unfinished]()
-    with closing(play(missing, concurrency, progress.more)) as outcomes:
-        for job, outcome in outcomes:
-            if isinstance(outcome, Result) and outcome.complete:
-                results[job.label.key] = outcome
-            else:
-                unfinished[job.label.key] = _unfinished(job, outcome)
+
+    def keep(job: Job, outcome: Outcome) -> None:
+        if isinstance(outcome, Result) and outcome.complete:
+            results[job.label.key] = outcome
+        else:
+            unfinished[job.label.key] = _unfinished(job, outcome)
+
+    play(missing, concurrency, on_end=keep, on_decisions=progress.more)
     return BenchmarkRuns(
         [results[key] for key in files if key in results],
         [files[key].path(SUFFIX) for key in files if key in results],
@@ -238,70 +246,38 @@ class _Progress:
             self._on_progress(DECISIONS, self._done, self._total)
 
 
-@dataclass(frozen=True)
-class GateRuns:
-    """A player and the markets of the gate that it plays.
-
-    ``on_result`` is called in the caller's thread as each of them ends.
-    """
-
-    player: Player
-    snapshots: Sequence[Snapshot]
-    on_result: Callable[[MarketResult], None] = lambda result: None
-
-
-def play_gate(
-    player: Player,
-    snapshots: Sequence[Snapshot],
-    *,
+def market_rows(
+    jobs: Sequence[Job],
     concurrency: int = GATE_CONCURRENCY,
-    on_result: Callable[[MarketResult], None] = lambda result: None,
-    home: Path | None = None,
+    *,
+    on_row: Callable[[Job, MarketResult], None] = lambda job, row: None,
 ) -> list[MarketResult]:
-    """The rows of one player in the gate's markets, in the order of ``snapshots``.
-
-    See ``play_side_by_side``.
-    """
-    return play_side_by_side([GateRuns(player, snapshots, on_result)], concurrency=concurrency, home=home)[0]
-
-
-def play_side_by_side(
-    runs: Sequence[GateRuns], *, concurrency: int = GATE_CONCURRENCY, home: Path | None = None
-) -> list[list[MarketResult]]:
-    """The rows of several players in markets of the gate, in the order of each player's snapshots.
-
-    Args:
-        concurrency: runs of models at once, of all players together.
-        home: the state directory where decisions are kept, for looking at; where they cannot be written, that is logged.
+    """Rows of runs in the gate's markets, in the order of ``jobs``; ``on_row`` is called as each of them ends.
 
     Raises:
         ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are
             given up.
     """
-    # Market by market, so that the players' requests meet: an endpoint answers those of several models at the same time.
-    jobs = {
-        (number, place): _gate_job(own.player, own.snapshots[place], home)
-        for place in range(max((len(own.snapshots) for own in runs), default=0))
-        for number, own in enumerate(runs)
-        if place < len(own.snapshots)
-    }
-    # By identity: equality of jobs would compare whole markets.
-    places = {id(job): place for place, job in jobs.items()}
-    rows, stopped, not_begun = dict[tuple[int, int], MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
-    with closing(play(list(jobs.values()), concurrency)) as outcomes:
-        for job, outcome in outcomes:
-            if isinstance(outcome, ModelUnavailable):
-                not_begun.append(outcome)
-            elif not outcome.complete:
-                stopped.append(ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}"))
-            else:
-                number, place = places[id(job)]
-                rows[number, place] = market_result(outcome, job.snapshot)
-                runs[number].on_result(rows[number, place])
-    # Raised at the end, after every market under way was stored.
-    for failure in (*stopped, *not_begun):
-        raise failure
-    return [[rows[number, place] for place in range(len(own.snapshots))] for number, own in enumerate(runs)]
+
+    def row_of(job: Job, outcome: Outcome) -> MarketResult | ModelUnavailable:
+        if isinstance(outcome, ModelUnavailable):
+            return outcome
+        if not outcome.complete:
+            stopped = ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}")
+            failures.append(stopped)
+            return stopped
+        row = market_result(outcome, job.snapshot)
+        on_row(job, row)
+        return row
+
+    failures, rows = list[ModelUnavailable](), list[MarketResult]()
+    endings = play(jobs, concurrency, on_end=row_of)
+    # Raised at the end, after every market under way was passed on: a run that stopped before those that were not begun for it.
+    for ending in (*failures, *endings):
+        if isinstance(ending, ModelUnavailable):
+            raise ending
+        rows.append(ending)
+    return rows
 
 
 def gate_key(identity: str, fingerprint: str) -> str:
@@ -309,9 +285,12 @@ def gate_key(identity: str, fingerprint: str) -> str:
     return content_version([identity, fingerprint])
 
 
-def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
-    """A run in a market of the gate: its luck is fixed with the market."""
-    if home is None:  # the row that is used alone says nothing of optimality; the best plan of a market takes 40 ms to find
+def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Job:
+    """A run in a market of the gate: its luck is fixed with the market.
+
+    Its decisions are kept in the state directory ``home``, for looking at; where they cannot be written, that is logged.
+    """
+    if home is None:  # the row that is used alone says nothing of optimality: the oracle need not play
         snapshot = replace(snapshot, known_best=0.0)
     files = gate_files(home, player.name, snapshot.id) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
@@ -322,14 +301,14 @@ def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}
 
 
-def play_strategies(snapshots: Sequence[Snapshot], names: Sequence[str] = NAMES) -> dict[str, tuple[str, list[MarketResult]]]:
+def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] = NAMES) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies in the gate's markets, by name: role and rows.
 
     24 markets of all strategies take about a second. A process plays each once: a strategy's row is a function of the market.
     """
     for name in names:
         missing = [snapshot for snapshot in snapshots if _row_key(name, snapshot) not in _STRATEGY_ROWS]
-        for snapshot, row in zip(missing, play_gate(scripted(name), missing), strict=True):
+        for snapshot, row in zip(missing, market_rows([gate_job(scripted(name), snapshot) for snapshot in missing]), strict=True):
             _STRATEGY_ROWS[_row_key(name, snapshot)] = row
     return {name: (STRATEGY, [_STRATEGY_ROWS[_row_key(name, snapshot)] for snapshot in snapshots]) for name in names}
 

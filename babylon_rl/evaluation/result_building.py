@@ -9,7 +9,7 @@ import msgspec
 
 from babylon_rl.evaluation.metrics import OPENING, forecasts, metrics_of, open_counts, positions
 from babylon_rl.evaluation.results import BENCHMARK, ActionTaken, Moment, Result, RunTrajectory
-from babylon_rl.evaluation.snapshot_file.best_plan import optimality_score
+from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, kind
 from babylon_rl.market.simulation.fills import Fill, Refusal

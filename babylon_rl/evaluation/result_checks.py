@@ -22,7 +22,7 @@ from babylon_rl.evaluation.metrics import (
     sharpe,
 )
 from babylon_rl.evaluation.results import BENCHMARK, Result
-from babylon_rl.evaluation.snapshot_file.best_plan import optimality_score
+from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 
 TOLERANCE = 1e-6  # of dollars that are summed in another order
 RELATIVE = 1e-9

@@ -177,7 +177,7 @@ class Result(CamelCase, frozen=True):
     Attributes:
         agent_id: the agent's name; identity: what decides (weights, prompt, script), as a hash; role: ``strategy`` or ``model``.
         snapshot: a digest of the market; ticks: how many it has. ``complete`` says whether all were played, ``stopped`` in words why not.
-        optimum: what the best plan of the snapshot's policy class earns, in dollars; engine: a hash of the code that moved the money.
+        optimum: the oracle's P&L in the snapshot, in dollars; engine: a hash of the code that moved the money.
         edition: whose companies and words the market has, ``held-out`` or ``training``; empty for one that the game recorded.
     """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
-from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
+from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation import roster
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
@@ -46,7 +46,7 @@ class Snapshot:
 
     Attributes:
         id: in results; ``digest`` says which market it is, whatever it is called.
-        known_best: dollars that the best plan of the policy class earns, where a snapshot file says it.
+        known_best: the oracle's dollars, where a snapshot file says them.
     """
 
     id: str
@@ -71,8 +71,8 @@ class Snapshot:
 
     @cached_property
     def best_pnl(self) -> float:
-        """Dollars that the best plan of the policy class earns; optimality is measured against it."""
-        return best_plan(self.scenario).pnl if self.known_best is None else self.known_best
+        """Dollars that the oracle earns; optimality is measured against them."""
+        return oracle_play(self.scenario).pnl_usd if self.known_best is None else self.known_best
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -103,19 +103,10 @@ class Location:
 
     def below(self, folder: str) -> set[str]:
         """Names of all files below a folder, relative to it."""
-        return set(self.sizes(folder))
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of all files below a folder, by their names relative to it."""
         top = self.path(folder)
         if self.local is not None:
-            found = {}
-            for path in Path(top).rglob("*"):
-                with suppress(FileNotFoundError):  # another process removes files, too
-                    if path.is_file():
-                        found[path.relative_to(top).as_posix()] = path.stat().st_size
-            return found
-        return {path.removeprefix(f"{top}/"): int(entry["size"]) for path, entry in self._fs.find(top, detail=True).items()}
+            return {path.relative_to(top).as_posix() for path in Path(top).rglob("*") if path.is_file()}
+        return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
 
     def put(self, source: Path, name: str, *, private: bool = False) -> None:
         """Write a copy of a file of this machine; ``private``: in a directory, for its owner alone."""

@@ -199,7 +199,6 @@ class JudgeClient:
         self._retrier = Retrier(retries or Retries(total_s=3 * self._timeout_s), clock, sleep, jitter)
         self._clock = clock
         self._breaker = breaker or CircuitBreaker(clock)
-        self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._endpoint = endpoint_of(settings, self.model)
         self._transport = transport or _transport(self._endpoint, settings)
         self._form = _first_form(self._endpoint)
@@ -220,26 +219,24 @@ class JudgeClient:
             JudgeUnavailable: down, or failing too often; later may be better.
             JudgeRefused: a wrong key, an unknown model, a request that is too long: a retry does not help.
         """
-        async with self._slots:
-            # asked only now: the breaker may have opened while this request waited for its slot
-            try:
-                probing = self._breaker.enter()
-            except CircuitOpen as open_:
-                raise self._not_asked(open_) from None
-            try:
-                with span("judge request", "client", model=self.model) as traced:
-                    reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
-                    traced.note(attempts=reply.attempts, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-            except CircuitOpen as open_:
-                raise self._not_asked(open_) from None
-            except CallFailed as failed:
-                raise self._settled(failed) from None
-            # cancelled: this says nothing about the judge, so the breaker only frees the probe
-            except BaseException:
-                self._breaker.cancelled(probing)
-                raise
-            self._breaker.succeeded()
-            return reply
+        try:
+            probing = self._breaker.enter()
+        except CircuitOpen as open_:
+            raise self._not_asked(open_) from None
+        try:
+            with span("judge request", "client", model=self.model) as traced:
+                reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
+                traced.note(attempts=reply.attempts, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
+        except CircuitOpen as open_:
+            raise self._not_asked(open_) from None
+        except CallFailed as failed:
+            raise self._settled(failed) from None
+        # cancelled: this says nothing about the judge, so the breaker only frees the probe
+        except BaseException:
+            self._breaker.cancelled(probing)
+            raise
+        self._breaker.succeeded()
+        return reply
 
     async def _attempt(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], number: int, left_s: float) -> JudgeReply:
         """Make one attempt, in plainer forms where the server refuses the form.

@@ -51,7 +51,9 @@ class HourCost:
         }  # fmt: skip
 
 
-def estimate_hours(connection: Connection, windows: Sequence[str], settings: Settings, *, force: bool = False) -> list[HourCost]:
+def estimate_hours(
+    connection: Connection, windows: Sequence[str], settings: Settings, *, force: bool = False, stale: bool = False
+) -> list[HourCost]:
     """Estimate the cost of ``score_windows`` for some complete hours; writes nothing.
 
     Hours that need no request are absent.
@@ -61,7 +63,7 @@ def estimate_hours(connection: Connection, windows: Sequence[str], settings: Set
     tries = _likely_tries(connection, settings)
     costs = []
     for some in in_parts(windows, HOURS_PLANNED_AT_ONCE):
-        plan = plan_hours(connection, some, settings, secret, force=force, write=False)
+        plan = plan_hours(connection, some, settings, secret, force=force, stale=stale, write=False)
         costs += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
     return costs
 

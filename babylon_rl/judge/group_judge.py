@@ -294,28 +294,21 @@ async def run_pool(
     Raises:
         JudgeRefused: the judge answers no request; the other groups are cancelled.
     """
-    slots = asyncio.Semaphore(2 * concurrency)
+    under_way: dict[asyncio.Task[None], int] = {}
 
-    async def one(group: RenderedGroup, taken: int) -> None:
-        try:
-            await done(await judge(group))
-        finally:
-            for _ in range(taken):
-                slots.release()
+    async def one(group: RenderedGroup) -> None:
+        await done(await judge(group))
 
-    # take a slot before reading the next group, so that no group waits in memory
     coming = aiter(groups)
     try:
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                await slots.acquire()
-                group = await anext(coming, None)
-                if group is None:
-                    break
-                taken = min(2 * concurrency, -(-len(group.episodes) // group.max_episodes))
-                for _ in range(taken - 1):
-                    await slots.acquire()
-                tasks.create_task(one(group, taken), name=group.window)
+            # room is waited for before the next group is read, so that no group waits in memory
+            while (group := await anext(coming, None)) is not None:
+                task = tasks.create_task(one(group), name=group.window)
+                under_way[task] = -(-len(group.episodes) // group.max_episodes)
+                task.add_done_callback(under_way.pop)
+                while sum(under_way.values()) >= 2 * concurrency:
+                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
     except BaseExceptionGroup as several:
         raise _first(several) from None
 

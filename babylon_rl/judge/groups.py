@@ -99,7 +99,8 @@ class ScoringResult(dict[str, GroupScores]):
     """Scored groups by window, in order; a mapping.
 
     ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until another try is requested; neither is in the
-    mapping. ``asked`` has the hours that a language model judged in this call. ``notes`` are sentences on the whole.
+    mapping. The scores of hours in ``by_other_rules`` stand although a rule has changed. ``asked`` has the hours that a language model
+    judged in this call. ``notes`` are sentences on the whole.
     """
 
     def __init__(self, groups: Iterable[tuple[str, GroupScores]] = ()) -> None:
@@ -107,6 +108,7 @@ class ScoringResult(dict[str, GroupScores]):
         self.pending: dict[str, str] = {}
         self.quarantined: dict[str, str] = {}
         self.asked: dict[str, AnswerCounts] = {}
+        self.by_other_rules: list[str] = []
         self.notes: list[str] = []
 
     def in_order(self) -> "ScoringResult":
@@ -114,4 +116,5 @@ class ScoringResult(dict[str, GroupScores]):
         ordered = ScoringResult(sorted(self.items()))
         ordered.pending, ordered.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
         ordered.asked, ordered.notes = dict(sorted(self.asked.items())), self.notes
+        ordered.by_other_rules = sorted(self.by_other_rules)
         return ordered

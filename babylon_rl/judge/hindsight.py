@@ -177,10 +177,10 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
     eligible: list[str] = []
     # first pass over the rows: the correctness of each action
     for row in trajectory_rows(connection, windows):
-        steps = decode(row)
-        if not isinstance(steps, Fault):
+        decoded = decode(row)
+        if not isinstance(decoded, Fault):
             eligible.append(row.trajectory_id)
-            actions[row.window].extend(_actions(row, steps, targets, named[row.window]))
+            actions[row.window].extend(_actions(row, decoded.completed, targets, named[row.window]))
     # secrets of all hours, before any text is read
     knowledge = _knowledge(connection, eligible, markets)
     answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))

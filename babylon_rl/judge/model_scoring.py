@@ -12,18 +12,18 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import BabylonError, JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, run_with_heartbeat
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
+from babylon_rl.judge.versions import judge_version, request_version, rules_version
 from babylon_rl.llm.tokens import forget_encodings, known_sum, token_counter
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
@@ -32,8 +32,7 @@ from babylon_rl.store.columns import in_parts, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_requests import drop_leases
-from babylon_rl.store.scores import keep_sources
-from babylon_rl.store.windows import lock_windows, reading_chunks
+from babylon_rl.store.windows import lock_windows, reading_chunks, stored_hours
 from babylon_rl.types import GroupScores, Judgement
 from babylon_rl.windows import clock_from
 
@@ -61,6 +60,7 @@ def score_with_model(
     now: datetime,
     *,
     force: bool,
+    stale: bool = False,
     on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
     beat_s: float = HEARTBEAT_S,
@@ -73,7 +73,7 @@ def score_with_model(
         JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
     """
     secret = keep_secret(connection, secrets.token_bytes(32), now)
-    run = _ScoringRun(settings, secret, now, force, len(windows), on_progress)
+    run = _ScoringRun(settings, secret, now, len(windows), on_progress, force=force, stale=stale)
     run.scored.notes += unreadable(connection, settings)
     # whatever ends the run: answers are written, leases returned, pending hours recorded
     store = JudgeStore(connection, clock_from(now))
@@ -94,12 +94,14 @@ def score_with_model(
 class _ScoringRun:
     """State of one call of score_with_model."""
 
-    def __init__(self, settings: Settings, secret: bytes, now: datetime, force: bool, total: int, on_progress: Progress) -> None:
+    def __init__(
+        self, settings: Settings, secret: bytes, now: datetime, total: int, on_progress: Progress, *, force: bool, stale: bool
+    ) -> None:
         self.scored = ScoringResult()
         self._settings = settings
         self._secret = secret
         self._now = now
-        self._force = force
+        self._force, self._stale = force, stale
         self._total = total
         self._on_progress = on_progress
         self.unfinished: dict[str, PlannedHour] = {}
@@ -124,10 +126,11 @@ class _ScoringRun:
     async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
         """Plan the hours chunk by chunk, and yield the groups to judge."""
         for chunk in await store.run(_chunks, windows):
-            plan: ScoringPlan = await store.run(plan_hours, chunk, self._settings, self._secret, force=self._force)
+            plan: ScoringPlan = await store.run(plan_hours, chunk, self._settings, self._secret, force=self._force, stale=self._stale)
             # kept and quarantined hours are done without a request
             self.scored.update(plan.unchanged)
             self.scored.quarantined |= plan.quarantined
+            self.scored.by_other_rules += plan.by_other_rules
             self._report_progress(len(chunk) - len(plan.hours))
             self.unfinished |= plan.hours
             for hour in plan.hours.values():
@@ -185,9 +188,9 @@ def finish_hour(
                 )
                 scores.quarantine(connection, entry)
             return outcome.reason
-        # rows may have arrived while the judge worked
+        # the hour may have been read anew while the judge worked
         before = scores.read(connection, [window]).get(window)
-        if group_version(read_window(connection, window, settings, texts=False)) != hour.version:
+        if group_version(stored_hours(connection, [window], settings.min_agents_per_window)[window]) != hour.version:
             return CHANGED_MEANWHILE
         judged = judged_scores(outcome, settings, hour.version)
         # stored scores stay if a training has used them, or if the new ones are equal
@@ -195,13 +198,13 @@ def finish_hour(
             if scores.consumed_windows(connection, [window]):
                 return before
             if before == judged:
-                keep_sources(connection, {window: hour.sources})
+                scores.keep_made_from(connection, {window: hour.sources}, rules_version(settings))
                 return before
         # write the new scores, and end a quarantine
         scores.release(connection, [window])
         criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
         scores.replace(connection, [scores.NewScores(judged, hour.trajectories, criteria)], now, force=force)
-        keep_sources(connection, {window: hour.sources})
+        scores.keep_made_from(connection, {window: hour.sources}, rules_version(settings))
         return replace(judged, changed=True)
 
 

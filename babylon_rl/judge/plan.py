@@ -1,98 +1,71 @@
-"""Plan of a scoring: hours that need a language model, and their rendered groups.
+"""Plan of a scoring: which hours are judged, and what a language model is shown of them.
 
-All reading and all decisions happen in one short transaction, before anything is paid. An unchanged hour is recognised by the version of
-all sources of its request, without rendering: equal versions render the same, different ones may. A late official answer changes no
-episode, so it is this version that makes scores stale and ends a quarantine.
+One plan serves every judge. All reading and all decisions happen in one short transaction, before anything is paid, on what the graph has
+stored: episodes and outcomes. Texts are read once, to render the hours that are judged. An hour keeps its scores while nothing has changed,
+once a training has used them, and where only a rule has changed that is paid to follow (versions.py).
 """
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, render_groups
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
-from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.judge.versions import (
+    Change,
+    change_of,
+    find_changes,
+    input_versions,
+    judge_version,
+    request_version,
+    rules_version,
+    sources_of_scores,
+)
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import left_to_dropout
-from babylon_rl.store.hindsight import recorded_knowledge
-from babylon_rl.store.windows import chunks, lock_windows, reading_chunks
-from babylon_rl.types import GroupScores, WindowReading
-from babylon_rl.versions import content_version
+from babylon_rl.store.windows import chunks, lock_windows, stored_hours
+from babylon_rl.types import GroupScores, HourEpisodes
 
-_LAYOUT = 1  # of the hashed values; with another, every judged hour would be paid for again
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
-
-
-def input_versions(
-    connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
-) -> dict[str, str]:
-    """Version of each hour's sources, where the agents in ``shown`` are shown.
-
-    Sources are content, outcomes, hidden answers, names, settings, server and rubric. The names are those that agents had when the hour
-    was first read.
-    """
-    markets = read_many_outcomes(connection, list(readings), settings)
-    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
-    names = sorted(judge_inputs.known_names(connection, agents), key=lambda name: (name.agent_id, name.name))
-    # settings and versions that hold for every hour
-    common = [
-        _LAYOUT, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens or REQUEST_TOKENS, settings.judge_group_size,
-        settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(),
-        *filter(None, [server_of(settings, settings.judge_model)]),
-    ]  # fmt: skip
-    versions = {}
-    for window, reading in readings.items():
-        # content that the group's own version does not cover: hidden answers, game knowledge, logged reasoning
-        ids = [trajectory_id for episode in reading.usable_episodes for trajectory_id in episode.trajectory_ids]
-        hidden = judge_inputs.hidden_answers(connection, [question.market_id for question in markets[window].predictions])
-        further = [sorted(recorded_knowledge(connection, ids)), sorted(judge_inputs.logged_reasoning(connection, ids).items())]
-        digest = hashlib.sha256(repr(further).encode("utf-8", "replace")).hexdigest()
-        agents_present = {episode.agent_id for episode in reading.episodes}
-        names_shown = [[name.agent_id, name.name] for name in names if name.agent_id in agents_present and name.counts_in(window)]
-        outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
-        versions[window] = content_version(
-            [*common, window, group_version(reading), sorted(agents_present), names_shown, outcomes, digest, sorted(shown[window])]
-        )
-    return versions
-
-
-def request_version(sources: str) -> str:
-    """Version of a failed request: the form and the sources."""
-    return f"{FORM}:{sources}"
-
-
-def judge_version(settings: JudgeSettings) -> str:
-    """Version that comparable scores of a judge share: the rubric and the number of orders."""
-    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
 
 @dataclass(frozen=True)
 class PlannedHour:
-    """An hour to judge: its group, versions of content and sources, trajectories by agent."""
+    """An hour to judge: its episodes, versions of group and sources; what a language model is shown."""
 
-    group: RenderedGroup
+    hour: HourEpisodes
     version: str
     sources: str
-    trajectories: Mapping[str, Sequence[str]]
+    shown: RenderedGroup | None = None
+
+    @property
+    def group(self) -> RenderedGroup:
+        """The rendered group, of an hour that a language model judges."""
+        assert self.shown is not None
+        return self.shown
+
+    @property
+    def trajectories(self) -> dict[str, Sequence[str]]:
+        """Ids of the judged trajectories, by agent."""
+        return {episode.agent_id: episode.trajectory_ids for episode in self.hour.usable_episodes}
 
 
 @dataclass
 class ScoringPlan:
     """Decisions on some hours: ``unchanged`` scores, ``hours`` to judge, ``quarantined`` with reason.
 
-    ``released`` are hours whose quarantine has lost its cause: hours to judge, and hours whose scores from before the quarantine stand.
+    ``by_other_rules`` are those of ``unchanged`` whose scores stand although a rule has changed. ``released`` are hours whose quarantine
+    has lost its cause: hours to judge, and hours whose scores from before the quarantine stand.
     """
 
     unchanged: dict[str, GroupScores] = field(default_factory=dict)
     hours: dict[str, PlannedHour] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
+    by_other_rules: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
 
@@ -100,7 +73,7 @@ class ScoringPlan:
 class _State:
     """Stored state of some hours before they are judged."""
 
-    readings: Mapping[str, WindowReading]
+    hours: Mapping[str, HourEpisodes]
     stored: Mapping[str, GroupScores]
     consumed: Collection[str]
     quarantined: Mapping[str, scores.Quarantined]
@@ -108,16 +81,18 @@ class _State:
 
     def agents(self, window: str) -> list[str]:
         """Agents of an hour to show: those with usable episodes, less dropout that a batch decided."""
-        return [e.agent_id for e in self.readings[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
+        return [e.agent_id for e in self.hours[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
 
 
 def plan_hours(
-    connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes, *, force: bool = False, write: bool = True
-) -> ScoringPlan:
+    connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes = b"", *,
+    force: bool = False, stale: bool = False, write: bool = True,
+) -> ScoringPlan:  # fmt: skip
     """Decide on a few complete hours, in one transaction under their locks.
 
     ``write=False`` changes nothing. An hour keeps its scores if a training has consumed one of its episodes, or if it has not changed
-    since it was judged. One in quarantine of this judge stays there while its request would be the same, unless forced.
+    since it was judged. So does one whose rules alone have changed, unless ``stale``, or both judges are free. One in quarantine of this
+    judge stays there while its request would be the same. ``force`` judges all.
     """
     plan = ScoringPlan()
     with connection.transaction():
@@ -128,28 +103,31 @@ def plan_hours(
         held_back = {} if force else _held_back(connection, state, settings, secret)
         chosen = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
         if not force:
-            _keep_unchanged(connection, chosen, state, settings, secret, plan, write)
+            _keep_scores(connection, chosen, state, settings, secret, plan, stale=stale, write=write)
         # then render the others, which is the expensive part
-        rest = {window: state.readings[window] for window in chosen if window not in plan.unchanged}
-        agents = {window: state.agents(window) for window in rest}
-        shown = render_groups(connection, rest, settings, agents=agents, secret=secret)
+        rest = {window: state.hours[window] for window in chosen if window not in plan.unchanged}
+        plan.hours = _planned(connection, rest, state, settings, secret)
         plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.unchanged or window in rest)]
         if write:
             # scores of hours that are not ready any more
-            gone = [window for window in state.stored if window not in plan.unchanged and not state.readings[window].ready]
+            gone = [window for window in state.stored if window not in plan.unchanged and not state.hours[window].ready]
             scores.delete(connection, gone)
             judge_requests.retire_unusable(connection, plan.released)
             scores.release(connection, [window for window in plan.released if window in plan.unchanged])
             scores.end_pending(connection, [window for window in windows if window not in rest])
-        # versions of the sources, by which the next scoring recognises an unchanged hour
-        sources = input_versions(connection, rest, agents, settings, secret)
-    plan.hours = {
-        window: PlannedHour(
-            shown[window], group_version(reading), sources[window], {e.agent_id: e.trajectory_ids for e in reading.usable_episodes}
-        )
-        for window, reading in rest.items()
-    }
     return plan
+
+
+def _planned(
+    connection: Connection, hours: Mapping[str, HourEpisodes], state: _State, settings: Settings, secret: bytes
+) -> dict[str, PlannedHour]:
+    if settings.judge_model == HEURISTIC:
+        return {window: PlannedHour(hour, group_version(hour), group_version(hour)) for window, hour in hours.items()}
+    agents = {window: state.agents(window) for window in hours}
+    shown = render_groups(connection, hours, settings, agents=agents, secret=secret)
+    # versions of the sources, by which the next scoring recognises an unchanged hour
+    sources = input_versions(connection, hours, agents, settings, secret)
+    return {window: PlannedHour(hour, group_version(hour), sources[window], shown[window]) for window, hour in hours.items()}
 
 
 def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
@@ -159,7 +137,7 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
     for window, agent in left_to_dropout(connection, windows):
         dropped.setdefault(window, set()).add(agent)
     return _State(
-        readings=read_windows(connection, windows, settings, texts=False),
+        hours=stored_hours(connection, windows, settings.min_agents_per_window),
         stored=stored,
         consumed=scores.consumed_windows(connection, list(stored)),
         quarantined=scores.read_quarantined(connection, windows),
@@ -179,8 +157,8 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
     }
     if not held_back:
         return {}
-    readings = {window: state.readings[window] for window in held_back}
-    now = input_versions(connection, readings, {window: state.agents(window) for window in held_back}, settings, secret)
+    hours = {window: state.hours[window] for window in held_back}
+    now = input_versions(connection, hours, {window: state.agents(window) for window in held_back}, settings, secret)
     # an entry without a version cannot be compared, and stays
     return {window: entry.reason for window, entry in held_back.items() if entry.sources_version in ("", request_version(now[window]))}
 
@@ -188,52 +166,54 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
 def _is_wanted(window: str, state: _State, held_back: Mapping[str, str], force: bool, plan: ScoringPlan) -> bool:
     """True for an hour that may need a judgement; others are entered in ``plan``."""
     if force:
-        return state.readings[window].ready
+        return state.hours[window].ready
     if window in state.stored and window in state.consumed:
         plan.unchanged[window] = state.stored[window]
         return False
     if window in held_back:
         plan.quarantined[window] = held_back[window]
         return False
-    return state.readings[window].ready
+    return state.hours[window].ready
 
 
-def _keep_unchanged(
-    connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, write: bool
-) -> None:
-    """Keep the scores of hours that would be shown unchanged.
+def _keep_scores(
+    connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, *,
+    stale: bool, write: bool,
+) -> None:  # fmt: skip
+    """Keep the scores of hours that are not to be judged, and record why the others are.
 
     Dropout decided after the judgement does not count as a change.
     """
-    comparable = {window: state.readings[window] for window in windows if _could_stand(window, state, settings)}
-    judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
-    sources = input_versions(connection, comparable, judged, settings, secret) if comparable else {}
-    before = scores.read_sources(connection, list(comparable))
-    # equal sources show the same: no rendering needed
-    plan.unchanged |= {window: state.stored[window] for window in comparable if before.get(window) == sources[window]}
-    comparable = {window: reading for window, reading in comparable.items() if window not in plan.unchanged}
-    if not comparable:
-        return
+    held = {window: state.stored[window] for window in windows if window in state.stored}
+    made_from = scores.read_made_from(connection, list(held))
+    now = sources_of_scores(connection, state.hours, held, settings, secret)
+    changes = {window: change_of(group, made_from[window], now[window], settings) for window, group in held.items()}
     # different sources may still show the same: render with the judged agents and compare
-    for window, group in render_groups(connection, comparable, settings, agents=judged, secret=secret).items():
-        stored = state.stored[window]
-        if stored.judgement is not None and stored.judgement.shown_version == group.input_version:
-            plan.unchanged[window] = stored
-            if write:
-                scores.keep_sources(connection, {window: sources[window]})
+    same = _shown_as_judged(connection, [window for window in held if changes[window] is not Change.NOTHING], state, settings, secret)
+    follows_rules = {window for window, group in held.items() if stale or settings.judge_model == HEURISTIC == group.judge}
+    for window, group in held.items():
+        if window in same:
+            changes[window] = Change.NOTHING
+        if changes[window] is Change.NOTHING or (changes[window] is Change.RULES and window not in follows_rules):
+            plan.unchanged[window] = group
+            plan.by_other_rules += [window] if changes[window] is Change.RULES else []
     if write:
-        # hours that differ are judged again
-        scores.forget_sources(
-            connection, {window: before[window] for window in comparable if window not in plan.unchanged and window in before}
-        )
+        note(connection, {window: (change, now[window]) for window, change in changes.items()}, settings)
 
 
-def _could_stand(window: str, state: _State, settings: JudgeSettings) -> bool:
+def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes) -> set[str]:
+    """Those of ``windows`` whose scores this judge gave to what it would be shown now."""
+    comparable = {window: state.hours[window] for window in windows if _could_stand(state.stored[window], state.hours[window], settings)}
+    judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
+    shown = render_groups(connection, comparable, settings, agents=judged, secret=secret) if comparable else {}
+    return {window for window, group in shown.items() if state.stored[window].shown_version == group.input_version}
+
+
+def _could_stand(before: GroupScores, hour: HourEpisodes, settings: JudgeSettings) -> bool:
     """True if the stored scores have this judge, the same episodes and the same server."""
-    before = state.stored.get(window)
-    if before is None or before.input_version != group_version(state.readings[window]):
+    if before.judgement is None or before.input_version != group_version(hour):
         return False
-    if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
+    if before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
 
@@ -248,40 +228,29 @@ def release_quarantined(connection: Connection, windows: Sequence[str] | None = 
     return quarantined
 
 
-def outdated_inputs(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:
-    """Hours of ``windows`` whose sources have changed since JUDGE_MODEL scored them, with the old version.
+def note(connection: Connection, changes: Mapping[str, tuple[Change, str]], settings: Settings) -> None:
+    """Record what has changed since some hours were judged: (change, version of the sources now) by window.
 
-    Only rendering the prompt can tell whether it changed too; that is left to scoring. Hours of which a training has consumed an
-    episode are left out.
+    Runs in the caller's transaction, under the hours' locks. From here on a change of the data is told from one of the rules: both are
+    compared with what is recorded now.
     """
-    if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
-        return {}
-    outdated: dict[str, str] = {}
-    for chunk in reading_chunks(connection, windows):
-        before = scores.read_sources(connection, chunk)
-        # scores that a training has consumed never become stale
-        groups = scores.read(connection, sorted(before.keys() - scores.consumed_windows(connection, chunk)))
-        judged = {
-            window: {score.agent_id for score in group.scores} for window, group in groups.items() if group.judge == settings.judge_model
-        }
-        if judged:
-            readings = read_windows(connection, list(judged), settings)
-            # compare for the agents that were judged, not for those there now
-            now = input_versions(connection, readings, judged, settings, secret)
-            outdated |= {window: before[window] for window in judged if before[window] != now[window]}
-    return outdated
+    rules = rules_version(settings)
+    for change, follows in ((Change.NOTHING, True), (Change.RULES, False)):
+        sources = {window: now for window, (found, now) in changes.items() if found is change}
+        scores.keep_made_from(connection, sources, rules, rules_changed=not follows)
+    scores.forget_sources(connection, [window for window, (found, _) in changes.items() if found is Change.DATA])
 
 
 def note_changes(connection: Connection, windows: Sequence[str], settings: Settings) -> None:
-    """Mark outdated scores stale, and release quarantined hours whose request has changed."""
-    if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
-        return
-    outdated = outdated_inputs(connection, windows, settings)
-    for some in chunks(outdated):
+    """Mark scores that data or rules have left behind, and release quarantined hours whose request has changed."""
+    changes = find_changes(connection, windows, settings)
+    for some in chunks(changes):
         # Under the locks of the hours, as all who write scores: two that update rows of several hours could wait for each other.
         with connection.transaction():
             lock_windows(connection, some)
-            scores.forget_sources(connection, {window: outdated[window] for window in some})
+            note(connection, {window: changes[window] for window in some}, settings)
+    if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
+        return
     # a quarantine by another judge is not this judge's to end
     held_back = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     for chunk in in_parts(held_back, HOURS_PLANNED_AT_ONCE):

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import yarl
 
 MAX_HEADER_BYTES = 64 * 1024
-WANDB_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 A window's rows are replaced as a whole, clamped to the range of the columns; equal content is not touched.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace as with_changes
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
+
+import msgspec
 
 from babylon_rl.market.outcomes import CHANGE, PRICE, PROBABILITY, VOLUME, WindowOutcomes, window_outcomes
 from babylon_rl.settings import HourSettings
@@ -47,6 +50,19 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
     return {window: window_outcomes(window, stocks[window], questions[window], event_rows[window], settings) for window in ordered}
 
 
+def stored_outcomes(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, WindowOutcomes]:
+    """The markets of some windows as ``sync_outcomes`` stored them.
+
+    A market that is not stored is read from the game's tables.
+
+    Raises:
+        UsageError: one of ``windows`` is not a window id.
+    """
+    rows = store.read_market_windows(connection, windows)
+    held = {window: msgspec.convert(json.loads(row.outcomes), WindowOutcomes) for window, row in rows.items() if row.outcomes is not None}
+    return held | read_many_outcomes(connection, set(windows) - held.keys(), settings)
+
+
 def sync_outcomes(connection: Connection, windows: Iterable[str], settings: HourSettings, now: datetime) -> dict[str, WindowOutcomes]:
     """Update market_outcomes and babylon_rl.market_windows for some windows.
 
@@ -81,7 +97,9 @@ def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: dat
 
 def _market_window(market: WindowOutcomes) -> MarketWindowRow:
     counts = (len(market.stocks), len(market.predictions))
-    return MarketWindowRow(market.window, market.mean_change, market.volatility, *counts, market.flags, market.data_version)
+    # by json: it keeps numbers that are not finite
+    whole = json.dumps(msgspec.to_builtins(with_changes(market, changed=False)), ensure_ascii=False)
+    return MarketWindowRow(market.window, market.mean_change, market.volatility, *counts, market.flags, market.data_version, whole)
 
 
 def outcome_rows(market: WindowOutcomes) -> list[OutcomeRow]:

@@ -18,6 +18,8 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan
 from babylon_rl.versions import content_version
 
+# A change of the rules below takes another version: every hour's outcomes are made again.
+MARKET_RULES = "1"
 MOST_NEWS = 20
 TICKER_CHARACTERS = 12
 UNKNOWN_PROBABILITY = 0.5

@@ -7,7 +7,7 @@ the prompt, as a tree: such an answer needs no further pass.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,44 +19,56 @@ from babylon_rl.models.scoring import legal_logprobs
 if TYPE_CHECKING:
     import torch
 
+Top = Sequence[tuple[int, float]]
+
 
 @dataclass(eq=False)
 class Row:
-    """State of a request; ``pending`` are the tokens that the model has not read yet."""
+    """State of a request; ``pending`` are the tokens that the model has not read yet.
+
+    ``stopped`` says of the tokens so far whether the text holds a stop string. ``top`` is the number of likeliest tokens that are kept
+    with each token, in ``tops``, as (token, log-probability).
+    """
 
     prompt: tuple[int, ...]
     node: Trie | None
     temperature: float
     rng: random.Random
     max_tokens: int
-    end: int
+    ends: frozenset[int]
     adapter: str | None = None
+    stopped: Callable[[Sequence[int]], bool] | None = None
+    top: int = 0
+    stop: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    tops: list[Top] = field(default_factory=list)
     pending: list[int] = field(init=False)
     done: bool = False
 
     def __post_init__(self) -> None:
         self.pending = list(self.prompt)
 
-    def take(self, token: int, logprob: float) -> None:
+    def take(self, token: int, logprob: float, top: Top = ()) -> None:
         """Append a chosen token, and every token that it forces."""
         self.pending = []
-        self._append(token, logprob)
+        self._append(token, logprob, top)
         self.follow_forced()
 
     def follow_forced(self) -> None:
         """Append tokens while there is one legal continuation."""
         while not self.done and self.node is not None and len(self.node.children) == 1:
-            self._append(next(iter(self.node.children)), 0.0)
+            token = next(iter(self.node.children))
+            self._append(token, 0.0, [(token, 0.0)])
 
-    def _append(self, token: int, logprob: float) -> None:
+    def _append(self, token: int, logprob: float, top: Top) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.tops.append(top[: self.top])
         self.pending.append(token)
         if self.node is not None:
             self.node = self.node.children[token]
-        self.done = token == self.end or len(self.tokens) >= self.max_tokens
+        self.done = token in self.ends or len(self.tokens) >= self.max_tokens or (self.stopped is not None and self.stopped(self.tokens))
 
 
 def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tensor") -> None:
@@ -70,14 +82,16 @@ def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tenso
         values = legal_logprobs(hidden_bd[bound], head_vd, legal_n).tolist()
         for n, legal, logprobs in zip(bound, legal_n, values, strict=True):
             picked = _pick(rows[n], logprobs[: len(legal)])
-            rows[n].take(legal[picked], logprobs[picked])
+            likeliest = sorted(zip(legal, logprobs[: len(legal)], strict=True), key=lambda one: -one[1]) if rows[n].top else ()
+            rows[n].take(legal[picked], logprobs[picked], likeliest)
     # Free rows use the whole vocabulary: the head is read once for all.
     free = [n for n, row in enumerate(rows) if row.node is None]
     if free:
         for n, logits_v in zip(free, hidden_bd[free] @ head_vd.T, strict=True):
             logprobs_v = torch.log_softmax(logits_v.float(), dim=-1)
             token = int(logprobs_v.argmax()) if rows[n].temperature == 0 else _pick_open(rows[n], logprobs_v)
-            rows[n].take(token, float(logprobs_v[token]))
+            found = logprobs_v.topk(min(rows[n].top, len(logprobs_v)))
+            rows[n].take(token, float(logprobs_v[token]), list(zip(found.indices.tolist(), found.values.tolist(), strict=True)))
 
 
 def _pick(row: Row, logprobs: Sequence[float]) -> int:

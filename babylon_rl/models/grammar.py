@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import UsageError
+from babylon_rl.models.encoding import encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,10 @@ class Grammar:
     texts: tuple[str, ...]
     tokens: dict[str, tuple[int, ...]]
     trie: Trie
+
+    def begins(self, tokens: Sequence[int]) -> bool:
+        """True if some answer begins with these tokens."""
+        return bool(tokens) and any(answer[: len(tokens)] == tokens for answer in self.tokens.values())
 
     def legal_t(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the legal tokens at the place of each of T response tokens."""
@@ -89,7 +94,7 @@ def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
     # Of each text only the tokenizer's own split is legal, which is the one that training uses.
-    tokens = {answer: (*tokenizer.encode(answer, add_special_tokens=False), int(tokenizer.eos_token_id)) for answer in texts}
+    tokens = {answer: (*encode_text(tokenizer, answer), int(tokenizer.eos_token_id)) for answer in texts}
     # All texts share one trie, so a prefix determines the legal tokens.
     root = Trie()
     for sequence in tokens.values():

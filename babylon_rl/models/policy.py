@@ -9,21 +9,24 @@ rows, as in bf16 on the processors that were measured (docs/decisions/0024-batch
 
 import contextlib
 import copy
+import math
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, first_line, require
+from babylon_rl.errors import CheckpointError, ModelUnavailable, RequestRefused, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.generation import Generation, Row
+from babylon_rl.models.encoding import encode_prompt, end_ids
+from babylon_rl.models.generation import Generation, Row, Top
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.prompt_cache import PromptCache
 from babylon_rl.models.row_attention import attention_by_row
-from babylon_rl.models.scoring import causal_model, encode_prompt
+from babylon_rl.models.scoring import causal_model
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +44,9 @@ class CompletionRequest:
 
     Without a ``response_format`` the answer is free text of at most ``max_tokens``.
 
-    ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model.
+    ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model. The text ends
+    before the first of the ``stop`` strings. ``top_logprobs`` likeliest tokens are given with each token. A prompt that leaves no room for
+    ``max_tokens`` gets what room there is.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -50,11 +55,15 @@ class CompletionRequest:
     seed: int = 0
     max_tokens: int = 64
     adapter: str | None = BASE
+    stop: Sequence[str] = ()
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer; ``token_ids`` and ``logprobs`` include the end token when ``finish_reason`` is "stop".
+    """One answer; ``token_ids`` and ``logprobs`` include the end token of one that the model ended.
+
+    Of an answer that a stop string ended they are the tokens before it. ``drawn_tokens`` counts those that the model drew.
 
     Log-probabilities are those of the grammar-masked distribution at temperature 1, whatever the sampling temperature: the trainer
     computes the same. A forced token has exactly 0.0.
@@ -65,6 +74,8 @@ class Completion:
     logprobs: tuple[float, ...]
     prompt_tokens: int
     finish_reason: str
+    drawn_tokens: int
+    top_logprobs: tuple[Top, ...] = ()
 
 
 class Policy:
@@ -86,7 +97,9 @@ class Policy:
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
         self._kept = PromptCache() if kept is None else kept
-        config = causal_model(model).config
+        causal = causal_model(model)
+        config = causal.config
+        self._ends = end_ids(tokenizer, getattr(getattr(causal, "generation_config", None), "eos_token_id", None))
         self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 
     @classmethod
@@ -190,18 +203,26 @@ class Policy:
         """
         if request.adapter is not None and request.adapter not in self._adapters:
             raise UsageError(f"Unknown adapter {request.adapter!r}; loaded: {', '.join(self._adapters) or 'none'}.")
-        if not request.temperature >= 0:
-            raise UsageError(f"temperature is {request.temperature}: it must be 0 or more.")
+        if not 0 <= request.temperature < math.inf:
+            raise RequestRefused(f"temperature is {request.temperature}: it must be 0 or more.", "temperature")
         if request.max_tokens < 1:
-            raise UsageError(f"max_tokens is {request.max_tokens}: it must be 1 or more.")
+            raise RequestRefused(f"max_tokens is {request.max_tokens}: it must be 1 or more.", "max_tokens")
         prompt = encode_prompt(self.tokenizer, request.messages)
-        node = compile_grammar(request.response_format, self.tokenizer).trie if request.response_format is not None else None
-        if len(prompt) + request.max_tokens > self._context:
-            raise UsageError(
-                f"The prompt has {len(prompt)} tokens: with max_tokens {request.max_tokens} that is over the model's {self._context}."
+        if len(prompt) >= self._context:
+            raise RequestRefused(
+                f"This model's maximum context length is {self._context} tokens. However, your messages resulted in {len(prompt)} tokens. "
+                "Please reduce the length of the messages.",
+                "messages",
+                "context_length_exceeded",
             )
-        end = int(self.tokenizer.eos_token_id)
-        row = Row(prompt, node, request.temperature, random.Random(request.seed), request.max_tokens, end, request.adapter)
+        try:
+            node = compile_grammar(request.response_format, self.tokenizer).trie if request.response_format is not None else None
+        except UsageError as refused:
+            raise RequestRefused(f"response_format: {refused}", "response_format") from refused
+        row = Row(
+            prompt, node, request.temperature, random.Random(request.seed), min(request.max_tokens, self._context - len(prompt)),
+            self._ends, request.adapter, self._stopped(request.stop), request.top_logprobs, request.stop,
+        )  # fmt: skip
         # What the grammar forces at the beginning needs no model; it is read together with the prompt.
         row.follow_forced()
         return row
@@ -230,14 +251,40 @@ class Policy:
 
     def completion(self, row: Row) -> Completion:
         """The answer of a finished row."""
-        stopped = bool(row.tokens) and row.tokens[-1] == row.end
-        text = self.text(row.tokens)
-        return Completion(text, tuple(row.tokens), tuple(row.logprobs), len(row.prompt), "stop" if stopped else "length")
+        tokens = row.tokens
+        text = self.text(tokens)
+        ended = tokens[-1:] and tokens[-1] in row.ends
+        if (cut := stop_place(text, row.stop)) is not None:
+            text, ended = text[:cut], True
+            # Tokens before the stop string; one that holds its beginning is not the answer's.
+            tokens = tokens[: self.tokens_within(tokens, cut)]
+        shown = len(tokens)
+        return Completion(
+            text, tuple(tokens), tuple(row.logprobs[:shown]), len(row.prompt), "stop" if ended else "length", len(row.tokens),
+            tuple(row.tops[:shown]),
+        )  # fmt: skip
 
     def text(self, tokens: Sequence[int]) -> str:
         """Decode an answer, or its beginning; the end token has no text."""
-        shown = tokens[:-1] if tokens and tokens[-1] == self.tokenizer.eos_token_id else tokens
+        shown = tokens[:-1] if tokens and tokens[-1] in self._ends else tokens
         return str(self.tokenizer.decode(list(shown), skip_special_tokens=False))
+
+    def tokens_within(self, tokens: Sequence[int], characters: int) -> int:
+        """Number of first tokens whose text has at most so many characters."""
+        return bisect_right(range(1, len(tokens) + 1), characters, key=lambda number: len(self.text(tokens[:number])))
+
+    def _stopped(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+        """Whether the last token completed one of the strings; None without any."""
+        if not stop:
+            return None
+        # A token has a byte at least and a character at most four, so that the string lies within so many last tokens.
+        most = 4 * max(map(len, stop)) + 4
+        return lambda tokens: stop_place(self.text(tokens[-most:]), stop) is not None
+
+
+def stop_place(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of the stop strings begins in a text, None if it holds none."""
+    return min((place for one in stop if (place := text.find(one)) >= 0), default=None)
 
 
 def best_dtype() -> "torch.dtype":

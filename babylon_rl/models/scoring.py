@@ -3,17 +3,14 @@
 Hidden states are computed once for all tokens; the head only where a token had alternatives, and only over the legal ones, in float32. A
 forced token has log-probability 0 and gives no gradient. Computations over the whole vocabulary run on ``OPEN_ROWS`` tokens at
 a time and again in the backward pass, so that memory does not grow with the length of free texts.
-
-Tokens are cached by line: agents of a tick see the same markets and news. A tokenizer whose words end at every line (byte-level BPE with
-GPT-2's pattern, as in the packaged base) gives a text the tokens of its lines in sequence. Other tokenizers get the whole text.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from babylon_rl.models.encoding import control_ids, encode_prompt, encode_text
 from babylon_rl.models.grammar import compile_grammar
 
 if TYPE_CHECKING:
@@ -24,38 +21,6 @@ NOT_IN_GRAMMAR = "not_in_grammar"
 EMPTY = "empty"
 OPEN_ROWS = 128
 _VECTOR = 16  # floats
-KEPT_LINES = 4096
-LONGEST_KEPT = 256  # characters: what is kept stays within some MB whatever agents write
-# A run of whitespace is one word with its line break, so a text is cut only where the break stands alone.
-_CUT = re.compile(r"(?<=\S\n)(?=\S)")
-
-
-def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Encode a text, without special tokens around it."""
-    if not _ends_words_at_lines(tokenizer):
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    tokens: list[int] = []
-    for line in _CUT.split(text):
-        tokens += _line_tokens(tokenizer, line) if len(line) <= LONGEST_KEPT else tokenizer.encode(line, add_special_tokens=False)
-    return tokens
-
-
-@lru_cache(maxsize=KEPT_LINES)
-def _line_tokens(tokenizer: "PreTrainedTokenizerBase", line: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(line, add_special_tokens=False))
-
-
-@lru_cache(maxsize=8)
-def _ends_words_at_lines(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = getattr(backend, "pre_tokenizer", None)
-    if backend is None or backend.normalizer is not None or not isinstance(words, ByteLevel):
-        return False
-    # An added token that holds a line break, or takes the blanks before it, may join two lines.
-    cut_in_words = any(token.lstrip or "\n" in token.content for token in tokenizer.added_tokens_decoder.values())
-    return words.use_regex and not words.add_prefix_space and not cut_in_words
 
 
 @dataclass(frozen=True)
@@ -76,34 +41,56 @@ class EncodedSequence:
         return sum(self.trainable_t)
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    """Encode a prompt: the chat template with the opening of the assistant's turn."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return tuple(encode_text(tokenizer, str(text)))
-
-
 def encode_sequence(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], response: str, response_format: dict[str, Any] | None
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    response: str,
+    response_format: dict[str, Any] | None,
+    *,
+    cut: bool = False,
+    recorded: Sequence[Any] = (),
 ) -> EncodedSequence | str:
     """Encode a served call, or return why it cannot train: ``EMPTY`` or ``NOT_IN_GRAMMAR``.
 
     Without a ``response_format`` every response token is trainable.
 
+    Args:
+        cut: a limit ended the answer: no end token follows it.
+        recorded: the served tokens' ids; they are taken where they are this tokenizer's for exactly this answer. A text alone does not
+            say how it was divided into tokens, nor which token ended it.
+
     Raises:
         UsageError: the response_format is not a finite schema.
+        TemplateRefused: the chat template refuses the messages.
     """
     if not response:
         return EMPTY
     prompt = encode_prompt(tokenizer, messages)
+    served = _served_ids(tokenizer, response, cut, recorded)
     if response_format is None:
-        tokens = (*tokenizer.encode(response, add_special_tokens=False), int(tokenizer.eos_token_id))
+        # A limit may cut a character in two: what is left of it is no text of the model's.
+        whole = response.rstrip("\N{REPLACEMENT CHARACTER}") if cut else response
+        tokens = served or (*encode_text(tokenizer, whole), *([] if cut else [int(tokenizer.eos_token_id)]))
+        if not tokens:
+            return EMPTY
         return EncodedSequence(prompt, tokens, (None,) * len(tokens), (True,) * len(tokens))
     grammar = compile_grammar(response_format, tokenizer)
     answer = grammar.tokens.get(response)
-    if answer is None:
+    if cut:
+        # The beginning of an answer, or all of it but the end token.
+        answer = served if grammar.begins(served) else answer and answer[:-1]
+    if not answer:
         return NOT_IN_GRAMMAR
     legal_t = tuple(grammar.legal_t(answer))
     return EncodedSequence(prompt, answer, legal_t, tuple(len(legal) > 1 for legal in legal_t))
+
+
+def _served_ids(tokenizer: "PreTrainedTokenizerBase", response: str, cut: bool, recorded: Sequence[Any]) -> tuple[int, ...]:
+    """The recorded ids if they are exactly this answer with its end, else nothing."""
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(tokenizer) for one in recorded):
+        return ()
+    said = recorded if cut else recorded[:-1] if recorded and recorded[-1] in control_ids(tokenizer) else ()
+    return tuple(recorded) if said and tokenizer.decode(list(said), clean_up_tokenization_spaces=False) == response else ()
 
 
 def causal_model(model: "nn.Module") -> Any:

@@ -1,8 +1,8 @@
 """OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
 
 Requests of all clients are answered together, whichever adapters they ask for (batcher.py). A version that is published while the server
-runs is loaded when it is first asked for. A stream of free text is sent token by token; an answer under a grammar comes whole. Several
-choices, top_p and tools are deliberately not supported.
+runs is loaded when it is first asked for. A stream of free text is sent token by token; an answer under a grammar comes whole. A field that
+is not served is refused by name (chat_request.py).
 """
 
 import asyncio
@@ -20,45 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from babylon_rl.errors import ModelError, ModelUnavailable, UsageError
+from babylon_rl.chats import UNLIKELY
+from babylon_rl.errors import ModelError, ModelUnavailable, RequestRefused, first_line
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
-from babylon_rl.models.policy import Completion, CompletionRequest, Policy
+from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
+from babylon_rl.models.generation import Row
+from babylon_rl.models.policy import Completion, Policy
 from babylon_rl.models.threads import set_threads
 
 if TYPE_CHECKING:
     import uvicorn
     from transformers import PreTrainedTokenizerBase
-
-BASE_MODEL_NAME = "base"
-DEFAULT_MAX_TOKENS = 256
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    """One message; content may be OpenAI's list of text parts."""
-
-    role: str
-    content: str | list[dict[str, Any]]
-
-
-class ChatBody(msgspec.Struct, frozen=True):
-    """Supported fields of a request; others are ignored, because OpenAI's clients send many."""
-
-    model: str
-    messages: list[ChatMessage]
-    temperature: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    response_format: dict[str, Any] | None = None
-    stream: bool | None = None
-    n: int | None = None
-    top_p: float | None = None
-    tools: list[Any] | None = None
 
 
 def create_app(
@@ -88,23 +65,20 @@ def create_app(
 
     async def chat(request: Request) -> Response:
         try:
-            body = msgspec.json.decode(await request.body(), type=ChatBody)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as invalid:
-            return _refusal(400, f"The request is not a chat completion: {invalid}")
-        try:
+            body = read_request(await request.body())
+            asked_for = body.completion_request()
             served = body.model == BASE_MODEL_NAME or await batcher.serves(body.model)
+            if not served:
+                known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
+                return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model", "model_not_found")
+            # Invalid requests are refused before they join a batch.
+            row = policy.row(asked_for)
+        except RequestRefused as refused:
+            return _refusal(400, str(refused), refused.param, refused.code)
         except ModelUnavailable as away:
-            return _refusal(503, str(away), "model_unavailable")
+            return _refusal(503, str(away), "model", "model_unavailable")
         except ModelError as damaged:
-            return _refusal(404, str(damaged), "model_not_found")
-        if not served:
-            known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
-            return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found")
-        # Invalid requests are refused before they join a batch.
-        try:
-            row = policy.row(_completion_request(body))
-        except UsageError as refused:
-            return _refusal(400, str(refused))
+            return _refusal(404, str(damaged), "model", "model_not_found")
         asked = batcher.ask(row)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         # The status of a stream is decided by its first token.
@@ -112,8 +86,8 @@ def create_app(
             # Nobody reads it; 499 is nginx's status for a client that has left.
             return Response(status_code=499)
         if body.stream:
-            return StreamingResponse(_events(head, asked, policy, bool(body.logprobs)), media_type="text/event-stream")
-        return JSONResponse(head | _answer(body, policy.completion(row), policy.tokenizer))
+            return StreamingResponse(_events(head, asked, policy, body), media_type="text/event-stream")
+        return JSONResponse(head | _answer(body, row, policy))
 
     async def models(_: Request) -> JSONResponse:
         names = (BASE_MODEL_NAME, *policy.adapters)
@@ -125,7 +99,7 @@ def create_app(
         return JSONResponse({"status": "ok"})
 
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_refusal, Exception: _failure})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -229,32 +203,6 @@ def main(arguments: list[str] | None = None) -> None:
     serve(policy, bound, lambda line: print(line, flush=True))
 
 
-def _completion_request(body: ChatBody) -> CompletionRequest:
-    if body.n not in (None, 1) or body.top_p not in (None, 1) or body.tools:
-        raise UsageError("n above 1, top_p below 1 and tools are not served here.")
-    if not body.messages:
-        raise UsageError("messages is empty.")
-    # max_tokens is the older name of the same limit in OpenAI's API; 1 is its default temperature.
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    response_format = body.response_format
-    return CompletionRequest(
-        messages=[{"role": message.role, "content": _text(message.content)} for message in body.messages],
-        response_format=None if response_format is None or response_format.get("type") == "text" else response_format,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        seed=secrets.randbits(32) if body.seed is None else body.seed,
-        max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
-        adapter=None if body.model == BASE_MODEL_NAME else body.model,
-    )
-
-
-def _text(content: str | list[dict[str, Any]]) -> str:
-    if isinstance(content, str):
-        return content
-    if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
-        raise UsageError("Only text parts are served in a message's content.")
-    return "".join(part["text"] for part in content)
-
-
 async def _unless_left(asked: PendingAnswer, request: Request, *, to_end: bool) -> bool:
     """Wait for the first tokens, or all; False if the client has left."""
 
@@ -276,72 +224,95 @@ async def _unless_left(asked: PendingAnswer, request: Request, *, to_end: bool) 
             wait.cancel()
 
 
-async def _events(head: dict[str, Any], asked: PendingAnswer, policy: Policy, logprobs: bool) -> AsyncIterator[bytes]:
+async def _events(head: dict[str, Any], asked: PendingAnswer, policy: Policy, body: ChatBody) -> AsyncIterator[bytes]:
     """Stream an answer as events, each with the tokens since the last."""
-    sent, shown, delta = 0, "", {"role": "assistant"}
-    head |= {"object": "chat.completion.chunk", "usage": None}
+    sent, shown, delta = 0, "", {"role": "assistant", "content": ""}
+    head |= {"object": "chat.completion.chunk"} | ({"usage": None} if body.with_usage else {})
     try:
         while True:
-            tokens, values, ended = asked.tokens, asked.logprobs, asked.ended
-            text = policy.text(tokens)
-            # A character may be cut between two tokens; it is shown once it is whole.
-            if not ended:
-                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            if len(tokens) > sent:
-                entries = {"content": _logprobs(tokens[sent:], values[sent:], policy.tokenizer)} if logprobs else None
+            ended = asked.ended
+            if ended:
+                completion = policy.completion(asked.row)
+                text, number = completion.text, len(completion.token_ids)
+            else:
+                text, number = _settled(policy, asked.tokens, asked.row.stop)
+            if number > sent or len(text) > len(shown):
+                entries = {"content": _logprobs(asked.row, sent, number, policy.tokenizer)} if body.logprobs else None
                 choice = {"index": 0, "delta": delta | {"content": text[len(shown) :]}, "finish_reason": None, "logprobs": entries}
                 yield _event(head | {"choices": [choice]})
-                sent, shown, delta = len(tokens), text, {}
+                sent, shown, delta = number, text, {}
             if ended:
                 break
             await asked.more()
-        completion = policy.completion(asked.row)
-        choice = {"index": 0, "delta": {}, "finish_reason": completion.finish_reason, "logprobs": None}
-        yield _event(head | {"choices": [choice], "usage": _usage(completion)}) + b"data: [DONE]\n\n"
+        choice = {"index": 0, "delta": delta, "finish_reason": completion.finish_reason, "logprobs": None}
+        yield _event(head | {"choices": [choice]})
+        if body.with_usage:
+            yield _event(head | {"choices": [], "usage": _usage(completion)})
+        yield b"data: [DONE]\n\n"
     finally:
         asked.left = True
+
+
+def _settled(policy: Policy, tokens: Sequence[int], stop: Sequence[str]) -> tuple[str, int]:
+    """The text so far that no later token can change, and the number of tokens that may be shown."""
+    # A character may be cut between two tokens; it is shown once it is whole.
+    text = policy.text(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
+    if not stop:
+        return text, len(tokens)
+    # What may be the beginning of a stop string waits, and so do its tokens.
+    held = max(length for one in stop for length in range(len(one)) if text.endswith(one[:length]))
+    return text[: len(text) - held], policy.tokens_within(tokens, len(text) - held)
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
-def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _answer(body: ChatBody, row: Row, policy: Policy) -> dict[str, Any]:
+    completion = policy.completion(row)
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": completion.finish_reason,
-        "message": {"role": "assistant", "content": completion.text},
-        "logprobs": {"content": _logprobs(completion.token_ids, completion.logprobs, tokenizer)} if body.logprobs else None,
+        "message": {"role": "assistant", "content": completion.text, "refusal": None},
+        "logprobs": {"content": _logprobs(row, 0, len(completion.token_ids), policy.tokenizer)} if body.logprobs else None,
     }
     return {"object": "chat.completion", "choices": [choice], "usage": _usage(completion)}
 
 
 def _usage(completion: Completion) -> dict[str, int]:
-    used = len(completion.token_ids)
+    used = completion.drawn_tokens
     return {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used}
 
 
-def _logprobs(tokens: Sequence[int], logprobs: Sequence[float], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """Log-probabilities in OpenAI's format, with each token's id.
-
-    The end token is included; ``bytes`` is null where a token is part of a character.
-    """
-    texts = [str(tokenizer.decode([token])) for token in tokens]
+def _logprobs(row: Row, first: int, end: int, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+    """Log-probabilities of some of a row's tokens in OpenAI's format, with each token's id."""
     return [
-        {
-            "token": text,
-            "logprob": logprob,
-            "bytes": None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode()),
-            "top_logprobs": [],
-            "token_id": token,
-        }
-        for text, logprob, token in zip(texts, logprobs, tokens, strict=True)
+        _entry(token, logprob, tokenizer) | {"top_logprobs": [_entry(*one, tokenizer) for one in top]}
+        for token, logprob, top in zip(row.tokens[first:end], row.logprobs[first:end], row.tops[first:end], strict=True)
     ]
 
 
-def _refusal(status: int, message: str, code: str | None = None) -> JSONResponse:
+def _entry(token: int, logprob: float, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """A token in OpenAI's format; ``bytes`` is null where it is part of a character."""
+    text = str(tokenizer.decode([token]))
+    data = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": max(logprob, UNLIKELY), "bytes": data, "top_logprobs": [], "token_id": token}
+
+
+def _refusal(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+
+
+def _http_refusal(request: Request, refused: Exception) -> Response:
+    assert isinstance(refused, HTTPException)
+    answer = _refusal(refused.status_code, f"{request.method} {request.url.path} is not served here: {refused.detail}.")
+    answer.headers.update(refused.headers or {})
+    return answer
+
+
+def _failure(_: Request, failure: Exception) -> Response:
+    return _refusal(500, f"The model failed to answer: {first_line(failure)}")
 
 
 def _end_with_stdin() -> None:

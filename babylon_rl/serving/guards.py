@@ -46,11 +46,11 @@ def judge_calls(ours: CallCounts, theirs: CallCounts, limits: Limits) -> list[Gu
 
 
 def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None, limits: Limits) -> list[Guard]:
-    """Guards of refused actions, action collapse and P&L, from the hours of agents."""
+    """Guards of refused orders, action collapse and P&L, from the hours of agents."""
     ours, theirs = ([hour for hour in hours if hour.version == name] for name in (version, control))
     refused, control_refused = ((sum(h.refused for h in arm), sum(h.trades for h in arm)) for arm in (ours, theirs))
     return [
-        _share("invalid actions", refused, control_refused, limits),
+        _share("refused orders", refused, control_refused, limits),
         _collapse({"hold": sum(h.holds for h in ours), "up": sum(h.up for h in ours), "down": sum(h.down for h in ours)}),
         _pnl(ours, theirs, limits),
     ]

@@ -13,9 +13,9 @@ from threading import Lock
 
 from babylon_rl.errors import DatabaseError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoint_store import registered_checkpoint
 from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote
+from babylon_rl.services import SERVICES
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import process_database
@@ -83,7 +83,7 @@ def get_model_for_inference(agent_id: str | None = None, *, model: str | None = 
     ``model`` is a name as in a request to the gateway.
 
     Raises:
-        ModelUnavailable: ``model`` or RL_MODEL_VERSION names a version that is not there.
+        ModelUnavailable: ``model`` or RL_MODEL_VERSION names a version that is not there, or one whose pointer leads away from its service.
         CheckpointError: another checkpoint has the place of the version's pointer to its service.
     """
     chosen = settings or load_settings()
@@ -119,11 +119,12 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
 
 
 def _asked(found: Route, settings: Settings) -> InferenceModel:
-    url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
-    # The key goes to its own service only, as in the gateway.
-    if found.upstream == "wandb":
+    url, key, service = f"{settings.local_endpoint.rstrip('/')}/v1", None, SERVICES.get(found.upstream)
+    if service is not None:
         remote = _pointer(found, settings)
-        url, key = WANDB_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
+        url, key = service.base_url if remote is None else remote.inference_url, service.key(settings) or None
+        if (refusal := service.refusal(url, settings)) is not None:
+            raise ModelUnavailable(f"{found.version} cannot be asked: {refusal}")
     return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from babylon_rl.errors import ModelUnavailable, ReleaseRefused, UsageError
 from babylon_rl.logs import log_context
+from babylon_rl.services import WANDB, unknown_service, upstream_of
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
@@ -265,6 +266,8 @@ class _Registry:
             raise ReleaseRefused(f"{version} was made by another producer, who deploys it.")
         if not model.can_be_asked:
             raise ReleaseRefused(f"{version} is {model.shown_status} and cannot be deployed.")
+        if (unknown := unknown_service(version, upstream_of(model.backend, model.storage_path))) is not None:
+            raise ReleaseRefused(unknown)
         if self.author.automatic and version in marked_versions(self.connection):
             raise ReleaseRefused(f"{version} was rolled back from: only a person deploys it again.")
         return model
@@ -350,5 +353,5 @@ class _Registry:
             return
         table = read_routing(self.connection)
         version = None if table.deployed is None else table.versions[table.deployed]
-        name = version.model_name if version is not None and version.upstream == "wandb" else None
+        name = version.model_name if version is not None and version.upstream == WANDB.name else None
         switch_game(self.connection, name, self.author.now)

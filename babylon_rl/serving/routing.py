@@ -10,9 +10,10 @@ from hashlib import blake2b
 from typing import Literal
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.services import LOCAL, WANDB, service_in_use, unknown_service
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import MODEL_PREFIX
-from babylon_rl.store.releases import BASE, RoutedTest, RoutedVersion, RoutingTable, Upstream
+from babylon_rl.store.releases import BASE, RoutedTest, RoutedVersion, RoutingTable
 
 Arm = Literal["named", "pinned", "wandb_model", "ab", "test", "rollout", "deployed", "base"]
 NEWEST, BY_REGISTRY = "newest", "registry"
@@ -39,7 +40,7 @@ class Route:
 
     version: str | None
     model_name: str
-    upstream: Upstream
+    upstream: str
     arm: Arm
     reason: str
     share: float | None = None
@@ -81,18 +82,19 @@ def route(
         version = settings.rl_model_version.removeprefix(MODEL_PREFIX)
         return _to(_usable(table, version), "pinned", f"RL_MODEL_VERSION={settings.rl_model_version}")
     if settings.wandb_model is not None:
-        return Route(None, settings.wandb_model, "wandb", "wandb_model", f"WANDB_MODEL={settings.wandb_model}")
+        return Route(None, settings.wandb_model, WANDB.name, "wandb_model", f"WANDB_MODEL={settings.wandb_model}")
     identity = agent_id or key_hash or ""
     return _by_test(table, settings, identity) or _by_release(table, settings, identity, agent_id)
 
 
-def base_route(settings: Settings, reason: str, upstream: Upstream | None = None) -> Route:
+def base_route(settings: Settings, reason: str, upstream: str | None = None) -> Route:
     """The base model.
 
     As a fallback give the ``upstream`` of the version that failed, whose base is there.
     """
-    where: Upstream = upstream or ("wandb" if settings.wandb_key and not settings.trains_here else "local")
-    return Route(None, settings.base_model if where == "wandb" else BASE, where, "base", reason)
+    service = service_in_use(settings)
+    where = upstream or (LOCAL if service is None else service.name)
+    return Route(None, BASE if where == LOCAL else settings.base_model, where, "base", reason)
 
 
 def _named(table: RoutingTable, settings: Settings, requested: str | None) -> Route | str:
@@ -163,6 +165,8 @@ def _usable(table: RoutingTable, version: str) -> RoutedVersion:
         raise ModelUnavailable(f"There is no version {version}; `babylon-rl models` lists those that there are.")
     if not there.can_be_asked:
         raise ModelUnavailable(f"{version} cannot be asked: it {'was pruned' if there.pruned else f'is {there.status}'}.")
+    if (unknown := unknown_service(version, there.upstream)) is not None:
+        raise ModelUnavailable(unknown)
     return there
 
 

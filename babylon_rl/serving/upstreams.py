@@ -11,7 +11,8 @@ from time import monotonic
 import msgspec
 
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
-from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
+from babylon_rl.llm.transports import with_version
+from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.api_errors import NOT_JSON, ApiError
 from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
@@ -224,10 +225,7 @@ class Upstream:
 
 
 class Upstreams:
-    """All upstreams of one gateway process, by the names that routes use.
-
-    An address (http...) stands for itself.
-    """
+    """All upstreams of one gateway process, by the names that routes use."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -246,10 +244,9 @@ class Upstreams:
         return self._upstreams[name]
 
     def _address(self, name: str) -> tuple[str, str | None]:
-        at_wandb = name == "wandb" or name.startswith(WANDB_INFERENCE_URL)
-        url = WANDB_INFERENCE_URL if name == "wandb" else self._settings.local_endpoint if name == "local" else name
-        # The key goes to its own service only.
-        return url, (self._settings.wandb_key or None) if at_wandb else None
+        if name == LOCAL:
+            return self._settings.local_endpoint, None
+        return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
 
 
 def _kind(response: ServerConnection) -> str:

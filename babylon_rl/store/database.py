@@ -16,7 +16,7 @@ from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import DatabaseSettings
-from babylon_rl.store.connection import POOLER_ADVICE, Connection, address, connect, with_search_path
+from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, POOLER_ADVICE, Connection, address, connect, with_search_path
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -32,14 +32,11 @@ _MADE = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nsp
 class Database:
     """Connection strings of one database: ``url`` and ``direct_url``.
 
-    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster. ``read_url`` is that of a replica, which
-    replica.py uses if it is up to date within ``read_wait_s`` seconds.
+    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster.
     """
 
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
-    read_url: str | None = field(default=None, repr=False)
-    read_wait_s: float = 5.0
 
     def connect(self, autocommit: bool = False) -> Connection:
         """Open a connection, which the caller closes.
@@ -66,10 +63,11 @@ class Database:
     def dagster_url(self) -> str:
         """SQLAlchemy URL of Dagster's storage.
 
-        It names the driver, because SQLAlchemy's default may be psycopg 3.
+        It names the driver, because SQLAlchemy's default may be psycopg 3. As for our own connections, a server that went away without a
+        word is noticed after a minute.
         """
         parts = urlsplit(self.direct_url)
-        query = dict(parse_qsl(parts.query))
+        query = LOST_AFTER_A_MINUTE | dict(parse_qsl(parts.query))
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
         return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, quote_via=quote)))
 
@@ -139,20 +137,14 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
         EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
-        # The embedded server has neither a pooler nor a replica.
+        # The embedded server has no pooler.
         if settings.database_url is None:
             url = stack.enter_context(use_server(settings.home))
             database = Database(url, url)
         else:
             url = settings.database_url.get_secret_value()
             direct = settings.direct_database_url
-            replica = settings.read_database_url
-            database = Database(
-                url,
-                direct.get_secret_value() if direct is not None else url,
-                replica.get_secret_value() if replica is not None else None,
-                settings.read_wait_seconds,
-            )
+            database = Database(url, direct.get_secret_value() if direct is not None else url)
         if prepare:
             database.prepare_dagster_schema()
         yield database

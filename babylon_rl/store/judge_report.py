@@ -216,7 +216,8 @@ def paid_days(connection: Connection, first: str, end: str) -> list[JudgeCostDay
 
 # One row per hour with scores, in quarantine or pending. The lateral query gathers its episodes as parallel arrays, in order of agent.
 _VERDICTS = r"""
-    SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
+    SELECT asked."window", g."judge", COALESCE(g."groupSize", 0), COALESCE(g."spread", 0), COALESCE(g."disagreement", 0),
+        COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
         m."meanChange", m."volatility", COALESCE(h."leaked", 0), COALESCE(("judgement" ->> 'steps')::int, 0),
         COALESCE(("judgement" ->> 'shortened')::int, 0), COALESCE(("judgement" ->> 'decisions_shortened')::int, 0),
         s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells",
@@ -259,6 +260,7 @@ class HourVerdicts:
     window: str
     judge: str | None
     group_size: int
+    spread: float
     disagreement: float
     orders: int
     quarantined: str | None
@@ -296,8 +298,7 @@ def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[s
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
     # The middle of the row are the parallel arrays, which are NULL in an hour without scores.
-    window, judge, size, disagreement, *rest = row
-    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:16]), *rest[16:])
+    return HourVerdicts(*row[:14], *(values or [] for values in row[14:21]), *row[21:])
 
 
 _KEY = ("judge", "judgeVersion", "orders")

@@ -45,6 +45,7 @@ class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
     predictions: int
     flags: list[dict[str, Any]]
     data_version: str
+    outcomes: str | None  # JSON of the whole market, unrounded
 
 
 _COLUMNS = (
@@ -62,7 +63,7 @@ _UPSERT_WINDOWS = f"""
     INSERT INTO babylon_rl.market_windows AS held ({listed(_WINDOWS)}, "computedAt")
     SELECT {listed(_WINDOWS)}, %(now)s FROM jsonb_populate_recordset(NULL::babylon_rl.market_windows, %(windows)s)
     ON CONFLICT ("window") DO UPDATE SET {updates((*_WINDOWS[1:], "computedAt"))}
-    WHERE held."dataVersion" <> excluded."dataVersion"
+    WHERE held."dataVersion" <> excluded."dataVersion" OR held."outcomes" IS NULL
 """
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from babylon_rl.services import LOCAL, upstream_of
 from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
@@ -18,7 +19,6 @@ BASE = "base"
 ON_TRIAL = ("rolling", "paused")
 State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
 Strategy = Literal["immediate", "gradual", "test"]
-Upstream = Literal["wandb", "local"]
 # Taken before the locks of versions' rows (registry.lock_models).
 _LOCK = 0x72656C6561736573  # "releases": one transition at a time
 
@@ -110,7 +110,7 @@ class RoutedVersion:
 
     version: str
     status: str
-    upstream: Upstream
+    upstream: str
     model_name: str
     checkpoint: str | None
     pruned: bool
@@ -149,24 +149,14 @@ def read_routing(connection: Connection) -> RoutingTable:
         versions: dict[str, RoutedVersion] = {}
         deployed: str | None = None
         for version, status, deployed_at, storage_path, backend, checkpoint, pruned, manifest_sha in connection.execute(_VERSIONS):
-            upstream, name = _asked_as(version, storage_path, backend)
+            # Versions of a service are asked there, by the name in ``storage_path``.
+            upstream = upstream_of(backend, storage_path)
+            name = version if upstream == LOCAL else storage_path
             # The first row of a version wins: the statement has the one deployed last on top.
             versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned, manifest_sha))
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
     return RoutingTable(versions, deployed, trials[0] if trials else None, tests[0] if tests else None)
-
-
-def _asked_as(version: str, storage_path: str, backend: str | None) -> tuple[Upstream, str]:
-    """Upstream and model name.
-
-    Versions of a training service are asked there, by the name in ``storage_path``.
-    """
-    # Another producer's version has no backend: a path or an address is of files, anything else is a name at the service.
-    elsewhere = (
-        backend == "serverless" if backend is not None else not storage_path.startswith(("/", ".", "http:", "https:", "file:", "s3:"))
-    )
-    return ("wandb", storage_path) if elsewhere else ("local", version)
 
 
 def lock_releases(connection: Connection) -> None:

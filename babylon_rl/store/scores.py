@@ -27,14 +27,25 @@ class NewScores(NamedTuple):
     criteria: Mapping[str, Any]
 
 
+class ScoredFrom(NamedTuple):
+    """Versions of the sources and the rules of some scores; empty where not known.
+
+    ``rules_changed``: both are those after a change of the rules that the scores do not follow.
+    """
+
+    sources: str
+    rules: str
+    rules_changed: bool = False
+
+
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
-# Stale: the group's content changed, or the inputs of the prompt were marked as changed.
+# Stale: the group's content changed, or the inputs of the prompt were marked as changed. Where the rules did, versions.py compares.
 _MARK_STALE = """
     UPDATE babylon_rl.group_scores held SET "stale" = now."stale"
     FROM unnest(%s::text[], %s::text[]) AS given ("window", "version"), LATERAL (
-        SELECT own."inputVersion" <> given."version" OR (own."shownVersion" <> '' AND own."sourcesVersion" = '') AS "stale"
-        FROM babylon_rl.group_scores own WHERE own."window" = given."window"
+        SELECT own."inputVersion" <> given."version" OR own."sourcesVersion" = '' AS "stale"
+        FROM babylon_rl.group_scores own WHERE own."window" = given."window" AND NOT own."rulesChanged"
     ) now
     WHERE held."window" = given."window" AND held."stale" <> now."stale"
 """
@@ -322,40 +333,41 @@ def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str],
             connection.execute(_WAIT, (judge, now, windows, [reasons[window] for window in windows]))
 
 
-_READ_SOURCES = """SELECT "window", "sourcesVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) AND "sourcesVersion" <> ''"""
-_KEEP_SOURCES = """
-    UPDATE babylon_rl.group_scores held SET "sourcesVersion" = given."version", "stale" = FALSE
-    FROM unnest(%s::text[], %s::text[]) AS given ("window", "version") WHERE held."window" = given."window"
+_READ_MADE_FROM = """
+    SELECT "window", "sourcesVersion", "rulesVersion", "rulesChanged" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
+"""
+# Unchanged rows are not touched.
+_KEEP_MADE_FROM = """
+    UPDATE babylon_rl.group_scores SET "sourcesVersion" = given."sources", "rulesVersion" = %(rules)s, "rulesChanged" = %(changed)s,
+        "stale" = FALSE
+    FROM unnest(%(windows)s::text[], %(sources)s::text[]) AS given ("hour", "sources")
+    WHERE "window" = given."hour"
+      AND ("sourcesVersion", "rulesVersion", "rulesChanged", "stale") <> (given."sources", %(rules)s, %(changed)s, FALSE)
 """
 _FORGET_SOURCES = """
-    UPDATE babylon_rl.group_scores held SET "sourcesVersion" = '', "stale" = TRUE
-    FROM unnest(%s::text[], %s::text[]) AS given ("window", "version")
-    WHERE held."window" = given."window" AND held."sourcesVersion" = given."version"
+    UPDATE babylon_rl.group_scores SET "sourcesVersion" = '', "rulesChanged" = FALSE, "stale" = TRUE
+    WHERE "window" = ANY(%s) AND ("sourcesVersion", "rulesChanged", "stale") <> ('', FALSE, TRUE)
 """
 
 
-def read_sources(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
-    """Return the input version of the scores by window, where known."""
-    return dict(connection.execute(_READ_SOURCES, (list(windows),)).fetchall())
+def read_made_from(connection: Connection, windows: Sequence[str]) -> dict[str, ScoredFrom]:
+    """Return the versions from which the scores were made, by window."""
+    return {window: ScoredFrom(*versions) for window, *versions in connection.execute(_READ_MADE_FROM, (list(windows),)).fetchall()}
 
 
-def keep_sources(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Store the input versions of scores (window -> version); they are not stale any more.
+def keep_made_from(connection: Connection, sources: Mapping[str, str], rules: str, *, rules_changed: bool = False) -> None:
+    """Store the present versions of scores (window -> sources); their data are not stale.
 
-    Runs in the caller's transaction. New scores clear the version.
+    ``rules_changed``: the scores were made by other rules, and stay. Runs in the caller's transaction.
     """
-    if versions:
-        connection.execute(_KEEP_SOURCES, (list(versions), list(versions.values())))
+    if sources:
+        parameters = {"rules": rules, "changed": rules_changed, "windows": list(sources), "sources": list(sources.values())}
+        connection.execute(_KEEP_MADE_FROM, parameters)
 
 
-def forget_sources(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark scores with these input versions (window -> version) as stale.
-
-    They stay so until they are compared again.
-    """
-    if versions:
-        with connection.transaction():
-            connection.execute(_FORGET_SOURCES, (list(versions), list(versions.values())))
+def forget_sources(connection: Connection, windows: Sequence[str]) -> None:
+    """Mark the scores of ``windows`` as stale: their data changed. They stay so until they are compared or replaced."""
+    connection.execute(_FORGET_SOURCES, (list(windows),))
 
 
 # Windows without current scores of any judge.
@@ -364,32 +376,25 @@ SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")
 """
 
-# Windows without current scores of this judge. A window consumed by a training keeps its scores.
-_OTHERS_SCORES = """
-SELECT w."window" FROM unnest(%s::text[]) AS w("window")
-WHERE NOT EXISTS (
-    SELECT FROM babylon_rl.group_scores g
-    WHERE g."window" = w."window" AND NOT g."stale" AND g."judge" = %s AND g."judgeVersion" = %s
-) AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed")
-"""
-
 
 def unscored_windows(connection: Connection, windows: list[str]) -> set[str]:
     """Return those of ``windows`` without current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
 
 
-def windows_not_by(connection: Connection, windows: list[str], judge: str, version: str) -> set[str]:
-    """Return those of ``windows`` without current scores of this judge.
+# By another judge, or by rules that have changed since; a training that has used an episode fixed its hour's scores.
+_BY_OTHER_RULES = """
+SELECT count(*), sum((g."judgement" ->> 'usd')::float8) FROM babylon_rl.group_scores g
+WHERE g."window" >= %(first)s AND g."window" < %(end)s AND NOT g."stale"
+  AND (g."rulesChanged" OR g."judge" <> %(judge)s OR g."judgeVersion" <> %(version)s)
+  AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."window" = g."window" AND i."consumed")
+"""
 
-    Windows with an episode consumed by a training are left out.
+
+def by_other_rules(connection: Connection, first: str, end: str, judge: str, version: str) -> tuple[int, float | None]:
+    """Count the hours from ``first`` to ``end`` whose scores other rules made, and the dollars that these cost then.
+
+    None where no price is known.
     """
-    return {row[0] for row in connection.execute(_OTHERS_SCORES, [windows, judge, version])}
-
-
-_SPREADS = 'SELECT "window", "spread" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY 1'
-
-
-def group_spreads(connection: Connection, windows: Sequence[str]) -> dict[str, float]:
-    """Return the population standard deviation of scores by judged window."""
-    return dict(connection.execute(_SPREADS, [list(windows)]).fetchall())
+    row = connection.execute(_BY_OTHER_RULES, {"first": first, "end": end, "judge": judge, "version": version}).fetchone()
+    return (0, None) if row is None else (row[0], row[1])

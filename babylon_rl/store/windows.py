@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.store.columns import columns_of, in_parts, listed, loaded, updates
 from babylon_rl.store.connection import Connection
-from babylon_rl.types import Episode, Rejection, WindowReading, WindowSummary
+from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
 
 # Limits of one transaction: hours written, hours read, and rows read (memory).
@@ -188,6 +188,14 @@ def stored_episodes(connection: Connection, windows: Sequence[str]) -> dict[str,
     return episodes
 
 
+def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int) -> dict[str, HourEpisodes]:
+    """Return the hours as ``window_groups`` stored them, by window; one that was never read has no episode."""
+    return {
+        window: HourEpisodes(window=window, episodes=tuple(sorted(episodes, key=lambda e: e.agent_id)), min_agents=min_agents)
+        for window, episodes in stored_episodes(connection, windows).items()
+    }
+
+
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:
     """Return the first rejected rows by window, at most REJECTIONS_PER_REASON per reason.
 
@@ -235,3 +243,20 @@ def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, s
     A window that was never read is absent.
     """
     return {window: version for window, version in connection.execute(_DATA_VERSIONS, [list(windows)])}
+
+
+# An hour that waits for its judge, or was set aside, is an hour of scored_groups too.
+_HOURS_OF = {
+    "window_groups": 'SELECT "window" FROM babylon_rl.windows',
+    "market_outcomes": 'SELECT "window" FROM babylon_rl.market_windows',
+    "hindsight": 'SELECT "window" FROM babylon_rl.hindsight',
+    "scored_groups": """
+        SELECT "window" FROM babylon_rl.group_scores UNION SELECT "window" FROM babylon_rl.judge_quarantine
+        UNION SELECT "window" FROM babylon_rl.judge_pending
+    """,
+}
+
+
+def newest_hours(connection: Connection, asset: str, count: int) -> list[str]:
+    """Return the newest ``count`` hours for which an hourly asset holds data, newest first."""
+    return [window for (window,) in connection.execute(f"{_HOURS_OF[asset]} ORDER BY 1 DESC LIMIT %s", [count])]

@@ -5,16 +5,13 @@ batch as it was, and the next run resumes.
 """
 
 import math
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import (
-    BabylonError,
     BatchConflict,
     JudgeUnavailable,
     NothingToTrain,
@@ -25,7 +22,7 @@ from babylon_rl.errors import (
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
-from babylon_rl.settings import ServingSettings, Settings
+from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
     Batch,
@@ -36,7 +33,6 @@ from babylon_rl.store.batches import (
     end_failed,
     heartbeat,
     lock_registry,
-    note_waiting,
     read_batch,
     read_batch_episodes,
     read_batches,
@@ -47,7 +43,7 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
-from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
+from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
 from babylon_rl.training.backends import choose_trainer, settings_for
 from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
@@ -57,22 +53,18 @@ from babylon_rl.training.lifecycle import (
     ABANDON,
     ABANDONED_AFTER,
     CANCEL,
-    FAIL,
     GIVE_UP,
     JUDGE,
     PREPARE,
     PUBLISH,
     TRAIN,
-    FailureEffect,
-    failure_rule,
+    failing,
 )
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from
 
-KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
-PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
@@ -139,7 +131,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
     clock = clock_from(now)
     # From here on an earlier run of this batch matches no row any more: every write names its attempt, and its next heartbeat stops it.
     attempt = _claim(connection, batch_id, now)
-    with _failing(connection, batch_id, attempt, clock):
+    with failing(connection, batch_id, attempt, clock):
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, PREPARE, clock())
             episodes = read_batch_episodes(connection, batch_id)
@@ -204,7 +196,7 @@ def train_batch(
     # Until it was claimed, the run before this one may have given it a parent or another number.
     batch = required_batch(connection, batch_id)
     checkpoints, clock = settings.home / "checkpoints", clock_from(now)
-    with _failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
+    with failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
         # A batch trains only with the backend and base that it was frozen for.
         trainer = trainer or choose_trainer(effective)
         if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
@@ -212,106 +204,157 @@ def train_batch(
                 f"{batch_id} was frozen for the backend {batch.backend} and the line of {batch.base_model}, and the settings choose "
                 f"{trainer.name} and {trainer.base_model}. Set them back, or cancel the batch."
             )
-        limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
+        limit_s = math.inf if trainer.service is not None else settings.training_time_limit_hours * 3600
         run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
-        model = _resume_or_train(run, effective, on_step, on_preflight)
+        training = _Training(run, effective, on_step, on_preflight, _prepared(connection, batch), bool(read_steps(connection, batch_id)))
+        model = training.run_phases()
     return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
-def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
-    batch_id = run.batch.batch_id
-    prepared = _prepared(run.connection, run.batch)
-    # A run that died after publishing only lacks the registration.
-    published = find_published(run, settings)
-    # Where another producer took the number meanwhile, the way goes on below: nothing is trained again, and the next number is published.
-    if published is not None and not version_taken(run.connection, run.batch.version):
-        with own_transaction(run.connection):
-            advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
-        return finish_registration(run, prepared.remaining, published, settings)
-    # A start on record may have trained and posted: from the first on, parent, hours and counts stay as they were written.
-    begun = bool(read_steps(run.connection, batch_id))
-    # The registry lock orders batches of one line: the parent is chosen when a training begins.
+@dataclass
+class _Training:
+    """One run of a training: the state that its phases hand on, which the database does not hold.
+
+    ``begun``: a start on record may have trained and posted, so that parent, hours and counts stay as they were written.
+    """
+
+    run: BatchRun
+    settings: Settings
+    on_step: OnStep
+    on_preflight: Callable[[Batch], None]
+    prepared: Prepared
+    begun: bool
+    parent: Model | None = None
+    directory: Path | None = None
+    conversion: Conversion = field(init=False)
+    train_plan: TrainPlan = field(init=False)
+    plan: Sequence[Sequence[str]] = ()
+    episodes: Sequence[BatchEpisode] = ()
+    steps: Sequence[TrainingStep] = ()
+
+    def run_phases(self) -> Model:
+        """Run the phases in order until one has registered the version."""
+        for phase in _PHASES:
+            model = phase(self)
+            if model is not None:
+                return model
+        raise TrainingError(f"{self.run.batch.batch_id} was trained and has registered no version.")
+
+    @property
+    def parent_version(self) -> str | None:
+        return None if self.parent is None else self.parent.version
+
+
+def _register_published(this: _Training) -> Model | None:
+    """Then: the checkpoint that an earlier run published is registered; without one nothing has changed."""
+    published, run = find_published(this.run, this.settings), this.run
+    # Where another producer took the number meanwhile, nothing is trained again below, and the next number is published.
+    if published is None or version_taken(run.connection, run.batch.version):
+        return None
     with own_transaction(run.connection):
-        if not begun:
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
+    return finish_registration(run, this.prepared.remaining, published, this.settings)
+
+
+def _enter_the_line(this: _Training) -> None:
+    """Then: the batch is `training`, the only one of its line; the others wait for it."""
+    run, batch = this.run, this.run.batch
+    with own_transaction(run.connection):
+        if not this.begun:
+            # Held until the state is written that other batches of the line look for, so that no two of them begin.
             lock_registry(run.connection)
-            _wait_for_the_line(run)
-        # Under the same lock: this state is what another batch of the line looks for, so that no two of them begin.
-        advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
-    if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
-        check_storage(settings, batch_id)
-        if run.batch.backend == CPU and (base := run.trainer.tokenizer_dir()) is not None:
-            upload_base(base, settings, run.beat)
-    # Parent, sequences and plan; the trainer counts what it can train of them.
-    parent = _parent(run, settings)
-    line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
-    conversion = convert(run.connection, prepared.remaining, settings, line)
-    directory = None if parent is None else parent_checkpoint(parent, settings, run.trainer.base_identity())
-    train_plan = run.trainer.prepare(run.context(), conversion.sequences)
+            if (other := begun_in_line(run.connection, batch.base_model, batch.batch_id)) is not None:
+                raise TrainingPaused(
+                    f"{batch.batch_id} waits for {other}, whose training has begun: both are of the line of {batch.base_model}, and each "
+                    f"version continues from the one before. Finish it with `babylon-rl train --batch {other}`, or give it up with "
+                    f"`babylon-rl batches cancel {other} --reason ...`; then `babylon-rl train --batch {batch.batch_id}` goes on."
+                )
+        advance_batch(run.connection, batch.batch_id, run.attempt, TRAIN, run.clock())
+
+
+def _check_places(this: _Training) -> None:
+    """Then: nothing has changed; MODEL_STORAGE_URL takes files, and has the base of a CPU line."""
+    if this.begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
+        return
+    check_storage(this.settings, this.run.batch.batch_id)
+    if this.run.batch.backend == CPU and (base := this.run.trainer.tokenizer_dir()) is not None:
+        upload_base(base, this.settings, this.run.beat)
+
+
+def _plan(this: _Training) -> None:
+    """Then: nothing has changed; parent, sequences and the hours of each iteration are known."""
+    run, settings = this.run, this.settings
+    models = read_models(run.connection)
+    if this.begun:  # it keeps its parent, though a newer version may have been registered since
+        this.parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
+    else:
+        this.parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
+    line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
+    this.conversion = convert(run.connection, this.prepared.remaining, settings, line)
+    this.directory = None if this.parent is None else parent_checkpoint(this.parent, settings, run.trainer.base_identity())
+    this.train_plan = run.trainer.prepare(run.context(), this.conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
     windows = (
-        {episode.window for episode in prepared.remaining}
-        if begun
-        else {window for window in conversion.by_window if train_plan.trains(window)}
+        {episode.window for episode in this.prepared.remaining}
+        if this.begun
+        else {window for window in this.conversion.by_window if this.train_plan.trains(window)}
     )
-    plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
-    episodes = prepared.remaining
-    if not begun:
-        episodes = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
-    # Pre-flight is on record before any refusal, payment or training.
-    on_preflight(required_batch(run.connection, batch_id))
-    if not begun:
-        refuse_empty(conversion, batch_id)
-        refuse_untrainable(train_plan, batch_id)
+    this.plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
+    this.episodes = this.prepared.remaining
+
+
+def _record_preflight(this: _Training) -> None:
+    """Then: parent, pre-flight, contributions, and episodes without a token dropped, in one transaction."""
+    run, conversion, train_plan = this.run, this.conversion, this.train_plan
+    if not this.begun:
+        # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
+        trained = {s.trajectory_id for s in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
+        counted = [
+            replace(
+                episode,
+                sequences=number,
+                dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN,
+                trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained],
+            )
+            for episode in this.prepared.remaining
+            for number in [conversion.per_episode[episode.window, episode.agent_id]]
+        ]
+        # Groups that left when they were judged; preflight_document adds those of which nothing trains.
+        left = Counter(this.prepared.dropped_groups.values())
+        with own_transaction(run.connection):
+            advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
+            write_judgements(run.connection, run.batch.batch_id, counted)
+            write_contributions(run.connection, run.batch.batch_id, trained)
+            document = preflight_document(conversion, counted, left, train_plan, _passed(run.batch, this.plan))
+            write_preflight(run.connection, run.batch.batch_id, document, this.parent_version)
+        this.episodes = [episode for episode in counted if episode.dropped is None]
+    this.on_preflight(required_batch(run.connection, run.batch.batch_id))
+
+
+def _refuse(this: _Training) -> None:
+    """Then: nothing has changed; there is something to train, and the money for it."""
+    run, batch_id = this.run, this.run.batch.batch_id
+    if not this.begun:
+        refuse_empty(this.conversion, batch_id)
+        refuse_untrainable(this.train_plan, batch_id)
     # On resumed runs too: limit and price are not frozen with the batch.
-    keep_budget(batch_id, settings, train_plan, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
-    steps = train_iterations(run, conversion, plan, directory, on_step)
-    return publish_and_register(run, episodes, steps, None if parent is None else parent.version, settings, conversion.sequences)
+    keep_budget(batch_id, this.settings, this.train_plan, _passed(run.batch, this.plan), read_jobs(run.connection, batch_id))
 
 
-def _wait_for_the_line(run: BatchRun) -> None:
-    """Allow one training per line at a time: every version continues from the newest one."""
-    batch = run.batch
-    other = begun_in_line(run.connection, batch.base_model, batch.batch_id)
-    if other is not None:
-        raise TrainingPaused(
-            f"{batch.batch_id} waits for {other}, whose training has begun: both are of the line of {batch.base_model}, and each version "
-            f"continues from the one before. Finish it with `babylon-rl train --batch {other}`, or give it up with `babylon-rl batches "
-            f"cancel {other} --reason ...`; then `babylon-rl train --batch {batch.batch_id}` goes on."
-        )
+def _train(this: _Training) -> None:
+    """Then: every iteration is a finished step, committed one by one."""
+    this.steps = train_iterations(this.run, this.conversion, this.plan, this.directory, this.on_step)
 
 
-def _parent(run: BatchRun, settings: ServingSettings) -> Model | None:
-    # A training that has begun keeps its parent, though a newer version may have been registered since.
-    if not read_steps(run.connection, run.batch.batch_id):
-        return parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
-    return next((m for m in read_models(run.connection) if m.version == run.batch.parent_version and not m.foreign), None)
+def _publish(this: _Training) -> Model:
+    """Then: the version is registered, the batch completed, its trajectories used."""
+    sequences = this.conversion.sequences
+    return publish_and_register(this.run, this.episodes, this.steps, this.parent_version, this.settings, sequences)
 
 
-def _leave_empty(
-    run: BatchRun, prepared: Prepared, conversion: Conversion, train_plan: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
-) -> list[BatchEpisode]:
-    """Return the episodes that train; those without a sequence or a trainable token leave."""
-    counted = [
-        replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN)
-        for episode in prepared.remaining
-        for number in [conversion.per_episode[episode.window, episode.agent_id]]
-    ]
-    # Groups that left when they were judged; preflight_document adds those of which nothing trains.
-    left = Counter(prepared.dropped_groups.values())
-    # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
-    trained = {sequence.trajectory_id for sequence in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
-    counted = [
-        replace(episode, trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained])
-        for episode in counted
-    ]
-    # Judgements, contributions and pre-flight are written in one transaction.
-    with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
-        write_judgements(run.connection, run.batch.batch_id, counted)
-        write_contributions(run.connection, run.batch.batch_id, trained)
-        document = preflight_document(conversion, counted, left, train_plan, _passed(run.batch, plan))
-        write_preflight(run.connection, run.batch.batch_id, document, parent)
-    return [episode for episode in counted if episode.dropped is None]
+_PHASES: tuple[Callable[[_Training], Model | None], ...] = (
+    _register_published, _enter_the_line, _check_places, _plan, _record_preflight, _refuse, _train, _publish,
+)  # fmt: skip
 
 
 def _passed(batch: Batch, plan: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -400,61 +443,3 @@ def _claim(connection: Connection, batch_id: str, now: datetime) -> int:
         why = f" ({batch.error})" if batch.error else ""
         raise BatchConflict(f"{batch_id} is {batch.state}{why}; freeze a new batch with `babylon-rl train`.")
     return attempt
-
-
-@contextmanager
-def _failing(
-    connection: Connection, batch_id: str, attempt: int, clock: Callable[[], datetime], work: Path | None = None
-) -> Iterator[None]:
-    """Do to the batch as the table of failures says, and raise the error on.
-
-    An error with which a batch waits only because it is paid, or because a file cannot be written, becomes a TrainingPaused. ``work`` is
-    removed once the batch has failed.
-    """
-    try:
-        yield
-    # Whatever the trainer's libraries raise: the table of failures names an effect for every class, and the error is raised on.
-    except Exception as error:
-        rule = failure_rule(error)
-        effect = rule.effect
-        # What is paid at a service would be lost with its batch, so it waits until what is in its way is mended.
-        if effect != rule.when_paid and _is_paid(connection, batch_id):
-            effect = rule.when_paid
-        if effect is FailureEffect.FAILED:
-            _end(connection, batch_id, str(error), clock(), attempt, work)
-        elif effect is FailureEffect.WAITS:
-            raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
-            if effect != rule.effect or not isinstance(error, BabylonError):
-                raise raised from error
-        raise
-
-
-def _reason_to_wait(error: Exception, batch_id: str, *, paid: bool) -> str:
-    if isinstance(error, OSError) and not isinstance(error, BabylonError):
-        file = f" ({error.filename})" if error.filename else ""
-        return f"{batch_id} could not be written: {error.strerror or error}{file}. {KEPT_WORDS}"
-    return f"{error} {PAID_WORDS.format(batch_id)}" if paid else str(error)
-
-
-def _wait(connection: Connection, batch_id: str, attempt: int, why: str) -> TrainingPaused:
-    connection.rollback()
-    with own_transaction(connection):
-        note_waiting(connection, batch_id, attempt, why)
-        pause_step(connection, batch_id, attempt)
-    return TrainingPaused(why)
-
-
-def _is_paid(connection: Connection, batch_id: str) -> bool:
-    connection.rollback()
-    states = {job.state for job in read_jobs(connection, batch_id)}
-    connection.commit()
-    # A lost post may have trained all the same. A job that failed or was given up lets its batch fail: nothing can go on from it.
-    return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
-
-
-def _end(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
-    connection.rollback()
-    with own_transaction(connection):
-        ended = end_failed(connection, batch_id, FAIL, error, now, attempt)
-    if ended and work is not None:
-        shutil.rmtree(work, ignore_errors=True)

@@ -40,7 +40,7 @@ ANSWER_WITHIN_S = 30.0
 class CheckpointVerdict:
     """Result of one check: passed or not, why, and its numbers.
 
-    Where nothing was measured, ``tried`` is False and it has not passed.
+    Where something was not measured, ``tried`` is False and it has not passed. Dagster plots ``numbers`` over batches.
     """
 
     passed: bool
@@ -51,7 +51,7 @@ class CheckpointVerdict:
 
 def not_measured(why: str) -> CheckpointVerdict:
     """CheckpointVerdict of a check without anything to measure."""
-    return CheckpointVerdict(False, f"Not measured: {why}", tried=False)
+    return CheckpointVerdict(False, f"Nothing measured: {why}", tried=False)
 
 
 def by_a_trainer(look: Callable[["Finished"], CheckpointVerdict]) -> Callable[["Finished"], CheckpointVerdict]:
@@ -103,9 +103,7 @@ def complete(finished: Finished) -> CheckpointVerdict:
     planned = iterations_of(finished.batch)
     done = [step.iteration for step in finished.steps]
     missing = [number for number in range(1, planned + 1) if number not in done]
-    return CheckpointVerdict(
-        not missing, f"{len(done)} of {planned} iterations are complete.", {"iterations": len(done), "missing": missing}
-    )
+    return CheckpointVerdict(not missing, f"{len(done)} of {planned} iterations are complete.", {"missing": missing})
 
 
 @by_a_trainer
@@ -117,7 +115,7 @@ def finite(finished: Finished) -> CheckpointVerdict:
     if unknown and not bad:
         return not_measured(f"the service told no loss of the iterations {unknown}, as the answer to their post was lost.")
     sentence = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
-    return CheckpointVerdict(bool(losses) and not bad, sentence, {"iterations": len(losses), "without_finite_loss": bad})
+    return CheckpointVerdict(bool(losses) and not bad, sentence, {"without_finite_loss": bad})
 
 
 @by_a_trainer
@@ -146,7 +144,7 @@ def spread(finished: Finished) -> CheckpointVerdict:
     if not spreads:
         return CheckpointVerdict(False, "No group is in the batch.")
     sentence = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."
-    return CheckpointVerdict(not flat, sentence, {"groups": len(spreads), "without_spread": flat})
+    return CheckpointVerdict(not flat, sentence, {"without_spread": flat})
 
 
 @by_a_trainer
@@ -162,16 +160,21 @@ def trainable(finished: Finished) -> CheckpointVerdict:
 def in_bounds(finished: Finished) -> CheckpointVerdict:
     """Check KL from the base and the largest action share, where the backend measures them."""
     metrics = dict(finished.steps[-1].metrics or {}) if finished.steps else {}
-    bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
+    # Bound, and the measured value in words.
+    bounds = {
+        "kl": (KL_BOUND, "{:.3f} nats a choice away from the base (bound {:g}, where the base would give such answers one time in 50)"),
+        "topActionShare": (COLLAPSED_SHARE, "the commonest action has {:.0%} (bound {:.0%})"),
+    }
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
         return not_measured(f"the backend {finished.batch.backend} tells neither KL nor the shares of actions.")
     # Not `value > bound`: a value that is no number is beyond every bound.
-    beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
-    sentence = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
+    beyond = [name for name, value in measured.items() if not value <= bounds[name][0]]
     missing = [name for name in bounds if name not in measured]
+    sentence = "; ".join(bounds[name][1].format(value, bounds[name][0]) for name, value in measured.items())
     unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
-    return CheckpointVerdict(not beyond, f"{sentence}{unmeasured}.", measured)
+    # Within one bound with the other not measured is neither a pass nor an error.
+    return CheckpointVerdict(not beyond and not missing, f"{sentence}{unmeasured}.", measured, tried=bool(beyond) or not missing)
 
 
 def no_leakage(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
@@ -239,8 +242,8 @@ def _first_sequence(connection: Connection, finished: Finished, settings: Settin
 def _asked(
     connection: Connection, finished: Finished, version: str, service: str, address: ModelAddress, settings: Settings
 ) -> CheckpointVerdict:
-    if address.needs:
-        return not_measured(f"{version} lies at {service}, and there is no {address.needs} to ask it with.")
+    if address.refusal:
+        return not_measured(f"{version} lies at {service}, and {address.refusal}")
     sequence = _first_sequence(connection, finished, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
@@ -265,4 +268,4 @@ def _answer(connection: Connection, finished: Finished, version: str, directory:
             request = recorded
     (completion,) = policy.complete([request])
     sound = bool(completion.token_ids) and all(math.isfinite(number) for number in completion.logprobs)
-    return CheckpointVerdict(sound, f"{version} was loaded and answered {completion.text[:120]!r}.", {"tokens": len(completion.token_ids)})
+    return CheckpointVerdict(sound, f"{version} was loaded and answered {completion.text[:120]!r}.")

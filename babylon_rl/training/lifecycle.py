@@ -1,13 +1,16 @@
 """Life of a batch as two tables: its transitions, and the effect of each failure.
 
-``store/`` writes a state only as a transition of this table says, and ``training/batches.py`` asks the table of failures before it ends a
-run. docs/explanation/training.md draws the first table; the reference lists both.
+``store/`` writes a state only as a transition of this table says, and ``failing`` does to a batch what the table of failures says.
+docs/explanation/training.md draws the first table; the reference lists both.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 import psycopg
 
@@ -22,7 +25,9 @@ from babylon_rl.errors import (
     NoTrainer,
     TrainingPaused,
 )
-from babylon_rl.store.batches import LIVE_STATES, Transition
+from babylon_rl.store.batches import LIVE_STATES, Transition, end_failed, note_waiting
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.write_ahead import pause_step, read_jobs
 
 STATES = {
     "pending": "frozen: its hours, episodes and trajectories are fixed, and no run has begun",
@@ -135,3 +140,63 @@ def retry_after(failed: int, first: timedelta = FIRST_RETRY, longest: timedelta 
 def failure_rule(error: BaseException) -> FailureRule:
     """Find the rule of an error that ended a run."""
     return next(rule for rule in FAILURES if isinstance(error, rule.errors) and rule.applies(error))
+
+
+KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
+PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
+
+
+@contextmanager
+def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable[[], datetime], work: Path | None = None) -> Iterator[None]:
+    """Do to the batch as the table of failures says, and raise the error on.
+
+    An error with which a batch waits only because it is paid, or because a file cannot be written, becomes a TrainingPaused. ``work`` is
+    removed once the batch has failed.
+    """
+    try:
+        yield
+    # Whatever the trainer's libraries raise: the table of failures names an effect for every class, and the error is raised on.
+    except Exception as error:
+        rule = failure_rule(error)
+        effect = rule.effect
+        # What is paid at a service would be lost with its batch, so it waits until what is in its way is mended.
+        if effect != rule.when_paid and _is_paid(connection, batch_id):
+            effect = rule.when_paid
+        if effect is FailureEffect.FAILED:
+            _end(connection, batch_id, str(error), clock(), attempt, work)
+        elif effect is FailureEffect.WAITS:
+            raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
+            if effect != rule.effect or not isinstance(error, BabylonError):
+                raise raised from error
+        raise
+
+
+def _reason_to_wait(error: Exception, batch_id: str, *, paid: bool) -> str:
+    if isinstance(error, OSError) and not isinstance(error, BabylonError):
+        file = f" ({error.filename})" if error.filename else ""
+        return f"{batch_id} could not be written: {error.strerror or error}{file}. {KEPT_WORDS}"
+    return f"{error} {PAID_WORDS.format(batch_id)}" if paid else str(error)
+
+
+def _wait(connection: Connection, batch_id: str, attempt: int, why: str) -> TrainingPaused:
+    connection.rollback()
+    with own_transaction(connection):
+        note_waiting(connection, batch_id, attempt, why)
+        pause_step(connection, batch_id, attempt)
+    return TrainingPaused(why)
+
+
+def _is_paid(connection: Connection, batch_id: str) -> bool:
+    connection.rollback()
+    states = {job.state for job in read_jobs(connection, batch_id)}
+    connection.commit()
+    # A lost post may have trained all the same. A job that failed or was given up lets its batch fail: nothing can go on from it.
+    return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
+
+
+def _end(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
+    connection.rollback()
+    with own_transaction(connection):
+        ended = end_failed(connection, batch_id, FAIL, error, now, attempt)
+    if ended and work is not None:
+        shutil.rmtree(work, ignore_errors=True)

@@ -144,7 +144,7 @@ def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[Bat
         NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
     """
     choice = trainer_choice(settings)
-    if not choice.remote or batch.backend != choice.backend:
+    if choice.service is None or batch.backend != choice.backend:
         return
     # Without scores the plan is an upper bound: if it is empty, the training is too.
     conversion = convert(connection, episodes, settings)

@@ -8,14 +8,14 @@ state directory) keeps its number, and the next number is taken.
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
 from babylon_rl.files.durable import copy_tree, sha256
-from babylon_rl.market.simulation.prompting import system_texts
+from babylon_rl.market.simulation.prompting import version_of
 from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest, upload_checkpoint
 from babylon_rl.models.checkpoints import (
     FREE_TEXT,
@@ -323,8 +323,7 @@ def _tidy(run: BatchRun) -> None:
 
 def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
     """Name of the prompt; shares where there are several; None where none is known."""
-    shipped = system_texts()
-    return _named(Counter(shipped.get(_system(sequence.messages), UNKNOWN) for sequence in sequences))
+    return _named(Counter(version_of(sequence.messages) or UNKNOWN for sequence in sequences))
 
 
 def action_grammar(sequences: Sequence[TrainSequence]) -> str | None:
@@ -342,10 +341,6 @@ def _named(counted: Counter[str]) -> str | None:
         return next(iter(counted))
     total = counted.total()
     return ", ".join(f"{name} ({number / total:.0%})" for name, number in counted.most_common())
-
-
-def _system(messages: Iterable[dict[str, Any]]) -> str:
-    return next((str(message.get("content") or "").strip() for message in messages if message.get("role") == "system"), "")
 
 
 def _grammar(response_format: dict[str, Any] | None) -> str:

@@ -10,8 +10,9 @@ import pytest
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.automation.code_location import code_location
+from babylon_rl.automation.jobs import SOURCES
 from babylon_rl.automation.launch import QUIET, job_definition
-from babylon_rl.automation.sensors import start_training
+from babylon_rl.automation.sensors import observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -54,10 +55,21 @@ class Bench:
 
     def observed(self, asset: str) -> dict[str, str]:
         """The version of every observed hour."""
-        tags = self.instance.event_log_storage.get_latest_tags_by_partition(
-            dg.AssetKey(asset), dg.DagsterEventType.ASSET_OBSERVATION, [VERSION]
-        )
-        return {window: found[VERSION] for window, found in tags.items()}
+        records = self.instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        return {str(record.partition_key): record.asset_observation.tags[VERSION] for record in records}
+
+    def look(self, cursor: str | None = None) -> tuple[list[dg.AssetObservation], str | None, str]:
+        """One tick of observe_changes: what it reported, the cursor of the next, and what it said."""
+        before = [len(self.observed_events(name)) for name in SOURCES]
+        context = dg.build_sensor_context(instance=self.instance, cursor=cursor, resources={"babylon": self.babylon})
+        said = observe_changes(context)
+        new = [event for name, known in zip(SOURCES, before, strict=True) for event in self.observed_events(name)[known:]]
+        return new, context.cursor, said.skip_message
+
+    def observed_events(self, asset: str) -> list[dg.AssetObservation]:
+        """Every observation of a source, oldest first."""
+        records = self.instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        return [record.asset_observation for record in records]
 
     def execute(self, statement: str, *parameters: object) -> None:
         """One statement on the game's database."""

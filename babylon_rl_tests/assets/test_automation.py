@@ -1,15 +1,20 @@
 """Which hours automation asks for: those that changed, each once."""
 
-import itertools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import given
+from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.conditions import on_scores_due
 from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.definitions import defs
@@ -17,6 +22,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import window_end, window_of, window_range
 from babylon_rl_tests.assets.conftest import Bench
+from babylon_rl_tests.judge.model_judge import MODEL
+from babylon_rl_tests.judge.scripted_server import judging
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +33,11 @@ FIRST, LATE, LAST = "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T17:00"
 class Ticks:
     """Evaluates the conditions again and again, as the sensor does."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.cursor = bench, None
+    def __init__(self, bench: Bench, location: dg.Definitions = defs) -> None:
+        self.bench, self.location, self.cursor = bench, location, None
 
     def __call__(self, at: datetime | None = None) -> dict[str, set[str]]:
-        result = dg.evaluate_automation_conditions(defs, self.bench.instance, cursor=self.cursor, evaluation_time=at)
+        result = dg.evaluate_automation_conditions(self.location, self.bench.instance, cursor=self.cursor, evaluation_time=at)
         self.cursor = result.cursor
         names = ("window_groups", "market_outcomes", "scored_groups")
         found = {name: set(result.get_requested_partitions(dg.AssetKey(name))) for name in names}
@@ -96,24 +103,50 @@ def test_a_late_row_makes_exactly_its_hour_again(settled: tuple[Bench, Ticks]):
     assert ticks() == {}
 
 
+STALE = """query Stale($assets: [AssetKeyInput!], $hours: [String!]) {
+    assetNodes(assetKeys: $assets) {
+        assetKey { path }
+        staleStatusByPartition(partitions: $hours)
+        staleCausesByPartition(partitions: $hours) { reason }
+    }
+}"""
+
+
 def stale_hours(bench: Bench) -> dict[str, dict[str, list[str]]]:
     """What the UI calls out of sync, and why, by asset and hour."""
-    view = AssetGraphView.for_test(defs, bench.instance)
-    resolver = CachingStaleStatusResolver(bench.instance, defs.resolve_asset_graph(), view)
+    windows = list(window_range(FIRST, window_of(window_end(LAST))))
+    asked = {"assets": [{"path": [name]} for name in HOURLY], "hours": windows}
+    home = Path(bench.instance.root_directory)
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("dagster-graphql"), "--module-name", "babylon_rl.definitions", "--text", STALE,
+            "--variables", json.dumps(asked), "--output", home / "answer.json",
+        ],
+        env={**os.environ, "DAGSTER_HOME": str(home)}, check=True,
+    )  # fmt: skip
     found: dict[str, dict[str, list[str]]] = {}
-    for name, window in itertools.product(HOURLY, window_range(FIRST, window_of(window_end(LAST)))):
-        if resolver.get_status(dg.AssetKey(name), window) == StaleStatus.STALE:
-            found.setdefault(name, {})[window] = [cause.reason for cause in resolver.get_stale_causes(dg.AssetKey(name), window)]
+    for node in json.loads((home / "answer.json").read_text())["data"]["assetNodes"]:
+        shown = zip(windows, node["staleStatusByPartition"], node["staleCausesByPartition"], strict=True)
+        for window, status, causes in shown:
+            if status == "STALE":
+                found.setdefault(node["assetKey"]["path"][-1], {})[window] = [cause["reason"] for cause in causes]
     return found
 
 
 @pytest.mark.long
-def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(settled: tuple[Bench, Ticks]):
-    bench, _ = settled
+def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(afternoon: Bench, tmp_path: Path):
+    # The code location of a UI is a process of its own, which an instance in memory has not.
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        late_row_shows_its_hour(replace(afternoon, instance=instance))
+
+
+def late_row_shows_its_hour(bench: Bench):
+    bench.run("observe")
+    bench.run("hours", FIRST, LAST)
     assert stale_hours(bench) == {}
     add_late_row(bench, LATE)
     bench.run("observe")
-    assert stale_hours(bench) == {"window_groups": {LATE: ["has a new dependency data version"]}}
+    assert stale_hours(bench) == {"window_groups": {LATE: ["has a new data version"]}}
     bench.run("hours", LATE, asset_selection=[dg.AssetKey("window_groups")])
     assert {name: list(windows) for name, windows in stale_hours(bench).items()} == {"hindsight": [LATE], "scored_groups": [LATE]}
     bench.run("hours", LATE)
@@ -121,10 +154,56 @@ def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(settl
 
 
 @pytest.mark.long
-def test_an_unchanged_rerun_wakes_nobody(settled: tuple[Bench, Ticks]):
+def test_an_unchanged_hour_made_alone_again_and_one_observed_again_wake_nobody(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
-    bench.run("hours", FIRST, LAST, asset_selection=[dg.AssetKey("window_groups")])
+    bench.run("hours", LATE, asset_selection=[dg.AssetKey("window_groups")])
+    ticks()
+    bench.run("hours", LATE, asset_selection=[dg.AssetKey("window_groups")])
     assert ticks() == {}
+    # As after an update to a release that keeps versions in a table of its own: everything is observed once more.
+    bench.execute("DELETE FROM babylon_rl.observed_versions")
+    before = len(bench.observed_events("raw_trajectories"))
+    bench.run("observe")
+    assert len(bench.observed_events("raw_trajectories")) == 2 * before
+    assert ticks() == {}
+
+
+@pytest.mark.long
+def test_an_unchanged_range_has_its_successors_looked_at_once(settled: tuple[Bench, Ticks]):
+    bench, ticks = settled
+    # A range of other bounds has another version, though each of its hours is as before.
+    bench.run("hours", FIRST, LATE, asset_selection=[dg.AssetKey("window_groups")])
+    assert ticks() == {"scored_groups": {FIRST, LATE}}
+    bench.run("score", FIRST, LATE)
+    assert {bench.materializations("scored_groups")[window].metadata["changed"].value for window in (FIRST, LATE)} == {False}
+    assert ticks() == {}
+    bench.run("hours", FIRST, LATE, asset_selection=[dg.AssetKey("window_groups")])
+    assert ticks() == {}
+
+
+@pytest.mark.long
+def test_a_paid_judge_is_not_asked_again_after_an_unchanged_range(make_bench: Callable[..., Bench], sample_database: Database):
+    with judging() as judge:
+        paid = {"judge_model": MODEL, "judge_base_url": judge.url, "judge_disagreement": 1.0, "judge_settle_hours": 0.0}
+        bench = make_bench(sample_database, now=datetime(2025, 10, 29, 18, 10), first_window=FIRST, **paid)
+        ticks = Ticks(bench, paid_location(bench))
+        bench.run("observe")
+        bench.run("hours", FIRST, LAST)
+        asked = judge.stats()["requests"]
+        assert asked > 0 and ticks() == {}
+        bench.run("hours", FIRST, LATE, asset_selection=[dg.AssetKey("window_groups"), dg.AssetKey("market_outcomes")])
+        assert ticks() == {}
+        bench.run("score", FIRST, LAST)
+        assert judge.stats()["requests"] == asked
+        assert ticks() == {}
+
+
+def paid_location(bench: Bench) -> dg.Definitions:
+    """The code location with the conditions of a paid judge."""
+    location = code_location(given(bench.babylon))
+    when = on_scores_due(bench.babylon.settings)
+    key = dg.AssetKey("scored_groups")
+    return location.map_asset_specs(func=lambda spec: spec.replace_attributes(automation_condition=when) if spec.key == key else spec)
 
 
 @pytest.mark.long

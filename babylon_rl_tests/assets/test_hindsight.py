@@ -8,7 +8,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from babylon_rl.automation.storage import MEASURED
 from babylon_rl.definitions import defs
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
@@ -46,10 +45,6 @@ def plant(bench: Bench) -> tuple[str, str]:
     return agent[0], changed[0][0]
 
 
-def verdicts(result: dg.ExecuteInProcessResult) -> dict[str | None, dg.AssetCheckEvaluation]:
-    return {one.partition: one for one in result.get_asset_check_evaluations() if one.check_name == "no_leaks"}
-
-
 @pytest.mark.long
 def test_an_hours_page_says_how_often_each_agent_was_right(bench: Bench) -> None:
     bench.run("hours", HOUR)
@@ -71,11 +66,10 @@ def test_a_planted_leak_fails_the_check_by_name_and_never_trains(bench: Bench) -
     settings = bench.babylon.settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry"})
     agent, trajectory = plant(bench)
     result = bench.run("hours", HOUR, NEXT)
-    found = verdicts(result)
-    assert {hour: one.passed for hour, one in found.items()} == {None: False, HOUR: False}
-    assert found[HOUR].severity == dg.AssetCheckSeverity.ERROR
-    assert found[None].metadata[MEASURED].value == [[HOUR, NEXT]]  # an hour without leaks was looked at
-    assert found[HOUR].description is not None and "hold score" in found[HOUR].description and trajectory in str(found[HOUR].metadata)
+    (found,) = (one for one in result.get_asset_check_evaluations() if one.check_name == "no_leaks")
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert (found.description or "").startswith(f"1 of 2 hours: {HOUR}, ")  # an hour without leaks was looked at
+    assert "hold score" in (found.description or "") and trajectory in str(found.metadata["hours"])
     assert result.success
     with bench.babylon.database.connect() as connection:
         assert count_freezable(connection, settings, bench.babylon.now(), windows=(HOUR, NEXT)).not_trainable["leak"] > 5

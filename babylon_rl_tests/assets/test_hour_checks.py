@@ -10,13 +10,18 @@ import pytest
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_hours import MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.storage import MEASURED
+from babylon_rl.automation.launch import QUIET
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.windows import window_range, window_start
 from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.market_rows import fill, organization, price
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_step, make_trajectory
 
 Row = dict[str, Any]
+NEXT_DAYS = AFTER + timedelta(days=2)
+NO_PROMPTS = "Nothing measured: no hour that was looked at has recorded prompts."
 ROW_CHECKS = {rule.name for rule in ROWS.rules}
 MARKET_CHECKS = {rule.name for rule in MARKET.rules}
 LONG = {"systemPrompt": "You trade stocks. " * 4, "userPrompt": "The prices of the hour are these. " * 4}
@@ -77,9 +82,14 @@ def checked(make_bench: Callable[..., Bench], database: Database) -> Callable[..
             insert(connection, "trajectories", rows)
             fill(connection, **tables)
         result = bench.run("hours", WINDOW, asset_selection=[dg.AssetKey("window_groups"), dg.AssetKey("market_outcomes")])
-        return {verdict.check_name: verdict for verdict in result.get_asset_check_evaluations() if verdict.partition == WINDOW}
+        return {verdict.check_name: verdict for verdict in result.get_asset_check_evaluations()}
 
     return check
+
+
+def bad_hours(found: dg.AssetCheckEvaluation) -> list[Row]:
+    """The table of a verdict's bad hours, newest first."""
+    return [record.data for record in found.metadata["hours"].records]  # type: ignore[attr-defined]
 
 
 def prices(slug: str, number: int = 0, *, initial: float | None = 100.0, last: float = 101.0) -> dict[str, list[Row]]:
@@ -90,7 +100,7 @@ def prices(slug: str, number: int = 0, *, initial: float | None = 100.0, last: f
 def test_clean_rows_and_a_plain_market_pass_every_check(checked):
     verdicts = checked(clean(), **prices("openlie"))
     assert {name for name, verdict in verdicts.items() if verdict.passed} == ROW_CHECKS | MARKET_CHECKS
-    assert {verdict.description for verdict in verdicts.values()} == {"Nothing found."}
+    assert {verdict.description for verdict in verdicts.values()} == {"Nothing found in 1 hour."}
 
 
 @pytest.mark.long
@@ -98,13 +108,17 @@ def test_clean_rows_and_a_plain_market_pass_every_check(checked):
 def test_a_planted_fault_is_named_by_its_check_alone(checked, check: str):
     rows, words, ids = FAULTS[check]
     verdicts = checked(rows, **prices("openlie"))
-    assert {name for name, verdict in verdicts.items() if not verdict.passed} == {check}
+    # Rows without prompts have none that could be long enough.
+    unmeasured = {name for name, verdict in verdicts.items() if verdict.description == NO_PROMPTS}
+    assert {name for name, verdict in verdicts.items() if not verdict.passed} - unmeasured == {check}
+    assert unmeasured == ({"prompts_long_enough"} if check == "messages_recorded" else set())
     found = verdicts[check]
     assert found.severity == dg.AssetCheckSeverity.WARN
-    assert found.description.startswith(f"{WINDOW}: ") and words in found.description
+    assert found.description.startswith(f"1 of 1 hour: {WINDOW}, ") and words in found.description
     assert len(found.description.rpartition(". ")[2]) > 20, "and it says what to do"
-    assert found.metadata["found"].value == {WINDOW: found.description.removeprefix(f"{WINDOW}: ").split(". ")[0]}
-    assert (found.metadata["ids"].value[WINDOW] if ids else []) == ids
+    (bad,) = bad_hours(found)
+    assert (bad["hour"], bad["first"]) == (WINDOW, ", ".join(ids)) and words in bad["what"]
+    assert found.metadata["bad_hours"].value == 1
 
 
 def test_a_check_of_nothing_is_a_warning_and_no_pass(checked):
@@ -112,19 +126,11 @@ def test_a_check_of_nothing_is_a_warning_and_no_pass(checked):
     assert {name for name, verdict in verdicts.items() if not verdict.passed} == MARKET_CHECKS
     for name in MARKET_CHECKS:
         assert verdicts[name].severity == dg.AssetCheckSeverity.WARN
-        assert verdicts[name].description.startswith("Not measured: ")
+        assert verdicts[name].description.startswith("Nothing measured: no hour that was looked at has data.")
 
 
 def test_every_row_check_has_a_planted_fault():
     assert set(FAULTS) == ROW_CHECKS
-
-
-def test_checks_show_their_numbers_when_they_pass_too(checked):
-    verdicts = checked([*clean(6), row(6, isEvaluation=True)])
-    assert verdicts["few_rows_rejected"].metadata["rejected"].value == {"evaluation": 1}
-    assert verdicts["few_rows_rejected"].metadata["rejected_share"].value == pytest.approx(1 / 7, abs=1e-4)
-    assert verdicts["messages_recorded"].metadata["message_sources"].value == {"embedded": 6, "llm_call_logs": 0, "synthetic": 0}
-    assert verdicts["prompts_long_enough"].metadata["rows_with_prompts"].value == 6
 
 
 @pytest.mark.slow
@@ -132,7 +138,7 @@ def test_ids_are_capped_and_the_count_is_not(checked):
     copies = [row(0, minute=6) | {"id": f"copy-{n}", "trajectoryId": f"copy-{n:02}"} for n in range(25)]
     found = checked([*clean(), *copies])["rows_unique"]
     assert "25 of 30" in found.description
-    assert len(found.metadata["ids"].value[WINDOW]) == 20
+    assert len(bad_hours(found)[0]["first"].split(", ")) == 20
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ def test_a_flagged_outcome_is_named(checked, tables: dict[str, list[Row]], words
     verdicts = checked(clean(), **tables)
     assert {name for name, verdict in verdicts.items() if not verdict.passed} == {"outcomes_unflagged"}
     assert words in verdicts["outcomes_unflagged"].description
-    assert verdicts["outcomes_unflagged"].metadata["ids"].value == {WINDOW: ["OPENLIE"]}
+    assert bad_hours(verdicts["outcomes_unflagged"])[0]["first"] == "OPENLIE"
 
 
 def test_prices_beyond_all_bounds_are_flagged_and_lose_nothing(checked):
@@ -165,21 +171,63 @@ def test_two_organizations_with_one_ticker_are_named(checked):
     both = [prices("antisocialcapital"), prices("antisocialcamp", 1)]
     verdicts = checked(clean(), **{table: [entry for tables in both for entry in tables[table]] for table in both[0]})
     assert {name for name, verdict in verdicts.items() if not verdict.passed} == {"tickers_distinct"}
-    assert verdicts["tickers_distinct"].metadata["ids"].value == {WINDOW: ["ANTISOCIALCA~2"]}
+    assert bad_hours(verdicts["tickers_distinct"])[0]["first"] == "ANTISOCIALCA~2"
+
+
+def hours_with(database: Database, odd: dict[str, bool]) -> None:
+    """Fill hours (window -> whether one row of it is about four hours) with five agents each, as they were read."""
+    with database.connect(autocommit=True) as connection:
+        for window, is_odd in odd.items():
+            rows = [row(agent, windowHours=4 if is_odd and not agent else 1) for agent in range(5)]
+            moved = {"windowId": window, "startTime": window_start(window), "endTime": window_start(window) + timedelta(minutes=50)}
+            insert(
+                connection,
+                "trajectories",
+                [one | moved | {"id": f"{window} {n}", "trajectoryId": f"{window} {n}"} for n, one in enumerate(rows)],
+            )
+        sync_windows(connection, list(odd), Settings(_env_file=None), NEXT_DAYS)  # type: ignore[call-arg]
+
+
+def one_hour_each(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    (verdict,) = (one for one in result.get_asset_check_evaluations() if one.check_name == "one_hour_each")
+    return verdict
 
 
 @pytest.mark.slow
-def test_in_a_range_the_bad_hours_have_a_verdict_each(make_bench: Callable[..., Bench], database: Database):
-    with database.connect(autocommit=True) as connection:
-        insert(connection, "trajectories", [*clean(), row(5, windowHours=4)])
-    bench = make_bench(database, now=AFTER + timedelta(days=2))
-    result = bench.run("hours", WINDOW, "2025-11-17T09:00", asset_selection=[dg.AssetKey("window_groups")])
-    verdicts = [verdict for verdict in result.get_asset_check_evaluations() if verdict.check_name == "one_hour_each"]
-    own = {verdict.partition: verdict.passed for verdict in verdicts if verdict.partition}
-    assert own == {WINDOW: False}
-    whole = next(verdict for verdict in verdicts if verdict.partition is None)
-    assert whole.metadata[MEASURED].value == [[WINDOW, WINDOW]]  # the others hold nothing
-    assert not whole.passed and whole.description.startswith(f"1 of 48 hours. {WINDOW}: 1 of 6 (17%) rows say")
+def test_a_later_good_hour_hides_no_bad_one_and_an_old_hour_counts_in_its_own_run(make_bench: Callable[..., Bench], database: Database):
+    windows = list(window_range(WINDOW, "2025-11-17T12:00"))
+    old, newest = windows[0], windows[-24:]
+    bad = {old, newest[3], newest[7]}
+    hours_with(database, {window: window in bad for window in (old, *newest)})
+    bench = make_bench(database, now=NEXT_DAYS)
+    only = {"asset_selection": [dg.AssetKey("window_groups")]}
+    said = one_hour_each(bench.run("hours", newest[-1], **only))
+    assert not said.passed and said.partition is None
+    assert (said.description or "").startswith(f"2 of 24 hours: {newest[7]}, 1 of 5 (20%) rows say windowHours other than 1; {newest[3]}, ")
+    assert said.metadata["looked_at"].value == f"24 hours, {newest[0]} to {newest[-1]}"
+    with_the_old = one_hour_each(bench.run("hours", old, **only))
+    assert [found["hour"] for found in bad_hours(with_the_old)] == sorted(bad, reverse=True)
+    # A range is one verdict, about all of its hours.
+    whole = one_hour_each(bench.run("hours", windows[0], windows[-1], **only))
+    assert (whole.description or "").startswith("3 of 25 hours: ")
+
+
+@pytest.mark.slow
+def test_all_checks_of_the_graph_run_alone_without_an_hour(make_bench: Callable[..., Bench], database: Database):
+    hours_with(database, {WINDOW: True})
+    bench = make_bench(database, now=NEXT_DAYS)
+    everything = code_location(given(bench.babylon))
+    graph = everything.resolve_asset_graph()
+    # As *Execute all* of a Checks tab does: checks of the implicit job, and no assets.
+    job = everything.resolve_implicit_global_asset_job_def().get_subset(asset_selection=set(), asset_check_selection=graph.asset_check_keys)
+    result = job.execute_in_process(instance=bench.instance, run_config=QUIET)
+    verdicts = {verdict.asset_check_key: verdict for verdict in result.get_asset_check_evaluations()}
+    assert verdicts.keys() == graph.asset_check_keys and not result.get_asset_materialization_events()
+    rows = {key.name for key, verdict in verdicts.items() if verdict.passed}
+    assert rows == ROW_CHECKS - {"one_hour_each"}
+    said = {verdict.description for key, verdict in verdicts.items() if key.asset_key != dg.AssetKey("window_groups")}
+    assert all(words.startswith("Nothing measured: ") for words in said if words)
+    assert {verdict.severity for verdict in verdicts.values()} == {dg.AssetCheckSeverity.WARN}
 
 
 @pytest.mark.long
@@ -189,5 +237,6 @@ def test_one_check_can_be_run_by_itself(bench: Bench):
     alone = dg.define_asset_job("clocks", selection=dg.AssetSelection.checks(key))
     everything = code_location(given(bench.babylon))
     job = dg.Definitions.merge(everything, dg.Definitions(jobs=[alone])).resolve_job_def("clocks")
-    result = job.execute_in_process(instance=bench.instance, tags={"dagster/partition": "2025-10-29T14:00"})
+    result = job.execute_in_process(instance=bench.instance, run_config=QUIET)
     assert [verdict.check_name for verdict in result.get_asset_check_evaluations()] == ["clocks_agree"]
+    assert result.get_asset_check_evaluations()[0].description == "Nothing found in 1 hour."

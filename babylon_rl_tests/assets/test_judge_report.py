@@ -10,8 +10,6 @@ import pytest
 from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.schedules import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -19,6 +17,8 @@ from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.rows import WINDOW
+from babylon_rl_tests.scored import score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 ADVICE = {rule.name: rule.advice for rule in JUDGED.rules}
 REPORT = "judge_report_daily"
@@ -28,7 +28,7 @@ def hour(scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9), **changes: Any) -> Hour
     """An hour that no check has anything against: the agent a<n> traded and earned 10 * n dollars in a market that moved."""
     agents = [f"a{n}" for n in range(len(scores))]
     values: dict[str, Any] = {
-        "window": WINDOW, "judge": MODEL, "group_size": len(scores), "disagreement": 0.05, "orders": 2, "quarantined": None,
+        "window": WINDOW, "judge": MODEL, "group_size": len(scores), "spread": 0.1, "disagreement": 0.05, "orders": 2, "quarantined": None,
         "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0, "steps": 100, "shortened": 5,
         "decisions_shortened": 0, "agents": agents, "scores": scores,
         "pnls_usd": [10.0 * n for n in range(len(scores))], "trades": [1] * len(scores), "flags": [0] * len(scores),
@@ -40,8 +40,15 @@ def hour(scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9), **changes: Any) -> Hour
 UNSCORED = {"judge": None, "agents": [], "pnls_usd": [], "trades": [], "flags": [], "tells": []}
 # The check that warns, the hour, words of its sentence, and the agents that it names.
 FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
-    ("groups_have_scores", hour((), quarantined="3 answers of x could not be used", **UNSCORED), "set aside without scores, 3 answers", ()),
-    ("groups_have_scores", hour((), pending="the judge is down", **UNSCORED), "waits without scores, the judge is down", ()),
+    (
+        "groups_have_scores",
+        hour((), quarantined="3 answers of x could not be used", **UNSCORED),
+        "set aside without scores (3 answers",
+        (),
+    ),
+    ("groups_have_scores", hour((), pending="the judge is down", **UNSCORED), "waits for its judge without scores (the judge is down)", ()),
+    ("groups_have_scores", hour(pending="the judge is down"), f"waits for its judge with the scores of {MODEL} meanwhile (the judge", ()),
+    ("scores_differ", hour(spread=0.0), "all scores are equal (standard deviation 0)", ()),
     ("few_ties", hour((0.2, 0.5, 0.5, 0.5, 0.5)), "6 of 10 pairs of its episodes have the same score", ()),
     ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (JUDGE_DISAGREEMENT is 0.15)", ()),
     ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00 over 4 episodes)", ()),
@@ -86,7 +93,7 @@ FINE = [
 
 
 def found(of: HourVerdicts, settings: Settings) -> dict[str, Any]:
-    looked = {rule.name: rule.look(of, settings) for rule in JUDGED.rules}
+    looked = {rule.name: rule.look(of, settings) for rule in JUDGED.rules if rule.needs[1](of)}
     return {name: finding for name, finding in looked.items() if finding is not None}
 
 
@@ -140,7 +147,7 @@ def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_b
         return next(found for found in result.get_asset_check_evaluations() if found.check_name == "few_in_quarantine")
 
     unmeasured = checked()
-    assert not unmeasured.passed and (unmeasured.description or "").startswith("Not measured: ")
+    assert not unmeasured.passed and (unmeasured.description or "").startswith("Nothing measured: ")
     bench.execute(
         """INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
                "inputVersion", "dataVersion", "judgedAt") SELECT w, %s, '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch' FROM unnest(%s::text[]) w""",
@@ -166,7 +173,7 @@ def test_a_judge_that_favours_long_transcripts_is_warned_of(make_bench: Callable
             sync_windows(connection, windows, bench.babylon.settings, NOW)
             score_windows(connection, windows, bench.babylon.settings, NOW)
         found = _length_check(bench)
-    assert not unmeasured.passed and (unmeasured.description or "").startswith("Not measured")
+    assert not unmeasured.passed and (unmeasured.description or "").startswith("Nothing measured")
     assert (found.passed, found.severity) == (planted == 0, dg.AssetCheckSeverity.WARN)
     assert f"{MODEL} gives the longest transcript" in (found.description or "")
 
@@ -183,10 +190,13 @@ def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench],
     bench.execute("""UPDATE trajectories SET "finalPnL" = 7 WHERE "trajectoryId" = ANY(%s)""", [f"t1-{n}" for n in range(4)])
     result = bench.run("hours", windows[0], windows[-1])
     assert result.success
-    verdicts = [v for v in result.get_asset_check_evaluations() if v.check_name == "few_ties"]
-    assert {v.partition: v.passed for v in verdicts if v.partition} == {windows[1]: False}
-    (whole,) = (v for v in result.get_asset_check_evaluations() if v.check_name == "groups_have_scores" and v.partition is None)
-    assert whole.passed and whole.metadata["scored"].value == 4 and whole.metadata["hours"].value == 4
+    verdicts = {verdict.check_name: verdict for verdict in result.get_asset_check_evaluations()}
+    ties = verdicts["few_ties"]
+    assert not ties.passed and (ties.description or "").startswith(f"1 of 4 hours: {windows[1]}, ")
+    assert verdicts["groups_have_scores"].passed and verdicts["groups_have_scores"].description == "Nothing found in 4 hours."
+    by_model = {"orders_agree", "steps_shown_in_full", "nobody_speaks_to_the_judge"}
+    unmeasured = {name for name, verdict in verdicts.items() if verdict.description and "scores by a language model" in verdict.description}
+    assert unmeasured == by_model and not any(verdicts[name].passed for name in by_model)
 
 
 @pytest.mark.long

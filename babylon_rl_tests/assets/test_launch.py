@@ -1,24 +1,17 @@
 """Runs by hand on a persistent instance, in the Babylon database."""
 
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-from shutil import copyfile
 
 import dagster as dg
 import pytest
 
-from babylon_rl.assets.resources import babylon
-from babylon_rl.automation.instance import open_instance, prepare_instance
+from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.errors import BatchConflict, SettingsError, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import window_stretches
 from babylon_rl_tests.assets.conftest import NOW
-from babylon_rl_tests.store.servers import ROOT, end_other_sessions
 
 
 def test_stretches_of_windows_are_contiguous_and_not_too_long():
@@ -70,65 +63,3 @@ def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database,
         run_batch(sample_database, settings, "batch-1", now=lambda: NOW)
     with open_instance(sample_database, settings) as instance:
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
-
-
-@pytest.mark.slow
-def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_database: Database, settings: Settings):
-    sample_database.prepare_dagster_schema()
-    with open_instance(sample_database, settings) as instance:
-        instance.add_dynamic_partitions("batch", ["one"])
-        with sample_database.connect(autocommit=True) as connection:
-            end_other_sessions(connection)
-        instance.add_dynamic_partitions("batch", ["two"])
-        assert set(instance.get_dynamic_partitions("batch")) == {"one", "two"}
-    with sample_database.connect(autocommit=True) as connection:
-        mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        deadline = time.monotonic() + 20
-        while (left := connection.execute(mine).fetchone()) != (0,) and time.monotonic() < deadline:
-            time.sleep(0.05)  # the server lets go a moment after the client has
-        assert left == (0,)
-
-
-@pytest.mark.long
-def test_plain_dagster_without_the_variables_names_the_line_that_sets_them():
-    unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    command = [sys.executable, "-m", "dagster", "job", "list", "-m", "babylon_rl.definitions"]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1 and 'eval "$(babylon-rl env)"' in ended.stderr and "Traceback" not in ended.stderr
-
-
-@pytest.mark.slow
-def test_a_run_in_a_process_of_dagsters_keeps_its_connections(sample_database: Database, settings: Settings):
-    @dg.op(required_resource_keys={"babylon"})
-    def look(context: dg.OpExecutionContext) -> str:
-        return type(context.instance.run_storage._engine.pool).__name__  # type: ignore[attr-defined]
-
-    @dg.job(resource_defs={"babylon": babylon})
-    def looking() -> None:
-        look()
-
-    sample_database.prepare_dagster_schema()
-    variables = prepare_instance(sample_database, settings) | {"DATABASE_URL": sample_database.url}
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in variables.items():
-            environment.setenv(name, value)
-        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
-            assert looking.execute_in_process(instance=instance).output_for_node("look") == "QueuePool"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("missing", ["DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"])
-def test_a_run_of_plain_dagster_elsewhere_writes_nothing_and_names_the_line(sample_database: Database, tmp_path: Path, missing: str):
-    unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
-    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"DATABASE_URL": sample_database.url}
-    if missing != "DAGSTER_HOME":
-        copyfile(ROOT / "dagster.yaml", tmp_path / "dagster.yaml")
-        environment["DAGSTER_HOME"] = str(tmp_path)
-    tags = '{"dagster/partition": "2025-10-29T14:00"}'
-    command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "babylon_rl.definitions", "-j", "hours", "--tags", tags]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.returncode != 0 and f"{missing} is not set: Dagster was started without" in ended.stderr
-    assert 'eval "$(babylon-rl env)"' in ended.stderr
-    with sample_database.connect() as connection:
-        assert connection.execute("SELECT count(*) FROM babylon_rl.windows").fetchone() == (0,)

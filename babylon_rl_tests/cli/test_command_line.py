@@ -15,7 +15,7 @@ import pytest
 from babylon_rl.cli import COMMANDS, load
 from babylon_rl.cli.system import _free_port
 from babylon_rl.errors import UsageError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import GONE, Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
@@ -101,6 +101,20 @@ def test_settings_masks_secrets_and_names_sources(command: Command, tmp_path: Pa
     assert found["ITERATIONS"] == {"name": "ITERATIONS", "value": 4, "source": ".env"}
     assert found["BATCH_SIZE"]["source"] == "default"
     assert len(found) == len(Settings.model_fields)
+
+
+def test_a_variable_that_is_gone_is_named_with_what_to_do(command: Command, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("READ_WAIT_SECONDS=3\nEPOCHS=3\n")
+    done = command("settings", "--json", READ_DATABASE_URL="postgresql://u:s3cret@replica/d")
+    assert done.returncode == 0
+    told = [line.partition(" is set but has no effect: ") for line in done.stderr.splitlines()]
+    assert [(name, advice) for name, _, advice in told] == [(name, f"{GONE[name]}.") for name in ("READ_DATABASE_URL", "READ_WAIT_SECONDS")]
+    assert json.loads(done.stdout)["gone"] == done.stderr.splitlines()
+    assert command("settings", READ_DATABASE_URL="").stderr.count("no effect") == 1
+
+
+def test_no_setting_is_called_gone() -> None:
+    assert not {name.lower() for name in GONE} & Settings.model_fields.keys()
 
 
 @pytest.mark.slow

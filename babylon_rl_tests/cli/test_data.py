@@ -9,13 +9,13 @@ import pytest
 
 from babylon_rl.cli import data, run
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store import windows
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.types import WindowReading
 from babylon_rl_tests.expected import SAMPLES, expected
+from babylon_rl_tests.scored import score_windows
 
 WINDOW = "2025-10-29T16:00"
 Ask = Callable[..., dict[str, Any]]

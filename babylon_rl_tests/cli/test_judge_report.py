@@ -10,11 +10,11 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scored import score_windows
 
 pytestmark = pytest.mark.slow
 

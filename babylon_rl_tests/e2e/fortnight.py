@@ -1,33 +1,33 @@
-"""Days of a game in minutes: agents write, hours pass, and Dagster's own daemon code ticks with a clock of its own.
+"""Days of a game in minutes: agents write, hours pass, and automation ticks with a clock of its own.
 
-Sensors, schedules, conditions and the run queue are those of `babylon-rl dev`, called in one process; runs are executed where they are
-dequeued. The judge is the scripted one over HTTP, the trainer the CPU trainer on a tiny model, and how well a version plays is scripted:
-each has a skill, which the gate must find out.
+Sensors, schedules and conditions are those of `babylon-rl dev`, each evaluated here as Dagster's daemon does, and the runs that they ask
+for are executed one after another in this process. The judge is the scripted one over HTTP, the trainer the CPU trainer on a tiny model,
+and how well a version plays is scripted: each has a skill, which the gate must find out.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import dagster as dg
-from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
-from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
-from dagster._daemon.asset_daemon import AssetDaemon
-from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
-from dagster._daemon.sensor import execute_sensor_iteration
-from dagster._scheduler.scheduler import launch_scheduled_runs
+import psycopg
+import time_machine
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
+from babylon_rl.automation.jobs import HOURS_JOB
+from babylon_rl.automation.launch import QUIET
+from babylon_rl.errors import BabylonError
 from babylon_rl.market.spawn import SpawnRequest, players_of, spawn
+from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.settings import Settings
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import read_batches
@@ -35,15 +35,16 @@ from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.releases import read_rollouts
-from babylon_rl.windows import window_of
-from babylon_rl_tests.e2e.fortnight_location import CURRENT
+from babylon_rl.windows import window_of, window_stretches
+from babylon_rl_tests.e2e.fortnight_location import CURRENT, defs
 from babylon_rl_tests.evaluation.endpoint import Rule, alternates, reads_news, reads_wrongly
 
 START = datetime(2025, 11, 3)
 PLAYED = range(12, 14)  # the game's hours of a day
 AGENTS = 8
 WAITING, ALERT = "{} hours wait for their judge.", "Alert, "
-QUIET = logging.getLogger("fortnight")
+LOG = logging.getLogger("fortnight")
+TICK_FAILS = (BabylonError, dg.DagsterError, dg.Failure, psycopg.Error, SQLAlchemyError, DagsterPostgresException)
 
 
 def of_skill(skill: float) -> Rule:
@@ -77,6 +78,121 @@ class Skills(Mapping[str, Rule]):
         return len(self.skills)
 
 
+class Daemon:
+    """What Dagster's daemon does of automation, by the public functions for tests; runs are executed where they are asked for."""
+
+    def __init__(self, instance: dg.DagsterInstance, resources: Callable[[], Mapping[str, object]], start: datetime) -> None:
+        self.instance, self._resources = instance, resources
+        self._cursors: dict[str, Any] = {}
+        self._ticked = {schedule.name: start for schedule in defs.schedules or ()}
+        self._failed: list[tuple[dg.DagsterRun, Any]] = []
+
+    def tick(self, now: datetime) -> None:
+        """One turn of all schedules, sensors and conditions."""
+        for schedule in defs.schedules or ():
+            if (due := _newest(str(schedule.cron_schedule), now)) > self._ticked[schedule.name]:
+                self._ticked[schedule.name] = due
+                context = dg.build_schedule_context(
+                    self.instance, due.replace(tzinfo=UTC), resources=self._resources(), repository_def=defs.get_repository_def()
+                )
+                self._evaluate(schedule, context)
+        for sensor in defs.sensors or ():
+            if isinstance(sensor, dg.AutomationConditionSensorDefinition):
+                continue
+            if isinstance(sensor, dg.RunStatusSensorDefinition):
+                self._tell_failures(sensor)
+            else:
+                self._evaluate(sensor, self._sensor_context(sensor))
+        for sensor in defs.sensors or ():
+            if isinstance(sensor, dg.AutomationConditionSensorDefinition):
+                self._evaluate_conditions(sensor)
+
+    def _sensor_context(self, sensor: Any) -> dg.SensorEvaluationContext:
+        return dg.build_sensor_context(
+            self.instance, self._cursors.get(sensor.name), sensor_name=sensor.name, resources=self._resources(), definitions=defs
+        )
+
+    def _evaluate(self, what: Any, context: Any) -> None:
+        """Evaluate a sensor or schedule; what it reports and asks for is done, and its cursor kept afterwards."""
+        try:
+            answer = what(context)
+        except TICK_FAILS as failed:
+            LOG.warning("The tick of %s failed: %s", what.name, failed)
+            return
+        requests = answer if isinstance(answer, list) else [answer]
+        cursor = getattr(context, "cursor", None)
+        if isinstance(answer, dg.SensorResult):
+            requests, cursor = list(answer.run_requests or ()), answer.cursor if answer.cursor is not None else cursor
+            for addition in answer.dynamic_partitions_requests or ():
+                self.instance.add_dynamic_partitions(addition.partitions_def_name, addition.partition_keys)
+            for event in answer.asset_events or ():
+                self.instance.report_runless_asset_event(event)
+        self._cursors[what.name] = cursor
+        for request in requests:
+            if isinstance(request, dg.RunRequest):
+                self._request(what, request)
+
+    def _request(self, what: Any, request: dg.RunRequest) -> None:
+        """Execute a requested run, unless one of its key was there before."""
+        kind = "dagster/sensor_name" if isinstance(what, dg.SensorDefinition) else "dagster/schedule_name"
+        tags = {**request.tags, kind: what.name}
+        if request.run_key is not None:
+            tags["dagster/run_key"] = request.run_key
+            if self.instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": request.run_key, kind: what.name})):
+                return
+        self.execute(what.job_name, tags, request.asset_selection, request.partition_key)
+
+    def execute(self, job: str, tags: Mapping[str, str], assets: Sequence[dg.AssetKey] | None, partition: str | None = None) -> None:
+        """Execute a run of a job in this process; one that fails is a failed run."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
+            definition = defs.resolve_job_def(job)
+        done = definition.execute_in_process(
+            run_config=QUIET, instance=self.instance, tags=tags, asset_selection=assets, partition_key=partition, raise_on_error=False
+        )
+        if not done.success:
+            self._failed.append((done.dagster_run, done.get_run_failure_event()))
+
+    def _tell_failures(self, sensor: dg.RunStatusSensorDefinition) -> None:
+        while self._failed:
+            run, event = self._failed.pop(0)
+            found = self.instance.get_run_by_id(run.run_id) or run
+            context = dg.build_run_status_sensor_context(sensor.name, event, self.instance, found, resources=self._resources())
+            try:
+                sensor(context.for_run_failure())
+            except TICK_FAILS as failed:
+                LOG.warning("The tick of %s failed: %s", sensor.name, failed)
+                self._failed.insert(0, (run, event))
+                return
+
+    def _evaluate_conditions(self, sensor: dg.AutomationConditionSensorDefinition) -> None:
+        """Ask the conditions; hours that several assets wish are one run of these, in stretches."""
+        cursor = self._cursors.get(sensor.name)
+        result = dg.evaluate_automation_conditions(defs, self.instance, sensor.asset_selection, cursor=cursor)
+        self._cursors[sensor.name] = result.cursor
+        assets_of: dict[str | None, list[dg.AssetKey]] = defaultdict(list)
+        for key in sorted(defs.resolve_asset_graph().get_all_asset_keys()):
+            for window in result.get_requested_partitions(key):
+                assets_of[window].append(key)
+        stretches: dict[tuple[dg.AssetKey, ...], list[str]] = defaultdict(list)
+        for window, assets in assets_of.items():
+            if window is None:
+                self.execute("__ASSET_JOB", {}, assets)
+            else:
+                stretches[tuple(assets)].append(window)
+        for assets, windows in stretches.items():
+            for first, last in window_stretches(sorted(windows), 24):
+                self.execute(HOURS_JOB, hour_tags(first, last), list(assets))
+
+
+def _newest(cron: str, now: datetime) -> datetime:
+    """The newest moment of a cron schedule of every hour (`M * * * *`) or every day (`M H * * *`), now at the latest."""
+    minute, hour, *rest = cron.split()
+    assert rest == ["*", "*", "*"], cron
+    moment = now.replace(minute=int(minute), second=0, microsecond=0, hour=now.hour if hour == "*" else int(hour))
+    return moment if moment <= now else moment - (timedelta(hours=1) if hour == "*" else timedelta(days=1))
+
+
 @dataclass
 class Fortnight:
     """The simulation: its clock, its daemon, and the ``story`` of what happened as (moment, sentence)."""
@@ -87,11 +203,8 @@ class Fortnight:
     now: datetime = START
     story: list[tuple[datetime, str]] = field(default_factory=list)
     crash_at: str | None = None
-    workspace: WorkspaceProcessContext | None = None
-    _times: dict[str, Any] = field(default_factory=dict)
+    daemon: Daemon | None = None
     _seen: dict[str, str] = field(default_factory=lambda: {"judge": WAITING.format(0)})
-    _assets: AssetDaemon = field(default_factory=lambda: AssetDaemon({}, 0))
-    _queue: QueuedRunCoordinatorDaemon = field(default_factory=lambda: QueuedRunCoordinatorDaemon(0))
 
     def tell(self, sentence: str) -> None:
         """Write a line of the story."""
@@ -99,20 +212,10 @@ class Fortnight:
 
     @contextmanager
     def running(self) -> Iterator["Fortnight"]:
-        """Dagster's processes in this one, with the simulation's clock."""
+        """Automation in this process, with the simulation's clock."""
         with ExitStack() as stack:
-            aware = lambda: self.now.replace(tzinfo=UTC)  # noqa: E731
-            stack.enter_context(patch("dagster._time._mockable_get_current_datetime", aware))
-            stack.enter_context(patch("dagster._time._mockable_get_current_timestamp", lambda: aware().timestamp()))
             instance = stack.enter_context(open_instance(self.database, self.settings))
-            # Runs are executed where they are dequeued, so that they have the same clock.
-            instance._run_launcher = SyncInMemoryRunLauncher()
-            instance._run_launcher.register_instance(instance)
-            # The daemon and every tick open an instance of their own, a quarter of a second each: here all of them share this one.
-            stack.enter_context(patch.object(dg.DagsterInstance, "from_ref", staticmethod(lambda ref: nullcontext(instance))))
-            place = LoadableTargetOrigin(module_name="babylon_rl_tests.e2e.fortnight_location", attribute="defs")
-            origin = InProcessCodeLocationOrigin(place, location_name="babylon_rl")
-            self.workspace = stack.enter_context(WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)))
+            self.daemon = Daemon(instance, lambda: {"babylon": CURRENT.babylon}, self.now)
             stack.callback(setattr, CURRENT, "babylon", None)
             self.change()
             yield self
@@ -129,27 +232,11 @@ class Fortnight:
             raise RuntimeError("nobody foresaw this")
 
     def tick(self) -> None:
-        """One turn of every daemon: schedules, sensors, conditions, and what is queued until nothing is."""
-        assert self.workspace is not None
-        moment = self.now.replace(tzinfo=UTC)
-        for turn in (
-            launch_scheduled_runs(self.workspace, QUIET, moment, iteration_times=self._times),
-            execute_sensor_iteration(self.workspace, QUIET, None, None),
-        ):
-            for _ in turn:
-                pass
-        self._drain()
-        for _ in self._assets._run_iteration_impl(self.workspace, None, {}, {}) or ():
-            pass
-        self._drain()
+        """One turn of the daemon, and what a person would notice then."""
+        assert self.daemon is not None
+        with time_machine.travel(self.now.replace(tzinfo=UTC)):
+            self.daemon.tick(self.now)
         self._listen()
-
-    def _drain(self) -> None:
-        assert self.workspace is not None
-        waiting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
-        while self.workspace.instance.get_runs_count(waiting):
-            for _ in self._queue.run_iteration(self.workspace):
-                pass
 
     def _listen(self) -> None:
         """What a person would notice: batches, decisions and rollouts that changed, hours that wait, alerts."""

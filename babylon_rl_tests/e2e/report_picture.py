@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import snapshots_named
 from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
@@ -26,7 +26,7 @@ BOX = "JSON.stringify(document.querySelectorAll('details')[%d].getBoundingClient
 def report(directory: Path, agents: tuple[str, ...] = AGENTS, markets: str = MARKETS) -> Path:
     """The page of a benchmark of scripted agents."""
     played = snapshots_named([markets])
-    runs = run_benchmark([scripted(name) for name in agents], played, directory / "results")
+    runs = benchmark_results([scripted(name) for name in agents], played, directory / "results")
     return write_report(runs.results, directory / "report", {market.digest: market.scenario for market in played})[0]
 
 

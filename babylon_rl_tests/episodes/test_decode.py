@@ -46,8 +46,9 @@ GOOD = json.dumps([make_step(0), make_step(1)])
 
 
 def test_good_row_gives_its_steps() -> None:
-    steps = decode(row(GOOD))
-    assert not isinstance(steps, Fault)
+    found = decode(row(GOOD))
+    assert not isinstance(found, Fault)
+    steps = found.completed
     assert [step.number for step in steps] == [0, 1]
 
 
@@ -175,22 +176,25 @@ def test_the_first_wrong_step_is_named_however_odd_the_others_are() -> None:
 
 def test_steps_without_a_whole_number_are_numbered_by_their_place() -> None:
     recorded = [make_step(stepNumber="x"), make_step(action="pending"), make_step(stepNumber=None), make_step(stepNumber=7.0)]
-    steps = decode(row(json.dumps(recorded)))
-    assert not isinstance(steps, Fault)
+    found = decode(row(json.dumps(recorded)))
+    assert not isinstance(found, Fault)
+    steps = found.completed
     assert [step.number for step in steps] == [0, 2, 7]
 
 
 def test_repeated_key_counts_as_its_last_value() -> None:
     text = step_with("agentPnL", 'true, "agentPnL": 7')
-    steps = decode(row(text))
-    assert not isinstance(steps, Fault)
+    found = decode(row(text))
+    assert not isinstance(found, Fault)
+    steps = found.completed
     assert steps[0].environment_state.agent_pnl == 7
 
 
 def test_success_is_only_true() -> None:
     texts = [make_step(success=value) for value in (True, 1, "true", None)]
-    steps = decode(row(json.dumps(texts)))
-    assert not isinstance(steps, Fault)
+    found = decode(row(json.dumps(texts)))
+    assert not isinstance(found, Fault)
+    steps = found.completed
     assert [step.action.succeeded for step in steps] == [True, False, False, False]
 
 

@@ -1,16 +1,18 @@
 """Small benchmarks for tests: markets of a few ticks, played by the real engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results, gate_job, market_rows
 from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.store.benchmarks import MarketResult
 
 
 @cache
@@ -30,4 +32,9 @@ def model(url: str, name: str = "m") -> Iterator[Player]:
 
 
 def results(directory: Path, *names: str, markets: int = 3, repeats: int = 1, mandate: Mandate = "one-tick") -> list[Result]:
-    return run_benchmark(roster(*names, mandate=mandate), small_markets(markets), directory, repeats=repeats).results
+    return benchmark_results(roster(*names, mandate=mandate), small_markets(markets), directory, repeats=repeats).results
+
+
+def rows_in(player: Player, snapshots: Sequence[Snapshot], home: Path | None = None, **options: Any) -> list[MarketResult]:
+    """The rows of a player in markets of the gate."""
+    return market_rows([gate_job(player, snapshot, home) for snapshot in snapshots], **options)

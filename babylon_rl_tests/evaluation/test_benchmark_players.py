@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.players import Player
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import Settings
@@ -29,7 +29,7 @@ def test_base_and_versions_are_served_when_something_is_missing_and_known_by_the
     with endpoint(base=hold, **{"v1.0.0": always_buy}) as served:
         for starts in (1, 1):  # the second time everything is known, and no server starts
             with players_named(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as players:
-                runs = run_benchmark(players, small_markets(1), tmp_path / "r")
+                runs = benchmark_results(players, small_markets(1), tmp_path / "r")
             assert [result.agent_id for result in runs.results] == ["base", "v1.0.0", "nothing"] and served.starts == starts
         assert [result.role for result in runs.results] == ["model", "model", "strategy"] and served.asked == {"base": 12, "v1.0.0": 12}
     assert len({player.identity for player in players}) == 3

@@ -10,7 +10,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.html_report.page import summarized
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
 from babylon_rl.evaluation.snapshots import snapshot_of
@@ -131,7 +131,7 @@ def test_of_former_engines_the_one_with_most_results_is_compared(sound: list[Res
 def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path) -> None:
     assert "training edition" not in " ".join(compare_results(sound).notes)
     market = snapshot_of(from_scenario(benchmark_scenario(preset("quick", edition="training", seed=3, minutes=12))))
-    (seen,) = run_benchmark(roster("nothing"), [market], tmp_path / "runs").results
+    (seen,) = benchmark_results(roster("nothing"), [market], tmp_path / "runs").results
     assert "training edition: they are not unseen" in " ".join(compare_results([*sound, seen]).notes)
     assert "training edition" in write_report([seen], tmp_path / "report")[0].read_text()
 

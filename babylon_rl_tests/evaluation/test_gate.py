@@ -9,13 +9,13 @@ import pytest
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, GateVerdict, decide
-from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, Choice, order
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl_tests.evaluation.results import compared, invalid, result
+from babylon_rl_tests.evaluation.runs import rows_in
 
 SNAPSHOTS = benchmark_snapshots(FEWEST_MARKETS)
 FEW = 16  # enough to be refused in
@@ -46,7 +46,7 @@ strategy = cache(scripted)
 
 @cache
 def results(player: Player, markets: int = FEWEST_MARKETS) -> list[MarketResult]:
-    return play_gate(player, SNAPSHOTS[:markets], concurrency=1)
+    return rows_in(player, SNAPSHOTS[:markets], concurrency=1)
 
 
 def judged(candidate: Player, reference: str = "nothing", minimum: float = 0.0, markets: int = FEWEST_MARKETS) -> GateVerdict:

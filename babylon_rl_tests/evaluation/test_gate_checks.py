@@ -4,10 +4,13 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.automation.checks_batches import GATE_CHECKS
+from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.evaluation.benchmark import evaluate_batch
+from babylon_rl.store.benchmarks import write_report
+from babylon_rl.types import BenchmarkReport
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint, reads_news
 
@@ -38,7 +41,8 @@ def test_the_conditions_of_the_gate_are_checks_of_the_report(materialized, make_
     verdicts = materialized(make_version("v1.0.0"), base=always_buy, **{"v1.0.0": reads_news})
     assert verdicts.keys() == GATE_CHECKS.keys() and all(verdict.passed for verdict in verdicts.values())
     assert "all of it is above the required +0.0" in verdicts["improvement"].description
-    assert verdicts["better_than_base"].description == "That is the reference: see improvement."
+    same = "Pass: the reference is base, so the verdict is that of improvement: "
+    assert verdicts["better_than_base"].description == verdicts["improvement"].description.replace("Pass: ", same)
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("pass",)
 
 
@@ -46,7 +50,8 @@ def test_the_conditions_of_the_gate_are_checks_of_the_report(materialized, make_
 def test_a_broken_checkpoint_shows_which_condition_it_fails(materialized, make_version, connection):
     verdicts = materialized(make_version("v1.0.0"), base=reads_news, **{"v1.0.0": always_buy})
     failed = {name for name, verdict in verdicts.items() if not verdict.passed}
-    assert {"no_collapse", "improvement"} <= failed <= {"no_collapse", "improvement", "better_than_nothing", "enough_markets"}
+    certain = {"no_collapse", "improvement", "better_than_base"}  # the base is the reference
+    assert certain <= failed <= certain | {"better_than_nothing", "enough_markets"}
     assert verdicts["no_collapse"].metadata["found"].value == "fail"
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("fail",)
 
@@ -56,3 +61,45 @@ def test_a_version_that_is_not_here_fails_all_with_the_reason(materialized, make
     verdicts = materialized(make_version("v1.0.0", base_model="dry"))
     assert not any(verdict.passed for verdict in verdicts.values())
     assert all("dry run" in verdict.description for verdict in verdicts.values())
+
+
+def alone(babylon: Babylon) -> dict[str, dg.AssetCheckEvaluation]:
+    """The verdicts of the report's checks in a run of them alone, which names no batch."""
+    location = code_location(given(babylon))
+    checks = {dg.AssetCheckKey(dg.AssetKey("benchmark_report"), name) for name in GATE_CHECKS}
+    job = location.resolve_implicit_global_asset_job_def().get_subset(asset_selection=set(), asset_check_selection=checks)
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = job.execute_in_process(instance=instance, run_config=QUIET)
+    return {verdict.check_name: verdict for verdict in run.get_asset_check_evaluations()}
+
+
+def test_an_inconclusive_gate_is_no_green_check(make_version, connection, database, settings):
+    babylon = Babylon(settings, database, lambda: NOW)
+    assert {verdict.description for verdict in alone(babylon).values()} == {"Nothing measured: no batch has been trained yet."}
+    batch = make_version("v1.0.0")
+    connection.execute(
+        'INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson")'
+        " VALUES (%s, %s, 'tiny-base', 'v1.0.0', '[]', '[]')",
+        [batch, batch],
+    )
+    connection.commit()
+    assert {verdict.description for verdict in alone(babylon).values()} == {f"Nothing measured: batch {batch} has no benchmark report."}
+    words = "v1.0.0 earns $41.7 an hour more than base (paired 95 % interval -39.2 to +122.6): it holds the required +0.0"
+    checks = [
+        {"name": "improvement", "found": "inconclusive", "words": words},
+        {"name": "no_collapse", "found": "pass", "words": "open_long in 60.0%"},
+    ]
+    report = BenchmarkReport(
+        batch_id=batch, version="v1.0.0", reference="base", decision="inconclusive", reason=f"{words}.", markets=48, min_improvement=0.0,
+        rows=[{"model": "v1.0.0", "improvement": 41.7, "checks": checks}], table_markdown="", data_version="1", plot_path=None,
+        created_at=NOW,
+    )  # fmt: skip
+    write_report(connection, report)
+    connection.commit()
+    found = alone(babylon)
+    assert found["no_collapse"].passed
+    for name in ("improvement", "better_than_base"):
+        assert (found[name].passed, found[name].severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert (found[name].description or "").startswith("Inconclusive: ") and (found[name].description or "").endswith(f"{words}.")
+        assert found[name].metadata["decision"].value == f"inconclusive: {words}."
+    assert found["improvement"].metadata["improvement"].value == 41.7

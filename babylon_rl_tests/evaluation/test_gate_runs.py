@@ -4,23 +4,20 @@ import gzip
 import itertools
 import json
 import os
-import re
+import shutil
 from datetime import timedelta
 
 import dagster as dg
-import fsspec
 import pytest
 
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.cli import run
-from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
-from babylon_rl.evaluation.model_sources import base_source, play_sources, version_source
+from babylon_rl.evaluation.model_sources import base_source, gate_rows, version_source
 from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
-from babylon_rl.evaluation.shared_runs import find_runs
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
@@ -42,7 +39,7 @@ def play(connection, settings):
         [model] = [model for model in read_models(connection) if model.version == version]
         sources, now = [version_source(model, CANDIDATE, base, by), base], NOW + timedelta(hours=next(times))
         with endpoint(**rules) as served:
-            play_sources(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
+            gate_rows(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
 
     return entered
 
@@ -121,17 +118,15 @@ def test_the_page_of_the_report_links_to_the_decisions(play, make_version, datab
 
 
 @pytest.fixture
-def compared_elsewhere(tmp_path, database, monkeypatch, capsys):
-    """``compared_elsewhere(url, *options)``: what ``benchmark compare v1.0.0 base --gate`` gives on a machine that has played nothing.
+def compared(database, settings, monkeypatch, capsys):
+    """``compared(home, *options)``: what ``benchmark compare v1.0.0 base --gate`` gives there.
 
     Its document, or its error where it ends with another ``code``.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("DATABASE_URL", database.url)
 
-    def compare(url: str, *options: str, code: int = 0):
-        monkeypatch.setenv("MODEL_STORAGE_URL", url)
+    def compare(home, *options: str, code: int = 0):
+        monkeypatch.setenv("BABYLON_RL_HOME", str(home))
         assert run(["benchmark", "compare", "v1.0.0", "base", "--gate", *options, "--json"]) == code
         told = capsys.readouterr()
         return told.err if code else json.loads(told.out)
@@ -139,77 +134,30 @@ def compared_elsewhere(tmp_path, database, monkeypatch, capsys):
     return compare
 
 
-def test_another_machine_shows_the_runs_behind_the_rows(play, make_version, settings, object_store, compared_elsewhere, tmp_path):
+def test_the_runs_behind_the_rows_are_compared_where_they_were_played_or_copied_to(play, make_version, settings, compared, tmp_path):
     make_version("v1.0.0")
-    url = object_store.bucket()
-    shared = settings.model_copy(update={"model_storage_url": url})
-    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
-    found = compared_elsewhere(url, "--report", "page")
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
+    found = compared(settings.home, "--report", str(tmp_path / "page"))
     [pair] = found["pairs"]
     assert (pair["a"], pair["snapshots"], pair["winner"]) == ("v1.0.0", len(SNAPSHOTS), "v1.0.0")
     assert (tmp_path / "page" / "index.html").is_file()
-    of_version = {run["benchmarkId"]: run["id"] for run in found["runs"] if run["agentId"] == "v1.0.0"}
-    fetched = tmp_path / "elsewhere" / "cache" / "decisions" / "v1.0.0"
-    for snapshot in SNAPSHOTS:
-        own = runs_directory(settings.home, "v1.0.0") / f"{snapshot.id}-gate.decisions.jsonl.gz"
-        assert (fetched / f"{of_version[snapshot.id]}.decisions.jsonl.gz").read_bytes() == own.read_bytes()
-    # What is here is not fetched again, and of a machine that played nothing is.
-    object_store.downloads.clear()
-    assert compared_elsewhere(url)["pairs"] == [pair]
-    assert object_store.downloads == []
+    told = compared(tmp_path / "elsewhere", code=2)
+    for name in ("v1.0.0", "base"):
+        assert (
+            f"{name}: the decisions in 12 of 12 markets are not on this machine: copy {tmp_path}/elsewhere/benchmarks/{name} from" in told
+        )
+    shutil.copytree(settings.home / DIRECTORY, tmp_path / "elsewhere" / DIRECTORY)
+    assert compared(tmp_path / "elsewhere")["pairs"] == [pair]
 
 
-def test_other_weights_under_a_name_are_other_files(play, make_version, settings, base_dir, compared_elsewhere, tmp_path):
+def test_runs_of_former_weights_are_not_taken_for_those_behind_the_rows(play, make_version, settings, base_dir, compared, tmp_path):
     make_version("v1.0.0")
-    url = f"file://{tmp_path}/storage"
-    shared = settings.model_copy(update={"model_storage_url": url})
-    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
     write_tensors(base_dir / "model.safetensors", 1.0, 3.0)
-    away = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/a-file/storage"})
-    (tmp_path / "a-file").write_bytes(b"")
+    away = settings.model_copy(update={"babylon_rl_home": tmp_path / "away"})
     play("v1.0.0", by=away, base=reads_news, **{"v1.0.0": reads_news})
-    # The new weights' runs are not there, and those of the old ones are not taken for them.
-    told = compared_elsewhere(url, code=2)
-    for name in ("v1.0.0", "base"):
-        assert f"{name}: the decisions in 12 of 12 markets are neither here nor at MODEL_STORAGE_URL" in told
-    # Compared again, with nothing left to play, they are copied.
-    play("v1.0.0", by=shared, base=hold, **{"v1.0.0": hold})
-    assert [(row["agent"], row["snapshots"]) for row in compared_elsewhere(url)["agents"]] == [("v1.0.0", 12), ("base", 12)]
-
-
-class FailingDriver(fsspec.AbstractFileSystem):
-    """A driver whose error is of no kind that is known."""
-
-    protocol = "failing"
-
-    def find(self, *_: object, **__: object) -> None:
-        raise RuntimeError("with a password")
-
-
-@pytest.mark.parametrize(("address", "reason"), [("file://{}/storage", r"Not a directory \(.*\)"), ("failing://storage", "RuntimeError")])
-def test_a_storage_that_is_away_costs_no_market_and_is_told(address, reason, play, make_version, connection, settings, tmp_path, caplog):
-    make_version("v1.0.0")
-    fsspec.register_implementation("failing", FailingDriver, clobber=True)
-    (tmp_path / "storage").write_bytes(b"a file where the directory should be")
-    shared = settings.model_copy(update={"model_storage_url": address.format(tmp_path)})
-    play("v1.0.0", by=shared, base=alternates, **{"v1.0.0": reads_news})
-    [told] = re.findall(r"Decisions in .*/v1\.0\.0 stay on this machine: .*/storage cannot be written to: (.*)\.$", caplog.text, re.M)
-    assert re.fullmatch(reason, told)
-    # Where they were made nobody asks the storage.
-    for name in ("v1.0.0", "base"):
-        found = find_runs(connection, shared, name)
-        assert (len(found.files), found.missing) == (len(SNAPSHOTS), 0)
-
-
-def test_decisions_that_cannot_be_fetched_are_named(play, make_version, connection, settings, tmp_path):
-    make_version("v1.0.0")
-    shared = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/storage"})
-    play("v1.0.0", by=shared, base=hold, **{"v1.0.0": reads_news})
-    full = shared.model_copy(update={"babylon_rl_home": tmp_path / "full"})
-    full.home.mkdir()
-    (full.home / "cache").write_bytes(b"a file where the directory should be")
-    with pytest.raises(ModelUnavailable, match=r"The decisions at .*/storage/benchmarks/v1\.0\.0 cannot be fetched to .*: Not a directory"):
-        find_runs(connection, full, "v1.0.0")
+    assert "v1.0.0: the decisions in 12 of 12 markets are not on this machine" in compared(settings.home, code=2)
+    assert [(row["agent"], row["snapshots"]) for row in compared(away.home)["agents"]] == [("v1.0.0", 12), ("base", 12)]
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ from babylon_rl.evaluation.judge_agreement import (
 )
 from babylon_rl.evaluation.statistics.intervals import mean_interval
 from babylon_rl.judge.groups import group_scores
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import judge_agreements, write_judge_agreement
 from babylon_rl.store.scores import read
 from babylon_rl.types import GroupScores
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 NOW = datetime(2025, 11, 20, 12)
 AGENTS = ("a", "b", "c", "d", "e")

@@ -1,4 +1,4 @@
-"""The leaderboard of versions, on stored results of a real endpoint, and what of it reaches Weights & Biases."""
+"""The leaderboard of versions, on stored results of a real endpoint."""
 
 import json
 from pathlib import Path

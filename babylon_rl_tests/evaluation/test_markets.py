@@ -8,7 +8,6 @@ import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
 from babylon_rl.evaluation.model_sources import model_player
-from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.llm.client import ChatClient
@@ -21,6 +20,7 @@ from babylon_rl.market.spawn import training_seed
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.windows import is_window_id
 from babylon_rl_tests.evaluation.endpoint import babble, endpoint, reads_news
+from babylon_rl_tests.evaluation.runs import rows_in
 
 SNAPSHOTS = benchmark_snapshots(8)
 TICKS = SNAPSHOTS[0].scenario.ticks
@@ -69,23 +69,24 @@ def test_a_larger_benchmark_contains_the_smaller() -> None:
 @pytest.mark.slow
 def test_the_same_market_and_player_give_the_same_result_in_any_process() -> None:
     program = (
-        "from babylon_rl.evaluation.play import *; from babylon_rl.evaluation.snapshots import *;"
-        "s = benchmark_snapshots(3); print([x.fingerprint for x in s]); print(play_gate(scripted('balanced'), s))"
+        "from babylon_rl.evaluation.players import scripted; from babylon_rl.evaluation.snapshots import benchmark_snapshots;"
+        "from babylon_rl_tests.evaluation.runs import rows_in;"
+        "s = benchmark_snapshots(3); print([x.fingerprint for x in s]); print(rows_in(scripted('balanced'), s))"
     )
     runs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout for _ in range(2)}
-    own = f"{[s.fingerprint for s in SNAPSHOTS[:3]]}\n{play_gate(scripted('balanced'), SNAPSHOTS[:3])}\n"
+    own = f"{[s.fingerprint for s in SNAPSHOTS[:3]]}\n{rows_in(scripted('balanced'), SNAPSHOTS[:3])}\n"
     assert runs == {own}
 
 
 def test_everyone_plays_the_same_markets() -> None:
-    one, other = (play_gate(scripted(name), SNAPSHOTS) for name in ("balanced", "momentum"))
+    one, other = (rows_in(scripted(name), SNAPSHOTS) for name in ("balanced", "momentum"))
     assert [result.snapshot for result in one] == [result.snapshot for result in other] == [snapshot.id for snapshot in SNAPSHOTS]
-    assert all(result.pnl_usd == 0 and result.trades == 0 for result in play_gate(scripted("nothing"), SNAPSHOTS))
+    assert all(result.pnl_usd == 0 and result.trades == 0 for result in rows_in(scripted("nothing"), SNAPSHOTS))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_adds_up(name: str) -> None:
-    for result in play_gate(scripted(name), SNAPSHOTS):
+    for result in rows_in(scripted(name), SNAPSHOTS):
         assert result.decisions == len(result.equity_usd) == TICKS
         assert sum(result.actions.values()) == TICKS and result.invalid == result.refused == 0
         assert result.trades == result.predictions == TICKS - result.actions["hold"]
@@ -94,13 +95,13 @@ def test_a_result_adds_up(name: str) -> None:
 
 
 def test_perfect_knowledge_is_always_right_and_honest_reading_earns_less() -> None:
-    oracle, reader = (play_gate(scripted(name), SNAPSHOTS) for name in ("oracle", "news-reader"))
+    oracle, reader = (rows_in(scripted(name), SNAPSHOTS) for name in ("oracle", "news-reader"))
     assert all(result.predictions_right == result.predictions for result in oracle)
     assert 0 < sum(result.pnl_usd for result in reader) < sum(result.pnl_usd for result in oracle)
 
 
 def play_one(player: Player) -> MarketResult:
-    (result,) = play_gate(player, SNAPSHOTS[:1])
+    (result,) = rows_in(player, SNAPSHOTS[:1])
     return result
 
 
@@ -119,9 +120,9 @@ def test_a_refused_order_is_counted_and_costs_nothing() -> None:
 
 
 def test_who_bets_against_every_move_is_never_right() -> None:
-    played = play_gate(scripted("balanced"), SNAPSHOTS)
+    played = rows_in(scripted("balanced"), SNAPSHOTS)
     right = sum(result.predictions_right for result in played) / sum(result.predictions for result in played)
-    lost = play_gate(scripted("contrarian"), SNAPSHOTS)
+    lost = rows_in(scripted("contrarian"), SNAPSHOTS)
     assert sum(result.predictions_right for result in lost) / sum(result.predictions for result in lost) < 0.5 < right
 
 
@@ -151,7 +152,7 @@ def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
         results = {}
         for model in served.rules:
             with ChatClient(served.url, None, model, logprobs=False) as client:
-                results[model] = play_gate(model_player(client, model, model), SNAPSHOTS, concurrency=4)
+                results[model] = rows_in(model_player(client, model, model), SNAPSHOTS, concurrency=4)
     assert served.asked == {"good": TICKS * len(SNAPSHOTS), "bad": TICKS * len(SNAPSHOTS)}
     assert served.temperatures == {0.0}
     assert sum(result.pnl_usd for result in results["good"]) / len(SNAPSHOTS) > 100
@@ -181,10 +182,10 @@ def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tic
             total.append(1)
             return Hold()
 
-    def interrupt(result: MarketResult) -> None:
+    def interrupt(job: object, row: MarketResult) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         slow = Player("slow", "slow", MODEL, "free", True, lambda *_: lambda agent_id, seed: Slow())
-        play_gate(slow, SNAPSHOTS[:4], concurrency=4, on_result=interrupt)
+        rows_in(slow, SNAPSHOTS[:4], concurrency=4, on_row=interrupt)
     assert TICKS <= len(total) < 3 * TICKS

@@ -11,7 +11,7 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.harness import harness_players
-from babylon_rl.evaluation.play import play_gate, run_benchmark
+from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_building import market_result
 from babylon_rl.evaluation.result_checks import validate_result
@@ -22,7 +22,7 @@ from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
-from babylon_rl_tests.evaluation.runs import model, results, roster, small_markets
+from babylon_rl_tests.evaluation.runs import model, results, roster, rows_in, small_markets
 
 TICKS = 12
 
@@ -65,7 +65,7 @@ def test_finished_runs_are_not_played_again(tmp_path: Path) -> None:
     before = times_of(tmp_path)
     lost = next(tmp_path.glob("momentum-*[0-9a-f].json"))
     lost.unlink()
-    again = run_benchmark(roster("balanced", "momentum", "nothing"), small_markets(), tmp_path)
+    again = benchmark_results(roster("balanced", "momentum", "nothing"), small_markets(), tmp_path)
     assert (again.played, again.known) == (1 + 3, 5) and lost.is_file()
     untouched = {name for name in before if lost.stem not in name}
     assert {name: when for name, when in times_of(tmp_path).items() if name in untouched} == {name: before[name] for name in untouched}
@@ -73,23 +73,23 @@ def test_finished_runs_are_not_played_again(tmp_path: Path) -> None:
 
 def test_asked_again_runs_are_played_anew_and_nothing_else_is(tmp_path: Path) -> None:
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        old = run_benchmark([one], small_markets(2), tmp_path).results
+        old = benchmark_results([one], small_markets(2), tmp_path).results
         served.rules = {"m": babble}
-        kept = run_benchmark([one], small_markets(2), tmp_path)
+        kept = benchmark_results([one], small_markets(2), tmp_path)
         assert kept.results == old and served.asked["m"] == 2 * TICKS
-        anew = run_benchmark([one], small_markets(1), tmp_path, again=True)
+        anew = benchmark_results([one], small_markets(1), tmp_path, again=True)
         assert (anew.played, anew.known, served.asked["m"]) == (1, 0, 3 * TICKS)
         assert anew.results[0].metrics.invalid_rate == 1.0 and anew.results[0].id == old[0].id
-        assert run_benchmark([one], small_markets(2), tmp_path).results == [anew.results[0], old[1]]
+        assert benchmark_results([one], small_markets(2), tmp_path).results == [anew.results[0], old[1]]
 
 
 def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(tmp_path: Path) -> None:
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        old = run_benchmark([one], small_markets(2), tmp_path).results
+        old = benchmark_results([one], small_markets(2), tmp_path).results
         served.rules = {"m": babble}
-        new = run_benchmark([one], small_markets(2), tmp_path, engine="other fees").results
+        new = benchmark_results([one], small_markets(2), tmp_path, engine="other fees").results
         assert served.asked["m"] == 4 * TICKS
-        assert run_benchmark([one], small_markets(2), tmp_path).results == old and served.asked["m"] == 4 * TICKS
+        assert benchmark_results([one], small_markets(2), tmp_path).results == old and served.asked["m"] == 4 * TICKS
     found = compare_results([*new, *old], reference="m")
     assert [(row.agent, row.invalid_rate) for row in found.agents] == [("m", 0.0)]  # of the engine that runs now
     assert [one.file for one in found.refused] == [result.id for result in new]
@@ -98,7 +98,7 @@ def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(t
 def test_for_one_tick_everybody_has_the_same_stake(tmp_path: Path) -> None:
     everybody = [*roster(*NAMES), *harness_players(10)[5:]]
     stakes: dict[str, set[float]] = {}
-    for result in run_benchmark(everybody, small_markets(), tmp_path).results:
+    for result in benchmark_results(everybody, small_markets(), tmp_path).results:
         stakes.setdefault(result.agent_id, set()).update(one["usd"] for one in result.trajectory.actions if one["action"] == "open_perp")
     assert all(stakes[name] for name in ("conservative", "aggressive", "conservative-2", "aggressive-2"))
     assert set.union(*stakes.values()) == {STAKE_USD}
@@ -108,13 +108,13 @@ def test_a_file_that_cannot_be_read_is_played_again(tmp_path: Path) -> None:
     (first, *_) = results(tmp_path, "random")
     broken = tmp_path / f"random-{first.id.removeprefix('result-')}.json"
     broken.write_bytes(broken.read_bytes()[:100])
-    again = run_benchmark(roster("random"), small_markets(), tmp_path)
+    again = benchmark_results(roster("random"), small_markets(), tmp_path)
     assert again.played == 1 and read_result(broken) == first
 
 
 def test_every_decision_prompt_and_fill_of_a_model_is_kept(tmp_path: Path) -> None:
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        runs = run_benchmark([one], small_markets(), tmp_path)
+        runs = benchmark_results([one], small_markets(), tmp_path)
     kept = list(decisions(tmp_path, "m"))
     assert runs.played == 3 and len(kept) == served.asked["m"] == 3 * TICKS
     assert all(line["call"]["messages"][0]["role"] == "system" and '"buy"' in line["call"]["response"] for line in kept)
@@ -125,7 +125,7 @@ def test_every_decision_prompt_and_fill_of_a_model_is_kept(tmp_path: Path) -> No
 
 def test_nonsense_is_counted_and_costs_the_turn(tmp_path: Path) -> None:
     with endpoint(m=babble) as served, model(served.url) as one:
-        (result,) = run_benchmark([one], small_markets(1), tmp_path).results
+        (result,) = benchmark_results([one], small_markets(1), tmp_path).results
     assert result.complete and sum(result.metrics.invalid.values()) == TICKS and result.metrics.invalid_rate == 1.0
     assert result.metrics.action_shares == {"invalid": 1.0} and result.metrics.total_pnl == 0.0 and not validate_result(result)
 
@@ -135,52 +135,52 @@ def test_an_endpoint_that_breaks_off_loses_nothing_else_and_the_next_call_goes_o
     with endpoint(m=always_buy) as served, model(served.url) as one:
         players = [one, *roster("balanced")]
         served.breaks_after = TICKS + 5
-        broken = run_benchmark(players, markets, tmp_path, concurrency=1)
+        broken = benchmark_results(players, markets, tmp_path, concurrency=1)
         assert [result.agent_id for result in broken.results] == ["m", "balanced", "balanced", "balanced"]
         assert [(left.agent, left.ticks_played, left.ticks) for left in broken.unfinished] == [("m", 5, TICKS), ("m", 0, TICKS)]
         assert "Stopped at tick 5 of 12" in broken.unfinished[0].reason and "Not begun" in broken.unfinished[1].reason
         partial = read_result(next(tmp_path.glob("*.partial.json")))
         assert (partial.complete, partial.ticks_processed, validate_result(partial)) == (False, 5, [])
         served.breaks_after = None
-        whole = run_benchmark(players, markets, tmp_path)
+        whole = benchmark_results(players, markets, tmp_path)
         assert served.asked["m"] == 3 * TICKS  # the answers from before the break were not asked for again
     assert (whole.played, whole.known, whole.unfinished) == (2, 4, []) and not list(tmp_path.glob("*.partial.json"))
 
 
 def test_a_run_that_was_broken_off_ends_like_one_that_was_not(tmp_path: Path) -> None:
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        straight = run_benchmark([one], small_markets(1), tmp_path / "straight").results[0]
+        straight = benchmark_results([one], small_markets(1), tmp_path / "straight").results[0]
         served.breaks_after = TICKS + 7
-        run_benchmark([one], small_markets(1), tmp_path / "broken")
+        benchmark_results([one], small_markets(1), tmp_path / "broken")
         (answers,) = (tmp_path / "broken").glob(f"*{ANSWERS}")
         with answers.open("ab") as file:
             file.write(b'{"key": "cut o')  # as a kill leaves it
         served.breaks_after = None
-        resumed = run_benchmark([one], small_markets(1), tmp_path / "broken").results[0]
+        resumed = benchmark_results([one], small_markets(1), tmp_path / "broken").results[0]
         assert served.asked["m"] == 2 * TICKS
     assert resumed.trajectory == straight.trajectory and resumed.metrics.total_pnl == straight.metrics.total_pnl
 
 
 def test_a_model_that_is_down_from_the_start_has_runs_that_were_not_begun(tmp_path: Path) -> None:
     with model("http://127.0.0.1:9/v1") as one:
-        runs = run_benchmark([one, *roster("nothing")], small_markets(), tmp_path, concurrency=1)
+        runs = benchmark_results([one, *roster("nothing")], small_markets(), tmp_path, concurrency=1)
     assert len(runs.results) == 3 and [left.ticks_played for left in runs.unfinished] == [0, 0, 0]
     assert "does not answer" in runs.unfinished[0].reason
 
 
 def test_progress_counts_decisions_of_what_is_missing(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    run_benchmark(roster("nothing"), small_markets(), tmp_path, on_progress=lambda *one: told.append(one))
+    benchmark_results(roster("nothing"), small_markets(), tmp_path, on_progress=lambda *one: told.append(one))
     assert told[-1] == ("decisions", 3 * TICKS, 3 * TICKS) and [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     told.clear()
-    run_benchmark(roster("nothing"), small_markets(), tmp_path, on_progress=lambda *one: told.append(one))
+    benchmark_results(roster("nothing"), small_markets(), tmp_path, on_progress=lambda *one: told.append(one))
     assert told == []
 
 
 def test_the_row_that_the_gate_stores_is_a_view_of_the_result_that_it_keeps(tmp_path: Path) -> None:
     snapshots = benchmark_snapshots(3)
     for name in ("balanced", "nothing"):
-        rows = play_gate(scripted(name), snapshots, home=tmp_path)
+        rows = rows_in(scripted(name), snapshots, home=tmp_path)
         kept = [read_result(gate_files(tmp_path, name, snapshot.id).path(".json")) for snapshot in snapshots]
         assert [market_result(result, snapshot) for result, snapshot in zip(kept, snapshots, strict=True)] == rows
         assert [row.pnl_usd for row in rows] == pytest.approx([result.pnl_usd for result in kept])
@@ -190,13 +190,13 @@ def test_the_row_that_the_gate_stores_is_a_view_of_the_result_that_it_keeps(tmp_
 
 def test_two_agents_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="each agent once"):
-        run_benchmark(roster("nothing", "nothing"), small_markets(1), tmp_path)
+        benchmark_results(roster("nothing", "nothing"), small_markets(1), tmp_path)
 
 
 def test_a_run_is_recorded_once_with_its_prompts_and_never_as_training_data(database: Database, tmp_path: Path) -> None:
     markets = small_markets(1)
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        runs = run_benchmark([one, *roster("oracle")], markets, tmp_path)
+        runs = benchmark_results([one, *roster("oracle")], markets, tmp_path)
     with database.connect() as connection:
         assert (record_runs(connection, runs.files), record_runs(connection, runs.files)) == (2, 0)
         rows = connection.execute(

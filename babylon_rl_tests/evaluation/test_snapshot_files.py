@@ -1,6 +1,7 @@
 """Snapshots on disk: written whole, read with a sentence for whatever is wrong, the game's own among them."""
 
 import gzip
+import json
 from pathlib import Path
 
 import msgspec
@@ -13,16 +14,19 @@ from babylon_rl.evaluation.snapshot_file import (
     encode,
     from_scenario,
     load,
-    optimality,
     optimum_of,
     save,
     to_scenario,
     validate,
 )
+from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 from babylon_rl.market.simulation.actions import BuyPrediction, OpenPerp
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.roster import factory
+from babylon_rl.market.simulation.run import play
 
 GAME = Path(__file__).parent.parent / "data" / "game_benchmark_snapshot.json.gz"
 
@@ -69,11 +73,32 @@ def test_the_games_own_snapshot_loads_and_can_be_played(tmp_path: Path, wrapped:
     assert [post.about for post in scenario.posts if post.direction] and all(0.0 <= post.trust <= 1.0 for post in scenario.posts)
 
 
-def test_the_games_own_snapshot_has_an_optimum_within_a_budget() -> None:
-    snapshot = load(GAME)
-    best = optimum_of(snapshot)
-    assert 0.0 < best.played <= best.pnl <= best.upper_bound
-    assert optimality(best.pnl / 2, snapshot) == pytest.approx(50.0)
+def test_the_games_own_snapshot_has_the_oracles_optimum() -> None:
+    best = optimum_of(load(GAME))
+    assert best.pnl > 0.0 and best.start_balance == 10_000.0
+
+
+def test_a_file_of_an_earlier_version_keeps_its_optimum(tmp_path: Path) -> None:
+    document = json.loads(encode(from_scenario(benchmark_scenario(preset("quick", edition="held-out")))))
+    document["groundTruth"]["optimum"] = {"pnl": 9.5, "played": 9.0, "upperBound": 99.0, "startBalance": 10_000.0, "policy": "a class"}
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    assert optimum_of(load(tmp_path / "old.json")).pnl == 9.5
+
+
+@pytest.mark.parametrize(("pnl", "best", "score"), [(5, 10, 50), (20, 10, 100), (-1, 10, 0), (0, 0, 100), (-1, -5, 0)])
+def test_optimality_is_the_share_of_the_oracles_profit(pnl: float, best: float, score: float) -> None:
+    assert optimality_score(pnl, best) == score
+
+
+@pytest.mark.parametrize("name", ["hour", "quick"])
+def test_the_oracles_actions_have_their_profits_and_are_the_better_of_its_plays(name: str) -> None:
+    scenario = benchmark_scenario(preset(name, edition="held-out"))
+    truth = from_scenario(scenario).ground_truth
+    assert truth.optimum is not None
+    plays = [play(scenario, {"o": factory("oracle", scenario, mandate)}).records["o"].pnl_usd for mandate in (ONE_TICK, FREE)]
+    assert truth.optimum.pnl == round(max(plays), 2)
+    assert [action.tick for action in truth.optimal_actions] == sorted(action.tick for action in truth.optimal_actions)
+    assert sum(action.expected_value for action in truth.optimal_actions) == pytest.approx(truth.optimum.pnl, rel=0.2)
 
 
 def test_no_file_says_how_to_make_one(tmp_path: Path) -> None:

@@ -110,7 +110,6 @@ ERRORS: dict[str, tuple[Callable[[Document], Any], str]] = {
     "unknown target": (lambda d: d["groundTruth"]["optimalActions"][0].update(target="X"), "optimal action trades 'X'"),
     "action after the end": (lambda d: d["groundTruth"]["optimalActions"][0].update(tick=31), "optimal action is at tick 31"),
     "chance after the end": (lambda d: d["groundTruth"]["socialOpportunities"][0].update(tick=-1), "opportunity is at tick -1"),
-    "optimum above the bound": (lambda d: d["groundTruth"]["optimum"].update(pnl=1e9), "not between"),
     "event about nothing": (lambda d: event(d, "price:updated")["data"].update(ticker="X"), "moves the price of 'X'"),
     "event with a list": (lambda d: event(d, "price:updated")["data"].update(ticker=[]), "moves the price of []"),
     "event of another price": (lambda d: event(d, "price:updated")["data"].update(newPrice=1), "the state after it says"),

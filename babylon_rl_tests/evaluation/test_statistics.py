@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval, share_by_snapshot, wilson
+from babylon_rl_tests.evaluation.runs import rows_in
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 P_AND_L: dict[str, Draw] = {  # dollars about a mean of 20; the skewness of differences in the project's benchmarks stays below 1
@@ -79,7 +79,7 @@ def test_clustered_intervals_are_those_of_the_snapshots_means() -> None:
 
 @pytest.mark.long
 def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.Generator) -> None:
-    one, other = (play_gate(scripted(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
+    one, other = (rows_in(scripted(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
     differences = np.array([a.pnl_usd - b.pnl_usd for a, b in zip(one, other, strict=True)])
     held, above = coverage(lambda rng, n: rng.choice(differences, n), rng, differences.mean(), 24)
     assert 0.93 <= held <= 0.97

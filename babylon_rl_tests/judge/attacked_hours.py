@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import GroupScores
@@ -12,6 +11,7 @@ from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.judge.attacks import Attack
 from babylon_rl_tests.judge.model_judge import NOW
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scored import score_windows
 
 ATTACKER = "agent-1"
 PNL_USD = {"agent-0": -120.0, ATTACKER: -40.0, "agent-2": 60.0, "agent-3": 150.0, "agent-4": 220.0}

@@ -4,9 +4,9 @@ import signal
 import sys
 from datetime import datetime
 
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
+from babylon_rl_tests.scored import score_windows
 
 INTERRUPTED = 42
 
@@ -18,14 +18,20 @@ def run_scoring(url: str, windows: list[str], settings: Settings, now: datetime)
 
 
 def run_interruptible(url: str, windows: list[str], settings: Settings, now: datetime) -> None:
-    """Score some hours as a step of Dagster does, which turns signals into an exception of its own; exits with INTERRUPTED by that."""
-    from dagster import DagsterExecutionInterruptedError
-    from dagster._utils.interrupts import capture_interrupts, raise_interrupts_as
+    """Score some hours in a step of Dagster, which turns signals into an exception of its own; exits with INTERRUPTED by that."""
+    import dagster as dg
+
+    @dg.op
+    def score() -> None:
+        run_scoring(url, windows, settings, now)
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def scoring() -> None:
+        score()
 
     try:
-        with capture_interrupts(), raise_interrupts_as(DagsterExecutionInterruptedError):
-            run_scoring(url, windows, settings, now)
-    except DagsterExecutionInterruptedError:
+        scoring.execute_in_process()
+    except dg.DagsterExecutionInterruptedError:
         sys.exit(INTERRUPTED)
 
 

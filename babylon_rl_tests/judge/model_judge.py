@@ -9,6 +9,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.rows import AFTER, START, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scored import read_hours
 
 MODEL = "openai/scripted"
 PRICED = "openai/gpt-4o-mini"
@@ -52,9 +53,11 @@ def add_hours(connection: Connection, hours: int, agents: int = 5, *, wordy: boo
 
 
 def filled(database: Database, hours: int, agents: int = 5, *, wordy: bool = False) -> list[str]:
-    """``add_hours``, committed."""
+    """``add_hours``, read as the graph does, and committed."""
     with database.connect() as connection:
-        return add_hours(connection, hours, agents, wordy=wordy)
+        windows = add_hours(connection, hours, agents, wordy=wordy)
+        read_hours(connection, windows, Settings(_env_file=None), NOW)
+    return windows
 
 
 def count(url: str, query: str) -> int:

@@ -1,4 +1,4 @@
-"""The scripted judge for tests, on a free loopback port: in a thread (fast) or as ``babylon-rl serve judge``; and what to ask it."""
+"""The scripted judge for tests, on a free loopback port: in a thread (fast) or in a process; and what to ask it."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import OVERRIDE_HEADER, running
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import OVERRIDE_HEADER, running
 
 NONCE = "4f1a9c"
 START_S = 120
@@ -64,9 +64,9 @@ def judging(judge: ScriptedJudge | None = None) -> Iterator[Judge]:
 
 
 @contextmanager
-def judging_process(*options: str) -> Iterator[Judge]:
-    """A judge in a process of its own, started by the command with these options."""
-    command = [sys.executable, "-m", "babylon_rl", "serve", "judge", "--port", "0", *options]
+def judging_process(**settings: Any) -> Iterator[Judge]:
+    """A judge in a process of its own, with these settings."""
+    command = [sys.executable, "-m", "babylon_rl_tests.scripted_judge", "--port", "0", json.dumps(settings)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

@@ -7,14 +7,14 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.reliability.audit import audit, audit_sample
 from babylon_rl.judge.reliability.report import reliability_report, report_document
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_reliability import SPAN
 from babylon_rl_tests.judge.test_render import fill_market
+from babylon_rl_tests.scored import read_hours, score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 SECOND = "openai/second"
 
@@ -133,6 +133,7 @@ def test_opinions_are_compared_on_the_same_content(connection: Connection, setti
     score_windows(connection, [window], chosen, NOW)
     answer = """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = now()::timestamp"""
     connection.execute(answer)
+    read_hours(connection, [window], chosen, NOW)
     before = requests(judge)
     late = audit(connection, chosen, [window], NOW)
     assert late is not None and (late.changed, late.agreed_on, requests(judge)) == (1, 0, before), "the judge did not know that answer"

@@ -6,8 +6,6 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.judge.cost import estimate_hours, total_of
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -16,6 +14,8 @@ from babylon_rl.store.judge_requests import RESERVED_FOR, reserve, spent_on
 from babylon_rl.store.scores import read_pending
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scored import read_hours, score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 
 @pytest.mark.long
@@ -40,6 +40,7 @@ def test_the_bill_lies_between_the_two_ends_of_the_estimate(
     windows = add_hours(connection, 24)
     with judging(judge_is) as judge:
         chosen = asking(settings, judge.url, judge_model=PRICED, judge_disagreement=disagreement)
+        read_hours(connection, windows, chosen, NOW)
         assert len(score_windows(connection, windows[:6], chosen, NOW)) == 6
         told = total_of(estimate_hours(connection, windows[6:], chosen))
         before = judge.stats()["requests"]
@@ -58,6 +59,7 @@ def test_hours_beyond_the_days_budget_wait_for_the_next(connection: Connection, 
     windows = add_hours(connection, 6)
     with judging() as judge:
         free = asking(settings, judge.url, judge_model=PRICED, judge_concurrency=1)
+        read_hours(connection, windows, free, NOW)
         cost = estimate_hours(connection, windows[:1], free)[0].usd
         assert cost is not None
         tight = free.model_copy(update={"judge_budget_usd": 2.5 * cost})

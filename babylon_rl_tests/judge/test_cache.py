@@ -12,20 +12,21 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.groups import scores_document
-from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.scripted.judge import ScriptedJudge
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.freezing import DROPOUT, record_dropped
 from babylon_rl.store.judge_requests import StoredAnswer, add_answers, find_answers, spent_on
-from babylon_rl.store.scores import read_sources
+from babylon_rl.store.scores import read_made_from
 from babylon_rl_tests.expected import expected
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume, everything
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_trajectory
+from babylon_rl_tests.scored import read_hours, score_stale, score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 LATER = NOW + timedelta(hours=1)
 MOST = timedelta(days=400)
@@ -109,12 +110,12 @@ def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_a
     fill_market(connection)
     chosen = asking(settings, judge.url)
     score_windows(connection, [window], chosen, NOW)
-    of_hour = read_sources(connection, [window])
+    of_hour = read_made_from(connection, [window])
     assert list(of_hour) == [window] and requests(judge) == 2
     connection.execute("""UPDATE "User" SET username = 'never-mentioned' WHERE id = 'agent-0'""")
     kept = score_windows(connection, [window], chosen, LATER)
     assert not kept[window].changed and requests(judge) == 2
-    assert read_sources(connection, [window]) != of_hour
+    assert read_made_from(connection, [window]) == of_hour, "names are those of the first reading"
     for asked, change in enumerate(
         (
             """UPDATE "Question" SET outcome = false""",
@@ -129,9 +130,10 @@ def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_a
         assert requests(judge) == 2 * asked
     for changes in ({"judge_private_fields": "news"}, {"show_hidden_answers_to_judge": False}):
         before = requests(judge)
-        assert score_windows(connection, [window], chosen.model_copy(update=changes), LATER)[window].changed
-        assert requests(judge) == before + 2
-    assert score_windows(connection, [window], chosen, LATER)[window].changed and requests(judge) == before + 2
+        other = chosen.model_copy(update=changes)
+        assert not score_windows(connection, [window], other, LATER)[window].changed and requests(judge) == before
+        assert score_stale(connection, [window], other, LATER)[window].changed and requests(judge) == before + 2
+    assert score_stale(connection, [window], chosen, LATER)[window].changed and requests(judge) == before + 2
 
 
 def test_force_writes_again_and_pays_for_nothing(connection: Connection, settings: Settings, judge: Judge) -> None:
@@ -147,7 +149,7 @@ def test_force_writes_again_and_pays_for_nothing(connection: Connection, setting
 def test_more_orders_ask_only_for_those(connection: Connection, settings: Settings, judge: Judge) -> None:
     windows = add_hours(connection, 1)
     score_windows(connection, windows, asking(settings, judge.url), NOW)
-    found = score_windows(connection, windows, asking(settings, judge.url, judge_orders=3), LATER)
+    found = score_stale(connection, windows, asking(settings, judge.url, judge_orders=3), LATER)
     assert requests(judge) == 3 and found.asked[windows[0]].cached == 2
 
 
@@ -157,6 +159,7 @@ def test_a_consumed_hour_keeps_its_scores(connection: Connection, settings: Sett
     score_windows(connection, [WINDOW], chosen, NOW)
     consume(connection, "t0", "agent-0")
     insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=5000.0)])
+    read_hours(connection, [WINDOW], chosen, NOW)
     before = everything(connection)
     kept = score_windows(connection, [WINDOW], chosen, LATER)
     assert everything(connection) == before and requests(judge) == 2 and not kept[WINDOW].changed
@@ -176,8 +179,8 @@ def test_an_answer_of_another_judge_is_no_answer_of_this_one(connection: Connect
     windows = add_hours(connection, 1)
     score_windows(connection, windows, settings, NOW)
     assert stored_scores(connection, windows)[windows[0]].judge == "heuristic"
-    found = score_windows(connection, windows, asking(settings, judge.url), NOW)
-    other = score_windows(connection, windows, asking(settings, judge.url, judge_model="openai/another"), NOW)
+    found = score_stale(connection, windows, asking(settings, judge.url), NOW)
+    other = score_stale(connection, windows, asking(settings, judge.url, judge_model="openai/another"), NOW)
     assert (found[windows[0]].judge, other[windows[0]].judge) == (MODEL, "openai/another") and requests(judge) == 4
 
 
@@ -188,8 +191,9 @@ def test_what_a_trials_server_answered_does_not_stand_for_the_model_whose_name_i
     with judging(ScriptedJudge(skill="text")) as trial:
         tried = score_windows(connection, windows, asking(settings, trial.url), NOW)
         chosen = asking(settings, judge.url)
-        assert estimate_hours(connection, windows, chosen)[0].requests == 2
-        found = score_windows(connection, windows, chosen, LATER)
+        assert estimate_hours(connection, windows, chosen) == []
+        assert estimate_hours(connection, windows, chosen, stale=True)[0].requests == 2
+        found = score_stale(connection, windows, chosen, LATER)
         assert found[windows[0]].changed and requests(judge) == 2 and found[windows[0]].scores != tried[windows[0]].scores
         assert not score_windows(connection, windows, chosen, LATER)[windows[0]].changed and requests(judge) == requests(trial) == 2
 
@@ -262,6 +266,7 @@ def test_an_hour_that_changes_while_it_is_judged_waits_for_the_next_run(database
         while not judge.stats()["inFlight"]:
             time.sleep(0.01)
         insert(other, "trajectories", [late])
+        read_hours(other, [window], chosen, NOW)
         other.commit()
         thread.join()
         assert list(found[0].pending) == [window] and not found[0]
@@ -276,6 +281,7 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(connection: Connectio
     chosen = asking(settings, judge.url, judge_model="openai/gpt-4o-mini")
     score_windows(connection, [first], chosen, NOW)
     connection.execute("DELETE FROM babylon_rl.group_scores")
+    read_hours(connection, [first, second], chosen, NOW)
     before = rows_of_scores(connection)
     known, unknown = estimate_hours(connection, [first, second], chosen)
     assert (known.requests, known.cached, known.usd) == (0, 2, 0.0)

@@ -13,12 +13,12 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.scripted.judge import TRANSPORT_FAULTS, ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.llm.retries import CircuitBreaker, Retries
 from babylon_rl.llm.transports import LitellmTransport
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.http_endpoint import Answer, Endpoint, completion, endpoint, refusal
+from babylon_rl_tests.scripted_judge.judge import TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 
 KEY = "sk-test-0123456789"
 MESSAGES = [{"role": "system", "content": "Score."}, {"role": "user", "content": "Two episodes."}]
@@ -321,13 +321,15 @@ def test_half_a_surrogate_pair_in_a_text_is_sent_as_a_question_mark() -> None:
     assert played.seen[0]["messages"][0]["content"] == "a?b"
 
 
-def test_no_more_requests_are_in_flight_than_allowed() -> None:
-    async def ask(played: Endpoint) -> None:
-        async with direct(played, judge_concurrency=3) as caller:
-            await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(20)))
+async def ask_often(caller: JudgeClient, times: int, at_once: int) -> list[Any]:
+    """Answers or errors of some requests, a few at a time, as GroupJudge makes them."""
+    slots = asyncio.Semaphore(at_once)
 
-    _, played = run(ask, Answer(body=completion().body, delay_s=0.01))
-    assert (len(played.seen), played.most_in_flight) == (20, 3)
+    async def ask() -> Any:
+        async with slots:
+            return await caller.ask(MESSAGES, SCHEMA)
+
+    return await asyncio.gather(*(ask() for _ in range(times)), return_exceptions=True)
 
 
 def test_a_judge_that_is_down_is_not_asked_by_everybody() -> None:
@@ -335,8 +337,8 @@ def test_a_judge_that_is_down_is_not_asked_by_everybody() -> None:
 
     async def ask(played: Endpoint) -> list[str]:
         breaker = CircuitBreaker(time, threshold=3, open_s=1000)
-        async with direct(played, time, breaker=breaker, judge_concurrency=2, retries=Retries(attempts=4)) as caller:
-            failed = await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(50)), return_exceptions=True)
+        async with direct(played, time, breaker=breaker, retries=Retries(attempts=4)) as caller:
+            failed = await ask_often(caller, 50, 2)
             assert all(isinstance(error, JudgeUnavailable) for error in failed)
             time.now += 1000
             played.script = [completion("back")]
@@ -351,8 +353,8 @@ def test_a_judge_that_is_down_is_not_asked_by_everybody() -> None:
 
 def test_a_wrong_key_is_not_tried_by_everybody() -> None:
     async def ask(played: Endpoint) -> list[Any]:
-        async with direct(played, judge_concurrency=1) as caller:
-            return await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(20)), return_exceptions=True)
+        async with direct(played) as caller:
+            return await ask_often(caller, 20, 1)
 
     errors, played = run(ask, refusal(401))
     assert len(played.seen) == 5

@@ -13,8 +13,6 @@ from datetime import timedelta
 
 import pytest
 
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -22,6 +20,8 @@ from babylon_rl_tests.judge.crash_run import INTERRUPTED, run_interruptible, run
 from babylon_rl_tests.judge.model_judge import NOW, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.repeatable import ROUNDS
+from babylon_rl_tests.scored import score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.store.servers import end_other_sessions
 
 pytestmark = pytest.mark.long

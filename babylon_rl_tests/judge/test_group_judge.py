@@ -13,11 +13,11 @@ from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
-from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
 from babylon_rl_tests.judge.model_judge import PRICED, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.scripted_judge.judge import CONTENT_FAULTS, ScriptedJudge
 
 SECRET = b"s" * 32
 

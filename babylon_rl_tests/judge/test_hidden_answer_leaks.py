@@ -6,12 +6,12 @@ import pytest
 
 from babylon_rl.judge.hindsight import verdicts_with_leaks
 from babylon_rl.judge.leakage import HiddenAnswer, leaks_hidden_answer
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.judge.test_render import fill_market
+from babylon_rl_tests.scored import score_windows
 
 RAIN = HiddenAnswer(("Q7", "Will it rain?"), True)
 SNOW = HiddenAnswer(("market 99", "Will it snow?"), False)

@@ -14,7 +14,6 @@ from babylon_rl.judge.prompt.privacy import NameReplacer, private_fields
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.judge.prompt.steps import read_transcripts, render_steps
-from babylon_rl.judge.scripted.parsing import GullibleReading, demanded_scores, read, read_gullibly
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -27,6 +26,7 @@ from babylon_rl_tests.judge.scripted_server import Judge, asked
 from babylon_rl_tests.judge.trading_talk import TALK, filled, ordinary_texts
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import AFTER, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scripted_judge.parsing import GullibleReading, demanded_scores, read, read_gullibly
 
 MODEL = "openai/gpt-4o-mini"
 SETTINGS = Settings(_env_file=None, judge_model="heuristic")

@@ -10,7 +10,7 @@ from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.reliability.audit import report_with_audit
 from babylon_rl.judge.reliability.report import reliability_report, report_document, report_rows
-from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import hour_verdicts
@@ -21,6 +21,7 @@ from babylon_rl_tests.judge.model_judge import NOW, PRICED, asking
 from babylon_rl_tests.judge.scripted_server import Judge
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scored import read_hours, score_windows
 
 OBEDIENT = {"obedience": 1.0}
 
@@ -92,6 +93,7 @@ def test_what_two_orders_differ_by_is_no_gain(connection: Connection, settings: 
 def test_a_masked_group_is_asked_once_and_priced_before(connection: Connection, settings: Settings, judge: Judge) -> None:
     names = list(add_attacked_hours(connection, [Attack("beg", BEG)]))
     chosen = asking(settings, judge.url, judge_model=PRICED)
+    read_hours(connection, names, chosen, NOW)
     quiet, begged = estimate_hours(connection, names, chosen)
     assert (quiet.requests, begged.requests) == (2, 4)
     score_windows(connection, names, chosen, NOW)
@@ -104,6 +106,7 @@ def test_a_masked_group_is_asked_once_and_priced_before(connection: Connection, 
 def test_a_flagged_group_waits_for_the_budget_of_its_second_judgement(connection: Connection, settings: Settings, judge: Judge) -> None:
     _, begged = add_attacked_hours(connection, [Attack("beg", BEG)])
     chosen = asking(settings, judge.url, judge_model=PRICED, judge_concurrency=1)
+    read_hours(connection, [begged], chosen, NOW)
     (cost,) = estimate_hours(connection, [begged], chosen)
     scored = score_windows(connection, [begged], chosen.model_copy(update={"judge_budget_usd": (cost.usd or 0) * 0.6}), NOW)
     assert list(scored.pending) == [begged] and "JUDGE_BUDGET_USD" in scored.pending[begged]

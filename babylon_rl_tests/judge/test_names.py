@@ -8,10 +8,9 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.plan import outdated_inputs
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.versions import Change, find_changes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS, Connection
 from babylon_rl.store.judge_inputs import keep_names, known_names
@@ -19,6 +18,7 @@ from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import act, fill_market, text_of
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_trajectory
+from babylon_rl_tests.scored import score_windows
 
 PROMPT = (
     'Balance: $1000. You may go long or short.\n{"ticker": "OPENLIE", "marketId": "241774855181560797", "yesShares": 5}\n'
@@ -140,6 +140,6 @@ def test_a_change_of_name_costs_nothing(connection: Connection, settings: Settin
     name(connection, "agent-1", "what now")  # stands in every prompt of the hour
     later = NOW + timedelta(hours=1)
     sync_windows(connection, [window], settings, later)
-    assert outdated_inputs(connection, [window], chosen) == {} and estimate_hours(connection, [window], chosen) == []
+    assert find_changes(connection, [window], chosen)[window][0] is Change.NOTHING and estimate_hours(connection, [window], chosen) == []
     after = score_windows(connection, [window], chosen, later, force=True)
     assert after[window].scores == before[window].scores and judge.stats()["requests"] == 2, "the same bytes, from the cache"

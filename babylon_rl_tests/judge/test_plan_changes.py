@@ -10,10 +10,10 @@ import pytest
 
 from babylon_rl.cli.score import _lacking
 from babylon_rl.episodes.reading import read_windows, sync_windows
+from babylon_rl.judge import plan
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, input_versions, note_changes, outdated_inputs
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
+from babylon_rl.judge.versions import input_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -25,6 +25,8 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_log, make_trajectory
+from babylon_rl_tests.scored import note_changes, read_hours, score_stale, score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 __all__ = ["make_bench"]
 
@@ -53,8 +55,9 @@ def test_a_late_official_answer_makes_scores_stale_and_they_are_judged_again(
     fill_market(connection)
     chosen = asking(settings, judge.url)
     score_windows(connection, [window], chosen, NOW)
-    assert _lacking(connection, [window], chosen) == [] and outdated_inputs(connection, [window], chosen) == {}
+    assert _lacking(connection, [window], chosen) == []
     connection.execute(LATE_ANSWER)
+    read_hours(connection, [window], chosen, LATER)
     assert _lacking(connection, [window], chosen) == [window]
     assert [(hour.window, hour.requests) for hour in estimate_hours(connection, [window], chosen)] == [(window, 2)]
     assert stale(connection) == [False], "so far it was only asked"
@@ -138,7 +141,7 @@ def test_changes_are_noted_under_the_lock_of_their_hour(database: Database, sett
         lock_windows(reading, [window])
         noting.execute("SET lock_timeout = '200ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            note_changes(noting, [window], chosen)
+            plan.note_changes(noting, [window], chosen)
         reading.rollback()
         note_changes(noting, [window], chosen)
         assert stale(noting) == [True]
@@ -179,7 +182,7 @@ def test_a_quarantine_ends_where_the_scores_from_before_it_stand_again(connectio
         before = score_windows(connection, [window], chosen, NOW)
         judge.reset(faults={"bad-request": 1.0})
         other = chosen.model_copy(update={"judge_group_size": 6})
-        assert list(score_windows(connection, [window], other, LATER).quarantined) == [window]
+        assert list(score_stale(connection, [window], other, LATER).quarantined) == [window]
         assert state(connection) == ["quarantined"]
         asked = judge.stats()["requests"]
         if noticed == "when it is read":

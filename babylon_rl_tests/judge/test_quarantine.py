@@ -5,14 +5,15 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.plan import release_quarantined
-from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import read_pending, read_quarantined
 from babylon_rl.store.windows import quarantined
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scored import score_windows
+from babylon_rl_tests.scripted_judge.judge import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
 
 READABLE = ("fenced", "prefixed", "trailing-comma")
 AGENTS = [f"agent-{n}" for n in (4, 3, 2, 1, 0)]

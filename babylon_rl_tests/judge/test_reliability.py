@@ -19,12 +19,12 @@ from babylon_rl.judge.reliability.report import (
     report_document,
     report_rows,
 )
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.scored import score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 SPAN = ("2025-11-15T00:00", "2025-11-17T00:00")
 

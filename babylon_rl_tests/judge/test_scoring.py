@@ -12,12 +12,13 @@ from msgspec import structs
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeError
 from babylon_rl.judge.groups import group_scores, without_agents
-from babylon_rl.judge.scoring import heuristic_score, score_windows, stored_scores
+from babylon_rl.judge.scoring import heuristic_score, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import GroupScores
 from babylon_rl_tests.expected import SAMPLES, expected
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_group, make_step, make_trajectory
+from babylon_rl_tests.scored import score_windows
 
 LATER = AFTER + timedelta(hours=1)
 NOW = datetime(2026, 1, 1)
@@ -191,6 +192,7 @@ def test_consumed_hour_keeps_its_scores_unless_forced(connection: Connection, se
     score_window(connection, WINDOW, settings, AFTER)
     consume(connection, "t0", "agent-0")
     insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=500.0)])
+    sync_windows(connection, [WINDOW], settings, LATER)
     before = everything(connection)
     kept = score_window(connection, WINDOW, settings, LATER)
     assert everything(connection) == before

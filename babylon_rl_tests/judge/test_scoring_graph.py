@@ -17,7 +17,6 @@ from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.model_scoring import score_with_model
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection
@@ -29,6 +28,7 @@ from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.scored import score_windows
 
 pytestmark = pytest.mark.slow
 
@@ -272,12 +272,15 @@ def test_score_says_of_every_hour_whether_it_was_judged_and_whose_scores_it_keep
 
 
 @pytest.mark.long
-def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
+def test_scores_of_the_heuristic_stand_until_somebody_wants_the_judge_to_replace_them(
     database: Database, settings: Settings, command: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
     (window,) = filled(database, 1)
     assert command("score", "--window", window, "--judge", "heuristic")[1]["windows"][0]["judge"] == "heuristic"
-    assert command("score", "--window", window)[1]["windows"][0]["judge"] == MODEL
+    code, kept, said = command("score", "--window", window)
+    assert (code, kept["windows"][0]["judge"], kept["hours"][0]["outcome"]) == (0, "heuristic", "unchanged") and "--stale" in said
+    assert command("score", "--window", window, "--stale", "--dry-run")[1]["requests"] == 2
+    assert command("score", "--window", window, "--stale")[1]["windows"][0]["judge"] == MODEL
 
 
 @pytest.mark.long

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.scripted.judge import FAULTS, REFUSALS, ScriptedJudge
 from babylon_rl_tests.judge.scripted_server import Judge, asked, asked_by_art, judging_process
+from babylon_rl_tests.scripted_judge.judge import FAULTS, REFUSALS, ScriptedJudge
 
 SKILLS = (0.31, 0.92, 0.05, 0.77, 0.5, 0.64, 0.18, 0.4)
 EPISODES = [f"skill={skill} It bought at {place}." for place, skill in enumerate(SKILLS)]
@@ -43,7 +43,7 @@ def test_noise_spoils_the_ranking_a_little_and_the_seed_says_how(judge: Judge) -
 def test_another_server_of_the_same_seed_gives_the_same_answers(judge: Judge) -> None:
     judge.reset(noise=0.2, position_bias=0.3, out_of_order=0.5, seed=7)
     answers = [judge.text(asked(*EPISODES, nonce=str(number))) for number in range(5)]
-    with judging_process("--seed", "7", "--noise", "0.2", "--position-bias", "0.3", "--out-of-order", "0.5") as other:
+    with judging_process(seed=7, noise=0.2, position_bias=0.3, out_of_order=0.5) as other:
         assert [other.text(asked(*EPISODES, nonce=str(number))) for number in reversed(range(5))][::-1] == answers
 
 
@@ -126,15 +126,15 @@ def test_a_setting_that_there_is_not_is_refused(judge: Judge) -> None:
 
 
 def test_the_page_names_every_setting_and_every_fault() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "howto" / "scripted-judge.md").read_text()
+    page = (Path(__file__).parents[1] / "scripted_judge" / "README.md").read_text()
     names = [entry.name for entry in fields(ScriptedJudge)]
     assert [name for name in (*names, *FAULTS, *REFUSALS) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.slow
-def test_bad_options_of_the_command_end_it_with_a_sentence() -> None:
-    command = [sys.executable, "-m", "babylon_rl", "serve", "judge", "--port", "0"]
-    for options, said in ((["--obedience", "3"], "obedience is 3.0, not in 0..1"), (["--fault", "empty"], "NAME=PROBABILITY")):
-        ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+def test_bad_settings_of_the_command_end_it_with_a_sentence() -> None:
+    command = [sys.executable, "-m", "babylon_rl_tests.scripted_judge", "--port", "0"]
+    for given, said in (('{"obedience": 3}', "obedience is 3, not in 0..1"), ("noise=1", "are no JSON")):
+        ended = subprocess.run([*command, given], capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2
         assert said in ended.stderr

@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, FAULTS, REFUSALS, ScriptedJudge, every_fault, fault_of
 from babylon_rl_tests.judge.scripted_server import Judge, asked
+from babylon_rl_tests.scripted_judge.judge import CONTENT_FAULTS, FAULTS, REFUSALS, ScriptedJudge, every_fault, fault_of
 
 QUESTION = asked("skill=0.1", "skill=0.6", "skill=0.9")
 SOUND = {"e0": 0.1, "e1": 0.6, "e2": 0.9}

@@ -105,8 +105,8 @@ def test_the_server_serves_what_the_policy_says(server: RunningServer, policy: P
         ({"messages": "hello"}, 400, "not a chat completion"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}}}, 400, "any string"),
         ({"temperature": -1}, 400, "temperature"),
-        ({"max_tokens": 100000}, 400, "over the model's"),
-        ({"n": 2}, 400, "n above 1"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"n": 2}, 400, "n is served as 1 alone"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text parts"),
     ],
 )
@@ -318,7 +318,7 @@ def test_free_text_is_streamed_as_its_tokens_come(server: RunningServer) -> None
     assert len(chunks) > 4 and chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole["choices"][0]["message"]["content"]
     assert tokens == whole["choices"][0]["logprobs"]["content"]
-    assert chunks[-1]["usage"] == whole["usage"] and len({chunk["id"] for chunk in chunks}) == 1
+    assert len({chunk["id"] for chunk in chunks}) == 1 and not any("usage" in chunk for chunk in chunks)
 
 
 def test_a_short_text_ends_before_a_long_one_that_began_earlier_and_a_text_nobody_waits_for_is_given_up(policy: Policy) -> None:

@@ -201,7 +201,6 @@ def test_a_model_in_training_is_left_in_training(policy: Policy, trade_format: d
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 600}, "over the model's 512"),
     ],
 )
 def test_an_unusable_request_is_refused_in_words(policy: Policy, changes: dict[str, Any], said: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from babylon_rl.models.scoring import KEPT_LINES, LONGEST_KEPT, encode_text
+from babylon_rl.models.encoding import KEPT_LINES, LONGEST_KEPT, encode_text
 from babylon_rl_tests.tiny_tokenizer import SPECIALS, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -36,7 +36,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40))
 def test_kept_lines_change_no_token(pieces: list[str]) -> None:
     text = "".join(pieces)
-    assert encode_text(TOKENIZER, text) == TOKENIZER.encode(text, add_special_tokens=False)
+    assert encode_text(TOKENIZER, text) == TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def spaced() -> PreTrainedTokenizerFast:
@@ -59,14 +59,14 @@ def normalized() -> PreTrainedTokenizerFast:
 
 def greedy() -> PreTrainedTokenizerFast:
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("a\nb")])
+    tokenizer.add_tokens([AddedToken("left;", lstrip=True), AddedToken("a\nb")])
     return tokenizer
 
 
 @pytest.mark.parametrize("make", [spaced, whole, normalized, greedy])
 def test_a_tokenizer_whose_words_may_cross_lines_is_given_the_whole_text(make: Any) -> None:
-    tokenizer, text = make(), "You are\na\nbuyer.\n<left>Sell\nnow."
-    assert encode_text(tokenizer, text) == tokenizer.encode(text, add_special_tokens=False)
+    tokenizer, text = make(), "You are\na\nbuyer.\nleft;Sell\nnow."
+    assert encode_text(tokenizer, text) == tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 class Counting(PreTrainedTokenizerFast):

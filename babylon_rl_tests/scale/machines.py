@@ -24,14 +24,14 @@ from urllib.request import urlopen
 import psutil
 import psycopg
 
-from babylon_rl.judge.scripted.judge import ScriptedJudge
-from babylon_rl.judge.scripted.server import running
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.windows import next_window, window_of, window_range
 from babylon_rl_tests.e2e.dev import Dev, ask, running_dev
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.scripted_judge.server import running
 from babylon_rl_tests.store.servers import ROOT, free_port
 
 PASSWORD = "swordfish-of-the-broker"

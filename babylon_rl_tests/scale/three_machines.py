@@ -14,7 +14,6 @@ from shutil import rmtree
 from typing import Any
 
 from babylon_rl.files.file_sets import content_folder
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, decode_manifest
 from babylon_rl.serving.dagster_client import QUEUE_TAG
@@ -26,6 +25,7 @@ from babylon_rl_tests.object_store import SECRET, ObjectStore, running_store
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Site, in_python, inherited, site
 from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s, commands, settings_named
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.tiny_model import make_base
 
@@ -179,7 +179,7 @@ def check_files(made: Site, store: ObjectStore, version: str) -> None:
 
 def check_output(made: Site, store: ObjectStore, run: str) -> None:
     """The output of a run that a worker executed is at S3."""
-    made.wait(lambda: store.files().find(f"{bucket(made, 'COMPUTE_LOGS_URL')}/{run}"), 30)
+    made.wait(lambda: store.files().find(f"{bucket(made, 'COMPUTE_LOGS_URL')}/storage/{run}"), 30)
 
 
 def alone(directory: Path, database: Database) -> Row:

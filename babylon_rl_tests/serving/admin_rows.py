@@ -5,13 +5,13 @@ from datetime import timedelta
 from psycopg.types.json import Jsonb
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.serving.releases import ReleaseAuthor, deploy
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.releases import insert_test
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.serving.gateways import add_version
 from babylon_rl_tests.serving.live_rows import hours_after, insert_calls, insert_hour
 

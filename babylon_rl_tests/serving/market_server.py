@@ -72,7 +72,7 @@ class Player:
 
 
 def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:
-    """A quick market; what its best plan earns is not worked out."""
+    """A quick market; the oracle does not play it."""
     return Snapshot(f"snapshot-{seed}", generate(preset("quick", seed=seed, minutes=minutes)), 1000.0, 10_000.0)
 
 

@@ -97,7 +97,7 @@ def test_guards_arms_reasons_links_and_alerts_are_those_of_the_database(admin: A
     page = asked(f"{admin.url}/admin")[2]
     # Eight agents of each arm played three hours, with three calls in each.
     guards = {name: (verdict, words) for name, verdict, words in table_rows(page, "Guards of the rollout")}
-    assert set(guards) == {"errors", "latency", "invalid actions", "action collapse", "P&L"}
+    assert set(guards) == {"errors", "latency", "refused orders", "action collapse", "P&L"}
     assert guards["errors"][1].startswith("0 of 72, control 0 of 72") and guards["action collapse"][1].startswith("hold in 240 of 720 ")
     arms = table_rows(page, "Arms of the test")
     assert [arm[:4] for arm in arms] == [["v1.0.0", "50 %", "8", "3"], ["v1.0.1", "50 %", "8", "3"]]

@@ -101,7 +101,7 @@ def test_without_automatic_promotion_a_person_is_told_and_a_failure_still_rolls_
     [
         ({"failed": 2}, "errors fail"),
         ({"latency_ms": 20_000}, "latency fail"),
-        ({"refused": 5}, "invalid actions fail"),
+        ({"refused": 5}, "refused orders fail"),
         ({"holds": 60, "buys": 1, "sells": 0}, "action collapse fail"),
         ({"gain": -60.0}, "P&L fail"),
     ],
@@ -117,7 +117,7 @@ def test_each_guard_alone_takes_a_version_back(connection, settings, rolling, tr
 def test_a_version_whose_refused_trades_name_no_side_is_taken_back(connection, settings, rolling) -> None:
     live(connection, buys=20, sells=0, refused=20, sides=False)
     said = advance(connection, settings, START + timedelta(hours=7))
-    assert said.startswith("Rolled back.") and "invalid actions fail (2400 of 2400, control 0 of 2400: " in said
+    assert said.startswith("Rolled back.") and "refused orders fail (2400 of 2400, control 0 of 2400: " in said
 
 
 def test_it_holds_without_data_at_first_and_while_it_is_paused(connection, settings, rolling) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable
+from babylon_rl.errors import CheckpointError, ModelUnavailable, ReleaseRefused
 from babylon_rl.serving import inference as rl
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.serving.routing import route
@@ -58,7 +58,10 @@ def test_a_version_at_a_service_is_asked_there_with_its_key(connection, settings
     connection.execute("UPDATE babylon_rl.model_lineage SET backend = 'serverless'")
     connection.execute("UPDATE trained_models SET \"storagePath\" = 'v1.0.0@service'")
     connection.commit()
-    keyed = settings.model_copy(update={"wandb_api_key": SecretStr("secret")})
+    stranger = settings.model_copy(update={"wandb_api_key": SecretStr("secret")})
+    with pytest.raises(ModelUnavailable, match=r"http://127\.0\.0\.1:9 is no address of Weights & Biases, so WANDB_API_KEY is not sent"):
+        rl.get_model_for_inference(model="v1.0.0", settings=stranger)
+    keyed = stranger.model_copy(update={"serverless_base_url": "http://127.0.0.1:9/other"})
     found = rl.get_model_for_inference(model="v1.0.0", settings=keyed)
     assert (found.model, found.base_url, found.api_key) == ("v1.0.0@service", "http://127.0.0.1:9/v1", "secret")
     assert "secret" not in repr(found)
@@ -67,6 +70,20 @@ def test_a_version_at_a_service_is_asked_there_with_its_key(connection, settings
     read_again()
     with pytest.raises(CheckpointError, match=r"another checkpoint than the one registered as v1\.0\.0"):
         rl.get_model_for_inference(model="v1.0.0", settings=keyed.model_copy(update={"model_storage_url": "memory://models"}))
+
+
+def test_a_version_at_an_unknown_service_is_refused_and_not_replaced(connection, settings, make_version) -> None:
+    make_version("v1.0.0", status="deployed")
+    connection.execute("UPDATE babylon_rl.model_lineage SET backend = 'other'")
+    connection.commit()
+    for ask in (lambda: rl.get_model_for_inference("agent-1", settings=settings), lambda: rl.client("v1.0.0", settings=settings)):
+        with pytest.raises(ModelUnavailable, match="it is at the service other, which this release does not know"):
+            ask()
+    make_version("v1.0.1")
+    connection.execute("UPDATE babylon_rl.model_lineage SET backend = 'other'")
+    connection.commit()
+    with pytest.raises(ReleaseRefused, match=r"v1\.0\.1 cannot be asked"):
+        deploy(connection, "v1.0.1", settings, AUTHOR)
 
 
 def test_a_client_asks_the_version(connection, settings, make_version) -> None:

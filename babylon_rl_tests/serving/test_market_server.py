@@ -13,7 +13,7 @@ import pytest
 
 from babylon_rl.cli import run as command
 from babylon_rl.evaluation.compare_results import compare_results, sound_results
-from babylon_rl.evaluation.play import PLAYER_ID, run_benchmark
+from babylon_rl.evaluation.play import PLAYER_ID, benchmark_results
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
@@ -300,7 +300,7 @@ def test_a_first_attempt_is_compared_with_a_benchmark_run(tmp_path: Path) -> Non
         player = Player(url)
         player.start(name="mine")
         player.play_on()
-    runs = run_benchmark([scripted("random")], [market], tmp_path)
+    runs = benchmark_results([scripted("random")], [market], tmp_path)
     sound, refused = sound_results([*tmp_path.glob("mine-*.json"), *runs.files])
     (pair,) = compare_results(sound).pairs
     assert refused == [] and pair.runs == 1
@@ -317,7 +317,7 @@ def test_a_later_attempt_enters_no_comparison(tmp_path: Path) -> None:
     assert [result.repeat for result in sound] == [0] and [one.agent for one in refused] == ["mine"]
     assert "attempt 2 of an outside agent" in refused[0].reasons[0]
     assert "1 results are left out" in " ".join(compare_results(sound, refused).notes)
-    repeats = run_benchmark([scripted("random")], [market], tmp_path, repeats=2)
+    repeats = benchmark_results([scripted("random")], [market], tmp_path, repeats=2)
     assert len(sound_results(repeats.files)[0]) == 2
 
 

@@ -190,7 +190,7 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
                 {"name": name, "verdict": "inconclusive", "words": f"{words}: too early to say"}
                 for name, words in (
                     ("errors", "2 of 6, control 0 of 4"), ("latency", "0 of 6, control 4 of 4"),
-                    ("invalid actions", "0 of 0, control 0 of 0"),
+                    ("refused orders", "0 of 0, control 0 of 0"),
                     ("action collapse", "hold in 0 of 0 decisions"), ("P&L", "0 agents against 0"),
                 )
             ],

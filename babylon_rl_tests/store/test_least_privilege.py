@@ -15,7 +15,6 @@ import pytest
 from babylon_rl.automation.launch import run_hours
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.render import render_groups
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings
@@ -27,6 +26,7 @@ from babylon_rl_tests.cli.test_command_line import environment
 from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.judge.model_judge import asking
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.store.pipeline import content, run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.training.sample import NOW

@@ -14,7 +14,6 @@ import psycopg
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -25,6 +24,7 @@ from babylon_rl_tests.callers import CALLERS, World
 from babylon_rl_tests.many_rows import ManyRows, insert_many, pretend_rows
 from babylon_rl_tests.plans import RecordedDatabase, Statement, explainable, plan_text, reads_of
 from babylon_rl_tests.rows import insert, make_trajectory
+from babylon_rl_tests.scored import score_windows
 
 NOW = datetime(2025, 10, 31, 12)
 TEN_MILLION = 10_000_000

@@ -11,7 +11,6 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.judge.hindsight import sync_hindsight
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
@@ -21,6 +20,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.cli.test_command_line import environment
 from babylon_rl_tests.command_server import run_command
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.store.pgbouncer import pgbouncer, program
 from babylon_rl_tests.store.pipeline import content, recorded_hours, run_every_hour, train_once
 from babylon_rl_tests.store.test_least_privilege import record

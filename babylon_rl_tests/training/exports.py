@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow.parquet
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.export import ExportedRows, export_windows
 from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl_tests.rows import insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.scored import score_windows
 
 NOW = datetime(2025, 11, 15, 12)
 UNSCORED = "2025-10-29T17:00"  # has a group that nobody has judged

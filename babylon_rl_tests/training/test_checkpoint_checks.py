@@ -107,13 +107,16 @@ def test_a_version_at_a_service_is_asked_there(played, remote, stand_in, remote_
     refused = look.answers(played, found, remote.model_copy(update={"wandb_api_key": SecretStr("wrong")}))
     assert not refused.passed and refused.tried and "status 401" in refused.words
     untried = look.answers(played, found, remote.model_copy(update={"wandb_api_key": None}))
-    assert (untried.passed, untried.tried) == (False, False) and untried.words.startswith("Not measured: ")
+    assert (untried.passed, untried.tried) == (False, False) and untried.words.startswith("Nothing measured: ")
 
 
 @pytest.mark.slow
 def test_a_service_that_does_not_answer_is_said_to_be_so(played, remote, remote_checkpoint):
-    silent = look.answers(played, remote_checkpoint("http://127.0.0.1:9"), remote)
-    assert not silent.passed and "does not answer (2 tries)" in silent.words
+    found = remote_checkpoint("http://127.0.0.1:9")
+    silent = look.answers(played, found, remote.model_copy(update={"wandb_base_url": "http://127.0.0.1:9"}))
+    assert not silent.passed and silent.tried and "does not answer (2 tries)" in silent.words
+    stranger = look.answers(played, found, remote)
+    assert not stranger.tried and "so WANDB_API_KEY is not sent there" in stranger.words
 
 
 def test_a_base_that_is_not_loaded_for_a_check_is_a_warning_that_nothing_was_tried(connection, settings):
@@ -122,7 +125,7 @@ def test_a_base_that_is_not_loaded_for_a_check_is_a_warning_that_nothing_was_tri
     found = look.read_finished(connection, batch_id)
     on_a_gpu = replace(found, batch=replace(found.batch, backend="gpu"), model=replace(found.model, base_model="big"))
     verdict = look.answers(connection, on_a_gpu, settings)
-    assert (verdict.passed, verdict.tried) == (False, False) and verdict.words.startswith("Not measured: big is not loaded")
+    assert (verdict.passed, verdict.tried) == (False, False) and verdict.words.startswith("Nothing measured: big is not loaded")
 
 
 @pytest.mark.slow
@@ -137,5 +140,5 @@ def test_what_was_not_tried_is_a_warning_on_the_page(read_sample, connection, se
     result = bench.run("train", batch_id, asset_selection=[dg.AssetKey("trained_checkpoint")])
     found = {check.check_name: check for check in result.get_asset_check_evaluations()}
     untried = found["checkpoint_answers"]
-    assert (untried.passed, untried.severity) == (False, dg.AssetCheckSeverity.WARN) and "Not measured" in untried.description
+    assert (untried.passed, untried.severity) == (False, dg.AssetCheckSeverity.WARN) and "Nothing measured" in untried.description
     assert found["checkpoint_whole"].passed

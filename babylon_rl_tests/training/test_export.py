@@ -19,7 +19,7 @@ from babylon_rl.episodes.reading import read_window, sync_windows
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.prompt.templates import SCORE, fill_template
-from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -32,6 +32,7 @@ from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_group, make_step, make_trajectory
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.exports import (
     CANARY,
     NOW,

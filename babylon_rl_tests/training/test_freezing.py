@@ -9,7 +9,6 @@ import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, TrainingError, UsageError
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.freezing import FreezableEpisode, NewBatch, count_unread, insert_batch, look_at_newest
 from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
@@ -19,6 +18,7 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.plans import RecordedDatabase
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value
 
 READY = {f"2025-10-29T{hour}:00" for hour in ("04", "13", "14", "15", "16", "17")} | {"2025-10-30T01:00"}

@@ -8,7 +8,6 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
@@ -18,6 +17,7 @@ from babylon_rl.training.eligibility import count_freezable
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.preflight import preflight_document
 from babylon_rl.training.readiness import readiness
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value
 
 HOUR = "2025-10-29T14:00"

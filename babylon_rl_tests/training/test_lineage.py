@@ -2,6 +2,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.errors import TrainingError
+from babylon_rl.services import service_in_use
 from babylon_rl.store.registry import next_version, read_models, version_order
 from babylon_rl.training.backends import choose_trainer, trainer_choice
 from babylon_rl.training.backends.dry import DryTrainer
@@ -95,7 +96,7 @@ def test_the_settings_choose_the_trainer(settings):
 def test_with_a_key_for_tracking_the_trainer_is_the_one_that_is_named(settings, given, backend):
     tracked = settings.model_copy(update={"wandb_api_key": SecretStr("k"), "train_rl_local": False} | given)
     assert trainer_choice(tracked).backend == backend
-    assert tracked.trains_here == (given.get("trainer") not in (None, "serverless"))
+    assert (service_in_use(tracked) is None) == (given.get("trainer") not in (None, "serverless"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from msgspec import to_builtins
 from psycopg.types.json import Jsonb
 
-from babylon_rl.judge.scoring import score_windows
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
@@ -17,6 +16,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.eligibility import RULES, UNREAD, BarReason, count_freezable
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import readiness
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value
 
 EPISODE = {

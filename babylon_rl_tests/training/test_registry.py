@@ -11,8 +11,12 @@ import pytest
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
-from babylon_rl.judge.scoring import score_windows
-from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.prompting import TRADER_V1, TRADER_V2, version_of
+from babylon_rl.market.simulation.roster import NAMES, factory
+from babylon_rl.market.simulation.run import play
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
@@ -22,6 +26,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
+from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.sequences import make_sequence
@@ -29,9 +34,15 @@ from babylon_rl_tests.training.sequences import make_sequence
 TRADE = {"type": "json_schema", "json_schema": {"name": "trade", "schema": {}}}
 
 
-def sequence(system: str, response_format: dict[str, Any] | None = None) -> TrainSequence:
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
+def sequence(messages: list[dict[str, str]], response_format: dict[str, Any] | None = None) -> TrainSequence:
     return make_sequence("hold", 0.0, messages=messages, response_format=response_format)
+
+
+def asked(version: str, mandate: Mandate = ONE_TICK) -> list[list[dict[str, str]]]:
+    """Messages of this version in a market, all that every strategy would have been asked with."""
+    scenario = generate(preset("hour", seed=2))
+    run = play(scenario, {name: factory(name, scenario, mandate) for name in NAMES if name != "nothing"}, script_prompts=version)
+    return [call.messages for record in run.records.values() for call in record.calls.values()]
 
 
 def prepared(connection, settings, **given: Any):
@@ -41,8 +52,8 @@ def prepared(connection, settings, **given: Any):
 
 
 def test_prompt_and_grammar_are_found_in_what_was_trained_and_compared_on_load() -> None:
-    v1 = next(text for text, version in system_texts().items() if version == TRADER_V1)
-    ours, theirs = sequence(v1, TRADE), sequence("Somebody's own prompt.")
+    own = [{"role": "system", "content": "Somebody's own prompt."}, {"role": "user", "content": "x"}]
+    ours, theirs = sequence(asked(TRADER_V1)[0], TRADE), sequence(own)
     assert (prompt_version([ours]), action_grammar([ours])) == ("trader-v1", "trade")
     assert (prompt_version([theirs]), action_grammar([theirs])) == (None, "free text")
     assert prompt_version([ours, ours, ours, theirs]) == "trader-v1 (75%), not recorded (25%)"
@@ -51,6 +62,29 @@ def test_prompt_and_grammar_are_found_in_what_was_trained_and_compared_on_load()
     check_inference_config(make_manifest(base=None), "trader-v2", "action")  # nothing is recorded, nothing is compared
     with pytest.raises(CheckpointError, match="trained on the prompt trader-v1; it is about to be asked with trader-v2"):
         check_inference_config(manifest, "trader-v2", "trade")
+
+
+@pytest.mark.parametrize(("version", "mandate"), [(TRADER_V1, ONE_TICK), (TRADER_V2, ONE_TICK), (TRADER_V2, FREE)])
+def test_every_text_of_a_version_is_its_own(version, mandate) -> None:
+    texts = asked(version, mandate)
+    assert len(texts) > 50 and {version_of(messages) for messages in texts} == {version}
+
+
+def test_a_version_is_told_by_all_of_its_text() -> None:
+    posts = {len(messages[1]["content"].partition("\nPosts:\n")[2].splitlines()) - 1: messages for messages in asked(TRADER_V2)}
+    (system, user), (v1_system, v1_user) = posts[2], asked(TRADER_V1)[0]
+    more = user["content"].replace("\nYou: ", "\nAda: up\nYou: ")
+    other_words = v1_user["content"].replace("News:", "Headlines:")
+    for texts in (
+        [system, {**user, "content": more}],
+        [v1_system, {**v1_user, "content": other_words}],
+        [v1_system, user],
+        [system, v1_user],
+        [system, user, user],
+        [user],
+        [],
+    ):
+        assert version_of(texts) is None
 
 
 @pytest.mark.slow
@@ -113,7 +147,7 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     by_a_trainer = (look.finite, look.falling, look.trainable, look.in_bounds)
     assert look.whole(found, settings).passed and all(check(found).passed for check in (look.complete, look.spread))
     of_a_dry_run = [*(check(found) for check in by_a_trainer), look.answers(connection, found, settings)]
-    assert all(not one.passed and not one.tried and one.words.startswith("Not measured: a dry run") for one in of_a_dry_run)
+    assert all(not one.passed and not one.tried and one.words.startswith("Nothing measured: a dry run") for one in of_a_dry_run)
     assert "0 of" not in look.no_leakage(connection, found, settings).words and look.no_leakage(connection, found, settings).passed
     assert all("kl" not in (step.metrics or {}) for step in found.steps)
     found = replace(found, batch=replace(found.batch, backend="cpu"))
@@ -131,12 +165,12 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     assert not look.spread(replace(found, episodes=flat)).passed
     assert not look.trainable(replace(found, steps=[replace(first, trainable_tokens=0)])).passed
     far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
-    assert not far.passed and "kl 99.000" in far.words
+    assert not far.passed and far.tried and "99.000 nats a choice away from the base (bound 4, " in far.words
     unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
     assert not unmeasured.passed and not unmeasured.tried
-    assert unmeasured.words == "Not measured: the backend cpu tells neither KL nor the shares of actions."
+    assert unmeasured.words == "Nothing measured: the backend cpu tells neither KL nor the shares of actions."
     half = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 0.5})]))
-    assert half.passed and half.words == "kl 0.500 (bound 4); not measured: topActionShare."
+    assert not half.passed and not half.tried and half.words.endswith("; not measured: topActionShare.")
     (Path(found.model.checkpoint) / MANIFEST).unlink()
     assert not look.whole(found, settings).passed
 

@@ -32,8 +32,8 @@ from babylon_rl.training.batches import prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.wandb_process import log_artifact
-from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
+from babylon_rl_tests.training.weights_and_biases import Service, weights_and_biases
 
 pytestmark = pytest.mark.slow
 

@@ -26,11 +26,11 @@ from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.iterations import WORK
-from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.object_store import ObjectStore, ignored
 from babylon_rl_tests.store.servers import free_port
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
+from babylon_rl_tests.training.weights_and_biases import weights_and_biases
 
 
 @pytest.fixture

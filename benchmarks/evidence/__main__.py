@@ -22,7 +22,7 @@ from babylon_rl.cli.demo_stages import STAGES, WINDOWS, stage
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import BabylonError, TrainingError, UsageError
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
-from babylon_rl.evaluation.model_sources import base_source, play_sources
+from babylon_rl.evaluation.model_sources import base_source, gate_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
@@ -133,7 +133,7 @@ def base_play(directory: Path, base: Path) -> BasePlay:
         _database(settings) as connection,
         progress_of_parts("   ") as on_progress,
     ):
-        played = play_sources(
+        played = gate_rows(
             connection, settings, [source], snapshots, lambda sentence: None, clock=utc_now, serving=served_here, on_progress=on_progress
         )
     return BasePlay(source.identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots}, played[source.name])

@@ -69,7 +69,7 @@ COLUMNS = (
     MetricColumn("Accuracy", "of the questions' sides that were bought", lambda row: row.accuracy, partial(percent, digits=1)),
     MetricColumn("Brier", "squared error of what was paid for being right; 0 is perfect", lambda row: row.brier, partial(number, digits=3)),
     MetricColumn("Invalid", "answers that were no action", lambda row: row.invalid_rate, partial(percent, digits=1)),
-    MetricColumn("Optimality", "P&L of the best plan's, 0 to 100", lambda row: row.optimality, partial(number, digits=0)),
+    MetricColumn("Optimality", "P&L of the oracle's, 0 to 100", lambda row: row.optimality, partial(number, digits=0)),
 )
 
 

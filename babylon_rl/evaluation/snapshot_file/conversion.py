@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.best_plan import best_plan, listed, optimality_score, optimum
+from babylon_rl.evaluation.snapshot_file.oracle_play import optimal_actions, optimum, oracle_play
 from babylon_rl.evaluation.snapshot_file.schema import (
     MARKET_TRADE,
     POST_CREATED,
@@ -221,7 +221,7 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
     recording, config = MarketRecording(scenario), scenario.config
-    plan = best_plan(scenario)
+    record = oracle_play(scenario)
     return SnapshotDocument(
         id=_id(scenario),
         version=VERSION,
@@ -233,9 +233,9 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
         ground_truth=GroundTruth(
             market_outcomes={question.id: question.answer for question in scenario.questions},
             price_history=_price_history(scenario),
-            optimal_actions=listed(plan),
+            optimal_actions=optimal_actions(record),
             social_opportunities=opportunities(scenario),
-            optimum=optimum(scenario, plan),
+            optimum=optimum(record),
         ),
         seed=config.seed if config is not None else None,
         config=camel_fields(config) if config is not None else None,
@@ -319,16 +319,7 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
     """
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
-    scenario = to_scenario(snapshot)
-    return optimum(scenario, best_plan(scenario))
-
-
-def optimality(pnl: float, snapshot: SnapshotDocument) -> float:
-    """Score 0..100 of ``pnl`` dollars from ``Optimum.start_balance``: a percentage of the best plan's, clamped.
-
-    Where the class earns nothing, an agent that loses nothing has 100.
-    """
-    return optimality_score(pnl, optimum_of(snapshot).pnl)
+    return optimum(oracle_play(to_scenario(snapshot)))
 
 
 def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:

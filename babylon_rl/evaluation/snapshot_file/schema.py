@@ -112,9 +112,9 @@ class PricePoint(_SnapshotPart, frozen=True, gc=False):
 
 
 class OptimalAction(_SnapshotPart, frozen=True, gc=False):
-    """One step of the best plan; ``expected_value`` is a round trip's, in dollars.
+    """One trade of the oracle; ``expected_value`` is a round trip's, in dollars.
 
-    ``side``, ``usd`` (margin, or price of the shares) and ``leverage`` are ours: the plan can be played as it stands.
+    ``side``, ``usd`` (what is traded, with leverage) and ``leverage`` are ours.
     """
 
     tick: int
@@ -138,18 +138,12 @@ class SocialOpportunity(_SnapshotPart, frozen=True, gc=False):
 
 
 class Optimum(_SnapshotPart, frozen=True):
-    """Best P&L of one agent that starts with ``start_balance``, in dollars.
+    """P&L of the oracle that starts with ``start_balance``, in dollars.
 
-    Attributes:
-        pnl: the best of the policy class, its impact on stocks left out.
-        played: what the plan in ``optimal_actions`` earns on the exchange, impact included.
-        upper_bound: no plan earns more that risks at most the start balance at a time and buys each question at most once.
-        policy: the class in words.
+    ``policy`` names the play in words; files of earlier versions have the best plan of a class there, with more fields, which are skipped.
     """
 
     pnl: float
-    played: float
-    upper_bound: float
     start_balance: float
     policy: str
 

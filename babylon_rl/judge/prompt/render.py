@@ -25,29 +25,26 @@ from babylon_rl.judge.prompt.templates import (
     news_context,
     question_names,
 )
+from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
-from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.market.outcome_rows import stored_outcomes
 from babylon_rl.market.outcomes import WindowOutcomes
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
-from babylon_rl.types import Episode, WindowReading
+from babylon_rl.types import Episode, HourEpisodes
 from babylon_rl.versions import content_version
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema
 OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
-REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
 CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
 LEAST_REQUEST_TOKENS = 2_000
-# Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
-# cost nothing, as the form is not part of their version.
-FORM = 2
 
 
 def render_groups(
     connection: Connection,
-    readings: Mapping[str, WindowReading],
+    readings: Mapping[str, HourEpisodes],
     settings: Settings,
     *,
     agents: Mapping[str, Collection[str]] | None = None,
@@ -56,7 +53,7 @@ def render_groups(
     """Render the groups of some hours, by window; hours without a usable episode are absent.
 
     Args:
-        readings: the hours, read; texts are not needed. They are read again here, one hour's at a time.
+        readings: the hours, without texts; these are read here, one hour's at a time.
         agents: those to show, by window; None: all.
         secret: the key of hashes that JUDGE_PRIVATE_FIELDS asks for.
 
@@ -69,7 +66,7 @@ def render_groups(
         for window, reading in readings.items()
     }
     groups = {window: episodes for window, episodes in groups.items() if episodes}
-    markets = read_many_outcomes(connection, list(groups), settings)
+    markets = stored_outcomes(connection, list(groups), settings)
     known = store.known_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
     shown = {}
     for window, episodes in groups.items():

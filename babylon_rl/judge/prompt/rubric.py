@@ -4,6 +4,9 @@ from typing import Any
 
 # Scores by different rubrics are not compared, and no cached answer is used: a change here needs another version.
 RUBRIC_VERSION = "1"
+# Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
+# cost nothing, as the form is not part of their version.
+FORM = 2
 RUBRIC: dict[str, Any] = {
     "weights": {"profit and loss": 40, "market timing": 30, "risk management": 20, "opportunity capture": 10},
     "bands": {"0.9-1.0": "excellent", "0.7-0.8": "good", "0.5-0.6": "average", "0.3-0.4": "poor", "0.0-0.2": "very poor"},

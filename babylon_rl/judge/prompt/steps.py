@@ -60,11 +60,12 @@ class RecordedStep:
 def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedStep]]:
     """Read the steps of some trajectories by id; missing and rejected ones are absent."""
     transcripts: dict[str, list[RecordedStep]] = {}
-    silent: dict[str, tuple[TrajectoryRow, list[Step]]] = {}
+    silent: dict[str, tuple[TrajectoryRow, Sequence[Step]]] = {}
     for row in trajectories_by_id(connection, trajectory_ids):
-        steps = decode(row)
-        if isinstance(steps, Fault):
+        decoded = decode(row)
+        if isinstance(decoded, Fault):
             continue
+        steps = decoded.completed
         if any(step.llm_calls for step in steps):
             transcripts[row.trajectory_id] = _recorded(row, steps, [embedded_calls(step) for step in steps], {})
         else:

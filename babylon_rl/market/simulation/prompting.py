@@ -4,8 +4,12 @@ Versions are files in babylon_rl/market/prompts; what a version's placeholders h
 on it. ``trader-v1`` shows markets, news and the last profit; ``trader-v2`` also positions, posts, memory and questions' time left.
 """
 
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, encode_action
@@ -45,10 +49,34 @@ def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str
     return [{"role": "system", "content": _part(version, system)}, {"role": "user", "content": user}]
 
 
-def system_texts() -> dict[str, str]:
-    """The version of every system message that ships, by its text."""
-    parts = [(version, "system") for version in VERSIONS] + [(TRADER_V2, "positions.system")]
-    return {_part(version, part): version for version, part in parts}
+def version_of(given: Iterable[Mapping[str, Any]]) -> str | None:
+    """The version that wrote these messages, by all of their text; None where none can have.
+
+    A text that two versions would write alike is the older one's, so that a new version renames no checkpoint.
+    """
+    system, *rest = [(message.get("role"), str(message.get("content") or "").strip()) for message in given] or [(None, "")]
+    if system[0] != "system" or [role for role, _ in rest] != ["user"]:
+        return None
+    written = (version for version in VERSIONS if system[1] in _systems(version) and _user_pattern(version).fullmatch(rest[0][1]))
+    return next(written, None)
+
+
+def _systems(version: str) -> list[str]:
+    return [_part(version, part) for part in ("system", "positions.system") if (_FOLDER / f"{version}.{part}.txt").is_file()]
+
+
+@cache
+def _user_pattern(version: str) -> re.Pattern[str]:
+    """The user message of a version: its words, with as many posts and decisions as it shows."""
+    line, turn = r"[^\n]*", r"(?:(?!; )[^\n])*"
+    places = {
+        "markets": rf"{line}(?:\n{line})*",
+        "news": rf"nothing|\[{line}(?:\n\[{line})*",
+        "posts": rf"{line}(?:\n{line}){{0,{POSTS_SHOWN - 1}}}",
+        "memory": rf"{turn}(?:; {turn}){{0,{DECISIONS_SHOWN - 1}}}",
+    }
+    parts = Formatter().parse(_part(version, "user"))
+    return re.compile("".join(re.escape(words) + (f"(?:{places.get(name, line)})" if name else "") for words, name, *_ in parts))
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:

@@ -10,6 +10,7 @@ from pathlib import Path
 from babylon_rl.errors import NoTrainer, require
 from babylon_rl.models.base_model import base_model_name
 from babylon_rl.models.checkpoints import read_remote
+from babylon_rl.services import SERVICES, WANDB, Service
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
 
@@ -21,14 +22,14 @@ TRAINING_GB = {CPU: 1.0, "dry": 0.1, SERVERLESS: 1.0, GPU: 60.0}
 class ModelAddress:
     """Address of a version: OpenAI-compatible URL, model name there, and key.
 
-    ``hint`` tells what to start first, if anything; ``needs`` names the setting of a key that is not set.
+    ``hint`` tells what to start first, if anything; ``refusal`` is a sentence on why it cannot be asked.
     """
 
     url: str
     model: str
     hint: str = ""
     key: str = field(default="", repr=False)
-    needs: str = ""
+    refusal: str = ""
 
 
 def address_of(settings: Settings, version: str, directory: Path) -> ModelAddress:
@@ -39,18 +40,24 @@ def address_of(settings: Settings, version: str, directory: Path) -> ModelAddres
     """
     remote = read_remote(directory)
     if remote is not None:
-        needs = "" if settings.wandb_key else "WANDB_API_KEY"
-        return ModelAddress(remote.inference_url, remote.inference_name, key=settings.wandb_key, needs=needs)
+        # The service by the pointer's address, so that no key goes to a host that only the checkpoint names.
+        services = {one.refusal(remote.inference_url, settings): one for one in SERVICES.values()}
+        service = services.get(None)
+        if service is None:
+            return ModelAddress(remote.inference_url, remote.inference_name, refusal=" ".join(filter(None, services)))
+        key = service.key(settings)
+        refusal = "" if key else f"there is no {service.key_variable} to ask {remote.inference_name} with."
+        return ModelAddress(remote.inference_url, remote.inference_name, key=key, refusal=refusal)
     return ModelAddress(f"{settings.local_endpoint.rstrip('/')}/v1", version, f"start it with `babylon-rl serve model {version}`")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerChoice:
-    """A backend, the base model of its line, and whether the trainer is remote."""
+    """A backend, the base model of its line, and the service that keeps its weights, if any."""
 
     backend: str
     base_model: str
-    remote: bool = False
+    service: Service | None = None
 
 
 def trainer_choice(settings: Settings) -> TrainerChoice:
@@ -67,7 +74,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
         )
     if chosen == SERVERLESS:
         _require_service(settings)
-        return TrainerChoice(SERVERLESS, settings.base_model, remote=True)
+        return TrainerChoice(SERVERLESS, settings.base_model, WANDB)
     # Order of choice on this machine: dry runs, a GPU, the CPU.
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)

@@ -13,12 +13,13 @@ from typing import Protocol
 
 from babylon_rl.models.base_model import DRY
 from babylon_rl.models.checkpoints import BaseIdentity
+from babylon_rl.services import WANDB, Service
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import ServedSequence
 
 STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = DRY
-SERVERLESS = "serverless"
+SERVERLESS = WANDB.backend
 GPU = "gpu"
 CPU = "cpu"
 
@@ -146,13 +147,13 @@ class TrainPlan:
 class Trainer(Protocol):
     """A training backend.
 
-    ``name`` is its name in tables and pages; ``base_model`` is the line of its versions. ``remote`` is True for a paid service that keeps
-    the weights.
+    ``name`` is its name in tables and pages; ``base_model`` is the line of its versions. ``service`` is the paid service that keeps the
+    weights, None on this machine.
     """
 
     name: str
     base_model: str
-    remote: bool
+    service: Service | None
 
     def base_identity(self) -> BaseIdentity:
         """Identity of the base that a checkpoint needs (models.checkpoints.base_identity of its directory)."""
@@ -194,7 +195,7 @@ class Trainer(Protocol):
 class LocalTrainer:
     """Base of the trainers of this machine: a checkpoint is a directory, served from here."""
 
-    remote = False
+    service: Service | None = None
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Return an empty plan: nothing is paid here."""

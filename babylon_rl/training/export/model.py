@@ -17,7 +17,7 @@ from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
-from babylon_rl.models.scoring import encode_prompt
+from babylon_rl.models.encoding import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL

@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar
 
 from babylon_rl.errors import TrainingError, TrainingPaused, first_line
 from babylon_rl.llm.retries import retry_after_s
-from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
+from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.openpipe_art import Event, Installed, installed, load_art
 
@@ -120,7 +120,7 @@ class ServerlessService:
     def __init__(self, settings: Settings, base_model: str, timeout_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
         self._timeout_s, self._beat = timeout_s, beat
-        self._key = settings.wandb_key
+        self._key = WANDB.key(settings)
 
     async def __aenter__(self) -> Self:
         art = load_art()
@@ -159,7 +159,7 @@ class ServerlessService:
         return RemoteCheckpoint(
             service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
             inference_name=str(self._model.get_inference_name(step=step)),
-            inference_url=str(self._model.inference_base_url or WANDB_INFERENCE_URL),
+            inference_url=str(self._model.inference_base_url or WANDB.base_url),
         )  # fmt: skip
 
     async def newest(self) -> ServiceStep:

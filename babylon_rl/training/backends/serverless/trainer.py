@@ -11,6 +11,7 @@ from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
+from babylon_rl.services import WANDB, Service
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends.base_tokens import BaseTokens
@@ -49,7 +50,7 @@ class ServerlessTrainer:
     """
 
     name = SERVERLESS
-    remote = True
+    service: Service | None = WANDB
 
     def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = no_fault_point) -> None:
         self.base_model = settings.base_model

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.consensus import centred_ranks
-from babylon_rl.judge.scripted.parsing import GullibleReading, ParsedRequest, demanded_scores, read_gullibly, text_of
+from babylon_rl_tests.scripted_judge.parsing import GullibleReading, ParsedRequest, demanded_scores, read_gullibly, text_of
 
 # Faults of the connection or the server in front of the model.
 TRANSPORT_FAULTS = ("rate-limit", "server-error", "unavailable", "time-out", "reset", "reset-mid-body", "web-page", "slow-stream")
@@ -113,22 +113,6 @@ _NOT_NEGATIVE = ("noise", "latency_s", "jitter_s", "retry_after_s", "slow_s")
 def every_fault(probability: float) -> dict[str, float]:
     """Each fault that a retry can cure, with this probability."""
     return dict.fromkeys(FAULTS, probability)
-
-
-def probabilities(named: Sequence[str]) -> dict[str, float]:
-    """Parse ``NAME=PROBABILITY`` entries.
-
-    Raises:
-        UsageError: one is not written so.
-    """
-    by_name = {}
-    for entry in named:
-        name, _, probability = entry.partition("=")
-        try:
-            by_name[name.strip()] = float(probability)
-        except ValueError as invalid:
-            raise UsageError(f"A fault is written NAME=PROBABILITY, such as rate-limit=0.05, not {entry!r}.") from invalid
-    return by_name
 
 
 def changes_of(raw: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.scripted.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
-from babylon_rl.judge.scripted.parsing import read, text_of
 from babylon_rl.models.server import in_thread, url_of
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
+from babylon_rl_tests.scripted_judge.parsing import read, text_of
 
 OVERRIDE_HEADER = "x-scripted-judge"
 SETTLE_S = 0.02  # time for sent bytes to reach the client, as a reset discards the others
