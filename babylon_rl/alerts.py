@@ -18,14 +18,13 @@ from functools import partial
 from http.client import HTTPException
 from statistics import fmean
 
-from babylon_rl.serving.promotion import AUTOMATION
 from babylon_rl.settings import AlertSettings, Settings
 from babylon_rl.store import alerts as stored
 from babylon_rl.store.alerts import StoredAlert
 from babylon_rl.store.batches import last_completed_at, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import spent_on
-from babylon_rl.store.releases import RolloutEvent, read_events
+from babylon_rl.store.releases import AUTOMATION, RolloutEvent, read_events
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.readiness import readiness, sampled_quality, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_of

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-import structlog
 from pydantic import BaseModel, SecretStr
 
 REDACTED = "***"
@@ -53,6 +52,8 @@ def secrets_of(settings: BaseModel) -> list[str]:
 
 def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
     """Send this process's records to ``stream`` (standard error): JSON unless it is a terminal."""
+    import structlog
+
     out = stream or sys.stderr
     before: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -79,5 +80,7 @@ def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
 @contextmanager
 def log_context(**fields: str | None) -> Iterator[None]:
     """Add fields (run, window, batch, version, ...) to every record; None leaves one out."""
-    with structlog.contextvars.bound_contextvars(**{name: value for name, value in fields.items() if value is not None}):
+    from structlog.contextvars import bound_contextvars
+
+    with bound_contextvars(**{name: value for name, value in fields.items() if value is not None}):
         yield

@@ -20,9 +20,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.live_usage import CallCounts, read_agent_hours, read_call_counts
-from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, read_rollouts, read_routing
-
-AUTOMATION = "automation"
+from babylon_rl.store.releases import AUTOMATION, BASE, ON_TRIAL, Rollout, read_rollouts, read_routing
 
 
 def promote(

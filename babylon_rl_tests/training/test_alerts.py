@@ -15,7 +15,7 @@ from babylon_rl.alerts import raise_alert, send_alerts, send_test
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import send_alerts_sensor
 from babylon_rl.cli import run
-from babylon_rl.serving.promotion import AUTOMATION
+from babylon_rl.store.releases import AUTOMATION
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.releases import change_rollout, insert_rollout, read_rollouts

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from babylon_rl.judge.prompt.injection_wordings import ANCHORS, EXPRESSIONS, Spoken
+from babylon_rl.judge.prompt.injection_wordings import ANCHORS, Spoken, expressions
 
 FlagKind = Spoken | Literal["encoded", "hidden", "long", "lookalike"]
 
@@ -116,7 +116,7 @@ def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
     # a substring search is far cheaper than the expressions, and decides most texts
     if plain.isascii() and not any(anchor in plain for anchor in ANCHORS):
         return
-    for kind, expression in EXPRESSIONS.items():
+    for kind, expression in expressions().items():
         match = expression.search(plain)
         if match is not None:
             yield kind, plain[max(0, match.start() - 20) : match.end() + 40]

@@ -5,6 +5,7 @@ asking for a score. Other wordings are not found; injection.py says what holds r
 ranks, rules) do not match.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -232,9 +233,13 @@ SCORES = (
 _ALL: tuple[tuple[Spoken, tuple[str, ...]], ...] = (
     ("override", OVERRIDE), ("begging", BEGGING), ("markup", MARKUP), ("identity", IDENTITY), ("system", SYSTEM), ("scores", SCORES),
 )  # fmt: skip
-EXPRESSIONS: Mapping[Spoken, re.Pattern[str]] = {
-    kind: re.compile("|".join(f"(?:{expression})" for expression in expressions), re.DOTALL) for kind, expressions in _ALL
-}
+
+
+@functools.cache  # a twentieth of a second, that only a judge's process pays
+def expressions() -> Mapping[Spoken, re.Pattern[str]]:
+    """The expression of each kind of sentence."""
+    return {kind: re.compile("|".join(f"(?:{wording})" for wording in wordings), re.DOTALL) for kind, wordings in _ALL}
+
 
 # Without one of these an English text need not be tried.
 ANCHORS = (
