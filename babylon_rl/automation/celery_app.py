@@ -1,7 +1,6 @@
 """App of the Celery workers that execute runs: dagster_celery's own, with our settings.
 
-Runs are forked from the worker's process, which has loaded the definitions. A run that is terminated in the UI is interrupted by Celery,
-and only the worker knows that a person wanted it: it says so to Dagster.
+A run that is terminated in the UI is interrupted by Celery, and only the worker knows that a person wanted it: it says so to Dagster.
 """
 
 import os
@@ -13,13 +12,12 @@ from dagster_celery.app import app
 
 from babylon_rl.assets.workers import TASK_TAG, code_version
 from babylon_rl.automation.dagster_yaml import celery_config
-from babylon_rl.definitions import defs
 from babylon_rl.settings import load_settings
 from babylon_rl.traces import stop_traces
 
 
 def worker_app() -> Celery:
-    """The app of a worker, configured, with the definitions loaded."""
+    """The app of a worker, configured."""
     app.conf.update(
         celery_config(load_settings()),
         # A worker holds the message of the run that it executes and no other, which an idle one could execute. A message that comes again
@@ -37,7 +35,6 @@ def worker_app() -> Celery:
     signals.worker_process_init.connect(_leave_terminal, weak=False)
     signals.task_postrun.connect(_send_traces, weak=False)
     signals.task_revoked.connect(_report_canceled, weak=False)
-    defs.get_repository_def()
     code_version()
     return app
 

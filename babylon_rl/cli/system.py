@@ -17,6 +17,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
+from babylon_rl.serving.dagster_client import HOURS
 from babylon_rl.settings import DEMO_FILE, Settings, gone_settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
@@ -208,7 +209,13 @@ def worker(
         os.environ.update(prepare_instance(database, settings))
     # After that: Celery and Dagster read the environment.
     from babylon_rl.automation.celery_app import worker_app
+    from babylon_rl.definitions import defs
+    from babylon_rl.judge.model_scoring import load_judge_libraries
 
+    # Loaded once, for all the runs that are forked from this process.
+    defs.get_repository_def()
+    if HOURS in queues:
+        load_judge_libraries(settings)
     app = worker_app()
     say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
     options = [f"--queues={','.join(queues)}", f"--concurrency={runs}", f"--hostname={socket.gethostname()}-{os.getpid()}@%h"]

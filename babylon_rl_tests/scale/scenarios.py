@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-import psycopg
-
 from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.windows import utc_now
 from babylon_rl_tests.e2e.dev import ask
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill, hour
 from babylon_rl_tests.scale.results import BUSY_S, Row, bound_s
+from babylon_rl_tests.scored import read_hours
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.trace_receiver import TraceReceiver
 
@@ -86,9 +88,7 @@ class Scenarios:
 
     def judged(self, name: str, hours: int, way: Way, fault: Fault | None = None) -> Row:
         """Make new hours and have them judged in some way; its seconds begin with the first scores, or with the fault."""
-        with psycopg.connect(self.site.url) as connection:
-            windows = fill(connection, self.next_hour, hours)
-        self.next_hour += hours
+        windows = self._new_hours(hours)
         asked, struck, waited_s = self.site.asked(), list[list[str]](), None
         with way(windows):
             self.site.wait(lambda: self.site.scored(windows))
@@ -106,6 +106,14 @@ class Scenarios:
         )  # fmt: skip
         self.check(windows, row, 0 if fault is None else fault.requests)
         return row
+
+    def _new_hours(self, hours: int) -> list[str]:
+        """Make new hours, read as the graph does."""
+        with connect(self.site.url) as connection:
+            windows = fill(connection, self.next_hour, hours)
+            read_hours(connection, windows, Settings(_env_file=None), utc_now())
+        self.next_hour += hours
+        return windows
 
     def _waited_s(self, fault: Fault, struck: Sequence[Sequence[str]]) -> float:
         """Seconds from the end of a fault until each of the runs that it struck makes hours again."""
@@ -300,9 +308,7 @@ class Scenarios:
             shutil.copy(ROOT / name, code)
         sorted((code / "migrations").glob("[0-9]*.sql"))[-1].unlink()
         older = self.site.worker("older", *QUEUES, code=code).ready()
-        with psycopg.connect(self.site.url) as connection:
-            windows = fill(connection, self.next_hour, hours)
-        self.next_hour += hours
+        windows = self._new_hours(hours)
         began_s = time.monotonic()
         assert self.site.dev is not None
         first = DagsterClient(self.site.dev.url()).launch_scoring(windows[0], windows[-1])

@@ -179,7 +179,7 @@ def check_files(made: Site, store: ObjectStore, version: str) -> None:
 
 def check_output(made: Site, store: ObjectStore, run: str) -> None:
     """The output of a run that a worker executed is at S3."""
-    made.wait(lambda: store.files().find(f"{bucket(made, 'COMPUTE_LOGS_URL')}/{run}"), 30)
+    made.wait(lambda: store.files().find(f"{bucket(made, 'COMPUTE_LOGS_URL')}/storage/{run}"), 30)
 
 
 def alone(directory: Path, database: Database) -> Row:

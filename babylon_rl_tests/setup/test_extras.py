@@ -28,7 +28,7 @@ def without_extras(home: Path, code: str, *arguments: str, **variables: str) -> 
 # Packages whose distribution has another name.
 DISTRIBUTIONS = {
     "art": "openpipe-art", "huggingface_hub": "huggingface-hub", "celery": "dagster-celery", "dagster_celery": "dagster-celery",
-    "dagster_k8s": "dagster-k8s", "opentelemetry": "opentelemetry-sdk",
+    "dagster_aws": "dagster-aws", "dagster_k8s": "dagster-k8s", "opentelemetry": "opentelemetry-sdk",
 }  # fmt: skip
 
 

@@ -150,7 +150,8 @@ def test_a_run_of_hours_whose_process_died_is_run_again_and_no_other(database: D
     with open_instance(database, settings) as instance:
         assert instance.run_retries_enabled
         for job, tags, again in [("hours", {"dagster/partition": HOUR}, True), ("train", {}, False)]:
-            run = instance.create_run_for_job(job_definition(job, Babylon(settings, database)), tags=tags)
+            definition = job_definition(job, Babylon(settings, database))
+            run = instance.create_run_for_job(definition, tags={**definition.tags, **tags})
             instance.report_run_failed(run)
             failed = instance.get_run_by_id(run.run_id)
             assert failed is not None and failed.tags["dagster/will_retry"] == str(again).lower()
