@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any
 
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
-from babylon_rl.evaluation.comparison import GateRow, Pair
+from babylon_rl.evaluation.comparison import BASE, GateRow, Pair
+from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting.numbers import Column
@@ -150,6 +151,44 @@ NEEDED = [
     Column("snapshots needed", "snapshots"),
     Column("played", "played"),
 ]
+
+
+def demo_columns(reference: str) -> list[Column]:
+    """Columns of a ``GateRow``'s document, as the demo ends with."""
+
+    def percent(name: str) -> Callable[[dict[str, Any]], str | None]:
+        return lambda row: _percent(row.get(name))
+
+    def signed(name: str) -> Callable[[dict[str, Any]], str | None]:
+        return lambda row: None if row.get(name) is None else f"{row[name]:+.0f}"
+
+    def ends(low: str, high: str) -> Callable[[dict[str, Any]], str | None]:
+        return lambda row: None if row.get(low) is None else f"{row[low]:+.0f} to {row[high]:+.0f}"
+
+    return [
+        Column("model", "model"), Column("P&L", signed("pnl")), Column("interval", ends("low", "high")),
+        Column(f"against {reference}", signed("improvement")), Column("interval ", ends("improvementLow", "improvementHigh")),
+        Column("win rate", percent("winRate")), Column("accuracy", percent("accuracy")), Column("invalid", lambda row: row.get("invalid")),
+        Column("HOLD", percent("holdShare")),
+    ]  # fmt: skip
+
+
+def _released(one: dict[str, Any]) -> str:
+    return "yes" if one["released"] else {FAIL: "refused", PASS: "not confirmed"}.get(one["decision"], "no")
+
+
+def _trained(title: str, value: Callable[[dict[str, Any]], object]) -> Column:
+    """A column that is empty where a generation has trained no version."""
+    return Column(title, lambda one: None if one["modelVersion"] is None else value(one))
+
+
+# Of a generation of the demo.
+GENERATIONS = [
+    Column("generation", "generation"), Column("played by", "player"), Column("trained", "modelVersion"),
+    _trained("from", lambda one: one["parentVersion"] or BASE), _trained("gate", lambda one: one["decision"]),
+    _trained("$ an hour", lambda one: None if one["improvement"] is None else f"{one['improvement']:+.0f}"),
+    _trained("against", lambda one: one["reference"]), _trained("released", _released), Column("deployed then", "deployed"),
+]  # fmt: skip
 # Of a ``Result``, in runs.csv: a name, and where its value is.
 _RUN: dict[str, str | Callable[[Result], object]] = {
     "id": "id", "agent": "agent_id", "mandate": "mandate", "role": "role", "identity": "identity", "benchmark": "benchmark_id",

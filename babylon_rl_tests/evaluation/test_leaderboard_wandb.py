@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from babylon_rl.evaluation.comparison import STRATEGY, compare
 from babylon_rl.evaluation.leaderboard import Leaderboard, LeaderboardRow
 from babylon_rl.evaluation.leaderboard_wandb import RUN_ID, send
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.settings import Settings
 from babylon_rl_tests.evaluation.runs import rows_in
