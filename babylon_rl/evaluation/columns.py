@@ -1,4 +1,4 @@
-"""Columns of every table of results, header and cell together: one list for each kind of row.
+"""Columns of result tables, header and cell together: one list per kind of row.
 
 The terminal, Markdown, the HTML page and the CSV files draw from these lists. None is a dash.
 """

@@ -351,7 +351,9 @@ def market_rows(
     *,
     on_row: Callable[[Job, MarketResult], None] = lambda job, row: None,
 ) -> list[MarketResult]:
-    """Rows of runs in the gate's markets, in the order of ``jobs``; ``on_row`` is called as each of them ends.
+    """Play runs in the gate's markets; returns their rows in the order of ``jobs``.
+
+    ``on_row`` is called as each of them ends.
 
     Raises:
         ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are
