@@ -1,4 +1,4 @@
-"""Services that train models and keep their weights: name, addresses and key of each, in one place.
+"""Services that train and keep weights: name, addresses and key of each in one place.
 
 A service's key goes to its own addresses only, whatever a checkpoint names.
 """
@@ -40,7 +40,7 @@ class Service:
         return "" if value is None else value.get_secret_value()
 
     def refusal(self, url: str, settings: Settings) -> str | None:
-        """Sentence on a URL that is not at this service, to which its key is not sent; None where it is."""
+        """Reason not to send its key to a URL; None for its own addresses."""
         given = [getattr(settings, name.lower()) for name in self.address_variables]
         asked = urlsplit(url)
         if _origin(asked) in {_origin(urlsplit(own)) for own in (self.base_url, *given) if own is not None}:
@@ -63,7 +63,7 @@ SERVICES = {service.name: service for service in (WANDB,)}
 
 
 def upstream_of(backend: str | None, storage_path: str) -> str:
-    """Where the versions of a backend are asked: LOCAL, a service's name, or the backend itself where none is known.
+    """Upstream of a backend's versions: LOCAL, a service, or the backend itself where none is known.
 
     Another producer's version has no backend: a path or an address is of files, anything else is a name at Weights & Biases.
     """
@@ -73,7 +73,7 @@ def upstream_of(backend: str | None, storage_path: str) -> str:
 
 
 def unknown_service(version: str, upstream: str) -> str | None:
-    """Sentence on a version at a service that is not known here; None for one that can be asked."""
+    """Reason not to ask a version, as its service is not known here, else None."""
     if upstream == LOCAL or upstream in SERVICES:
         return None
     return f"{version} cannot be asked: it is at the service {upstream}, which this release does not know ({', '.join(SERVICES)} it does)."

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from babylon_rl.evaluation.play import benchmark_results
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import benchmark_results, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.roster import factory

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from babylon_rl.cli.benchmark_run import compare, run
-from babylon_rl.cli.output import JsonOption, emit, listed, say
+from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
+from babylon_rl.evaluation.columns import gate_columns, leaderboard_columns
 from babylon_rl.evaluation.comparison import BASE, Comparison, GateRow
 from babylon_rl.evaluation.comparison import compare as compared
 from babylon_rl.evaluation.model_sources import gate_rows, sources_named, trained_windows
@@ -101,14 +102,7 @@ def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
         ],
     }  # fmt: skip
     title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
-    rows = [report.cells(comparison, row) for row in comparison.rows]
-    if comparison.reference is None:
-        # Without a reference the column of differences would be empty.
-        rows = [[*row[:2], *row[3:]] for row in rows]
-        columns = [*report.COLUMNS[:2], *report.COLUMNS[3:]]
-    else:
-        columns = list(report.COLUMNS)
-    emit(document, [listed(columns, rows, title)], as_json)
+    emit(document, [Table(gate_columns(comparison.reference), comparison.rows, title)], as_json)
 
 
 @benchmark.command("leaderboard")
@@ -125,8 +119,7 @@ def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
     if plot is not None:
         say(f"The picture is {report.write_plot(ranking.leaderboard_png(board), plot)}.")
     title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
-    rows = [ranking.cells(line, board.reference) for line in board.lines]
-    emit(board.document, [listed(ranking.COLUMNS, rows, title)], as_json)
+    emit(board.document, [Table(leaderboard_columns(board.reference), board.lines, title)], as_json)
     for left_out in board.unranked:
         say(f"{left_out.version} is not ranked. {left_out.reason}")
 

@@ -10,7 +10,7 @@ from functools import partial
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.model_sources import ModelSource, model_clients, sources_named
-from babylon_rl.evaluation.players import Player, endpoint_player, scripted
+from babylon_rl.evaluation.play import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import Mandate

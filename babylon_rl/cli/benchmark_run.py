@@ -9,14 +9,13 @@ import typer
 
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.cli.options import ReportOption
-from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
+from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.evaluation.columns import AGENTS, NEEDED, PAIRS
 from babylon_rl.evaluation.compare_results import (
     LEVEL,
-    Bounds,
     ComparisonDocument,
     LeftOut,
-    PairRow,
     by_agent,
     compare_results,
     result_files,
@@ -37,12 +36,6 @@ from babylon_rl.store.migrate import require_migrated
 
 RESULTS = "benchmark-results"
 MANDATES = ("one-tick", "free")
-NEEDED = ("A - B", "deviation between snapshots $", "between repeats $", "repeats", "snapshots needed", "played")
-AGENTS = (
-    "agent", "runs", "P&L $ (95 %)", "Sharpe", "drawdown $", "win rate", "accuracy", "Brier (crowd's)", "invalid", "entropy", "reaction",
-    "optimality",
-)  # fmt: skip
-PAIRS = ("A - B", "difference $ (95 %)", "p", "p (Holm)", "effect size (95 %)", "A better in", "markets", "better")
 
 
 def run(
@@ -240,7 +233,7 @@ def _record(files: list[Path]) -> None:
 
 
 def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:
-    pairs: list[Table | str] = ["", pairs_table(comparison)] if comparison.pairs else []
+    pairs: list[Table | str] = ["", Table(PAIRS, comparison.pairs, "In the same markets")] if comparison.pairs else []
     sizes: list[Table | str] = ["", needed_table(rows)] if rows else []
     refused = [f"{refusal.file}: {' '.join(refusal.reasons[:3])}" for refusal in comparison.refused[:5]]
     return [agents_table(comparison), *pairs, *sizes, *comparison.notes, *refused]
@@ -248,48 +241,9 @@ def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) 
 
 def agents_table(comparison: ComparisonDocument) -> Table:
     """One row per agent, highest P&L first."""
-    rows: list[list[Any]] = []
-    for agent in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
-        brier = "-" if agent.brier is None else f"{agent.brier:.3f} ({agent.market_brier:.3f})"
-        reaction = "-" if agent.reaction_ticks is None else f"{agent.reaction_ticks:.1f} ticks, {percent(agent.reaction_share)}"
-        rows.append([
-            agent.agent, agent.runs, interval(agent.pnl), number(agent.sharpe), number(agent.max_drawdown, 0), percent(agent.win_rate),
-            percent(agent.accuracy), brier, percent(agent.invalid_rate), number(agent.action_entropy), reaction,
-            number(agent.optimality, 1),
-        ])  # fmt: skip
-    markets = max(agent.snapshots for agent in comparison.agents)
-    return listed(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
-
-
-def pairs_table(comparison: ComparisonDocument) -> Table:
-    """One row per pair of agents."""
-    return listed(PAIRS, [_pair(pair) for pair in comparison.pairs], "In the same markets")
-
-
-def _pair(pair: PairRow) -> list[Any]:
-    effect = interval(pair.effect_size, 2) if pair.effect_size is not None else None
-    return [
-        f"{pair.a} - {pair.b}", interval(pair.difference), f"{pair.p:.2g}", f"{pair.adjusted_p:.2g}", effect,
-        percent(pair.better_share.mean), pair.snapshots, pair.winner or "not decided",
-    ]  # fmt: skip
-
-
-def interval(bounds: Bounds, digits: int = 0) -> str:
-    """An interval as ``+12 (+3 to +21)``; only the mean if it has no ends."""
-    mean = f"{bounds.mean:+,.{digits}f}"
-    if bounds.low is None or bounds.high is None:
-        return mean
-    return f"{mean} ({bounds.low:+,.{digits}f} to {bounds.high:+,.{digits}f})"
-
-
-def percent(share: float | None) -> str:
-    """A share as ``12 %``."""
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    rows = sorted(comparison.agents, key=lambda agent: -agent.pnl.mean)
+    markets = max(agent.snapshots for agent in rows)
+    return Table(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
 
 
 def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
@@ -318,9 +272,5 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
 
 def needed_table(rows: Sequence[dict[str, Any]]) -> Table:
     """A table of the rows of ``needed``."""
-    lines = [
-        [f"{row['a']} - {row['b']}", f"{row['between']:,.0f}", f"{row['within']:,.0f}", row["repeats"], row["snapshots"], row["played"]]
-        for row in rows
-    ]
     effect, power = (rows[0]["effect"], rows[0]["power"]) if rows else (0.0, 0.0)
-    return listed(NEEDED, lines, f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power")
+    return Table(NEEDED, rows, f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power")

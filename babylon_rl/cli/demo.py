@@ -27,9 +27,9 @@ from babylon_rl.cli.demo_stages import (
     standings,
     train,
 )
-from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
+from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.gate import FAIL, PASS
+from babylon_rl.evaluation.columns import GENERATIONS, demo_columns
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.settings import keep_demo_choices, load_settings
@@ -195,8 +195,7 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
         return parts
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
-    columns = ["model", "P&L", "interval", f"against {document['reference']}", "interval ", "win rate", "accuracy", "invalid", "HOLD"]
-    parts.append(listed(columns, [_line(row) for row in rows]))
+    parts.append(Table(demo_columns(document["reference"]), rows))
     parts.append(f"\n{_verdict(document)}\n")
     for name, value in (
         ("checkpoint", document["checkpoint"]),
@@ -221,35 +220,7 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
 
 def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
     """Table of generations: player, trained version, decision of the gate, release."""
-    columns = ["generation", "played by", "trained", "from", "gate", "$ an hour", "against", "released", "deployed then"]
-    lines = []
-    for one in generations:
-        trained: list[Any] = [None] * 6
-        if one["modelVersion"] is not None:
-            improvement = None if one["improvement"] is None else f"{one['improvement']:+.0f}"
-            released = "yes" if one["released"] else {FAIL: "refused", PASS: "not confirmed"}.get(one["decision"], "no")
-            parent = one["parentVersion"] or BASE
-            trained = [one["modelVersion"], parent, one["decision"], improvement, one["reference"], released]
-        lines.append([one["generation"], one["player"], *trained, one["deployed"]])
-    return listed(columns, lines)
-
-
-def _line(row: dict[str, Any]) -> list[Any]:
-    def percent(name: str) -> str | None:
-        return None if row.get(name) is None else f"{100 * row[name]:.0f} %"
-
-    compared = row.get("improvement") is not None
-    return [
-        row["model"],
-        f"{row['pnl']:+.0f}",
-        f"{row['low']:+.0f} to {row['high']:+.0f}",
-        f"{row['improvement']:+.0f}" if compared else None,
-        f"{row['improvementLow']:+.0f} to {row['improvementHigh']:+.0f}" if compared else None,
-        percent("winRate"),
-        percent("accuracy"),
-        row.get("invalid"),
-        percent("holdShare"),
-    ]
+    return Table(GENERATIONS, list(generations))
 
 
 def _verdict(document: dict[str, Any]) -> str:

@@ -26,8 +26,7 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway
-from babylon_rl.serving.guards import Guard
-from babylon_rl.serving.promotion import describe, read_guards
+from babylon_rl.serving.promotion import Guard, describe, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches

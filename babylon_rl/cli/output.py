@@ -18,39 +18,13 @@ from rich.console import Console
 from rich.text import Text
 
 from babylon_rl.progress import Progress
+from babylon_rl.reporting.numbers import Column as Column
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 # Columns of tables in a file or pipe, and columns that no table reaches, to measure how wide one would be.
 PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
 _Begin = Callable[[str, int], Callable[[int], None]]  # (label, total) -> a display that is told the units done
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        value: where a row has it: a key, a position, an attribute, or a function of the row.
-        digits: to which a number is rounded.
-        wide: only shown where the whole table fits.
-    """
-
-    title: str
-    value: str | int | Callable[[Any], Any]
-    digits: int | None = None
-    wide: bool = False
-
-    def cell(self, row: Any) -> Any:
-        """The value of this column in a row, rounded."""
-        value: Any
-        if callable(self.value):
-            value = self.value(row)
-        elif isinstance(row, Mapping | Sequence):
-            value = row[self.value]  # type: ignore[index] # a key of a mapping, a position of a sequence
-        else:
-            value = getattr(row, str(self.value))
-        return round(value, self.digits) if self.digits is not None and value is not None else value
 
 
 @dataclass(frozen=True)

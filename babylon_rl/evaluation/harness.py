@@ -11,8 +11,7 @@ from pathlib import Path
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.compare_results import ComparisonDocument
-from babylon_rl.evaluation.play import PLAYER_ID
-from babylon_rl.evaluation.players import Player, scripted, strategy_agent
+from babylon_rl.evaluation.play import PLAYER_ID, Player, scripted, strategy_agent
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here

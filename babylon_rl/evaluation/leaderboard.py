@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from babylon_rl.evaluation.columns import leaderboard_columns
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import script_rows
-from babylon_rl.evaluation.report import COLOURS, earnings
+from babylon_rl.evaluation.report import COLOURS
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.numbers import markdown_table
+from babylon_rl.reporting.numbers import markdown_rows
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.benchmarks import MarketResult, read_identities, read_reports, read_results
 from babylon_rl.store.connection import Connection
@@ -203,9 +204,6 @@ def _role(name: str, versions: Mapping[str, Model]) -> str:
     return DEPLOYED if versions[name].status == DEPLOYED else VERSION
 
 
-COLUMNS = (
-    "", "who", "P&L, $ an hour", "against the base", "Sharpe", "drawdown, $", "win rate", "right direction", "invalid", "hold", "gate",
-)  # fmt: skip
 FOOTER = (
     "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences to the base are paired market by market. "
     "Intervals are one at a time: the first of many looks better than it is. The gate's column is its decision against the version's own "
@@ -213,22 +211,9 @@ FOOTER = (
 )
 
 
-def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
-    """One row under COLUMNS."""
-    row = line.row
-    decision = "-" if line.gated is None else line.gated.decision.replace("_", " ")
-    return [
-        str(line.place),
-        *earnings(row, "the base" if row.player == reference else None),
-        f"{row.shares['invalid']:.1%}",
-        f"{row.shares['hold']:.0%}",
-        decision,
-    ]
-
-
 def markdown(board: Leaderboard) -> str:
     """The leaderboard as Markdown."""
-    parts = [markdown_table(COLUMNS, [cells(line, board.reference) for line in board.lines])]
+    parts = [markdown_rows(leaderboard_columns(board.reference), board.lines)]
     if board.unranked:
         parts.append("\n".join(["Not ranked:", "", *(f"* {version.version}: {version.reason}" for version in board.unranked)]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")

@@ -17,8 +17,7 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError, UsageError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE
-from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, gate_job, market_rows
-from babylon_rl.evaluation.players import Player, endpoint_player
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, market_rows
 from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.files.durable import sha256

@@ -1,35 +1,134 @@
 """Play: players and snapshots in, results out, each stored when it ends.
 
+A player is identified by weights, prompt or code, not by name. Players play under one mandate, alone in each market and, for one tick, with
+the same stake, so that only decisions differ.
+
 Strategies are played one after another in the calling thread, runs of models several at once in threads, as their server answers waiting
 requests in one batch. A model that stays down loses its remaining runs, not those of the others. A caller that leaves, interrupted or not,
 ends the runs under way at their next tick.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from threading import Event, Lock
 from typing import TypeVar
 
-from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.evaluation.players import STRATEGY, Player, engine_version, scripted
+from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, market_result, result_of
 from babylon_rl.evaluation.results import SUFFIX, Result
-from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files
+from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
-from babylon_rl.market.simulation import run as simulation
+from babylon_rl.llm.client import ChatClient
+from babylon_rl.market import simulation
+from babylon_rl.market.simulation import prompting, roster
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
+from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.run import OnTick
+from babylon_rl.market.simulation.run import play as simulate
+from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
+STRATEGY, MODEL = "strategy", "model"
+TEMPERATURE = 0.0
 PLAYER_ID = "player"  # the same id for everybody, so that luck by id is the same
 CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
 UPDATES_PER_RUN = 20
 DECISIONS = "decisions"
+Make = Callable[[Snapshot, Path | None], AgentFactory]
 _LOG = logging.getLogger("babylon_rl.evaluation")
+
+
+@dataclass(frozen=True)
+class Player:
+    """An agent that plays every market.
+
+    Attributes:
+        name: in tables. identity: a hash of what decides; results of another identity are another player's.
+        asks: whether it waits for an endpoint, so that several of its markets are played at once.
+        make: the factory of its agents for one market; the path is where a model's answers are kept while the run lasts.
+    """
+
+    name: str
+    identity: str
+    role: str
+    mandate: Mandate
+    asks: bool
+    make: Make
+
+
+def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
+    """A strategy of the roster; its identity changes with the engine's code.
+
+    Raises:
+        MarketError: there is none of that name.
+    """
+    if name not in roster.NAMES:
+        raise MarketError(f"There is no strategy {name!r}; there are {', '.join(roster.NAMES)}.")
+    # Strategies are code: another engine is another player.
+    identity = content_version(["roster", name, mandate, engine_version()])
+    return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
+
+
+def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
+    """Agents of a strategy; for one tick with the common stake, else with its own."""
+    return roster.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
+
+
+def endpoint_player(
+    open_client: Callable[[], ChatClient],
+    name: str,
+    identity: str,
+    mandate: Mandate = ONE_TICK,
+    *,
+    temperature: float = TEMPERATURE,
+    prompt: str | None = None,
+) -> Player:
+    """A model behind an endpoint.
+
+    Args:
+        open_client: gives the client, each time the same; called when there is something to ask, from several threads.
+        identity: of the served model: a hash of weights, or the endpoint's address and the model's name.
+        prompt: a version of the prompt; by default the one that policies of that mandate are trained on.
+
+    Raises:
+        MarketError: no such prompt, or none for that mandate.
+    """
+    default = prompting.TRADER_V1 if mandate == ONE_TICK else prompting.TRADER_V2
+    version = prompting.checked_version(prompt or default, mandate)
+
+    def make(_: Snapshot, answers: Path | None) -> AgentFactory:
+        # Opened by the run that needs it, which may be in another thread.
+        client = open_client() if answers is None else resumable_client(open_client(), answers)
+        return model_agent(client, mandate=mandate, prompt_version=version, temperature=temperature, name=name)
+
+    return Player(name, content_version(["model", identity, mandate, version, temperature]), MODEL, mandate, True, make)
+
+
+def external_identity(name: str, mandate: str) -> str:
+    """Identity of an agent that plays over HTTP, from its name and mandate."""
+    return content_version(["outside", name, mandate])
+
+
+@cache
+def engine_version() -> str:
+    """Hash of the code of markets, strategies and prompts.
+
+    Results of two versions are never mixed unseen.
+    """
+    digest = hashlib.sha256()
+    code = Path(simulation.__path__[0])
+    # Sorted, so that the hash is the same on every file system.
+    for path in [*sorted(code.glob("*.py")), *sorted((code.parent / "prompts").glob("*.txt"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 Outcome = Result | ModelUnavailable
@@ -53,12 +152,12 @@ class Job:
     files: RunFiles | None = None
     resumable: bool = False
 
-    def result(self, on_tick: simulation.OnTick) -> Result:
+    def result(self, on_tick: OnTick) -> Result:
         """Simulate the run and keep it where it is to be kept."""
         # The gate keeps no answers: there a market is the unit, stored when it ends and played anew when it was cut off.
         answers = self.files.path(ANSWERS) if self.files is not None and self.resumable else None
         agents, money = {self.agent_id: self.player.make(self.snapshot, answers)}, self.snapshot.start_balance
-        run = simulation.play(self.snapshot.scenario, agents, seed=self.luck, start_balance=money, on_tick=on_tick)
+        run = simulate(self.snapshot.scenario, agents, seed=self.luck, start_balance=money, on_tick=on_tick)
         result = result_of(run, self.agent_id, self.snapshot, self.label)
         if self.files is not None and (self.resumable or result.complete):
             try:
@@ -252,7 +351,9 @@ def market_rows(
     *,
     on_row: Callable[[Job, MarketResult], None] = lambda job, row: None,
 ) -> list[MarketResult]:
-    """Rows of runs in the gate's markets, in the order of ``jobs``; ``on_row`` is called as each of them ends.
+    """Play runs in the gate's markets; returns their rows in the order of ``jobs``.
+
+    ``on_row`` is called as each of them ends.
 
     Raises:
         ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from babylon_rl.evaluation.columns import CRITERIA, contest_columns, gate_columns
 from babylon_rl.evaluation.comparison import CANDIDATE, STRATEGY, Comparison, GateRow, Pair
 from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.snapshots import PRESET
@@ -20,7 +21,7 @@ from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, 
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.numbers import markdown_table
+from babylon_rl.reporting.numbers import markdown_rows
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
@@ -120,11 +121,6 @@ FOOTER = (
     "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
     "same stake."
 )
-PAIR_COLUMNS = ("candidate against", "difference, $ an hour", "effect, standard deviations", "better in", "p, corrected")
-COLUMNS = (
-    "model", "P&L, $ an hour", "against the reference", "Sharpe", "drawdown, $", "win rate", "right direction", "invalid / refused",
-    "buy / sell / hold",
-)  # fmt: skip
 
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
@@ -147,56 +143,17 @@ def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[
     return [row.document | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
 
 
-def cells(comparison: Comparison[GateRow], row: GateRow) -> list[str]:
-    """One player's row for people, under COLUMNS."""
-    shares = row.shares
-    return [
-        *earnings(row, "the reference" if row.player == comparison.reference else None),
-        f"{shares['invalid']:.1%} / {row.refused / row.decisions:.1%}",
-        " / ".join(f"{shares[action]:.0%}" for action in ("buy", "sell", "hold")),
-    ]
-
-
-def earnings(row: GateRow, reference: str | None) -> list[str]:
-    """Cells common to all tables, from P&L to accuracy.
-
-    ``reference`` stands in place of a difference to it.
-    """
-    return [
-        f"{row.player} ({row.role})" if row.role != row.player else row.player,
-        _interval(row.pnl),
-        reference or _interval(row.improvement),
-        "-" if row.sharpe is None else f"{row.sharpe:+.2f}",
-        f"{row.max_drawdown_usd:.0f}",
-        _percent(row.win_rate),
-        _percent(row.accuracy),
-    ]
-
-
 def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
-        markdown_table(COLUMNS, [cells(comparison, row) for row in comparison.rows]),
+        markdown_rows(gate_columns(comparison.reference), comparison.rows),
     ]
     if comparison.pairs:
-        parts.append(markdown_table(PAIR_COLUMNS, [_pair(pair, comparison.reference) for pair in comparison.pairs]))
-        parts.append(
-            markdown_table(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)])
-        )
+        parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
+        parts.append(markdown_rows(CRITERIA, criteria(comparison)))
     parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(analyses=comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
-
-
-def _pair(pair: Pair, reference: str | None) -> list[str]:
-    effect, better = pair.paired.effect, pair.paired.superiority
-    return [
-        f"{pair.b} (the reference)" if pair.b == reference else pair.b,
-        _interval(pair.paired.difference),
-        "-" if effect is None else f"{effect.mean:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]",
-        f"{better.mean:.0%} of {better.count} markets",
-        f"{pair.adjusted_p:.2g}",
-    ]
 
 
 def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any]:
@@ -214,14 +171,6 @@ def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any
 def _bounded(value: float) -> float | None:
     """None for an end that lies at infinity, which JSON cannot say."""
     return value if math.isfinite(value) else None
-
-
-def _interval(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}]"
-
-
-def _percent(share: Interval | None) -> str:
-    return "-" if share is None else f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> bytes:

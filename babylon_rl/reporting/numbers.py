@@ -4,10 +4,41 @@ Dollars are without cents from ten on, with a real minus sign; a missing value i
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        value: where a row has it: a key, a position, an attribute, or a function of the row.
+        digits: to which a number is rounded.
+        wide: only shown in a terminal where the whole table fits.
+        meaning: one sentence for a page, which shows the columns that have one.
+    """
+
+    title: str
+    value: str | int | Callable[[Any], Any]
+    digits: int | None = None
+    wide: bool = False
+    meaning: str = ""
+
+    def cell(self, row: Any) -> Any:
+        """The value of this column in a row, rounded."""
+        value: Any
+        if callable(self.value):
+            value = self.value(row)
+        elif isinstance(row, Mapping | Sequence):
+            value = row[self.value]  # type: ignore[index] # a key of a mapping, a position of a sequence
+        else:
+            value = getattr(row, str(self.value))
+        return round(value, self.digits) if self.digits is not None and value is not None else value
 
 
 def dollars(usd: float | None, sign: bool = True) -> str:
@@ -89,3 +120,9 @@ def ticks_of(low: float, high: float, most: int = 5) -> list[float]:
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; cells are texts that hold no bar and no line break."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))
+
+
+def markdown_rows(columns: Sequence[Column], rows: Iterable[Any]) -> str:
+    """A table in Markdown of rows by their columns; None is a hyphen."""
+    cells = ([column.cell(row) for column in columns] for row in rows)
+    return markdown_table([column.title for column in columns], [["-" if cell is None else str(cell) for cell in row] for row in cells])

@@ -25,8 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.evaluation.play import PLAYER_ID
-from babylon_rl.evaluation.players import MODEL, engine_version, external_identity
+from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug

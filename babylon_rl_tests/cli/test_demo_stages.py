@@ -104,7 +104,8 @@ def test_a_version_that_falls_behind_the_deployed_one_is_refused_in_the_table() 
         | {"generation": 2, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
         {"modelVersion": None, "generation": 3, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
     ]
-    assert generations_table(generations).rows == [
+    table = generations_table(generations)
+    assert [[column.cell(row) for column in table.columns] for row in table.rows] == [
         [1, "base", "v1.0.0", "base", "pass", "+244", "base", "yes", "v1.0.0"],
         [2, "v1.0.0", "v1.0.1", "v1.0.0", "fail", "-80", "v1.0.0", "refused", "v1.0.0"],
         [3, "v1.0.0", None, None, None, None, None, None, "v1.0.0"],

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.cli import demo, run
+from babylon_rl.evaluation.columns import demo_columns
 from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.market.stand_in import stand_in
@@ -99,4 +100,5 @@ def test_the_verdict_claims_an_improvement_only_when_its_interval_excludes_zero(
 
 
 def test_a_line_of_the_table_leaves_empty_what_is_not_known() -> None:
-    assert demo._line(make_row("base", None)) == ["base", "+80", "+10 to +150", None, None, "61 %", None, None, "20 %"]
+    cells = [column.cell(make_row("base", None)) for column in demo_columns("base")]
+    assert cells == ["base", "+80", "+10 to +150", None, None, "61 %", None, None, "20 %"]

@@ -12,8 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.play import benchmark_results
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import benchmark_results, scripted
 from babylon_rl.evaluation.snapshots import snapshots_named
 from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
 

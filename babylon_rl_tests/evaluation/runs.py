@@ -6,8 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.evaluation.play import benchmark_results, gate_job, market_rows
-from babylon_rl.evaluation.players import Player, endpoint_player, scripted
+from babylon_rl.evaluation.play import Player, benchmark_results, endpoint_player, gate_job, market_rows, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.llm.client import ChatClient

@@ -7,8 +7,7 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.play import benchmark_results
-from babylon_rl.evaluation.players import Player
+from babylon_rl.evaluation.play import Player, benchmark_results
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database

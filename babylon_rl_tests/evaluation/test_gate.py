@@ -9,7 +9,7 @@ import pytest
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, GateVerdict, decide
-from babylon_rl.evaluation.players import MODEL, Player, scripted
+from babylon_rl.evaluation.play import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, Choice, order

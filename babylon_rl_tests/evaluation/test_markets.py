@@ -8,7 +8,7 @@ import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
 from babylon_rl.evaluation.model_sources import model_player
-from babylon_rl.evaluation.players import MODEL, STRATEGY, Player, scripted
+from babylon_rl.evaluation.play import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
@@ -69,7 +69,7 @@ def test_a_larger_benchmark_contains_the_smaller() -> None:
 @pytest.mark.slow
 def test_the_same_market_and_player_give_the_same_result_in_any_process() -> None:
     program = (
-        "from babylon_rl.evaluation.players import scripted; from babylon_rl.evaluation.snapshots import benchmark_snapshots;"
+        "from babylon_rl.evaluation.play import scripted; from babylon_rl.evaluation.snapshots import benchmark_snapshots;"
         "from babylon_rl_tests.evaluation.runs import rows_in;"
         "s = benchmark_snapshots(3); print([x.fingerprint for x in s]); print(rows_in(scripted('balanced'), s))"
     )

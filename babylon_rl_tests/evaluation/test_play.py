@@ -11,8 +11,7 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.harness import harness_players
-from babylon_rl.evaluation.play import benchmark_results
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import benchmark_results, scripted
 from babylon_rl.evaluation.result_building import market_result
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval, share_by_snapshot, wilson
 from babylon_rl_tests.evaluation.runs import rows_in

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 
 from babylon_rl.judge import plan, scoring
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.prompt import rubric
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.versions import Change, episode_rules, find_changes, judge_rules, market_rules, rules_version
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

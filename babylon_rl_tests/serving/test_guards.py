@@ -14,8 +14,7 @@ from pydantic import SecretStr
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
-from babylon_rl.serving.guards import Limits, judge_calls, judge_hours
-from babylon_rl.serving.promotion import advance
+from babylon_rl.serving.promotion import Limits, advance, judge_calls, judge_hours
 from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, marked_versions, pause
 from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage

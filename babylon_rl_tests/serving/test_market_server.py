@@ -13,8 +13,7 @@ import pytest
 
 from babylon_rl.cli import run as command
 from babylon_rl.evaluation.compare_results import compare_results, sound_results
-from babylon_rl.evaluation.play import PLAYER_ID, benchmark_results
-from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.play import PLAYER_ID, benchmark_results, scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
 from babylon_rl.market.simulation.actions import Action, Invalid, encode_action

@@ -11,13 +11,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from babylon_rl.evaluation.columns import AGENTS
 from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairRow, by_agent, compare_results
 from babylon_rl.evaluation.comparison import RunKey
 from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.reporting.numbers import dollars, duration, moment, number, percent, plural
+from babylon_rl.reporting.numbers import dollars, duration, moment, plural
 from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
 
 MOST_COMPARED = 12  # agents of which every pair is shown: 66 pairs
@@ -44,33 +45,6 @@ KIND_NAMES = {
     "post": "post",
     "invalid": "invalid",
 }
-
-
-@dataclass(frozen=True)
-class MetricColumn:
-    """Metric of the summary table: title, meaning, and text for an agent."""
-
-    title: str
-    meaning: str
-    value: Callable[[AgentRow], float | None]
-    format: Callable[[float | None], str]
-
-
-COLUMNS = (
-    MetricColumn("Return", "P&L of the start balance", lambda row: row.returns, partial(percent, digits=1, sign=True)),
-    MetricColumn("Sharpe", "mean over spread of the equity's changes in a run, mean over markets", lambda row: row.sharpe, number),
-    MetricColumn(
-        "Drawdown",
-        "largest fall of the equity from its peak, in dollars, mean over markets",
-        lambda row: row.max_drawdown,
-        partial(dollars, sign=False),
-    ),
-    MetricColumn("Win rate", "of the positions that won or lost", lambda row: row.win_rate, partial(percent, digits=1)),
-    MetricColumn("Accuracy", "of the questions' sides that were bought", lambda row: row.accuracy, partial(percent, digits=1)),
-    MetricColumn("Brier", "squared error of what was paid for being right; 0 is perfect", lambda row: row.brier, partial(number, digits=3)),
-    MetricColumn("Invalid", "answers that were no action", lambda row: row.invalid_rate, partial(percent, digits=1)),
-    MetricColumn("Optimality", "P&L of the oracle's, 0 to 100", lambda row: row.optimality, partial(number, digits=0)),
-)
 
 
 @dataclass(frozen=True)
@@ -188,7 +162,7 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         lead=_lead(results, summary),
         warnings=_warnings(results, agents),
         agents=agents,
-        columns=COLUMNS,
+        columns=[column for column in AGENTS if column.meaning],
         unsigned_dollars=partial(dollars, sign=False),
         end=moment(ends.pop()) if len(ends) == 1 else "end",
         pnl_range=_range([bound for agent in agents for bound in (agent.row.pnl.mean, agent.row.pnl.low, agent.row.pnl.high)]),

@@ -50,7 +50,7 @@ def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str
 
 
 def version_of(given: Iterable[Mapping[str, Any]]) -> str | None:
-    """The version that wrote these messages, by all of their text; None where none can have.
+    """Version that wrote these messages, by all of their text; None if none can have.
 
     A text that two versions would write alike is the older one's, so that a new version renames no checkpoint.
     """
