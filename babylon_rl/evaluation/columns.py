@@ -123,7 +123,7 @@ AGENTS = [
     Column("invalid", lambda row: _percent(row.invalid_rate), meaning="answers that were no action"),
     Column("entropy", lambda row: _number(row.action_entropy)),
     Column("reaction", _reaction),
-    Column("optimality", lambda row: _number(row.optimality, 1), meaning="P&L of the best plan's, 0 to 100"),
+    Column("optimality", lambda row: _number(row.optimality, 1), meaning="P&L of the oracle's, 0 to 100"),
 ]
 
 
