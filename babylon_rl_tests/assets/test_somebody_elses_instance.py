@@ -30,10 +30,10 @@ ANOTHER = """
 import dagster as dg
 
 @dg.asset
-def hours() -> int:
+def numbers() -> int:
     return 1
 
-defs = dg.Definitions([hours], jobs=[dg.define_asset_job("hours", [hours])])
+defs = dg.Definitions([numbers], jobs=[dg.define_asset_job("hours", [numbers])])
 """
 LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name locationOrLoadError { __typename
     ... on PythonError { message } } } } } }"""
