@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from babylon_rl_tests.store.servers import ROOT
 
 # Nothing that reads the environment when it is imported.
 _COMMANDS = sorted({f"babylon_rl.cli.{module}" for module, _ in COMMANDS.values()})
-PRELOADED = ("babylon_rl.automation.code_location", "babylon_rl.automation.launch", "dagster._cli", *_COMMANDS)
-PROGRAMS = {"babylon-rl": "babylon_rl.cli", "dagster": "dagster._cli"}
+PRELOADED = ("babylon_rl.automation.code_location", "babylon_rl.automation.launch", *_COMMANDS)
+PROGRAMS = {name: entry_points(group="console_scripts")[name] for name in ("babylon-rl", "dagster")}
 
 
 def run_command(
@@ -77,6 +78,8 @@ def _end(server: subprocess.Popen[str]) -> None:
 def _serve() -> None:
     for module in PRELOADED:
         importlib.import_module(module)
+    for program in PROGRAMS.values():
+        program.load()
     gc.freeze()  # children share these pages
     for line in sys.stdin:
         child = os.fork()
@@ -96,7 +99,7 @@ def _command(request: dict[str, Any]) -> None:
             tempfile.tempdir = None
             signal.setitimer(signal.ITIMER_REAL, request["timeout_s"])  # its default action ends the process
             sys.argv[:] = [request["program"], *request["arguments"]]
-            importlib.import_module(PROGRAMS[request["program"]]).main()
+            PROGRAMS[request["program"]].load()()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:
