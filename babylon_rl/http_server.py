@@ -1,4 +1,4 @@
-"""HTTP servers: uvicorn with h11 and our settings, sockets, limits of bodies, JSON responses, errors in OpenAI's envelope.
+"""HTTP servers: uvicorn with h11 and our settings, sockets, limits of bodies, JSON responses and refusals.
 
 A head has a limit of bytes and none of time: a slow one holds a connection and nobody up (docs/decisions/0027-http-by-kept-parts.md).
 """
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
 
 if TYPE_CHECKING:
@@ -29,37 +29,6 @@ BODY_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 75  # agents think between requests
 _MOST_FILES = 65_536
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-# Raised by a decoder of JSON for bytes or texts of any kind.
-NOT_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-@dataclass(eq=False)
-class ApiError(Exception):
-    """A response with an error status.
-
-    The official clients raise their error class of that status.
-    """
-
-    status: int
-    message: str
-    code: str | None = None
-    param: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> bytes:
-        """The envelope as JSON."""
-        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
-
-    @property
-    def event(self) -> bytes:
-        """The envelope as a server-sent event, for streams that break."""
-        return b"data: " + self.body + b"\n\n"
-
-    def __str__(self) -> str:
-        return f"{self.status}: {self.message}"
 
 
 class ClientGone(Exception):

@@ -24,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import UNLIKELY
 from babylon_rl.errors import ModelError, ModelUnavailable, RequestRefused, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, ClientGone, bind, error_handlers, read_body, refusal, server_config
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, bind, error_handlers, read_body, refusal, server_config
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
 from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
 from babylon_rl.models.generation import Row

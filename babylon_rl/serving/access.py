@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from time import monotonic
 
-from babylon_rl.http_server import ApiError
+from babylon_rl.api_errors import ApiError
 from babylon_rl.store.client_keys import ClientKey
 
 _PREFIX = "brl-"

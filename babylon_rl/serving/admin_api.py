@@ -31,19 +31,9 @@ from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
 
 from babylon_rl import __version__
+from babylon_rl.api_errors import NOT_JSON, ApiError
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
-from babylon_rl.http_server import (
-    BODY_TIMEOUT_S,
-    NOT_JSON,
-    ApiError,
-    ClientGone,
-    bind,
-    error_handlers,
-    json_response,
-    read_body,
-    server_config,
-    url_of,
-)  # fmt: skip
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, bind, error_handlers, json_response, read_body, server_config, url_of
 from babylon_rl.logs import start_logs
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.http_server import NOT_JSON, ApiError
+from babylon_rl.api_errors import NOT_JSON, ApiError
 from babylon_rl.recorder.calls import PURPOSES
 
 _MAX_HEADER = 200

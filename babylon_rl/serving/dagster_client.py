@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 
-from babylon_rl.http_server import ApiError
+from babylon_rl.api_errors import ApiError
 from babylon_rl.settings import AutomationSettings
 from babylon_rl.training.backends.protocol import GPU
 

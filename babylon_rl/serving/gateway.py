@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, ClientGone, Receive, read_body
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.access import Access
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.live_state import LiveState

@@ -19,9 +19,10 @@ from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.files.location import shown_url
-from babylon_rl.http_server import ApiError, bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
+from babylon_rl.http_server import bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written

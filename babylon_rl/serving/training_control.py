@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BatchConflict, NothingToTrain
-from babylon_rl.http_server import ApiError
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets, training_tags

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from babylon_rl.http_server import NOT_JSON, ApiError
+from babylon_rl.api_errors import NOT_JSON, ApiError
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import with_version
 from babylon_rl.services import LOCAL, SERVICES

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from babylon_rl.http_server import NOT_JSON
+from babylon_rl.api_errors import NOT_JSON
 from babylon_rl.serving.server_sent_events import has_content, payloads
 
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)

@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from babylon_rl.http_server import ApiError
+from babylon_rl.api_errors import ApiError
 from babylon_rl.serving.access import Access, key_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key

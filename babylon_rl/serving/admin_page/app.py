@@ -18,8 +18,9 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as RoutedPath
 
+from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, ApiError, read_body
+from babylon_rl.http_server import BODY_TIMEOUT_S, read_body
 from babylon_rl.reporting.pages import TEMPLATES, render
 from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
