@@ -19,8 +19,6 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from uuid import UUID
 
-import structlog
-
 from babylon_rl.errors import missing_package
 from babylon_rl.logs import Redactor
 
@@ -143,8 +141,9 @@ def span(name: str, kind: Kind = "internal", **attributes: Attribute) -> Abstrac
 @contextmanager
 def _opened(tracing: _Tracing, name: str, kind: Kind, attributes: Mapping[str, Attribute]) -> Iterator[Span]:
     from opentelemetry.trace import SpanKind
+    from structlog.contextvars import get_contextvars
 
-    fields = structlog.contextvars.get_contextvars()
+    fields = get_contextvars()
     # A span that begins a trace gets the Dagster run's id for it (RunIds). Only while it is made: other traces of this context have their
     # own.
     token = _run_trace.set(_uuid(fields.get("run")))

@@ -8,7 +8,7 @@ from babylon_rl.cli import run
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [
-        (["--queue", "gpu"], {}, "gpu is not a queue. Choose from hours, judge, trainer, trainer-gpu, evidence."),
+        (["--queue", "gpu"], {}, "gpu is not a queue. Choose from hours, trainer, trainer-gpu, evidence."),
         ([], {}, "CELERY_BROKER_URL is not set"),
         ([], {"CELERY_BROKER_URL": "redis://127.0.0.1/0"}, "DATABASE_URL is not set: workers share a server of your own"),
     ],

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from babylon_rl.judge.scripted.judge import ScriptedJudge
 
 from babylon_rl.judge import plan, scoring
 from babylon_rl.judge.cost import estimate_hours
@@ -18,6 +17,7 @@ from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_group, make_step, make_trajectory
 from babylon_rl_tests.scored import note_changes, read_hours, score_stale, score_windows
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 
 RUBRIC, JUDGE = "rubric", "judge"
 Changed = Callable[[Settings], Settings]
