@@ -6,12 +6,11 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.judge.versions import hindsight_rules
 from babylon_rl.reporting.plots import OTHER, bar_plot
-from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
 from babylon_rl.traces import traced_step
@@ -41,7 +40,7 @@ COLUMNS = column_schema(
     group_name="market",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version=hindsight_rules(load_settings()),
+    code_version=hindsight_rules(AS_LOADED),
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.action_outcomes"},
     description=described(

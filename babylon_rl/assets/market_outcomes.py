@@ -6,14 +6,13 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.judge.versions import market_rules
 from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
-from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
 from babylon_rl.traces import traced_step
@@ -40,7 +39,7 @@ COLUMNS = column_schema(
     group_name="market",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version=market_rules(load_settings()),
+    code_version=market_rules(AS_LOADED),
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "public.market_outcomes"},
     description=described(

@@ -21,7 +21,8 @@ from babylon_rl.store.windows import reading_chunks
 from babylon_rl.versions import content_version
 from babylon_rl.windows import WINDOW_FORMAT, is_complete
 
-hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
+AS_LOADED = load_settings()  # of the environment in which the code location was loaded
+hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, fmt=WINDOW_FORMAT)
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 # Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.

@@ -7,14 +7,14 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import ScoringResult
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
 from babylon_rl.judge.versions import judge_rules
 from babylon_rl.reporting.plots import bar_plot
-from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.traces import traced_step
 from babylon_rl.types import GroupScores, Judgement
@@ -51,8 +51,8 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     group_name="judge",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version=judge_rules(load_settings()),
-    backfill_policy=_backfill_policy(load_settings()),
+    code_version=judge_rules(AS_LOADED),
+    backfill_policy=_backfill_policy(AS_LOADED),
     metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
     description=described(
         "Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",

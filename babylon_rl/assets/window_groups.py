@@ -6,13 +6,12 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import HourReport, hours, report_hours
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, hours, report_hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.judge.versions import episode_rules
 from babylon_rl.reporting.plots import LOSS, bar_plot
-from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.traces import traced_step
@@ -37,7 +36,7 @@ COLUMNS = column_schema(
     group_name="episodes",
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version=episode_rules(load_settings()),
+    code_version=episode_rules(AS_LOADED),
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.episodes"},
     description=described(

@@ -8,13 +8,13 @@ from typing import Any
 
 import dagster as dg
 
+from babylon_rl.assets.partitions import AS_LOADED
 from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.serving.dagster_client import EVIDENCE, HOURS, SCORE_JOB, TRAIN_JOB, TRAINER, TRAINING_ASSETS, trained_assets
-from babylon_rl.settings import AutomationSettings, Settings, load_settings
+from babylon_rl.settings import AutomationSettings, Settings
 
-_SETTINGS = load_settings()
-_RUNNING = _SETTINGS.automation_status == "running"
+_RUNNING = AS_LOADED.automation_status == "running"
 SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus.STOPPED
 SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
 HOURS_JOB, OBSERVE_JOB = "hours", "observe"
@@ -26,13 +26,13 @@ HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
 SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
-HOURS_TAGS, EVIDENCE_TAGS = job_tags(_SETTINGS, HOURS), job_tags(_SETTINGS, EVIDENCE)
+HOURS_TAGS, EVIDENCE_TAGS = job_tags(AS_LOADED, HOURS), job_tags(AS_LOADED, EVIDENCE)
 
 
 def every(seconds: int) -> int:
     """Interval of a sensor that looks every ``seconds`` with AUTOMATION_SECONDS at its default."""
     usual: float = Settings.model_fields["automation_seconds"].default
-    return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
+    return max(1, round(seconds * AS_LOADED.automation_seconds / usual))
 
 
 def trainer_tags(settings: Settings) -> dict[str, str]:
@@ -62,7 +62,7 @@ score_job = dg.define_asset_job(
 train_job = dg.define_asset_job(
     TRAIN_JOB,
     selection=dg.AssetSelection.assets(*BATCHED),
-    tags=trainer_tags(_SETTINGS),
+    tags=trainer_tags(AS_LOADED),
     description="Judge what a batch lacks, train it, compare the checkpoint, record the gate's decision. Partition: a batch id.",
 )
 judge_report_job = dg.define_asset_job(

@@ -5,6 +5,8 @@ After a change that is meant: ``UPDATE_SNAPSHOT=1 python -m pytest babylon_rl_te
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,15 @@ def test_every_asset_and_every_check_says_what_to_do_when_it_is_red():
     assert len(described) == 13 + 37
     for name, text in described.items():
         assert len((text or "").partition("**When red:** ")[2]) > 20, name
+
+
+HEAVY = (
+    "torch transformers art litellm openai wandb pandas numpy scipy matplotlib pyarrow aiohttp starlette uvicorn prometheus_client "
+    "opentelemetry structlog rich sqlalchemy alembic psycopg2 celery kombu redis botocore"
+)
+
+
+def test_loading_the_definitions_loads_nothing_heavy() -> None:
+    """Each run's process pays for it: benchmarks/import_definitions.py measures the seconds."""
+    code = f"import sys, babylon_rl.definitions; print(*[name for name in {HEAVY.split()} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
