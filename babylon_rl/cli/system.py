@@ -4,7 +4,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -248,7 +248,8 @@ def cleanup(
 
 def run_daemon(variables: Mapping[str, str]) -> int:
     """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
-    return _run_dagster(["run", *_workspace()], program="dagster-daemon", more=variables, migrated=True)
+    program = [str(Path(sys.executable).with_name("dagster-daemon"))]
+    return _run_dagster(["run", *_workspace()], program, more=variables, migrated=True)
 
 
 def _workspace() -> list[str]:
@@ -259,7 +260,7 @@ def _workspace() -> list[str]:
 
 
 def _run_dagster(
-    arguments: list[str], program: str = "dagster", more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
+    arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
 ) -> int:
     """Run a program of Dagster's on this project's instance.
 
@@ -277,8 +278,7 @@ def _run_dagster(
             say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
         with open_instance(database, loaded):  # which ends the runs that died with their process
             variables = _variables(database, loaded)
-        installed = str(Path(sys.executable).with_name(program))
-        return run_child([sys.executable, "-W", _IGNORED_WARNING, installed, *arguments], {**variables, **more}, loaded.home)
+        return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **more}, loaded.home)
 
 
 def _variables(database: Database, settings: Settings) -> dict[str, str]:

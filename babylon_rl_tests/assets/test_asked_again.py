@@ -32,7 +32,8 @@ def test_hours_that_waited_for_their_judge_are_asked_for_again_with_a_back_off(m
     changed = {name: getattr(chosen, name) for name in ("judge_model", "judge_base_url", "judge_timeout_seconds", "judge_disagreement")}
     down = make_bench(database, now=now, **changed)
     down.run("score", windows[0], windows[-1])
-    assert {report.tags["dagster/data_version"] for report in down.materializations("scored_groups").values()} == {"pending"}
+    judged = {str(report.metadata["judged"].value) for report in down.materializations("scored_groups").values()}
+    assert judged == {"pending: it waits for another run"}
     # By the conditions alone these hours are made.
     everything = code_location(given(down.babylon))
     assert dg.evaluate_automation_conditions(everything, down.instance).get_requested_partitions(SCORES[0]) == set()

@@ -51,11 +51,10 @@ def test_a_version_goes_from_the_machine_that_trains_to_those_that_judge_and_ser
     assert [row["model"] for row in played["rows"]] == ["v1.0.0", "base"]
     assert judge.asks("models", "deploy", "v1.0.0", "--strategy", "immediate")["version"] == "v1.0.0"
     assert object_store.downloaded(WEIGHTS) == object_store.downloaded(MANIFEST) == 1
-    rmtree(judge.home)
-
-    # How it decided can still be looked at.
-    looked_at = server.asks("benchmark", "compare", "v1.0.0", "base", "--gate")
+    # How it decided can be looked at where it played.
+    looked_at = judge.asks("benchmark", "compare", "v1.0.0", "base", "--gate")
     assert sorted((row["agent"], row["snapshots"]) for row in looked_at["agents"]) == [("base", 2), ("v1.0.0", 2)]
+    rmtree(judge.home)
 
     object_store.downloads.clear()
     with ExitStack() as servers:
