@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from babylon_rl.judge.prompt.templates import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
@@ -151,7 +151,11 @@ def _of_template(template: Template) -> _Pattern:
     return _Pattern(template.kind, (anchor,), re.compile(expression, re.DOTALL))
 
 
-_SENTENCES = tuple(_of_template(template) for template in TEMPLATES)
+@cache
+def _sentences() -> tuple[_Pattern, ...]:
+    return tuple(_of_template(template) for template in TEMPLATES)
+
+
 _VALUE = r"""[:=]["']?(?:[{\[](?=[^}\]])|[-+]?\.?\d|(?:true|false|yes|no)(?![a-z]))"""
 _RAW = (
     _Pattern(
@@ -184,7 +188,13 @@ _RAW = (
 )
 _SECRET_ANCHOR = '"outcome":'
 # A text without any of these needs no further search; almost all texts end here.
-_ANCHORS = (*(anchor for pattern in (*_SENTENCES, *_RAW) for anchor in pattern.anchors), _SECRET_ANCHOR)
+
+
+@cache
+def _anchors() -> tuple[str, ...]:
+    return (*(anchor for pattern in (*_sentences(), *_RAW) for anchor in pattern.anchors), _SECRET_ANCHOR)
+
+
 _SECRET = re.compile(r'\{[^{}]{0,4000}?"outcome":(?:true|false)[^{}]{0,4000}\}')
 _NUMBER_OF = re.compile(r'"questionnumber":(\d{1,9})(?!\d)')
 _ID_OF = re.compile(r'"(?:id|marketid|questionid)":"([^"]{1,200})"')
@@ -288,7 +298,7 @@ def _is_clean(text: str) -> bool:
     """
     for reading in _readings(text):
         plain = folded(reading)
-        for anchor in _ANCHORS:
+        for anchor in _anchors():
             if anchor in plain:
                 return False
     return True
@@ -297,7 +307,7 @@ def _is_clean(text: str) -> bool:
 def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKind, int, int]]:
     """Yield kind, start and end of each leak in folded text."""
     # forms that every hour shares
-    for pattern in (*_SENTENCES, *_RAW) if raw else _SENTENCES:
+    for pattern in (*_sentences(), *_RAW) if raw else _sentences():
         if any(anchor in plain for anchor in pattern.anchors):
             match = pattern.expression.search(plain)
             if match is not None:
