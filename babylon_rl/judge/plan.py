@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import judge_version
 from babylon_rl.judge.versions import (
@@ -123,6 +122,8 @@ def _planned(
 ) -> dict[str, PlannedHour]:
     if settings.judge_model == HEURISTIC:
         return {window: PlannedHour(hour, group_version(hour), group_version(hour)) for window, hour in hours.items()}
+    from babylon_rl.judge.prompt.render import render_groups
+
     agents = {window: state.agents(window) for window in hours}
     shown = render_groups(connection, hours, settings, agents=agents, secret=secret)
     # versions of the sources, by which the next scoring recognises an unchanged hour
@@ -203,6 +204,8 @@ def _keep_scores(
 
 def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes) -> set[str]:
     """Those of ``windows`` whose scores this judge gave to what it would be shown now."""
+    from babylon_rl.judge.prompt.render import render_groups
+
     comparable = {window: state.hours[window] for window in windows if _could_stand(state.stored[window], state.hours[window], settings)}
     judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
     shown = render_groups(connection, comparable, settings, agents=judged, secret=secret) if comparable else {}

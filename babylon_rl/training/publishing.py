@@ -15,7 +15,6 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
 from babylon_rl.files.durable import copy_tree, sha256
-from babylon_rl.market.simulation.prompting import version_of
 from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest, upload_checkpoint
 from babylon_rl.models.checkpoints import (
     FREE_TEXT,
@@ -323,6 +322,8 @@ def _tidy(run: BatchRun) -> None:
 
 def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
     """Name of the prompt; shares where there are several; None where none is known."""
+    from babylon_rl.market.simulation.prompting import version_of
+
     return _named(Counter(version_of(sequence.messages) or UNKNOWN for sequence in sequences))
 
 
