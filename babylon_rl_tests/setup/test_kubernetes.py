@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from typing import Any
 
 import kubernetes_validate
@@ -121,9 +120,9 @@ def test_the_parts_of_a_runs_pod_fit_the_schemas(settings: Settings) -> None:
 
 def test_the_setting_reaches_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINER_KUBERNETES", json.dumps(GPU))
-    made = runpy.run_path(jobs.__file__)
-    assert json.loads(made["train_job"].tags[KUBERNETES_TAG]) == GPU
-    assert KUBERNETES_TAG not in (made["hours_job"].tags or {})
+    assert json.loads(jobs.trainer_tags(load_settings())[KUBERNETES_TAG]) == GPU
+    assert dict(jobs.train_job.tags) == jobs.trainer_tags(jobs.AS_LOADED)
+    assert KUBERNETES_TAG not in (jobs.hours_job.tags or {})
 
 
 @pytest.mark.parametrize("value", ["gpu", '{"pod_spec_config": 1}', "[]"])
