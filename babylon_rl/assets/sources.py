@@ -30,7 +30,7 @@ STORAGE_ID = "babylon_rl_storage"
 REPORTED_TOGETHER = 100  # with one write to our table
 
 
-class Change(NamedTuple):
+class NewVersion(NamedTuple):
     """New version of an hour, and the version that was last reported (None: none yet)."""
 
     before: str | None
@@ -45,12 +45,12 @@ class Observed:
     """
 
     storage: str
-    trajectories: Mapping[str, Change]
-    market: Mapping[str, Change]
+    trajectories: Mapping[str, NewVersion]
+    market: Mapping[str, NewVersion]
     watermark: str | None = None
 
     @property
-    def changes(self) -> list[tuple[dg.AssetKey, str, Change]]:
+    def changes(self) -> list[tuple[dg.AssetKey, str, NewVersion]]:
         """Source, window and change of every changed hour, newest hour first."""
         both = [(RAW_TRAJECTORIES, self.trajectories), (MARKET_DATA, self.market)]
         found = [(key, window, change) for key, changes in both for window, change in changes.items()]
@@ -99,14 +99,14 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, water
     return Observed(storage, _changed(trajectories, told), _changed(silent | market, told_market), written)
 
 
-def _changed(versions: Mapping[str, str], told: Mapping[str, str]) -> dict[str, Change]:
+def _changed(versions: Mapping[str, str], told: Mapping[str, str]) -> dict[str, NewVersion]:
     # Hours that were reported and have no rows any more.
     now = {window: NO_ROWS for window in told if window not in versions} | dict(versions)
-    return {window: Change(told.get(window), version) for window, version in now.items() if told.get(window) != version}
+    return {window: NewVersion(told.get(window), version) for window, version in now.items() if told.get(window) != version}
 
 
 def report(
-    babylon: Babylon, storage: str, changes: Sequence[tuple[dg.AssetKey, str, Change]], tell: Callable[[dg.AssetObservation], object]
+    babylon: Babylon, storage: str, changes: Sequence[tuple[dg.AssetKey, str, NewVersion]], tell: Callable[[dg.AssetObservation], object]
 ) -> int:
     """Report changes by ``tell``, then note them as told; return how many.
 
@@ -130,7 +130,7 @@ def report(
     return count
 
 
-def _observations(key: dg.AssetKey, changes: Mapping[str, Change]) -> Iterator[dg.AssetObservation]:
+def _observations(key: dg.AssetKey, changes: Mapping[str, NewVersion]) -> Iterator[dg.AssetObservation]:
     for window, change in changes.items():
         metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
         yield dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata)

@@ -10,7 +10,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.assets.sources import Change, observe
+from babylon_rl.assets.sources import NewVersion, observe
 from babylon_rl.automation.sensors import observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
@@ -71,7 +71,7 @@ EDITS = (
 A_ROW = """id = (SELECT id FROM trajectories WHERE "windowId" > '2025-10-25' ORDER BY md5(id || '{n}') LIMIT 1)"""
 
 
-def shown(changes: dict[str, Change]) -> dict[str, str]:
+def shown(changes: dict[str, NewVersion]) -> dict[str, str]:
     return {window: change.after for window, change in changes.items()}
 
 

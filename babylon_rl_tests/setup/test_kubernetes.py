@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from babylon_rl.assets.partitions import AS_LOADED
 from babylon_rl.automation import jobs
 from babylon_rl.automation.jobs import KUBERNETES_TAG, trainer_tags
 from babylon_rl.cli import COMMANDS
@@ -121,7 +122,7 @@ def test_the_parts_of_a_runs_pod_fit_the_schemas(settings: Settings) -> None:
 def test_the_setting_reaches_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINER_KUBERNETES", json.dumps(GPU))
     assert json.loads(jobs.trainer_tags(load_settings())[KUBERNETES_TAG]) == GPU
-    assert dict(jobs.train_job.tags) == jobs.trainer_tags(jobs.AS_LOADED)
+    assert dict(jobs.train_job.tags) == jobs.trainer_tags(AS_LOADED)
     assert KUBERNETES_TAG not in (jobs.hours_job.tags or {})
 
 
