@@ -316,8 +316,8 @@ class StorageSettings(SettingsGroup):
     model_storage_url: str | None = Field(
         None,
         repr=False,  # it may hold a password
-        description="Where checkpoints and their base are uploaded, and calls that wait for the database; machines that lack them fetch "
-        "them from there (any fsspec URL). Unset: they stay here.",
+        description="Where checkpoints and their base are uploaded; machines that lack them fetch them from there (any fsspec URL). "
+        "Unset: they stay here.",
     )
     compute_logs_url: str | None = Field(
         None,

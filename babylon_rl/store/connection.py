@@ -163,11 +163,6 @@ POOLER_ADVICE = (
 )
 
 
-_IDENTITY = """
-    SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-
-
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that explains missing tables and columns in one sentence.
 
@@ -197,16 +192,6 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         with self.cursor().copy(f"COPY {table} ({listed(columns)}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
-
-    def identity(self) -> tuple[int, int]:
-        """Numbers of the server, which its replicas share, and of the database in it.
-
-        Raises:
-            psycopg.errors.InsufficientPrivilege: the role may not ask the server.
-        """
-        found = self.execute(_IDENTITY).fetchone()
-        assert found is not None
-        return found[0], found[1]
 
     def has_table(self, name: str) -> bool:
         """Return True if a table of this name, qualified by its schema, is there."""
