@@ -14,8 +14,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.cli.output import progress_of_parts, say
-from babylon_rl.episodes.reading import read_windows
-from babylon_rl.episodes.summary import data_version
+from babylon_rl.episodes.reading import data_version, read_windows
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
 from babylon_rl.market.outcome_rows import read_many_outcomes, stored_outcomes
 from babylon_rl.settings import HEURISTIC, Settings

@@ -8,7 +8,7 @@ once a training has used them, and where only a rule has changed that is paid to
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import judge_version

@@ -13,8 +13,7 @@ from datetime import datetime
 import psycopg
 
 from babylon_rl.chats import is_cut
-from babylon_rl.episodes.reading import by_rows, read_window, trajectories_with_texts
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import by_rows, group_version, read_window, trajectories_with_texts
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
