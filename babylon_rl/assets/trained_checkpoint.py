@@ -18,9 +18,9 @@ from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import traced_step
-from babylon_rl.training.backends.protocol import StepMetrics
+from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
-from babylon_rl.training.preflight import preflight_lines
+from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.wandb_process import WandbResult, record_artifact, refusal
 

@@ -34,8 +34,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model
-from babylon_rl.training.backends import ModelAddress, address_of
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
+from babylon_rl.training.backends import DRY_BASE_MODEL, ModelAddress, address_of
 from babylon_rl.versions import content_version
 
 Say = Callable[[str], Any]

@@ -44,10 +44,19 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
-from babylon_rl.training.backends import choose_trainer, settings_for
-from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan
-from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
-from babylon_rl.training.eligibility import describe_reasons
+from babylon_rl.training.backends import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
+from babylon_rl.training.conversion import (
+    NO_SEQUENCE,
+    NO_TOKEN,
+    Conversion,
+    convert,
+    keep_budget,
+    preflight_document,
+    refuse_empty,
+    refuse_hopeless,
+    refuse_untrainable,
+)
+from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
 from babylon_rl.training.lifecycle import (
     ABANDON,
@@ -60,7 +69,6 @@ from babylon_rl.training.lifecycle import (
     TRAIN,
     failing,
 )
-from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from

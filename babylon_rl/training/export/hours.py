@@ -26,8 +26,8 @@ from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows
 from babylon_rl.store.windows import quarantined
 from babylon_rl.training.conversion import CUT, EMPTY, LEAK
 from babylon_rl.training.export.records import Record, episode_records, is_storable
-from babylon_rl.training.freezing import seeded_share
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
+from babylon_rl.versions import seeded_share
 from babylon_rl.windows import is_complete, window_range, window_start
 
 SHORT = "in an episode with too few steps"

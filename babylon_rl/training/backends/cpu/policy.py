@@ -34,7 +34,7 @@ from babylon_rl.models.scoring import (
     encode_sequence,
     spot_values,
 )
-from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
+from babylon_rl.training.backends import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
     import torch
