@@ -7,10 +7,19 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described, embedded, linked_windows, table
-from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import sole_run, tag_run
+from babylon_rl.assets.partitions import (
+    OWNERS,
+    admin_link,
+    batch_of,
+    batches,
+    column_schema,
+    counts,
+    described,
+    embedded,
+    linked_windows,
+    table,
+)
+from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes

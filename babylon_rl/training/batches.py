@@ -11,14 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from babylon_rl.errors import (
-    BatchConflict,
-    JudgeUnavailable,
-    NothingToTrain,
-    NoTrainer,
-    TrainingError,
-    TrainingPaused,
-)
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
@@ -58,17 +51,7 @@ from babylon_rl.training.conversion import (
 )
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
-from babylon_rl.training.lifecycle import (
-    ABANDON,
-    ABANDONED_AFTER,
-    CANCEL,
-    GIVE_UP,
-    JUDGE,
-    PREPARE,
-    PUBLISH,
-    TRAIN,
-    failing,
-)
+from babylon_rl.training.lifecycle import ABANDON, ABANDONED_AFTER, CANCEL, GIVE_UP, JUDGE, PREPARE, PUBLISH, TRAIN, failing
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from

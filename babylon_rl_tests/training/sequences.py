@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from babylon_rl.market.simulation.choices import format_of
+from babylon_rl.market.simulation.prompting import format_of
 from babylon_rl.training.backends import StepMetrics, TrainIteration, TrainSequence
 
 MARKETS = ("OPENLIE", "TESLAI")

@@ -31,15 +31,7 @@ from babylon_rl.training.backends import (
     TrainSequence,
 )
 from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.openpipe_art import (
-    LOSSES,
-    art_groups,
-    count_groups,
-    count_hours,
-    installed,
-    load_art,
-    sent_groups,
-)
+from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
 
 HEARTBEAT_EVERY_S = 10.0
 SCRATCH = ".art"  # below the iteration's directory, gone before it is published
