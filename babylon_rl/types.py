@@ -154,7 +154,7 @@ class Check:
 class HourQuality(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Odd but eligible rows or agents of an hour: counts, first ids.
 
-    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short. Built by episodes/quality.py.
+    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short. Built by episodes/reading.py.
     """
 
     short_prompts: int = 0

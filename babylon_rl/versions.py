@@ -1,4 +1,4 @@
-"""Content hashes: data versions that identify an unchanged re-run.
+"""Content hashes: data versions that identify an unchanged re-run, and shares that are drawn by a seed.
 
 The hash is SHA-256 over canonical JSON (sorted keys, no blanks, shortest floats), cut to 16 hex digits. Observed sources have readable
 versions that people can compare: ``52 rows #0f3c9a41d2e7, 906 logged calls #8812f0a3b4c5``.
@@ -27,6 +27,12 @@ def content_version(content: Any) -> str:
     for part in _canonical_json(content, _HASHED_IN_PARTS):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
+
+
+def seeded_share(seed: int, *parts: str) -> float:
+    """Pseudorandom number in [0, 1) derived from the seed and the parts alone."""
+    digest = hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def _canonical_json(content: Any, depth: int) -> Iterator[str]:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from babylon_rl.evaluation.statistics.intervals import mean_interval
-from babylon_rl.evaluation.statistics.paired import compare_pairs, permutation_test
+from babylon_rl.evaluation.statistics.intervals import compare_pairs, mean_interval, permutation_test
 
 PAIRS, RESAMPLES, REPEATS, ROUNDS = 1_000, 1_000, 4, 5
 BOUND_SECONDS = 1.0

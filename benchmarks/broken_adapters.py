@@ -11,7 +11,7 @@ from typing import Any
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.simulation import roster
+from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -76,7 +76,7 @@ def served_calls(hours: int, seed: int = 0) -> list[Call]:
     found = list[Call]()
     for hour in range(hours):
         scenario = generate(preset("hour", edition=TRAINING.name, seed=training_seed(seed, HOUR_NAME.format(hour))))
-        seats = {TEACHER: roster.factory(TEACHER, scenario, ONE_TICK)}
+        seats = {TEACHER: strategies.factory(TEACHER, scenario, ONE_TICK)}
         found += play(scenario, seats, seed=seed, script_prompts=TRADER_V1).records[TEACHER].calls.values()
     return found
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
-from babylon_rl.evaluation.model_sources import Serving
+from babylon_rl.evaluation.benchmark import Serving, evaluate_batch, record_release
 from babylon_rl.files.durable import sha256
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.models.base_model import base_model_dir, base_model_name

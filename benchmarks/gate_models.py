@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def played(markets: int, adapter: Path) -> dict[str, float | list[float]]:
     """Play in this process, with the package that it imports."""
     from babylon_rl.evaluation import play
-    from babylon_rl.evaluation.model_sources import model_player
+    from babylon_rl.evaluation.benchmark import model_player
     from babylon_rl.evaluation.snapshots import benchmark_snapshots
     from babylon_rl.llm.client import ChatClient
     from babylon_rl.market.model_endpoints import served_here

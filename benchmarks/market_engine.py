@@ -14,9 +14,8 @@ import time
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Hold, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.ledger import Account
+from babylon_rl.market.simulation.ledger import Account, Fill
 from babylon_rl_tests.market.simulation import audit
 
 

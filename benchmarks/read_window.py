@@ -81,8 +81,8 @@ def cheapest(connection: psycopg.Connection[Any]) -> int:
     """The rows, each decoded by the fields that can reject it and hashed, with nothing kept: rows that a pass refuses."""
     import msgspec
 
-    from babylon_rl.episodes.reduce import digest
-    from babylon_rl.episodes.steps import ActionFacts, EnvironmentState
+    from babylon_rl.episodes.decode import ActionFacts, EnvironmentState
+    from babylon_rl.episodes.trajectories import digest
     from babylon_rl.store.trajectories import trajectory_rows
 
     least = msgspec.defstruct("least", [("environmentState", EnvironmentState), ("action", ActionFacts)], gc=False)

@@ -20,8 +20,8 @@ from typing import Any, get_args
 from babylon_rl.evaluation.play import benchmark_results, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import factory
 
 ROUNDS = 3
 BOUND_S, BOUND_MB = 10.0, 500.0

@@ -21,7 +21,7 @@ API = {
     "Settings": "babylon_rl.settings",
     "Episodes": "babylon_rl.types",
     "Groups and scores": "babylon_rl.judge.groups",
-    "Trainers": "babylon_rl.training.backends.protocol",
+    "Trainers": "babylon_rl.training.backends",
     "Simulated markets": "babylon_rl.market.simulation.run",
 }
 COLUMNS = """

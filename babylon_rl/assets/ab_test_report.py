@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
+from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import bar_plot, line_plot
 from babylon_rl.traces import traced_step

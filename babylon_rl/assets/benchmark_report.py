@@ -5,10 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import tag_run, tagging_end
+from babylon_rl.assets.partitions import OWNERS, batch_of, batches, column_schema, counts, described, embedded, table
+from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.reporting.plots import Picture, bar_plot
 from babylon_rl.traces import traced_step
@@ -55,7 +53,7 @@ def benchmark_report(
     context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
 ) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
-    from babylon_rl.evaluation.run_files import runs_directory
+    from babylon_rl.evaluation.results import runs_directory
 
     # A run that ends because a server is away is tagged as waiting, and finish_evidence counts it as no attempt.
     with babylon.connection() as connection, tagging_end(context):

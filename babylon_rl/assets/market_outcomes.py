@@ -5,8 +5,18 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
-from babylon_rl.assets.partitions import AS_LOADED, HourReport, hours, report_hours
+from babylon_rl.assets.partitions import (
+    AS_LOADED,
+    OWNERS,
+    HourReport,
+    column_schema,
+    counts,
+    described,
+    embedded,
+    hours,
+    report_hours,
+    table,
+)
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.judge.versions import market_rules

@@ -4,10 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described
-from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import tag_run, tagging_end
+from babylon_rl.assets.partitions import OWNERS, admin_link, batch_of, batches, column_schema, counts, described
+from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.traces import traced_step

@@ -1,10 +1,22 @@
-"""The resource of assets and sensors: settings, database and clock.
+"""A run's resource (settings, database and clock), its sign of life and its tags.
 
-It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead. The Dagster instance may be
-anybody's: nothing here asks how its storage works.
+The resource reads the environment of the process that runs the asset; launch.py passes the values of its caller instead. The Dagster
+instance may be anybody's: nothing here asks how its storage works.
+
+Dagster does not notice that the code server of a run died: the run stays STARTED, and keeps its pool and its place in the queue. So the
+process of a run renews a heartbeat row in the database. The end of a process on the same machine is seen at once; a process elsewhere
+counts as dead after SILENT_S without a heartbeat. A run that has not begun has no process yet: Dagster's own monitoring handles it
+(run_monitoring in dagster.yaml). A run that was failed or canceled from elsewhere stops itself two beats later.
+
+A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
+has taken over, or when it was interrupted: ENDED_TAG says so, and only crashes count as failed attempts. A run that was lost with its code
+server or its machine is tagged by automation/instance.py. A process that was killed alone, and an unexpected error, leave no tag.
 """
 
+import _thread
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,19 +26,177 @@ from datetime import datetime
 import dagster as dg
 import psycopg
 
-from babylon_rl.assets.runs import heartbeats, lost_errors, storage_errors
 from babylon_rl.assets.workers import TASK_TAG, why_refused
-from babylon_rl.errors import BabylonError, first_line
+from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
+from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
-from babylon_rl.traces import span, start_traces
+from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
+from babylon_rl.traces import note, span, start_traces
+from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 from babylon_rl.windows import is_window_id, utc_now
 
 _LOG = logging.getLogger(__name__)
+BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
+WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
+ENDED_TAG = "babylon_rl/ended"
+_STOPPED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
+WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
+
+
+@contextmanager
+def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | None) -> Iterator[None]:
+    """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead, or that Dagster has failed or canceled.
+
+    The interrupt is that of Ctrl-C. A database that does not answer, or is not migrated, is no reason to stop: the run itself will report
+    it.
+    """
+    ended = threading.Event()
+
+    def renew() -> None:
+        holder, stopped = own_name(), False
+        while True:
+            before = stopped
+            try:
+                with database.connect(autocommit=True) as connection:
+                    lives = beat(connection, run_id, holder)
+                stopped = instance is not None and _is_stopped(instance, run_id)
+            # A database error, of Dagster's storage too, says nothing about the run: it goes on.
+            except (psycopg.Error, BabylonError):
+                lives = True
+            except storage_errors():
+                lives = True
+            # Two beats long: a run that ends by itself has ended by then, and a worker that was told to interrupt it has.
+            if (not lives or (before and stopped)) and not ended.is_set():
+                _LOG.error("Run %s was reported as ended, and another may go on with its work: it stops.", run_id)
+                # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
+                _thread.interrupt_main()
+                return
+            if ended.wait(BEAT_EVERY_S):
+                return
+
+    thread = threading.Thread(target=renew, name=f"heartbeat of {run_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in _STOPPED
+
+
+def why_dead(heartbeat: Heartbeat) -> str | None:
+    """A sentence that says why the run counts as dead; None while it may live."""
+    silent = heartbeat.silent_s > SILENT_S
+    if not heartbeat.holder:
+        return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None
+    # True or False for a process of this machine; None elsewhere, where only silence counts.
+    running = is_running(heartbeat.holder)
+    if running is False or (running is None and silent):
+        end = "is gone" if running is False else f"has been silent for {heartbeat.silent_s:.0f} s"
+        return f"What ran it {end}: {described(heartbeat.holder)}, last heard of at {heartbeat.seen_at:%Y-%m-%d %H:%M:%S} UTC."
+    return None
+
+
+def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> None:
+    """Refuse this run if an earlier run of the same batch is alive.
+
+    Raises:
+        BatchConflict: another run of the batch began before this one, and is alive.
+    """
+    filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
+    records = context.instance.get_run_records(filters)
+    began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
+    # Ties are broken by storage id: of two runs, exactly one is the earlier.
+    # A run whose start Dagster does not show yet is the later one of any two.
+    own = began.get(context.run.run_id, (math.inf, 0))
+    earlier = [run_id for run_id, start in began.items() if start < own]
+    # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
+    with connection.transaction():
+        alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
+    if alive:
+        who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
+        raise BatchConflict(
+            f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
+            f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
+        )
+
+
+def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
+    """Tag a run, and its trace, with its window (or first...last), batch or version."""
+    note(window=window, batch=batch, version=version)
+    tags = {WINDOW_TAG: window, BATCH_TAG: batch, VERSION_TAG: version}
+    wanted = {name: value for name, value in tags.items() if value is not None}
+    if not wanted.items() <= context.run.tags.items():
+        context.instance.add_run_tags(context.run.run_id, wanted)
+
+
+@contextmanager
+def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
+    """Give a batch to this run alone; tag the run if it ends on purpose.
+
+    Raises:
+        BatchConflict: another run has the batch.
+    """
+    with tagging_end(context):
+        refuse_second_run(context, connection, batch_id)
+        yield
+
+
+@contextmanager
+def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Tag the run with ENDED_TAG if it leaves its batch to another run on purpose."""
+    try:
+        yield
+    # Ctrl-C and Dagster's own end of a run are no Exception; whatever it is goes on from here.
+    except BaseException as ended:
+        _tag_end(context, ended)
+        raise
+
+
+def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
+    how = _how_it_ends(ended)
+    if how is None:
+        return
+    try:
+        context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+    except storage_errors() as failed:
+        # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
+        _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Errors of Dagster's storages, whose server fails or is away."""
+    # Loaded only where something failed: a command that needs no storage starts without it.
+    from dagster_postgres.utils import DagsterPostgresException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, DagsterPostgresException
+
+
+def lost_errors() -> tuple[type[Exception], ...]:
+    """Errors of a connection that was lost or refused: to the database, or to Dagster's storages."""
+    # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
+    return psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable, *storage_errors()
+
+
+def _how_it_ends(ended: BaseException) -> str | None:
+    if isinstance(ended, BatchConflict):
+        return TAKEN_OVER
+    if isinstance(ended, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
+        return INTERRUPTED
+    # A database that is away says nothing about the batch; Dagster's own may be reached past a pooler.
+    return WAITS if isinstance(ended, lost_errors()) or failure_rule(ended).effect is FailureEffect.WAITS else None
+
+
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 NOTED_WITHIN_S = 3.0

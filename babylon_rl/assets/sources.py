@@ -13,8 +13,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, column_schema, described
-from babylon_rl.assets.partitions import DATA_VERSION_TAG, hours
+from babylon_rl.assets.partitions import DATA_VERSION_TAG, OWNERS, column_schema, described, hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions

@@ -7,10 +7,19 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described, embedded, linked_windows, table
-from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import sole_run, tag_run
+from babylon_rl.assets.partitions import (
+    OWNERS,
+    admin_link,
+    batch_of,
+    batches,
+    column_schema,
+    counts,
+    described,
+    embedded,
+    linked_windows,
+    table,
+)
+from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
@@ -18,9 +27,9 @@ from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import traced_step
-from babylon_rl.training.backends.protocol import StepMetrics
+from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
-from babylon_rl.training.preflight import preflight_lines
+from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.wandb_process import WandbResult, record_artifact, refusal
 

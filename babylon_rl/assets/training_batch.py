@@ -4,10 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, linked_windows, table
-from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import sole_run, tag_run
+from babylon_rl.assets.partitions import OWNERS, batch_of, batches, column_schema, counts, described, linked_windows, table
+from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.traces import traced_step
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.versions import content_version

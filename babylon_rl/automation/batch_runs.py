@@ -1,7 +1,7 @@
 """Decides whether an unfinished batch gets another run.
 
 It gets none while a run is alive or the batch waits, and none after too many deaths. A run that stopped on purpose
-(assets/runs.py) or finished an iteration is no death. A run that was lost with its machine (a reboot) says little about its
+(assets/resources.py) or finished an iteration is no death. A run that was lost with its machine (a reboot) says little about its
 batch, so the limit for those is higher. A batch that holds paid work is never given up.
 """
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from babylon_rl.assets.runs import ENDED_TAG, LOST, TAKEN_OVER, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.instance import HELD
 from babylon_rl.judge.budget import spent_until
 from babylon_rl.serving.dagster_client import PARTITION_TAG

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import described, table
+from babylon_rl.assets.partitions import described, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.conditions import after_hours
 from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_END, RANGE_START

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import described
+from babylon_rl.assets.partitions import described
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.store.batches import read_batches

@@ -20,7 +20,7 @@ from babylon_rl.store.dagster_logs import delete_logs, ended_runs
 from babylon_rl.store.live_usage import forget_calls
 from babylon_rl.store.releases import read_rollouts, read_tests
 from babylon_rl.store.scores import forget_transcripts
-from babylon_rl.training.retention import batches_on_record, prune
+from babylon_rl.training.publishing import batches_on_record, prune
 
 # What these caches hold comes from a registry or a hub, and may be needed where there is none.
 _KEPT_CACHES = ("wheels", "huggingface")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from babylon_rl.assets.runs import ENDED_TAG, LOST, storage_errors, why_dead
+from babylon_rl.assets.resources import ENDED_TAG, LOST, storage_errors, why_dead
 from babylon_rl.automation.dagster_yaml import broker_variables, instance_config
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
 from babylon_rl.errors import DatabaseError, SchemaMismatch, first_cause, first_line

@@ -28,7 +28,7 @@ from babylon_rl.store.observation import RECENT, answered_late
 from babylon_rl.store.releases import read_tests
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.eligibility import count_freezable
+from babylon_rl.training.freezing import count_freezable
 from babylon_rl.training.readiness import freeze_when_ready, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_stretches
 

@@ -8,8 +8,7 @@ import dagster as dg
 
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.runs import ENDED_TAG, LOST, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, LOST, WAITS, Babylon
 from babylon_rl.assets.sources import observe, report
 from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.batch_runs import (

@@ -18,10 +18,10 @@ from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of, 
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
-from babylon_rl.evaluation.comparison import BASE
+from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
 from babylon_rl.evaluation.play import benchmark_results
-from babylon_rl.evaluation.run_files import record_runs
+from babylon_rl.evaluation.results import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn

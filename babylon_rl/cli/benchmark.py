@@ -14,16 +14,16 @@ from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
-from babylon_rl.evaluation.columns import gate_columns, leaderboard_columns
-from babylon_rl.evaluation.comparison import BASE, Comparison, GateRow
-from babylon_rl.evaluation.comparison import compare as compared
-from babylon_rl.evaluation.model_sources import gate_rows, sources_named, trained_windows
+from babylon_rl.evaluation.benchmark import gate_rows, sources_named, trained_windows
+from babylon_rl.evaluation.gate import BASE, Comparison, GateRow
+from babylon_rl.evaluation.gate import compare as compared
 from babylon_rl.evaluation.play import script_rows
+from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.store.database import Database, open_database

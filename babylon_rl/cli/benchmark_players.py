@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.comparison import BASE
-from babylon_rl.evaluation.model_sources import ModelSource, model_clients, sources_named
+from babylon_rl.evaluation.benchmark import ModelSource, model_clients, sources_named
+from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import open_database

@@ -11,23 +11,14 @@ from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.cli.options import ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.evaluation.columns import AGENTS, NEEDED, PAIRS
-from babylon_rl.evaluation.compare_results import (
-    LEVEL,
-    ComparisonDocument,
-    LeftOut,
-    by_agent,
-    compare_results,
-    result_files,
-    sound_results,
-)
+from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, LeftOut, by_agent, compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
+from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
-from babylon_rl.evaluation.result_building import result_id
-from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result
-from babylon_rl.evaluation.run_files import record_runs, runs_directory
+from babylon_rl.evaluation.report import AGENTS, NEEDED, PAIRS
+from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
-from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed, spread_of
+from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import newest_markets

@@ -15,8 +15,7 @@ import typer
 
 from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
-from babylon_rl.episodes.reading import read_window, read_windows
-from babylon_rl.episodes.summary import summary
+from babylon_rl.episodes.reading import read_window, read_windows, summary
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.columns import document_of

@@ -29,7 +29,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.columns import GENERATIONS, demo_columns
+from babylon_rl.evaluation.report import GENERATIONS, demo_columns
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.settings import keep_demo_choices, load_settings

@@ -14,9 +14,8 @@ import psutil
 
 from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
-from babylon_rl.evaluation.comparison import compare
-from babylon_rl.evaluation.gate import ANALYSES, FAIL
-from babylon_rl.evaluation.model_sources import base_source, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.benchmark import base_source, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.gate import ANALYSES, FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores

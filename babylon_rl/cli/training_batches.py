@@ -14,8 +14,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.cli.output import progress_of_parts, say
-from babylon_rl.episodes.reading import read_windows
-from babylon_rl.episodes.summary import data_version
+from babylon_rl.episodes.reading import data_version, read_windows
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
 from babylon_rl.market.outcome_rows import read_many_outcomes, stored_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
@@ -27,10 +26,9 @@ from babylon_rl.store.windows import read_versions, reading_chunks
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import Trained, pending_batches, train_batch
-from babylon_rl.training.eligibility import freeze_bounds
-from babylon_rl.training.freezing import freeze
+from babylon_rl.training.conversion import preflight_lines
+from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.iterations import iterations_of
-from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.windows import HOUR, newest_complete, next_window, utc_now, window_of, window_start
 
 # Options of `train` that are frozen with a batch, by the setting that they are.

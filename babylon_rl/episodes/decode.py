@@ -1,21 +1,340 @@
-"""Decoding of a row into typed steps, or into a rejection reason.
+"""Decoding of a row into typed steps, or into a rejection reason with the exact place of the fault.
 
 ``_decoded`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
-one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault.
+one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault. Only the four fields that can reject
+a row have a type of their own; every other field may hold anything. The ``...Facts`` structs hold the input of numbers; the others also
+hold the input of texts.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from babylon_rl.episodes.faults import NotJson, WrongShape, checked_steps
-from babylon_rl.episodes.steps import PENDING, Action, EnvironmentState, Step, StepCall, StepFacts, whole_number
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl.types import RejectionReason
+
+PENDING = "pending"
+
+
+class EnvironmentState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """The agent's account at the start of a step, in dollars and positions."""
+
+    agent_balance: float
+    agent_pnl: float = msgspec.field(name="agentPnL")
+    open_positions: float
+
+
+class ActionFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Kind of an action; ``success`` is the recorded value, of any type."""
+
+    action_type: Annotated[str, msgspec.Meta(min_length=1)]
+    success: Any = None
+
+    @property
+    def succeeded(self) -> bool:
+        """True only if ``success`` is JSON's true."""
+        return self.success is True
+
+
+class Action(ActionFacts, frozen=True, gc=False, rename="camel"):
+    """An action with its recorded parameters, result, error and reason."""
+
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    reasoning: Any = None
+
+
+class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """The fields of a recorded call that decide whether it trains."""
+
+    purpose: Any = None
+    system_prompt: Any = None
+    user_prompt: Any = None
+    response: Any = None
+
+
+class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
+    """One recorded call with the content of a training sequence."""
+
+    model: Any = None
+    model_version: Any = None
+    call_id: Any = None
+    messages: Any = None
+    response_format: Any = None
+    logprobs: Any = None
+    reasoning: Any = None
+    finish_reason: Any = None
+
+
+class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """One step without the texts of training sequences."""
+
+    environment_state: EnvironmentState
+    action: ActionFacts
+    llm_calls: Sequence[CallFacts] | None = None
+    step_number: Any = None
+    timestamp: Any = None
+
+    @property
+    def began_ms(self) -> float | None:
+        """Start time in milliseconds since the epoch; None if no number was recorded."""
+        return as_number(self.timestamp)
+
+
+class Step(StepFacts, frozen=True, gc=False, rename="camel"):
+    """One step with the texts of its calls.
+
+    ``step_number`` is a whole number after ``decode_steps``.
+    """
+
+    environment_state: EnvironmentState
+    action: Action
+    llm_calls: Sequence[StepCall] | None = None
+
+    @property
+    def number(self) -> int:
+        """stepNumber, else the index in stepsJson."""
+        return whole_number(self.step_number, 0)
+
+
+def whole_number(recorded: Any, otherwise: int) -> int:
+    """Return a recorded whole number, else ``otherwise``."""
+    whole = recorded.__class__ is int or (recorded.__class__ is float and recorded.is_integer())
+    return int(recorded) if whole else otherwise
+
+
+def recorded_value(value: msgspec.Raw) -> Any:
+    """Decode a recorded JSON value; None if no parser can."""
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        # slower, and reads a number out of range, at which msgspec gives up
+        return json.loads(bytes(value))
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_number(value: Any) -> float | None:
+    """Return a recorded number as a float; None for anything else.
+
+    Booleans and integers beyond the range of a float give None.
+    """
+    if value.__class__ is float:
+        return float(value)
+    if value.__class__ is not int:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+_VALUE_CHARACTERS = 60
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Parts of msgspec's messages: byte of a syntax error, bad escapes, index of the refused step.
+_BYTE = re.compile(r"\(byte (\d+)\)")
+_ESCAPE = re.compile("escape|surrogate")
+_INDEX = re.compile(r"`\$\[(\d+)\]")
+_ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
+_NUMBERS = ("agentBalance", "agentPnL", "openPositions")
+
+
+class _ActionShape(msgspec.Struct, gc=False):
+    actionType: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Shape(msgspec.Struct, gc=False):
+    environmentState: EnvironmentState
+    action: _ActionShape
+
+
+_SHAPE = msgspec.json.Decoder(_Shape)
+
+
+class NotJson(ValueError):
+    """Text that is not standard JSON; the message names the place."""
+
+
+class WrongShape(ValueError):
+    """JSON that is not an array of steps; the message names path and value."""
+
+
+def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
+    """Parse the steps of a stepsJson, or raise the exact fault.
+
+    ``refused`` is the error of the fast parser, which tells where to look first.
+
+    Raises:
+        NotJson: a syntax error anywhere in the text, NaN, Infinity or a lone surrogate.
+        WrongShape: not an array of steps.
+    """
+    if not isinstance(refused, msgspec.ValidationError):
+        _check_near(text, str(refused))
+    try:
+        entries = _ENTRIES.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as syntax:
+        _check_near(text, str(syntax))
+        parsed = strict_json(text)
+        if not isinstance(parsed, list):
+            raise WrongShape(f"$ is {_shown(parsed)}, not an array") from None
+        return [_checked(index, entry) for index, entry in enumerate(parsed)]
+    # The first faulty step is at or after the index in the message, so only those are checked strictly at first.
+    index_match = _INDEX.search(str(refused))
+    for index in range(int(index_match[1]) if index_match else 0, len(entries)):
+        if not _is_step(entries[index]):
+            _checked(index, strict_json(bytes(entries[index])))
+    # No step rejects the row by its fields. All are read strictly, which may still find a fault of the text (a lone surrogate).
+    return [_checked(index, strict_json(bytes(entry))) for index, entry in enumerate(entries)]
+
+
+def _is_step(entry: msgspec.Raw) -> bool:
+    try:
+        _SHAPE.decode(entry)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _check_near(text: bytes, refused: str) -> None:
+    """Raise NotJson for a fault near the place named by the fast parser.
+
+    Reads only from the step that holds it, because strict reading is ten times slower. Raises nothing if the preceding steps cannot be
+    separated from the rest.
+    """
+    byte_match = _BYTE.search(refused)
+    # Steps of one recorder begin with the same key, so this text stands between two of them. If it does not, all is read from the start.
+    between = b"}," + text[1 : text.find(b'"', 3) + 1]  # such as },{"stepNumber"
+    # The end of the last step before the fault.
+    cut = text.rfind(between, 0, int(byte_match[1]) if byte_match else len(text)) if text.startswith(b'[{"') else -1
+    if cut < 0:
+        return
+    try:
+        before = len(_ENTRIES.decode(text[: cut + 1] + b"]"))
+        skipped = len(text[: cut + 1].decode())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    end = text.find(between, cut + 1)  # end of the step: a wrong escape does not hide the start of the next one
+    if end > 0 and _ESCAPE.search(refused):
+        strict_json(b"[" + text[cut + 2 : end + 1] + b"]", skipped, before)
+    strict_json(b"[" + text[cut + 2 :], skipped, before)
+
+
+def strict_json(text: bytes, skipped: int = 0, steps_before: int = 0) -> Any:
+    """Parse standard JSON: no NaN, no Infinity, no lone surrogates.
+
+    ``skipped`` characters and ``steps_before`` steps precede this text and count in reported places.
+
+    Raises:
+        NotJson: the message names the place.
+    """
+    try:
+        # The search for surrogates walks the whole value, so it is skipped unless the text escapes one.
+        parsed = _parsed(text.decode("utf-8"))
+        surrogate = _lone_surrogate("$", parsed, steps_before) if _SURROGATE.search(text) else None
+    except json.JSONDecodeError as fault:
+        near = fault.doc[max(0, fault.pos - 10) : fault.pos + 20]
+        raise NotJson(f"not JSON at character {fault.pos + skipped}: {fault.msg}, near {near!r}") from None
+    except UnicodeDecodeError as fault:
+        raise NotJson(f"not JSON: {fault}") from None
+    except RecursionError:
+        raise NotJson("not readable as JSON: nested too deeply") from None
+    if surrogate is not None:
+        raise NotJson(surrogate)
+    return parsed
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return _STRICT.decode(text)
+    except (json.JSONDecodeError, NotJson):
+        raise
+    except ValueError:  # an integer with more digits than Python converts
+        return _LONG.decode(text)
+
+
+def _refuse(constant: str) -> Any:
+    raise NotJson(f"not JSON: it holds {constant}, which JSON does not know")
+
+
+def _integer(digits: str) -> int | float:
+    # As a float it may become infinite; a field that counts refuses that, and any other may hold it.
+    return int(digits) if len(digits) <= 300 else float(digits)
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse)
+_LONG = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer)
+
+
+def _lone_surrogate(path: str, value: Any, first: int = 0) -> str | None:
+    """Describe the first lone surrogate in ``value``; None if there is none."""
+    if _encodes(value):
+        return None
+    entries: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        bad = next((key for key in value if not _encodes(key)), None)
+        # A key has no path of its own: it is reported at its object.
+        if bad is not None:
+            return f"not JSON: a key of {path} holds a lone surrogate, {bad[:_VALUE_CHARACTERS]!r}"
+        entries = ((f"{path}.{key}", entry) for key, entry in value.items())
+    elif isinstance(value, list):
+        entries = ((f"{path}[{index}]", entry) for index, entry in enumerate(value, first))
+    inner = next((fault for where, entry in entries if (fault := _lone_surrogate(where, entry)) is not None), None)
+    return inner or f"not JSON: {path} holds a lone surrogate, in {str(value)[:_VALUE_CHARACTERS]!r}"
+
+
+def _encodes(value: Any) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return False
+    except OverflowError:  # an integer of more than 64 bits
+        return _encodes(json.dumps(value, ensure_ascii=False))
+    return True
+
+
+def _checked(index: int, step: Any) -> dict[str, Any]:
+    path = f"$[{index}]"
+    if not isinstance(step, dict):
+        raise WrongShape(f"{path} is {_shown(step)}, not an object")
+    # The four fields that can reject a row: three numbers and the action type.
+    state = step.get("environmentState")
+    if not isinstance(state, dict):
+        raise WrongShape(f"{path}.environmentState is {_missing_or(step, 'environmentState')}, not an object")
+    for name in _NUMBERS:
+        if not _finite(state.get(name)):
+            raise WrongShape(f"{path}.environmentState.{name} is {_missing_or(state, name)}, not a finite number")
+    action = step.get("action")
+    if not isinstance(action, dict):
+        raise WrongShape(f"{path}.action is {_missing_or(step, 'action')}, not an object")
+    if not isinstance(action.get("actionType"), str) or not action["actionType"]:
+        raise WrongShape(f"{path}.action.actionType is {_missing_or(action, 'actionType')}, not a non-empty string")
+    return step
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _missing_or(mapping: dict[str, Any], name: str) -> str:
+    return _shown(mapping[name]) if name in mapping else "missing"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _VALUE_CHARACTERS else text[: _VALUE_CHARACTERS - 3] + "..."
 
 
 class _Metrics(msgspec.Struct):

@@ -1,143 +1,18 @@
-"""Quality of recorded rows: which are odd or poor although they count.
+"""Quality of recorded rows: the shares that a training asks for, and the checks of ``babylon-rl verify-data``.
 
-Counts of an hour's odd rows are taken while it is read, and kept in babylon_rl.windows. Shares of the newest rows must be high enough for a
-training. The checks of ``babylon-rl verify-data`` are looser than decoding: they ask for what a person would want recorded, not for what
-makes a row count.
+The checks are looser than decoding: they ask for what a person would want recorded, not for what makes a row count. Odd rows of an hour
+are counted while it is read (reading.py).
 """
 
-import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
-from babylon_rl.episodes.decode import Fault, decode
-from babylon_rl.episodes.faults import strict_json
-from babylon_rl.episodes.messages import embedded_calls, logged_calls
-from babylon_rl.episodes.steps import CallFacts, Step, StepCall, StepFacts, as_number
+from babylon_rl.episodes.decode import Fault, Step, StepCall, decode, strict_json
+from babylon_rl.episodes.trajectories import embedded_calls, is_short, logged_calls
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
-from babylon_rl.types import Check, HourQuality, Trajectory
-from babylon_rl.windows import HOUR, window_start
-
-# Limits in characters, milliseconds, multiples of the stake, dollars, and ids per list.
-LONG_SYSTEM_PROMPT = 50
-LONG_USER_PROMPT = 100
-CLOCK_TOLERANCE_MS = 5 * 60_000
-MOST_LEVERAGE = 10
-LEAST_STAKE_USD = 1000.0
-MOST_NAMED = 20
-_NUMBERS = frozenset((int, float))
-_EPOCH = datetime(1970, 1, 1)
-_MILLISECOND = timedelta(milliseconds=1)
-
-
-def is_short(call: CallFacts) -> bool:
-    """Return True if a prompt of the call is too short.
-
-    A system prompt of at most 50 characters, or a user prompt of at most 100.
-    """
-    system, user = call.system_prompt, call.user_prompt
-    return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
-
-
-def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
-    """Return True if a row's times contradict each other.
-
-    It ends before it starts, its "windowId" is another hour than that of both its start and its end, or a step was taken more than five
-    minutes before the start or after the end.
-    """
-    start, end = row.start_time, row.end_time
-    # One of start and end must lie in the row's own hour.
-    opens, closes = _bounds(row.window)
-    if end < start or not (opens <= start <= closes or opens <= end <= closes):
-        return True
-    # Fast path: all timestamps are numbers. Otherwise only the numbers among them count.
-    began = [step.timestamp for step in steps]
-    try:
-        first, last = min(began), max(began)
-    except TypeError:
-        first = last = None
-    if first.__class__ not in _NUMBERS or last.__class__ not in _NUMBERS:
-        numbers = [ms for moment in began if (ms := as_number(moment)) is not None]
-        if not numbers:
-            return False
-        first, last = min(numbers), max(numbers)
-    return bool(first < _ms(start) - CLOCK_TOLERANCE_MS or last > _ms(end) + CLOCK_TOLERANCE_MS)
-
-
-@functools.lru_cache(maxsize=4096)
-def _bounds(window: str) -> tuple[datetime, datetime]:
-    # The hour's last microsecond: the next hour's first moment is outside.
-    return window_start(window), window_start(window) + (HOUR - datetime.resolution)
-
-
-def _ms(moment: datetime) -> float:
-    return (moment - _EPOCH) / _MILLISECOND
-
-
-def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
-    """Return True if the P&L jumps by more than the agent could win or lose.
-
-    From one step to the next, or to the end. The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at
-    least the game's starting balance, because an agent with all its money in positions has a small one.
-    """
-    pnls = [step.environment_state.agent_pnl for step in steps]
-    pnls.append(end_pnl)
-    # Nearly all rows: no single change can exceed the whole range.
-    if max(pnls) - min(pnls) <= MOST_LEVERAGE * LEAST_STAKE_USD:
-        return False
-    # The limit grows with the largest balance so far.
-    most = LEAST_STAKE_USD
-    for step, (before, after) in zip(steps, pairwise(pnls), strict=True):
-        most = max(most, step.environment_state.agent_balance)
-        if abs(after - before) > MOST_LEVERAGE * most:
-            return True
-    return False
-
-
-def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> HourQuality:
-    """Count the odd rows among one hour's eligible trajectories.
-
-    ``agents`` holds the trajectories by agent, in order; ``odd_hours`` counts rows of another length than 1 h. Lists name at most
-    MOST_NAMED ids in order, beside the full counts.
-    """
-    duplicates: list[str] = []
-    jumping: list[str] = []
-    for own in agents:
-        duplicates += _repeated(own)
-        # Within a row it was looked at while its steps were at hand; between rows their ends and starts are compared here.
-        if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
-            jumping.append(own[0].agent_id)
-    skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
-    # None: the row has no recorded call.
-    judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
-    return HourQuality(
-        short_prompts=sum(judged),
-        prompts=len(judged),
-        duplicates=tuple(sorted(duplicates)[:MOST_NAMED]),
-        duplicate_rows=len(duplicates),
-        clock_skew=tuple(sorted(skewed)[:MOST_NAMED]),
-        skewed_rows=len(skewed),
-        pnl_jumps=tuple(jumping[:MOST_NAMED]),
-        jumping_agents=len(jumping),
-        other_lengths=odd_hours,
-    )
-
-
-def _repeated(own: Iterable[Trajectory]) -> list[str]:
-    seen: set[str] = set()
-    repeated = []
-    for row in own:
-        if row.recorded in seen:
-            repeated.append(row.trajectory_id)
-        seen.add(row.recorded)
-    return repeated
-
-
-def _jumps_between(before: Trajectory, after: Trajectory) -> bool:
-    return abs(after.start_pnl - before.end_pnl) > MOST_LEVERAGE * max(before.stake, LEAST_STAKE_USD)
+from babylon_rl.types import Check
 
 
 @dataclass(frozen=True, slots=True)

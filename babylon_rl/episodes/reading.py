@@ -1,23 +1,33 @@
-"""Reading of hours: every row counted, decoded or rejected, and stitched into episodes.
+"""Reading of hours: every row counted, decoded or rejected, stitched into episodes, and summed up.
 
-Rows are reduced as they stream in, so that an hour needs the memory of its results, not of its texts (unless the texts are requested).
-``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
+An episode is everything one agent did in one window, in order of (startTime, trajectoryId): the same rows give the same bytes in whatever
+order they arrive. Rows are reduced as they stream in, so that an hour needs the memory of its results, not of its texts (unless the texts
+are requested). ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from msgspec import structs
 
 from babylon_rl.episodes.decode import Decoded, Fault, decode, decode_numbers
-from babylon_rl.episodes.messages import SequenceRules, StepPlaces
-from babylon_rl.episodes.quality import hour_quality
-from babylon_rl.episodes.reduce import LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
-from babylon_rl.episodes.stitch import by_agent, episode
-from babylon_rl.episodes.summary import summary
+from babylon_rl.episodes.trajectories import (
+    LEAST_STAKE_USD,
+    MOST_LEVERAGE,
+    LoggedSteps,
+    SequenceRules,
+    StepPlaces,
+    embedded_sequences,
+    reduced,
+    synthetic_sequences,
+    with_logs,
+)
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import UNSTORABLE
@@ -25,9 +35,160 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
 from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks, replace_hours
-from babylon_rl.types import Rejection, Trajectory, WindowReading, WindowSummary
-from babylon_rl.windows import window_start
+from babylon_rl.types import (
+    MESSAGE_SOURCES,
+    Episode,
+    HourEpisodes,
+    HourQuality,
+    Rejection,
+    Trajectory,
+    WindowReading,
+    WindowState,
+    WindowSummary,
+    count_reasons,
+    difference,
+)
+from babylon_rl.versions import content_version
+from babylon_rl.windows import is_complete, window_start
 
+_IN_TIME = attrgetter("start_time", "trajectory_id")
+
+
+def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """Group trajectories by agent, in order of agent id.
+
+    Each group is in order of (startTime, trajectoryId).
+    """
+    agents: defaultdict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        agents[trajectory.agent_id].append(trajectory)
+    return [sorted(agents[agent], key=_IN_TIME) for agent in sorted(agents)]
+
+
+def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
+    """Join one agent's trajectories in one window; ``own`` is in order."""
+    sources = Counter([row.message_source for row in own])
+    # Sorted before it is stored, so that the same rows give the same bytes.
+    actions: dict[str, int] = {}
+    for row in own:
+        for name, number in row.actions.items():
+            actions[name] = actions.get(name, 0) + number
+    steps = sum([row.steps for row in own])
+    # A row counts as won or lost by its own change; one that changed nothing is neither.
+    deltas = [row.delta for row in own]
+    wins, losses = sum([delta > 0 for delta in deltas]), sum([delta < 0 for delta in deltas])
+    return Episode(
+        window=own[0].window,
+        agent_id=own[0].agent_id,
+        trajectory_ids=tuple(row.trajectory_id for row in own),
+        used_ids=tuple(row.trajectory_id for row in own if row.used),
+        steps=steps,
+        start_pnl=own[0].start_pnl,
+        end_pnl=own[-1].end_pnl,
+        window_pnl=difference(own[-1].end_pnl, own[0].start_pnl),
+        wins=wins,
+        losses=losses,
+        win_rate=wins / (wins + losses) if wins + losses else None,
+        trades=sum([row.trades for row in own]),
+        posts=sum([row.posts for row in own]),
+        message_sources={source: sources[source] for source in MESSAGE_SOURCES},
+        actions=dict(sorted(actions.items())),
+        usable=steps >= min_steps,
+        trainable_sequences=sum([row.trainable_sequences for row in own]),
+        content=content_version([[row.trajectory_id, row.content] for row in own]),
+        sequences=tuple(sequence for row in own for sequence in row.sequences),
+    )
+
+
+def summary(reading: WindowReading, now: datetime, *, judged: str | None = None, quarantined: bool = False) -> WindowSummary:
+    """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC).
+
+    ``judged`` is the version of the group from which the hour's scores were made, None without scores: the hour is scored only if its
+    group is still that one. ``quarantined`` says that the judge could not score it.
+    """
+    episodes, group = reading.episodes, group_version(reading)
+    pnls = [episode.window_pnl for episode in episodes]
+    return WindowSummary(
+        window=reading.window,
+        rows=reading.rows,
+        eligible=reading.eligible,
+        new_trainable=reading.new_trainable,
+        agents=len(episodes),
+        episodes=len(episodes),
+        usable_episodes=len(reading.usable_episodes),
+        ready=reading.ready,
+        state=_state(reading, is_complete(reading.window, now), judged == group, quarantined),
+        rejected=count_reasons(reading.rejections),
+        message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
+        avg_pnl=_mean(pnls) if pnls else None,
+        trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
+        quality=reading.quality,
+        data_version=data_version(reading),
+        group_version=group,
+    )
+
+
+def _state(reading: WindowReading, complete: bool, scored: bool, quarantined: bool) -> WindowState:
+    """Return the state of a window; the later stage wins, and quarantine over all."""
+    if quarantined:
+        return "quarantined"
+    if not complete:
+        return "pending"
+    if any(episode.used for episode in reading.episodes):
+        return "trained"
+    if scored:
+        return "scored"
+    return "ready" if reading.ready else "thin"
+
+
+def _mean(numbers: list[float]) -> float:
+    try:
+        return math.fsum(numbers) / len(numbers)
+    except OverflowError:
+        # The sum of finite numbers can exceed a float where their mean does not.
+        return math.fsum(number / len(numbers) for number in numbers)
+
+
+def data_version(reading: WindowReading) -> str:
+    """Hash the content of the hour.
+
+    It does not change when rows are marked as used in training.
+    """
+    episodes = [
+        [
+            episode.agent_id,
+            episode.trajectory_ids,
+            episode.content,
+            episode.steps,
+            episode.start_pnl,
+            episode.end_pnl,
+            episode.wins,
+            episode.losses,
+            episode.trades,
+            episode.posts,
+            episode.usable,
+            episode.trainable_sequences,
+        ]
+        for episode in reading.episodes
+    ]
+    # Flags of use in training are left out on purpose.
+    rejections = [[rejection.trajectory_id, rejection.reason, rejection.detail] for rejection in reading.rejections]
+    return content_version([reading.window, reading.rows, reading.ready, episodes, rejections])
+
+
+def group_version(reading: HourEpisodes) -> str:
+    """Hash the content of the group to be judged: its usable episodes.
+
+    Empty for a window that is not ready.
+    """
+    if not reading.ready:
+        return ""
+    return content_version(
+        [[e.agent_id, e.trajectory_ids, e.content, e.start_pnl, e.end_pnl, e.wins, e.losses, e.steps] for e in reading.usable_episodes]
+    )
+
+
+MOST_NAMED = 20  # ids in a list
 _LOG_CHUNK = 1000  # trajectories per query for log rows
 TEXTS_AT_ONCE = 250  # trajectories whose texts are held
 
@@ -193,6 +354,49 @@ def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowRe
         odd_hours=tuple(sorted(hour.odd_hours)),
         quality=hour_quality(agents, len(hour.odd_hours)),
     )
+
+
+def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> HourQuality:
+    """Count the odd rows among one hour's eligible trajectories.
+
+    ``agents`` holds the trajectories by agent, in order; ``odd_hours`` counts rows of another length than 1 h. Lists name at most
+    MOST_NAMED ids in order, beside the full counts.
+    """
+    duplicates: list[str] = []
+    jumping: list[str] = []
+    for own in agents:
+        duplicates += _repeated(own)
+        # Within a row it was looked at while its steps were at hand; between rows their ends and starts are compared here.
+        if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
+            jumping.append(own[0].agent_id)
+    skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
+    # None: the row has no recorded call.
+    judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
+    return HourQuality(
+        short_prompts=sum(judged),
+        prompts=len(judged),
+        duplicates=tuple(sorted(duplicates)[:MOST_NAMED]),
+        duplicate_rows=len(duplicates),
+        clock_skew=tuple(sorted(skewed)[:MOST_NAMED]),
+        skewed_rows=len(skewed),
+        pnl_jumps=tuple(jumping[:MOST_NAMED]),
+        jumping_agents=len(jumping),
+        other_lengths=odd_hours,
+    )
+
+
+def _repeated(own: Iterable[Trajectory]) -> list[str]:
+    seen: set[str] = set()
+    repeated = []
+    for row in own:
+        if row.recorded in seen:
+            repeated.append(row.trajectory_id)
+        seen.add(row.recorded)
+    return repeated
+
+
+def _jumps_between(before: Trajectory, after: Trajectory) -> bool:
+    return abs(after.start_pnl - before.end_pnl) > MOST_LEVERAGE * max(before.stake, LEAST_STAKE_USD)
 
 
 def sync_windows(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowSummary]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.evaluation.comparison import Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
+from babylon_rl.evaluation.gate import Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
 from babylon_rl.evaluation.metrics import calibration, forecast_scores, share
 from babylon_rl.evaluation.play import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result

@@ -30,7 +30,7 @@ from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
+from babylon_rl.training.backends import DRY_BASE_MODEL
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start

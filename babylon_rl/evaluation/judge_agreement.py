@@ -18,7 +18,7 @@ import numpy as np
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.comparison import NOTHING
+from babylon_rl.evaluation.gate import NOTHING
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
@@ -27,8 +27,8 @@ from babylon_rl.market.outcome_rows import sync_outcomes
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
-from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import encode_run, play
+from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from babylon_rl.evaluation.columns import leaderboard_columns
-from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
-from babylon_rl.evaluation.model_sources import identity_of
+from babylon_rl.evaluation.benchmark import identity_of
+from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import script_rows
-from babylon_rl.evaluation.report import COLOURS
+from babylon_rl.evaluation.report import COLOURS, leaderboard_columns
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots

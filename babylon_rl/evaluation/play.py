@@ -19,19 +19,18 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.evaluation.result_building import RunLabel, decision_lines, market_result, result_of
-from babylon_rl.evaluation.results import SUFFIX, Result
-from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files, resumable_client
+from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_of
+from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
-from babylon_rl.market.simulation import prompting, roster
+from babylon_rl.market.simulation import prompting, strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.market.simulation.run import OnTick
 from babylon_rl.market.simulation.run import play as simulate
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
@@ -70,8 +69,8 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
     Raises:
         MarketError: there is none of that name.
     """
-    if name not in roster.NAMES:
-        raise MarketError(f"There is no strategy {name!r}; there are {', '.join(roster.NAMES)}.")
+    if name not in strategies.NAMES:
+        raise MarketError(f"There is no strategy {name!r}; there are {', '.join(strategies.NAMES)}.")
     # Strategies are code: another engine is another player.
     identity = content_version(["roster", name, mandate, engine_version()])
     return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
@@ -79,7 +78,7 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
     """Agents of a strategy; for one tick with the common stake, else with its own."""
-    return roster.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
+    return strategies.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
 
 def endpoint_player(

@@ -1,18 +1,49 @@
-"""Result of one agent in one snapshot, in the shape of the game's own benchmark.
+"""Result of one agent in one snapshot, in the shape of the game's own benchmark, and the files and rows that keep it.
 
-Fields of ours are optional there.
+Fields of ours are optional there. Dollars, milliseconds since 1970 (UTC) in the market's own time, response times in milliseconds. Every
+number is finite or null: null says that there was nothing to measure, never 0. A result of scripted agents is the same bytes for the same
+seed. Files are written atomically:
 
-Dollars, milliseconds since 1970 (UTC) in the market's own time, response times in milliseconds. Every number is finite or null: null
-says that there was nothing to measure, never 0. A result of scripted agents is the same bytes for the same seed.
+    NAME-KEY.json                the result of a finished run
+    NAME-KEY.partial.json        of one that ended early; the next call goes on with it
+    NAME-KEY.decisions.jsonl.gz  every decision with its prompt, answer, fill and money
+    NAME-KEY.answers.jsonl       while a model plays: its answers so far, by a hash of the request
+
+    <home>/benchmarks/<name>/benchmark-0003-gate.json                result of a market of the gate
+    <home>/benchmarks/<name>/benchmark-0003-gate.decisions.jsonl.gz  its decisions; 11 KB in all
+
+An interrupted run of a model is played again up to where it was with the answers that it had, and asks only from there on. The gate's
+files are for looking at only: a market that a name plays again, with other weights or since the market's code changed, replaces its files.
+
+Rows are one trajectory per run, marked so that none trains: ``scenarioId`` and ``windowId`` are ``benchmark-<snapshot>``, isEvaluation is
+true, isTrainingData false. Ids come from the result's, so a run that is recorded twice is there once.
 """
 
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from copy import copy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
 from babylon_rl.errors import MarketError
+from babylon_rl.files.durable import write_atomically
+from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.market.headlines import TRAINING
+from babylon_rl.recorder import Recording, TrajectoryRecorder
+from babylon_rl.store import recording as rows
+from babylon_rl.store.connection import Connection
+from babylon_rl.versions import content_version
 
 BENCHMARK = "benchmark-"
 SUFFIX, PARTIAL = ".json", ".partial.json"
@@ -259,3 +290,231 @@ def read_result(path: Path) -> Result:
         raise MarketError(f"There is no result {path}; `babylon-rl benchmark run SNAPSHOT --model NAME` writes one.") from error
     except MarketError as error:
         raise MarketError(f"The result {path} cannot be read. {error}") from error
+
+
+DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
+DIRECTORY = "benchmarks"  # of the gate
+KEPT = 20  # models whose runs of the gate stay, those that were compared last
+_GATE_KEY = "gate"
+WINDOW_CHARACTERS = 50
+_VERSION = re.compile(r"v\d+\.\d+\.\d+")
+
+
+class RunFiles:
+    """The files of one run in ``directory``; ``stem`` is ``NAME-KEY``."""
+
+    def __init__(self, directory: Path, name: str, key: str) -> None:
+        self.stem = f"{slug(name)}-{key}"
+        self._directory = directory
+
+    def path(self, suffix: str) -> Path:
+        """The file with that ending."""
+        return self._directory / f"{self.stem}{suffix}"
+
+    def finished(self) -> Result | None:
+        """The result of a run that was finished before; None without one that can be read."""
+        try:
+            return read_result(self.path(SUFFIX))
+        except MarketError:
+            return None
+
+    def keep(self, result: Result, decisions: Iterable[bytes]) -> None:
+        """Write a run, decisions first: a result that is there has its decisions."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()
+        # Without name and time stamp, so that the same decisions give the same bytes.
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:
+            file.writelines(decisions)
+        write_atomically(self.path(DECISIONS), packed.getvalue())
+        write_atomically(self.path(SUFFIX if result.complete else PARTIAL), encode_result(result))
+        if result.complete:
+            # After the result: a crash before leaves more than is needed, never less.
+            self.path(PARTIAL).unlink(missing_ok=True)
+            self.path(ANSWERS).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the files of the run, its result first.
+
+        So no result is ever found without its decisions.
+        """
+        for suffix in (SUFFIX, PARTIAL, ANSWERS, DECISIONS):
+            self.path(suffix).unlink(missing_ok=True)
+
+
+def gate_files(home: Path, name: str, snapshot: str) -> RunFiles:
+    """The files of a model's run in a market of the gate."""
+    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY)
+
+
+def runs_directory(home: Path, name: str) -> Path:
+    """Directory of a model's runs; it need not exist."""
+    return home / DIRECTORY / name
+
+
+def forget_old_runs(home: Path, names: Iterable[str]) -> None:
+    """Mark ``names`` as compared now, and remove the gate's runs of older models.
+
+    The KEPT models that were compared last stay.
+    """
+    for name in names:
+        if runs_directory(home, name).is_dir():
+            with suppress(OSError):  # a directory that cannot be written to
+                os.utime(runs_directory(home, name))
+    # The newest modification is the newest comparison.
+    directories = [path for path in (home / DIRECTORY).glob("*") if path.is_dir()]
+    for old in sorted(directories, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def resumable_client(client: ChatClient, path: Path) -> ChatClient:
+    """A client that reads known answers from a file and appends new ones to it.
+
+    For one run, which sends one request at a time. A last line that an interruption cut off is dropped.
+    """
+    answers: dict[str, ChatAnswer] = {}
+    if path.is_file():
+        raw = path.read_bytes()
+        answers = {line.key: line.answer for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(raw[: raw.rfind(b"\n") + 1])}
+        write_atomically(path, b"".join(_answer_line(key, answer) for key, answer in answers.items()))
+
+    def complete_now(messages: Sequence[dict[str, Any]], **options: Any) -> ChatAnswer:
+        # Equal requests have equal answers: temperature and seed are part of the key.
+        request = [client.model, list(messages), *(options[name] for name in ("response_format", "temperature", "seed", "max_tokens"))]
+        key = hashlib.sha256(msgspec.json.encode(request)).hexdigest()
+        if key not in answers:
+            answers[key] = client.complete_now(messages, **options)
+            with path.open("ab") as file:
+                file.write(_answer_line(key, answers[key]))
+        return answers[key]
+
+    # A copy shares the connections, and the given client keeps its own method.
+    resumable = copy(client)
+    resumable.complete_now = complete_now  # type: ignore[method-assign]
+    return resumable
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "agent"
+
+
+def _answer_line(key: str, answer: ChatAnswer) -> bytes:
+    return msgspec.json.encode({"key": key, "answer": answer}) + b"\n"
+
+
+class _KeyedAnswer(msgspec.Struct):
+    key: str
+    answer: ChatAnswer
+
+
+def record_runs(connection: Connection, files: Sequence[Path]) -> int:
+    """Write runs with their decisions as rows; returns the number of new ones.
+
+    Raises:
+        MarketError: a file holds no result.
+        SchemaMismatch: the database lacks the tables.
+    """
+    rows.require_recording_tables(connection)
+    written = 0
+    for path in files:
+        # One transaction a run: an interrupted call leaves whole runs only.
+        with connection.transaction():
+            written += _record(connection, read_result(path), decisions_beside(path))
+    return written
+
+
+def decisions_beside(result_file: Path) -> Path:
+    """The file of a run's decisions, by that of its result."""
+    return result_file.with_name(result_file.name.removesuffix(SUFFIX) + DECISIONS)
+
+
+def agent_id(result: Result) -> str:
+    """Id of the game user for a result's agent."""
+    return f"{BENCHMARK}{slug(result.agent_id)}"
+
+
+def _record(connection: Connection, result: Result, decisions: Path) -> int:
+    recording = recording_of(result, _decisions(decisions))
+    if rows.stored_rows(connection, [recording.columns["id"]]):
+        return 0
+    rows.add_agents(connection, [(agent_id(result), result.agent_id)], _moment(result.start_time))
+    rows.copy_rows(connection, "trajectories", [recording.columns])
+    rows.copy_rows(connection, "llm_call_logs", [call.columns for call in recording.calls])
+    return 1
+
+
+def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
+    """A run as one trajectory with a step for every tick; rewards are dollars.
+
+    Times are the market's own.
+    """
+    clock, recordings = [_moment(result.start_time)], list[Recording]()
+    recorder = TrajectoryRecorder(recordings.append, _ids(result.id), lambda: clock[0])
+    trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])
+    for turn in decisions:
+        tick = int(turn["tick"])
+        # The state at the tick's beginning; moments are counted from 0, before the first decision.
+        state = result.trajectory.states[tick]
+        # The recorder reads this clock; its times are the market's.
+        clock[0] = _moment(state.timestamp)
+        pnl = state.equity - result.start_balance
+        recorder.start_step(trajectory, balance=state.balance, pnl=pnl, open_positions=state.open_positions)
+        if turn["call"] is not None:
+            _call(recorder, trajectory, turn["call"])
+        _complete(recorder, trajectory, turn, result.trajectory.rewards[tick])
+    clock[0] = _moment(result.end_time)
+    last = result.trajectory.states[-1]
+    recorder.end_trajectory(trajectory, balance=last.balance, pnl=result.metrics.total_pnl, evaluation=True)
+    return recordings[0]
+
+
+def _complete(recorder: TrajectoryRecorder, trajectory: str, turn: dict[str, Any], reward: float) -> None:
+    outcome, action = turn["outcome"], turn["action"]
+    kind, filled = action["action"], outcome["outcome"] == "filled"
+    recorder.complete_step(
+        trajectory,
+        {"hold": "HOLD", "post": "POST"}.get(kind, "TRADING_DECISION"),
+        {"method": kind, **{name: value for name, value in action.items() if name != "action"}},
+        success=filled,
+        reward=reward,
+        result={name: value for name, value in outcome.items() if name != "outcome"} or {"held": True} if filled else None,
+        error=None if filled else outcome["reason"],
+    )
+
+
+def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -> None:
+    tokens = call["prompt_tokens"]
+    recorder.llm_call(
+        trajectory,
+        model=call["model"],
+        messages=call["messages"],
+        response=call["response"],
+        temperature=call["temperature"],
+        max_tokens=call["max_tokens"],
+        action_type="TRADING_DECISION",
+        latency_ms=call["latency_ms"],
+        model_version=call["model"] if _VERSION.fullmatch(call["model"]) else None,
+        response_format=call["response_format"],
+        logprobs=call["logprobs"],
+        tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
+    )
+
+
+def _decisions(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _ids(result_id: str) -> Callable[[], str]:
+    count = iter(range(10**9))
+    return lambda: str(uuid5(NAMESPACE_URL, f"babylon-rl/benchmark/{result_id}/{next(count)}"))
+
+
+def _window(result: Result) -> str:
+    window = f"{BENCHMARK}{result.benchmark_id}"
+    return window if len(window) <= WINDOW_CHARACTERS else f"{BENCHMARK}{content_version(result.benchmark_id)}"
+
+
+def _moment(timestamp_ms: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC).replace(tzinfo=None)

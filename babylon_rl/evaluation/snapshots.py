@@ -16,14 +16,14 @@ from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
 from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
-from babylon_rl.market.simulation import roster
+from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
 from babylon_rl.market.simulation.config import START_BALANCE, ScenarioConfig, preset
+from babylon_rl.market.simulation.events import WORDS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.market.simulation.wording import WORDS
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 
@@ -81,7 +81,7 @@ class Snapshot:
         It changes with the market's code, prompts, fees or stakes.
         """
         # A few strategies stand for all players: they see every prompt and fill.
-        factories = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
+        factories = {name: strategies.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []
         for name, factory in factories.items():
             record = play(self.scenario, {GATE_PLAYER_ID: factory}, seed=self.seed, script_prompts=PROMPT_VERSION).records[GATE_PLAYER_ID]

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from babylon_rl.episodes.decode import Fault, decode
+from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
-from babylon_rl.episodes.steps import Step
 from babylon_rl.judge.leakage import (
     UNRESOLVED,
     HiddenAnswer,

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import group_version
 from babylon_rl.errors import BabylonError, JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool

@@ -8,19 +8,11 @@ once a training has used them, and where only a rule has changed that is paid to
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import judge_version
-from babylon_rl.judge.versions import (
-    Change,
-    change_of,
-    find_changes,
-    input_versions,
-    request_version,
-    rules_version,
-    sources_of_scores,
-)
+from babylon_rl.judge.versions import Change, change_of, find_changes, input_versions, request_version, rules_version, sources_of_scores
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.columns import in_parts

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 
 from babylon_rl.episodes.decode import EPISODE_RULES
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.rubric import FORM, HEURISTIC_VERSION, RUBRIC_VERSION, judge_version
 from babylon_rl.market.outcome_rows import stored_outcomes

@@ -16,7 +16,7 @@ from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, O
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
 from babylon_rl.market.simulation.config import MarketModel
-from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.model_agent import MAX_TOKENS
 from babylon_rl.market.simulation.record import Turn
 from babylon_rl.market.simulation.run import Run

@@ -21,10 +21,9 @@ from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, MarketModel, preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths, opening
-from babylon_rl.market.simulation.strategies import STRATEGIES
+from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.recorder import milliseconds
 from babylon_rl.store import market as recorded_market
 from babylon_rl.store import recording as rows

@@ -26,16 +26,15 @@ from starlette.routing import Route
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.evaluation.metrics import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
-from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
-from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
-from babylon_rl.evaluation.run_files import RunFiles, slug
+from babylon_rl.evaluation.results import SUFFIX, RunFiles, encode_result, read_result, slug
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.http_server import ClientGone, json_response, read_body, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation
 from babylon_rl.market.simulation.record import Call, Outcome
 from babylon_rl.market.simulation.run import Run, Seat, Timed

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import ReleaseRefused
-from babylon_rl.evaluation.benchmark import confirm
+from babylon_rl.evaluation.benchmark import Say, confirm
 from babylon_rl.evaluation.gate import COLLAPSE, FAIL, INCONCLUSIVE, PASS
-from babylon_rl.evaluation.model_sources import Say
 from babylon_rl.evaluation.statistics.live import live_comparison, live_share
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.server_process import Serving

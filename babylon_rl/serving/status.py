@@ -26,9 +26,9 @@ from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.eligibility import freeze_bounds
+from babylon_rl.training.conversion import refused_lately
+from babylon_rl.training.freezing import freeze_bounds
 from babylon_rl.training.iterations import fit_durations, progress_of
-from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.wandb_process import refusal
 from babylon_rl.types import BenchmarkReport

@@ -16,8 +16,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import fail_stuck, pending_batches
-from babylon_rl.training.eligibility import freeze_bounds
-from babylon_rl.training.freezing import Frozen, freeze
+from babylon_rl.training.freezing import Frozen, freeze, freeze_bounds
 from babylon_rl.training.readiness import Readiness, Start, freeze_when_ready, sampled_quality
 from babylon_rl.windows import window_stretches
 

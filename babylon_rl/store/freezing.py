@@ -3,7 +3,7 @@
 Counting and choosing use one SQL text.
 
 The text gives one row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may). The rules
-behind the reasons are training/eligibility.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
+behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
 last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for
 episodes that had no rows left when their hour was last read.
 """

@@ -11,14 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from babylon_rl.errors import (
-    BatchConflict,
-    JudgeUnavailable,
-    NothingToTrain,
-    NoTrainer,
-    TrainingError,
-    TrainingPaused,
-)
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
@@ -44,23 +37,21 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
-from babylon_rl.training.backends import choose_trainer, settings_for
-from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan
-from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
-from babylon_rl.training.eligibility import describe_reasons
-from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
-from babylon_rl.training.lifecycle import (
-    ABANDON,
-    ABANDONED_AFTER,
-    CANCEL,
-    GIVE_UP,
-    JUDGE,
-    PREPARE,
-    PUBLISH,
-    TRAIN,
-    failing,
+from babylon_rl.training.backends import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
+from babylon_rl.training.conversion import (
+    NO_SEQUENCE,
+    NO_TOKEN,
+    Conversion,
+    convert,
+    keep_budget,
+    preflight_document,
+    refuse_empty,
+    refuse_hopeless,
+    refuse_untrainable,
 )
-from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
+from babylon_rl.training.freezing import describe_reasons
+from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
+from babylon_rl.training.lifecycle import ABANDON, ABANDONED_AFTER, CANCEL, GIVE_UP, JUDGE, PREPARE, PUBLISH, TRAIN, failing
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from

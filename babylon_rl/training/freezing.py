@@ -1,18 +1,20 @@
-"""The transaction that freezes a batch of eligible episodes.
+"""Which episodes may train, and the transaction that freezes a batch of them.
 
-Dropout and a maximum are decided by seeded hashes, so that the same seed over the same rows freezes the same batch.
+A rule that bars a row from training is a reason in ``BarReason`` and, at the same place, its condition in ``RULES``. Counting and freezing
+execute these rules (store/freezing.py), so both always agree, and no reason can be missing from a count. Dropout and a maximum are decided
+by seeded hashes, so that the same seed over the same rows freezes the same batch.
 """
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import Literal, NamedTuple
 
 from babylon_rl.errors import TrainingError, UsageError
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store.batches import Batch, batch_id_taken, lock_registry, read_batch
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import (
@@ -20,6 +22,7 @@ from babylon_rl.store.freezing import (
     FreezableEpisode,
     FreezeBounds,
     NewBatch,
+    count_episodes,
     count_unread,
     decided_windows,
     insert_batch,
@@ -28,8 +31,157 @@ from babylon_rl.store.freezing import (
     record_dropped,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
+from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.backends import trainer_choice
-from babylon_rl.training.eligibility import RULES, Freezable, describe_reasons, freezable_of, freeze_bounds
+from babylon_rl.versions import seeded_share
+from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
+
+BarReason = Literal[
+    "late_after_training",
+    "in a live batch",
+    "left out by dropout",
+    "used as baseline alone",
+    "in short episodes",
+    "synthetic",
+    "leak",
+    "without a call that trains",
+    "late_after_judging",
+    "in thin hours",
+    "in quarantined hours",
+    "in groups without spread",
+    "changed since the hour was read",
+    "in hours not settled",
+    "in hours not read yet",
+]
+UNREAD: BarReason = "in hours not read yet"  # rows without an episode: counted apart, by the hour
+
+
+class EligibilityRule(NamedTuple):
+    """Reason, and its SQL condition on table ``episode`` of store/freezing.py."""
+
+    reason: BarReason
+    condition: str
+
+
+# Only the first reason that holds is counted, so the order matters: reasons that time or a person can cure come last.
+RULES = (
+    EligibilityRule("late_after_training", '"used"'),
+    EligibilityRule("in a live batch", '"held"'),
+    EligibilityRule("left out by dropout", """"left" = 'dropout'"""),
+    EligibilityRule("used as baseline alone", """"left" = 'baseline'"""),
+    EligibilityRule("in short episodes", 'NOT "usable"'),
+    EligibilityRule("synthetic", '"trainableSequences" = 0 AND "syntheticRows" > 0'),
+    EligibilityRule("leak", '"trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls"'),
+    EligibilityRule("without a call that trains", '"trainableSequences" = 0 OR "left" IS NOT NULL'),
+    EligibilityRule("late_after_judging", '"unjudged"'),
+    EligibilityRule("in thin hours", '"usableInHour" < %(min_agents)s'),
+    EligibilityRule("in quarantined hours", '"quarantined"'),
+    EligibilityRule("in groups without spread", '"flat"'),
+    EligibilityRule("changed since the hour was read", '"gone"'),
+    EligibilityRule("in hours not settled", 'NOT "settled"'),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Freezable:
+    """Counts of trajectories and episodes that a batch could take now.
+
+    ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason.
+    """
+
+    trajectories: int
+    episodes: int
+    windows: Mapping[str, int]
+    not_trainable: Mapping[str, int]
+
+
+def count_eligible(connection: Connection, bounds: FreezeBounds) -> Freezable:
+    """Count freezable trajectories by window, and the other new ones by reason."""
+    return with_unread(connection, bounds, count_in_read_hours(connection, bounds))
+
+
+def with_unread(connection: Connection, bounds: FreezeBounds, counted: Freezable) -> Freezable:
+    """Add the rows of hours that were not read yet to counts of those that were."""
+    return replace(counted, not_trainable=_most_first(counted.not_trainable, count_unread(connection, bounds)))
+
+
+def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezable:
+    """Count as ``count_eligible``, in the hours that were read."""
+    windows: dict[str, int] = {}
+    reasons = Counter[str]()
+    episodes = 0
+    for window, reason, number, trajectories in count_episodes(connection, bounds, RULES):
+        if reason is None:
+            windows[window] = trajectories
+            episodes += number
+        else:
+            reasons[reason] += trajectories
+    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, 0))
+
+
+def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
+    """Return the counts of episodes already read by ``look_at_newest``."""
+    windows = Counter[str]()
+    for episode in episodes:
+        windows[episode.window] += episode.trajectories
+    return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
+
+
+def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
+    counts = dict(reasons)
+    if unread:
+        counts[UNREAD] = unread
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def freeze_bounds(
+    connection: Connection,
+    settings: Settings,
+    now: datetime,
+    windows: tuple[str, str] | None = None,
+    settled: bool = False,
+) -> FreezeBounds:
+    """Hours considered by freezing: ``windows`` (from, to), else LOOKBACK_HOURS.
+
+    The look-back ends with the newest complete hour with rows.
+
+    ``settled`` asks for hours that an LLM judge may judge by automation (JUDGE_SETTLE_HOURS after their end).
+    """
+    complete, judged = last_hours(settings, now, settled)
+    if windows is not None:
+        list(window_range(*windows))  # refuses malformed and backward ranges
+        first, end = windows
+    else:
+        # Counted back from the data, not from the clock: recordings of long ago are looked at as well.
+        newest = newest_window_with_rows(connection, complete) or complete
+        end = next_window(newest)
+        first = window_of(window_start(end) - settings.lookback_hours * HOUR)
+    return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window)
+
+
+def last_hours(settings: JudgeSettings, now: datetime, settled: bool) -> tuple[str, str]:
+    """The newest complete hour, and the newest that may be judged (``settled``: by automation)."""
+    # The heuristic costs nothing and follows late rows at once, so its hours need not settle.
+    wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
+    return newest_complete(now), newest_complete(now, wait)
+
+
+def count_freezable(
+    connection: Connection,
+    settings: Settings,
+    now: datetime,
+    *,
+    windows: tuple[str, str] | None = None,
+    settled: bool = False,
+) -> Freezable:
+    """Count freezable trajectories by window, and the other new ones by reason."""
+    return count_eligible(connection, freeze_bounds(connection, settings, now, windows, settled))
+
+
+def describe_reasons(reasons: Mapping[str, int]) -> str:
+    """Format reasons with their counts: ``204 synthetic, 22 in short episodes``."""
+    return ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+
 
 DROPOUT_FREE = 1000  # trajectories
 DROPOUT_MOST = 0.3
@@ -139,12 +291,6 @@ def decide_dropout(
             dropped.append(episode)
     gone = {(episode.window, episode.agent_id) for episode in dropped}
     return Dropout(rate, [e for e in episodes if (e.window, e.agent_id) not in gone], dropped)
-
-
-def seeded_share(seed: int, *parts: str) -> float:
-    """Pseudorandom number in [0, 1) derived from the seed and the parts alone."""
-    digest = hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64
 
 
 def _look_and_choose(

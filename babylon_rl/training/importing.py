@@ -33,8 +33,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, NewModel, read_models, register_import, reserved_by, version_order, version_taken
-from babylon_rl.training.publishing import parent_checkpoint
-from babylon_rl.training.retention import IMPORTING
+from babylon_rl.training.publishing import IMPORTING, parent_checkpoint
 
 PREFIX = "upload-"
 AGAIN = "then send the weights again, under a higher version if that one is taken"

@@ -36,10 +36,10 @@ from babylon_rl.store.write_ahead import (
     read_steps,
 )
 from babylon_rl.traces import span
-from babylon_rl.training.backends.protocol import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
+from babylon_rl.training.backends import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
-from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
+from babylon_rl.versions import seeded_share
 
 _LOG = logging.getLogger(__name__)
 RESULT_FILE = "iteration.json"

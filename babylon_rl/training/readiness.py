@@ -3,7 +3,7 @@
 One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
 
 Sensor, schedule, trigger and MODE=continuous start by one rule: a batch is frozen when the last ones did not just fail
-(training/preflight.py) and the data is ready. After TRAINING_INTERVAL_HOURS without a completed training fewer trajectories suffice.
+(training/conversion.py) and the data is ready. After TRAINING_INTERVAL_HOURS without a completed training fewer trajectories suffice.
 """
 
 import time
@@ -23,9 +23,8 @@ from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import KeptCounts, read_kept_counts, write_kept_counts
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
-from babylon_rl.training.eligibility import Freezable, count_eligible, count_in_read_hours, freeze_bounds, last_hours, with_unread
-from babylon_rl.training.freezing import freeze
-from babylon_rl.training.preflight import refused_lately
+from babylon_rl.training.conversion import refused_lately
+from babylon_rl.training.freezing import Freezable, count_eligible, count_in_read_hours, freeze, freeze_bounds, last_hours, with_unread
 
 QUALITY_SAMPLE = 50
 KEPT_FOR, LONG_COUNT_S = timedelta(minutes=15), 0.1

@@ -17,7 +17,7 @@ from typing import Any
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.backends.protocol import StepMetrics
+from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.wandb_process import WandbProcess, WandbResult, link_of, open_run, refusal, run_request
 
 STRIDE = 10_000  # step numbers between iterations: more than any iteration has optimizer steps

@@ -7,9 +7,9 @@ from dataclasses import replace
 import dagster as dg
 import pytest
 
-from babylon_rl.assets import runs
+from babylon_rl.assets import resources
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.runs import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
+from babylon_rl.assets.resources import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
 from babylon_rl.automation.batch_runs import FAILURE_REASON_TAG
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
@@ -106,7 +106,7 @@ def test_what_ended_in_peace_and_what_belongs_to_others_is_left_alone(ready: Ben
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["its heartbeat", "Dagster's monitoring", "a person"])
 def test_every_run_says_that_it_is_alive_and_a_verdict_from_elsewhere_stops_it(ready: Bench, monkeypatch: pytest.MonkeyPatch, by: str):
-    monkeypatch.setattr(runs, "BEAT_EVERY_S", 0.5)
+    monkeypatch.setattr(resources, "BEAT_EVERY_S", 0.5)
     batch, seen = a_batch(ready), []
 
     def report_dead(what: str, done: int, total: int) -> None:

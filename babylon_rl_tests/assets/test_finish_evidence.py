@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.runs import ENDED_TAG, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, WAITS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, start_training
 from babylon_rl.errors import ModelUnavailable

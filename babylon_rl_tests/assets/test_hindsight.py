@@ -13,8 +13,7 @@ from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.database import Database
-from babylon_rl.training.eligibility import count_freezable
-from babylon_rl.training.freezing import freeze
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.assets.conftest import VERSION, Bench
 
 HOUR, NEXT = "2025-10-29T14:00", "2025-10-29T15:00"

@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from babylon_rl.assets.runs import WINDOW_TAG
+from babylon_rl.assets.resources import WINDOW_TAG
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.types import REJECTION_REASONS
 from babylon_rl_tests.assets.conftest import VERSION, Bench

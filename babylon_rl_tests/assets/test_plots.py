@@ -7,7 +7,7 @@ import math
 import pytest
 from PIL import Image
 
-from babylon_rl.assets.metadata import embedded
+from babylon_rl.assets.partitions import embedded
 from babylon_rl.reporting.plots import LOSS, MOST_PATHS, Paths, Picture, bar_plot, path_plot
 
 

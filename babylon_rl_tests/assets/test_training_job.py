@@ -5,7 +5,7 @@ import re
 import dagster as dg
 import pytest
 
-from babylon_rl.assets.metadata import embedded
+from babylon_rl.assets.partitions import embedded
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.reporting.plots import line_plot

@@ -13,8 +13,8 @@ from babylon_rl.automation.sensors import start_training
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.training.batches import cancel_batch, fail_batch, prepare_batch, train_batch
+from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, a_batch, ask, repository
 from babylon_rl_tests.training.sample import move_batch

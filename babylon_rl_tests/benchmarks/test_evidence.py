@@ -15,9 +15,9 @@ import pytest
 
 from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.model_sources import base_source
+from babylon_rl.evaluation.benchmark import base_source
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import read_results
 from babylon_rl.store.database import open_database

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.cli import run
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.store.database import Database
 
 SMALL = "preset:quick:minutes=12:predictions=2:perps=2"

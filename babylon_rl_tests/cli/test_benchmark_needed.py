@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.cli.benchmark_run import needed, needed_table
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results
-from babylon_rl.evaluation.statistics.paired import snapshots_needed, spread_of
+from babylon_rl.evaluation.statistics.intervals import snapshots_needed, spread_of
 from babylon_rl_tests.evaluation.runs import results
 
 MARKETS, REPEATS = 6, 2

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.cli import demo, run
-from babylon_rl.evaluation.columns import demo_columns
+from babylon_rl.evaluation.report import demo_columns
 from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.market.stand_in import stand_in

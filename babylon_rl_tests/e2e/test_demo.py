@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
 

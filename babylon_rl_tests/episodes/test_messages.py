@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.episodes.messages import valid_messages
 from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.trajectories import valid_messages
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, ServedSequence

@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from babylon_rl.episodes.reading import read_window, read_windows, sync_windows
-from babylon_rl.episodes.stitch import by_agent
-from babylon_rl.episodes.stitch import episode as stitched
+from babylon_rl.episodes.reading import by_agent, read_window, read_windows, sync_windows
+from babylon_rl.episodes.reading import episode as stitched
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

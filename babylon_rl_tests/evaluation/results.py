@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
+from babylon_rl.evaluation.gate import BASE, CANDIDATE, STRATEGY, Comparison, compare
 from babylon_rl.store.benchmarks import MarketResult
 
 TICKS = 12

@@ -11,7 +11,7 @@ from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, Usag
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection

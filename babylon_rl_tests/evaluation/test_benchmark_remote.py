@@ -8,9 +8,8 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.evaluation.benchmark import evaluate_batch
+from babylon_rl.evaluation.benchmark import ModelSource, evaluate_batch, gate_rows
 from babylon_rl.evaluation.leaderboard import leaderboard
-from babylon_rl.evaluation.model_sources import ModelSource, gate_rows
 from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.training.backends import ModelAddress

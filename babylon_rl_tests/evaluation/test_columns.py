@@ -2,15 +2,15 @@
 
 import pytest
 
-from babylon_rl.evaluation import columns
+from babylon_rl.evaluation import report
 
 
 @pytest.mark.parametrize(
     "made",
     [
-        columns.gate_columns("base"), columns.gate_columns(None), columns.leaderboard_columns("base"), columns.contest_columns("base"),
-        columns.demo_columns("base"), columns.AGENTS, columns.PAIRS, columns.NEEDED, columns.RUNS, columns.ACTIONS, columns.CRITERIA,
-        columns.GENERATIONS,
+        report.gate_columns("base"), report.gate_columns(None), report.leaderboard_columns("base"), report.contest_columns("base"),
+        report.demo_columns("base"), report.AGENTS, report.PAIRS, report.NEEDED, report.RUNS, report.ACTIONS, report.CRITERIA,
+        report.GENERATIONS,
     ],
 )  # fmt: skip
 def test_every_column_has_its_own_title(made):
@@ -19,5 +19,5 @@ def test_every_column_has_its_own_title(made):
 
 
 def test_without_a_reference_there_is_no_column_of_differences():
-    with_one, without = ([column.title for column in columns.gate_columns(name)] for name in ("base", None))
+    with_one, without = ([column.title for column in report.gate_columns(name)] for name in ("base", None))
     assert [title for title in with_one if title not in without] == ["against the reference"]

@@ -6,8 +6,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from babylon_rl.evaluation.comparison import compare
-from babylon_rl.evaluation.gate import decide
+from babylon_rl.evaluation.gate import compare, decide
 from babylon_rl.evaluation.report import benchmark_png, criteria, markdown, rows_of
 from babylon_rl.reporting.plots import spaced
 from babylon_rl_tests.evaluation.results import compared, invalid, nothing, result

@@ -7,8 +7,7 @@ from random import Random
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
-from babylon_rl.evaluation.gate import FEWEST_MARKETS, GateVerdict, decide
+from babylon_rl.evaluation.gate import BASE, CANDIDATE, FEWEST_MARKETS, STRATEGY, Comparison, GateVerdict, compare, decide
 from babylon_rl.evaluation.play import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.actions import Invalid

@@ -14,10 +14,10 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.cli import run
+from babylon_rl.evaluation.benchmark import base_source, gate_rows, version_source
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
-from babylon_rl.evaluation.comparison import CANDIDATE
-from babylon_rl.evaluation.model_sources import base_source, gate_rows, version_source
-from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
+from babylon_rl.evaluation.gate import CANDIDATE
+from babylon_rl.evaluation.results import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors

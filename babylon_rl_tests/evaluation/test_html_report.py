@@ -14,8 +14,8 @@ from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report import safe, write_report
 from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.html_report.runs import MOST_ROWS, MOST_RUNS, chosen, rows_of
+from babylon_rl.evaluation.metrics import RunLabel, result_of
 from babylon_rl.evaluation.play import PLAYER_ID
-from babylon_rl.evaluation.result_building import RunLabel, result_of
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, WritePost
@@ -23,9 +23,9 @@ from babylon_rl.market.simulation.agents import Agent, AgentFactory
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import factory
 from babylon_rl.reporting.numbers import DASH, dollars, duration, moment, number, percent, shortened, ticks_of
 from babylon_rl.reporting.pages import curve_of, render
 

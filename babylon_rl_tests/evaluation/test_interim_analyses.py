@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from babylon_rl.evaluation.comparison import confidence_of
-from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, analysis_sizes, needed_markets, next_analysis
+from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, analysis_sizes, confidence_of, needed_markets, next_analysis
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval
 from babylon_rl_tests.evaluation.results import compared
 

@@ -7,7 +7,7 @@ import pytest
 
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard, leaderboard_png, markdown
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news, reads_wrongly
 

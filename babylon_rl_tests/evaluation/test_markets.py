@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
-from babylon_rl.evaluation.model_sources import model_player
+from babylon_rl.evaluation.benchmark import model_player
 from babylon_rl.evaluation.play import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.llm.client import ChatClient
@@ -15,7 +15,7 @@ from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation.actions import Hold, OpenPerp
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.market.spawn import training_seed
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.windows import is_window_id

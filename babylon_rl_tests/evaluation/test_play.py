@@ -11,14 +11,13 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.harness import harness_players
+from babylon_rl.evaluation.metrics import market_result
 from babylon_rl.evaluation.play import benchmark_results, scripted
-from babylon_rl.evaluation.result_building import market_result
 from babylon_rl.evaluation.result_checks import validate_result
-from babylon_rl.evaluation.results import read_result
-from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS, gate_files, record_runs
+from babylon_rl.evaluation.results import ANSWERS, DECISIONS, gate_files, read_result, record_runs
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
-from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
 from babylon_rl_tests.evaluation.runs import model, results, roster, rows_in, small_markets

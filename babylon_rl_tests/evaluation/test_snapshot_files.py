@@ -24,9 +24,9 @@ from babylon_rl.market.simulation.actions import BuyPrediction, OpenPerp
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
-from babylon_rl.market.simulation.roster import factory
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import factory
 
 GAME = Path(__file__).parent.parent / "data" / "game_benchmark_snapshot.json.gz"
 

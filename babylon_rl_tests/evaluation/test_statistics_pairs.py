@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.statistics.intervals import mean_interval
-from babylon_rl.evaluation.statistics.paired import (
+from babylon_rl.evaluation.statistics.intervals import (
     Spread,
     compare_pairs,
     detectable_effect,
     holm,
     markets_needed,
+    mean_interval,
     paired_effect,
     permutation_test,
     snapshots_needed,

@@ -20,7 +20,7 @@ from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.retention import prune
+from babylon_rl.training.publishing import prune
 from babylon_rl_tests.faults.boundaries import FUSE, process
 from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import World, check, rows

@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.retention import prune
+from babylon_rl.training.publishing import prune
 from babylon_rl_tests.faults.boundaries import process
 from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import AGENTS, HOURS, NOW, ROWS, World, check, registry, rows

@@ -15,7 +15,7 @@ import pytest
 
 from babylon_rl.store.write_ahead import read_jobs
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.retention import prune
+from babylon_rl.training.publishing import prune
 from babylon_rl_tests.faults.killed_run import train_all
 from babylon_rl_tests.faults.world import AGENTS, NOW, ROWS, World, check, registry, rows
 from babylon_rl_tests.tiny_model import make_base

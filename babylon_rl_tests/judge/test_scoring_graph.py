@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from babylon_rl.assets.runs import ENDED_TAG, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, WAITS
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.cli import run

@@ -10,12 +10,11 @@ import pytest
 
 from babylon_rl.market.game_rows import Ids, recordings
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
-from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.record import Turn
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import opening
-from babylon_rl.market.simulation.strategies import STRATEGIES
+from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.recorder import Recording
 from babylon_rl.windows import window_start
 from babylon_rl_tests.market.builders import WINDOW, make_scenario

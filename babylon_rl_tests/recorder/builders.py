@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from babylon_rl.market.simulation.choices import format_of
+from babylon_rl.market.simulation.prompting import format_of
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.recorder.core import RecorderCalls
 from babylon_rl.settings import Settings

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import decode_steps
-from babylon_rl.episodes.faults import strict_json
-from babylon_rl.episodes.messages import embedded_calls, sequence, valid_messages
-from babylon_rl.episodes.steps import Step
+from babylon_rl.episodes.decode import Step, decode_steps, strict_json
+from babylon_rl.episodes.trajectories import embedded_calls, sequence, valid_messages
 from babylon_rl_tests.recorder.builders import ASKED, Recorded
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.episodes.messages import logged_call, sequence
+from babylon_rl.episodes.trajectories import logged_call, sequence
 from babylon_rl.errors import SettingsError
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway as gateway_in_a_thread

@@ -19,8 +19,8 @@ from babylon_rl.evaluation.results import decode_result
 from babylon_rl.market.simulation.actions import Action, Invalid, encode_action
 from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import factory
 from babylon_rl.serving.market_server import LONGEST_BODY, MOST_SESSIONS
 from babylon_rl_tests.serving.market_server import Clock, Player, served, small_market
 

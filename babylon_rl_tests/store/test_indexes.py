@@ -16,7 +16,7 @@ from babylon_rl.store.freezing import count_unread
 from babylon_rl.store.indexes import INDEXES, UNNAMED, VERSIONS, WITHOUT_HOUR, build_indexes, index_state
 from babylon_rl.store.observation import trajectory_versions
 from babylon_rl.store.trajectories import newest_window_with_rows, trajectory_rows, windows_with_rows
-from babylon_rl.training.eligibility import freeze_bounds
+from babylon_rl.training.freezing import freeze_bounds
 from babylon_rl.windows import is_window_id
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.plans import RecordedDatabase, explainable, plan_text

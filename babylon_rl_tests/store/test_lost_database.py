@@ -11,8 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.assets.resources import CONNECTION_RETRIES, Babylon, given
-from babylon_rl.assets.runs import ENDED_TAG, WAITS, tagging_end
+from babylon_rl.assets.resources import CONNECTION_RETRIES, ENDED_TAG, WAITS, Babylon, given, tagging_end
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.errors import DatabaseError

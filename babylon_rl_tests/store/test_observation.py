@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.episodes.reading import read_windows
-from babylon_rl.episodes.summary import data_version
+from babylon_rl.episodes.reading import data_version, read_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.observation import trajectory_versions

@@ -10,8 +10,7 @@ from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, r
 from babylon_rl.store.write_ahead import begin_step, read_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import fail_stuck, prepare_batch, train_batch
-from babylon_rl.training.eligibility import count_freezable
-from babylon_rl.training.freezing import freeze
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer, assert_nothing_was_marked, used

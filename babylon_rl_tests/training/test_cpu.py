@@ -15,8 +15,7 @@ from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import choose_trainer
-from babylon_rl.training.backends.cpu.loss import Measured, refuse_diverged
+from babylon_rl.training.backends import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl.training.backends.cpu.policy import (
     BaseCache,
     PackedPolicy,
@@ -29,8 +28,15 @@ from babylon_rl.training.backends.cpu.policy import (
     tokens_of,
     trainable,
 )  # fmt: skip
-from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer, IterationRun, optimizer_steps
-from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence
+from babylon_rl.training.backends.cpu.trainer import (
+    ENTROPY_BONUS,
+    OPTIMIZER_STATE,
+    CpuTrainer,
+    IterationRun,
+    Measured,
+    optimizer_steps,
+    refuse_diverged,
+)
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 from babylon_rl_tests.training.sequences import (
     BAD,

@@ -12,8 +12,17 @@ from babylon_rl.errors import BatchConflict, TrainingError, UsageError
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.freezing import FreezableEpisode, NewBatch, count_unread, insert_batch, look_at_newest
 from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
-from babylon_rl.training.eligibility import RULES, count_freezable, describe_reasons, freezable_of, freeze_bounds
-from babylon_rl.training.freezing import DROPOUT_STEADY, decide_dropout, dropout_rate, freeze
+from babylon_rl.training.freezing import (
+    DROPOUT_STEADY,
+    RULES,
+    count_freezable,
+    decide_dropout,
+    describe_reasons,
+    dropout_rate,
+    freezable_of,
+    freeze,
+    freeze_bounds,
+)
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many

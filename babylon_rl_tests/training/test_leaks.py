@@ -11,11 +11,9 @@ from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.backends.protocol import TrainPlan
-from babylon_rl.training.conversion import convert
-from babylon_rl.training.eligibility import count_freezable
-from babylon_rl.training.freezing import freeze
-from babylon_rl.training.preflight import preflight_document
+from babylon_rl.training.backends import TrainPlan
+from babylon_rl.training.conversion import convert, preflight_document
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from babylon_rl.models.scoring import divergence
-from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
+from babylon_rl.training.backends.cpu.trainer import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
 
 pytestmark = pytest.mark.slow  # torch is imported
 

@@ -15,9 +15,8 @@ import torch
 
 from babylon_rl.models.policy import Policy
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, LossWeights, token_loss
 from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, make_items, pack
-from babylon_rl.training.backends.cpu.trainer import IterationRun
+from babylon_rl.training.backends.cpu.trainer import ART_WEIGHTS, IterationRun, LossWeights, token_loss
 from babylon_rl_tests.tiny_model import make_adapter
 from babylon_rl_tests.training.sequences import BUY, GOOD, make_iteration, make_lesson, make_sequence
 from babylon_rl_tests.unpacked import branch_logprobs

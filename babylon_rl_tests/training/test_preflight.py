@@ -9,12 +9,12 @@ from msgspec.structs import replace
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.backends import TrainPlan, TrainSequence
 from babylon_rl.training.backends.cpu.policy import IN_WORDS, plan_items
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
-from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.preflight import preflight_lines
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW
 from babylon_rl_tests.training.sequences import UNTRAINABLE, ignore, make_iteration, make_lesson
 

@@ -13,8 +13,7 @@ from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import reason_case
 from babylon_rl.training.batches import prepare_batch, train_batch
-from babylon_rl.training.eligibility import RULES, UNREAD, BarReason, count_freezable
-from babylon_rl.training.freezing import freeze
+from babylon_rl.training.freezing import RULES, UNREAD, BarReason, count_freezable, freeze
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value

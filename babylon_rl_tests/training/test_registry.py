@@ -15,13 +15,13 @@ from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1, TRADER_V2, version_of
-from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
 from babylon_rl.training import checkpoint_checks as look
-from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl.training.backends import TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import action_grammar, prompt_version

@@ -15,9 +15,8 @@ from babylon_rl.store.write_ahead import read_jobs
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
-from babylon_rl.training.eligibility import count_freezable
-from babylon_rl.training.freezing import freeze
-from babylon_rl.training.preflight import preflight_lines, refused_lately
+from babylon_rl.training.conversion import preflight_lines, refused_lately
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, TRAINABLE
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer

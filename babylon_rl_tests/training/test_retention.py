@@ -13,8 +13,7 @@ from babylon_rl.store.registry import note_upload, parent_of_line, read_models
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.publishing import parent_checkpoint
-from babylon_rl.training.retention import prunable, prune
+from babylon_rl.training.publishing import parent_checkpoint, prunable, prune
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, make_model
 from babylon_rl_tests.training.test_upload import make_checkpoint

@@ -21,8 +21,8 @@ from babylon_rl.cli.demo import CONFIRMATION_MARKETS
 from babylon_rl.cli.demo_stages import STAGES, WINDOWS, stage
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import BabylonError, TrainingError, UsageError
+from babylon_rl.evaluation.benchmark import base_source, gate_rows
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
-from babylon_rl.evaluation.model_sources import base_source, gate_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir

@@ -90,9 +90,8 @@ def _headline(results: Sequence[Document]) -> str:
 
 def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     """The number of markets that shows a wanted improvement in one analysis of the gate."""
-    from babylon_rl.evaluation.comparison import confidence_of
-    from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS
-    from babylon_rl.evaluation.statistics.paired import POWER, snapshots_needed
+    from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, confidence_of
+    from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed
 
     widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
     confidence = confidence_of(len(ANALYSES))

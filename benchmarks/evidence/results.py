@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
-from babylon_rl.evaluation.statistics.paired import Spread, spread_of
+from babylon_rl.evaluation.statistics.intervals import Interval, Spread, mean_interval, paired_interval, spread_of
 
 Document = dict[str, Any]
 BASE, STRATEGY = "base", "strategy"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.columns import ACTIONS, RUNS
 from babylon_rl.evaluation.html_report.page import page
+from babylon_rl.evaluation.report import ACTIONS, RUNS
 from babylon_rl.evaluation.results import Result
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.scenario import Scenario

@@ -11,11 +11,11 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from babylon_rl.evaluation.columns import AGENTS
 from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairRow, by_agent, compare_results
-from babylon_rl.evaluation.comparison import RunKey
+from babylon_rl.evaluation.gate import RunKey
 from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
+from babylon_rl.evaluation.report import AGENTS
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.reporting.numbers import dollars, duration, moment, plural

@@ -44,9 +44,8 @@ from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.perps import PerpBook
-from babylon_rl.market.simulation.pools import Pool
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
+from babylon_rl.market.simulation.venue import PerpBook, Pool
 
 DAY_S = 86_400
 PRICE_DECIMALS, PROBABILITY_DECIMALS, SHARE_DECIMALS, USD_DECIMALS = 6, 6, 4, 2

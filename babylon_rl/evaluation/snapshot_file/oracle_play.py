@@ -9,11 +9,11 @@ import math
 from babylon_rl.evaluation.snapshot_file.schema import OptimalAction, Optimum
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import START_BALANCE
-from babylon_rl.market.simulation.fills import Fill, Settlement
+from babylon_rl.market.simulation.ledger import Fill, Settlement
 from babylon_rl.market.simulation.record import AgentRecord
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import factory
 
 USD_DECIMALS = 2
 _ORACLE = "oracle"

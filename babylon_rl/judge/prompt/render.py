@@ -17,14 +17,7 @@ from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameRepl
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
-from babylon_rl.judge.prompt.templates import (
-    hidden_context,
-    knowledge_context,
-    market_context,
-    market_terms,
-    news_context,
-    question_names,
-)
+from babylon_rl.judge.prompt.templates import hidden_context, knowledge_context, market_context, market_terms, news_context, question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcome_rows import stored_outcomes

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from babylon_rl.episodes.decode import Fault, decode
-from babylon_rl.episodes.messages import embedded_calls, logged_calls
-from babylon_rl.episodes.steps import EnvironmentState, Step, StepCall, recorded_value
+from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
+from babylon_rl.episodes.trajectories import embedded_calls, logged_calls
 from babylon_rl.judge.prompt.condense import StepText, pieces, plain
 from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
 from babylon_rl.judge.prompt.privacy import PrivateFields

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from babylon_rl.episodes.reading import read_windows
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, audit_settings
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool

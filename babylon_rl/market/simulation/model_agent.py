@@ -9,7 +9,7 @@ and costs the turn. An endpoint that stays down raises ModelUnavailable, which e
 import hashlib
 
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.simulation import choices, prompting
+from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Answer, Mandate, order
 from babylon_rl.market.simulation.observation import Observation
@@ -71,7 +71,7 @@ class ModelAgent:
             ModelUnavailable: the endpoint stays down, or answers something else than a chat completion.
         """
         one_tick = self.mandate == ONE_TICK
-        schema = choices.choice_format(seen) if one_tick else choices.action_format(seen)
+        schema = prompting.choice_format(seen) if one_tick else prompting.action_format(seen)
         messages = prompting.messages(seen, self._version, self.mandate)
         # the prompt is part of the seed: otherwise every market would draw the same numbers at the same tick
         seed = request_seed(self._seed, seen.tick, messages[-1]["content"])
@@ -83,8 +83,8 @@ class ModelAgent:
             answer.completion_tokens, self._temperature, self._max_tokens,
         )  # fmt: skip
         if not one_tick:
-            return Answer(choices.parse_full(answer.text, seen), call)
-        choice = choices.parse_choice(answer.text, seen)
+            return Answer(prompting.parse_full(answer.text, seen), call)
+        choice = prompting.parse_choice(answer.text, seen)
         return Answer(choice if isinstance(choice, Invalid) else order(choice, seen, self._stake_usd), call)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import QuestionQuote, Quotes, StockQuote
+from babylon_rl.market.simulation.ledger import QuestionQuote, Quotes, StockQuote
 from babylon_rl.market.simulation.record import AgentRecord, Remembered
 from babylon_rl.market.simulation.scenario import Scenario
 

@@ -6,10 +6,8 @@ Every function takes the venue, the account and the action, and either carries i
 import math
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, OpenPerp, SellPrediction, kind
-from babylon_rl.market.simulation.fills import Fill, Refusal, RefusalCode
-from babylon_rl.market.simulation.ledger import Account, PerpPosition, SharePosition
-from babylon_rl.market.simulation.pools import Pool
-from babylon_rl.market.simulation.venue import Venue
+from babylon_rl.market.simulation.ledger import Account, Fill, PerpPosition, Refusal, RefusalCode, SharePosition
+from babylon_rl.market.simulation.venue import Pool, Venue
 
 DUST_USD = 0.01  # what would be left below this is closed too
 MIN_SHARE = 1e-6

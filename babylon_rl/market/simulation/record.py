@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid
-from babylon_rl.market.simulation.fills import Fill, Refusal, Settlement
-from babylon_rl.market.simulation.ledger import Account
+from babylon_rl.market.simulation.ledger import Account, Fill, Refusal, Settlement
 
 Outcome = Fill | Refusal | Invalid
 HOLD = Hold()

@@ -20,7 +20,7 @@ from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, A
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation, observe
 from babylon_rl.market.simulation.record import HOLD, AgentRecord
 from babylon_rl.market.simulation.scenario import Scenario

@@ -14,7 +14,7 @@ from babylon_rl.models.base_model import NAME, base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, files_identity
 from babylon_rl.models.encoding import control_ids, encode_prompt, encode_text
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl.training.backends import TrainSequence
 
 NONE_RECORDED = "recorded without logprobs"
 NO_IDS = "recorded with logprobs but without token ids"

@@ -13,8 +13,7 @@ from datetime import datetime
 import psycopg
 
 from babylon_rl.chats import is_cut
-from babylon_rl.episodes.reading import by_rows, read_window, trajectories_with_texts
-from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.reading import by_rows, group_version, read_window, trajectories_with_texts
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
@@ -27,8 +26,8 @@ from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows
 from babylon_rl.store.windows import quarantined
 from babylon_rl.training.conversion import CUT, EMPTY, LEAK
 from babylon_rl.training.export.records import Record, episode_records, is_storable
-from babylon_rl.training.freezing import seeded_share
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
+from babylon_rl.versions import seeded_share
 from babylon_rl.windows import is_complete, window_range, window_start
 
 SHORT = "in an episode with too few steps"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Hold, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, from_paths
 
 STOCK, OTHER_STOCK = "ACME", "BOLT"

@@ -10,15 +10,14 @@ from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, Hold,
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate, question_profit, stock_profit
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.news_reader import Beliefs
 from babylon_rl.market.simulation.observation import Headline, Heard, Newsroom, observe
 from babylon_rl.market.simulation.record import AgentRecord
-from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl.market.simulation.scenario import Post, Scenario, WorldEvent, from_paths
-from babylon_rl.market.simulation.strategies import STRATEGIES
+from babylon_rl.market.simulation.strategies import NAMES, STRATEGIES, factory
 from babylon_rl_tests.market.simulation.audit import check
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_STOCK, STOCK, make_market
 

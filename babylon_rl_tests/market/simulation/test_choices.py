@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Choice
-from babylon_rl.market.simulation.choices import choice_format, choice_text, parse_choice
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.observation import Newsroom, Observation, observe
+from babylon_rl.market.simulation.prompting import choice_format, choice_text, parse_choice
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.scenario import Asset, Question, from_paths
 from babylon_rl.models.grammar import compile_grammar

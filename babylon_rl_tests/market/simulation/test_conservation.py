@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill, Refusal
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, actions, close_everything, filled, make_market

@@ -13,11 +13,11 @@ from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation import scenario as scenarios
 from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.config import PRESETS, MarketModel, Regime, ScenarioConfig, preset
+from babylon_rl.market.simulation.events import WORDS, Words
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.scenario import Asset
-from babylon_rl.market.simulation.wording import WORDS, Words
 from babylon_rl_tests.market.simulation.traders import trade_at_random
 
 # of this version's format on every platform; they change only with ``scenario.FORMAT`` or the model's values

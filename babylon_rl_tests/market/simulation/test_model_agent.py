@@ -16,9 +16,9 @@ from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent, request_seed
 from babylon_rl.market.simulation.prompting import messages
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import Run, encode_run, play
 from babylon_rl.market.simulation.scenario import WorldEvent, from_paths
+from babylon_rl.market.simulation.strategies import factory
 from babylon_rl.models.grammar import language
 from babylon_rl_tests.market.simulation.agents import Scribe
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, make_market

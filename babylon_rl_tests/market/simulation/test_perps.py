@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from babylon_rl.market.simulation.actions import ClosePerp, OpenPerp
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Refusal
+from babylon_rl.market.simulation.ledger import Refusal
 from babylon_rl_tests.market.simulation.markets import STOCK, filled, make_market
 from babylon_rl_tests.repeatable import repeatable
 

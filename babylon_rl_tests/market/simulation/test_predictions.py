@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.market.simulation.actions import BuyPrediction, SellPrediction, WritePost
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_MARKET, filled, make_market
 from babylon_rl_tests.repeatable import repeatable
 

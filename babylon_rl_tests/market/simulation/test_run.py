@@ -11,11 +11,11 @@ from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, AgentFactory
 from babylon_rl.market.simulation.config import preset
-from babylon_rl.market.simulation.fills import Fill, Refusal
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import encode_run, play
+from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl_tests.market.simulation.agents import Script
 from babylon_rl_tests.market.simulation.audit import check
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_STOCK, STOCK, make_market

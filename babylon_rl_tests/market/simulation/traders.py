@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Hold, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.fills import Fill, Refusal, Settlement
-from babylon_rl.market.simulation.ledger import Account
+from babylon_rl.market.simulation.ledger import Account, Fill, Refusal, Settlement
 
 
 def any_action(rng: random.Random, exchange: Exchange, account: Account) -> Action:
