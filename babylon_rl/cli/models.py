@@ -17,7 +17,7 @@ from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
 from babylon_rl.training.export.model import export_version, find_version
-from babylon_rl.training.wandb_process import record_artifact, refusal
+from babylon_rl.training.tracking import record_artifact, refusal
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()

@@ -28,7 +28,7 @@ from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import Trained, pending_batches, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze, freeze_bounds
-from babylon_rl.training.iterations import iterations_of
+from babylon_rl.training.lifecycle import iterations_of
 from babylon_rl.windows import HOUR, newest_complete, next_window, utc_now, window_of, window_start
 
 # Options of `train` that are frozen with a batch, by the setting that they are.

@@ -18,11 +18,11 @@ from babylon_rl.evaluation.metrics import (
     drawdowns,
     entropy_bits,
     forecast_scores,
+    optimality_score,
     share,
     sharpe,
 )
 from babylon_rl.evaluation.results import BENCHMARK, Result
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 
 TOLERANCE = 1e-6  # of dollars that are summed in another order
 RELATIVE = 1e-9

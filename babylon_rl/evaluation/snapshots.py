@@ -14,7 +14,6 @@ from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
-from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
@@ -24,6 +23,7 @@ from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import oracle_play
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection, own_transaction
 
+DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
@@ -52,7 +53,7 @@ class Batch:
     """One batch with its state in both tables.
 
     ``trajectories`` counts those it holds or has consumed. ``windows`` are those still in the batch, newest first. ``passes`` is the
-    number of passes over the data, None in batches of an older form (training/iterations.py). ``error`` is the reason of a failure; in a
+    number of passes over the data, None in batches of an older form (training/lifecycle.py). ``error`` is the reason of a failure; in a
     live batch, the reason why its last run stopped and waits.
     """
 
@@ -288,7 +289,7 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
     )  # fmt: skip
     connection.execute(
         """
-        -- Free for the next batch, unless dropped_episodes holds them (freezing.bar_dropped).
+        -- Free for the next batch, unless dropped_episodes holds them (bar_dropped).
         UPDATE babylon_rl.batch_items i SET "live" = FALSE FROM babylon_rl.batch_episodes e
         WHERE i."batchId" = %s AND i."live" AND e."batchId" = i."batchId" AND e."window" = i."window" AND e."agentId" = i."agentId"
           AND e."dropped" IS NOT NULL
@@ -324,6 +325,41 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
         'UPDATE babylon_rl.batches SET "preflight" = %s, "parentVersion" = %s WHERE "batchId" = %s',
         [Jsonb(dict(preflight)), parent, batch_id],
     )
+
+
+def record_dropped(connection: Connection, batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
+    """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
+    if not episodes:
+        return
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
+        SELECT e."window", e."agentId", %s, %s, %s FROM unnest(%s::text[], %s::text[]) AS e("window", "agentId")
+        ON CONFLICT DO NOTHING
+        """,
+        [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
+    )
+
+
+def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], now: datetime) -> None:
+    """Exclude episodes dropped from a batch for ``reasons`` from all later batches."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
+        SELECT "window", "agentId", "batchId", "dropped", %s FROM babylon_rl.batch_episodes
+        WHERE "batchId" = %s AND "dropped" = ANY(%s)
+        ON CONFLICT DO NOTHING
+        """,
+        [now, batch_id, list(reasons)],
+    )
+
+
+def left_to_dropout(connection: Connection, windows: Sequence[str]) -> set[tuple[str, str]]:
+    """Return (window, agent id) of the episodes that dropout left out of a batch."""
+    rows = connection.execute(
+        'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), DROPOUT)
+    )
+    return {(window, agent_id) for window, agent_id in rows}
 
 
 def end_failed(

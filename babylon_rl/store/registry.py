@@ -14,9 +14,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition
+from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, record_dropped
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import record_dropped
 
 FIRST_VERSION = "v1.0.0"
 MODEL_PREFIX = "babylon-agent-"

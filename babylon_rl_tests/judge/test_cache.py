@@ -14,9 +14,9 @@ from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import DROPOUT, record_dropped
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.freezing import DROPOUT, record_dropped
 from babylon_rl.store.judge_requests import StoredAnswer, add_answers, find_answers, spent_on
 from babylon_rl.store.scores import read_made_from
 from babylon_rl_tests.expected import expected

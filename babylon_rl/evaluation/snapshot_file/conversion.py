@@ -9,13 +9,13 @@ whatever agents do on top.
 import gzip
 import hashlib
 import io
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimal_actions, optimum, oracle_play
 from babylon_rl.evaluation.snapshot_file.schema import (
     MARKET_TRADE,
     POST_CREATED,
@@ -23,6 +23,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     VERSION,
     Generator,
     GroundTruth,
+    OptimalAction,
     Optimum,
     PerpetualMarket,
     Person,
@@ -41,10 +42,13 @@ from babylon_rl.evaluation.snapshot_file.schema import (
 )
 from babylon_rl.evaluation.snapshot_file.validation import validate
 from babylon_rl.files.durable import write_atomically
-from babylon_rl.market.simulation.config import MarketModel
+from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill, Settlement
+from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
+from babylon_rl.market.simulation.strategies import oracle_play
 from babylon_rl.market.simulation.venue import PerpBook, Pool
 
 DAY_S = 86_400
@@ -427,3 +431,33 @@ def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post |
         trust = next((person.reputation / 100.0 for person in first.agents if person.id == texts.get("authorId")), 0.5)
     direction = next((sign for word, sign in LEANING_WORDS.items() if word in text.lower().split()), 0)
     return Post(tick, author, min(1.0, max(0.0, float(trust))), text, about, direction, False)
+
+
+_REASONS = {"one-tick": "The best order for one tick", "free": "A swing that is larger than what entering and leaving cost"}
+
+
+def optimum(record: AgentRecord) -> Optimum:
+    """The play's P&L in dollars, with its start balance."""
+    return Optimum(pnl=round(record.pnl_usd, USD_DECIMALS), start_balance=START_BALANCE, policy=f"oracle, {record.mandate}")
+
+
+def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
+    """Trades of a play in the form of a snapshot, in order of ticks.
+
+    An opening's value is the profit of its position after fees; 0 for one that is open at the end.
+    """
+    fills = [outcome for outcome in record.outcomes if isinstance(outcome, Fill) and outcome.market]
+    fills += [fill for closed in record.closed.values() for fill in closed]
+    profits: dict[str, list[float]] = {}
+    ends: list[Fill | Settlement] = [*fills, *record.settled]
+    for end in ends:
+        profits.setdefault(end.position, []).append(end.profit or 0.0)
+    return tuple(
+        _action(fill, math.fsum(profits[fill.position]), _REASONS[record.mandate]) for fill in sorted(fills, key=lambda fill: fill.tick)
+    )
+
+
+def _action(fill: Fill, profit: float, reason: str) -> OptimalAction:
+    if fill.profit is not None:
+        return OptimalAction(fill.tick, fill.kind, fill.market, 0.0, "Closes the position", fill.side)
+    return OptimalAction(fill.tick, fill.kind, fill.market, round(profit, USD_DECIMALS), reason, fill.side, round(fill.usd, USD_DECIMALS))

@@ -33,6 +33,7 @@ from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends import (
     CPU,
+    BaseTokens,
     IterationResult,
     LocalTrainer,
     OnStep,
@@ -42,7 +43,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.policy import (
     KEPT_BYTES,
     BaseCache,

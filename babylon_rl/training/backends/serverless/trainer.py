@@ -16,6 +16,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends import (
     SERVERLESS,
+    BaseTokens,
     IterationResult,
     OnStep,
     RunContext,
@@ -24,7 +25,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
     Counted,
