@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from babylon_rl.errors import UsageError
-from babylon_rl.market.outcome_rows import read_many_outcomes
-from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, read_many_outcomes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store

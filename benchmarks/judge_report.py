@@ -24,7 +24,7 @@ from babylon_rl.judge.reliability.audit import AuditResult, audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report, report_rows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect

@@ -16,7 +16,7 @@ import psycopg
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.episodes.reading import data_version, read_windows
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
-from babylon_rl.market.outcome_rows import read_many_outcomes, stored_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes, stored_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.batches import Batch, BatchGroup, batch_id_taken, judged_groups, read_batch
 from babylon_rl.store.connection import Connection

@@ -29,10 +29,7 @@ RELATIVE = 1e-9
 
 
 def validate_result(result: Result) -> list[str]:
-    """Faults of a result, a sentence each; empty for a sound one.
-
-    A run that ended early is sound as far as it went.
-    """
+    """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
     not_finite = list(_not_finite(msgspec.to_builtins(result), ""))
     if not_finite:
         return not_finite  # sums over such numbers say nothing more

@@ -76,10 +76,7 @@ class Snapshot:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that players see and earn in this market.
-
-        It changes with the market's code, prompts, fees or stakes.
-        """
+        """Hash of everything that players see and earn in this market. It changes with the market's code, prompts, fees or stakes."""
         # A few strategies stand for all players: they see every prompt and fill.
         factories = {name: strategies.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []

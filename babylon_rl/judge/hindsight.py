@@ -25,8 +25,7 @@ from babylon_rl.judge.leakage import (
 )
 from babylon_rl.judge.prompt.templates import folded, game_knowledge, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
-from babylon_rl.market.outcome_rows import read_many_outcomes
-from babylon_rl.market.outcomes import PredictionOutcome, WindowOutcomes
+from babylon_rl.market.outcomes import PredictionOutcome, WindowOutcomes, read_many_outcomes
 from babylon_rl.settings import HEURISTIC, HourSettings, Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.columns import storable

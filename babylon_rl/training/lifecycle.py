@@ -461,10 +461,7 @@ def _rename_durably(partial: Path, final: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DurationFit:
-    """A line through past runs.
-
-    ``error``: mean relative error when each run is predicted from the others, None below two runs.
-    """
+    """A line through past runs. ``error``: mean relative error when each run is predicted from the others, None below two runs."""
 
     base_s: float
     per_trajectory_s: float

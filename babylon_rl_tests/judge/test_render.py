@@ -17,7 +17,7 @@ from babylon_rl.judge.prompt.request import RenderedGroup, plan_requests
 from babylon_rl.judge.prompt.templates import question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import token_counter
-from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

@@ -20,8 +20,7 @@ from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_t
 from babylon_rl.judge.prompt.templates import hidden_context, knowledge_context, market_context, market_terms, news_context, question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
-from babylon_rl.market.outcome_rows import stored_outcomes
-from babylon_rl.market.outcomes import WindowOutcomes
+from babylon_rl.market.outcomes import WindowOutcomes, stored_outcomes
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection

@@ -19,10 +19,7 @@ MAX_TOKENS = {"one-tick": 48, "free": 96}
 
 
 def request_seed(*parts: object) -> int:
-    """A seed for one request, 0 to 2^31 - 1.
-
-    The same for the same parts on every platform.
-    """
+    """A seed for one request, 0 to 2^31 - 1. The same for the same parts on every platform."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
 
 

@@ -91,10 +91,7 @@ class Author(msgspec.Struct, frozen=True):
 
 
 class Post(msgspec.Struct, frozen=True):
-    """A post about one market.
-
-    ``informed`` is hidden: its author knows the effect that is on its way.
-    """
+    """A post about one market. ``informed`` is hidden: its author knows the effect that is on its way."""
 
     tick: int
     author: str
@@ -233,10 +230,7 @@ def checked(scenario: Scenario) -> Scenario:
 
 
 def opening(scenario: Scenario, ticks: int) -> Scenario:
-    """The scenario's first ``ticks`` ticks, as a market of its own.
-
-    The scenario itself when it has no more.
-    """
+    """The scenario's first ``ticks`` ticks, as a market of its own. The scenario itself when it has no more."""
     if ticks >= scenario.ticks:
         return scenario
     moments, replace = slice(ticks + 1), msgspec.structs.replace

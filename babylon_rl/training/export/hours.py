@@ -18,8 +18,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.outcome_rows import read_outcomes
-from babylon_rl.market.outcomes import WindowOutcomes
+from babylon_rl.market.outcomes import WindowOutcomes, read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
