@@ -6,7 +6,6 @@ A BabylonError becomes a sentence on standard error and the exit code of its cla
 """
 
 import errno
-import gc
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from babylon_rl.errors import BabylonError, SettingsError, first_clause, missing_package
+from babylon_rl.heap import kept_whole
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -123,20 +123,18 @@ def main() -> None:
 
 @contextmanager
 def _process_start() -> Iterator[None]:
-    # What is imported stays: collecting garbage meanwhile, and going through all of it at the end, is a fifth of a short command's time.
-    gc.disable()
     # Looking for plugins, pydantic reads the metadata of every installed package; no plugin of it is used here.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
-    from babylon_rl.settings import gone_settings
+    with kept_whole():
+        from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
+        from babylon_rl.setting_sources import gone_settings
+        from babylon_rl.settings import Settings
 
-    keep_caches_at_home()
-    with suppress(SettingsError):  # the command says so itself, if it needs the settings
-        for sentence in gone_settings():
-            print(sentence, file=sys.stderr)
-    yield
-    gc.freeze()
-    gc.enable()
+        keep_caches_at_home()
+        with suppress(SettingsError):  # the command says so itself, if it needs the settings
+            for sentence in gone_settings(Settings):
+                print(sentence, file=sys.stderr)
+        yield
 
 
 def run(arguments: list[str], starting: Starting = nullcontext) -> int:

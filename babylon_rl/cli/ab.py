@@ -44,7 +44,7 @@ def start(
     arms = [version.strip() for version in versions.split(",")]
     with open_database(settings) as database, database.connect() as connection:
         # The expected effect is stored with the test, as it must be fixed before the first look.
-        ab_tests.start(connection, name, arms, percents, expected or settings.rollout_expected_usd, author_of(reason))
+        ab_tests.start(connection, name, arms, percents, expected or ab_tests.EXPECTED_USD, author_of(reason))
         _show(ab_tests.report(connection, name, settings), as_json)
 
 

@@ -39,9 +39,7 @@ def deploy(
     strategy: Annotated[
         Literal["immediate", "gradual", "test"], typer.Option(help="All agents; a share of them; or those of --agents alone.")
     ] = "gradual",
-    percentage: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Share of agents of a gradual rollout. Default: the first of ROLLOUT_STEPS.")
-    ] = None,
+    percentage: Annotated[float | None, typer.Option(min=0, max=100, help="Share of agents of a gradual rollout. Default: 1.")] = None,
     agents: Annotated[str, typer.Option(help="Agent ids, separated by commas, for --strategy test.")] = "",
     reason: ReasonOption = "by hand",
     as_json: JsonOption = False,
