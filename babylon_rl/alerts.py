@@ -73,10 +73,7 @@ class DeliveryFailed(Exception):
 
 
 def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Sent:
-    """Look for all causes, and send due ones to every configured channel.
-
-    ``connection`` is in autocommit.
-    """
+    """Look for all causes, and send due ones to every configured channel. ``connection`` is in autocommit."""
     seen = []
     for cause in CAUSES:
         for subject, says in cause.look(connection, settings, now).items():
@@ -258,10 +255,7 @@ def _rollback_sentence(event: RolloutEvent) -> str:
 
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    """Compare mean scores and P&L of the last PERIOD with the one before.
-
-    Scores by Welch's test.
-    """
+    """Compare mean scores and P&L of the last PERIOD with the one before. Scores by Welch's test."""
     middle = window_of(now - PERIOD)
     hours = stored.scored_hours(connection, window_of(now - 2 * PERIOD), window_of(now))
     before, lately = [hour for hour in hours if hour.window < middle], [hour for hour in hours if hour.window >= middle]

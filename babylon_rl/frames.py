@@ -172,10 +172,7 @@ class _Source:
 
 
 def episodes(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read.
-
-    Ordered by window, then P&L, highest first.
-    """
+    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read. Ordered by window, then P&L, highest first."""
     return _whole("episodes", first, end, settings)
 
 

@@ -71,11 +71,7 @@ def provider_key(settings_class: type[BaseSettings], variable: str) -> SecretStr
 
 
 def gone_settings(settings_class: type[BaseSettings]) -> list[str]:
-    """A sentence for each variable of GONE that is set in the environment or ``.env``.
-
-    Raises:
-        SettingsError: ``.env`` is not text.
-    """
+    """A sentence for each variable of GONE that is set in the environment or ``.env``. Raises SettingsError: ``.env`` is not text."""
     unreadable_lines(Path(ENV_FILE))
     given = {**DotEnvSettingsSource(settings_class).env_vars, **EnvSettingsSource(settings_class).env_vars}
     return [f"{name} is set but has no effect: {advice}." for name, advice in GONE.items() if given.get(name.lower())]
@@ -111,11 +107,7 @@ def demo_choices(settings_class: type[BaseSettings], given: Mapping[str, Any]) -
 
 
 def unreadable_lines(env_file: Path) -> list[str]:
-    """One sentence per line of ``.env`` that its parser would skip with a warning.
-
-    Raises:
-        SettingsError: the file is not text.
-    """
+    """One sentence per line of ``.env`` that its parser would skip with a warning. Raises SettingsError: the file is not text."""
     if not env_file.is_file():
         return []
     try:

@@ -114,10 +114,7 @@ app = LazyGroup(
 
 
 def main() -> None:
-    """Run the command line of this process and exit.
-
-    The process's libraries keep their caches in the state directory.
-    """
+    """Run the command line of this process and exit. The process's libraries keep their caches in the state directory."""
     sys.exit(run(sys.argv[1:], _process_start))
 
 
@@ -175,10 +172,7 @@ def run(arguments: list[str], starting: Starting = nullcontext) -> int:
 
 
 def _leave(code: str | int | None) -> int:
-    """Flush standard output and return the exit code.
-
-    A reader that is gone (``babylon-rl ... | head``) is no error message.
-    """
+    """Flush standard output and return the exit code. A reader that is gone (``babylon-rl ... | head``) is no error message."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -53,10 +53,7 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the arms of a test by the data so far.
-
-    Looking often costs nothing.
-    """
+    """Compare the arms of a test by the data so far. Looking often costs nothing."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         if name is not None:

@@ -56,10 +56,7 @@ def spawn_agents(
     ] = BASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Play hours of the market with simulated agents, and write the game's rows.
-
-    A row per agent and tick.
-    """
+    """Play hours of the market with simulated agents, and write the game's rows. A row per agent and tick."""
 
     request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
     settings = load_settings()
@@ -98,10 +95,7 @@ class Harness:
 
 @dataclass(frozen=True)
 class Learning:
-    """Result of ``--train``.
-
-    ``offered`` is the readiness that decided; ``trained`` is None without a training.
-    """
+    """Result of ``--train``. ``offered`` is the readiness that decided; ``trained`` is None without a training."""
 
     hours: list[str]
     offered: Readiness

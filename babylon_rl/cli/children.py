@@ -61,10 +61,7 @@ def run_child(
 
 
 def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
-    """End the groups that commands started; return a sentence for each.
-
-    ``orphans_only``: only those whose command has died.
-    """
+    """End the groups that commands started; return a sentence for each. ``orphans_only``: only those whose command has died."""
     stopped = []
     for path in sorted((home / "children").glob("*.json")):
         try:
@@ -86,10 +83,7 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
 
 @contextmanager
 def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
-    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends.
-
-    Its ``put`` may interrupt its ``get``.
-    """
+    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends. Its ``put`` may interrupt its ``get``."""
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup

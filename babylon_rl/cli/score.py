@@ -156,10 +156,7 @@ def _dollars(cost: HourCost) -> str:
 
 @dataclass(frozen=True)
 class HourOutcome:
-    """One hour after a scoring.
-
-    ``scores`` are its present scores, of any judge; None without any.
-    """
+    """One hour after a scoring. ``scores`` are its present scores, of any judge; None without any."""
 
     window: str
     outcome: Outcome
@@ -185,10 +182,7 @@ class HourOutcome:
         return [self.window, self.words, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
 
     def document(self) -> dict[str, Any]:
-        """This result as a JSON-ready dict.
-
-        ``keptScoresOf`` names the judge of scores that are not from this call.
-        """
+        """This result as a JSON-ready dict. ``keptScoresOf`` names the judge of scores that are not from this call."""
         judge = None if self.scores is None or self.outcome == "judged" else self.scores.judge
         return {"window": self.window, "outcome": self.outcome, "keptScoresOf": judge, "reason": self.reason}
 

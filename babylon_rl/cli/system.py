@@ -263,10 +263,7 @@ def _workspace() -> list[str]:
 def _run_dagster(
     arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
 ) -> int:
-    """Run a program of Dagster's on this project's instance.
-
-    ``migrated`` brings the schema up to date first.
-    """
+    """Run a program of Dagster's on this project's instance. ``migrated`` brings the schema up to date first."""
     from babylon_rl.automation.instance import open_instance
 
     loaded = load_settings()

@@ -74,10 +74,7 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
 
 
 def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
-    """Make a check of a function's (status, detail).
-
-    An error of a known kind fails it.
-    """
+    """Make a check of a function's (status, detail). An error of a known kind fails it."""
     try:
         return Check(name, *look())
     except (BabylonError, OSError) as failed:

@@ -52,10 +52,7 @@ def verify_data(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.
-
-    Exit code 1 when a check fails.
-    """
+    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL. Exit code 1 when a check fails."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, as_of or clock_of(connection))

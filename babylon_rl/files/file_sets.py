@@ -110,10 +110,7 @@ def content_folder(name: str, manifest_sha: str) -> str:
 
 
 def arriving(final: Path) -> AbstractContextManager[None]:
-    """Lock a fetched set's directory.
-
-    Whoever puts one in its place, or moves one away, holds it.
-    """
+    """Lock a fetched set's directory. Whoever puts one in its place, or moves one away, holds it."""
     return exclusive(final.parent / f".{final.name}.lock")
 
 

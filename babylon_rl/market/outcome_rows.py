@@ -23,11 +23,7 @@ from babylon_rl.windows import is_complete
 
 
 def read_outcomes(connection: Connection, window: str, settings: HourSettings) -> WindowOutcomes:
-    """The market of one window from the game's tables.
-
-    Raises:
-        UsageError: ``window`` is not a window id.
-    """
+    """The market of one window from the game's tables. Raises UsageError: ``window`` is not a window id."""
     return read_many_outcomes(connection, [window], settings)[window]
 
 

@@ -32,10 +32,7 @@ _PREDICTION_FIELDS = ("market_id", "question_number", "question", "start_probabi
 
 @dataclass(frozen=True, kw_only=True)
 class StockOutcome:
-    """One organization's hour: prices in dollars, change in percent, unrounded.
-
-    ``flags`` name unusual values.
-    """
+    """One organization's hour: prices in dollars, change in percent, unrounded. ``flags`` name unusual values."""
 
     ticker: str
     organization_id: str
@@ -51,10 +48,7 @@ class StockOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOutcome:
-    """One question's hour: probabilities 0 to 1, and the official answer.
-
-    The answer is YES, NO, or UNRESOLVED while there is none.
-    """
+    """One question's hour: probabilities 0 to 1, and the official answer. The answer is YES, NO, or UNRESOLVED while there is none."""
 
     market_id: str
     question_number: int | None
@@ -69,10 +63,7 @@ class PredictionOutcome:
 
 @dataclass(frozen=True)
 class WindowOutcomes:
-    """The market of one window; empty without any recorded price or event.
-
-    ``changed``: the call that returned this value wrote rows.
-    """
+    """The market of one window; empty without any recorded price or event. ``changed``: the call that returned this value wrote rows."""
 
     window: str
     stocks: tuple[StockOutcome, ...] = ()
@@ -196,10 +187,7 @@ def prediction_outcome(span: QuestionSpan, happened: Sequence[MarketEvent]) -> P
 
 
 def plain_text(event: MarketEvent) -> str | None:
-    """An event's texts in small letters; None where they hold more than ASCII.
-
-    Cases beyond ASCII are not one to one.
-    """
+    """An event's texts in small letters; None where they hold more than ASCII. Cases beyond ASCII are not one to one."""
     texts = "\0".join((event.description, *event.actors))
     return texts.lower() if texts.isascii() else None
 

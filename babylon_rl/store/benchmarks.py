@@ -124,11 +124,7 @@ class MarketResult:
         return [0.0, *self.equity_usd]
 
     def __post_init__(self) -> None:
-        """Check that the counts agree with each other.
-
-        Raises:
-            MarketError: they contradict each other.
-        """
+        """Check that the counts agree with each other. Raises MarketError: they contradict each other."""
         # Every decision is one action or invalid, and has one P&L after it.
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
@@ -139,10 +135,7 @@ class MarketResult:
 
 
 def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
-    """Return the stored results of ``model`` by snapshot id.
-
-    ``markets`` maps snapshot id to fingerprint.
-    """
+    """Return the stored results of ``model`` by snapshot id. ``markets`` maps snapshot id to fingerprint."""
     rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
     return {row[0]: _result(row) for row in rows}
 
@@ -166,10 +159,7 @@ class PlayedResult:
 
 
 def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[PlayedResult]:
-    """Yield all players' results of a time, ``until`` excluded, in order.
-
-    One transaction, a part in memory at a time.
-    """
+    """Yield all players' results of a time, ``until`` excluded, in order. One transaction, a part in memory at a time."""
     with connection.transaction(), connection.cursor(name="played_results") as cursor:
         for model, identity, played_at, *row in cursor.execute(_PLAYED, [since, until]):
             yield PlayedResult(model, identity, played_at, _result(row))
@@ -266,10 +256,7 @@ def read_identities(connection: Connection, models: Sequence[str]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """Test of a version against ``reference`` (None: base); under way without ``ended_at``.
-
-    ``improvement`` is in dollars an hour.
-    """
+    """Test of a version against ``reference`` (None: base); under way without ``ended_at``. ``improvement`` is in dollars an hour."""
 
     number: int
     version: str

@@ -234,10 +234,7 @@ def move_model(connection: Connection, version: str, status: Literal["deployed",
 
 
 def switch_game(connection: Connection, model_name: str | None, now: datetime) -> None:
-    """Set the model of the game's own agents, in the caller's transaction.
-
-    None switches it off.
-    """
+    """Set the model of the game's own agents, in the caller's transaction. None switches it off."""
     connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])
 
 
@@ -261,10 +258,7 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """Arms (versions, or base) with their percent of all agents.
-
-    The others are compared with the first.
-    """
+    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
 
     name: str
     arms: Sequence[str]

@@ -27,11 +27,7 @@ class Interval:
 
 
 def finite(values: Values, what: str = "values", fewest: int = 1) -> Floats:
-    """The values as an array.
-
-    Raises:
-        ValueError: there are fewer than ``fewest``, or one is not finite.
-    """
+    """The values as an array. Raises ValueError: there are fewer than ``fewest``, or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size < fewest or not np.isfinite(x).all():
         wrong = [str(value) for value in x.ravel() if not np.isfinite(value)][:3]
@@ -41,11 +37,7 @@ def finite(values: Values, what: str = "values", fewest: int = 1) -> Floats:
 
 
 def differences(ours: Values, theirs: Values) -> Floats:
-    """``ours - theirs``, pair by pair.
-
-    Raises:
-        ValueError: they are not of the same length, empty, or not finite.
-    """
+    """``ours - theirs``, pair by pair. Raises ValueError: they are not of the same length, empty, or not finite."""
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} and {len(theirs)} values cannot be paired.")
     return np.asarray(finite(ours) - finite(theirs), dtype=np.float64)
@@ -72,11 +64,7 @@ def cluster_means(values: Floats, clusters: Sequence[Hashable] | None) -> Floats
 
 
 def tail(confidence: float) -> float:
-    """The probability below the upper end: 0.975 for 95 %.
-
-    Raises:
-        ValueError: ``confidence`` is not a probability between 0 and 1.
-    """
+    """The probability below the upper end: 0.975 for 95 %. Raises ValueError: ``confidence`` is not a probability between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"A confidence lies between 0 and 1, not at {confidence}.")
     return 1 - (1 - confidence) / 2

@@ -26,10 +26,7 @@ _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def labels(seen: Observation) -> dict[str, str]:
-    """Tickers and questions' ids by the names they are shown under.
-
-    A stock's is its company's where no other stock has the same.
-    """
+    """Tickers and questions' ids by the names they are shown under. A stock's is its company's where no other stock has the same."""
     return _labels(tuple((stock.ticker, stock.name) for stock in seen.stocks), tuple(question.market for question in seen.questions))
 
 
@@ -46,10 +43,7 @@ def format_name(mandate: Mandate) -> str:
 
 
 def choice_format(seen: Observation) -> dict[str, Any]:
-    """The schema of a choice, as OpenAI's ``response_format``.
-
-    It covers all that can be traded now, and must not be changed in place.
-    """
+    """The schema of a choice, as OpenAI's ``response_format``. It covers all that can be traded now, and must not be changed in place."""
     return format_of(tuple(labels(seen)))
 
 
@@ -71,10 +65,7 @@ def choice_text(choice: Choice, seen: Observation) -> str:
 
 
 def parse_choice(text: str, seen: Observation) -> Choice | Invalid:
-    """Read an answer, alone or in a code fence.
-
-    An answer outside the schema is ``Invalid`` with the reason. Never raises.
-    """
+    """Read an answer, alone or in a code fence. An answer outside the schema is ``Invalid`` with the reason. Never raises."""
     body = unfenced(text)
     try:
         choice = _choices.decode(body)
@@ -101,10 +92,7 @@ def _why_no_choice(body: str) -> str:
 
 
 def action_format(seen: Observation) -> dict[str, Any]:
-    """The finite schema of an action in full.
-
-    Amounts that the balance covers, sales of held positions.
-    """
+    """The finite schema of an action in full. Amounts that the balance covers, sales of held positions."""
     amounts = tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
     held = tuple((position.market, position.side) for position in seen.positions)
     return _action_format(

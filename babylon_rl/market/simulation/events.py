@@ -16,20 +16,14 @@ from babylon_rl.market.simulation.wording import WORDS, headline, related, take
 
 
 def times(per_tick: float, at: float) -> int:
-    """Number of events in a tick.
-
-    Their mean, up or down to a whole number as ``at`` (0..1) falls.
-    """
+    """Number of events in a tick. Their mean, up or down to a whole number as ``at`` (0..1) falls."""
     return int(per_tick) + (at < per_tick - int(per_tick))
 
 
 def tell(
     config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
 ) -> tuple[WorldEvent, ...]:
-    """All events in the order of ticks.
-
-    ``companies`` are names by ticker. Plays the crowds of all questions to the end.
-    """
+    """All events in the order of ticks. ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
     rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
     when = stream(config.seed, config.edition, "event times")
     found = []

@@ -57,10 +57,7 @@ class Exchange(Venue):
         self._write_paths()
 
     def apply(self, agent_id: str, action: Action) -> Fill | Refusal:
-        """Carry out an agent's action at the present tick, or say why not.
-
-        KeyError when there is no such agent.
-        """
+        """Carry out an agent's action at the present tick, or say why not. KeyError when there is no such agent."""
         account = self.accounts[agent_id]
         if self.over and not isinstance(action, Hold | WritePost):
             return orders.refusal(self, account, action, "over", f"the market ended with tick {self.tick}")
@@ -85,10 +82,7 @@ class Exchange(Venue):
         return Fill(self.tick, account.agent_id, kind(action))
 
     def advance(self) -> list[Settlement]:
-        """Let one tick pass; returns its settlements, in the order of markets, then agents.
-
-        Nothing happens once the market is over.
-        """
+        """Let one tick pass; returns its settlements, in the order of markets, then agents. Nothing happens once the market is over."""
         if self.over:
             return []
         self.tick += 1

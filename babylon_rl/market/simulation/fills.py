@@ -44,10 +44,7 @@ class Fill(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An action that was not carried out.
-
-    Nothing changed. ``reason`` says why in words and numbers.
-    """
+    """An action that was not carried out. Nothing changed. ``reason`` says why in words and numbers."""
 
     tick: int
     agent: str
@@ -57,10 +54,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """A settlement of a position by time.
-
-    ``usd`` is the agent's gain (paid by it: negative), ``profit`` as in ``Fill``.
-    """
+    """A settlement of a position by time. ``usd`` is the agent's gain (paid by it: negative), ``profit`` as in ``Fill``."""
 
     tick: int
     agent: str
@@ -75,10 +69,7 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class StockQuote(msgspec.Struct, frozen=True):
-    """A stock as agents see it.
-
-    ``change`` in percent since the tick before, volumes in dollars, ``funding_rate`` the next one's.
-    """
+    """A stock as agents see it. ``change`` in percent since the tick before, volumes in dollars, ``funding_rate`` the next one's."""
 
     ticker: str
     name: str
@@ -91,10 +82,7 @@ class StockQuote(msgspec.Struct, frozen=True):
 
 
 class QuestionQuote(msgspec.Struct, frozen=True):
-    """An open question as agents see it.
-
-    ``yes`` is a price 0..1, ``change`` in points of probability since the tick before.
-    """
+    """An open question as agents see it. ``yes`` is a price 0..1, ``change`` in points of probability since the tick before."""
 
     market: str
     number: int

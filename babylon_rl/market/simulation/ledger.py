@@ -43,18 +43,12 @@ class PerpPosition:
         return self.direction * (self.units * price - self.notional)
 
     def liquidation_price(self, maintenance: float) -> float:
-        """The price of a liquidation; at most 0: there is none.
-
-        There the rest of the margin is ``maintenance`` of the position's worth.
-        """
+        """The price of a liquidation; at most 0: there is none. There the rest of the margin is ``maintenance`` of the position's worth."""
         return (self.notional - self.direction * self.margin) / (self.units * (1.0 - self.direction * maintenance))
 
 
 class SharePosition:
-    """YES or NO shares of a question.
-
-    ``cost`` is their price with fees, in dollars.
-    """
+    """YES or NO shares of a question. ``cost`` is their price with fees, in dollars."""
 
     __slots__ = ("cost", "id", "market", "opened_tick", "shares", "side")
 

@@ -38,10 +38,7 @@ class PerpBook:
             self.mark = self.base
 
     def units_for(self, direction: int, usd: float) -> float:
-        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included.
-
-        Needs a sale of less than the market.
-        """
+        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included. Needs a sale of less than the market."""
         per_usd = self.per_unit / self.mark
         return usd / self.mark * log_growth(direction * per_usd * usd)
 
@@ -50,10 +47,7 @@ class PerpBook:
         return self.mark * units * growth(direction * self.per_unit * units)
 
     def exit_units(self, direction: int, units: float) -> float:
-        """The units whose worth at the mark is the result of leaving a position.
-
-        Proceeds of a long one, costs of a short one.
-        """
+        """The units whose worth at the mark is the result of leaving a position. Proceeds of a long one, costs of a short one."""
         return units * growth(-direction * self.per_unit * units)
 
     def trade(self, direction: int, units: float, usd: float) -> None:

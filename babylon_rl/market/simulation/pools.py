@@ -69,10 +69,7 @@ class Pool:
         return 2.0 * shares * other / (total + math.sqrt(total * total - 4.0 * shares * other))
 
     def worth_both(self, yes: float, no: float) -> float:
-        """The dollars from selling shares of both sides, before the fee.
-
-        A pair is a dollar at any price.
-        """
+        """The dollars from selling shares of both sides, before the fee. A pair is a dollar at any price."""
         pairs = min(yes, no)
         rest = max(yes, no) - pairs
         return pairs + (self.worth("yes" if yes > no else "no", rest) if rest > 0.0 else 0.0)
@@ -92,10 +89,7 @@ class Pool:
         return usd
 
     def crowd_moves(self, tick: int, recovery: float, house: House) -> None:
-        """The crowd trades as its belief changed since the last moment.
-
-        It takes back ``recovery`` (0..1) of the agents' effect.
-        """
+        """The crowd trades as its belief changed since the last moment. It takes back ``recovery`` (0..1) of the agents' effect."""
         probability = self.question.crowd[tick]
         odds = probability / (1.0 - probability)
         pushed = self.no / (self.yes * self._odds)

@@ -29,11 +29,7 @@ _FOLDER = Path(__file__).parent.parent / "prompts"
 
 
 def checked_version(version: str, mandate: Mandate) -> str:
-    """The version itself.
-
-    Raises:
-        MarketError: there is none of that name, or it has no words for that mandate.
-    """
+    """The version itself. Raises MarketError: there is none of that name, or it has no words for that mandate."""
     if version not in VERSIONS:
         raise MarketError(f"There is no prompt {version!r}; there are {', '.join(VERSIONS)}.")
     if version == TRADER_V1 and mandate != ONE_TICK:
@@ -80,10 +76,7 @@ def _user_pattern(version: str) -> re.Pattern[str]:
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:
-    """The request and the answer that a script would have had.
-
-    Its amounts are its own, so under the free mandate no schema is named.
-    """
+    """The request and the answer that a script would have had. Its amounts are its own, so under the free mandate no schema is named."""
     if isinstance(action, Invalid):
         text = action.reason
     else:

@@ -39,10 +39,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """A decision of the agent's own with its result.
-
-    And the change of its equity in dollars until the next decision.
-    """
+    """A decision of the agent's own with its result. And the change of its equity in dollars until the next decision."""
 
     tick: int
     action: Action
@@ -105,10 +102,7 @@ class AgentRecord:
             self.last_profit = outcome.profit
 
     def mandated(self, fill: Fill) -> None:
-        """Keep the closings of the mandate.
-
-        They belong to the decision of the tick before.
-        """
+        """Keep the closings of the mandate. They belong to the decision of the tick before."""
         self.closed.setdefault(fill.tick - 1, []).append(fill)
         self.last_profit = fill.profit
 

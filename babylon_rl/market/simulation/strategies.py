@@ -30,10 +30,7 @@ Script = Callable[[Observation, Random], Choice]
 
 
 class Scripted:
-    """A ``Strategy`` by name.
-
-    The same name, agent and seed choose the same from the same observations.
-    """
+    """A ``Strategy`` by name. The same name, agent and seed choose the same from the same observations."""
 
     def __init__(self, name: str, agent_id: str, seed: int | str) -> None:
         self.name = name

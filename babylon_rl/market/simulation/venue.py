@@ -58,10 +58,7 @@ class Venue:
         return self.pools[market].yes_price
 
     def worth(self, position: PerpPosition | SharePosition) -> float:
-        """Proceeds of closing a position now, never below 0.
-
-        After the fee and with its margin.
-        """
+        """Proceeds of closing a position now, never below 0. After the fee and with its margin."""
         if isinstance(position, SharePosition):
             pool = self.pools[position.market]
             return pool.worth(position.side, position.shares) * (1.0 - self.model.fee)

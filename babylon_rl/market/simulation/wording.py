@@ -60,10 +60,7 @@ def related(edition: Edition, question: str, direction: int, rumour: bool, at: f
 
 
 def take(words: Words, author: str, event: str, question: str | None, direction: int, at: float) -> str:
-    """A post about an event, in the game's frame.
-
-    The event's text, or its ``question`` alone, and the author's view of it.
-    """
+    """A post about an event, in the game's frame. The event's text, or its ``question`` alone, and the author's view of it."""
     clauses = words.takes(direction, question is not None)
     subject = f"Event related to: {question}" if question is not None else f"{event}."
     return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"

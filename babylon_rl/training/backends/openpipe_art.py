@@ -291,10 +291,7 @@ class JobProgress:
 
     @property
     def sequences(self) -> int | None:
-        """Number of trained sequences.
-
-        0 without a gradient step, whatever was announced; None where the service shows neither.
-        """
+        """Number of trained sequences. 0 without a gradient step, whatever was announced; None where the service shows neither."""
         if self.steps:
             return max(self.announced or 0, len(self.steps))
         return None if self.announced is None else 0

@@ -36,10 +36,7 @@ _ADVICE = {
 
 
 class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """List of an export's files.
-
-    It is ``incomplete`` while files are being replaced; then it lists the old and the new ones.
-    """
+    """List of an export's files. It is ``incomplete`` while files are being replaced; then it lists the old and the new ones."""
 
     babylon_rl_export: Literal[1] = 1
     state: Literal["complete", "incomplete"]
@@ -169,10 +166,7 @@ class Destination:
         _empty(staging)
 
     def _is_ours(self, name: str) -> bool:
-        """True for an unchanged file of an earlier export.
-
-        Behind a URL contents are not read back.
-        """
+        """True for an unchanged file of an earlier export. Behind a URL contents are not read back."""
         if self._location.local is None:
             return self._location.exists(name)
         return self._location.sha256(name) in self._known[name]

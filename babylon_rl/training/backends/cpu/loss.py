@@ -173,11 +173,7 @@ def refuse_diverged(measured: Measured, iteration: int) -> None:
 
 
 def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
-    """Refuse an optimizer step that would damage the weights.
-
-    Raises:
-        Diverged: the loss or the gradient's norm is not finite.
-    """
+    """Refuse an optimizer step that would damage the weights. Raises Diverged: the loss or the gradient's norm is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(
             f"Step {step} of iteration {iteration} has loss {loss} and gradient norm {norm}; nothing was published. Lower LEARNING_RATE."

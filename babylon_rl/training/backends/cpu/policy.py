@@ -238,10 +238,7 @@ def as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 @dataclass(frozen=True)
 class BaseStates:
-    """The base's states of a row.
-
-    ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer.
-    """
+    """The base's states of a row. ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer."""
 
     at_choices_nd: "Tensor"
     lower: LowerStates
