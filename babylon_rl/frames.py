@@ -47,10 +47,7 @@ class FrameColumn(NamedTuple):
     meaning: str
 
 
-_HOUR = (
-    FrameColumn("window", _STRING, "the hour in UTC, `YYYY-MM-DDTHH:00`"),
-    FrameColumn("windowStart", _TIME, "its first moment"),
-)
+_HOUR = (FrameColumn("window", _STRING, "the hour in UTC, `YYYY-MM-DDTHH:00`"), FrameColumn("windowStart", _TIME, "its first moment"))
 _AGENT = FrameColumn("agentId", _STRING, "the agent; window and agentId together name an episode")
 COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
     "episodes": (

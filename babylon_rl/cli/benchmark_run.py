@@ -12,15 +12,7 @@ from babylon_rl.cli.options import ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.columns import AGENTS, NEEDED, PAIRS
-from babylon_rl.evaluation.compare_results import (
-    LEVEL,
-    ComparisonDocument,
-    LeftOut,
-    by_agent,
-    compare_results,
-    result_files,
-    sound_results,
-)
+from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, LeftOut, by_agent, compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
 from babylon_rl.evaluation.result_building import result_id

@@ -28,11 +28,7 @@ _ENDED = 0
 
 
 def run_child(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    home: Path,
-    stdout: IO[bytes] | None = None,
-    stderr: IO[bytes] | None = None,
+    command: Sequence[str], environment: Mapping[str, str], home: Path, stdout: IO[bytes] | None = None, stderr: IO[bytes] | None = None
 ) -> int:
     """Run a program to its end and return its exit code.
 

@@ -84,11 +84,7 @@ def retry(
     elif not released:
         say("No group is in quarantine.")
     rows = [[window] for window in released]
-    emit(
-        {"released": released, "notQuarantined": others},
-        [listed(["out of quarantine"], rows)] if rows else [],
-        as_json,
-    )
+    emit({"released": released, "notQuarantined": others}, [listed(["out of quarantine"], rows)] if rows else [], as_json)
 
 
 @judge_group.command("report")

@@ -226,8 +226,7 @@ def worker(
 
 @app.command("cleanup")
 def cleanup(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False,
-    as_json: JsonOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False, as_json: JsonOption = False
 ) -> None:
     """Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed."""
     from babylon_rl.automation.cleanup import ADVICE, clean_up

@@ -47,8 +47,7 @@ _ODDITIES = (
 @app.command("verify-data")
 def verify_data(
     as_of: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now."),
+        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

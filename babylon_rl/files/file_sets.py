@@ -128,12 +128,7 @@ class FileSet:
         return _retried(lambda: self._location.read(f"{self._name}/{self._manifest}"))
 
     def publish(
-        self,
-        directory: Path,
-        hashes: Mapping[str, str],
-        heartbeat: Callable[[], None] = lambda: None,
-        *,
-        manifest: Path | None = None,
+        self, directory: Path, hashes: Mapping[str, str], heartbeat: Callable[[], None] = lambda: None, *, manifest: Path | None = None
     ) -> str | None:
         """Bring the missing files of ``directory`` there; return their folder, None when another set has this name.
 

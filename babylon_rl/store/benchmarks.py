@@ -166,12 +166,7 @@ def played_results(connection: Connection, since: datetime, until: datetime) -> 
 
 
 def write_results(
-    connection: Connection,
-    model: str,
-    identity: str,
-    markets: Mapping[str, str],
-    results: Iterable[MarketResult],
-    now: datetime,
+    connection: Connection, model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
 ) -> None:
     """Store results and commit; results already stored stay unchanged."""
     rows = [
@@ -214,12 +209,7 @@ def undecided_batches(connection: Connection, now: datetime) -> dict[str, dateti
 
 
 def write_release(
-    connection: Connection,
-    report: BenchmarkReport,
-    score: float | None,
-    accuracy: float | None,
-    metrics: Mapping[str, Any],
-    now: datetime,
+    connection: Connection, report: BenchmarkReport, score: float | None, accuracy: float | None, metrics: Mapping[str, Any], now: datetime
 ) -> None:
     """Store a release decision and the measured values in one transaction.
 
@@ -284,12 +274,7 @@ def read_confirmations(connection: Connection) -> list[Confirmation]:
 
 
 def begin_confirmation(
-    connection: Connection,
-    version: str,
-    reference: str | None,
-    markets: int,
-    level_after: Callable[[Sequence[bool]], float],
-    now: datetime,
+    connection: Connection, version: str, reference: str | None, markets: int, level_after: Callable[[Sequence[bool]], float], now: datetime
 ) -> Confirmation:
     """Reserve level and markets of a version's confirmation, and commit.
 

@@ -223,8 +223,7 @@ def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, w
          "rollout_id": before.rollout_id},
     )  # fmt: skip
     connection.execute(
-        _INSERT_EVENT,
-        [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now],
+        _INSERT_EVENT, [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now]
     )
 
 

@@ -88,12 +88,7 @@ _CHUNK = 250_000  # values drawn at once: 2 MB, which stays in a core's cache
 
 
 def mean_interval(
-    values: Values,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
+    values: Values, *, clusters: Sequence[Hashable] | None = None, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Interval:
     """Mean over clusters with its interval.
 

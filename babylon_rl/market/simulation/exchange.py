@@ -8,16 +8,7 @@ refused, and the house bears what a position loses beyond its margin. Refused or
 from collections.abc import Mapping, Sequence
 
 from babylon_rl.market.simulation import orders
-from babylon_rl.market.simulation.actions import (
-    MAX_POST_CHARACTERS,
-    Action,
-    BuyPrediction,
-    ClosePerp,
-    Hold,
-    OpenPerp,
-    WritePost,
-    kind,
-)
+from babylon_rl.market.simulation.actions import MAX_POST_CHARACTERS, Action, BuyPrediction, ClosePerp, Hold, OpenPerp, WritePost, kind
 from babylon_rl.market.simulation.arithmetic import exp
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
 from babylon_rl.market.simulation.fills import Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote

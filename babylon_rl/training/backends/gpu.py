@@ -20,15 +20,7 @@ from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoT
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.openpipe_art import (
-    LOSSES,
-    art_groups,
-    count_groups,
-    count_hours,
-    installed,
-    load_art,
-    sent_groups,
-)
+from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
 from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,

@@ -49,12 +49,7 @@ ART_WEIGHTS = LossWeights(entropy=0.0, kl=0.0, stale_probability=0.0)
 
 
 def token_loss(
-    logprobs_n: "Tensor",
-    entropy_n: "Tensor",
-    advantages_n: "Tensor",
-    served_n: "Tensor",
-    kl_n: "Tensor | None",
-    weights: LossWeights,
+    logprobs_n: "Tensor", entropy_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", kl_n: "Tensor | None", weights: LossWeights
 ) -> "Tensor":
     """[N] losses of N tokens.
 
