@@ -88,9 +88,7 @@ def raise_alert(
 ) -> str:
     """Note a cause for the next tick to send, and return its key.
 
-    Noting it again sends nothing.
-
-    ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
+    Noting it again sends nothing. ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
     """
     key = f"{kind}/{subject}" if subject else kind
     stored.see(connection, kind, key, says, advice, now, after)

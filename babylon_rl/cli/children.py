@@ -146,9 +146,8 @@ def _is_there(identity: Mapping[str, float]) -> bool:
 def _end_group(group: int, hurried: Callable[[], bool] = lambda: False) -> None:
     """End a process group as Ctrl-C in its terminal would.
 
-    Processes that are left after their leader get SIGTERM and, a moment later, SIGKILL.
-
-    What has left the group for a session of its own is ended as well, unless its parents had gone before.
+    Processes that are left after their leader get SIGTERM and, a moment later, SIGKILL. What has left the group for a session of its own is
+    ended as well, unless its parents had gone before.
     """
     family = _family(group)
     leader = {process for process in family if process.pid == group}

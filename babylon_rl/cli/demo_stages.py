@@ -230,9 +230,7 @@ def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
     """Release a version on trial to all agents, after they asked the gateway.
 
-    One whose guards fail is rolled back.
-
-    Returns True if it was released, and was not rolled back since.
+    One whose guards fail is rolled back. Returns True if it was released, and was not rolled back since.
     """
     with state.database.connect() as connection:
         table = read_routing(connection)

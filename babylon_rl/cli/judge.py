@@ -67,9 +67,8 @@ def retry(
 ) -> None:
     """Take groups out of quarantine.
 
-    The next `babylon-rl score`, or the next batch with these hours, asks the judge again.
-
-    An hour that is in none is named, and fails nothing.
+    The next `babylon-rl score`, or the next batch with these hours, asks the judge again. An hour that is in none is named, and fails
+    nothing.
     """
     for window in windows or ():
         window_start(window)

@@ -44,9 +44,7 @@ def score(
 ) -> None:
     """Judge groups without scores, or whose data have changed since (default: the look-back).
 
-    Exit code 3 where some wait.
-
-    A group in quarantine fails nothing: it is said, and the exit code is 0.
+    Exit code 3 where some wait. A group in quarantine fails nothing: it is said, and the exit code is 0.
     """
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
     if window is not None and (first is not None or end is not None):

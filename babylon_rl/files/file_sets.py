@@ -169,9 +169,7 @@ class FileSet:
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
         """Download the set as the directory ``final`` unless that is there.
 
-        False when there is no complete set.
-
-        ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
+        False when there is no complete set. ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
 
         Raises:
             OSError: a file is missing, or arrives with another hash each time.

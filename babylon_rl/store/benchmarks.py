@@ -278,9 +278,8 @@ def begin_confirmation(
 ) -> Confirmation:
     """Reserve level and markets of a version's confirmation, and commit.
 
-    One that has begun goes on with its own.
-
-    ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of all others, so that none is used twice.
+    One that has begun goes on with its own. ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of
+    all others, so that none is used twice.
     """
     with own_transaction(connection):
         # Number, level and markets follow from all earlier tests, so two beginnings take turns.

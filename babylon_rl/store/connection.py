@@ -195,9 +195,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def answering_within(self, seconds: float) -> Iterator[None]:
         """Cut the connection off if the block takes longer.
 
-        Its statement fails then instead of waiting for ever.
-
-        For a server behind a network that drops packets: it neither answers nor closes, and TCP alone notices after minutes.
+        Its statement fails then instead of waiting for ever. For a server behind a network that drops packets: it neither answers nor
+        closes, and TCP alone notices after minutes.
 
         Raises:
             DatabaseUnreachable: it was cut off.

@@ -152,9 +152,8 @@ class AgentHour:
 def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
 
-    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so
-    that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
-    version.
+    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so that
+    none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by version.
     """
     new: dict[str, int] = {}
     if (counted_to := _counted_to(connection, now)) is not None:

@@ -60,9 +60,7 @@ ON CONFLICT (id) DO UPDATE SET
 class Rollout:
     """One rollout of a version: to ``percentage`` of all agents, or to ``agent_ids``.
 
-    The latter is strategy ``test``.
-
-    ``previous_version`` is the one deployed when it began, None for the base.
+    The latter is strategy ``test``. ``previous_version`` is the one deployed when it began, None for the base.
     """
 
     rollout_id: int

@@ -167,9 +167,7 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
     """Count the trajectories of the last 24 hours and 7 days.
 
-    As last read, and by index where an hour was not read yet.
-
-    Rows whose hour was not read and that name none in "windowId" are left out.
+    As last read, and by index where an hour was not read yet. Rows whose hour was not read and that name none in "windowId" are left out.
     """
     current = window_of(now)
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}

@@ -127,10 +127,8 @@ _NAMED_OTHERWISE = f""""windowId" IS DISTINCT FROM {_HOUR}"""
 def with_unnamed(connection: Connection, statement: str, columns: str, condition: str, suffix: str = "") -> str:
     """Return ``statement`` with its ``{unnamed}`` replaced by a query.
 
-    It is for rows that may have no canonical window id.
-
-    By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent. Both give every row
-    without a canonical id, and some with one.
+    It is for rows that may have no canonical window id. By the optional index if it is there, else agent by agent: OFFSET 0 keeps the
+    planner on one index range per agent. Both give every row without a canonical id, and some with one.
     """
     if has_index(connection, UNNAMED):
         found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"

@@ -150,13 +150,11 @@ LIVE = ("posting", "running")
 class RemoteJob:
     """One post of an iteration to a model of a service.
 
-    ``attempt`` counts posts from 1; ``batch_state`` is the present state of its batch.
-
-    ``state``: posting (it may have been accepted), running (its id is known), trained (its step proves it), failed (it ended without
-    training), expired (a person declared that it never will end), refused and lost (it counts as untrained and may be posted again).
-    ``sequences`` and ``trainable_tokens`` are as posted until the job's end reports others; ``loss`` is None if unknown. ``error`` of a
-    posting job is the service's answer. ``step_after`` of a failed job is a step that it made in spite of the failure; lost and expired
-    jobs may have made one that was not observed.
+    ``attempt`` counts posts from 1; ``batch_state`` is the present state of its batch. ``state``: posting (it may have been accepted),
+    running (its id is known), trained (its step proves it), failed (it ended without training), expired (a person declared that it never
+    will end), refused and lost (it counts as untrained and may be posted again). ``sequences`` and ``trainable_tokens`` are as posted until
+    the job's end reports others; ``loss`` is None if unknown. ``error`` of a posting job is the service's answer. ``step_after`` of a
+    failed job is a step that it made in spite of the failure; lost and expired jobs may have made one that was not observed.
     """
 
     batch_id: str

@@ -92,13 +92,12 @@ def mean_interval(
 ) -> Interval:
     """Mean over clusters with its interval.
 
-    For a paired comparison give the differences, one per market (and repeat).
-
-    The symmetric bootstrap-t (Hall, Journal of the Royal Statistical Society B 50, 1988): at 95 % it keeps 93 to 97 % from 12 values on
-    for normal, heavy-tailed (Student's t of 4 degrees) and moderately skewed ones (to a skewness of 1), where percentiles and Student's
-    interval fall below that. No interval knows what no value shows: where a tenth of the values is a large loss, 12 hold none in 28 % of
-    samples, and the interval is then above the mean; 48 hold none in 0.6 %.
-    Below FEWEST_TO_RESAMPLE clusters it is Student's interval; of one cluster it is unbounded; of equal values it is that value.
+    For a paired comparison give the differences, one per market (and repeat). The symmetric bootstrap-t (Hall, Journal of the Royal
+    Statistical Society B 50, 1988): at 95 % it keeps 93 to 97 % from 12 values on for normal, heavy-tailed (Student's t of 4 degrees) and
+    moderately skewed ones (to a skewness of 1), where percentiles and Student's interval fall below that. No interval knows what no value
+    shows: where a tenth of the values is a large loss, 12 hold none in 28 % of samples, and the interval is then above the mean; 48 hold
+    none in 0.6 %. Below FEWEST_TO_RESAMPLE clusters it is Student's interval; of one cluster it is unbounded; of equal values it is that
+    value.
 
     Raises:
         ValueError: there is no value, one is not finite, or there is not one cluster label each.

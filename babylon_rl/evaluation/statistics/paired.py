@@ -134,10 +134,9 @@ def permutation_test(
 ) -> PermutationTest:
     """Test whether the mean difference is 0, by sign flips of whole snapshots.
 
-    Fisher, The Design of Experiments, 1935.
-
-    Exact for differences that are symmetric about 0 when nothing is better, as those of two players that could change names are.
-    Random flips count the observed one too, so that p is never 0 and never too small (Phipson and Smyth, 2010).
+    Fisher, The Design of Experiments, 1935. Exact for differences that are symmetric about 0 when nothing is better, as those of two
+    players that could change names are. Random flips count the observed one too, so that p is never 0 and never too small (Phipson and
+    Smyth, 2010).
 
     Raises:
         ValueError: there is no difference, one is not finite, or there is not one cluster label each.
@@ -198,10 +197,9 @@ FEWEST_FOR_EFFECT = 3
 def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Interval:
     """Cohen's d_z (Statistical Power Analysis, 1988), bias-corrected by the jackknife, with its interval.
 
-    That is the mean difference in standard deviations between snapshots.
-
-    The usual interval by the noncentral t distribution holds for normal differences alone (79 % instead of 95 % for skewed ones); the
-    jackknife (Miller, Biometrika 61, 1974) needs no such thing and costs some width for few snapshots.
+    That is the mean difference in standard deviations between snapshots. The usual interval by the noncentral t distribution holds for
+    normal differences alone (79 % instead of 95 % for skewed ones); the jackknife (Miller, Biometrika 61, 1974) needs no such thing and
+    costs some width for few snapshots.
 
     Raises:
         ValueError: fewer than FEWEST_FOR_EFFECT snapshots, a value that is not finite, or differences without any spread.

@@ -151,10 +151,8 @@ class Style(msgspec.Struct, frozen=True):
 class PositionTrader:
     """Trades a strategy's choices as positions that last.
 
-    One action a tick, so closing comes before opening.
-
-    A position is closed when its time is up or when the strategy chooses the other direction; a choice that is held already, or for
-    which there is no room or no money, is a hold.
+    One action a tick, so closing comes before opening. A position is closed when its time is up or when the strategy chooses the other
+    direction; a choice that is held already, or for which there is no room or no money, is a hold.
     """
 
     mandate: Mandate = FREE

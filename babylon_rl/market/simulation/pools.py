@@ -14,9 +14,8 @@ from babylon_rl.market.simulation.scenario import Question
 class Pool:
     """Market maker of a question.
 
-    ``yes`` and ``no`` are the maker's shares, ``crowd_yes`` and ``crowd_no`` the crowd's; maker and crowd are the house's.
-
-    ``resolved`` is the answer once it is known, None before.
+    ``yes`` and ``no`` are the maker's shares, ``crowd_yes`` and ``crowd_no`` the crowd's; maker and crowd are the house's. ``resolved`` is
+    the answer once it is known, None before.
     """
 
     __slots__ = ("_odds", "crowd_no", "crowd_yes", "no", "path", "question", "resolved", "sets", "volume", "yes")

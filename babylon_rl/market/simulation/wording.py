@@ -14,9 +14,8 @@ from babylon_rl.market.headlines import HELD_OUT, TRAINING, Edition
 class Words:
     """Words of an edition.
 
-    ``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question.
-
-    Those with ``take_`` follow the event that they are about.
+    ``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question. Those with ``take_`` follow the
+    event that they are about.
     """
 
     authors: tuple[str, ...]
