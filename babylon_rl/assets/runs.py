@@ -130,11 +130,7 @@ def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, bat
 
 @contextmanager
 def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
-    """Give a batch to this run alone; tag the run if it ends on purpose.
-
-    Raises:
-        BatchConflict: another run has the batch.
-    """
+    """Give a batch to this run alone; tag the run if it ends on purpose. Raises BatchConflict: another run has the batch."""
     with tagging_end(context):
         refuse_second_run(context, connection, batch_id)
         yield

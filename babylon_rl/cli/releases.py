@@ -124,7 +124,6 @@ def agents(
 
 def author_of(reason: str) -> releases.ReleaseAuthor:
     """The author of a transition by hand: the user of this process."""
-
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -133,7 +132,6 @@ def author_of(reason: str) -> releases.ReleaseAuthor:
 
 
 def _emit(connection: Connection, settings: Settings, rollout: Rollout, as_json: bool) -> None:
-
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
         "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,

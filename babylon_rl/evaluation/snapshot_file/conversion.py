@@ -44,8 +44,7 @@ from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.perps import PerpBook
-from babylon_rl.market.simulation.pools import Pool
+from babylon_rl.market.simulation.pools import PerpBook, Pool
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
 
 DAY_S = 86_400
@@ -130,10 +129,7 @@ class MarketRecording:
         )
 
     def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> SnapshotEvent | None:
-        """The crowd's trade that moved a question to its belief.
-
-        It pays YES by adding to the maker's NO shares.
-        """
+        """The crowd's trade that moved a question to its belief. It pays YES by adding to the maker's NO shares."""
         pool = self.exchange.pools[name]
         # A move that rounds to nothing is no trade.
         amount = round(max(pool.yes - before[0], pool.no - before[1]), USD_DECIMALS) if pool.resolved is None else 0.0
@@ -193,10 +189,7 @@ def _all(scenario: Scenario, model: MarketModel) -> Iterator[SocialOpportunity]:
 
 
 def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, tick: int, until: int) -> float:
-    """Dollars from holding ``direction`` in a market from ``tick`` to ``until``.
-
-    0 when it cannot be traded then.
-    """
+    """Dollars from holding ``direction`` in a market from ``tick`` to ``until``. 0 when it cannot be traded then."""
     stocks = {asset.ticker for asset in scenario.assets}
     until = min(until, scenario.ticks)
     # Fees are paid on both trades, the second at the new price.
@@ -313,10 +306,7 @@ def to_scenario(snapshot: SnapshotDocument, *, compare: bool = True) -> Scenario
 
 
 def optimum_of(snapshot: SnapshotDocument) -> Optimum:
-    """Optimum of a snapshot, from its ground truth or its recorded market.
-
-    The game's own snapshots say none.
-    """
+    """Optimum of a snapshot, from its ground truth or its recorded market. The game's own snapshots say none."""
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
     return optimum(oracle_play(to_scenario(snapshot)))
@@ -385,10 +375,7 @@ def _rate(state: State, row: int) -> float:
 
 
 def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Question]:
-    """Questions of all states, each from the first state that shows it.
-
-    Before it and after its answer the last price stands.
-    """
+    """Questions of all states, each from the first state that shows it. Before it and after its answer the last price stands."""
     seen: dict[str, dict[int, PredictionMarket]] = {}
     for tick, state in enumerate(states):
         for market in state.prediction_markets:
@@ -411,10 +398,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
 
 
 def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
-    """A post from a game's event.
-
-    Market and direction are read from its text where the event does not state them.
-    """
+    """A post from a game's event. Market and direction are read from its text where the event does not state them."""
     if event.type != POST_CREATED:
         return None
     texts = {name: value for name, value in event.data.items() if isinstance(value, str)}

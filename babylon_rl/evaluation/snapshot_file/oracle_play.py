@@ -54,10 +54,7 @@ def _action(fill: Fill, profit: float, reason: str) -> OptimalAction:
 
 
 def optimality_score(pnl: float, best_pnl: float) -> float:
-    """Score 0..100: P&L as a percentage of the oracle's, clamped.
-
-    Where the oracle earns nothing, an agent that loses nothing has 100.
-    """
+    """Score 0..100: P&L as a percentage of the oracle's, clamped. Where the oracle earns nothing, an agent that loses nothing has 100."""
     if best_pnl <= 0.0:
         return 100.0 if pnl >= 0.0 else 0.0
     return 100.0 * max(0.0, min(1.0, pnl / best_pnl))

@@ -33,11 +33,9 @@ class Agent(Protocol):
     @property
     def name(self) -> str:
         """Name in reports."""
-        ...
 
     def decide(self, seen: Observation) -> Action | Invalid:
         """The action of this tick. ``Invalid`` says why there is no usable answer: it is counted and costs the turn."""
-        ...
 
 
 AgentFactory = Callable[[str, int | str], Agent]  # (agent id, seed) -> a fresh agent for one run
@@ -56,7 +54,6 @@ class AskingAgent(Protocol):
 
     @property
     def name(self) -> str: ...
-
     def decide(self, seen: Observation) -> Action | Invalid: ...
 
     def ask(self, seen: Observation) -> Answer:
@@ -65,7 +62,6 @@ class AskingAgent(Protocol):
         Raises:
             ModelUnavailable: whoever is asked stays down; the run ends there and says so.
         """
-        ...
 
 
 def mandate_of(agent: Agent) -> Mandate:
@@ -101,7 +97,6 @@ class Strategy(Protocol):
 
     def choose(self, seen: Observation) -> Choice:
         """Which market to buy or sell now, if any."""
-        ...
 
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:

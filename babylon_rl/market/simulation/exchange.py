@@ -13,8 +13,7 @@ from babylon_rl.market.simulation.arithmetic import exp
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
 from babylon_rl.market.simulation.fills import Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
 from babylon_rl.market.simulation.ledger import Account, PerpPosition
-from babylon_rl.market.simulation.perps import PerpBook
-from babylon_rl.market.simulation.pools import Pool
+from babylon_rl.market.simulation.pools import PerpBook, Pool
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.venue import Venue
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.ledger import Account, House, PerpPosition, SharePosition
-from babylon_rl.market.simulation.perps import PerpBook
-from babylon_rl.market.simulation.pools import Pool
+from babylon_rl.market.simulation.pools import PerpBook, Pool
 from babylon_rl.market.simulation.scenario import Scenario
 
 

@@ -157,15 +157,12 @@ class Trainer(Protocol):
 
     def base_identity(self) -> BaseIdentity:
         """Identity of the base that a checkpoint needs (models.checkpoints.base_identity of its directory)."""
-        ...
 
     def tokenizer_dir(self) -> Path | None:
         """Directory of the tokenizer that every checkpoint contains; None without a model."""
-        ...
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Plan the training of sequences without scores, before a judge is paid for them."""
-        ...
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Inspect a batch's sequences before training and before each resume; post, pay and write nothing.
@@ -173,7 +170,6 @@ class Trainer(Protocol):
         Raises:
             ModelUnavailable: what the backend needs to know of the base is not there.
         """
-        ...
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train one iteration and write its checkpoint into the empty directory ``out``, after ``prepare``.
@@ -189,7 +185,6 @@ class Trainer(Protocol):
             CheckpointError: ``parent`` is damaged or belongs to another base.
             TrainingPaused: a service does not answer; the batch goes on with its next run.
         """
-        ...
 
 
 class LocalTrainer:
