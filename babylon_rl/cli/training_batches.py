@@ -135,10 +135,7 @@ def _new_batch(database: Database, connection: Connection, settings: Settings, a
 
 
 def _refuse_other(batch: Batch, options: Mapping[str, Any], otherwise: str) -> None:
-    """Raise UsageError if an option differs from the values frozen with ``batch``.
-
-    Such an option would have no effect.
-    """
+    """Raise UsageError if an option differs from the values frozen with ``batch``. Such an option would have no effect."""
     frozen = {**batch.settings, "seed": batch.seed}
     other = [name for name in OPTIONS if name in options and options[name] != frozen.get(name)]
     if batch.live and other:
@@ -169,10 +166,7 @@ def recorded_hours(connection: Connection, settings: Settings, now: datetime, wi
 def read_new_hours(
     database: Database, connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None
 ) -> list[str]:
-    """Read new and changed hours in range through the graph.
-
-    Returns all hours in range that hold rows.
-    """
+    """Read new and changed hours in range through the graph. Returns all hours in range that hold rows."""
     from babylon_rl.automation.launch import run_hours
 
     held = recorded_hours(connection, settings, now, windows)
@@ -194,10 +188,7 @@ def read_new_hours(
 
 
 class TrainingLines:
-    """Prints each line once; ``tell`` may be called any number of times.
-
-    It connects again after a lost connection.
-    """
+    """Prints each line once; ``tell`` may be called any number of times. It connects again after a lost connection."""
 
     def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
         self._database = database

@@ -59,7 +59,7 @@ def judge_rules(settings: JudgeSettings) -> str:
 def _shown(settings: JudgeSettings) -> list[object]:
     return [
         settings.judge_request_tokens or REQUEST_TOKENS, settings.judge_group_size, settings.judge_private_fields,
-        settings.show_hidden_answers_to_judge,
+        True,  # once whether the hidden answers are shown, which judge_private_fields says: scores in use keep their version
     ]  # fmt: skip
 
 

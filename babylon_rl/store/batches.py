@@ -131,10 +131,7 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
-    """Return our batches, newest first; with ``states``, only those in one of them.
-
-    Without ``limit`` all.
-    """
+    """Return our batches, newest first; with ``states``, only those in one of them. Without ``limit`` all."""
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
         [None if states is None else list(states), None if states is None else list(states), limit],
@@ -156,10 +153,7 @@ def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:
 
 
 def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpisode]:
-    """Return the episodes of a batch, newest window first, then by agent.
-
-    Episodes that left the batch are included.
-    """
+    """Return the episodes of a batch, newest window first, then by agent. Episodes that left the batch are included."""
     rows = connection.execute(
         """
         SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
@@ -184,10 +178,7 @@ def last_completed_at(connection: Connection) -> datetime | None:
 
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | None:
-    """Begin a run and return its attempt number, or None if the batch ended.
-
-    The caller commits.
-    """
+    """Begin a run and return its attempt number, or None if the batch ended. The caller commits."""
     row = connection.execute(
         """
         -- From here on no write of an earlier run matches a row.
@@ -204,10 +195,7 @@ def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | N
 
 
 def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: str) -> None:
-    """Store the reason why run ``attempt`` of a live batch stopped and waits.
-
-    The next run clears it. The caller commits.
-    """
+    """Store the reason why run ``attempt`` of a live batch stopped and waits. The next run clears it. The caller commits."""
     connection.execute(
         """
         UPDATE public.training_batches p SET error = %s FROM babylon_rl.batches b
@@ -408,10 +396,7 @@ class FailedBatch:
 
 
 def failures_in_a_row(connection: Connection, backend: str) -> list[FailedBatch]:
-    """Return the failed batches of ``backend`` newer than its newest other batch.
-
-    Newest first, at most MOST_READ.
-    """
+    """Return the failed batches of ``backend`` newer than its newest other batch. Newest first, at most MOST_READ."""
     return [FailedBatch(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
 
 

@@ -173,10 +173,7 @@ def reason_case(rules: BarRules) -> str:
 
 
 def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
-    """Return (window, reason, episodes, new trajectories) of the episodes in range.
-
-    Without a reason a batch may take them.
-    """
+    """Return (window, reason, episodes, new trajectories) of the episodes in range. Without a reason a batch may take them."""
     rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
     return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
 
@@ -218,10 +215,7 @@ def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
 
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
-    """Return those of ``windows`` with a dropout decision of an earlier batch.
-
-    Dropout is decided once per group.
-    """
+    """Return those of ``windows`` with a dropout decision of an earlier batch. Dropout is decided once per group."""
     rows = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%s)', [list(windows)])
     return frozenset(row[0] for row in rows)
 

@@ -128,7 +128,7 @@ def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_a
         connection.execute(change)
         assert score_windows(connection, [window], chosen, LATER)[window].changed, change
         assert requests(judge) == 2 * asked
-    for changes in ({"judge_private_fields": "news"}, {"show_hidden_answers_to_judge": False}):
+    for changes in ({"judge_private_fields": "news"}, {"judge_private_fields": "hidden_answers,game_knowledge"}):
         before = requests(judge)
         other = chosen.model_copy(update=changes)
         assert not score_windows(connection, [window], other, LATER)[window].changed and requests(judge) == before

@@ -84,7 +84,7 @@ def test_hidden_answers_stay_hidden_where_a_setting_says_so(connection: Connecti
     fill_market(connection)
     known = json.dumps({"gameKnowledge": {"trueProbabilities": {"241774855181560797": 0.8342}}})
     insert(connection, "trajectories", [make_trajectory(metadataJson=known)])
-    silent = settings.model_copy(update={"show_hidden_answers_to_judge": False})
+    silent = settings.model_copy(update={"judge_private_fields": "hidden_answers,game_knowledge"})
     context = shown(connection, silent).context
     assert len(context) == 5 and not any("Hidden" in sentence for sentence in context)
 

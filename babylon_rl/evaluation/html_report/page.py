@@ -95,9 +95,8 @@ class AgentSummary:
 class Difference:
     """Difference of two agents over shared runs, the better-placed one first.
 
-    ``values`` are means by market, ``interval`` is that of their mean.
-
-    ``p`` accounts for all comparisons of the report (Holm); it is None with one market, of which no test can be made.
+    ``values`` are means by market, ``interval`` is that of their mean. ``p`` accounts for all comparisons of the report (Holm); it is None
+    with one market, of which no test can be made.
     """
 
     ours: str

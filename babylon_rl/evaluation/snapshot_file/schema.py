@@ -233,20 +233,12 @@ def camel_fields(value: Any) -> Any:
 
 
 def config_of(fields: dict[str, Any]) -> ScenarioConfig:
-    """The config that `camel_fields` wrote.
-
-    Raises:
-        MarketError: it is none, or a value is out of range.
-    """
+    """The config that `camel_fields` wrote. Raises MarketError: it is none, or a value is out of range."""
     return _read(fields, ScenarioConfig, "config")
 
 
 def model_of(fields: dict[str, Any]) -> MarketModel:
-    """The model that `camel_fields` wrote.
-
-    Raises:
-        MarketError: it is none.
-    """
+    """The model that `camel_fields` wrote. Raises MarketError: it is none."""
     return _read(fields, MarketModel, "market model")
 
 

@@ -33,7 +33,6 @@ class Agent(Protocol):
     @property
     def name(self) -> str:
         """Name in reports."""
-        ...
 
     def decide(self, seen: Observation) -> Action | Invalid:
         """The action of this tick. ``Invalid`` says why there is no usable answer: it is counted and costs the turn."""
@@ -56,7 +55,6 @@ class AskingAgent(Protocol):
 
     @property
     def name(self) -> str: ...
-
     def decide(self, seen: Observation) -> Action | Invalid: ...
 
     def ask(self, seen: Observation) -> Answer:
@@ -65,7 +63,6 @@ class AskingAgent(Protocol):
         Raises:
             ModelUnavailable: whoever is asked stays down; the run ends there and says so.
         """
-        ...
 
 
 def mandate_of(agent: Agent) -> Mandate:
@@ -101,7 +98,6 @@ class Strategy(Protocol):
 
     def choose(self, seen: Observation) -> Choice:
         """Which market to buy or sell now, if any."""
-        ...
 
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
@@ -151,10 +147,8 @@ class Style(msgspec.Struct, frozen=True):
 class PositionTrader:
     """Trades a strategy's choices as positions that last.
 
-    One action a tick, so closing comes before opening.
-
-    A position is closed when its time is up or when the strategy chooses the other direction; a choice that is held already, or for
-    which there is no room or no money, is a hold.
+    One action a tick, so closing comes before opening. A position is closed when its time is up or when the strategy chooses the other
+    direction; a choice that is held already, or for which there is no room or no money, is a hold.
     """
 
     mandate: Mandate = FREE

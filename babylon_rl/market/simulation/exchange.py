@@ -107,9 +107,7 @@ class Exchange(Venue):
     def path(self, market: str) -> Sequence[float]:
         """Prices of a stock, or YES prices of a question, at every moment so far.
 
-        As each moment began; a question's from ``created_tick`` on.
-
-        KeyError when there is no such market yet.
+        As each moment began; a question's from ``created_tick`` on. KeyError when there is no such market yet.
         """
         return self.books[market].path if market in self.books else self.pools[market].path
 
@@ -158,9 +156,8 @@ class Exchange(Venue):
 def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement]:
     """Settle funding: longs pay ``rate`` of their position's worth, shorts receive it.
 
-    A negative rate goes the other way round; worth is at the mark.
-
-    An agent pays from its balance first, then from the position's margin; what neither covers is not paid.
+    A negative rate goes the other way round; worth is at the mark. An agent pays from its balance first, then from the position's margin;
+    what neither covers is not paid.
     """
     settled = []
     for account in venue.accounts.values():

@@ -172,9 +172,8 @@ class SharePosition:
 class Account:
     """One agent's money.
 
-    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative).
-
-    ``wins`` and ``losses`` count closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
+    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative). ``wins`` and ``losses`` count
+    closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
     """
 
     __slots__ = (
@@ -205,10 +204,8 @@ class Account:
 class House:
     """The other side of every trade: the crowd, the makers and the venue.
 
-    ``cash`` may be negative: it is the world outside.
-
-    The rest says where cash came from: ``fees`` and ``funding`` received, ``perp_profit`` won from positions, ``gaps`` the losses beyond
-    a margin that it bore, ``liquidated`` the margins that it kept.
+    ``cash`` may be negative: it is the world outside. The rest says where cash came from: ``fees`` and ``funding`` received,
+    ``perp_profit`` won from positions, ``gaps`` the losses beyond a margin that it bore, ``liquidated`` the margins that it kept.
     """
 
     __slots__ = ("cash", "fees", "funding", "gaps", "liquidated", "perp_profit")

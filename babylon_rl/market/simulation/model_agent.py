@@ -95,11 +95,7 @@ def model_agent(
     max_tokens: int | None = None,
     name: str | None = None,
 ) -> AgentFactory:
-    """A factory of `ModelAgent`s; wrong arguments raise here, not in the middle of a run.
-
-    Raises:
-        MarketError: as ``ModelAgent``.
-    """
+    """A factory of `ModelAgent`s; wrong arguments raise here, not in the middle of a run. Raises MarketError: as ``ModelAgent``."""
     prompting.checked_version(prompt_version, mandate)
 
     def make(agent_id: str, seed: int | str) -> ModelAgent:

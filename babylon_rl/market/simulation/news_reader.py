@@ -135,9 +135,8 @@ class NewsReader:
 class NewsTrader:
     """An agent that holds positions by expected moves.
 
-    Each tick it opens or adds in the best market, or leaves one that is expected to lose more.
-
-    With nothing to expect it closes what has had its time, oldest first: a position without news is a risk without a reason.
+    Each tick it opens or adds in the best market, or leaves one that is expected to lose more. With nothing to expect it closes what has
+    had its time, oldest first: a position without news is a risk without a reason.
     """
 
     name = "news-reader"

@@ -153,11 +153,7 @@ _FOLDER = Path(__file__).parent.parent / "prompts"
 
 
 def checked_version(version: str, mandate: Mandate) -> str:
-    """The version itself.
-
-    Raises:
-        MarketError: there is none of that name, or it has no words for that mandate.
-    """
+    """The version itself. Raises MarketError: there is none of that name, or it has no words for that mandate."""
     if version not in VERSIONS:
         raise MarketError(f"There is no prompt {version!r}; there are {', '.join(VERSIONS)}.")
     if version == TRADER_V1 and mandate != ONE_TICK:

@@ -19,9 +19,8 @@ HOLD = Hold()
 class Call(msgspec.Struct, frozen=True):
     """One request to a model and its answer.
 
-    A script's, with the request that it would have had, is named ``scripted/<strategy>``.
-
-    ``logprobs`` is what the endpoint returned, or None.
+    A script's, with the request that it would have had, is named ``scripted/<strategy>``. ``logprobs`` is what the endpoint returned, or
+    None.
     """
 
     model: str
@@ -70,9 +69,8 @@ class Turn(msgspec.Struct, frozen=True):
 class AgentRecord:
     """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions.
 
-    ``balance`` and ``equity`` at moments, one more.
-
-    ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did to positions, in order.
+    ``balance`` and ``equity`` at moments, one more. ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did
+    to positions, in order.
     """
 
     __slots__ = (

@@ -172,11 +172,7 @@ def encode(scenario: Scenario) -> bytes:
 
 
 def decode(raw: bytes) -> Scenario:
-    """The scenario of `encode`.
-
-    Raises:
-        MarketError: the bytes are no scenario, or one that contradicts itself.
-    """
+    """The scenario of `encode`. Raises MarketError: the bytes are no scenario, or one that contradicts itself."""
     try:
         return checked(msgspec.json.decode(raw, type=Scenario))
     except msgspec.DecodeError as error:
@@ -218,11 +214,7 @@ def from_paths(
 
 
 def checked(scenario: Scenario) -> Scenario:
-    """The scenario itself when it does not contradict itself.
-
-    Raises:
-        MarketError: it does; the message says where.
-    """
+    """The scenario itself when it does not contradict itself. Raises MarketError: it does; the message says where."""
     faults = list(_faults(scenario))
     if faults:
         raise MarketError(f"This market cannot be played: {'; '.join(faults[:5])}.")

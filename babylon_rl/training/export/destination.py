@@ -58,10 +58,9 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Destination:
     """Destination of an export, within a ``with`` block.
 
-    Leaving the block without ``commit`` changes nothing there.
-
-    Behind a URL, staged files of an interrupted export stay, and the next one sends only what is missing. ``work`` is a local directory
-    for temporary files; ``force`` accepts a place with other files, and replaces those in the way.
+    Leaving the block without ``commit`` changes nothing there. Behind a URL, staged files of an interrupted export stay, and the next one
+    sends only what is missing. ``work`` is a local directory for temporary files; ``force`` accepts a place with other files, and replaces
+    those in the way.
     """
 
     def __init__(self, target: str, work: Path, *, force: bool = False) -> None:

@@ -329,11 +329,7 @@ class IterationRun:
         self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
 
     def train(self, on_step: OnStep) -> IterationResult:
-        """Take every optimizer step, then measure the policy.
-
-        Raises:
-            Diverged: the loss or the policy left its bounds.
-        """
+        """Take every optimizer step, then measure the policy. Raises Diverged: the loss or the policy left its bounds."""
         packs = pack([item.encoded for item in self._items])
         plan = list(self._plan(packs))
         totals, told, tokens = Counter[str](), Counter[str](), 0
