@@ -73,10 +73,7 @@ class DeliveryFailed(Exception):
 
 
 def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Sent:
-    """Look for all causes, and send due ones to every configured channel.
-
-    ``connection`` is in autocommit.
-    """
+    """Look for all causes, and send due ones to every configured channel. ``connection`` is in autocommit."""
     seen = []
     for cause in CAUSES:
         for subject, says in cause.look(connection, settings, now).items():
@@ -91,9 +88,7 @@ def raise_alert(
 ) -> str:
     """Note a cause for the next tick to send, and return its key.
 
-    Noting it again sends nothing.
-
-    ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
+    Noting it again sends nothing. ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
     """
     key = f"{kind}/{subject}" if subject else kind
     stored.see(connection, kind, key, says, advice, now, after)
@@ -258,10 +253,7 @@ def _rollback_sentence(event: RolloutEvent) -> str:
 
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    """Compare mean scores and P&L of the last PERIOD with the one before.
-
-    Scores by Welch's test.
-    """
+    """Compare mean scores and P&L of the last PERIOD with the one before. Scores by Welch's test."""
     middle = window_of(now - PERIOD)
     hours = stored.scored_hours(connection, window_of(now - 2 * PERIOD), window_of(now))
     before, lately = [hour for hour in hours if hour.window < middle], [hour for hour in hours if hour.window >= middle]

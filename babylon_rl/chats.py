@@ -105,10 +105,7 @@ def _thoughts(value: Any) -> Iterator[str]:
 
 
 def finish_reason(recorded: Any) -> str | None:
-    """Return a recorded reason in OpenAI's spelling, None where none is known.
-
-    The AI SDK writes a hyphen, others capitals.
-    """
+    """Return a recorded reason in OpenAI's spelling, None where none is known. The AI SDK writes a hyphen, others capitals."""
     name = recorded.lower().replace("-", "_") if isinstance(recorded, str) else ""
     return name if name in FINISH_REASONS else None
 

@@ -26,10 +26,7 @@ class UsageError(BabylonError, ValueError):
 
 
 class RequestRefused(UsageError):
-    """A field of a chat request cannot be served.
-
-    ``param`` names the field, ``code`` is OpenAI's code of the error, where it has one.
-    """
+    """A field of a chat request cannot be served. ``param`` names the field, ``code`` is OpenAI's code of the error, where it has one."""
 
     def __init__(self, message: str, param: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -164,11 +161,7 @@ def first_clause(error: BaseException) -> str:
 
 
 def require(*packages: str) -> None:
-    """Refuse to go on without packages of an extra, before any of them is imported.
-
-    Raises:
-        MissingPackage: one of them is not installed.
-    """
+    """Refuse to go on without packages of an extra, before any of them is imported. Raises MissingPackage: one of them is not installed."""
     for package in packages:
         if find_spec(package) is None:
             sentence = missing_package(package) or f"The package {package} is not installed: `pip install {package.replace('_', '-')}`."

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from babylon_rl.errors import UsageError
-from babylon_rl.market.outcome_rows import read_many_outcomes
-from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, read_many_outcomes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
@@ -47,10 +46,7 @@ class FrameColumn(NamedTuple):
     meaning: str
 
 
-_HOUR = (
-    FrameColumn("window", _STRING, "the hour in UTC, `YYYY-MM-DDTHH:00`"),
-    FrameColumn("windowStart", _TIME, "its first moment"),
-)
+_HOUR = (FrameColumn("window", _STRING, "the hour in UTC, `YYYY-MM-DDTHH:00`"), FrameColumn("windowStart", _TIME, "its first moment"))
 _AGENT = FrameColumn("agentId", _STRING, "the agent; window and agentId together name an episode")
 COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
     "episodes": (
@@ -172,10 +168,7 @@ class _Source:
 
 
 def episodes(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read.
-
-    Ordered by window, then P&L, highest first.
-    """
+    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read. Ordered by window, then P&L, highest first."""
     return _whole("episodes", first, end, settings)
 
 

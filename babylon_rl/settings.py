@@ -1,68 +1,23 @@
 """Every environment variable of the pipeline, typed, described and validated in one place.
 
-Nothing else in the package reads the environment. ``load_settings`` raises one error that names every variable that is
-not allowed, its value and what is; ``.env`` in the working directory is read below the real environment, and below it what a demo chose for
-the embedded database that it filled.
+Nothing but this and setting_sources.py reads the environment. ``load_settings`` raises one error that names every variable that is not
+allowed, its value and what is.
 """
 
-import io
 import json
-import logging
-import os
 import shlex
-from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from babylon_rl.errors import SettingsError
+from babylon_rl.setting_sources import ENV_FILE, demo_choices, explained, judge_key_variable, unreadable_lines
 from babylon_rl.windows import is_window_id
 
 HEURISTIC = "heuristic"
-ENV_FILE = ".env"
-DEMO_FILE = "demo.env"  # in the state directory
-_JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
-# Providers of models that are named without one, by how such names begin.
-_BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
-# Variables without effect, of earlier versions or of the game, with what to do instead: each command names those that are set.
-_FIXED = "it is {} for everybody now: unset it"
-GONE = {
-    "READ_DATABASE_URL": "all commands read DATABASE_URL; for heavy reads run the command with the replica's address as DATABASE_URL",
-    "READ_WAIT_SECONDS": "it went with READ_DATABASE_URL; unset it",
-    "WINDOW_DURATION_HOURS": "a window is one hour; train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION "
-    "(docs/explanation/differences.md)",
-    "GAMMA": "a score belongs to a whole episode, so that nothing is discounted; unset it",
-    "OPENAI_API_BASE": "unset it, and set OPENAI_BASE_URL or JUDGE_BASE_URL",
-    "JUDGE_MAX_ORDERS": "it is 4, or JUDGE_ORDERS if that is more, for everybody now: set JUDGE_ORDERS",
-    "JUDGE_DISAGREEMENT": _FIXED.format("0.15"),
-    "JUDGE_TRIES": _FIXED.format("12"),
-    "JUDGE_GROUP_SIZE": "it is 16 for everybody now; JUDGE_REQUEST_TOKENS bounds a request",
-    "SERVERLESS_LONGEST_JOB_MINUTES": "it is 180 for everybody now; `babylon-rl batches give-up-job` gives up a job earlier",
-    "CONFIRMATION_MARKETS": _FIXED.format("96"),
-    "TRAINING_DAILY_MIN_TRAJECTORIES": "it is 100, or TRAINING_MIN_TRAJECTORIES if that is less, for everybody now: unset it",
-    "CHECKPOINTS_KEPT": "it is 10 for everybody now: set MODEL_STORAGE_URL to keep all of them elsewhere",
-    "UPLOAD_LIMIT_MB": _FIXED.format("1,024"),
-    "GATEWAY_TIMEOUT_SECONDS": _FIXED.format("60"),
-    "GATEWAY_BODY_LIMIT_MB": _FIXED.format("4"),
-    "GATEWAY_SPOOL_MB": "it is 1,024 for everybody now: give BABYLON_RL_HOME room",
-    "GATEWAY_LOGPROBS": "log-probabilities are asked for where a request leaves it open; a request with logprobs false is left alone",
-    "ROLLOUT_STEP_HOURS": "it is 24 for everybody now; `babylon-rl models deploy VERSION --percentage` advances a rollout earlier",
-    "ROLLOUT_SHARE_LIMIT": _FIXED.format("0.02"),
-    "ROLLOUT_SLOW_SECONDS": _FIXED.format("10"),
-    "ROLLOUT_LOSS_USD": _FIXED.format("25"),
-    "ROLLOUT_EXPECTED_USD": "it is 50 for everybody now: say `babylon-rl ab start --expected`",
-}
 
 
 class SettingsGroup(BaseModel, defer_build=True):
@@ -115,7 +70,6 @@ class HourSettings(SettingsGroup):
 
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
     min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
-    outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
     sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
 
 
@@ -126,6 +80,7 @@ class JudgeSettings(SettingsGroup):
     judge_max_orders: ClassVar[int] = 4  # orders of a group whose orders disagree; never below JUDGE_ORDERS
     judge_disagreement: ClassVar[float] = 0.15  # mean difference between orders above which a group is shown in further ones
     judge_tries: ClassVar[int] = 12  # unusable answers to a request, each asked for anew in another order, until its group is set aside
+    judge_timeout_seconds: ClassVar[float] = 120  # the longest one try of a request; all its tries: 3 times that
     judge_group_size: ClassVar[int] = 16  # episodes in one request; larger groups are judged in overlapping parts
 
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
@@ -135,14 +90,12 @@ class JudgeSettings(SettingsGroup):
     )
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
     judge_base_url: str | None = Field(
-        None, description="An OpenAI-compatible server that answers as the judge, instead of its provider; the key may be absent then."
+        None, description="An OpenAI-compatible server that answers as the judges, instead of their providers; keys may be absent then."
     )
-    judge_audit_base_url: str | None = Field(None, description="Such a server for JUDGE_AUDIT_MODEL. Unset: as for the judge.")
     judge_model: str = Field(HEURISTIC, description="Any litellm model name, or heuristic. Nothing leaves the machine until it is set.")
     judge_audit_model: str | None = Field(None, description="A second judge, asked on a sample.")
     judge_budget_usd: float | None = Field(None, ge=0, description="The most a run, and a day, may spend on the judge.")
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
-    judge_timeout_seconds: float = Field(120, gt=0, description="The longest one try of a judge request; all its tries: 3 times that.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int | None = Field(
@@ -153,9 +106,6 @@ class JudgeSettings(SettingsGroup):
     judge_private_fields: str = Field(
         "", description="Fields that a judge is not shown, separated by commas: NAME drops it, NAME=hash replaces it by a hash."
     )
-    show_hidden_answers_to_judge: bool = Field(
-        True, description="Show the judge (never the policy) the engine's hidden answers, marked as hidden."
-    )
 
     @field_validator("judge_model", "judge_audit_model")
     @classmethod
@@ -163,8 +113,7 @@ class JudgeSettings(SettingsGroup):
         variable = None if value is None else judge_key_variable(value)
         values = others.data  # the keys and the addresses stand above
         # A judge at a server of one's own needs no key: any address that applies will do.
-        servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
-        servers += ["openai_base_url"] if variable == "OPENAI_API_KEY" else []
+        servers = ["judge_base_url", *(["openai_base_url"] if variable == "OPENAI_API_KEY" else [])]
         if variable is not None and not any(values.get(name) for name in (variable.lower(), *servers)):
             without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
             raise ValueError(f"needs {variable}; set it, or {without}")
@@ -174,7 +123,6 @@ class JudgeSettings(SettingsGroup):
 class TrainingSettings(SettingsGroup):
     """Trainer, data, steps and limits of a training, and the conditions for a version."""
 
-    serverless_longest_job_minutes: ClassVar[float] = 180  # then a posted job counts as dead; before, nothing is posted in its place
     confirmation_markets: ClassVar[int] = 96  # fresh hours in which a version is confirmed against the deployed one before it is promoted
 
     trainer: Literal["serverless", "local", "gpu", "cpu", "dry"] | None = Field(
@@ -198,7 +146,6 @@ class TrainingSettings(SettingsGroup):
     )
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
-    train_cut_answers: bool = Field(False, description="Train on answers that a token limit or a content filter cut off.")
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")
     windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
@@ -365,17 +312,8 @@ class RecordingSettings(SettingsGroup):
 class ServingSettings(SettingsGroup):
     """Versions for agents: the gateway, rollouts, the admin API."""
 
-    upload_limit_mb: ClassVar[int] = 1024  # of weights that `serve admin` takes; an adapter has tens of megabytes
+    rollout_steps: ClassVar[tuple[float, ...]] = (1, 10, 25, 50, 100)  # percent of agents at each step of a gradual rollout
     gateway_timeout_seconds: ClassVar[float] = 60  # for an answer, a stream's first token, or each part after it
-    gateway_body_limit_mb: ClassVar[int] = 4  # of a request to the gateway; a prompt has tens of kilobytes
-    gateway_spool_mb: ClassVar[int] = 1024  # of recorded calls that wait on disk for the database, for each gateway process
-    rollout_step_hours: ClassVar[float] = 24  # at a step before automation advances a rollout: each hour of the day is seen
-    # A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much above the deployed
-    # version's, and advances when that is excluded.
-    rollout_share_limit: ClassVar[float] = 0.02
-    rollout_slow_seconds: ClassVar[float] = 10  # a call that takes longer counts as slow
-    rollout_loss_usd: ClassVar[float] = 25  # loss an agent-hour against the deployed version that must be excluded before the last step
-    rollout_expected_usd: ClassVar[float] = 50  # P&L difference an agent-hour at which live comparisons are sharpest
 
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
     cron_secret: SecretStr | None = Field(
@@ -403,7 +341,6 @@ class ServingSettings(SettingsGroup):
     embedding_endpoint: str | None = Field(
         None, description="An OpenAI-compatible server that gets the gateway's /v1/embeddings; at api.openai.com with OPENAI_API_KEY."
     )
-    rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."
     )
@@ -411,17 +348,6 @@ class ServingSettings(SettingsGroup):
         False,
         description="Write the deployed version into SystemSettings too, so that agents that call Weights & Biases themselves switch.",
     )
-
-    @field_validator("rollout_steps")
-    @classmethod
-    def _rises_to_everybody(cls, value: str) -> str:
-        try:
-            steps = [float(part) for part in value.split(",")]
-        except ValueError:
-            raise ValueError("must be numbers, separated by commas") from None
-        if not steps or steps[0] <= 0 or steps[-1] != 100 or any(later <= earlier for earlier, later in pairwise(steps)):
-            raise ValueError("must rise from above 0 to 100")
-        return value
 
     @property
     def in_production(self) -> bool:
@@ -432,11 +358,6 @@ class ServingSettings(SettingsGroup):
     def rl_enabled(self) -> bool:
         """USE_RL_MODEL, by default on but in production."""
         return not self.in_production if self.use_rl_model is None else self.use_rl_model
-
-    @property
-    def rollout_percentages(self) -> tuple[float, ...]:
-        """ROLLOUT_STEPS as numbers, rising to 100."""
-        return tuple(float(part) for part in self.rollout_steps.split(","))
 
 
 class AlertSettings(SettingsGroup):
@@ -509,7 +430,7 @@ class Settings(
         # The strongest last: ``.env``, the environment, arguments.
         given = chosen[2] | chosen[1] | chosen[0]
         # Without ``.env`` no other file is read either.
-        demo = _demo_choices(given) if getattr(dotenv_settings, "env_file", None) else {}
+        demo = demo_choices(settings_cls, given) if getattr(dotenv_settings, "env_file", None) else {}
         return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, demo))
 
     @field_validator("first_window", "window_id")
@@ -520,7 +441,7 @@ class Settings(
         return value
 
     @field_validator(
-        "judge_base_url", "judge_audit_base_url", "openai_base_url", "wandb_base_url", "serverless_base_url",
+        "judge_base_url", "openai_base_url", "wandb_base_url", "serverless_base_url",
         "dagster_url", "admin_url", "otel_exporter_otlp_endpoint",
     )  # fmt: skip
     @classmethod
@@ -530,8 +451,7 @@ class Settings(
         return value
 
     @field_validator(
-        "judge_base_url", "judge_audit_base_url", "openai_base_url", "serverless_base_url",
-        "otel_exporter_otlp_endpoint",
+        "judge_base_url", "openai_base_url", "serverless_base_url", "otel_exporter_otlp_endpoint",
     )  # fmt: skip
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
@@ -552,17 +472,7 @@ class Settings(
 
 
 # In the order in which .env.example and the docs show them.
-GROUPS: tuple[type[BaseModel], ...] = (
-    DatabaseSettings,
-    HourSettings,
-    JudgeSettings,
-    TrainingSettings,
-    AutomationSettings,
-    StorageSettings,
-    RecordingSettings,
-    ServingSettings,
-    AlertSettings,
-)
+GROUPS = tuple(group for group in reversed(Settings.__bases__) if issubclass(group, SettingsGroup))
 
 
 def _is_http(address: str) -> bool:
@@ -573,20 +483,6 @@ def _is_http(address: str) -> bool:
         return False
 
 
-def judge_key_variable(model: str) -> str | None:
-    """The variable that holds a judge's credentials, by litellm model name; None if unknown."""
-    provider = model.replace(":", "/").split("/")[0]
-    if "/" not in model:
-        provider = next((owner for start, owner in _BARE_NAMES.items() if model.startswith(start)), provider)
-    return _JUDGE_KEYS.get(provider)
-
-
-def provider_key(variable: str) -> SecretStr | None:
-    """A judge's credential without a field here (GEMINI_API_KEY, ...), from environment or ``.env``."""
-    value = os.environ.get(variable) or DotEnvSettingsSource(Settings).env_vars.get(variable.lower())
-    return SecretStr(value) if value else None
-
-
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment and ``.env``; ``overrides`` (field names) win over both.
 
@@ -594,96 +490,12 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: one or more values are not allowed; the message has a line for each.
     """
     # A setting on a line that the parser skips would silently have its default.
-    lines = _unreadable_lines(Path(ENV_FILE))
+    lines = unreadable_lines(Path(ENV_FILE))
     try:
         settings = Settings(**overrides)
     except ValidationError as invalid:
-        lines += [_explain(error) for error in invalid.errors(include_url=False)]
+        lines += [explained(Settings, error) for error in invalid.errors(include_url=False)]
     if lines:
         noun = "setting is" if len(lines) == 1 else "settings are"
         raise SettingsError(f"{len(lines)} {noun} not allowed:\n" + "\n".join(f"  {line}" for line in lines))
     return settings
-
-
-def gone_settings() -> list[str]:
-    """A sentence for each variable of GONE that is set in the environment or ``.env``.
-
-    Raises:
-        SettingsError: ``.env`` is not text.
-    """
-    _unreadable_lines(Path(ENV_FILE))
-    given = {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
-    return [f"{name} is set but has no effect: {advice}." for name, advice in GONE.items() if given.get(name.lower())]
-
-
-def setting_sources() -> dict[str, str]:
-    """The source of each value: ``environment``, ``.env``, ``demo`` or ``default``."""
-    dotenv, environment = DotEnvSettingsSource(Settings)(), EnvSettingsSource(Settings)()
-    demo = _demo_choices(dotenv | environment)
-    sources = dict.fromkeys(Settings.model_fields, "default")
-    # The strongest last.
-    for given, name in ((demo, "demo"), (dotenv, ".env"), (environment, "environment")):
-        sources |= {field: name for field in given if field in sources}
-    return sources
-
-
-def keep_demo_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
-    """Store a demo's choices beside its embedded database, for later commands.
-
-    A demo in a database of the user's own keeps nothing: other data may come to it.
-    """
-    if settings.database_url is None:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name.upper()}={str(value).lower()}\n" for name, value in chosen.items()]
-        (settings.home / DEMO_FILE).write_text("# Chosen by babylon-rl demo; the environment and .env win.\n" + "".join(lines))
-
-
-def kept_demo_choices() -> dict[str, str]:
-    """Stored choices in effect, as variables for children, which are given DATABASE_URL."""
-    choices = _demo_choices(DotEnvSettingsSource(Settings)() | EnvSettingsSource(Settings)())
-    sources = setting_sources()
-    return {field.upper(): str(value) for field, value in choices.items() if sources.get(field) == "demo"}
-
-
-def _demo_choices(given: Mapping[str, Any]) -> dict[str, Any]:
-    # A database of the user's own is not the demo's, whatever its state directory holds.
-    if given.get("database_url"):
-        return {}
-    home = Path(given.get("babylon_rl_home") or Settings.model_fields["babylon_rl_home"].default)
-    # A home that does not exist is refused by its validator, with the other values.
-    directory = Path(os.path.expanduser(home)).absolute()
-    return DotEnvSettingsSource(Settings, env_file=directory / DEMO_FILE)()
-
-
-def _unreadable_lines(env_file: Path) -> list[str]:
-    """One sentence per line of ``.env`` that its parser would skip with a warning.
-
-    Raises:
-        SettingsError: the file is not text.
-    """
-    if not env_file.is_file():
-        return []
-    try:
-        text = env_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failed:
-        reason = failed.strerror if isinstance(failed, OSError) else "it is not UTF-8 text"
-        raise SettingsError(f"{env_file.absolute()} cannot be read: {reason}. Mend it, or move it away.") from None
-    from dotenv.parser import parse_stream
-
-    lines = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
-    if lines:
-        logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # it would warn of the same lines
-    return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in lines]
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in error["loc"]).upper()
-    message = str(error["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:] if name else message
-    if not name:
-        return message
-    field = Settings.model_fields.get(name.lower())
-    # An address with @ may hold a password.
-    secret = (field is not None and "SecretStr" in str(field.annotation)) or "@" in str(error["input"])
-    value = "(a secret)" if secret else repr(error["input"])
-    return f"{name} is {value}: {message.replace('input should', 'it should')}."

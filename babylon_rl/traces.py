@@ -107,10 +107,7 @@ _UNTRACED = nullcontext(Span())
 
 
 def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
-    """Trace this process from now on, if there is an ``endpoint`` (OTEL_EXPORTER_OTLP_ENDPOINT).
-
-    A second call changes nothing.
-    """
+    """Trace this process from now on, if there is an ``endpoint`` (OTEL_EXPORTER_OTLP_ENDPOINT). A second call changes nothing."""
     global _tracing
     if endpoint is None or _tracing is not None:
         return

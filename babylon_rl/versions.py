@@ -59,10 +59,7 @@ def files_version(directory: Path, pattern: str) -> str:
 
 
 def counted_version(**kinds: tuple[int, int]) -> str:
-    """A version from (row count, sum of row hashes) per kind of rows.
-
-    Underscores in the names are shown as blanks.
-    """
+    """A version from (row count, sum of row hashes) per kind of rows. Underscores in the names are shown as blanks."""
     return ", ".join(f"{rows} {kind.replace('_', ' ')} #{content % 2**48:012x}" for kind, (rows, content) in kinds.items())
 
 

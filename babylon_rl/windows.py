@@ -45,11 +45,7 @@ def is_window_id(text: str | None) -> bool:
 
 
 def window_start(window: str) -> datetime:
-    """The first moment of a window.
-
-    Raises:
-        UsageError: ``window`` is not a canonical window id.
-    """
+    """The first moment of a window. Raises UsageError: ``window`` is not a canonical window id."""
     if not is_window_id(window):
         raise UsageError(f"{window!r} is not a window: write an hour in UTC as YYYY-MM-DDTHH:00, such as 2025-10-29T14:00.")
     return datetime.strptime(window, WINDOW_FORMAT)

@@ -24,7 +24,7 @@ from babylon_rl.judge.reliability.audit import AuditResult, audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report, report_rows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
@@ -76,15 +76,15 @@ def databases() -> Iterator[tuple[Connection, Connection]]:
             yield one, two
 
 
-def measure(connection: Connection, span: tuple[str, str], chosen: Settings) -> Measured:
-    """Judge the hours of a database and report."""
+def measure(connection: Connection, span: tuple[str, str], chosen: Settings, second_url: str) -> Measured:
+    """Judge the hours of a database, ask the second judge at its own address, and report."""
     windows = [window for window in windows_with_rows(connection, *span) if window in set(window_range(*span))]
     keep_secret(connection, SECRET, NOW)
     sync_windows(connection, windows, chosen, NOW)
     sync_outcomes(connection, windows, chosen, NOW)
     sync_hindsight(connection, windows, chosen, NOW)
     scored = score_windows(connection, windows, chosen, NOW)
-    audited = audit(connection, chosen, list(scored), NOW, groups=AUDITED)
+    audited = audit(connection, chosen.model_copy(update={"judge_base_url": second_url}), list(scored), NOW, groups=AUDITED)
     again = score_windows(connection, windows, chosen, NOW)
     assert not any(group.changed for group in again.values()) and not again.asked, "a second run asks nothing"
     return Measured(reliability_report(connection, *span, chosen), audited)
@@ -154,9 +154,10 @@ def main() -> None:
     arguments = parser.parse_args()
     plain = {name: field.default for name, field in Settings.model_fields.items()}
     with running(FIRST_JUDGE) as url, running(SECOND_JUDGE) as second_url, databases() as (game, market):
-        values = {"judge_base_url": url, "judge_audit_base_url": second_url, "judge_model": JUDGE, "judge_audit_model": SECOND}
+        values = {"judge_base_url": url, "judge_model": JUDGE, "judge_audit_model": SECOND}
         chosen = Settings(_env_file=None, **(plain | values | {"judge_concurrency": 4}))
-        found = measure(game, ("2025-10-01T00:00", "2025-12-01T00:00"), chosen), measure(market, SIMULATED, chosen)
+        recorded = ("2025-10-01T00:00", "2025-12-01T00:00")
+        found = measure(game, recorded, chosen, second_url), measure(market, SIMULATED, chosen, second_url)
     text = page(*found)
     print(text)
     if arguments.write:

@@ -157,7 +157,9 @@ def _shown(group: Group) -> RenderedGroup:
 def _settings(url: str, timeout_s: float, orders: int, max_orders: int) -> Settings:
     values = {name: field.default for name, field in Settings.model_fields.items()}
     chosen = {
-        "judge_model": MODEL, "judge_base_url": url, "openai_api_key": "any", "judge_timeout_seconds": timeout_s,
+        "judge_model": MODEL, "judge_base_url": url, "openai_api_key": "any",
         "judge_concurrency": CONCURRENCY, "judge_orders": orders,
     }  # fmt: skip
-    return Settings(_env_file=None, **(values | chosen)).model_copy(update={"judge_max_orders": max_orders})
+    return Settings(_env_file=None, **(values | chosen)).model_copy(
+        update={"judge_max_orders": max_orders, "judge_timeout_seconds": timeout_s}
+    )

@@ -20,8 +20,8 @@ GENERATE = "generate"
 def generate() -> dict[str, float]:
     """Generate a week in this process, imports not counted; seconds of each part and the most memory held."""
     from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario
-    from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
     from babylon_rl.market.simulation.config import preset
+    from babylon_rl.market.simulation.strategies import oracle_play
 
     config, seconds = preset("week", edition="held-out"), {}
 

@@ -22,7 +22,7 @@ import psycopg
 from babylon_rl.automation.sensors import SWEPT, observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server

@@ -14,7 +14,7 @@ import psycopg
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection

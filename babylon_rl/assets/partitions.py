@@ -96,11 +96,7 @@ MOST_HOURS_WITH_TABLES = 720
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
-    """The hours that a run was started for; tags the run with them.
-
-    Raises:
-        dagster.Failure: it names none, or one that has not ended.
-    """
+    """The hours that a run was started for; tags the run with them. Raises dagster.Failure: it names none, or one that has not ended."""
     if not (context.has_partition_key or context.has_partition_key_range):
         raise _refused(
             'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', '
@@ -116,11 +112,7 @@ def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
 
 
 def batch_of(context: dg.AssetExecutionContext) -> str:
-    """The batch that a run was started for; tags the run with it.
-
-    Raises:
-        dagster.Failure: it names none.
-    """
+    """The batch that a run was started for; tags the run with it. Raises dagster.Failure: it names none."""
     if not context.has_partition_key:
         raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
     tag_run(context, batch=str(context.partition_key))

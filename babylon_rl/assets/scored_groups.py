@@ -146,10 +146,7 @@ def _gain(group: GroupScores) -> dict[str, Any]:
 
 
 def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
-    """Tokens and cost of a language model judge; empty for the heuristic.
-
-    Some numbers are of the whole judgement, others of this run.
-    """
+    """Tokens and cost of a language model judge; empty for the heuristic. Some numbers are of the whole judgement, others of this run."""
     judgement, calls = group.judgement, scores.asked.get(group.window)
     if judgement is None:
         return {}

@@ -24,6 +24,7 @@ from babylon_rl.windows import next_window, window_of
 RAW_TRAJECTORIES = dg.AssetKey("raw_trajectories")
 MARKET_DATA = dg.AssetKey("market_data")
 NO_ROWS = "no rows"
+OUTCOME_DELAY = timedelta(minutes=5)  # after an hour's end, before automation reads it
 # Dynamic partitions of no asset; the only one is the id of the Dagster storage that holds it.
 STORAGE_ID = "babylon_rl_storage"
 REPORTED_TOGETHER = 100  # with one write to our table
@@ -69,12 +70,12 @@ def storage_id(instance: dg.DagsterInstance) -> str:
 def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, watermark: str | None = None) -> Observed:
     """Compare the recent hours (``full``: all from FIRST_WINDOW) with what was last reported; return the changes.
 
-    Only hours that ended OUTCOME_DELAY_MINUTES ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
+    Only hours that ended OUTCOME_DELAY ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
     is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is read while
     ``watermark``, from an earlier observation whose changes were all reported, is still current.
     """
     storage = storage_id(instance)
-    end = window_of(babylon.now() - timedelta(minutes=babylon.settings.outcome_delay_minutes))
+    end = window_of(babylon.now() - OUTCOME_DELAY)
     first = babylon.settings.first_window
     if end <= first:
         return Observed(storage, {}, {})

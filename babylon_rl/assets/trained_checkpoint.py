@@ -30,8 +30,7 @@ from babylon_rl.traces import traced_step
 from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
-from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.wandb_process import WandbResult, record_artifact, refusal
+from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iteration_numbers, record_artifact, refusal
 
 POOL = "trainer"
 MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")

@@ -124,10 +124,7 @@ def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
 
 
 def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: JudgeSettings, now: datetime) -> str | None:
-    """A reason to start no run of a pending batch now, or None.
-
-    Gives up a batch of which MAX_DEAD_RUNS runs died.
-    """
+    """A reason to start no run of a pending batch now, or None. Gives up a batch of which MAX_DEAD_RUNS runs died."""
     # The last of its hours counts: a run before that would find at least one of them unjudged again.
     asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
     again_at = runs.seen_at + retry_after(runs.failed)

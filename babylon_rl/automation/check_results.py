@@ -93,11 +93,7 @@ class Rule(Generic[Hour]):
 
 @dataclass(frozen=True)
 class HourlyChecks(Generic[Hour]):
-    """Rules of one asset that share a query.
-
-    Attributes:
-        read: the facts of some hours; an hour without facts is left out.
-    """
+    """Rules of one asset that share a query. Attributes: read: the facts of some hours; an hour without facts is left out."""
 
     asset: str
     rules: tuple[Rule[Hour], ...]

@@ -40,9 +40,8 @@ class CleanedPart:
 def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[CleanedPart]:
     """Remove files and rows older than RETENTION_DAYS, and checkpoints beyond those that are kept.
 
-    Yield each part when it is done.
-
-    A path that cannot be removed is named in its part, and the rest goes on. ``dry_run`` changes nothing and says what would go.
+    Yield each part when it is done. A path that cannot be removed is named in its part, and the rest goes on. ``dry_run`` changes nothing
+    and says what would go.
 
     Args:
         connection: in autocommit mode.

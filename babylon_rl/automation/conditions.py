@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from babylon_rl.assets.sources import OUTCOME_DELAY
 from babylon_rl.settings import HEURISTIC, Settings
 
 C = dg.AutomationCondition
@@ -79,7 +80,7 @@ def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
 
 def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
     """Policies of the assets made again as time passes, by the settings."""
-    waits = SLACK + timedelta(minutes=settings.outcome_delay_minutes)
+    waits = SLACK + OUTCOME_DELAY
     judged = waits if settings.judge_model == HEURISTIC else waits + timedelta(hours=settings.judge_settle_hours)
     # Training and benchmark take their time after the interval; a second interval without a decision is a failure.
     interval = timedelta(hours=settings.training_interval_hours)

@@ -6,7 +6,6 @@ A BabylonError becomes a sentence on standard error and the exit code of its cla
 """
 
 import errno
-import gc
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from babylon_rl.errors import BabylonError, SettingsError, first_clause, missing_package
+from babylon_rl.heap import kept_whole
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -45,18 +45,12 @@ COMMANDS = {
     "rejected": ("data", "List the rejected trajectories with their reasons."),
     "outcomes": ("data", "Show the market outcomes of an hour."),
     "scores": ("data", "Show the scores of an hour's group, as they were judged."),
-    "verify-data": (
-        "verify_data",
-        "Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.",
-    ),
+    "verify-data": ("verify_data", "Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL."),
     "score": ("score", "Judge groups without scores, or whose data have changed since (default: the look-back)."),
     "ready": ("training", "Check the amount and the quality of the data for a training."),
     "train": ("training", "Freeze a batch, judge it, train it, and register the version."),
     "sync-outcomes": ("training", "Write the market outcomes of some hours into market_outcomes."),
-    "harness": (
-        "agents",
-        "Benchmark agents, record them, train on the records and report.",
-    ),
+    "harness": ("agents", "Benchmark agents, record them, train on the records and report."),
     "export": ("export", "Write training data for other tools: LLM calls as served, with scores."),
     "judge": ("judge", "The judge: quarantined groups, reliability, privacy."),
     "batches": ("batches", "Training jobs, newest first; one of them; cancel one, give up what never ends."),
@@ -114,29 +108,24 @@ app = LazyGroup(
 
 
 def main() -> None:
-    """Run the command line of this process and exit.
-
-    The process's libraries keep their caches in the state directory.
-    """
+    """Run the command line of this process and exit. The process's libraries keep their caches in the state directory."""
     sys.exit(run(sys.argv[1:], _process_start))
 
 
 @contextmanager
 def _process_start() -> Iterator[None]:
-    # What is imported stays: collecting garbage meanwhile, and going through all of it at the end, is a fifth of a short command's time.
-    gc.disable()
     # Looking for plugins, pydantic reads the metadata of every installed package; no plugin of it is used here.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
-    from babylon_rl.settings import gone_settings
+    with kept_whole():
+        from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
+        from babylon_rl.setting_sources import gone_settings
+        from babylon_rl.settings import Settings
 
-    keep_caches_at_home()
-    with suppress(SettingsError):  # the command says so itself, if it needs the settings
-        for sentence in gone_settings():
-            print(sentence, file=sys.stderr)
-    yield
-    gc.freeze()
-    gc.enable()
+        keep_caches_at_home()
+        with suppress(SettingsError):  # the command says so itself, if it needs the settings
+            for sentence in gone_settings(Settings):
+                print(sentence, file=sys.stderr)
+        yield
 
 
 def run(arguments: list[str], starting: Starting = nullcontext) -> int:
@@ -177,10 +166,7 @@ def run(arguments: list[str], starting: Starting = nullcontext) -> int:
 
 
 def _leave(code: str | int | None) -> int:
-    """Flush standard output and return the exit code.
-
-    A reader that is gone (``babylon-rl ... | head``) is no error message.
-    """
+    """Flush standard output and return the exit code. A reader that is gone (``babylon-rl ... | head``) is no error message."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -44,7 +44,7 @@ def start(
     arms = [version.strip() for version in versions.split(",")]
     with open_database(settings) as database, database.connect() as connection:
         # The expected effect is stored with the test, as it must be fixed before the first look.
-        ab_tests.start(connection, name, arms, percents, expected or settings.rollout_expected_usd, author_of(reason))
+        ab_tests.start(connection, name, arms, percents, expected or ab_tests.EXPECTED_USD, author_of(reason))
         _show(ab_tests.report(connection, name, settings), as_json)
 
 
@@ -53,10 +53,7 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the arms of a test by the data so far.
-
-    Looking often costs nothing.
-    """
+    """Compare the arms of a test by the data so far. Looking often costs nothing."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         if name is not None:

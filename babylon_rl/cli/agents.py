@@ -56,11 +56,7 @@ def spawn_agents(
     ] = BASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Play hours of the market with simulated agents, and write the game's rows.
-
-    A row per agent and tick.
-    """
-
+    """Play hours of the market with simulated agents, and write the game's rows. A row per agent and tick."""
     request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
@@ -98,10 +94,7 @@ class Harness:
 
 @dataclass(frozen=True)
 class Learning:
-    """Result of ``--train``.
-
-    ``offered`` is the readiness that decided; ``trained`` is None without a training.
-    """
+    """Result of ``--train``. ``offered`` is the readiness that decided; ``trained`` is None without a training."""
 
     hours: list[str]
     offered: Readiness
@@ -129,7 +122,6 @@ def harness(
 
     Fails unless the scores rank the agents and the new checkpoint loads and answers.
     """
-
     if not train and (force or windows is not None or start is not None):
         raise UsageError("--force, --windows and --start belong to --train.")
     settings = load_settings()

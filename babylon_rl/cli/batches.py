@@ -129,10 +129,7 @@ def give_up(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job at the training service, as `batches show` lists it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it never will end; it is stored with the job.")],
 ) -> None:
-    """Give up a job at the training service that will never end.
-
-    Until then nothing else is posted to its model.
-    """
+    """Give up a job at the training service that will never end. Until then nothing else is posted to its model."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         if not give_up_job(connection, job_id, reason, utc_now()):
             raise UsageError(f"No job {job_id} is running. `babylon-rl batches show ID` lists a batch's jobs.")

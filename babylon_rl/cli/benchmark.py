@@ -48,10 +48,7 @@ def standings(
     markets: MarketsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the gate's markets with any versions and agents.
-
-    Shows the P&L of each, and its paired difference to one of them.
-    """
+    """Play the gate's markets with any versions and agents. Shows the P&L of each, and its paired difference to one of them."""
     chosen = list(dict.fromkeys([*names, *([against] if against is not None else [])]))
     reference = against or (chosen[-1] if len(chosen) > 1 else None)
     if against is not None and len(chosen) == 1:
@@ -107,10 +104,7 @@ def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
 
 @benchmark.command("leaderboard")
 def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
-    """Rank versions, base and agents by their P&L in the gate's markets.
-
-    No model is asked.
-    """
+    """Rank versions, base and agents by their P&L in the gate's markets. No model is asked."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)

@@ -79,10 +79,7 @@ def _always(client: ChatClient) -> Callable[[], ChatClient]:
 
 
 def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
-    """Sources of base and versions, with the identity of their weights.
-
-    The database is opened only if a version is named.
-    """
+    """Sources of base and versions, with the identity of their weights. The database is opened only if a version is named."""
     if not names:
         return {}
     versions = [name for name in names if name != BASE]

@@ -54,10 +54,7 @@ def run(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play snapshots with models and agents, and show the P&L of each.
-
-    A stored run is not played again without --again.
-    """
+    """Play snapshots with models and agents, and show the P&L of each. A stored run is not played again without --again."""
     if mandate not in MANDATES:
         raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
     settings = load_settings()

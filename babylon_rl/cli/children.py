@@ -28,11 +28,7 @@ _ENDED = 0
 
 
 def run_child(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    home: Path,
-    stdout: IO[bytes] | None = None,
-    stderr: IO[bytes] | None = None,
+    command: Sequence[str], environment: Mapping[str, str], home: Path, stdout: IO[bytes] | None = None, stderr: IO[bytes] | None = None
 ) -> int:
     """Run a program to its end and return its exit code.
 
@@ -61,10 +57,7 @@ def run_child(
 
 
 def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
-    """End the groups that commands started; return a sentence for each.
-
-    ``orphans_only``: only those whose command has died.
-    """
+    """End the groups that commands started; return a sentence for each. ``orphans_only``: only those whose command has died."""
     stopped = []
     for path in sorted((home / "children").glob("*.json")):
         try:
@@ -86,10 +79,7 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
 
 @contextmanager
 def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
-    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends.
-
-    Its ``put`` may interrupt its ``get``.
-    """
+    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends. Its ``put`` may interrupt its ``get``."""
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
@@ -156,9 +146,8 @@ def _is_there(identity: Mapping[str, float]) -> bool:
 def _end_group(group: int, hurried: Callable[[], bool] = lambda: False) -> None:
     """End a process group as Ctrl-C in its terminal would.
 
-    Processes that are left after their leader get SIGTERM and, a moment later, SIGKILL.
-
-    What has left the group for a session of its own is ended as well, unless its parents had gone before.
+    Processes that are left after their leader get SIGTERM and, a moment later, SIGKILL. What has left the group for a session of its own is
+    ended as well, unless its parents had gone before.
     """
     family = _family(group)
     leader = {process for process in family if process.pid == group}

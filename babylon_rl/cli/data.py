@@ -231,7 +231,7 @@ def rejected_parts(rejections: Sequence[Rejection], rejected_rows: Sequence[Mapp
 @app.command("outcomes")
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the market outcomes of an hour."""
-    from babylon_rl.market.outcome_rows import read_outcomes  # `windows` need not wait for it
+    from babylon_rl.market.outcomes import read_outcomes  # `windows` need not wait for it
 
     window_start(window)
     with _session(load_settings()) as session:

@@ -5,7 +5,7 @@ Every stage does only missing work, so an interrupted demo resumes where it stop
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -32,7 +32,8 @@ from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.evaluation.report import GENERATIONS, demo_columns
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
-from babylon_rl.settings import keep_demo_choices, load_settings
+from babylon_rl.setting_sources import DEMO_FILE
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
@@ -43,14 +44,12 @@ from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
-CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes
+# A quarter of the usual markets, and half of the agents at once: the demo ends in minutes.
+QUICK = {"confirmation_markets": 24, "rollout_steps": (50.0, 100.0)}
 ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
-DEMO_SETTINGS = {
-    "train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0,
-    "auto_promote": True, "rollout_steps": "50,100",
-}  # fmt: skip
+DEMO_SETTINGS = {"train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "auto_promote": True}
 
 
 @app.command("demo")
@@ -65,8 +64,8 @@ def demo(
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
     chosen |= {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
-    settings = load_settings(**chosen).model_copy(update={"confirmation_markets": CONFIRMATION_MARKETS})
-    keep_demo_choices(settings, chosen)
+    settings = load_settings(**chosen).model_copy(update=QUICK)
+    keep_choices(settings, chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
     # Remains of a killed demo would hold the database.
     for sentence in stop_children(settings.home, orphans_only=True):
@@ -87,6 +86,17 @@ def demo(
                     _market(asked, following, done)
         document = _result(state, done) | {"firstWindow": plan[0][0], "seconds": round(time.monotonic() - began, 1)}
     emit(document, _parts(document), as_json)
+
+
+def keep_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
+    """Store a demo's choices beside its embedded database, for later commands.
+
+    A demo in a database of the user's own keeps nothing: other data may come to it.
+    """
+    if settings.uses_embedded_database:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name.upper()}={str(value).lower()}\n" for name, value in chosen.items()]
+        (settings.home / DEMO_FILE).write_text("# Chosen by babylon-rl demo; the environment and .env win.\n" + "".join(lines))
 
 
 def _title(state: Demo, earlier: list[dict[str, Any]]) -> str:

@@ -229,9 +229,7 @@ def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
     """Release a version on trial to all agents, after they asked the gateway.
 
-    One whose guards fail is rolled back.
-
-    Returns True if it was released, and was not rolled back since.
+    One whose guards fail is rolled back. Returns True if it was released, and was not rolled back since.
     """
     with state.database.connect() as connection:
         table = read_routing(connection)
@@ -260,10 +258,7 @@ def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Seque
 
 
 def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> list[Guard]:
-    """Play an hour with agents that ask the gateway, show the guards and return them.
-
-    It also shows who answered them.
-    """
+    """Play an hour with agents that ask the gateway, show the guards and return them. It also shows who answered them."""
     if hour not in simulated_hours(connection, state.seed):
         connection.commit()
         request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour)

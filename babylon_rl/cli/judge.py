@@ -67,9 +67,8 @@ def retry(
 ) -> None:
     """Take groups out of quarantine.
 
-    The next `babylon-rl score`, or the next batch with these hours, asks the judge again.
-
-    An hour that is in none is named, and fails nothing.
+    The next `babylon-rl score`, or the next batch with these hours, asks the judge again. An hour that is in none is named, and fails
+    nothing.
     """
     for window in windows or ():
         window_start(window)
@@ -84,11 +83,7 @@ def retry(
     elif not released:
         say("No group is in quarantine.")
     rows = [[window] for window in released]
-    emit(
-        {"released": released, "notQuarantined": others},
-        [listed(["out of quarantine"], rows)] if rows else [],
-        as_json,
-    )
+    emit({"released": released, "notQuarantined": others}, [listed(["out of quarantine"], rows)] if rows else [], as_json)
 
 
 @judge_group.command("report")

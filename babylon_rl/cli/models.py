@@ -17,7 +17,7 @@ from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
 from babylon_rl.training.export.model import export_version, find_version
-from babylon_rl.training.wandb_process import record_artifact, refusal
+from babylon_rl.training.tracking import record_artifact, refusal
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
@@ -65,10 +65,7 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="Base and adapter as one model, instead of the adapter.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version's files for vLLM and other servers.
-
-    They are loaded again and compared with the checkpoint first.
-    """
+    """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
     model = _registered(settings, version)
     exported = export_version(model, directory.absolute(), settings, merged=merged)
@@ -89,10 +86,7 @@ def export(
 
 @models.command("upload")
 def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
-    """Upload a version's checkpoint to MODEL_STORAGE_URL.
-
-    With WANDB_API_KEY also to Weights & Biases, as an artifact.
-    """
+    """Upload a version's checkpoint to MODEL_STORAGE_URL. With WANDB_API_KEY also to Weights & Biases, as an artifact."""
     settings = load_settings()
     if settings.model_storage_url is None and refusal(settings) is not None:
         raise UsageError("There is nowhere to upload to: set MODEL_STORAGE_URL, or WANDB_API_KEY.")

@@ -69,10 +69,7 @@ def show(parts: Sequence[Table | str], out: Console) -> None:
 
 
 def _drawn(part: Table, columns: Sequence[Column]) -> rich_table.Table:
-    """A plain table; numbers are right-aligned, None is a dash.
-
-    If it is too wide, texts wrap in all columns but the first.
-    """
+    """A plain table; numbers are right-aligned, None is a dash. If it is too wide, texts wrap in all columns but the first."""
     made = rich_table.Table(title=part.title, title_justify="left", box=None, pad_edge=False)
     rows = [[column.cell(row) for column in columns] for row in part.rows]
     for position, column in enumerate(columns):
@@ -123,10 +120,7 @@ def progress_of_parts(indent: str = "") -> Iterator[Progress]:
 
 @contextmanager
 def progress_of(what: str, total: int, indent: str = "") -> Iterator[Callable[[object], None]]:
-    """Show the progress of one label.
-
-    Yields a callback that counts a unit, whatever it is given.
-    """
+    """Show the progress of one label. Yields a callback that counts a unit, whatever it is given."""
     with progress_of_parts(indent) as tell:
         done = count(1)
         tell(what, 0, total)

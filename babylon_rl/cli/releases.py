@@ -39,9 +39,7 @@ def deploy(
     strategy: Annotated[
         Literal["immediate", "gradual", "test"], typer.Option(help="All agents; a share of them; or those of --agents alone.")
     ] = "gradual",
-    percentage: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Share of agents of a gradual rollout. Default: the first of ROLLOUT_STEPS.")
-    ] = None,
+    percentage: Annotated[float | None, typer.Option(min=0, max=100, help="Share of agents of a gradual rollout. Default: 1.")] = None,
     agents: Annotated[str, typer.Option(help="Agent ids, separated by commas, for --strategy test.")] = "",
     reason: ReasonOption = "by hand",
     as_json: JsonOption = False,
@@ -126,7 +124,6 @@ def agents(
 
 def author_of(reason: str) -> releases.ReleaseAuthor:
     """The author of a transition by hand: the user of this process."""
-
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -135,7 +132,6 @@ def author_of(reason: str) -> releases.ReleaseAuthor:
 
 
 def _emit(connection: Connection, settings: Settings, rollout: Rollout, as_json: bool) -> None:
-
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
         "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,

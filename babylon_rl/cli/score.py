@@ -44,9 +44,7 @@ def score(
 ) -> None:
     """Judge groups without scores, or whose data have changed since (default: the look-back).
 
-    Exit code 3 where some wait.
-
-    A group in quarantine fails nothing: it is said, and the exit code is 0.
+    Exit code 3 where some wait. A group in quarantine fails nothing: it is said, and the exit code is 0.
     """
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
     if window is not None and (first is not None or end is not None):
@@ -156,10 +154,7 @@ def _dollars(cost: HourCost) -> str:
 
 @dataclass(frozen=True)
 class HourOutcome:
-    """One hour after a scoring.
-
-    ``scores`` are its present scores, of any judge; None without any.
-    """
+    """One hour after a scoring. ``scores`` are its present scores, of any judge; None without any."""
 
     window: str
     outcome: Outcome
@@ -185,10 +180,7 @@ class HourOutcome:
         return [self.window, self.words, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
 
     def document(self) -> dict[str, Any]:
-        """This result as a JSON-ready dict.
-
-        ``keptScoresOf`` names the judge of scores that are not from this call.
-        """
+        """This result as a JSON-ready dict. ``keptScoresOf`` names the judge of scores that are not from this call."""
         judge = None if self.scores is None or self.outcome == "judged" else self.scores.judge
         return {"window": self.window, "outcome": self.outcome, "keptScoresOf": judge, "reason": self.reason}
 

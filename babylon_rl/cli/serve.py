@@ -102,10 +102,7 @@ def serve_gateway(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=64)] = 1,
 ) -> None:
-    """Serve agents instead of their provider: choose the version, record the call.
-
-    The server is OpenAI-compatible.
-    """
+    """Serve agents instead of their provider: choose the version, record the call. The server is OpenAI-compatible."""
     from babylon_rl.serving.gateway_process import serve as run
 
     run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))

@@ -19,7 +19,8 @@ from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
 from babylon_rl.serving.dagster_client import HOURS
-from babylon_rl.settings import DEMO_FILE, Settings, gone_settings, kept_demo_choices, load_settings, setting_sources
+from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, setting_sources
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
@@ -100,9 +101,9 @@ def _index_row(built: BuiltIndex, check: bool) -> dict[str, object]:
 def settings(as_json: JsonOption = False) -> None:
     """Every setting, its value (secrets masked) and where it came from."""
     loaded = load_settings()
-    sources = setting_sources()
+    sources = setting_sources(Settings)
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
-    gone = gone_settings()
+    gone = gone_settings(Settings)
     emit({"settings": rows, "gone": gone}, [Table(SETTINGS, rows), *gone], as_json)
 
     if asked := judge_addresses(loaded, loaded.judge_model, loaded.judge_audit_model):
@@ -142,7 +143,7 @@ def dev(
     free = _free_port(host, port)
     if free != port:
         say(f"Port {port} is in use: taking {free}.")
-    if chosen := kept_demo_choices():
+    if chosen := kept_demo_choices(Settings):
         say(
             "Settings of the demo: "
             + " ".join(f"{name}={value}" for name, value in chosen.items())
@@ -223,8 +224,7 @@ def worker(
 
 @app.command("cleanup")
 def cleanup(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False,
-    as_json: JsonOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False, as_json: JsonOption = False
 ) -> None:
     """Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed."""
     from babylon_rl.automation.cleanup import ADVICE, clean_up
@@ -260,10 +260,7 @@ def _workspace() -> list[str]:
 def _run_dagster(
     arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
 ) -> int:
-    """Run a program of Dagster's on this project's instance.
-
-    ``migrated`` brings the schema up to date first.
-    """
+    """Run a program of Dagster's on this project's instance. ``migrated`` brings the schema up to date first."""
     from babylon_rl.automation.instance import open_instance
 
     loaded = load_settings()
@@ -287,7 +284,7 @@ def _variables(database: Database, settings: Settings) -> dict[str, str]:
     from babylon_rl.automation.instance import prepare_instance
 
     return {
-        **kept_demo_choices(),
+        **kept_demo_choices(Settings),
         **prepare_instance(database, settings),
         "DATABASE_URL": database.url,
         "DIRECT_DATABASE_URL": database.direct_url,

@@ -22,7 +22,8 @@ from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.llm.retries import Retries
 from babylon_rl.models.base_model import DRY, damage, is_of_the_hub, kept_base, stored_base
 from babylon_rl.reporting.numbers import about
-from babylon_rl.settings import HEURISTIC, Settings, gone_settings
+from babylon_rl.setting_sources import gone_settings
+from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
@@ -72,10 +73,7 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
 
 
 def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
-    """Make a check of a function's (status, detail).
-
-    An error of a known kind fails it.
-    """
+    """Make a check of a function's (status, detail). An error of a known kind fails it."""
     try:
         return Check(name, *look())
     except (BabylonError, OSError) as failed:
@@ -85,7 +83,7 @@ def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
 
 
 def _configuration(settings: Settings) -> Iterator[Check]:
-    warnings = settings.warnings() + gone_settings()
+    warnings = settings.warnings() + gone_settings(Settings)
     for warning in warnings:
         yield Check("settings", WARN, warning)
     if not warnings:

@@ -42,10 +42,7 @@ SYNCED = (
 
 @app.command("ready")
 def ready(as_json: JsonOption = False) -> None:
-    """Check the amount and the quality of the data for a training.
-
-    Exit code 1 when they are not enough.
-    """
+    """Check the amount and the quality of the data for a training. Exit code 1 when they are not enough."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())

@@ -16,7 +16,7 @@ import psycopg
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.episodes.reading import data_version, read_windows
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
-from babylon_rl.market.outcome_rows import read_many_outcomes, stored_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes, stored_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.batches import Batch, BatchGroup, batch_id_taken, judged_groups, read_batch
 from babylon_rl.store.connection import Connection
@@ -28,7 +28,7 @@ from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import Trained, pending_batches, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze, freeze_bounds
-from babylon_rl.training.iterations import iterations_of
+from babylon_rl.training.lifecycle import iterations_of
 from babylon_rl.windows import HOUR, newest_complete, next_window, utc_now, window_of, window_start
 
 # Options of `train` that are frozen with a batch, by the setting that they are.
@@ -135,10 +135,7 @@ def _new_batch(database: Database, connection: Connection, settings: Settings, a
 
 
 def _refuse_other(batch: Batch, options: Mapping[str, Any], otherwise: str) -> None:
-    """Raise UsageError if an option differs from the values frozen with ``batch``.
-
-    Such an option would have no effect.
-    """
+    """Raise UsageError if an option differs from the values frozen with ``batch``. Such an option would have no effect."""
     frozen = {**batch.settings, "seed": batch.seed}
     other = [name for name in OPTIONS if name in options and options[name] != frozen.get(name)]
     if batch.live and other:
@@ -169,10 +166,7 @@ def recorded_hours(connection: Connection, settings: Settings, now: datetime, wi
 def read_new_hours(
     database: Database, connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None
 ) -> list[str]:
-    """Read new and changed hours in range through the graph.
-
-    Returns all hours in range that hold rows.
-    """
+    """Read new and changed hours in range through the graph. Returns all hours in range that hold rows."""
     from babylon_rl.automation.launch import run_hours
 
     held = recorded_hours(connection, settings, now, windows)
@@ -194,10 +188,7 @@ def read_new_hours(
 
 
 class TrainingLines:
-    """Prints each line once; ``tell`` may be called any number of times.
-
-    It connects again after a lost connection.
-    """
+    """Prints each line once; ``tell`` may be called any number of times. It connects again after a lost connection."""
 
     def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
         self._database = database

@@ -47,15 +47,11 @@ _ODDITIES = (
 @app.command("verify-data")
 def verify_data(
     as_of: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now."),
+        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.
-
-    Exit code 1 when a check fails.
-    """
+    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL. Exit code 1 when a check fails."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, as_of or clock_of(connection))

@@ -88,10 +88,7 @@ class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Step(StepFacts, frozen=True, gc=False, rename="camel"):
-    """One step with the texts of its calls.
-
-    ``step_number`` is a whole number after ``decode_steps``.
-    """
+    """One step with the texts of its calls. ``step_number`` is a whole number after ``decode_steps``."""
 
     environment_state: EnvironmentState
     action: Action
@@ -123,10 +120,7 @@ def recorded_value(value: msgspec.Raw) -> Any:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a recorded number as a float; None for anything else.
-
-    Booleans and integers beyond the range of a float give None.
-    """
+    """Return a recorded number as a float; None for anything else. Booleans and integers beyond the range of a float give None."""
     if value.__class__ is float:
         return float(value)
     if value.__class__ is not int:
@@ -373,10 +367,7 @@ class Decoded(NamedTuple, Generic[_S]):
 
 
 def decode(row: TrajectoryRow) -> Decoded[Step] | Fault:
-    """Return a row's steps with their texts, or its first fault.
-
-    Never raises for the content of a row.
-    """
+    """Return a row's steps with their texts, or its first fault. Never raises for the content of a row."""
     return _decoded(row, decode_steps)
 
 
@@ -403,10 +394,7 @@ def _decoded(row: TrajectoryRow, steps_of: Callable[[bytes], Sequence[_S] | Faul
 
 
 def not_for_training(row: TrajectoryRow) -> Fault | None:
-    """Return the reason why a row was never meant for training, or None.
-
-    An evaluation, not training data, or a benchmark.
-    """
+    """Return the reason why a row was never meant for training, or None. An evaluation, not training data, or a benchmark."""
     if row.is_evaluation:
         return Fault("evaluation", '"isEvaluation" is true')
     if not row.is_training_data:
@@ -482,10 +470,7 @@ def _call(entry: dict[str, Any]) -> StepCall:
 
 
 def end_pnl(final_pnl: float | None, metrics_json: bytes, last: StepFacts) -> float:
-    """Return a trajectory's P&L at its end in dollars.
-
-    "finalPnL", else metricsJson.finalPnL, else the P&L of the last step.
-    """
+    """Return a trajectory's P&L at its end in dollars. "finalPnL", else metricsJson.finalPnL, else the P&L of the last step."""
     if final_pnl is not None and math.isfinite(final_pnl):
         return final_pnl
     try:

@@ -20,10 +20,7 @@ from babylon_rl.windows import HOUR, window_start
 
 @dataclass(frozen=True, slots=True)
 class SampleQuality:
-    """Share (0..1) of sampled rows that pass each of four checks.
-
-    Provider accesses are reported but not counted.
-    """
+    """Share (0..1) of sampled rows that pass each of four checks. Provider accesses are reported but not counted."""
 
     rows: int
     has_steps: float
@@ -39,10 +36,7 @@ class SampleQuality:
 
 
 def sample_quality(rows: Sequence[tuple[TrajectoryRow, Sequence[CallLogRow]]]) -> SampleQuality:
-    """Return the share of rows, each with its logged calls, that passes each check.
-
-    Without rows every share is 0.
-    """
+    """Return the share of rows, each with its logged calls, that passes each check. Without rows every share is 0."""
     checks = [_row_checks(row, logs) for row, logs in rows]
     shares = [sum(column) / len(rows) for column in zip(*checks, strict=True)] if checks else [0.0] * 5
     return SampleQuality(len(rows), *shares)
@@ -89,10 +83,7 @@ CHECKS: dict[str, tuple[str, str]] = {
 
 
 def row_faults(row: TrajectoryRow) -> Iterator[str]:
-    """Yield the names of the checks that a row fails by itself.
-
-    llm_call_logs may still hold its calls, and provider accesses with them.
-    """
+    """Yield the names of the checks that a row fails by itself. llm_call_logs may still hold its calls, and provider accesses with them."""
     try:
         # Without readable steps no other check applies.
         steps = strict_json(row.steps_json)
@@ -132,10 +123,7 @@ def unmatched_sentence(connection: Connection, first: str, now: datetime, end: s
 
 
 def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:
-    """Return one check per kind over ``rows`` rows.
-
-    ``faults`` are pairs (trajectory id, check name).
-    """
+    """Return one check per kind over ``rows`` rows. ``faults`` are pairs (trajectory id, check name)."""
     failed: dict[str, list[str]] = {name: [] for name in CHECKS}
     for trajectory_id, name in faults:
         failed[name].append(trajectory_id)

@@ -55,10 +55,7 @@ _IN_TIME = attrgetter("start_time", "trajectory_id")
 
 
 def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
-    """Group trajectories by agent, in order of agent id.
-
-    Each group is in order of (startTime, trajectoryId).
-    """
+    """Group trajectories by agent, in order of agent id. Each group is in order of (startTime, trajectoryId)."""
     agents: defaultdict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         agents[trajectory.agent_id].append(trajectory)
@@ -150,10 +147,7 @@ def _mean(numbers: list[float]) -> float:
 
 
 def data_version(reading: WindowReading) -> str:
-    """Hash the content of the hour.
-
-    It does not change when rows are marked as used in training.
-    """
+    """Hash the content of the hour. It does not change when rows are marked as used in training."""
     episodes = [
         [
             episode.agent_id,
@@ -177,10 +171,7 @@ def data_version(reading: WindowReading) -> str:
 
 
 def group_version(reading: HourEpisodes) -> str:
-    """Hash the content of the group to be judged: its usable episodes.
-
-    Empty for a window that is not ready.
-    """
+    """Hash the content of the group to be judged: its usable episodes. Empty for a window that is not ready."""
     if not reading.ready:
         return ""
     return content_version(
@@ -269,10 +260,7 @@ def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str
 
 
 def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
-    """Split episodes, in order, into lists of at most TEXTS_AT_ONCE trajectories.
-
-    An episode with more trajectories forms its own list.
-    """
+    """Split episodes, in order, into lists of at most TEXTS_AT_ONCE trajectories. An episode with more trajectories forms its own list."""
     some: list[E] = []
     rows = 0
     for own in episodes:

@@ -90,10 +90,7 @@ def _is_trading(action_type: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _shared(values: _T) -> _T:
-    """Return the first of all equal ``values``, to save memory.
-
-    Most trajectories of an agent look alike, and many are held at once.
-    """
+    """Return the first of all equal ``values``, to save memory. Most trajectories of an agent look alike, and many are held at once."""
     return values
 
 
@@ -126,10 +123,7 @@ def embedded_calls(step: Step) -> Sequence[StepCall]:
 
 
 def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
-    """Return the logged calls by step, for decoded steps.
-
-    See ``calls_by_step``.
-    """
+    """Return the logged calls by step, for decoded steps. See ``calls_by_step``."""
     return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
 
 
@@ -163,10 +157,7 @@ def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[
 
 
 def logged_facts(row: CallLogRow) -> CallFacts:
-    """Return the facts of a log row that decide whether it trains.
-
-    messagesJson replaces an empty prompt.
-    """
+    """Return the facts of a log row that decide whether it trains. messagesJson replaces an empty prompt."""
     messages = None if row.user_prompt else valid_messages(row.messages_json)
     # The last message is the user's, as valid_messages asks, and so the one to measure in place of the prompt.
     prompt = messages[-1]["content"] if messages else row.user_prompt
@@ -349,10 +340,7 @@ def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> 
 
 
 def is_short(call: CallFacts) -> bool:
-    """Return True if a prompt of the call is too short.
-
-    A system prompt of at most 50 characters, or a user prompt of at most 100.
-    """
+    """Return True if a prompt of the call is too short. A system prompt of at most 50 characters, or a user prompt of at most 100."""
     system, user = call.system_prompt, call.user_prompt
     return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
 
@@ -438,20 +426,14 @@ def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajec
 
 
 class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
-    """A trajectory without calls in its steps, with the places of its steps.
-
-    The places assign logged calls to steps.
-    """
+    """A trajectory without calls in its steps, with the places of its steps. The places assign logged calls to steps."""
 
     trajectory: Trajectory
     places: StepPlaces
 
 
 def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
-    """Return the trajectory with the calls in ``logs``.
-
-    ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
-    """
+    """Return the trajectory with the calls in ``logs``. ``logs`` is not empty and in any order; ``texts`` keeps the training sequences."""
     trajectory, places = held.trajectory, held.places
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
     # A changed log changes the content as a changed step does.

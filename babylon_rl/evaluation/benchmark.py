@@ -79,10 +79,7 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The base or a version, by the hash of its weights.
-
-    It is an ``adapter`` served here, or a model of a ``service``.
-    """
+    """The base or a version, by the hash of its weights. It is an ``adapter`` served here, or a model of a ``service``."""
 
     name: str
     role: str
@@ -92,10 +89,7 @@ class ModelSource:
 
 
 def base_source(settings: Settings) -> ModelSource:
-    """The base of the CPU lineage.
-
-    Raises ModelUnavailable when it is not here and cannot be made.
-    """
+    """The base of the CPU lineage. Raises ModelUnavailable when it is not here and cannot be made."""
     directory = base_model_dir(settings)
     # Config, tokenizer and template belong to the policy as much as its weights.
     parts = base_identity(directory, base_model_name(settings))
@@ -173,10 +167,7 @@ def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: S
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
-    """Hash of a version's weights, from its base and its adapter's manifest.
-
-    The manifest holds the hashes of all its files.
-    """
+    """Hash of a version's weights, from its base and its adapter's manifest. The manifest holds the hashes of all its files."""
     return content_version([base_identity, manifest_sha])
 
 
@@ -276,10 +267,7 @@ def gate_rows(
 
 
 def model_player(client: ChatClient, name: str, identity: str) -> Player:
-    """A model in the gate's markets, where only its weights differ from others'.
-
-    Mandate, prompt and temperature are fixed.
-    """
+    """A model in the gate's markets, where only its weights differ from others'. Mandate, prompt and temperature are fixed."""
     return replace(endpoint_player(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
 
 
@@ -418,10 +406,7 @@ def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
 def _reference(
     versions: Iterable[Model], ancestors: Sequence[Model], passed: Collection[str], settings: Settings
 ) -> tuple[tuple[Model, str] | None, list[str]]:
-    """The version to beat with its role, and sentences that give the reason.
-
-    The version is None for the base.
-    """
+    """The version to beat with its role, and sentences that give the reason. The version is None for the base."""
     deployed = deployed_model(versions)
     missing = None if deployed is None else absent(deployed, settings)
     if deployed is not None and missing is None:

@@ -77,10 +77,7 @@ class PlayerRow(Generic[R]):
 
 @dataclass(frozen=True)
 class GateRow(PlayerRow[MarketResult]):
-    """One player over the gate's markets.
-
-    ``improvement`` is its P&L minus the reference's, None for the reference itself.
-    """
+    """One player over the gate's markets. ``improvement`` is its P&L minus the reference's, None for the reference itself."""
 
     improvement: Interval | None = None
 
@@ -142,10 +139,7 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def sharpe_path(self) -> list[float | None]:
-        """Mean Sharpe ratio up to every moment; None at the beginning.
-
-        The mean is over the markets that have a ratio by then.
-        """
+        """Mean Sharpe ratio up to every moment; None at the beginning. The mean is over the markets that have a ratio by then."""
         # Markets get their first ratio at different moments.
         columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
         defined = [[value for value in column if value is not None] for column in columns]
@@ -450,10 +444,7 @@ def analysis_sizes(first: int) -> tuple[int, ...]:
 
 
 def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first: int) -> int | None:
-    """Markets of the next interim analysis after an inconclusive one.
-
-    None when no more are worth playing.
-    """
+    """Markets of the next interim analysis after an inconclusive one. None when no more are worth playing."""
     # Sizes are fixed beforehand; none is chosen from the data.
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
     # Where even the last size is too small to pass, playing on could only cost.
@@ -466,10 +457,7 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
 
 
 def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> int | None:
-    """Markets in which an improvement of the observed size shows with 80 % power.
-
-    None when it is not above ``min_improvement``.
-    """
+    """Markets in which an improvement of the observed size shows with 80 % power. None when it is not above ``min_improvement``."""
     if comparison.candidate is None or comparison.reference is None:
         return None
     ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)

@@ -35,10 +35,7 @@ ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # o
 
 
 def harness_players(agents: int) -> list[Player]:
-    """Scripted strategies in turn, in the order of ``spawn``.
-
-    The second round is named ``balanced-2`` and draws other numbers.
-    """
+    """Scripted strategies in turn, in the order of ``spawn``. The second round is named ``balanced-2`` and draws other numbers."""
     names = [player.strategy for player in players_of(SpawnRequest(agents, 0, 1, 0))]
     return [_player(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
 
@@ -71,10 +68,7 @@ def benchmark_faults(comparison: ComparisonDocument) -> list[str]:
 
 
 def learning_faults(groups: Sequence[BatchGroup], steps: Sequence[TrainingStep]) -> list[str]:
-    """Faults of a finished training that learned nothing.
-
-    Causes are equal scores, no token with a gradient, or a dry run.
-    """
+    """Faults of a finished training that learned nothing. Causes are equal scores, no token with a gradient, or a dry run."""
     faults = []
     if any(step.backend == DRY_BASE_MODEL for step in steps):
         return ["Nothing was learned: the dry trainer trains nothing. Unset LOCAL_BASE_MODEL to train the packaged model."]

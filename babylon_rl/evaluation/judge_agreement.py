@@ -23,7 +23,7 @@ from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, 
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
@@ -192,10 +192,7 @@ def agreement(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; equal values share their mean rank.
-
-    0 where one of the two does not vary.
-    """
+    """Spearman's rank correlation; equal values share their mean rank. 0 where one of the two does not vary."""
     from scipy.stats import rankdata
 
     if len(first) < 2 or np.ptp(first) < _SAME or np.ptp(second) < _SAME:
@@ -221,10 +218,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ends(interval: Interval, most: float) -> tuple[float, float, float]:
-    """Mean, low and high, clamped to ``most``.
-
-    That is 1 for a correlation, 2 for a difference of two.
-    """
+    """Mean, low and high, clamped to ``most``. That is 1 for a correlation, 2 for a difference of two."""
     return interval.mean, max(-most, interval.low), min(most, interval.high)
 
 

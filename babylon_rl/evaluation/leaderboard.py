@@ -143,10 +143,7 @@ class _Known:
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
     def missing(self, model: Model, report: BenchmarkReport | None, benchmark_size: int) -> str | None:
-        """Reason why a version has no place; None when it has one.
-
-        ``benchmark_size`` is the number of markets of a benchmark.
-        """
+        """Reason why a version has no place; None when it has one. ``benchmark_size`` is the number of markets of a benchmark."""
         again = f"materialize benchmark_report of {model.training_batch}"
         if model.foreign or model.status == _FAILED:
             return "Another producer made it." if model.foreign else "Its training failed."
@@ -162,10 +159,7 @@ class _Known:
         return None
 
     def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:
-        """Markets that the base and all ``versions`` have played.
-
-        Without any, the first ``benchmark_size``.
-        """
+        """Markets that the base and all ``versions`` have played. Without any, the first ``benchmark_size``."""
         sets = [self._results[name].keys() for name in (BASE, *versions) if name in self._results]
         shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in played for played in sets)]
         return shared if len(shared) >= _FEWEST else list(self._snapshots[:benchmark_size])
@@ -180,10 +174,7 @@ class _Known:
 
 
 def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Identities of the base and of the versions on it, by name.
-
-    The base is that of the highest version, else the one that played last.
-    """
+    """Identities of the base and of the versions on it, by name. The base is that of the highest version, else the one that played last."""
     for model in models:
         for base in identities[BASE]:
             if _weights(model, base) in identities[model.version]:
@@ -224,10 +215,7 @@ MOST_DRAWN = 40
 
 
 def leaderboard_png(board: Leaderboard) -> bytes:
-    """The leaderboard as a PNG of about 40 kB.
-
-    It shows the first MOST_DRAWN rows, and the newest versions against the base.
-    """
+    """The leaderboard as a PNG of about 40 kB. It shows the first MOST_DRAWN rows, and the newest versions against the base."""
     height = 1.1 + 0.27 * max(8, min(MOST_DRAWN, len(board.lines)))
     figure = plots.new_figure(11.5, height, 88)
     ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))

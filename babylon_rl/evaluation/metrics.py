@@ -28,7 +28,6 @@ from babylon_rl.evaluation.results import (
     SocialMetrics,
     Timing,
 )
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, kind
 from babylon_rl.market.simulation.exchange import Exchange
@@ -69,10 +68,7 @@ def purchases(record: AgentRecord) -> Iterator[Fill]:
 
 
 def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
-    """Positions of a run by id, in order of opening.
-
-    ``exchange`` is in its state at the run's end.
-    """
+    """Positions of a run by id, in order of opening. ``exchange`` is in its state at the run's end."""
     by_id: dict[str, Position] = {}
     for fill in purchases(record):
         # Later purchases into the same position change its size, not where it began.
@@ -329,10 +325,7 @@ _NO_TRADE = ("hold", "post")
 
 @dataclass(frozen=True)
 class RunLabel:
-    """Identity of a result: player, seed, repeat and engine.
-
-    ``key`` is unique to player, market, seed and repeat.
-    """
+    """Identity of a result: player, seed, repeat and engine. ``key`` is unique to player, market, seed and repeat."""
 
     name: str
     identity: str
@@ -482,3 +475,10 @@ def _outcome_values(outcome: Outcome) -> dict[str, Any]:
         return {"outcome": "filled"}
     fill = {"outcome": "filled", "quantity": outcome.quantity, "price": outcome.price, "filledUsd": outcome.usd, "fee": outcome.fee}
     return {**fill, "position": outcome.position, **({} if outcome.profit is None else {"profit": outcome.profit})}
+
+
+def optimality_score(pnl: float, best_pnl: float) -> float:
+    """Score 0..100: P&L as a percentage of the oracle's, clamped. Where the oracle earns nothing, an agent that loses nothing has 100."""
+    if best_pnl <= 0.0:
+        return 100.0 if pnl >= 0.0 else 0.0
+    return 100.0 * max(0.0, min(1.0, pnl / best_pnl))

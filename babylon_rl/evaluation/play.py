@@ -118,10 +118,7 @@ def external_identity(name: str, mandate: str) -> str:
 
 @cache
 def engine_version() -> str:
-    """Hash of the code of markets, strategies and prompts.
-
-    Results of two versions are never mixed unseen.
-    """
+    """Hash of the code of markets, strategies and prompts. Results of two versions are never mixed unseen."""
     digest = hashlib.sha256()
     code = Path(simulation.__path__[0])
     # Sorted, so that the hash is the same on every file system.

@@ -18,21 +18,18 @@ from babylon_rl.evaluation.metrics import (
     drawdowns,
     entropy_bits,
     forecast_scores,
+    optimality_score,
     share,
     sharpe,
 )
 from babylon_rl.evaluation.results import BENCHMARK, Result
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 
 TOLERANCE = 1e-6  # of dollars that are summed in another order
 RELATIVE = 1e-9
 
 
 def validate_result(result: Result) -> list[str]:
-    """Faults of a result, a sentence each; empty for a sound one.
-
-    A run that ended early is sound as far as it went.
-    """
+    """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
     not_finite = list(_not_finite(msgspec.to_builtins(result), ""))
     if not_finite:
         return not_finite  # sums over such numbers say nothing more

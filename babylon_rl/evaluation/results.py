@@ -69,10 +69,7 @@ class PredictionMetrics(CamelCase, frozen=True):
 
 
 class PerpMetrics(CamelCase, frozen=True):
-    """Metrics of positions in stocks.
-
-    ``max_drawdown`` is the largest fall of the equity from its peak, in dollars.
-    """
+    """Metrics of positions in stocks. ``max_drawdown`` is the largest fall of the equity from its peak, in dollars."""
 
     total_trades: int
     profitable_trades: int
@@ -167,10 +164,7 @@ class ActionTaken(CamelCase, frozen=True, omit_defaults=True):
 
 
 class Moment(CamelCase, frozen=True):
-    """An agent's money at a moment: free, and including its open positions.
-
-    Open positions count at the proceeds of closing them.
-    """
+    """An agent's money at a moment: free, and including its open positions. Open positions count at the proceeds of closing them."""
 
     tick: int
     timestamp: int
@@ -333,10 +327,7 @@ class RunFiles:
             self.path(ANSWERS).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the files of the run, its result first.
-
-        So no result is ever found without its decisions.
-        """
+        """Remove the files of the run, its result first. So no result is ever found without its decisions."""
         for suffix in (SUFFIX, PARTIAL, ANSWERS, DECISIONS):
             self.path(suffix).unlink(missing_ok=True)
 
@@ -352,10 +343,7 @@ def runs_directory(home: Path, name: str) -> Path:
 
 
 def forget_old_runs(home: Path, names: Iterable[str]) -> None:
-    """Mark ``names`` as compared now, and remove the gate's runs of older models.
-
-    The KEPT models that were compared last stay.
-    """
+    """Mark ``names`` as compared now, and remove the gate's runs of older models. The KEPT models that were compared last stay."""
     for name in names:
         if runs_directory(home, name).is_dir():
             with suppress(OSError):  # a directory that cannot be written to
@@ -444,10 +432,7 @@ def _record(connection: Connection, result: Result, decisions: Path) -> int:
 
 
 def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
-    """A run as one trajectory with a step for every tick; rewards are dollars.
-
-    Times are the market's own.
-    """
+    """A run as one trajectory with a step for every tick; rewards are dollars. Times are the market's own."""
     clock, recordings = [_moment(result.start_time)], list[Recording]()
     recorder = TrajectoryRecorder(recordings.append, _ids(result.id), lambda: clock[0])
     trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])

@@ -14,7 +14,6 @@ from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
-from babylon_rl.evaluation.snapshot_file.oracle_play import oracle_play
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
@@ -24,6 +23,7 @@ from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import oracle_play
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 
@@ -76,10 +76,7 @@ class Snapshot:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that players see and earn in this market.
-
-        It changes with the market's code, prompts, fees or stakes.
-        """
+        """Hash of everything that players see and earn in this market. It changes with the market's code, prompts, fees or stakes."""
         # A few strategies stand for all players: they see every prompt and fill.
         factories = {name: strategies.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []

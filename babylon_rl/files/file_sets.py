@@ -110,10 +110,7 @@ def content_folder(name: str, manifest_sha: str) -> str:
 
 
 def arriving(final: Path) -> AbstractContextManager[None]:
-    """Lock a fetched set's directory.
-
-    Whoever puts one in its place, or moves one away, holds it.
-    """
+    """Lock a fetched set's directory. Whoever puts one in its place, or moves one away, holds it."""
     return exclusive(final.parent / f".{final.name}.lock")
 
 
@@ -131,12 +128,7 @@ class FileSet:
         return _retried(lambda: self._location.read(f"{self._name}/{self._manifest}"))
 
     def publish(
-        self,
-        directory: Path,
-        hashes: Mapping[str, str],
-        heartbeat: Callable[[], None] = lambda: None,
-        *,
-        manifest: Path | None = None,
+        self, directory: Path, hashes: Mapping[str, str], heartbeat: Callable[[], None] = lambda: None, *, manifest: Path | None = None
     ) -> str | None:
         """Bring the missing files of ``directory`` there; return their folder, None when another set has this name.
 
@@ -177,9 +169,7 @@ class FileSet:
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
         """Download the set as the directory ``final`` unless that is there.
 
-        False when there is no complete set.
-
-        ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
+        False when there is no complete set. ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
 
         Raises:
             OSError: a file is missing, or arrives with another hash each time.

@@ -20,7 +20,8 @@ from babylon_rl.judge.answers import LASTING
 from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retrier, Retries
 from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport, with_version
-from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, judge_key_variable, provider_key
+from babylon_rl.setting_sources import judge_key_variable, provider_key
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.traces import span
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -62,13 +63,12 @@ class JudgeEndpoint:
 def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     """The endpoint of ``model``.
 
-    At JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set; else at OPENAI_BASE_URL, of a model of OpenAI's; else its
-    provider's own.
+    At JUDGE_BASE_URL where set; else at OPENAI_BASE_URL, of a model of OpenAI's; else its provider's own.
     """
     provider, name = _split_model(model)
     field_name = judge_key_variable(model)
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
-    key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
+    key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(Settings, variable)
     # a server knows OpenAI's models without litellm's prefix, and OpenPipe's with one of its own
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     url, named_by = _given_address(settings, model)
@@ -87,11 +87,6 @@ def server_of(settings: JudgeSettings, model: str) -> str:
     return "" if url is None or url == _own_address(_split_model(model)[0], model) else url
 
 
-def audit_settings(settings: Settings, model: str) -> Settings:
-    """Settings with the second judge ``model`` as the judge, at its own address."""
-    return settings.model_copy(update={"judge_model": model, "judge_base_url": settings.judge_audit_base_url or settings.judge_base_url})
-
-
 def judge_addresses(settings: Settings, *models: str | None) -> str:
     """Text with the language models among ``models`` and their addresses; empty if there are none."""
     listed = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
@@ -101,9 +96,6 @@ def judge_addresses(settings: Settings, *models: str | None) -> str:
 def _given_address(settings: JudgeSettings, model: str) -> tuple[str | None, str]:
     """Address from the settings for ``model``, and the OpenAI variable that named it, else ""."""
     url, named_by = settings.judge_base_url, ""
-    # the audit's model has its own address, unless it is the judge
-    if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
-        url = settings.judge_audit_base_url
     # OpenAI's own variables count for OpenAI's models only
     if url is None and _split_model(model)[0] == "openai":
         url, named_by = settings.openai_base_url, "OPENAI_BASE_URL" if settings.openai_base_url else ""
@@ -256,8 +248,7 @@ class JudgeClient:
                 async with asyncio.timeout(limit_s):
                     completion = await self._transport.send(messages, form.parameters(schema))
             except TimeoutError:
-                variable = " (JUDGE_TIMEOUT_SECONDS)" if limit_s == self._timeout_s else ""
-                raise CallFailed(f"no answer within {limit_s:.3g} s{variable}") from None
+                raise CallFailed(f"no answer within {limit_s:.3g} s") from None
             except CallFailed as refused:
                 # the server refused the form alone, so a plainer one is sent at once and is no further attempt
                 plainer = form.plainer(refused.reason) if refused.rejects_format else None

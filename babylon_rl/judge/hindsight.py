@@ -23,10 +23,10 @@ from babylon_rl.judge.leakage import (
     knowledge_numbers,
     leaks_hidden_answer,
 )
+from babylon_rl.judge.prompt.privacy import private_fields
 from babylon_rl.judge.prompt.templates import folded, game_knowledge, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
-from babylon_rl.market.outcome_rows import read_many_outcomes
-from babylon_rl.market.outcomes import PredictionOutcome, WindowOutcomes
+from babylon_rl.market.outcomes import PredictionOutcome, WindowOutcomes, read_many_outcomes
 from babylon_rl.settings import HEURISTIC, HourSettings, Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.columns import storable
@@ -261,7 +261,7 @@ def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings
     hours = hour_verdicts(connection, windows)
     judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
     # the heuristic reads no answers, and a judge that is not shown them cannot repeat them
-    if not judged or not settings.show_hidden_answers_to_judge:
+    if not judged or not private_fields(settings).allows("hidden_answers"):
         return hours
     hidden = _open_answers(connection, judged, settings)
     texts = explanations(connection, list(hidden))

@@ -15,9 +15,9 @@ from babylon_rl.judge.prompt.rubric import judge_version
 from babylon_rl.judge.versions import Change, change_of, find_changes, input_versions, request_version, rules_version, sources_of_scores
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
+from babylon_rl.store.batches import left_to_dropout
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.windows import chunks, lock_windows, stored_hours
 from babylon_rl.types import GroupScores, HourEpisodes
 

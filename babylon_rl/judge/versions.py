@@ -14,8 +14,7 @@ from babylon_rl.episodes.decode import EPISODE_RULES
 from babylon_rl.episodes.reading import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.rubric import FORM, HEURISTIC_VERSION, RUBRIC_VERSION, judge_version
-from babylon_rl.market.outcome_rows import stored_outcomes
-from babylon_rl.market.outcomes import MARKET_RULES
+from babylon_rl.market.outcomes import MARKET_RULES, stored_outcomes
 from babylon_rl.settings import HEURISTIC, HourSettings, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store import judge_inputs, scores
 from babylon_rl.store.connection import Connection
@@ -60,7 +59,7 @@ def judge_rules(settings: JudgeSettings) -> str:
 def _shown(settings: JudgeSettings) -> list[object]:
     return [
         settings.judge_request_tokens or REQUEST_TOKENS, settings.judge_group_size, settings.judge_private_fields,
-        settings.show_hidden_answers_to_judge,
+        True,  # once whether the hidden answers are shown, which judge_private_fields says: scores in use keep their version
     ]  # fmt: skip
 
 

@@ -49,8 +49,7 @@ OPEN_S = 30.0
 class CallFailed(Exception):
     """One attempt failed. ``status`` is HTTP's.
 
-    It is None when no whole answer came, or one that is no chat completion. ``attempts`` is the number of attempts once retries have
-    ended.
+    It is None when no whole answer came, or one that is no chat completion. ``attempts`` is the number of attempts once retries have ended.
     """
 
     reason: str
@@ -217,10 +216,7 @@ class Retrier:
 
 @dataclass(eq=False)
 class CircuitOpen(Exception):
-    """No request is allowed for ``wait_s`` seconds.
-
-    ``failures`` is the number of failures in a row, ``reason`` the text of the last.
-    """
+    """No request is allowed for ``wait_s`` seconds. ``failures`` is the number of failures in a row, ``reason`` the text of the last."""
 
     reason: str
     failures: int
@@ -228,10 +224,7 @@ class CircuitOpen(Exception):
 
 
 class CircuitBreaker:
-    """Circuit breaker of one event loop; not thread-safe.
-
-    Closed: all requests pass; open: none; half open: one probe.
-    """
+    """Circuit breaker of one event loop; not thread-safe. Closed: all requests pass; open: none; half open: one probe."""
 
     def __init__(self, clock: Callable[[], float], threshold: int = THRESHOLD, open_s: float = OPEN_S) -> None:
         self._clock = clock
@@ -282,8 +275,5 @@ class CircuitBreaker:
             self._opened_at, self._probing = self._clock(), False
 
     def cancelled(self, was_probe: bool) -> None:
-        """Record a request that was cancelled and says nothing about the endpoint.
-
-        If it was the probe, another request may probe.
-        """
+        """Record a request that was cancelled and says nothing about the endpoint. If it was the probe, another request may probe."""
         self._probing = self._probing and not was_probe

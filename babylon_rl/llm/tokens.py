@@ -75,10 +75,7 @@ def is_priced(model: str) -> bool:
 
 @functools.cache
 def table_entry(model: str) -> dict[str, Any] | None:
-    """Table entry of the model, None without one.
-
-    It is looked up here because litellm's own search may use the network.
-    """
+    """Table entry of the model, None without one. It is looked up here because litellm's own search may use the network."""
     table = _table()
     provider, _, name = model.partition("/")
     if model in table:

@@ -140,10 +140,7 @@ def intent(action_type: str, parameters: bytes) -> Intent | None:
 
 
 def correctness(intent: Intent, targets: Targets, hour: HourMarket) -> Correctness:
-    """Correctness of a trade in an hour, by the facts known now.
-
-    A change of exactly zero makes nobody right or wrong.
-    """
+    """Correctness of a trade in an hour, by the facts known now. A change of exactly zero makes nobody right or wrong."""
     if intent.kind == "prediction":
         market_id = targets.question(intent.target)
         answer = targets.answers.get(market_id) if market_id is not None else None
@@ -184,10 +181,7 @@ def _split(text: str) -> frozenset[str]:
 
 
 def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
-    """The side of a trade, if it can be read.
-
-    A sale of a position (sell_yes, SELL_SHARES of a long) bets on the other side.
-    """
+    """The side of a trade, if it can be read. A sale of a position (sell_yes, SELL_SHARES of a long) bets on the other side."""
     positions: tuple[frozenset[str], frozenset[str]] = (_YES, _NO) if kind == "prediction" else (_UP, _DOWN)
     sides: tuple[Side, Side] = ("YES", "NO") if kind == "prediction" else ("UP", "DOWN")
     named = [side for side, names in zip(sides, positions, strict=True) if words & names]

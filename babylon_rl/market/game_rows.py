@@ -209,10 +209,7 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
 
 
 def _shown(scenario: Scenario, paths: Paths, tick: int) -> list[dict[str, Any]]:
-    """The markets as shown to agents at a tick.
-
-    Changes are in percent for a stock, in points for a question.
-    """
+    """The markets as shown to agents at a tick. Changes are in percent for a stock, in points for a question."""
     markets, last = [], max(0, tick - 1)
     for asset in scenario.assets:
         path = paths[asset.ticker]

@@ -73,10 +73,7 @@ class GatewayCall(Call, frozen=True, kw_only=True):
 
 
 class GatewayClient(ChatClient):
-    """Client of one agent at a gateway.
-
-    Each call is the first of a new trajectory, ``trajectory_id``.
-    """
+    """Client of one agent at a gateway. Each call is the first of a new trajectory, ``trajectory_id``."""
 
     def __init__(self, base_url: str, key: str | None, agent_id: str) -> None:
         super().__init__(base_url, key, GATEWAY_MODEL)

@@ -40,10 +40,7 @@ _EXTREME = 0.02  # prices of a question stay so far from 0 and 1
 
 @dataclass(frozen=True)
 class SpawnedPlayer:
-    """One agent: its id and its strategy.
-
-    ``strategy`` is the name of a scripted one, or ``llm`` for an agent that asks a model.
-    """
+    """One agent: its id and its strategy. ``strategy`` is the name of a scripted one, or ``llm`` for an agent that asks a model."""
 
     agent_id: str
     strategy: str
@@ -51,10 +48,7 @@ class SpawnedPlayer:
 
 @dataclass(frozen=True)
 class SpawnRequest:
-    """Size of a simulation: hours, minutes per hour, agents.
-
-    ``model_agents`` of the ``agents`` ask a model.
-    """
+    """Size of a simulation: hours, minutes per hour, agents. ``model_agents`` of the ``agents`` ask a model."""
 
     agents: int
     model_agents: int

@@ -98,9 +98,7 @@ class Quantiles:
 def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
     """Curve of several runs, each a value at its moments, None before the first.
 
-    A run's time is stretched from 0 to 1.
-
-    None when no run has moments, or none has a value at its end.
+    A run's time is stretched from 0 to 1. None when no run has moments, or none has a value at its end.
     """
     played = [np.asarray(run, dtype=np.float64) for run in runs if len(run) > 1 and run[-1] is not None]
     if not played:

@@ -200,10 +200,7 @@ def _page_picture(title: str, figure: Any) -> Picture:
 
 
 def _drawable(number: float) -> float:
-    """Clamp a number to the range that matplotlib can compute with.
-
-    The table beside the plot has the exact number.
-    """
+    """Clamp a number to the range that matplotlib can compute with. The table beside the plot has the exact number."""
     return max(-_LARGEST, min(_LARGEST, number))
 
 
@@ -231,10 +228,7 @@ def draw_intervals(axes: Any, marks: Sequence[IntervalMark], *, title: str = "",
 
 
 def draw_interval_columns(axes: Any, marks: Sequence[IntervalMark], *, title: str, legend: Mapping[str, str]) -> None:
-    """Means with their intervals as columns.
-
-    ``legend`` says what markers mean.
-    """
+    """Means with their intervals as columns. ``legend`` says what markers mean."""
     for place, mark in enumerate(marks):
         axes.plot([place, place], [mark.low, mark.high], color=mark.colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([place], [mark.mean], marker=mark.marker, markersize=9, color=mark.colour, markeredgecolor="white")
@@ -297,10 +291,7 @@ def draw_sentence(axes: Any, sentence: str) -> None:
 
 
 def spaced(values: Sequence[float], gap: float) -> list[float]:
-    """Move sorted values as little as keeps them ``gap`` apart.
-
-    Overlapping ones share their mean as a block.
-    """
+    """Move sorted values as little as keeps them ``gap`` apart. Overlapping ones share their mean as a block."""
     blocks: list[list[float]] = []
     for value in values:
         blocks.append([value])

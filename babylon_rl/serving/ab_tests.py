@@ -24,6 +24,7 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import BASE, ABTest, assigned_agents, end_test, insert_test, lock_releases, read_tests
 from babylon_rl.windows import window_of
 
+EXPECTED_USD = 50.0  # P&L difference an agent-hour at which comparisons are sharpest
 SPILLOVER = (
     "All arms trade in the same markets and move each other's prices: what one arm earns another may have lost, so the difference between "
     "two arms is not what replacing one by the other for all agents would bring."

@@ -37,7 +37,7 @@ from babylon_rl.http_server import (
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
-from babylon_rl.serving.gateway import Gateway
+from babylon_rl.serving.gateway import BODY_LIMIT, Gateway
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
 from babylon_rl.serving.responses import ResponsesEndpoint
@@ -84,7 +84,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     async def embeddings(request: Request) -> Response:
         client = gateway.access.admit(request.scope, request.headers)
-        body = await read_body(request.receive, longest, BODY_TIMEOUT_S)
+        body = await read_body(request.receive, BODY_LIMIT, BODY_TIMEOUT_S)
         status, content = await gateway.upstreams.embeddings(body)
         client.spend(spent_tokens(None, len(body), 0))
         return Response(content, status, media_type="application/json")
@@ -102,8 +102,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         gateway.access.admit(request.scope, request.headers)
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    longest = gateway.settings.gateway_body_limit_mb * 1024**2
-    responses = ResponsesEndpoint(gateway, longest, BODY_TIMEOUT_S)
+    responses = ResponsesEndpoint(gateway, BODY_LIMIT, BODY_TIMEOUT_S)
     routes = [
         RoutedPath(CHATS, gateway), RoutedPath("/v1/responses", responses),
         RoutedPath("/v1/embeddings", embeddings, methods=["POST"]), RoutedPath("/v1/models", models),

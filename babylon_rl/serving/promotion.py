@@ -16,6 +16,7 @@ from babylon_rl.evaluation.statistics.live import live_comparison, live_share
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
+from babylon_rl.serving.ab_tests import EXPECTED_USD
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
 from babylon_rl.settings import Settings
@@ -25,6 +26,12 @@ from babylon_rl.store.live_usage import AgentHour, CallCounts, read_agent_hours,
 from babylon_rl.store.releases import AUTOMATION, BASE, ON_TRIAL, Rollout, read_rollouts, read_routing
 
 PNL = "P&L"
+STEP_LASTS = timedelta(hours=24)  # before automation advances a rollout: each hour of the day is seen
+# A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much above the deployed
+# version's, and advances when that is excluded.
+SHARE_LIMIT = 0.02
+SLOW_SECONDS = 10  # a call that takes longer counts as slow
+LOSS_USD = 25.0  # loss an agent-hour against the deployed version that must be excluded before the last step
 CONFIDENCE = 0.975  # of each of two intervals, so that their difference holds with 95 %
 
 
@@ -63,7 +70,7 @@ def promote(
     """Act on the gate's decision on a version, once; return a sentence.
 
     A version that passed becomes a candidate for a person to deploy. With AUTO_PROMOTE it is confirmed in fresh markets first, and its
-    rollout starts at the first of ROLLOUT_STEPS.
+    rollout starts at the first of its steps.
 
     Raises:
         ModelUnavailable: the confirmation's endpoint stays down; the next run goes on from there.
@@ -114,7 +121,7 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
             # This rollout alone: the guards judged it, and a person may have ended it since.
             rollback(connection, settings, ReleaseAuthor(AUTOMATION, reason, now, automatic=True), trial_id=trial.rollout_id)
             return f"Rolled back. {words}"
-        share = next((step for step in settings.rollout_percentages if step > trial.percentage), 100.0)
+        share = next((step for step in settings.rollout_steps if step > trial.percentage), 100.0)
         why_not = _why_held(trial, guards, share, settings, now)
         if why_not is not None:
             return f"Held: {why_not}. {words}"
@@ -129,8 +136,8 @@ def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> l
 
     The hours are those since its rollout began.
     """
-    limits = Limits(settings.rollout_share_limit, settings.rollout_loss_usd, settings.rollout_expected_usd)
-    calls = read_call_counts(connection, trial.step_since, 1000 * settings.rollout_slow_seconds)
+    limits = Limits(SHARE_LIMIT, LOSS_USD, EXPECTED_USD)
+    calls = read_call_counts(connection, trial.step_since, 1000 * SLOW_SECONDS)
     control = read_routing(connection).deployed
     guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()), limits)
     hours = read_agent_hours(connection, trial.created_at, agent_hash(settings))
@@ -150,8 +157,8 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
         return "it is for its test agents alone"
     if (unknown := why_agents_unknown(settings)) is not None:
         return unknown
-    if now - trial.step_since < timedelta(hours=settings.rollout_step_hours):
-        return f"its step lasts {settings.rollout_step_hours:g} hours at least"
+    if now - trial.step_since < STEP_LASTS:
+        return f"its step lasts {STEP_LASTS / timedelta(hours=1):g} hours at least"
     if undecided:
         return f"inconclusive: {', '.join(undecided)}"
     return (

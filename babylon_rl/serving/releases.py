@@ -120,7 +120,7 @@ def deploy(
 
     These are the strategies immediate, gradual and test.
 
-    ``percentage`` of a gradual rollout is by default the first of ROLLOUT_STEPS; 100 releases it.
+    ``percentage`` of a gradual rollout is by default the first of its steps; 100 releases it.
 
     Raises:
         ReleaseRefused: the version cannot be deployed, or its state or another version's rollout forbids it.
@@ -132,7 +132,7 @@ def deploy(
         raise UsageError(f"A percentage belongs to the strategy gradual, not to {strategy}.")
     # The strategy test has no share: the listed agents alone get the version.
     share = 100.0 if strategy == "immediate" else 0.0 if strategy == "test" else percentage
-    share = settings.rollout_percentages[0] if share is None else share
+    share = settings.rollout_steps[0] if share is None else share
     if not (0 < share <= 100 or strategy == "test"):
         raise UsageError(f"A share is above 0 and at most 100 percent, not {share:g}.")
     with _transition(connection, author, settings) as at:

@@ -27,6 +27,7 @@ from babylon_rl.settings import Settings
 _SUFFIX = ".calls"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a record
 _STATUS = "status.json"
+MOST_BYTES = 1024**3  # of recorded calls that wait on disk for the database, for each gateway process
 _SEGMENT_BYTES = 16 * 1024**2
 _SEGMENT_S = 10.0
 _MEASURE_S = 1.0
@@ -226,7 +227,7 @@ class CallLog:
     def __init__(self, settings: Settings) -> None:
         self._directory = spool_directory(settings)
         self._rate = settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0.0
-        self._spool = Spool(self._directory, settings.gateway_spool_mb * 1024**2)
+        self._spool = Spool(self._directory, MOST_BYTES)
 
     def records_texts(self, identity: str) -> bool:
         """Return True if the texts of a call are recorded.

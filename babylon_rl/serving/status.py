@@ -28,9 +28,9 @@ from babylon_rl.training.backends import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.iterations import fit_durations, progress_of
+from babylon_rl.training.lifecycle import fit_durations, progress_of
 from babylon_rl.training.readiness import readiness
-from babylon_rl.training.wandb_process import refusal
+from babylon_rl.training.tracking import refusal
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import HOUR, moment
 

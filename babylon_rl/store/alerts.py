@@ -89,27 +89,18 @@ class ScoredHour:
 
 
 def see(connection: Connection, kind: str, cause: str, says: str, advice: str, now: datetime, after: timedelta) -> None:
-    """Note that a cause is there now.
-
-    It is due for sending ``after`` its first sight.
-    """
+    """Note that a cause is there now. It is due for sending ``after`` its first sight."""
     parameters = {"cause": cause, "kind": kind, "says": says, "advice": advice, "now": now, "due": now + after, "again": AGAIN_AFTER}
     connection.execute(_SEE, parameters)
 
 
 def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str], now: datetime) -> None:
-    """End the causes of ``kinds`` that are not among ``seen``.
-
-    Of other kinds, those not seen for FORGOTTEN_AFTER.
-    """
+    """End the causes of ``kinds`` that are not among ``seen``. Of other kinds, those not seen for FORGOTTEN_AFTER."""
     connection.execute(_RESOLVE, {"kinds": list(kinds), "seen": list(seen), "now": now, "forgotten": now - FORGOTTEN_AFTER})
 
 
 def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> StoredAlert | None:
-    """Lock the oldest due alert until the transaction ends.
-
-    Not one among ``but``, nor one held by another process.
-    """
+    """Lock the oldest due alert until the transaction ends. Not one among ``but``, nor one held by another process."""
     # The lock lasts while the message is under way: another process takes the next alert instead of sending this one too.
     statement = _ALERTS + _DUE + 'AND NOT "cause" = ANY(%(but)s) ORDER BY "dueAt", "cause" LIMIT 1 FOR UPDATE SKIP LOCKED'
     row = connection.execute(statement, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)}).fetchone()

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection, own_transaction
 
+DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
@@ -52,7 +53,7 @@ class Batch:
     """One batch with its state in both tables.
 
     ``trajectories`` counts those it holds or has consumed. ``windows`` are those still in the batch, newest first. ``passes`` is the
-    number of passes over the data, None in batches of an older form (training/iterations.py). ``error`` is the reason of a failure; in a
+    number of passes over the data, None in batches of an older form (training/lifecycle.py). ``error`` is the reason of a failure; in a
     live batch, the reason why its last run stopped and waits.
     """
 
@@ -130,10 +131,7 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
-    """Return our batches, newest first; with ``states``, only those in one of them.
-
-    Without ``limit`` all.
-    """
+    """Return our batches, newest first; with ``states``, only those in one of them. Without ``limit`` all."""
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
         [None if states is None else list(states), None if states is None else list(states), limit],
@@ -155,10 +153,7 @@ def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:
 
 
 def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpisode]:
-    """Return the episodes of a batch, newest window first, then by agent.
-
-    Episodes that left the batch are included.
-    """
+    """Return the episodes of a batch, newest window first, then by agent. Episodes that left the batch are included."""
     rows = connection.execute(
         """
         SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
@@ -183,10 +178,7 @@ def last_completed_at(connection: Connection) -> datetime | None:
 
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | None:
-    """Begin a run and return its attempt number, or None if the batch ended.
-
-    The caller commits.
-    """
+    """Begin a run and return its attempt number, or None if the batch ended. The caller commits."""
     row = connection.execute(
         """
         -- From here on no write of an earlier run matches a row.
@@ -203,10 +195,7 @@ def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | N
 
 
 def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: str) -> None:
-    """Store the reason why run ``attempt`` of a live batch stopped and waits.
-
-    The next run clears it. The caller commits.
-    """
+    """Store the reason why run ``attempt`` of a live batch stopped and waits. The next run clears it. The caller commits."""
     connection.execute(
         """
         UPDATE public.training_batches p SET error = %s FROM babylon_rl.batches b
@@ -288,7 +277,7 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
     )  # fmt: skip
     connection.execute(
         """
-        -- Free for the next batch, unless dropped_episodes holds them (freezing.bar_dropped).
+        -- Free for the next batch, unless dropped_episodes holds them (bar_dropped).
         UPDATE babylon_rl.batch_items i SET "live" = FALSE FROM babylon_rl.batch_episodes e
         WHERE i."batchId" = %s AND i."live" AND e."batchId" = i."batchId" AND e."window" = i."window" AND e."agentId" = i."agentId"
           AND e."dropped" IS NOT NULL
@@ -324,6 +313,41 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
         'UPDATE babylon_rl.batches SET "preflight" = %s, "parentVersion" = %s WHERE "batchId" = %s',
         [Jsonb(dict(preflight)), parent, batch_id],
     )
+
+
+def record_dropped(connection: Connection, batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
+    """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
+    if not episodes:
+        return
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
+        SELECT e."window", e."agentId", %s, %s, %s FROM unnest(%s::text[], %s::text[]) AS e("window", "agentId")
+        ON CONFLICT DO NOTHING
+        """,
+        [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
+    )
+
+
+def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], now: datetime) -> None:
+    """Exclude episodes dropped from a batch for ``reasons`` from all later batches."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
+        SELECT "window", "agentId", "batchId", "dropped", %s FROM babylon_rl.batch_episodes
+        WHERE "batchId" = %s AND "dropped" = ANY(%s)
+        ON CONFLICT DO NOTHING
+        """,
+        [now, batch_id, list(reasons)],
+    )
+
+
+def left_to_dropout(connection: Connection, windows: Sequence[str]) -> set[tuple[str, str]]:
+    """Return (window, agent id) of the episodes that dropout left out of a batch."""
+    rows = connection.execute(
+        'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), DROPOUT)
+    )
+    return {(window, agent_id) for window, agent_id in rows}
 
 
 def end_failed(
@@ -372,10 +396,7 @@ class FailedBatch:
 
 
 def failures_in_a_row(connection: Connection, backend: str) -> list[FailedBatch]:
-    """Return the failed batches of ``backend`` newer than its newest other batch.
-
-    Newest first, at most MOST_READ.
-    """
+    """Return the failed batches of ``backend`` newer than its newest other batch. Newest first, at most MOST_READ."""
     return [FailedBatch(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
 
 

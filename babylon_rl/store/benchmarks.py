@@ -124,11 +124,7 @@ class MarketResult:
         return [0.0, *self.equity_usd]
 
     def __post_init__(self) -> None:
-        """Check that the counts agree with each other.
-
-        Raises:
-            MarketError: they contradict each other.
-        """
+        """Check that the counts agree with each other. Raises MarketError: they contradict each other."""
         # Every decision is one action or invalid, and has one P&L after it.
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
@@ -139,10 +135,7 @@ class MarketResult:
 
 
 def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
-    """Return the stored results of ``model`` by snapshot id.
-
-    ``markets`` maps snapshot id to fingerprint.
-    """
+    """Return the stored results of ``model`` by snapshot id. ``markets`` maps snapshot id to fingerprint."""
     rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
     return {row[0]: _result(row) for row in rows}
 
@@ -166,22 +159,14 @@ class PlayedResult:
 
 
 def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[PlayedResult]:
-    """Yield all players' results of a time, ``until`` excluded, in order.
-
-    One transaction, a part in memory at a time.
-    """
+    """Yield all players' results of a time, ``until`` excluded, in order. One transaction, a part in memory at a time."""
     with connection.transaction(), connection.cursor(name="played_results") as cursor:
         for model, identity, played_at, *row in cursor.execute(_PLAYED, [since, until]):
             yield PlayedResult(model, identity, played_at, _result(row))
 
 
 def write_results(
-    connection: Connection,
-    model: str,
-    identity: str,
-    markets: Mapping[str, str],
-    results: Iterable[MarketResult],
-    now: datetime,
+    connection: Connection, model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
 ) -> None:
     """Store results and commit; results already stored stay unchanged."""
     rows = [
@@ -224,12 +209,7 @@ def undecided_batches(connection: Connection, now: datetime) -> dict[str, dateti
 
 
 def write_release(
-    connection: Connection,
-    report: BenchmarkReport,
-    score: float | None,
-    accuracy: float | None,
-    metrics: Mapping[str, Any],
-    now: datetime,
+    connection: Connection, report: BenchmarkReport, score: float | None, accuracy: float | None, metrics: Mapping[str, Any], now: datetime
 ) -> None:
     """Store a release decision and the measured values in one transaction.
 
@@ -266,10 +246,7 @@ def read_identities(connection: Connection, models: Sequence[str]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """Test of a version against ``reference`` (None: base); under way without ``ended_at``.
-
-    ``improvement`` is in dollars an hour.
-    """
+    """Test of a version against ``reference`` (None: base); under way without ``ended_at``. ``improvement`` is in dollars an hour."""
 
     number: int
     version: str
@@ -297,18 +274,12 @@ def read_confirmations(connection: Connection) -> list[Confirmation]:
 
 
 def begin_confirmation(
-    connection: Connection,
-    version: str,
-    reference: str | None,
-    markets: int,
-    level_after: Callable[[Sequence[bool]], float],
-    now: datetime,
+    connection: Connection, version: str, reference: str | None, markets: int, level_after: Callable[[Sequence[bool]], float], now: datetime
 ) -> Confirmation:
     """Reserve level and markets of a version's confirmation, and commit.
 
-    One that has begun goes on with its own.
-
-    ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of all others, so that none is used twice.
+    One that has begun goes on with its own. ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of
+    all others, so that none is used twice.
     """
     with own_transaction(connection):
         # Number, level and markets follow from all earlier tests, so two beginnings take turns.

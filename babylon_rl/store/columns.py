@@ -56,10 +56,7 @@ def listed(columns: Iterable[str], table: str = "") -> str:
 
 
 def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str:
-    """Return the assignments of an upsert.
-
-    ``but`` maps columns to another value than the excluded row's.
-    """
+    """Return the assignments of an upsert. ``but`` maps columns to another value than the excluded row's."""
     values = but or {}
     return ", ".join(f'"{name}" = ' + values.get(name, f'excluded."{name}"') for name in columns)
 

@@ -62,10 +62,7 @@ WHERE NOT EXISTS (
 
 @dataclass(frozen=True)
 class MigrationNames:
-    """Migration by table or view, and by (table, column).
-
-    Names are qualified and without quotes.
-    """
+    """Migration by table or view, and by (table, column). Names are qualified and without quotes."""
 
     tables: dict[str, str]
     columns: dict[tuple[str, str], str]
@@ -89,10 +86,7 @@ def defined() -> MigrationNames:
 
 
 def missing_sentence(connection: psycopg.Connection[Any], error: Missing) -> str:
-    """Return one sentence naming the missing thing and the migration that creates it.
-
-    Rolls back a failed transaction on ``connection``.
-    """
+    """Return one sentence naming the missing thing and the migration that creates it. Rolls back a failed transaction on ``connection``."""
     message = (error.diag.message_primary or str(error)).strip()
     # The catalog can be read only after the failed transaction is rolled back.
     if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
@@ -209,9 +203,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def answering_within(self, seconds: float) -> Iterator[None]:
         """Cut the connection off if the block takes longer.
 
-        Its statement fails then instead of waiting for ever.
-
-        For a server behind a network that drops packets: it neither answers nor closes, and TCP alone notices after minutes.
+        Its statement fails then instead of waiting for ever. For a server behind a network that drops packets: it neither answers nor
+        closes, and TCP alone notices after minutes.
 
         Raises:
             DatabaseUnreachable: it was cut off.
@@ -290,10 +283,7 @@ def _say_dropped(variable: str, names: str) -> None:
 
 
 def with_search_path(url: str, schema: str) -> str:
-    """Return ``url`` with ``schema`` as the search path of its sessions.
-
-    Other options in ``url`` are kept.
-    """
+    """Return ``url`` with ``schema`` as the search path of its sessions. Other options in ``url`` are kept."""
     parts = _parts(url)
     return make_conninfo("", **parts | {"options": f"{parts.get('options', '')} -csearch_path={schema}".strip()})
 
@@ -333,10 +323,7 @@ def _sentence(url: str, refused: psycopg.OperationalError, variable: str) -> str
 
 @contextmanager
 def own_transaction(connection: Connection) -> Iterator[None]:
-    """Run the block in its own transaction, committed at the end.
-
-    Work that the caller had open is committed first.
-    """
+    """Run the block in its own transaction, committed at the end. Work that the caller had open is committed first."""
     # Otherwise the block would be a savepoint of the caller's transaction, and its locks would last until the caller commits.
     connection.commit()
     with connection.transaction():

@@ -31,20 +31,14 @@ _AT_ONCE = 500
 
 
 def ended_runs(connection: Connection, before: datetime, but_partitions: Collection[str]) -> list[str]:
-    """Return the ids of runs that ended before a time (naive UTC).
-
-    Without those of ``but_partitions``; empty without Dagster's tables.
-    """
+    """Return the ids of runs that ended before a time (naive UTC). Without those of ``but_partitions``; empty without Dagster's tables."""
     if not connection.has_table(f"{DAGSTER_SCHEMA}.event_logs"):
         return []
     return [run_id for (run_id,) in connection.execute(_ENDED, [before, list(but_partitions)])]
 
 
 def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool) -> int:
-    """Delete the passing events of runs, some runs in a transaction, and return their number.
-
-    ``dry_run`` only counts.
-    """
+    """Delete the passing events of runs, some runs in a transaction, and return their number. ``dry_run`` only counts."""
     deleted = 0
     for some in in_parts(run_ids, _AT_ONCE):
         with connection.transaction():

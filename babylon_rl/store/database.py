@@ -52,11 +52,7 @@ class Database:
         return cls(url, url if direct is None else libpq_url(direct.get_secret_value(), DIRECT))
 
     def connect(self, autocommit: bool = False) -> Connection:
-        """Open a connection, which the caller closes.
-
-        Raises:
-            DatabaseUnreachable: the server does not answer or refuses.
-        """
+        """Open a connection, which the caller closes. Raises DatabaseUnreachable: the server does not answer or refuses."""
         return connect(self.url, autocommit=autocommit)
 
     def connect_directly(self) -> Connection:
@@ -165,10 +161,7 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
 
 
 def process_database(settings: DatabaseSettings) -> Database:
-    """Return the database of these settings, open until this process ends.
-
-    Later calls in the same process return the same object.
-    """
+    """Return the database of these settings, open until this process ends. Later calls in the same process return the same object."""
     from multiprocessing.util import Finalize  # 10 ms, which most commands do not need
 
     # With the process id: a forked child does not hold the embedded server's locks (embedded/__init__.py) and must take its own.

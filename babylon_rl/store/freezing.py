@@ -29,7 +29,6 @@ READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
 )
 BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
-DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
 # member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour; the rules'
@@ -174,10 +173,7 @@ def reason_case(rules: BarRules) -> str:
 
 
 def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
-    """Return (window, reason, episodes, new trajectories) of the episodes in range.
-
-    Without a reason a batch may take them.
-    """
+    """Return (window, reason, episodes, new trajectories) of the episodes in range. Without a reason a batch may take them."""
     rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
     return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
 
@@ -219,47 +215,9 @@ def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
 
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
-    """Return those of ``windows`` with a dropout decision of an earlier batch.
-
-    Dropout is decided once per group.
-    """
+    """Return those of ``windows`` with a dropout decision of an earlier batch. Dropout is decided once per group."""
     rows = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%s)', [list(windows)])
     return frozenset(row[0] for row in rows)
-
-
-def record_dropped(connection: Connection, batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
-    """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
-    if not episodes:
-        return
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
-        SELECT e."window", e."agentId", %s, %s, %s FROM unnest(%s::text[], %s::text[]) AS e("window", "agentId")
-        ON CONFLICT DO NOTHING
-        """,
-        [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
-    )
-
-
-def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], now: datetime) -> None:
-    """Exclude episodes dropped from a batch for ``reasons`` from all later batches."""
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
-        SELECT "window", "agentId", "batchId", "dropped", %s FROM babylon_rl.batch_episodes
-        WHERE "batchId" = %s AND "dropped" = ANY(%s)
-        ON CONFLICT DO NOTHING
-        """,
-        [now, batch_id, list(reasons)],
-    )
-
-
-def left_to_dropout(connection: Connection, windows: Sequence[str]) -> set[tuple[str, str]]:
-    """Return (window, agent id) of the episodes that dropout left out of a batch."""
-    rows = connection.execute(
-        'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), DROPOUT)
-    )
-    return {(window, agent_id) for window, agent_id in rows}
 
 
 # Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.

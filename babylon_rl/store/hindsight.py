@@ -16,10 +16,7 @@ from babylon_rl.store.market import ASKED
 
 
 class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One row of babylon_rl.action_outcomes.
-
-    ``step`` is the index among the trajectory's completed steps, from 0.
-    """
+    """One row of babylon_rl.action_outcomes. ``step`` is the index among the trajectory's completed steps, from 0."""
 
     window: str
     trajectory_id: str
@@ -38,10 +35,7 @@ class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class StoredLeak(msgspec.Struct, frozen=True, gc=False):
-    """One row of babylon_rl.leaks.
-
-    ``sequence`` is the index among the trajectory's trainable sequences, from 0.
-    """
+    """One row of babylon_rl.leaks. ``sequence`` is the index among the trajectory's trainable sequences, from 0."""
 
     window: str
     trajectory_id: str
@@ -52,10 +46,7 @@ class StoredLeak(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
-    """Actions and leaks of one hour.
-
-    ``sequences`` counts the sequences examined; ``data_version`` is a hash of the content.
-    """
+    """Actions and leaks of one hour. ``sequences`` counts the sequences examined; ``data_version`` is a hash of the content."""
 
     window: str
     sequences: int
@@ -80,10 +71,7 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _version(window: str, sequences: int, *rows: list[StoredAction] | list[StoredLeak]) -> str:
-    """Hash the JSON array of the arguments, a row at a time.
-
-    That of a full hour is longer than the rows.
-    """
+    """Hash the JSON array of the arguments, a row at a time. That of a full hour is longer than the rows."""
     encode = msgspec.json.encode
     # Without its closing bracket: the lists of rows follow as further elements.
     content = hashlib.sha256(encode([window, sequences])[:-1])
@@ -98,10 +86,7 @@ def _version(window: str, sequences: int, *rows: list[StoredAction] | list[Store
 
 @dataclass(frozen=True, slots=True)
 class AgentCorrectness:
-    """Count of an agent's right actions in an hour.
-
-    ``known`` counts the actions with a known result.
-    """
+    """Count of an agent's right actions in an hour. ``known`` counts the actions with a known result."""
 
     agent_id: str
     actions: int
@@ -155,10 +140,7 @@ _READ_LEAKS = f"""
 
 
 def hours_read(connection: Connection, windows: Sequence[str]) -> dict[str, int]:
-    """Return those of ``windows`` that window_groups has read, with their row counts.
-
-    Ordered by window.
-    """
+    """Return those of ``windows`` that window_groups has read, with their row counts. Ordered by window."""
     return dict(connection.execute(_HOURS, (list(windows),)).fetchall())
 
 
@@ -168,10 +150,7 @@ def organizations(connection: Connection) -> list[tuple[str, str]]:
 
 
 def questions(connection: Connection) -> list[tuple[str, int | None, str, bool | None]]:
-    """Return (market id, number, text, official answer or None) of every question.
-
-    Markets without a question are included.
-    """
+    """Return (market id, number, text, official answer or None) of every question. Markets without a question are included."""
     return [(market_id, number, text, answer) for market_id, number, text, answer in connection.execute(_QUESTIONS)]
 
 

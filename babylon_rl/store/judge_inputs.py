@@ -77,10 +77,7 @@ def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> d
 
 
 def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentName]:
-    """Return the display and user names under which agents were seen.
-
-    For agents whose hours were never read, the present names.
-    """
+    """Return the display and user names under which agents were seen. For agents whose hours were never read, the present names."""
     if not agent_ids:
         return []
     names = [AgentName(*row) for row in connection.execute(_KNOWN, (list(agent_ids),))]
@@ -91,10 +88,7 @@ def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentN
 
 
 def keep_names(connection: Connection, agent_ids: Sequence[str]) -> None:
-    """Store the present names of agents, as far as they may be read.
-
-    To be called before hours read for the first time are written.
-    """
+    """Store the present names of agents, as far as they may be read. To be called before hours read for the first time are written."""
     if agent_ids and (seen := _seen(connection)) is not None:
         connection.execute(psycopg.sql.SQL(_KEEP_SEEN).format(seen), {"agents": list(agent_ids)})
 

@@ -23,10 +23,7 @@ from babylon_rl.store.connection import Connection
 
 
 class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row, without ``id`` and ``retired``.
-
-    The comments of the table describe the columns. ``asked_at`` is naive UTC.
-    """
+    """One row, without ``id`` and ``retired``. The comments of the table describe the columns. ``asked_at`` is naive UTC."""
 
     key: str
     window: str
@@ -122,10 +119,7 @@ _DROP_RESERVATIONS = """DELETE FROM babylon_rl.judge_reservations WHERE "holder"
 
 @dataclass(frozen=True)
 class Reservation:
-    """Result of a reservation, in dollars.
-
-    ``fits``: the amount was reserved. ``holders``: runs with open reservations.
-    """
+    """Result of a reservation, in dollars. ``fits``: the amount was reserved. ``holders``: runs with open reservations."""
 
     spent: float
     under_way: float

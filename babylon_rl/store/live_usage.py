@@ -122,10 +122,7 @@ class CallCounts:
 
 @dataclass(frozen=True, slots=True)
 class LastCall:
-    """Newest answered call of an agent.
-
-    ``version`` is None for the base; ``fallback`` is the reason why it answered instead.
-    """
+    """Newest answered call of an agent. ``version`` is None for the base; ``fallback`` is the reason why it answered instead."""
 
     agent_id: str
     version: str | None
@@ -155,9 +152,8 @@ class AgentHour:
 def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
 
-    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so
-    that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
-    version.
+    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so that
+    none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by version.
     """
     new: dict[str, int] = {}
     if (counted_to := _counted_to(connection, now)) is not None:
@@ -285,10 +281,7 @@ SELECT {listed(_CALL_COLUMNS)} FROM babylon_rl.gateway_calls WHERE "at" >= %s AN
 
 
 def read_calls(connection: Connection, since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
-    """Yield the calls of a time by column name, ``until`` excluded, in order.
-
-    One transaction, a part in memory at a time.
-    """
+    """Yield the calls of a time by column name, ``until`` excluded, in order. One transaction, a part in memory at a time."""
     with connection.transaction(), connection.cursor(name="gateway_calls", row_factory=dict_row) as cursor:
         yield from cursor.execute(_READ_CALLS, [since, until])
 
@@ -298,8 +291,5 @@ _OLD = """SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s"""
 
 
 def forget_calls(connection: Connection, before: datetime, *, dry_run: bool) -> int:
-    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts.
-
-    Their texts stay in llm_call_logs.
-    """
+    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts. Their texts stay in llm_call_logs."""
     return int(connection.value(_OLD if dry_run else _FORGET, [before]) or 0)

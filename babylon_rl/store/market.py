@@ -33,10 +33,7 @@ class StockSpan(msgspec.Struct, frozen=True):
 
 
 class QuestionSpan(msgspec.Struct, frozen=True):
-    """A question open in a window, with its probabilities around the window.
-
-    A market without a question counts as one.
-    """
+    """A question open in a window, with its probabilities around the window. A market without a question counts as one."""
 
     window: str
     market_id: str
@@ -155,10 +152,7 @@ RECORDED = """
 
 
 def windows_with_market(connection: Connection, first: str, end: str) -> list[str]:
-    """Return the windows with a recorded price, probability or event, in order.
-
-    From ``first`` (inclusive) to ``end`` (exclusive).
-    """
+    """Return the windows with a recorded price, probability or event, in order. From ``first`` (inclusive) to ``end`` (exclusive)."""
     rows = connection.execute(RECORDED, {"start": window_start(first), "stop": window_start(end)}).fetchall()
     return sorted(window_of(hour) for (hour,) in rows)
 
@@ -169,10 +163,7 @@ def stock_spans(connection: Connection, windows: Sequence[str]) -> list[StockSpa
 
 
 def question_spans(connection: Connection, windows: Sequence[str]) -> list[QuestionSpan]:
-    """Return the questions open in each window, by window, then number.
-
-    Open: created before its end and not resolved before its start.
-    """
+    """Return the questions open in each window, by window, then number. Open: created before its end and not resolved before its start."""
     return [QuestionSpan(window_of(start), *values) for start, *values in _rows(connection, QUESTIONS, windows)]
 
 
@@ -280,10 +271,7 @@ def minute_prices(connection: Connection, organization_id: str, start: datetime,
 
 
 def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
-    """Return the question with the most trades in the hour.
-
-    (market id, number, text, hidden answer).
-    """
+    """Return the question with the most trades in the hour. (market id, number, text, hidden answer)."""
     return connection.execute(
         """
         SELECT question.id, question."questionNumber", question.text, question.outcome
@@ -314,10 +302,7 @@ def minute_probabilities(connection: Connection, market_id: str, start: datetime
 
 
 def events_between(connection: Connection, start: datetime, end: datetime) -> list[tuple[datetime, str, list[str], int | None, str | None]]:
-    """Return the world events of an hour in time order.
-
-    (time, description, actors, question number, direction).
-    """
+    """Return the world events of an hour in time order. (time, description, actors, question number, direction)."""
     return connection.execute(
         """
         SELECT "timestamp", description, actors, "relatedQuestion", "pointsToward" FROM public."WorldEvent"

@@ -116,11 +116,7 @@ def _migrate(connection: Connection, files: list[Migration], now: datetime | Non
 
 
 def require_migrated(database: Database) -> None:
-    """Check that every migration is applied.
-
-    Raises:
-        SchemaMismatch: a migration is missing.
-    """
+    """Check that every migration is applied. Raises SchemaMismatch: a migration is missing."""
     with database.connect_directly() as connection:
         pending = _pending(read_migrations(), _recorded(connection))
     if pending:
@@ -131,11 +127,7 @@ def require_migrated(database: Database) -> None:
 
 
 def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
-    """Return the migrations in order.
-
-    Raises:
-        SchemaMismatch: the directory does not begin with the contract's migration.
-    """
+    """Return the migrations in order. Raises SchemaMismatch: the directory does not begin with the contract's migration."""
     paths = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
     if not paths or paths[0].stem != CONTRACT:
         raise SchemaMismatch(f"{directory} does not hold {CONTRACT}.sql. Run babylon_rl from a whole clone (`make setup`) or its wheel.")
@@ -186,11 +178,7 @@ def _recorded(connection: Connection) -> dict[str, str]:
 
 
 def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration]:
-    """Return the migrations that are not recorded yet.
-
-    Raises:
-        SchemaMismatch: the records are not a beginning of ``files``.
-    """
+    """Return the migrations that are not recorded yet. Raises SchemaMismatch: the records are not a beginning of ``files``."""
     # Every recorded migration must exist and be unchanged.
     by_name = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
@@ -221,11 +209,7 @@ def _check_tables(
     contract: dict[str, CatalogTable],
     public: dict[str, CatalogTable],
 ) -> None:
-    """Check that every table named by applied migrations exists.
-
-    Raises:
-        SchemaMismatch: one is missing.
-    """
+    """Check that every table named by applied migrations exists. Raises SchemaMismatch: one is missing."""
     # Tables that the applied migrations leave behind, by the text of the migrations.
     own: set[str] = set()
     for migration in files:
@@ -282,10 +266,7 @@ def read_tables(connection: Connection, schema: str) -> dict[str, CatalogTable]:
 
 
 def expected_tables(connection: Connection, contract_sql: str) -> dict[str, CatalogTable]:
-    """Return the tables that ``contract_sql`` creates on an empty database, by name.
-
-    Rolled back: leaves no trace.
-    """
+    """Return the tables that ``contract_sql`` creates on an empty database, by name. Rolled back: leaves no trace."""
     with connection.transaction(force_rollback=True):
         # The contract's statements name no schema, so they create temporary tables here.
         connection.execute("SET LOCAL search_path = pg_temp")

@@ -197,10 +197,7 @@ TRAJECTORIES = """
 
 
 def trajectory_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
-    """Return the data versions of hours with trajectories, by window.
-
-    From ``first`` (inclusive) to ``end`` (exclusive).
-    """
+    """Return the data versions of hours with trajectories, by window. From ``first`` (inclusive) to ``end`` (exclusive)."""
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     hours: dict[str, tuple[datetime, list[int]]] = {}
     statement = with_unnamed(connection, TRAJECTORIES, '"trajectoryId", "windowId", "startTime", "updatedAt"', BETWEEN)

@@ -82,10 +82,7 @@ def comparable(row: OutcomeRow) -> bytes:
 
 
 def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]], now: datetime) -> None:
-    """Replace the rows of market_outcomes for the windows in ``rows``.
-
-    Runs in the caller's transaction.
-    """
+    """Replace the rows of market_outcomes for the windows in ``rows``. Runs in the caller's transaction."""
     connection.execute(_DELETE, (list(rows),))
     # Lists are JSON columns.
     values = ([Jsonb(value) if isinstance(value, list) else value for value in astuple(row)] for own in rows.values() for row in own)
@@ -93,10 +90,7 @@ def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]
 
 
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
-    """Update babylon_rl.market_windows; ``empty`` windows are deleted.
-
-    Unchanged rows are not touched.
-    """
+    """Update babylon_rl.market_windows; ``empty`` windows are deleted. Unchanged rows are not touched."""
     connection.execute(_DELETE_WINDOWS, (list(empty),))
     connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})
 

@@ -11,10 +11,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
-    """COPY rows into a table of ``public`` and return their number.
-
-    All rows have the keys of the first.
-    """
+    """COPY rows into a table of ``public`` and return their number. All rows have the keys of the first."""
     if rows:
         columns = list(rows[0])
         connection.copy_rows(f'public."{table}"', columns, ([row[column] for column in columns] for row in rows))
@@ -28,11 +25,7 @@ def stored_rows(connection: Connection, ids: Sequence[str]) -> frozenset[str]:
 
 
 def require_recording_tables(connection: Connection) -> None:
-    """Check that the tables of the recorder exist.
-
-    Raises:
-        SchemaMismatch: one is missing.
-    """
+    """Check that the tables of the recorder exist. Raises SchemaMismatch: one is missing."""
     names = ("trajectories", "llm_call_logs")
     rows = connection.execute("SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL", (list(names),))
     absent = [name for (name,) in rows]
@@ -97,10 +90,7 @@ def set_current_prices(connection: Connection, prices: Mapping[str, float], now:
 
 
 def first_agent_number(connection: Connection) -> int:
-    """Return the lowest n from which every ``test-agent-<n>`` is ours or free.
-
-    A game may have its own test agents with such names.
-    """
+    """Return the lowest n from which every ``test-agent-<n>`` is ours or free. A game may have its own test agents with such names."""
     # The number begins behind ``test-agent-``, at the twelfth character.
     number = connection.value(
         """
@@ -150,10 +140,7 @@ def has_simulated_hour(connection: Connection, window: str) -> bool:
 
 
 def is_simulated_game(connection: Connection) -> bool:
-    """Return True if the simulation wrote every company in the database.
-
-    An empty database, or one with benchmarks only, counts too.
-    """
+    """Return True if the simulation wrote every company in the database. An empty database, or one with benchmarks only, counts too."""
     # ``add_organizations`` writes this description; a game's own companies have others.
     simulated = connection.value(
         """
@@ -168,10 +155,7 @@ def is_simulated_game(connection: Connection) -> bool:
 
 
 def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime) -> None:
-    """Record that ``spawn-agents`` wrote this hour.
-
-    ``own_market``: it wrote the market too.
-    """
+    """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
     connection.execute(
         """
         INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, %s, %s, %s)

@@ -14,9 +14,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition
+from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, record_dropped
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import record_dropped
 
 FIRST_VERSION = "v1.0.0"
 MODEL_PREFIX = "babylon-agent-"
@@ -43,10 +42,7 @@ _ROLLED_BACK = """SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rol
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A row of trained_models with its lineage.
-
-    ``foreign``: another producer wrote it, and the lineage fields are empty.
-    """
+    """A row of trained_models with its lineage. ``foreign``: another producer wrote it, and the lineage fields are empty."""
 
     model_id: str
     version: str
@@ -310,10 +306,7 @@ def register_import(connection: Connection, new: NewModel) -> Model:
 
 
 def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime) -> None:
-    """Mark versions as not playable here, before their files are deleted.
-
-    Our versions only. The caller commits.
-    """
+    """Mark versions as not playable here, before their files are deleted. Our versions only. The caller commits."""
     # Before the files: a crash in between leaves files that nobody asks for, never a version without its files.
     lock_models(connection)
     connection.execute(
@@ -353,10 +346,7 @@ def note_artifact(connection: Connection, batch_id: str, artifact: str, now: dat
 
 
 def note_upload(connection: Connection, batch_id: str, url: str, now: datetime) -> None:
-    """Store the upload address of a version's checkpoint; the caller commits.
-
-    The address that agents call stays unchanged.
-    """
+    """Store the upload address of a version's checkpoint; the caller commits. The address that agents call stays unchanged."""
     connection.execute('UPDATE babylon_rl.model_lineage SET "uploadedUrl" = %s WHERE "batchId" = %s', [url, batch_id])
     connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])
 

@@ -60,9 +60,7 @@ ON CONFLICT (id) DO UPDATE SET
 class Rollout:
     """One rollout of a version: to ``percentage`` of all agents, or to ``agent_ids``.
 
-    The latter is strategy ``test``.
-
-    ``previous_version`` is the one deployed when it began, None for the base.
+    The latter is strategy ``test``. ``previous_version`` is the one deployed when it began, None for the base.
     """
 
     rollout_id: int
@@ -223,8 +221,7 @@ def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, w
          "rollout_id": before.rollout_id},
     )  # fmt: skip
     connection.execute(
-        _INSERT_EVENT,
-        [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now],
+        _INSERT_EVENT, [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now]
     )
 
 
@@ -234,10 +231,7 @@ def move_model(connection: Connection, version: str, status: Literal["deployed",
 
 
 def switch_game(connection: Connection, model_name: str | None, now: datetime) -> None:
-    """Set the model of the game's own agents, in the caller's transaction.
-
-    None switches it off.
-    """
+    """Set the model of the game's own agents, in the caller's transaction. None switches it off."""
     connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])
 
 
@@ -261,10 +255,7 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """Arms (versions, or base) with their percent of all agents.
-
-    The others are compared with the first.
-    """
+    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
 
     name: str
     arms: Sequence[str]

@@ -48,10 +48,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 def beat(connection: Connection, run_id: str, holder: str) -> bool:
-    """Write a heartbeat of a run held by ``holder``.
-
-    False if it was reported dead or another process holds it.
-    """
+    """Write a heartbeat of a run held by ``holder``. False if it was reported dead or another process holds it."""
     with connection.transaction():
         return connection.execute(_BEAT, (run_id, holder)).fetchone() is not None
 
@@ -72,8 +69,5 @@ def end_heartbeat(connection: Connection, run_id: str) -> None:
 
 
 def forget_heartbeats(connection: Connection, but: Sequence[str]) -> None:
-    """Delete heartbeats silent for more than a day, except those of the runs ``but``.
-
-    Runs in the caller's transaction.
-    """
+    """Delete heartbeats silent for more than a day, except those of the runs ``but``. Runs in the caller's transaction."""
     connection.execute(_FORGET, (list(but),))

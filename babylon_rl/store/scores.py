@@ -136,8 +136,7 @@ def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
     """Mark the scores of changed groups as stale, and unmark scores that match again.
 
-    ``versions`` maps window to the group's present version. Scores with forgotten sources stay stale until the prompt
-    was compared.
+    ``versions`` maps window to the group's present version. Scores with forgotten sources stay stale until the prompt was compared.
     """
     connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
 
@@ -295,9 +294,7 @@ _FORGET_TRANSCRIPTS = """
 def forget_transcripts(connection: Connection, before: datetime, *, dry_run: bool) -> int:
     """Empty the transcripts of groups quarantined before a time, and return their number.
 
-    ``dry_run`` only counts.
-
-    The groups stay in quarantine, with the reason.
+    ``dry_run`` only counts. The groups stay in quarantine, with the reason.
     """
     if dry_run:
         return int(connection.value(_OLD_TRANSCRIPTS, [before]) or 0)

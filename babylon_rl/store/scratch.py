@@ -21,10 +21,7 @@ _PREFIX = "babylon_rl_scratch_"
 
 @dataclass
 class Scratch:
-    """A migrated temporary database.
-
-    Set ``keep`` to keep it for the next call with the same name.
-    """
+    """A migrated temporary database. Set ``keep`` to keep it for the next call with the same name."""
 
     database: Database
     keep: bool = False

@@ -71,10 +71,7 @@ class TrajectoryTotals(msgspec.Struct, frozen=True):
 
 
 class Arrivals(msgspec.Struct, frozen=True):
-    """Trajectories of the last 24 hours and 7 days, by their hours.
-
-    Also the end of the newest (naive UTC).
-    """
+    """Trajectories of the last 24 hours and 7 days, by their hours. Also the end of the newest (naive UTC)."""
 
     last_day: int
     last_week: int
@@ -116,10 +113,7 @@ ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %(most)s
 
 
 class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
-    """Counts of the hours that were read.
-
-    Freezable trajectories by window, other new ones by reason; counted in ``seconds``.
-    """
+    """Counts of the hours that were read. Freezable trajectories by window, other new ones by reason; counted in ``seconds``."""
 
     mark: str
     episodes: int
@@ -139,10 +133,7 @@ ON CONFLICT ("one") DO UPDATE SET {updates(_KEPT_COLUMNS)}
 
 
 class AutomationState(msgspec.Struct, frozen=True):
-    """Dagster on this database.
-
-    The daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off.
-    """
+    """Dagster on this database. The daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off."""
 
     seen_at: datetime | None
     runs: int
@@ -176,9 +167,7 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
     """Count the trajectories of the last 24 hours and 7 days.
 
-    As last read, and by index where an hour was not read yet.
-
-    Rows whose hour was not read and that name none in "windowId" are left out.
+    As last read, and by index where an hour was not read yet. Rows whose hour was not read and that name none in "windowId" are left out.
     """
     current = window_of(now)
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
@@ -212,10 +201,7 @@ def daemon_seen_at(connection: Connection) -> datetime | None:
 
 
 def automation_state(connection: Connection) -> AutomationState:
-    """Return the state of automation by Dagster's tables.
-
-    Empty where they are not there yet.
-    """
+    """Return the state of automation by Dagster's tables. Empty where they are not there yet."""
     if not connection.has_table(_HEARTBEATS):
         return AutomationState(None, 0, ())
     stopped = tuple(name for (name,) in connection.execute(_STOPPED))

@@ -127,10 +127,8 @@ _NAMED_OTHERWISE = f""""windowId" IS DISTINCT FROM {_HOUR}"""
 def with_unnamed(connection: Connection, statement: str, columns: str, condition: str, suffix: str = "") -> str:
     """Return ``statement`` with its ``{unnamed}`` replaced by a query.
 
-    It is for rows that may have no canonical window id.
-
-    By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent. Both give every row
-    without a canonical id, and some with one.
+    It is for rows that may have no canonical window id. By the optional index if it is there, else agent by agent: OFFSET 0 keeps the
+    planner on one index range per agent. Both give every row without a canonical id, and some with one.
     """
     if has_index(connection, UNNAMED):
         found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"
@@ -204,10 +202,7 @@ def rows_of_no_hour(connection: Connection) -> list[str]:
 
 
 def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
-    """Return the newest window up to and including ``newest`` with a trajectory, or None.
-
-    Look-backs count from it.
-    """
+    """Return the newest window up to and including ``newest`` with a trajectory, or None. Look-backs count from it."""
     stop = window_end(newest)
     # The pattern in SQL accepts days that do not exist, so the search goes on below such an id.
     named = connection.value(NEWEST_NAMED, {"before": window_of(stop)})
@@ -270,19 +265,13 @@ def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> 
 
 
 def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
-    """Return the newest eligible unused rows of complete windows, newest first.
-
-    ``first`` <= window < ``end``, window <= ``complete``.
-    """
+    """Return the newest eligible unused rows of complete windows, newest first. ``first`` <= window < ``end``, window <= ``complete``."""
     rows = connection.execute(_NEWEST_TRAINABLE, [first, end, complete, limit]).fetchall()
     return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
 
 
 def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, bool]:
-    """Return for each trajectory with logged calls whether the first one is complete.
-
-    Complete: it has both prompts and a response.
-    """
+    """Return for each trajectory with logged calls whether the first one is complete. Complete: it has both prompts and a response."""
     complete: dict[str, bool] = {}
     for ids in in_parts(trajectory_ids):
         complete.update(connection.execute(_FIRST_LOGGED, [ids]).fetchall())

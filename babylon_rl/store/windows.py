@@ -96,10 +96,7 @@ def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[
 
 
 def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
-    """Take the locks of ``windows`` until the transaction ends.
-
-    Always in the same order, which prevents deadlocks.
-    """
+    """Take the locks of ``windows`` until the transaction ends. Always in the same order, which prevents deadlocks."""
     connection.execute(_LOCK, (list(windows),))
 
 
@@ -177,10 +174,7 @@ def stored_summaries(connection: Connection, windows: Sequence[str]) -> list[Win
 
 
 def stored_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[Episode]]:
-    """Return the episodes by window, highest P&L first, without their sequences.
-
-    A window without episodes has an empty list.
-    """
+    """Return the episodes by window, highest P&L first, without their sequences. A window without episodes has an empty list."""
     episodes: dict[str, list[Episode]] = {window: [] for window in windows}
     for row in connection.execute(_READ_EPISODES, [list(windows)]):
         episode = loaded(Episode, _EPISODES, row)
@@ -238,10 +232,7 @@ _DATA_VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "
 
 
 def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
-    """Return the data version of the last reading of each window.
-
-    A window that was never read is absent.
-    """
+    """Return the data version of the last reading of each window. A window that was never read is absent."""
     return {window: version for window, version in connection.execute(_DATA_VERSIONS, [list(windows)])}
 
 

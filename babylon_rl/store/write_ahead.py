@@ -84,10 +84,7 @@ def finish_step(connection: Connection, batch_id: str, step: TrainingStep) -> No
 
 
 def note_seconds(connection: Connection, batch_id: str, attempt: int, seconds: float) -> None:
-    """Record how long the unfinished step of run ``attempt`` has trained.
-
-    The caller commits.
-    """
+    """Record how long the unfinished step of run ``attempt`` has trained. The caller commits."""
     connection.execute(
         """
         -- Merged: a mark of pause_step stays.
@@ -99,10 +96,7 @@ def note_seconds(connection: Connection, batch_id: str, attempt: int, seconds: f
 
 
 def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
-    """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose.
-
-    The caller commits.
-    """
+    """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose. The caller commits."""
     connection.execute(
         """
         UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || '{"paused": true}'
@@ -113,10 +107,7 @@ def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
 
 
 def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
-    """Return every start of every iteration of a batch, in order.
-
-    An iteration that crashed has more than one.
-    """
+    """Return every start of every iteration of a batch, in order. An iteration that crashed has more than one."""
     rows = connection.execute(
         """
         SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
@@ -159,13 +150,11 @@ LIVE = ("posting", "running")
 class RemoteJob:
     """One post of an iteration to a model of a service.
 
-    ``attempt`` counts posts from 1; ``batch_state`` is the present state of its batch.
-
-    ``state``: posting (it may have been accepted), running (its id is known), trained (its step proves it), failed (it ended without
-    training), expired (a person declared that it never will end), refused and lost (it counts as untrained and may be posted again).
-    ``sequences`` and ``trainable_tokens`` are as posted until the job's end reports others; ``loss`` is None if unknown. ``error`` of a
-    posting job is the service's answer. ``step_after`` of a failed job is a step that it made in spite of the failure; lost and expired
-    jobs may have made one that was not observed.
+    ``attempt`` counts posts from 1; ``batch_state`` is the present state of its batch. ``state``: posting (it may have been accepted),
+    running (its id is known), trained (its step proves it), failed (it ended without training), expired (a person declared that it never
+    will end), refused and lost (it counts as untrained and may be posted again). ``sequences`` and ``trainable_tokens`` are as posted until
+    the job's end reports others; ``loss`` is None if unknown. ``error`` of a posting job is the service's answer. ``step_after`` of a
+    failed job is a step that it made in spite of the failure; lost and expired jobs may have made one that was not observed.
     """
 
     batch_id: str
@@ -277,10 +266,7 @@ def name_job(connection: Connection, job: RemoteJob, job_id: str) -> None:
 
 
 def note_error(connection: Connection, job: RemoteJob, error: str) -> None:
-    """Commit the service's error answer to a post.
-
-    It stays unknown whether the job was accepted in spite of it.
-    """
+    """Commit the service's error answer to a post. It stays unknown whether the job was accepted in spite of it."""
     with own_transaction(connection):
         connection.execute(
             """
@@ -345,10 +331,7 @@ def newest_job(connection: Connection, batch_id: str, iteration: int) -> RemoteJ
 
 
 def live_job(connection: Connection, service: str, model: str) -> RemoteJob | None:
-    """Return the job of a model that is not known to have ended, or None.
-
-    There is at most one.
-    """
+    """Return the job of a model that is not known to have ended, or None. There is at most one."""
     live = 'j."service" = %s AND j."model" = %s AND j."state" = ANY(%s)'
     return next(iter(_jobs(connection, live, service, model, list(LIVE))), None)
 
@@ -364,10 +347,7 @@ def jobs_above(connection: Connection, service: str, model: str, step: int) -> l
 
 
 def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJob]:
-    """Return the lost and expired jobs of a model, in the order of posting.
-
-    They may have ended since.
-    """
+    """Return the lost and expired jobs of a model, in the order of posting. They may have ended since."""
     late = """
         j."service" = %s AND j."model" = %s AND j."state" IN ('lost', 'expired') AND j."discardedAt" IS NULL
         ORDER BY j."postedAt", j."iteration", j."attempt"
@@ -376,10 +356,7 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
 
 
 def usual_duration(connection: Connection, service: str) -> timedelta:
-    """Return the median duration of jobs that were followed to a step.
-
-    From the post to the end; zero without any.
-    """
+    """Return the median duration of jobs that were followed to a step. From the post to the end; zero without any."""
     usual = connection.value(
         """
         SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")

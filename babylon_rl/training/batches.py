@@ -25,6 +25,7 @@ from babylon_rl.store.batches import (
     claim_batch,
     end_failed,
     heartbeat,
+    left_to_dropout,
     lock_registry,
     read_batch,
     read_batch_episodes,
@@ -34,7 +35,6 @@ from babylon_rl.store.batches import (
     write_preflight,
 )
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.freezing import left_to_dropout
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
 from babylon_rl.training.backends import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
@@ -50,8 +50,22 @@ from babylon_rl.training.conversion import (
     refuse_untrainable,
 )
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.training.iterations import BatchRun, passes_within, plan_iterations, train_iterations, work_dir
-from babylon_rl.training.lifecycle import ABANDON, ABANDONED_AFTER, CANCEL, GIVE_UP, JUDGE, PREPARE, PUBLISH, TRAIN, failing
+from babylon_rl.training.lifecycle import (
+    ABANDON,
+    ABANDONED_AFTER,
+    CANCEL,
+    GIVE_UP,
+    JUDGE,
+    PREPARE,
+    PUBLISH,
+    TRAIN,
+    BatchRun,
+    failing,
+    passes_within,
+    plan_iterations,
+    train_iterations,
+    work_dir,
+)
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from

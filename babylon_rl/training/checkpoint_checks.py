@@ -26,7 +26,7 @@ from babylon_rl.training.backends import CPU, DRY_BASE_MODEL, ModelAddress, Trai
 from babylon_rl.training.backends.cpu.trainer import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
-from babylon_rl.training.iterations import iterations_of
+from babylon_rl.training.lifecycle import iterations_of
 
 NO_SPREAD = 1e-6
 DRY_WORDS = "a dry run trains nothing, and its checkpoint holds no model."

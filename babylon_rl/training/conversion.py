@@ -24,7 +24,7 @@ from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.files.spill import Place, Spill, Spilled
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
-from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
 from babylon_rl.store.connection import Connection, own_transaction
@@ -121,7 +121,7 @@ def _trains(
     if not call.response.strip():
         left_out[EMPTY] += 1
         return False
-    if is_cut(call.finish_reason) and not settings.train_cut_answers:
+    if is_cut(call.finish_reason):
         left_out[CUT] += 1
         return False
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
@@ -198,10 +198,7 @@ def preflight_document(
 
 
 def _has_token_logprobs(sequence: TrainSequence) -> bool:
-    """True when every recorded token has an id and a log-probability.
-
-    Whether the ids belong to the base is checked with its tokenizer.
-    """
+    """True when every recorded token has an id and a log-probability. Whether the ids belong to the base is checked with its tokenizer."""
     return bool(sequence.logprobs) and all(
         type(token.get("tokenId")) is int and log_probability(token.get("logprob")) is not None for token in sequence.logprobs or ()
     )

@@ -15,10 +15,9 @@ from typing import Literal, NamedTuple
 
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
-from babylon_rl.store.batches import Batch, batch_id_taken, lock_registry, read_batch
+from babylon_rl.store.batches import DROPOUT, Batch, batch_id_taken, lock_registry, read_batch, record_dropped
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import (
-    DROPOUT,
     FreezableEpisode,
     FreezeBounds,
     NewBatch,
@@ -28,7 +27,6 @@ from babylon_rl.store.freezing import (
     insert_batch,
     lock_freezing,
     look_at_newest,
-    record_dropped,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
@@ -189,7 +187,7 @@ DROPOUT_STEADY = math.ceil(DROPOUT_FREE / (1 - DROPOUT_MOST))  # from so many tr
 # Frozen with a batch, so that a run that is resumed under other settings ends as it began.
 FROZEN_SETTINGS = (
     "learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "iterations", "windows_per_iteration", "kl_penalty",
-    "max_grad_norm", "warmup_steps", "max_staleness_versions", "train_purposes", "train_synthetic", "train_cut_answers",
+    "max_grad_norm", "warmup_steps", "max_staleness_versions", "train_purposes", "train_synthetic",
     "min_agents_per_window", "min_actions_per_trajectory", "judge_model", "art_model_name", "wandb_project",
 )  # fmt: skip
 

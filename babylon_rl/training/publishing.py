@@ -44,9 +44,17 @@ from babylon_rl.models.checkpoints import (
     verify,
 )
 from babylon_rl.settings import ServingSettings, Settings, StorageSettings
-from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, advance_batch, lock_registry, read_batch, read_batches
+from babylon_rl.store.batches import (
+    BASELINE,
+    LIVE_STATES,
+    BatchEpisode,
+    advance_batch,
+    bar_dropped,
+    lock_registry,
+    read_batch,
+    read_batches,
+)
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.freezing import bar_dropped
 from babylon_rl.store.registry import (
     Model,
     NewModel,
@@ -64,8 +72,7 @@ from babylon_rl.store.windows import lock_windows
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
-from babylon_rl.training.iterations import RESULT_FILE, WORK, BatchRun
-from babylon_rl.training.lifecycle import PUBLISH, REGISTER
+from babylon_rl.training.lifecycle import PUBLISH, REGISTER, RESULT_FILE, WORK, BatchRun
 
 _LOG = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 After a change that is meant: ``UPDATE_SNAPSHOT=1 python -m pytest babylon_rl_tests/assets/test_definitions_snapshot.py``.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from babylon_rl.definitions import defs
+from babylon_rl.heap import kept_whole
 
 SNAPSHOT = Path(__file__).with_suffix(".json")
 
@@ -88,3 +91,22 @@ def test_loading_the_definitions_loads_nothing_heavy() -> None:
     """Each run's process pays for it: benchmarks/import_definitions.py measures the seconds."""
     code = f"import sys, babylon_rl.definitions; print(*[name for name in {HEAVY.split()} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_loading_the_definitions_leaves_no_garbage_to_look_through() -> None:
+    code = "import gc, babylon_rl.definitions; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True True"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_collector_is_as_it_was_after_a_block_that_is_kept(collects: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="x"), kept_whole():
+            assert not gc.isenabled()
+            raise ValueError("x")
+        assert gc.isenabled() is collects
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()

@@ -15,7 +15,8 @@ import pytest
 from babylon_rl.cli import COMMANDS, load
 from babylon_rl.cli.system import _free_port
 from babylon_rl.errors import UsageError
-from babylon_rl.settings import GONE, Settings
+from babylon_rl.setting_sources import GONE
+from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster

@@ -8,8 +8,7 @@ from rich.console import Console
 from babylon_rl.cli.data import EPISODES, WINDOWS, episode_rows, outcome_parts, rejected_parts, window_row
 from babylon_rl.cli.output import Table, show
 from babylon_rl.episodes.reading import read_window, summary
-from babylon_rl.market.outcome_rows import read_outcomes
-from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.types import Rejection, WindowReading

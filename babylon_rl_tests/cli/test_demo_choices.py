@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.cli.demo import DEMO_SETTINGS, next_steps
+from babylon_rl.cli.demo import DEMO_SETTINGS, keep_choices, next_steps
 from babylon_rl.errors import NoTrainer
-from babylon_rl.settings import DEMO_FILE, Settings, keep_demo_choices, kept_demo_choices, load_settings, setting_sources
+from babylon_rl.setting_sources import DEMO_FILE, kept_demo_choices, setting_sources
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends import trainer_choice
 
 OWN = "postgresql://somebody@127.0.0.1:1/own"
@@ -19,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DATABASE_URL", "WANDB_API_KEY", *(name.upper() for name in DEMO_SETTINGS)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
-    keep_demo_choices(load_settings(), DEMO_SETTINGS)
+    keep_choices(load_settings(), DEMO_SETTINGS)
     return tmp_path / "home"
 
 
@@ -27,7 +28,7 @@ def test_what_the_demo_chose_counts_afterwards(home: Path) -> None:
     settings = load_settings()
     assert {name: getattr(settings, name) for name in DEMO_SETTINGS} == DEMO_SETTINGS
     assert trainer_choice(settings).backend in ("cpu", "gpu")
-    assert {field for field, source in setting_sources().items() if source == "demo"} == set(DEMO_SETTINGS)
+    assert {field for field, source in setting_sources(Settings).items() if source == "demo"} == set(DEMO_SETTINGS)
 
 
 def test_a_key_for_tracking_buys_no_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,21 +51,21 @@ def test_settings_of_the_users_own_win(home: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("KL_PENALTY", "0.1")
     settings = load_settings()
     assert (settings.auto_promote, settings.kl_penalty, settings.train_rl_local) == (False, 0.1, True)
-    assert {"AUTO_PROMOTE", "KL_PENALTY"}.isdisjoint(kept_demo_choices())
+    assert {"AUTO_PROMOTE", "KL_PENALTY"}.isdisjoint(kept_demo_choices(Settings))
 
 
 def test_a_database_of_the_users_own_is_not_the_demos(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", OWN)
-    assert kept_demo_choices() == {}
+    assert kept_demo_choices(Settings) == {}
     with pytest.raises(NoTrainer):
         trainer_choice(load_settings())
     (home / DEMO_FILE).unlink()
-    keep_demo_choices(load_settings(), DEMO_SETTINGS)
+    keep_choices(load_settings(), DEMO_SETTINGS)
     assert not (home / DEMO_FILE).exists()
 
 
 def test_child_processes_are_given_the_choices_beside_the_database(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in kept_demo_choices().items():
+    for name, value in kept_demo_choices(Settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DATABASE_URL", OWN)
     assert load_settings().train_rl_local

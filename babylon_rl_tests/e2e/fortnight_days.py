@@ -36,7 +36,7 @@ SKILLS = [0.35, -1.0, 0.4, 0.65, 0.7, 1.0, 0.65, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0
 CHOSEN: dict[str, Any] = {
     "train_rl_local": True, "training_min_trajectories": 350, "training_min_groups": 2, "training_min_group_size": 5,
     "training_interval_hours": 40.0, "training_daily_min_trajectories": 100, "iterations": 2, "benchmark_markets": 12,
-    "confirmation_markets": 24, "auto_promote": True, "rollout_steps": "100", "first_window": "2025-11-01T00:00",
+    "confirmation_markets": 24, "auto_promote": True, "rollout_steps": (100.0,), "first_window": "2025-11-01T00:00",
     "judge_model": JUDGE, "judge_settle_hours": 1.0, "judge_timeout_seconds": 1.0, "data_quality_threshold": 0.5,
 }  # fmt: skip
 COUNTS = 'SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories'
@@ -101,10 +101,10 @@ def _morning(days: Fortnight, day: int) -> None:
         days.crash_at = "training, iteration"
         days.tell("The next training will crash in its first iteration.")
     elif day == ERRORS:
-        days.change(rollout_steps="50,100")
+        days.change(rollout_steps=(50.0, 100.0))
         days.tell("From now on versions are rolled out to half of the agents first; the endpoint of the next one fails.")
     elif day == ERRORS + 3:
-        days.change(rollout_steps="100")
+        days.change(rollout_steps=(100.0,))
 
 
 def _hour(days: Fortnight, cluster: Cluster, day: int, hour: int, judge_url: str) -> None:

@@ -123,7 +123,7 @@ def make_place(template: Path, tmp_path: Path) -> Iterator[Callable[[], Place]]:
         "TRAIN_RL_LOCAL": "true", "LOCAL_BASE_MODEL": str(base), "ITERATIONS": str(HOURS), "WINDOWS_PER_ITERATION": "1",
         "LEARNING_RATE": "1e-5", "WARMUP_STEPS": "0", "MIN_AGENTS_PER_WINDOW": "2", "MIN_ACTIONS_PER_TRAJECTORY": "1",
         "TRAINING_MIN_TRAJECTORIES": "1", "TRAINING_MIN_GROUPS": "1", "TRAINING_MIN_GROUP_SIZE": "1", "DATA_QUALITY_THRESHOLD": "0",
-        "BENCHMARK_MARKETS": "2", "OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60), "TMPDIR": "/tmp",
+        "BENCHMARK_MARKETS": "2", "FIRST_WINDOW": "2100-01-01T00:00", "TMPDIR": "/tmp",
     }  # fmt: skip
     made: list[Place] = []
 

@@ -9,7 +9,7 @@ import pytest
 
 from babylon_rl.automation.jobs import HOURLY, MOST_HOURS
 from babylon_rl.definitions import defs
-from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, trajectory_rows, windows_with_rows

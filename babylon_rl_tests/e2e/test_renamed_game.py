@@ -11,8 +11,7 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.scoring import judge_episode
-from babylon_rl.market.outcome_rows import read_many_outcomes
-from babylon_rl.market.outcomes import engine_ticker
+from babylon_rl.market.outcomes import engine_ticker, read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.metrics import optimality_score
 from babylon_rl.evaluation.snapshot_file import (
     SnapshotDocument,
     benchmark_scenario,
@@ -19,7 +20,6 @@ from babylon_rl.evaluation.snapshot_file import (
     to_scenario,
     validate,
 )
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimality_score
 from babylon_rl.market.simulation.actions import BuyPrediction, OpenPerp
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import preset

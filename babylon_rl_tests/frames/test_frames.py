@@ -16,7 +16,7 @@ from babylon_rl.cli.data import episode_rows
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import connect

@@ -68,7 +68,7 @@ def test_one_that_thinks_otherwise_is_seen(connection: Connection, settings: Set
     windows = scored(connection, chosen, 6)
     before = requests(judge)
     with judging(ScriptedJudge(seed=3, skill="text")) as other:
-        chosen = chosen.model_copy(update={"judge_audit_base_url": other.url})
+        chosen = chosen.model_copy(update={"judge_base_url": other.url})
         audit(connection, chosen, windows, NOW)
         assert (requests(other), requests(judge)) == (12, before), "it is asked at its own address, and nobody else is"
     found = reliability_report(connection, *SPAN, chosen).audit

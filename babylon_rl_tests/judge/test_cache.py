@@ -14,9 +14,9 @@ from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import DROPOUT, record_dropped
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.freezing import DROPOUT, record_dropped
 from babylon_rl.store.judge_requests import StoredAnswer, add_answers, find_answers, spent_on
 from babylon_rl.store.scores import read_made_from
 from babylon_rl_tests.expected import expected
@@ -128,7 +128,7 @@ def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_a
         connection.execute(change)
         assert score_windows(connection, [window], chosen, LATER)[window].changed, change
         assert requests(judge) == 2 * asked
-    for changes in ({"judge_private_fields": "news"}, {"show_hidden_answers_to_judge": False}):
+    for changes in ({"judge_private_fields": "news"}, {"judge_private_fields": "hidden_answers,game_knowledge"}):
         before = requests(judge)
         other = chosen.model_copy(update=changes)
         assert not score_windows(connection, [window], other, LATER)[window].changed and requests(judge) == before

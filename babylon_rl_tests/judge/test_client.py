@@ -46,8 +46,8 @@ Make = Callable[..., JudgeClient]
 
 
 def settings_at(url: str, model: str = "openai/scripted", **changes: Any) -> Settings:
-    settings = Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY), **changes)
-    return settings.model_copy(update={"judge_model": model})
+    settings = Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY))
+    return settings.model_copy(update={"judge_model": model} | changes)
 
 
 def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scripted", **options: Any) -> JudgeClient:

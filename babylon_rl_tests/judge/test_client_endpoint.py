@@ -62,12 +62,9 @@ def test_the_variable_of_openais_client_holds_for_openais_models_where_no_judges
     assert settings(openai_base_url="http://a", openai_api_key=None, judge_model="gpt-4o-mini").judge_model == "gpt-4o-mini"
 
 
-def test_the_audits_judge_may_answer_elsewhere() -> None:
-    own = settings(judge_base_url="http://a/v1", judge_audit_base_url="http://b/v1", judge_model="openai/x", judge_audit_model="openai/y")
-    assert [endpoint_of(own, model).base_url for model in ("openai/x", "openai/y")] == ["http://a/v1", "http://b/v1"]
-    alike = own.model_copy(update={"judge_audit_base_url": None})
-    assert endpoint_of(alike, "openai/y").base_url == "http://a/v1"
-    Settings(_env_file=None, judge_audit_base_url="http://b/v1", judge_audit_model="openai/y")
+def test_both_judges_answer_at_the_server_of_ones_own_without_a_key() -> None:
+    own = Settings(_env_file=None, judge_base_url="http://a/v1", judge_model="openai/x", judge_audit_model="openai/y")
+    assert [endpoint_of(own, model).base_url for model in ("openai/x", "openai/y")] == ["http://a/v1"] * 2
 
 
 def test_other_providers_keys_come_from_the_environment_or_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,7 +78,7 @@ def test_other_providers_keys_come_from_the_environment_or_dotenv(monkeypatch: p
     assert (found.key, found.key_variable, found.base_url) == (SecretStr("from-the-environment"), "GEMINI_API_KEY", None)
 
 
-@pytest.mark.parametrize("name", ["judge_base_url", "judge_audit_base_url", "openai_base_url"])
+@pytest.mark.parametrize("name", ["judge_base_url", "openai_base_url"])
 def test_an_address_with_a_password_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=f"{name.upper()} is .a secret.: must hold no user or password") as refused:
@@ -90,8 +87,8 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(name: str, monke
 
 
 def test_an_answer_is_kept_under_a_server_of_ones_own_and_the_providers_own_address_is_none() -> None:
-    own = settings(judge_base_url="http://127.0.0.1:8020", judge_audit_base_url="http://b/v1", judge_audit_model="openai/y")
-    assert [server_of(own, model) for model in ("openai/x", "openai/y", "heuristic")] == ["http://127.0.0.1:8020/v1", "http://b/v1", ""]
+    own = settings(judge_base_url="http://127.0.0.1:8020", judge_audit_model="openai/y")
+    assert [server_of(own, model) for model in ("openai/x", "openai/y", "heuristic")] == ["http://127.0.0.1:8020/v1"] * 2 + [""]
     assert server_of(settings(), "openai/x") == server_of(settings(judge_base_url="https://api.openai.com/v1/"), "openai/x") == ""
 
 
@@ -108,12 +105,6 @@ def test_a_judge_without_its_key_is_a_settings_error_unless_it_is_ones_own(name:
 def test_an_address_that_is_none_is_a_settings_error(address: str) -> None:
     with pytest.raises(ValidationError, match="must be an address such as"):
         settings(judge_base_url=address)
-
-
-def test_the_time_limit_is_a_positive_number() -> None:
-    assert settings().judge_timeout_seconds == 120
-    with pytest.raises(ValidationError):
-        settings(judge_timeout_seconds=0)
 
 
 def test_settings_name_the_variable_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

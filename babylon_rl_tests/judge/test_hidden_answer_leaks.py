@@ -60,7 +60,9 @@ def test_an_hours_explanations_are_searched_for_its_own_hidden_answers(connectio
     connection.execute(says, ("By the hidden facts a lucky guess.", "agent-3"))
     (found,) = verdicts_with_leaks(connection, [window], chosen)
     assert [agent for agent, told in zip(found.agents, found.tells, strict=True) if told] == ["agent-1", "agent-3"]
-    (unshown,) = verdicts_with_leaks(connection, [window], chosen.model_copy(update={"show_hidden_answers_to_judge": False}))
+    (unshown,) = verdicts_with_leaks(
+        connection, [window], chosen.model_copy(update={"judge_private_fields": "hidden_answers,game_knowledge"})
+    )
     assert unshown.tells == [False, False, False, True, False], "what the judge was not shown it cannot repeat"
     connection.execute(
         """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = %s""", (NOW - timedelta(days=4),)

@@ -16,7 +16,7 @@ from babylon_rl.judge.hindsight import HourHindsight, hour_secrets, sync_hindsig
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
-from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

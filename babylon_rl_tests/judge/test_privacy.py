@@ -16,10 +16,7 @@ def test_everything_leaves_by_default_and_is_listed(settings: Settings) -> None:
 
 
 def test_the_list_says_what_is_kept_back(settings: Settings) -> None:
-    silent = with_private(settings, "posts, reasoning=hash ,parameters.wallet=drop,").model_copy(
-        update={"show_hidden_answers_to_judge": False}
-    )
-    listed = fields_that_leave(silent)
+    listed = fields_that_leave(with_private(settings, "posts, reasoning=hash ,parameters.wallet=drop,hidden_answers,game_knowledge,"))
     kept = {
         "posts": "dropped",
         "reasoning": "hashed",
@@ -60,5 +57,5 @@ def test_a_sentence_says_what_leaves_and_where_to(settings: Settings) -> None:
     assert said.startswith("to openai/gpt-4o-mini at https://api.openai.com/v1 and x/y at its provider go: system_prompt, user_prompt, ")
     assert "posts," not in said
     assert said.endswith("; kept back: posts hashed, ids and names of agents")
-    elsewhere = asked.model_copy(update={"judge_base_url": "http://a/v1", "judge_audit_base_url": "http://b"})
-    assert what_leaves(elsewhere).startswith("to openai/gpt-4o-mini at http://a/v1 and x/y at http://b/v1 go: ")
+    elsewhere = asked.model_copy(update={"judge_base_url": "http://a/v1"})
+    assert what_leaves(elsewhere).startswith("to openai/gpt-4o-mini at http://a/v1 and x/y at http://a/v1 go: ")

@@ -17,7 +17,7 @@ from babylon_rl.judge.prompt.request import RenderedGroup, plan_requests
 from babylon_rl.judge.prompt.templates import question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import token_counter
-from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -84,7 +84,7 @@ def test_hidden_answers_stay_hidden_where_a_setting_says_so(connection: Connecti
     fill_market(connection)
     known = json.dumps({"gameKnowledge": {"trueProbabilities": {"241774855181560797": 0.8342}}})
     insert(connection, "trajectories", [make_trajectory(metadataJson=known)])
-    silent = settings.model_copy(update={"show_hidden_answers_to_judge": False})
+    silent = settings.model_copy(update={"judge_private_fields": "hidden_answers,game_knowledge"})
     context = shown(connection, silent).context
     assert len(context) == 5 and not any("Hidden" in sentence for sentence in context)
 

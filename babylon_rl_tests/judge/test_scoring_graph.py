@@ -204,10 +204,10 @@ def command(
     """``command("score", ...)``: exit code, the JSON document, what was said besides."""
     for name, value in {
         "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "JUDGE_MODEL": MODEL, "JUDGE_BASE_URL": judge.url,
-        "JUDGE_TIMEOUT_SECONDS": "2",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Settings, "judge_disagreement", 1.0)
+    monkeypatch.setattr(Settings, "judge_timeout_seconds", 2.0)
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: str) -> tuple[int, dict[str, Any], str]:

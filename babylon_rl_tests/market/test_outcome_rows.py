@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import UsageError
-from babylon_rl.market.outcome_rows import read_many_outcomes, read_outcomes, sync_outcomes
-from babylon_rl.market.outcomes import MOST_NEWS, WindowOutcomes
+from babylon_rl.market.outcomes import MOST_NEWS, WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

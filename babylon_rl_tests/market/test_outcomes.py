@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from babylon_rl.market.outcome_rows import read_many_outcomes, read_outcomes, sync_outcomes
-from babylon_rl.market.outcomes import WindowOutcomes
+from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.faulty_market import markets

@@ -10,7 +10,7 @@ import pytest
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.outcome_rows import read_outcomes
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SEED_PREFIX, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
 from babylon_rl.settings import Settings

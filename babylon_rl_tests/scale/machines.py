@@ -37,7 +37,7 @@ from babylon_rl_tests.store.servers import ROOT, free_port
 PASSWORD = "swordfish-of-the-broker"
 AGENTS = 5
 # No hour is old enough for the automation: only what is asked for runs.
-QUIET = {"OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60), "FIRST_WINDOW": "2025-11-01T00:00"}
+QUIET = {"AUTOMATION_STATUS": "stopped", "FIRST_WINDOW": "2025-11-01T00:00"}
 _APART = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child=KILL"]
 LAUNCH = (
     "mutation($what: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $what) "

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
+from babylon_rl.serving import promotion
 from babylon_rl.serving.promotion import Limits, advance, judge_calls, judge_hours
 from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, marked_versions, pause
@@ -28,8 +29,9 @@ TREATED, CONTROL = [f"treated-{n}" for n in range(20)], [f"control-{n}" for n in
 
 
 @pytest.fixture
-def settings(settings):
-    return settings.model_copy(update={"auto_promote": True, "rollout_step_hours": 2})
+def settings(settings, monkeypatch):
+    monkeypatch.setattr(promotion, "STEP_LASTS", timedelta(hours=2))
+    return settings.model_copy(update={"auto_promote": True})
 
 
 @pytest.fixture
@@ -128,8 +130,9 @@ def test_it_holds_without_data_at_first_and_while_it_is_paused(connection, setti
     assert state(connection) == ("paused", 10.0)
 
 
-def test_the_last_step_waits_for_what_the_others_do_not(connection, settings, rolling) -> None:
-    settings = settings.model_copy(update={"rollout_steps": "10,100", "rollout_loss_usd": 0.01})
+def test_the_last_step_waits_for_what_the_others_do_not(connection, settings, rolling, monkeypatch) -> None:
+    monkeypatch.setattr(promotion, "LOSS_USD", 0.01)
+    settings = settings.model_copy(update={"rollout_steps": (10.0, 100.0)})
     live(connection, gain=0.0)
     assert advance(connection, settings, START + timedelta(hours=7)).startswith("Held: inconclusive: P&L.")
     assert state(connection) == ("rolling", 10.0)

@@ -77,7 +77,7 @@ def test_a_version_that_is_no_better_in_fresh_markets_stays_a_candidate(promoted
 def test_each_test_has_markets_of_its_own_and_the_deployed_version_as_rival(promoted, make_version, connection, settings):
     make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_news}) as served:
-        promoted("v1.0.0", served, rollout_steps="100")
+        promoted("v1.0.0", served, rollout_steps=(100.0,))
         assert read_routing(connection).deployed == "v1.0.0"
         make_version("v1.0.1", parent="v1.0.0")
         promoted("v1.0.1", served)
@@ -132,10 +132,10 @@ def test_the_demo_releases_what_was_promoted_and_nothing_else(promoted, make_ver
         make_version(version)
     with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_wrongly}) as served:
         # What is at all agents already is not played again; cli/test_demo_gateway.py has one that is on trial.
-        promoted("v1.0.0", served, rollout_steps="100")
+        promoted("v1.0.0", served, rollout_steps=(100.0,))
         assert release(state, "v1.0.0", HOURS) and read_routing(connection).deployed == "v1.0.0"
         assert "v1.0.0 released at 100 %" in capsys.readouterr().err
-        promoted("v1.0.1", served, rollout_steps="100")
+        promoted("v1.0.1", served, rollout_steps=(100.0,))
     assert not release(state, "v1.0.1", HOURS) and not release(state, None, HOURS)
     assert "v1.0.1 is not released; v1.0.0 stays in front of agents" in capsys.readouterr().err
     assert release(state, "v1.0.0", HOURS), "a finished demo shows the same again"

@@ -25,8 +25,7 @@ from babylon_rl.store.scores import Quarantined, keep_pending, quarantine
 from babylon_rl.training.backends import TRAINING_GB
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.iterations import DurationFit, fit_durations
-from babylon_rl.training.lifecycle import PUBLISH
+from babylon_rl.training.lifecycle import PUBLISH, DurationFit, fit_durations
 from babylon_rl.training.readiness import keep_counts
 from babylon_rl.windows import moment
 from babylon_rl_tests.serving.gateways import add_version, rows

@@ -58,7 +58,7 @@ def test_a_command_that_needs_one_says_which(tmp_path: Path) -> None:
     ("code", "extra"),
     [
         ("from babylon_rl.llm.tokens import litellm_quietly; litellm_quietly()", "judge"),
-        ("from babylon_rl.training.wandb_process import open_run; open_run({})", "wandb"),
+        ("from babylon_rl.training.tracking import open_run; open_run({})", "wandb"),
         ("from babylon_rl.models.threads import set_threads; set_threads()", "train"),
     ],
 )

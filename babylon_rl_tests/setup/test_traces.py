@@ -174,7 +174,7 @@ def test_a_collector_that_is_gone_is_told_once_and_fails_nothing(caplog: pytest.
 @pytest.mark.slow
 def test_without_an_address_nothing_of_opentelemetry_is_imported() -> None:
     code = (
-        "import sys, babylon_rl.serving.gateway, babylon_rl.judge.client, babylon_rl.training.iterations\n"
+        "import sys, babylon_rl.serving.gateway, babylon_rl.judge.client, babylon_rl.training.lifecycle\n"
         "from babylon_rl.traces import note, span, start_traces, traced_app\n"
         "start_traces(None)\n"
         "with span('work', window='x') as traced:\n"

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as chances
 from hypothesis import strategies as st
 
-from babylon_rl.market.outcome_rows import read_many_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.observation import market_versions

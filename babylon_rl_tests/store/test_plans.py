@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

@@ -11,7 +11,7 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.judge.hindsight import sync_hindsight
-from babylon_rl.market.outcome_rows import sync_outcomes
+from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings

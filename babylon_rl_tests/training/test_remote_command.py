@@ -1,12 +1,13 @@
 """`babylon-rl train` with a key and the stand-in's address: what a user of serverless training sees."""
 
 import json
+from datetime import timedelta
 
 import pytest
 
 from babylon_rl.cli import run
-from babylon_rl.settings import Settings
 from babylon_rl.store.registry import read_models
+from babylon_rl.training.backends.serverless import trainer
 from babylon_rl_tests.training.remote_play import HOURS
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, 
 @pytest.mark.long
 def test_a_job_that_never_ends_is_given_up_by_command(played_database, serverless, stand_in, monkeypatch, capsys):
     serverless(played_database)
-    monkeypatch.setattr(Settings, "serverless_longest_job_minutes", 0.001)
+    monkeypatch.setattr(trainer, "LONGEST_JOB", timedelta(seconds=0.06))
     stand_in.service.job_faults = ["stalls"]
     train = ["train", "--iterations", "1", "--from", HOURS[0], "--to", "2025-11-15T12:00"]
     assert run(train) != 0

@@ -15,8 +15,7 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import TrainSequence
-from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, WITH_REASONING, BaseTokens
+from babylon_rl.training.backends import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, WITH_REASONING, BaseTokens, TrainSequence
 from babylon_rl.training.backends.openpipe_art import (
     CUT_WITHOUT_IDS,
     NO_ADVANTAGE,

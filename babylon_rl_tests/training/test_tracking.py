@@ -30,8 +30,7 @@ from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.wandb_process import log_artifact
+from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers, log_artifact
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 from babylon_rl_tests.training.weights_and_biases import Service, weights_and_biases
 

@@ -25,7 +25,7 @@ from babylon_rl.store.write_ahead import finished_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.iterations import WORK
+from babylon_rl.training.lifecycle import WORK
 from babylon_rl_tests.object_store import ObjectStore, ignored
 from babylon_rl_tests.store.servers import free_port
 from babylon_rl_tests.tiny_model import make_manifest

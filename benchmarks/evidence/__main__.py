@@ -27,7 +27,8 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_sn
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import usable_cores
-from babylon_rl.settings import ENV_FILE, Settings, load_settings, setting_sources
+from babylon_rl.setting_sources import ENV_FILE, setting_sources
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
@@ -49,7 +50,7 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     """
     settings = load_settings()
     # An empty variable, which gives a seed its own database, does not win over that file.
-    if setting_sources()["database_url"] == ENV_FILE:
+    if setting_sources(Settings)["database_url"] == ENV_FILE:
         raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
     root = settings.home / "evidence" / f"{generations}-generations-of-{windows}-hours"

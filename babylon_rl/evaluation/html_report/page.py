@@ -95,9 +95,8 @@ class AgentSummary:
 class Difference:
     """Difference of two agents over shared runs, the better-placed one first.
 
-    ``values`` are means by market, ``interval`` is that of their mean.
-
-    ``p`` accounts for all comparisons of the report (Holm); it is None with one market, of which no test can be made.
+    ``values`` are means by market, ``interval`` is that of their mean. ``p`` accounts for all comparisons of the report (Holm); it is None
+    with one market, of which no test can be made.
     """
 
     ours: str
@@ -243,10 +242,7 @@ def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSumma
 
 
 def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """Agent whose curve is OWN_SCALE_FROM times as high as any other.
-
-    Usually that is the oracle.
-    """
+    """Agent whose curve is OWN_SCALE_FROM times as high as any other. Usually that is the oracle."""
     heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
     return heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
 

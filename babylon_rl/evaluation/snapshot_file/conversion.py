@@ -9,13 +9,13 @@ whatever agents do on top.
 import gzip
 import hashlib
 import io
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.oracle_play import optimal_actions, optimum, oracle_play
 from babylon_rl.evaluation.snapshot_file.schema import (
     MARKET_TRADE,
     POST_CREATED,
@@ -23,6 +23,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     VERSION,
     Generator,
     GroundTruth,
+    OptimalAction,
     Optimum,
     PerpetualMarket,
     Person,
@@ -41,10 +42,13 @@ from babylon_rl.evaluation.snapshot_file.schema import (
 )
 from babylon_rl.evaluation.snapshot_file.validation import validate
 from babylon_rl.files.durable import write_atomically
-from babylon_rl.market.simulation.config import MarketModel
+from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill, Settlement
+from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
+from babylon_rl.market.simulation.strategies import oracle_play
 from babylon_rl.market.simulation.venue import PerpBook, Pool
 
 DAY_S = 86_400
@@ -129,10 +133,7 @@ class MarketRecording:
         )
 
     def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> SnapshotEvent | None:
-        """The crowd's trade that moved a question to its belief.
-
-        It pays YES by adding to the maker's NO shares.
-        """
+        """The crowd's trade that moved a question to its belief. It pays YES by adding to the maker's NO shares."""
         pool = self.exchange.pools[name]
         # A move that rounds to nothing is no trade.
         amount = round(max(pool.yes - before[0], pool.no - before[1]), USD_DECIMALS) if pool.resolved is None else 0.0
@@ -192,10 +193,7 @@ def _all(scenario: Scenario, model: MarketModel) -> Iterator[SocialOpportunity]:
 
 
 def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, tick: int, until: int) -> float:
-    """Dollars from holding ``direction`` in a market from ``tick`` to ``until``.
-
-    0 when it cannot be traded then.
-    """
+    """Dollars from holding ``direction`` in a market from ``tick`` to ``until``. 0 when it cannot be traded then."""
     stocks = {asset.ticker for asset in scenario.assets}
     until = min(until, scenario.ticks)
     # Fees are paid on both trades, the second at the new price.
@@ -312,10 +310,7 @@ def to_scenario(snapshot: SnapshotDocument, *, compare: bool = True) -> Scenario
 
 
 def optimum_of(snapshot: SnapshotDocument) -> Optimum:
-    """Optimum of a snapshot, from its ground truth or its recorded market.
-
-    The game's own snapshots say none.
-    """
+    """Optimum of a snapshot, from its ground truth or its recorded market. The game's own snapshots say none."""
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
     return optimum(oracle_play(to_scenario(snapshot)))
@@ -384,10 +379,7 @@ def _rate(state: State, row: int) -> float:
 
 
 def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Question]:
-    """Questions of all states, each from the first state that shows it.
-
-    Before it and after its answer the last price stands.
-    """
+    """Questions of all states, each from the first state that shows it. Before it and after its answer the last price stands."""
     seen: dict[str, dict[int, PredictionMarket]] = {}
     for tick, state in enumerate(states):
         for market in state.prediction_markets:
@@ -410,10 +402,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
 
 
 def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
-    """A post from a game's event.
-
-    Market and direction are read from its text where the event does not state them.
-    """
+    """A post from a game's event. Market and direction are read from its text where the event does not state them."""
     if event.type != POST_CREATED:
         return None
     texts = {name: value for name, value in event.data.items() if isinstance(value, str)}
@@ -427,3 +416,33 @@ def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post |
         trust = next((person.reputation / 100.0 for person in first.agents if person.id == texts.get("authorId")), 0.5)
     direction = next((sign for word, sign in LEANING_WORDS.items() if word in text.lower().split()), 0)
     return Post(tick, author, min(1.0, max(0.0, float(trust))), text, about, direction, False)
+
+
+_REASONS = {"one-tick": "The best order for one tick", "free": "A swing that is larger than what entering and leaving cost"}
+
+
+def optimum(record: AgentRecord) -> Optimum:
+    """The play's P&L in dollars, with its start balance."""
+    return Optimum(pnl=round(record.pnl_usd, USD_DECIMALS), start_balance=START_BALANCE, policy=f"oracle, {record.mandate}")
+
+
+def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
+    """Trades of a play in the form of a snapshot, in order of ticks.
+
+    An opening's value is the profit of its position after fees; 0 for one that is open at the end.
+    """
+    fills = [outcome for outcome in record.outcomes if isinstance(outcome, Fill) and outcome.market]
+    fills += [fill for closed in record.closed.values() for fill in closed]
+    profits: dict[str, list[float]] = {}
+    ends: list[Fill | Settlement] = [*fills, *record.settled]
+    for end in ends:
+        profits.setdefault(end.position, []).append(end.profit or 0.0)
+    return tuple(
+        _action(fill, math.fsum(profits[fill.position]), _REASONS[record.mandate]) for fill in sorted(fills, key=lambda fill: fill.tick)
+    )
+
+
+def _action(fill: Fill, profit: float, reason: str) -> OptimalAction:
+    if fill.profit is not None:
+        return OptimalAction(fill.tick, fill.kind, fill.market, 0.0, "Closes the position", fill.side)
+    return OptimalAction(fill.tick, fill.kind, fill.market, round(profit, USD_DECIMALS), reason, fill.side, round(fill.usd, USD_DECIMALS))

@@ -25,10 +25,7 @@ class _SnapshotPart(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_
 
 
 class PredictionMarket(_SnapshotPart, frozen=True, gc=False):
-    """A question at a moment.
-
-    Prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them.
-    """
+    """A question at a moment. Prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them."""
 
     id: str
     question: str
@@ -44,10 +41,7 @@ class PredictionMarket(_SnapshotPart, frozen=True, gc=False):
 
 
 class PerpetualMarket(_SnapshotPart, frozen=True, gc=False):
-    """A stock at a moment.
-
-    Price in dollars, change in percent, volume and open interest in dollars; ``funding_rate`` is the next one's.
-    """
+    """A stock at a moment. Price in dollars, change in percent, volume and open interest in dollars; ``funding_rate`` is the next one's."""
 
     ticker: str
     price: float
@@ -101,10 +95,7 @@ class Tick(_SnapshotPart, frozen=True):
 
 
 class PricePoint(_SnapshotPart, frozen=True, gc=False):
-    """A stock's price at a tick.
-
-    ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's.
-    """
+    """A stock's price at a tick. ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's."""
 
     tick: int
     timestamp: int
@@ -242,20 +233,12 @@ def camel_fields(value: Any) -> Any:
 
 
 def config_of(fields: dict[str, Any]) -> ScenarioConfig:
-    """The config that `camel_fields` wrote.
-
-    Raises:
-        MarketError: it is none, or a value is out of range.
-    """
+    """The config that `camel_fields` wrote. Raises MarketError: it is none, or a value is out of range."""
     return _read(fields, ScenarioConfig, "config")
 
 
 def model_of(fields: dict[str, Any]) -> MarketModel:
-    """The model that `camel_fields` wrote.
-
-    Raises:
-        MarketError: it is none.
-    """
+    """The model that `camel_fields` wrote. Raises MarketError: it is none."""
     return _read(fields, MarketModel, "market model")
 
 

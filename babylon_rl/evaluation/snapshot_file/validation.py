@@ -23,10 +23,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
 
 
 class Findings:
-    """Errors and warnings, each kind by its first case and its count.
-
-    Errors make a snapshot unusable.
-    """
+    """Errors and warnings, each kind by its first case and its count. Errors make a snapshot unusable."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[bool, str], tuple[str, int]] = {}
@@ -178,10 +175,7 @@ TOLERANCE = 1e-5
 
 
 def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
-    """Errors and warnings, a sentence each.
-
-    A snapshot without errors can be turned into a scenario.
-    """
+    """Errors and warnings, a sentence each. A snapshot without errors can be turned into a scenario."""
     findings = Findings()
     _check_frame(snapshot, findings)
     _check_times(snapshot, findings)
@@ -213,10 +207,7 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
 
 
 def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """Check our snapshot against its config, without generating it again.
-
-    `to_scenario` compares the rest.
-    """
+    """Check our snapshot against its config, without generating it again. `to_scenario` compares the rest."""
     if snapshot.config is None and snapshot.generator is None:
         return
     if snapshot.config is None or snapshot.generator is None:

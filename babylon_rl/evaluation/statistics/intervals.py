@@ -31,11 +31,7 @@ class Interval:
 
 
 def finite(values: Values, what: str = "values", fewest: int = 1) -> Floats:
-    """The values as an array.
-
-    Raises:
-        ValueError: there are fewer than ``fewest``, or one is not finite.
-    """
+    """The values as an array. Raises ValueError: there are fewer than ``fewest``, or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size < fewest or not np.isfinite(x).all():
         wrong = [str(value) for value in x.ravel() if not np.isfinite(value)][:3]
@@ -45,11 +41,7 @@ def finite(values: Values, what: str = "values", fewest: int = 1) -> Floats:
 
 
 def differences(ours: Values, theirs: Values) -> Floats:
-    """``ours - theirs``, pair by pair.
-
-    Raises:
-        ValueError: they are not of the same length, empty, or not finite.
-    """
+    """``ours - theirs``, pair by pair. Raises ValueError: they are not of the same length, empty, or not finite."""
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} and {len(theirs)} values cannot be paired.")
     return np.asarray(finite(ours) - finite(theirs), dtype=np.float64)
@@ -76,11 +68,7 @@ def cluster_means(values: Floats, clusters: Sequence[Hashable] | None) -> Floats
 
 
 def tail(confidence: float) -> float:
-    """The probability below the upper end: 0.975 for 95 %.
-
-    Raises:
-        ValueError: ``confidence`` is not a probability between 0 and 1.
-    """
+    """The probability below the upper end: 0.975 for 95 %. Raises ValueError: ``confidence`` is not a probability between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"A confidence lies between 0 and 1, not at {confidence}.")
     return 1 - (1 - confidence) / 2
@@ -104,22 +92,16 @@ _CHUNK = 250_000  # values or signs drawn at once: 2 MB, which stays in a core's
 
 
 def mean_interval(
-    values: Values,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
+    values: Values, *, clusters: Sequence[Hashable] | None = None, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Interval:
     """Mean over clusters with its interval.
 
-    For a paired comparison give the differences, one per market (and repeat).
-
-    The symmetric bootstrap-t (Hall, Journal of the Royal Statistical Society B 50, 1988): at 95 % it keeps 93 to 97 % from 12 values on
-    for normal, heavy-tailed (Student's t of 4 degrees) and moderately skewed ones (to a skewness of 1), where percentiles and Student's
-    interval fall below that. No interval knows what no value shows: where a tenth of the values is a large loss, 12 hold none in 28 % of
-    samples, and the interval is then above the mean; 48 hold none in 0.6 %.
-    Below FEWEST_TO_RESAMPLE clusters it is Student's interval; of one cluster it is unbounded; of equal values it is that value.
+    For a paired comparison give the differences, one per market (and repeat). The symmetric bootstrap-t (Hall, Journal of the Royal
+    Statistical Society B 50, 1988): at 95 % it keeps 93 to 97 % from 12 values on for normal, heavy-tailed (Student's t of 4 degrees) and
+    moderately skewed ones (to a skewness of 1), where percentiles and Student's interval fall below that. No interval knows what no value
+    shows: where a tenth of the values is a large loss, 12 hold none in 28 % of samples, and the interval is then above the mean; 48 hold
+    none in 0.6 %. Below FEWEST_TO_RESAMPLE clusters it is Student's interval; of one cluster it is unbounded; of equal values it is that
+    value.
 
     Raises:
         ValueError: there is no value, one is not finite, or there is not one cluster label each.

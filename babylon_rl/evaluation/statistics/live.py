@@ -38,9 +38,8 @@ class LiveInterval(Interval):
 def live_share(successes: int, count: int, *, null: float = 0.5, confidence: float = CONFIDENCE) -> LiveInterval:
     """Share of independent trials with its anytime-valid interval.
 
-    Without trials it is 0..1 around 0.5.
-
-    The mixture of binomial likelihood ratios over a uniform prior (Robbins, Annals of Mathematical Statistics 41, 1970): exact.
+    Without trials it is 0..1 around 0.5. The mixture of binomial likelihood ratios over a uniform prior (Robbins, Annals of Mathematical
+    Statistics 41, 1970): exact.
 
     Raises:
         ValueError: ``successes`` is not within 0..``count``, or ``null`` not within 0..1.
@@ -69,14 +68,13 @@ def live_comparison(
 ) -> LiveInterval:
     """Difference of two arms in dollars an agent-hour.
 
-    ``ours`` and ``theirs`` hold every agent's values so far, an hour each.
-
-    Agents differ for good and their hours depend on each other, so agents are the units: the difference of ratio estimates with its
-    variance between agents (Cochran, Sampling Techniques, 1977, chapter 6), in the mixture sequential test (Robbins, 1970; Johari,
-    Koomen, Pekelis and Walsh, Operations Research 70, 2022) on the scale of information, with Student's quantiles for few agents.
-    Assumptions: agents are assigned at random and for good; means over agents are nearly normal; estimates gain information without
-    looking back (Jennison and Turnbull, Group Sequential Methods, 2000, chapter 11). ``expected_effect``, in dollars an hour, must be
-    chosen before the first analysis: the test is sharpest about there, and valid with any. ``count`` is the number of agents.
+    ``ours`` and ``theirs`` hold every agent's values so far, an hour each. Agents differ for good and their hours depend on each other, so
+    agents are the units: the difference of ratio estimates with its variance between agents (Cochran, Sampling Techniques, 1977, chapter
+    6), in the mixture sequential test (Robbins, 1970; Johari, Koomen, Pekelis and Walsh, Operations Research 70, 2022) on the scale of
+    information, with Student's quantiles for few agents. Assumptions: agents are assigned at random and for good; means over agents are
+    nearly normal; estimates gain information without looking back (Jennison and Turnbull, Group Sequential Methods, 2000, chapter 11).
+    ``expected_effect``, in dollars an hour, must be chosen before the first analysis: the test is sharpest about there, and valid with any.
+    ``count`` is the number of agents.
 
     Raises:
         ValueError: an arm has no agent, a value is not finite, or ``expected_effect`` is not above 0.
@@ -178,10 +176,9 @@ def next_level(discoveries: Sequence[bool]) -> float:
     """Level of the next test in an unending sequence, from all earlier outcomes.
 
     LORD++ (Ramdas, Yang, Wainwright and Jordan, Online control of the false discovery rate with decaying memory, NeurIPS 2017, section 3;
-    after Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, each discovery earns
-    some back. The expected share of false ones among the discoveries is at most ERROR_RATE after every test, if each p-value is valid
-    whatever the earlier outcomes were, as with data of its own it is. While no tested effect is real, that is the chance of any discovery
-    at all.
+    after Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, each discovery earns some back. The
+    expected share of false ones among the discoveries is at most ERROR_RATE after every test, if each p-value is valid whatever the earlier
+    outcomes were, as with data of its own it is. While no tested effect is real, that is the chance of any discovery at all.
     """
     test = len(discoveries) + 1
     first_wealth = _FIRST_WEALTH * ERROR_RATE

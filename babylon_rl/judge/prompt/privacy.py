@@ -116,8 +116,7 @@ def fields_that_leave(settings: JudgeSettings) -> dict[str, str]:
     """
     words = {"drop": "dropped", "hash": "hashed"}
     private = {name: words[how] for name, how in private_fields(settings).fields.items()}
-    hidden = () if settings.show_hidden_answers_to_judge else ("hidden_answers", "game_knowledge")
-    return dict.fromkeys(FIELDS, "leaves") | private | dict.fromkeys(hidden, "dropped")
+    return dict.fromkeys(FIELDS, "leaves") | private
 
 
 def what_leaves(settings: Settings) -> str:

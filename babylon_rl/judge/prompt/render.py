@@ -20,8 +20,7 @@ from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_t
 from babylon_rl.judge.prompt.templates import hidden_context, knowledge_context, market_context, market_terms, news_context, question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
-from babylon_rl.market.outcome_rows import stored_outcomes
-from babylon_rl.market.outcomes import WindowOutcomes
+from babylon_rl.market.outcomes import WindowOutcomes, stored_outcomes
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
@@ -74,10 +73,10 @@ def render_groups(
 def unreadable(connection: Connection, settings: JudgeSettings) -> list[str]:
     """Sentences on columns that this database role cannot read, with the consequence."""
     sentences = []
-    if settings.show_hidden_answers_to_judge and not store.readable(connection, "Question", ("outcome",)):
+    if private_fields(settings).allows("hidden_answers") and not store.readable(connection, "Question", ("outcome",)):
         sentences.append(
             'The hidden answers (public."Question".outcome) may not be read by this role: the judge is not shown them. '
-            "Grant it as docs/howto/least-privilege.sql does, or set SHOW_HIDDEN_ANSWERS_TO_JUDGE=false."
+            "Grant it as docs/howto/least-privilege.sql does, or set JUDGE_PRIVATE_FIELDS=hidden_answers."
         )
     if not store.readable(connection, "User", store.NAME_COLUMNS):
         sentences.append(
@@ -100,10 +99,10 @@ def _context(
     sentences = market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
         sentences += news_context(outcomes)
-    if settings.show_hidden_answers_to_judge and private.allows("hidden_answers"):
+    if private.allows("hidden_answers"):
         answers = store.hidden_answers(connection, [prediction.market_id for prediction in outcomes.predictions])
         sentences += hidden_context(outcomes, answers)
-    if settings.show_hidden_answers_to_judge and private.allows("game_knowledge"):
+    if private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
         knowledge = knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
         sentences += [screen.text(sentence, "game knowledge") for sentence in knowledge]

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.client import JudgeClient, audit_settings
+from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
@@ -82,13 +82,13 @@ def audit(
 ) -> AuditResult | None:
     """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
 
-    Returns None without such a model, or where it is the judge itself. Requests go to JUDGE_AUDIT_BASE_URL where set, else to the
-    judge's address. ``connection`` is in autocommit. Stored answers cost nothing; JUDGE_BUDGET_USD holds for the second judge too.
+    Returns None without such a model, or where it is the judge itself. ``connection`` is in
+    autocommit. Stored answers cost nothing; JUDGE_BUDGET_USD holds for the second judge too.
     """
     model = settings.judge_audit_model
     if model is None or model == settings.judge_model or groups < 1:
         return None
-    run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups), on_progress)
+    run = _Audit(settings, settings.model_copy(update={"judge_model": model}), audit_sample(windows, groups), on_progress)
     # the judge's own: with another, no stored answer would be found and the sample would be paid for again
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     # a refusal ends the asking; the answers that came before it still count

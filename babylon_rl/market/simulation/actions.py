@@ -21,10 +21,7 @@ class Hold(msgspec.Struct, frozen=True, tag_field="action", tag="hold"):
 
 
 class BuyPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="buy_prediction"):
-    """Buy ``usd`` dollars of YES or NO shares of a question.
-
-    The fee comes on top.
-    """
+    """Buy ``usd`` dollars of YES or NO shares of a question. The fee comes on top."""
 
     market: str
     side: Outcome
@@ -40,10 +37,7 @@ class SellPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="sell_
 
 
 class OpenPerp(msgspec.Struct, frozen=True, tag_field="action", tag="open_perp"):
-    """Go long or short in a stock with ``usd`` dollars of margin.
-
-    Times ``leverage`` (1 to 10); the fee comes on top.
-    """
+    """Go long or short in a stock with ``usd`` dollars of margin. Times ``leverage`` (1 to 10); the fee comes on top."""
 
     ticker: str
     side: Side

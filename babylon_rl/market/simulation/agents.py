@@ -33,13 +33,9 @@ class Agent(Protocol):
     @property
     def name(self) -> str:
         """Name in reports."""
-        ...
 
     def decide(self, seen: Observation) -> Action | Invalid:
-        """The action of this tick.
-
-        ``Invalid`` says why there is no usable answer: it is counted and costs the turn.
-        """
+        """The action of this tick. ``Invalid`` says why there is no usable answer: it is counted and costs the turn."""
         ...
 
 
@@ -55,14 +51,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class AskingAgent(Protocol):
-    """An agent that waits for somebody else's answer.
-
-    A run asks all such agents of a tick at once, each in a thread.
-    """
+    """An agent that waits for somebody else's answer. A run asks all such agents of a tick at once, each in a thread."""
 
     @property
     def name(self) -> str: ...
-
     def decide(self, seen: Observation) -> Action | Invalid: ...
 
     def ask(self, seen: Observation) -> Answer:
@@ -71,7 +63,6 @@ class AskingAgent(Protocol):
         Raises:
             ModelUnavailable: whoever is asked stays down; the run ends there and says so.
         """
-        ...
 
 
 def mandate_of(agent: Agent) -> Mandate:
@@ -80,10 +71,7 @@ def mandate_of(agent: Agent) -> Mandate:
 
 
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Buy (long, YES), sell (short, NO) or hold.
-
-    ``market`` is a ticker or a question's id, None for hold.
-    """
+    """Buy (long, YES), sell (short, NO) or hold. ``market`` is a ticker or a question's id, None for hold."""
 
     action: Literal["buy", "sell", "hold"]
     market: str | None = None
@@ -103,24 +91,17 @@ def choose(direction: float, market: str) -> Choice:
 
 
 class Strategy(Protocol):
-    """A scripted view of the market.
-
-    Its randomness is its own, seeded when it is made.
-    """
+    """A scripted view of the market. Its randomness is its own, seeded when it is made."""
 
     @property
     def name(self) -> str: ...
 
     def choose(self, seen: Observation) -> Choice:
         """Which market to buy or sell now, if any."""
-        ...
 
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
-    """The order of a choice.
-
-    ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question.
-    """
+    """The order of a choice. ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question."""
     if choice.market is None or choice.action == "hold":
         return HOLD
     if any(question.market == choice.market for question in seen.questions):
@@ -136,10 +117,7 @@ def closing(position: Held) -> ClosePerp | SellPrediction:
 
 
 class OneTickTrader:
-    """Trades a strategy's choices as policies are trained to.
-
-    A fixed stake for one tick, closed before the next decision.
-    """
+    """Trades a strategy's choices as policies are trained to. A fixed stake for one tick, closed before the next decision."""
 
     mandate: Mandate = ONE_TICK
 
@@ -158,10 +136,7 @@ class OneTickTrader:
 
 
 class Style(msgspec.Struct, frozen=True):
-    """Style of positions.
-
-    Dollars of margin and leverage of each, how long they are held, and how many at once.
-    """
+    """Style of positions. Dollars of margin and leverage of each, how long they are held, and how many at once."""
 
     stake_usd: float = STAKE_USD
     leverage: float = 1.0
@@ -172,10 +147,8 @@ class Style(msgspec.Struct, frozen=True):
 class PositionTrader:
     """Trades a strategy's choices as positions that last.
 
-    One action a tick, so closing comes before opening.
-
-    A position is closed when its time is up or when the strategy chooses the other direction; a choice that is held already, or for
-    which there is no room or no money, is a hold.
+    One action a tick, so closing comes before opening. A position is closed when its time is up or when the strategy chooses the other
+    direction; a choice that is held already, or for which there is no room or no money, is a hold.
     """
 
     mandate: Mandate = FREE
@@ -217,10 +190,7 @@ class Nothing:
 
 
 def stock_profit(direction: int, usd: float, log_move: float, fee: float) -> float:
-    """Dollars from a long (+1) or short (-1) position.
-
-    ``usd`` dollars are held over a move of the log price, closing included.
-    """
+    """Dollars from a long (+1) or short (-1) position. ``usd`` dollars are held over a move of the log price, closing included."""
     ratio = exp(log_move)
     return usd * (direction * (ratio - 1.0) - fee * (1.0 + ratio))
 

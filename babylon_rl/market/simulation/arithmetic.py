@@ -13,26 +13,17 @@ _LN_2 = 0.6931471805599453
 
 
 def stream(seed: int | str, *concern: object) -> random.Random:
-    """The generator of one concern: drawing more or less from it moves no other.
-
-    ``0`` and ``"0"`` are the same seed.
-    """
+    """The generator of one concern: drawing more or less from it moves no other. ``0`` and ``"0"`` are the same seed."""
     return random.Random("/".join(map(str, ("babylon", seed, *concern))))
 
 
 def normal(rng: random.Random) -> float:
-    """A standard normal deviate.
-
-    The heads of 192 coins, smoothed by a uniform number and scaled to variance 1.
-    """
+    """A standard normal deviate. The heads of 192 coins, smoothed by a uniform number and scaled to variance 1."""
     return (rng.getrandbits(_FLIPS).bit_count() - _FLIPS / 2 + rng.random() - 0.5) / _SPREAD
 
 
 def growth(x: float) -> float:
-    """(e^x - 1) / x, and 1 at 0.
-
-    The mean of a price while its log moves by ``x``, over the price before.
-    """
+    """(e^x - 1) / x, and 1 at 0. The mean of a price while its log moves by ``x``, over the price before."""
     if abs(x) > 0.25:
         return (exp(x) - 1.0) / x
     total = 1.0
@@ -68,10 +59,7 @@ def log(x: float) -> float:
 
 
 def log_growth(x: float) -> float:
-    """log(1 + x) / x, and 1 at 0, for x > -1.
-
-    The inverse of `growth`, in the log move per unit paid.
-    """
+    """log(1 + x) / x, and 1 at 0, for x > -1. The inverse of `growth`, in the log move per unit paid."""
     if abs(x) > 0.25:
         return log(1.0 + x) / x
     s = x / (2.0 + x)

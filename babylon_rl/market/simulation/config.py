@@ -88,11 +88,7 @@ PRESETS: dict[str, ScenarioConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ScenarioConfig:
-    """The preset of that name with some fields changed.
-
-    Raises:
-        MarketError: there is no such preset, or a value is out of range.
-    """
+    """The preset of that name with some fields changed. Raises MarketError: there is no such preset, or a value is out of range."""
     if name not in PRESETS:
         raise MarketError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     return msgspec.structs.replace(PRESETS[name], **changes)

@@ -70,10 +70,7 @@ def related(edition: Edition, question: str, direction: int, rumour: bool, at: f
 
 
 def take(words: Words, author: str, event: str, question: str | None, direction: int, at: float) -> str:
-    """A post about an event, in the game's frame.
-
-    The event's text, or its ``question`` alone, and the author's view of it.
-    """
+    """A post about an event, in the game's frame. The event's text, or its ``question`` alone, and the author's view of it."""
     clauses = words.takes(direction, question is not None)
     subject = f"Event related to: {question}" if question is not None else f"{event}."
     return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"
@@ -128,20 +125,14 @@ WORDS: dict[str, Words] = {
 
 
 def times(per_tick: float, at: float) -> int:
-    """Number of events in a tick.
-
-    Their mean, up or down to a whole number as ``at`` (0..1) falls.
-    """
+    """Number of events in a tick. Their mean, up or down to a whole number as ``at`` (0..1) falls."""
     return int(per_tick) + (at < per_tick - int(per_tick))
 
 
 def tell(
     config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
 ) -> tuple[WorldEvent, ...]:
-    """All events in the order of ticks.
-
-    ``companies`` are names by ticker. Plays the crowds of all questions to the end.
-    """
+    """All events in the order of ticks. ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
     rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
     when = stream(config.seed, config.edition, "event times")
     found = []

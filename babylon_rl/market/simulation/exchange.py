@@ -45,10 +45,7 @@ class Exchange(Venue):
         self._write_paths()
 
     def apply(self, agent_id: str, action: Action) -> Fill | Refusal:
-        """Carry out an agent's action at the present tick, or say why not.
-
-        KeyError when there is no such agent.
-        """
+        """Carry out an agent's action at the present tick, or say why not. KeyError when there is no such agent."""
         account = self.accounts[agent_id]
         if self.over and not isinstance(action, Hold | WritePost):
             return orders.refusal(self, account, action, "over", f"the market ended with tick {self.tick}")
@@ -73,10 +70,7 @@ class Exchange(Venue):
         return Fill(self.tick, account.agent_id, kind(action))
 
     def advance(self) -> list[Settlement]:
-        """Let one tick pass; returns its settlements, in the order of markets, then agents.
-
-        Nothing happens once the market is over.
-        """
+        """Let one tick pass; returns its settlements, in the order of markets, then agents. Nothing happens once the market is over."""
         if self.over:
             return []
         self.tick += 1
@@ -113,9 +107,7 @@ class Exchange(Venue):
     def path(self, market: str) -> Sequence[float]:
         """Prices of a stock, or YES prices of a question, at every moment so far.
 
-        As each moment began; a question's from ``created_tick`` on.
-
-        KeyError when there is no such market yet.
+        As each moment began; a question's from ``created_tick`` on. KeyError when there is no such market yet.
         """
         return self.books[market].path if market in self.books else self.pools[market].path
 
@@ -164,9 +156,8 @@ class Exchange(Venue):
 def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement]:
     """Settle funding: longs pay ``rate`` of their position's worth, shorts receive it.
 
-    A negative rate goes the other way round; worth is at the mark.
-
-    An agent pays from its balance first, then from the position's margin; what neither covers is not paid.
+    A negative rate goes the other way round; worth is at the mark. An agent pays from its balance first, then from the position's margin;
+    what neither covers is not paid.
     """
     settled = []
     for account in venue.accounts.values():

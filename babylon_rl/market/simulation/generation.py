@@ -21,10 +21,7 @@ LOG_LIMIT = 2.5  # a fundamental stays within e^-2.5 and e^2.5 of where it start
 
 
 def ticker_of(company: str) -> str:
-    """A company's ticker as the game engine writes it.
-
-    Capitals without spaces, at most 12 characters.
-    """
+    """A company's ticker as the game engine writes it. Capitals without spaces, at most 12 characters."""
     return company.upper().replace(" ", "").replace("-", "")[:TICKER_CHARACTERS]
 
 
@@ -83,10 +80,7 @@ def _numbers(config: ScenarioConfig, given: Sequence[int] | None) -> tuple[int, 
 
 
 def pressed(ticks: int, about: str, events: tuple[WorldEvent, ...]) -> list[float]:
-    """Moves of a market's log price or log-odds by events, a tick each.
-
-    An effect spreads evenly over its ticks.
-    """
+    """Moves of a market's log price or log-odds by events, a tick each. An effect spreads evenly over its ticks."""
     pressure = [0.0] * ticks
     for event in events:
         if event.about == about and event.effect:
@@ -135,10 +129,7 @@ def _trend(regime: Regime, temper: Random) -> float:
 
 
 def _reverting(closed: float) -> tuple[float, float]:
-    """The share of a distance that a tick leaves, and its share of noise.
-
-    Both give the same for any length of a tick.
-    """
+    """The share of a distance that a tick leaves, and its share of noise. Both give the same for any length of a tick."""
     if closed <= 0.0:
         return 1.0, 1.0
     return exp(-closed), math.sqrt((1.0 - exp(-2.0 * closed)) / (2.0 * closed))

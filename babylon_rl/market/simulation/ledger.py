@@ -49,10 +49,7 @@ class Fill(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An action that was not carried out.
-
-    Nothing changed. ``reason`` says why in words and numbers.
-    """
+    """An action that was not carried out. Nothing changed. ``reason`` says why in words and numbers."""
 
     tick: int
     agent: str
@@ -62,10 +59,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """A settlement of a position by time.
-
-    ``usd`` is the agent's gain (paid by it: negative), ``profit`` as in ``Fill``.
-    """
+    """A settlement of a position by time. ``usd`` is the agent's gain (paid by it: negative), ``profit`` as in ``Fill``."""
 
     tick: int
     agent: str
@@ -80,10 +74,7 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class StockQuote(msgspec.Struct, frozen=True):
-    """A stock as agents see it.
-
-    ``change`` in percent since the tick before, volumes in dollars, ``funding_rate`` the next one's.
-    """
+    """A stock as agents see it. ``change`` in percent since the tick before, volumes in dollars, ``funding_rate`` the next one's."""
 
     ticker: str
     name: str
@@ -96,10 +87,7 @@ class StockQuote(msgspec.Struct, frozen=True):
 
 
 class QuestionQuote(msgspec.Struct, frozen=True):
-    """An open question as agents see it.
-
-    ``yes`` is a price 0..1, ``change`` in points of probability since the tick before.
-    """
+    """An open question as agents see it. ``yes`` is a price 0..1, ``change`` in points of probability since the tick before."""
 
     market: str
     number: int
@@ -159,18 +147,12 @@ class PerpPosition:
         return self.direction * (self.units * price - self.notional)
 
     def liquidation_price(self, maintenance: float) -> float:
-        """The price of a liquidation; at most 0: there is none.
-
-        There the rest of the margin is ``maintenance`` of the position's worth.
-        """
+        """The price of a liquidation; at most 0: there is none. There the rest of the margin is ``maintenance`` of the position's worth."""
         return (self.notional - self.direction * self.margin) / (self.units * (1.0 - self.direction * maintenance))
 
 
 class SharePosition:
-    """YES or NO shares of a question.
-
-    ``cost`` is their price with fees, in dollars.
-    """
+    """YES or NO shares of a question. ``cost`` is their price with fees, in dollars."""
 
     __slots__ = ("cost", "id", "market", "opened_tick", "shares", "side")
 
@@ -190,9 +172,8 @@ class SharePosition:
 class Account:
     """One agent's money.
 
-    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative).
-
-    ``wins`` and ``losses`` count closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
+    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative). ``wins`` and ``losses`` count
+    closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
     """
 
     __slots__ = (
@@ -223,10 +204,8 @@ class Account:
 class House:
     """The other side of every trade: the crowd, the makers and the venue.
 
-    ``cash`` may be negative: it is the world outside.
-
-    The rest says where cash came from: ``fees`` and ``funding`` received, ``perp_profit`` won from positions, ``gaps`` the losses beyond
-    a margin that it bore, ``liquidated`` the margins that it kept.
+    ``cash`` may be negative: it is the world outside. The rest says where cash came from: ``fees`` and ``funding`` received,
+    ``perp_profit`` won from positions, ``gaps`` the losses beyond a margin that it bore, ``liquidated`` the margins that it kept.
     """
 
     __slots__ = ("cash", "fees", "funding", "gaps", "liquidated", "perp_profit")

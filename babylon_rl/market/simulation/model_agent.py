@@ -19,10 +19,7 @@ MAX_TOKENS = {"one-tick": 48, "free": 96}
 
 
 def request_seed(*parts: object) -> int:
-    """A seed for one request, 0 to 2^31 - 1.
-
-    The same for the same parts on every platform.
-    """
+    """A seed for one request, 0 to 2^31 - 1. The same for the same parts on every platform."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
 
 
@@ -98,11 +95,7 @@ def model_agent(
     max_tokens: int | None = None,
     name: str | None = None,
 ) -> AgentFactory:
-    """A factory of `ModelAgent`s; wrong arguments raise here, not in the middle of a run.
-
-    Raises:
-        MarketError: as ``ModelAgent``.
-    """
+    """A factory of `ModelAgent`s; wrong arguments raise here, not in the middle of a run. Raises MarketError: as ``ModelAgent``."""
     prompting.checked_version(prompt_version, mandate)
 
     def make(agent_id: str, seed: int | str) -> ModelAgent:

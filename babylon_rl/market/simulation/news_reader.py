@@ -43,10 +43,7 @@ class Beliefs:
         self._model = model
 
     def moves(self, seen: Observation, horizon_ticks: int | None = None) -> dict[str, float]:
-        """The expected moves of log prices and log-odds within the horizon, by market.
-
-        Horizon None: of all that is known.
-        """
+        """The expected moves of log prices and log-odds within the horizon, by market. Horizon None: of all that is known."""
         told = seen.recent_headlines(self._model.event_minutes)
         if not told:
             return {}
@@ -65,10 +62,7 @@ class Beliefs:
         return found
 
     def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
-        """The probability that an event moves its market up (towards YES).
-
-        It is given the event's text and the posts about it.
-        """
+        """The probability that an event moves its market up (towards YES). It is given the event's text and the posts about it."""
         right = self._model.rumour_truth if event.rumour else self._model.report_truth
         odds = right / (1.0 - right) if right < 1.0 else _SURE
         odds = odds if event.direction > 0 else 1.0 / odds
@@ -105,10 +99,7 @@ class Prospect(msgspec.Struct, frozen=True, order=True):
 
 
 def prospects(seen: Observation, moves: dict[str, float], usd: float, question_usd: float, model: MarketModel) -> list[Prospect]:
-    """Expected gain of an order in each market that is expected to move.
-
-    In dollars with leverage, closing included.
-    """
+    """Expected gain of an order in each market that is expected to move. In dollars with leverage, closing included."""
     found = []
     for stock in seen.stocks:
         if move := moves.get(stock.ticker):
@@ -123,10 +114,7 @@ def prospects(seen: Observation, moves: dict[str, float], usd: float, question_u
 
 
 class NewsReader:
-    """A ``Strategy``: the order with the largest expected profit over one tick.
-
-    Hold where none is above 0.
-    """
+    """A ``Strategy``: the order with the largest expected profit over one tick. Hold where none is above 0."""
 
     name = "news-reader"
 
@@ -147,9 +135,8 @@ class NewsReader:
 class NewsTrader:
     """An agent that holds positions by expected moves.
 
-    Each tick it opens or adds in the best market, or leaves one that is expected to lose more.
-
-    With nothing to expect it closes what has had its time, oldest first: a position without news is a risk without a reason.
+    Each tick it opens or adds in the best market, or leaves one that is expected to lose more. With nothing to expect it closes what has
+    had its time, oldest first: a position without news is a risk without a reason.
     """
 
     name = "news-reader"

@@ -35,10 +35,7 @@ class Headline(msgspec.Struct, frozen=True):
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """A post.
-
-    ``trust`` is its author's, 0 to 1, and None for an agent of this market, whose posts are about no market.
-    """
+    """A post. ``trust`` is its author's, 0 to 1, and None for an agent of this market, whose posts are about no market."""
 
     tick: int
     author: str
@@ -72,10 +69,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Newsroom:
-    """News and posts of one run, by tick, without hidden effects.
-
-    Shared by all its agents.
-    """
+    """News and posts of one run, by tick, without hidden effects. Shared by all its agents."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -98,10 +92,7 @@ class Newsroom:
         return found
 
     def heard(self, tick: int) -> tuple[Heard, ...]:
-        """The posts to be read at a tick.
-
-        The scenario's of that tick, and those that agents wrote at the tick before.
-        """
+        """The posts to be read at a tick. The scenario's of that tick, and those that agents wrote at the tick before."""
         found = self._heard.get(tick)
         if found is None:
             posts = [Heard(p.tick, p.author, p.trust, p.text, p.about, p.direction) for p in self._scenario.posts_at(tick)]
@@ -167,20 +158,14 @@ class Observation(msgspec.Struct, frozen=True):
         return tuple(found)
 
     def recent_posts(self, minutes: float = NEWS_MINUTES) -> tuple[Heard, ...]:
-        """The posts new in the last so many minutes, oldest first.
-
-        This tick's included, the agent's own left out.
-        """
+        """The posts new in the last so many minutes, oldest first. This tick's included, the agent's own left out."""
         found: list[Heard] = []
         for tick in range(self._since(minutes), self.tick + 1):
             found += self._newsroom.heard(tick)
         return tuple(post for post in found if post.author != self.agent_id)
 
     def memory(self, count: int = 3, minutes: float = MEMORY_MINUTES) -> tuple[Remembered, ...]:
-        """The agent's last decisions with their results, oldest first.
-
-        At most ``count`` and no older than ``minutes``.
-        """
+        """The agent's last decisions with their results, oldest first. At most ``count`` and no older than ``minutes``."""
         return self._record.remembered(max(self._since(minutes), self.tick - count), self.tick)
 
     def minutes_left(self, question: QuestionQuote) -> float:
@@ -188,10 +173,7 @@ class Observation(msgspec.Struct, frozen=True):
         return (question.resolve_tick - self.tick) * self.tick_seconds / 60.0
 
     def held(self, market: str) -> Held | None:
-        """The position in a market, the first one where YES and NO are both held.
-
-        None when there is none.
-        """
+        """The position in a market, the first one where YES and NO are both held. None when there is none."""
         return next((position for position in self.positions if position.market == market), None)
 
     def public(self) -> dict[str, Any]:

@@ -91,10 +91,7 @@ class Swings:
         return self._best[self._at(tick)][side]
 
     def gain(self, tick: int) -> float:
-        """Gain of entering now over waiting for the next moment.
-
-        In log price after costs.
-        """
+        """Gain of entering now over waiting for the next moment. In log price after costs."""
         return self._gain[self._at(tick)]
 
     def covers(self, tick: int) -> bool:
@@ -106,10 +103,7 @@ class Swings:
 
 
 class SwingOracle:
-    """An agent that holds positions in markets that it knows will move.
-
-    One action a tick, closing first, then the largest gain.
-    """
+    """An agent that holds positions in markets that it knows will move. One action a tick, closing first, then the largest gain."""
 
     name = "oracle"
     mandate: Mandate = FREE

@@ -107,10 +107,7 @@ def open_perp(venue: Venue, account: Account, action: OpenPerp) -> Fill | Refusa
 
 
 def close_perp(venue: Venue, account: Account, action: ClosePerp) -> Fill | Refusal:
-    """Close a position or part of it.
-
-    A loss beyond its margin is the house's.
-    """
+    """Close a position or part of it. A loss beyond its margin is the house's."""
     book = venue.books.get(action.ticker)
     if book is None:
         return _unknown(venue, account, action, action.ticker, list(venue.books))
@@ -140,10 +137,7 @@ def close_perp(venue: Venue, account: Account, action: ClosePerp) -> Fill | Refu
 
 
 def _pay_out(venue: Venue, account: Account, margin: float, gain: float, fee: float) -> float:
-    """Give back a margin with its gain, less a fee; returns the amount.
-
-    It is never below 0.
-    """
+    """Give back a margin with its gain, less a fee; returns the amount. It is never below 0."""
     paid = max(0.0, margin + gain)
     venue.house.gaps += paid - (margin + gain)
     venue.house.perp_profit -= gain

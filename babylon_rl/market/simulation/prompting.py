@@ -35,10 +35,7 @@ _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def labels(seen: Observation) -> dict[str, str]:
-    """Tickers and questions' ids by the names they are shown under.
-
-    A stock's is its company's where no other stock has the same.
-    """
+    """Tickers and questions' ids by the names they are shown under. A stock's is its company's where no other stock has the same."""
     return _labels(tuple((stock.ticker, stock.name) for stock in seen.stocks), tuple(question.market for question in seen.questions))
 
 
@@ -55,10 +52,7 @@ def format_name(mandate: Mandate) -> str:
 
 
 def choice_format(seen: Observation) -> dict[str, Any]:
-    """The schema of a choice, as OpenAI's ``response_format``.
-
-    It covers all that can be traded now, and must not be changed in place.
-    """
+    """The schema of a choice, as OpenAI's ``response_format``. It covers all that can be traded now, and must not be changed in place."""
     return format_of(tuple(labels(seen)))
 
 
@@ -80,10 +74,7 @@ def choice_text(choice: Choice, seen: Observation) -> str:
 
 
 def parse_choice(text: str, seen: Observation) -> Choice | Invalid:
-    """Read an answer, alone or in a code fence.
-
-    An answer outside the schema is ``Invalid`` with the reason. Never raises.
-    """
+    """Read an answer, alone or in a code fence. An answer outside the schema is ``Invalid`` with the reason. Never raises."""
     body = unfenced(text)
     try:
         choice = _choices.decode(body)
@@ -110,10 +101,7 @@ def _why_no_choice(body: str) -> str:
 
 
 def action_format(seen: Observation) -> dict[str, Any]:
-    """The finite schema of an action in full.
-
-    Amounts that the balance covers, sales of held positions.
-    """
+    """The finite schema of an action in full. Amounts that the balance covers, sales of held positions."""
     amounts = tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
     held = tuple((position.market, position.side) for position in seen.positions)
     return _action_format(
@@ -165,11 +153,7 @@ _FOLDER = Path(__file__).parent.parent / "prompts"
 
 
 def checked_version(version: str, mandate: Mandate) -> str:
-    """The version itself.
-
-    Raises:
-        MarketError: there is none of that name, or it has no words for that mandate.
-    """
+    """The version itself. Raises MarketError: there is none of that name, or it has no words for that mandate."""
     if version not in VERSIONS:
         raise MarketError(f"There is no prompt {version!r}; there are {', '.join(VERSIONS)}.")
     if version == TRADER_V1 and mandate != ONE_TICK:
@@ -216,10 +200,7 @@ def _user_pattern(version: str) -> re.Pattern[str]:
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:
-    """The request and the answer that a script would have had.
-
-    Its amounts are its own, so under the free mandate no schema is named.
-    """
+    """The request and the answer that a script would have had. Its amounts are its own, so under the free mandate no schema is named."""
     if isinstance(action, Invalid):
         text = action.reason
     else:

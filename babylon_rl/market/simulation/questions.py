@@ -46,10 +46,7 @@ def ask(config: ScenarioConfig, edition: Edition, numbers: tuple[int, ...] | Non
 
 
 def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
-    """Times of questions: half open from the start, half beginning in the first half.
-
-    Each lasts 40 to 100 % of the rest.
-    """
+    """Times of questions: half open from the start, half beginning in the first half. Each lasts 40 to 100 % of the rest."""
     when = stream(config.seed, config.edition, "question times", index)
     later, lasts = when.random(), 0.4 + 0.6 * when.random()
     created = 0 if index < (config.predictions + 1) // 2 else int(later * config.ticks / 2)
@@ -59,10 +56,7 @@ def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
 
 
 class Crowd:
-    """Belief of everybody but the agents in one question, from moment to moment.
-
-    ``asked`` are its words and times.
-    """
+    """Belief of everybody but the agents in one question, from moment to moment. ``asked`` are its words and times."""
 
     def __init__(self, config: ScenarioConfig, model: MarketModel, asked: Asked, index: int) -> None:
         self.asked = asked
@@ -89,10 +83,7 @@ class Crowd:
         return way, effect
 
     def advance(self, tick: int) -> None:
-        """From a moment to the next one.
-
-        Before it is open and after its answer the belief stands still.
-        """
+        """From a moment to the next one. Before it is open and after its answer the belief stands still."""
         if self.asked.open_at(tick):
             spread = self._spread * self._room()
             # of this mean and variance, a move is worth what it moves, as an event is
@@ -114,10 +105,7 @@ class Crowd:
 
 
 def room(log_odds: float, limit: float) -> float:
-    """The share of a move that these log-odds leave.
-
-    All where opinions differ, next to nothing where nearly everybody is sure.
-    """
+    """The share of a move that these log-odds leave. All where opinions differ, next to nothing where nearly everybody is sure."""
     near = log_odds / limit
     return max(LEAST_ROOM, 1.0 - near * near * near * near)
 

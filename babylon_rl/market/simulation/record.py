@@ -19,9 +19,8 @@ HOLD = Hold()
 class Call(msgspec.Struct, frozen=True):
     """One request to a model and its answer.
 
-    A script's, with the request that it would have had, is named ``scripted/<strategy>``.
-
-    ``logprobs`` is what the endpoint returned, or None.
+    A script's, with the request that it would have had, is named ``scripted/<strategy>``. ``logprobs`` is what the endpoint returned, or
+    None.
     """
 
     model: str
@@ -38,10 +37,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """A decision of the agent's own with its result.
-
-    And the change of its equity in dollars until the next decision.
-    """
+    """A decision of the agent's own with its result. And the change of its equity in dollars until the next decision."""
 
     tick: int
     action: Action
@@ -73,9 +69,8 @@ class Turn(msgspec.Struct, frozen=True):
 class AgentRecord:
     """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions.
 
-    ``balance`` and ``equity`` at moments, one more.
-
-    ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did to positions, in order.
+    ``balance`` and ``equity`` at moments, one more. ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did
+    to positions, in order.
     """
 
     __slots__ = (
@@ -104,10 +99,7 @@ class AgentRecord:
             self.last_profit = outcome.profit
 
     def mandated(self, fill: Fill) -> None:
-        """Keep the closings of the mandate.
-
-        They belong to the decision of the tick before.
-        """
+        """Keep the closings of the mandate. They belong to the decision of the tick before."""
         self.closed.setdefault(fill.tick - 1, []).append(fill)
         self.last_profit = fill.profit
 

@@ -212,10 +212,7 @@ class Seat:
             newsroom.said(exchange.tick, record.agent_id, action.text)
 
     def keep_mandate(self, exchange: Exchange) -> None:
-        """Close open positions where orders last one tick.
-
-        Also at the last moment, when agents may not trade any more.
-        """
+        """Close open positions where orders last one tick. Also at the last moment, when agents may not trade any more."""
         account = self.record.account
         if self._mandate != ONE_TICK or not (account.perps or account.shares):
             return
@@ -229,10 +226,7 @@ class Seat:
 
 
 def _understood(given: object) -> Action | Invalid:
-    """The decision of an agent.
-
-    Anybody's own agent may return anything.
-    """
+    """The decision of an agent. Anybody's own agent may return anything."""
     return given if isinstance(given, Action | Invalid) else Invalid(f"not an action: {type(given).__name__}")
 
 

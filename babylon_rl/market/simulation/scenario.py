@@ -91,10 +91,7 @@ class Author(msgspec.Struct, frozen=True):
 
 
 class Post(msgspec.Struct, frozen=True):
-    """A post about one market.
-
-    ``informed`` is hidden: its author knows the effect that is on its way.
-    """
+    """A post about one market. ``informed`` is hidden: its author knows the effect that is on its way."""
 
     tick: int
     author: str
@@ -175,11 +172,7 @@ def encode(scenario: Scenario) -> bytes:
 
 
 def decode(raw: bytes) -> Scenario:
-    """The scenario of `encode`.
-
-    Raises:
-        MarketError: the bytes are no scenario, or one that contradicts itself.
-    """
+    """The scenario of `encode`. Raises MarketError: the bytes are no scenario, or one that contradicts itself."""
     try:
         return checked(msgspec.json.decode(raw, type=Scenario))
     except msgspec.DecodeError as error:
@@ -221,11 +214,7 @@ def from_paths(
 
 
 def checked(scenario: Scenario) -> Scenario:
-    """The scenario itself when it does not contradict itself.
-
-    Raises:
-        MarketError: it does; the message says where.
-    """
+    """The scenario itself when it does not contradict itself. Raises MarketError: it does; the message says where."""
     faults = list(_faults(scenario))
     if faults:
         raise MarketError(f"This market cannot be played: {'; '.join(faults[:5])}.")
@@ -233,10 +222,7 @@ def checked(scenario: Scenario) -> Scenario:
 
 
 def opening(scenario: Scenario, ticks: int) -> Scenario:
-    """The scenario's first ``ticks`` ticks, as a market of its own.
-
-    The scenario itself when it has no more.
-    """
+    """The scenario's first ``ticks`` ticks, as a market of its own. The scenario itself when it has no more."""
     if ticks >= scenario.ticks:
         return scenario
     moments, replace = slice(ticks + 1), msgspec.structs.replace

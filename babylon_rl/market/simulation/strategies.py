@@ -32,6 +32,8 @@ from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.news_reader import NewsReader, NewsTrader
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.oracle import Oracle, SwingOracle
+from babylon_rl.market.simulation.record import AgentRecord
+from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
 
 STRATEGIES = ("conservative", "balanced", "aggressive", "momentum", "contrarian")
@@ -51,10 +53,7 @@ Script = Callable[[Observation, Random], Choice]
 
 
 class Scripted:
-    """A ``Strategy`` by name.
-
-    The same name, agent and seed choose the same from the same observations.
-    """
+    """A ``Strategy`` by name. The same name, agent and seed choose the same from the same observations."""
 
     def __init__(self, name: str, agent_id: str, seed: int | str) -> None:
         self.name = name
@@ -166,3 +165,12 @@ def _strategy(name: str, scenario: Scenario, model: MarketModel, stake_usd: floa
     if name == "oracle":
         return Oracle(scenario, model, stake_usd)
     return NewsReader(model, stake_usd) if name == "news-reader" else Scripted(name, agent_id, seed)
+
+
+def oracle_play(scenario: Scenario) -> AgentRecord:
+    """The oracle's better play of a scenario: alone, with the usual stake and start balance, once under each mandate.
+
+    That is no upper bound: an agent that stakes more may earn more.
+    """
+    agents = [{"oracle": factory("oracle", scenario, mandate, model=scenario.model)} for mandate in (ONE_TICK, FREE)]
+    return max((play(scenario, agent).records["oracle"] for agent in agents), key=lambda record: record.pnl_usd)

@@ -52,10 +52,7 @@ class PerpBook:
             self.mark = self.base
 
     def units_for(self, direction: int, usd: float) -> float:
-        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included.
-
-        Needs a sale of less than the market.
-        """
+        """How many units ``usd`` dollars buy (+1) or are sold for (-1), impact included. Needs a sale of less than the market."""
         per_usd = self.per_unit / self.mark
         return usd / self.mark * log_growth(direction * per_usd * usd)
 
@@ -64,10 +61,7 @@ class PerpBook:
         return self.mark * units * growth(direction * self.per_unit * units)
 
     def exit_units(self, direction: int, units: float) -> float:
-        """The units whose worth at the mark is the result of leaving a position.
-
-        Proceeds of a long one, costs of a short one.
-        """
+        """The units whose worth at the mark is the result of leaving a position. Proceeds of a long one, costs of a short one."""
         return units * growth(-direction * self.per_unit * units)
 
     def trade(self, direction: int, units: float, usd: float) -> None:
@@ -135,10 +129,7 @@ class Pool:
         return 2.0 * shares * other / (total + math.sqrt(total * total - 4.0 * shares * other))
 
     def worth_both(self, yes: float, no: float) -> float:
-        """The dollars from selling shares of both sides, before the fee.
-
-        A pair is a dollar at any price.
-        """
+        """The dollars from selling shares of both sides, before the fee. A pair is a dollar at any price."""
         pairs = min(yes, no)
         rest = max(yes, no) - pairs
         return pairs + (self.worth("yes" if yes > no else "no", rest) if rest > 0.0 else 0.0)
@@ -158,10 +149,7 @@ class Pool:
         return usd
 
     def crowd_moves(self, tick: int, recovery: float, house: House) -> None:
-        """The crowd trades as its belief changed since the last moment.
-
-        It takes back ``recovery`` (0..1) of the agents' effect.
-        """
+        """The crowd trades as its belief changed since the last moment. It takes back ``recovery`` (0..1) of the agents' effect."""
         probability = self.question.crowd[tick]
         odds = probability / (1.0 - probability)
         pushed = self.no / (self.yes * self._odds)
@@ -223,10 +211,7 @@ class Venue:
         return self.pools[market].yes_price
 
     def worth(self, position: PerpPosition | SharePosition) -> float:
-        """Proceeds of closing a position now, never below 0.
-
-        After the fee and with its margin.
-        """
+        """Proceeds of closing a position now, never below 0. After the fee and with its margin."""
         if isinstance(position, SharePosition):
             pool = self.pools[position.market]
             return pool.worth(position.side, position.shares) * (1.0 - self.model.fee)

@@ -22,7 +22,7 @@ from babylon_rl.store.registry import Model, read_models
 from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, newest_events, read_rollouts, read_routing, read_tests
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.iterations import iterations_of
+from babylon_rl.training.lifecycle import iterations_of
 from babylon_rl.types import Episode, EpisodeScore, ServedSequence
 from babylon_rl.windows import HOUR, window_of, window_start
 

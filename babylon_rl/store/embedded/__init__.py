@@ -48,10 +48,7 @@ def use_server(home: Path) -> Iterator[str]:
 
 
 def stop_server(home: Path) -> list[str]:
-    """Stop the server under ``home`` even if it is in use.
-
-    Returns one sentence for each thing stopped.
-    """
+    """Stop the server under ``home`` even if it is in use. Returns one sentence for each thing stopped."""
     if not (home / "postgres").exists():
         return []
     with _start_locked(home):
@@ -61,20 +58,14 @@ def stop_server(home: Path) -> list[str]:
 
 
 def running_url(home: Path) -> str | None:
-    """Return the connection string of a running server under ``home``, or None.
-
-    Does not count as a user.
-    """
+    """Return the connection string of a running server under ``home``, or None. Does not count as a user."""
     cluster = Cluster(home)
     port = cluster.running_port()
     return None if port is None else cluster.url(port)
 
 
 def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
-    """Return the port of the running server; create or start it first if needed.
-
-    The caller holds start.lock.
-    """
+    """Return the port of the running server; create or start it first if needed. The caller holds start.lock."""
     cluster.create()
     deadline = time.monotonic() + START_TIMEOUT_S
     if not cluster.has_password and cluster.running_port() is not None and _is_last(lease):
@@ -128,10 +119,7 @@ def _take(lock: IO[bytes], kind: int, home: Path) -> None:
 
 
 def _is_last(lease: IO[bytes]) -> bool:
-    """Release the shared lock and return True if no other process holds one.
-
-    On True the exclusive lock is held.
-    """
+    """Release the shared lock and return True if no other process holds one. On True the exclusive lock is held."""
     # The caller holds start.lock, without which nobody takes a lease: none can come in between these two calls.
     fcntl.flock(lease, fcntl.LOCK_UN)
     try:
@@ -145,10 +133,7 @@ _opened_locks: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """Close the inherited locks in a forked child.
-
-    The child shares them with its parent and would hold them as long as it lives.
-    """
+    """Close the inherited locks in a forked child. The child shares them with its parent and would hold them as long as it lives."""
     for file in tuple(_opened_locks):
         file.close()
     _opened_locks.clear()
@@ -159,10 +144,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def _polite_termination() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that a started server is stopped.
-
-    Handlers set by others stay.
-    """
+    """Turn SIGTERM and SIGHUP into SystemExit, so that a started server is stopped. Handlers set by others stay."""
     ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():

@@ -76,10 +76,7 @@ class Cluster:
 
     @property
     def has_password(self) -> bool:
-        """True if the password file holds a password.
-
-        False when it is gone, or empty after a crash or on a full disk.
-        """
+        """True if the password file holds a password. False when it is gone, or empty after a crash or on a full disk."""
         return bool(_lines(self.password_file))
 
     def url(self, port: int) -> str:
@@ -87,10 +84,7 @@ class Cluster:
         return f"postgresql://{USER}:{self._password()}@127.0.0.1:{port}/{DATABASE}"
 
     def running_port(self) -> int | None:
-        """Return the port of the live server in this directory, or None.
-
-        A pid that now belongs to another program does not count.
-        """
+        """Return the port of the live server in this directory, or None. A pid that now belongs to another program does not count."""
         # Its first line is the pid, its fourth the port; a server that is starting may not have written all of it yet.
         lines = _lines(self.directory / "postmaster.pid")
         if len(lines) < 4 or not lines[0].isdigit() or not lines[3].isdigit():
@@ -244,10 +238,7 @@ class Cluster:
         return lines[0]
 
     def _renew_password(self) -> None:
-        """Set a new superuser password through a single-user server.
-
-        Nothing else can do it without the old password.
-        """
+        """Set a new superuser password through a single-user server. Nothing else can do it without the old password."""
         password = secrets.token_hex(16)
         self._forget_dead_postmaster()
         result = self._run(
@@ -293,10 +284,7 @@ class Cluster:
         return self.directory in (Path(argument).resolve() for argument in command[1:])
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove the pid file of a dead server.
-
-        Postgres refuses to start if another program or a zombie now has that pid.
-        """
+        """Remove the pid file of a dead server. Postgres refuses to start if another program or a zombie now has that pid."""
         if self.running_port() is None:
             (self.directory / "postmaster.pid").unlink(missing_ok=True)
 
@@ -357,10 +345,7 @@ def _programs() -> Path:
 
 
 def _run_as(directory: Path, program: Path) -> list[str]:
-    """Return the command prefix to run as the owner of ``directory``.
-
-    Empty unless the current user is root.
-    """
+    """Return the command prefix to run as the owner of ``directory``. Empty unless the current user is root."""
     if os.geteuid() != 0:
         return []
     owner = directory.stat()

@@ -21,6 +21,7 @@ from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import (
     GPU,
+    BaseTokens,
     IterationResult,
     LocalTrainer,
     OnStep,
@@ -30,7 +31,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
 
 HEARTBEAT_EVERY_S = 10.0

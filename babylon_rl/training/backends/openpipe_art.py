@@ -25,8 +25,7 @@ from typing import Any
 
 from babylon_rl.chats import is_cut, plain_messages
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.training.backends import TrainSequence
-from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
+from babylon_rl.training.backends import BaseTokens, TokenLogprobs, TrainSequence
 
 LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
@@ -291,10 +290,7 @@ class JobProgress:
 
     @property
     def sequences(self) -> int | None:
-        """Number of trained sequences.
-
-        0 without a gradient step, whatever was announced; None where the service shows neither.
-        """
+        """Number of trained sequences. 0 without a gradient step, whatever was announced; None where the service shows neither."""
         if self.steps:
             return max(self.announced or 0, len(self.steps))
         return None if self.announced is None else 0

@@ -19,15 +19,12 @@ class Writer(Protocol):
 
     def add(self, hour: ExportHour) -> None:
         """Write one hour."""
-        ...
 
     def close(self) -> None:
         """Finish all files."""
-        ...
 
     def abandon(self) -> None:
         """Close open files after a failed export."""
-        ...
 
 
 _WRITERS: dict[str, Callable[[Destination], Writer]] = {

@@ -36,10 +36,7 @@ _ADVICE = {
 
 
 class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """List of an export's files.
-
-    It is ``incomplete`` while files are being replaced; then it lists the old and the new ones.
-    """
+    """List of an export's files. It is ``incomplete`` while files are being replaced; then it lists the old and the new ones."""
 
     babylon_rl_export: Literal[1] = 1
     state: Literal["complete", "incomplete"]
@@ -61,10 +58,9 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Destination:
     """Destination of an export, within a ``with`` block.
 
-    Leaving the block without ``commit`` changes nothing there.
-
-    Behind a URL, staged files of an interrupted export stay, and the next one sends only what is missing. ``work`` is a local directory
-    for temporary files; ``force`` accepts a place with other files, and replaces those in the way.
+    Leaving the block without ``commit`` changes nothing there. Behind a URL, staged files of an interrupted export stay, and the next one
+    sends only what is missing. ``work`` is a local directory for temporary files; ``force`` accepts a place with other files, and replaces
+    those in the way.
     """
 
     def __init__(self, target: str, work: Path, *, force: bool = False) -> None:
@@ -169,10 +165,7 @@ class Destination:
         _empty(staging)
 
     def _is_ours(self, name: str) -> bool:
-        """True for an unchanged file of an earlier export.
-
-        Behind a URL contents are not read back.
-        """
+        """True for an unchanged file of an earlier export. Behind a URL contents are not read back."""
         if self._location.local is None:
             return self._location.exists(name)
         return self._location.sha256(name) in self._known[name]

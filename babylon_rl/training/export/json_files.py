@@ -71,10 +71,7 @@ class JsonlWriter:
 
 
 def art_trajectory(record: Record) -> dict[str, Any]:
-    """Serialize a record as ``art.Trajectory``.
-
-    Metadata holds all columns but the texts; values that are not plain are JSON text.
-    """
+    """Serialize a record as ``art.Trajectory``. Metadata holds all columns but the texts; values that are not plain are JSON text."""
     metadata = {name: _plain(value) for name, value in msgspec.to_builtins(record).items() if name not in _IN_MESSAGES}
     choice = _choice(record)
     if choice is None and record.logprobs is not None:

@@ -189,9 +189,8 @@ def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
 def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> list[Pack]:
     """Pack sequences with a common prefix into rows of at most ``most_tokens``.
 
-    A row's sequences have at least ``SHORTEST_PREFIX`` tokens in common.
-
-    The result does not depend on the order of the sequences beyond the indexes it names.
+    A row's sequences have at least ``SHORTEST_PREFIX`` tokens in common. The result does not depend on the order of the sequences beyond
+    the indexes it names.
     """
     # Sorted by tokens: sequences with a long common prefix become neighbours, whatever the order in which they came.
     ordered = sorted((needed_ids(sequence), index) for index, sequence in enumerate(sequences))
@@ -231,10 +230,7 @@ def as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 @dataclass(frozen=True)
 class BaseStates:
-    """The base's states of a row.
-
-    ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer.
-    """
+    """The base's states of a row. ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer."""
 
     at_choices_nd: "Tensor"
     lower: LowerStates

@@ -33,6 +33,7 @@ from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends import (
     CPU,
+    BaseTokens,
     IterationResult,
     LocalTrainer,
     OnStep,
@@ -42,7 +43,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.policy import (
     KEPT_BYTES,
     BaseCache,
@@ -329,11 +329,7 @@ class IterationRun:
         self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
 
     def train(self, on_step: OnStep) -> IterationResult:
-        """Take every optimizer step, then measure the policy.
-
-        Raises:
-            Diverged: the loss or the policy left its bounds.
-        """
+        """Take every optimizer step, then measure the policy. Raises Diverged: the loss or the policy left its bounds."""
         packs = pack([item.encoded for item in self._items])
         plan = list(self._plan(packs))
         totals, told, tokens = Counter[str](), Counter[str](), 0

@@ -16,6 +16,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends import (
     SERVERLESS,
+    BaseTokens,
     IterationResult,
     OnStep,
     RunContext,
@@ -24,7 +25,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
     Counted,
@@ -40,6 +40,7 @@ from babylon_rl.training.backends.serverless.runner import Boundary, Posting, Re
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 
 # Settings of training that the service takes under no name.
+LONGEST_JOB = timedelta(hours=3)  # then a posted job counts as dead; before, nothing is posted in its place
 NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "warmup_steps")
 
 
@@ -56,9 +57,7 @@ class ServerlessTrainer:
         self.base_model = settings.base_model
         self._settings = settings
         self._base = BaseTokens(settings, settings.base_model)
-        self._times = times or Times(
-            timedelta(minutes=settings.serverless_longest_job_minutes), timedelta(hours=settings.training_time_limit_hours)
-        )
+        self._times = times or Times(LONGEST_JOB, timedelta(hours=settings.training_time_limit_hours))
         self._at = at
         self._run: RunContext | None = None
 
