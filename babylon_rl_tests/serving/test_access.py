@@ -14,6 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from babylon_rl.api_errors import ApiError
+from babylon_rl.http_server import why_not_local
 from babylon_rl.serving.access import Access, key_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key
@@ -147,22 +148,52 @@ def key(name: str, *, revoked: bool = False, requests: int | None = None) -> Cli
     return ClientKey(name, key_hash(name), requests, None, NOW, revoked_at=NOW if revoked else None)
 
 
+def scope(peer: str | None, http_version: str = "1.1", **headers: str) -> dict[str, Any]:
+    """A request as servers have it."""
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()]
+    return {"client": peer and (peer, 1), "headers": named, "http_version": http_version}
+
+
 def test_before_the_database_has_answered_only_loopback_is_served() -> None:
     access = Access()
-    assert access.admit("127.0.0.1", {}).name is None and access.admit("::1", {}).name is None
+    assert access.admit(scope("127.0.0.1"), {}).name is None and access.admit(scope("::1"), {}).name is None
     for peer in ("203.0.113.9", None, "odd"):
         with pytest.raises(ApiError, match="503"):
-            access.admit(peer, {"authorization": "Bearer game"})
+            access.admit(scope(peer), {"authorization": "Bearer game"})
     access.update([])
     with pytest.raises(ApiError, match="403"):
-        access.admit("203.0.113.9", {})
+        access.admit(scope("203.0.113.9"), {})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "0.0.0.0:8080", "me.localhost", "[::ffff:127.0.0.1]"],
+)
+def test_this_machine_has_these_names(host: str) -> None:
+    assert why_not_local(scope("127.0.0.1", host=host)) == ""
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        {"via": "1.1 Caddy"}, {"forwarded": "for=203.0.113.9"}, {"x_forwarded_for": "127.0.0.1"}, {"x_forwarded_proto": "https"},
+        {"x_forwarded_host": "a"}, {"x_forwarded_server": "a"}, {"x_real_ip": "127.0.0.1"}, {"cf_connecting_ip": "127.0.0.1"},
+        {"host": "gateway.example.com"}, {"host": "gateway"}, {"host": "192.168.1.7:8080"}, {"host": "localhost.example.com"},
+        {"host": "127.0.0.1.nip.io"}, {"http_version": "1.0"},
+    ],
+)  # fmt: skip
+def test_any_sign_of_a_proxy_is_not_this_machine(sign: dict[str, str]) -> None:
+    access = Access()
+    access.update([])
+    with pytest.raises(ApiError, match="this request (came through a proxy|names another as its Host)"):
+        access.admit(scope("127.0.0.1", **sign), {})
 
 
 def test_revoking_the_last_key_does_not_open_the_server_again() -> None:
     access = Access()
     access.update([key("game", revoked=True)])
     with pytest.raises(ApiError, match="401"):
-        access.admit("127.0.0.1", {"authorization": "Bearer game"})
+        access.admit(scope("127.0.0.1"), {"authorization": "Bearer game"})
 
 
 def test_a_budget_fills_again_with_time_and_survives_a_reload() -> None:

@@ -224,7 +224,7 @@ def test_models_are_listed_and_unknown_ones_refused(gateway: RunningGateway) -> 
 )  # fmt: skip
 def test_a_bad_body_is_refused_in_openai_s_shape(gateway: RunningGateway, body: bytes, status: int, code: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/chat/completions", data=body))
+        urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/chat/completions", body, {"content-type": "application/json"}))
     error = json.loads(refused.value.read())["error"]
     assert (refused.value.code, error["code"], error["type"]) == (status, code, "invalid_request_error") and error["message"]
     wait_for(gateway.quiet, "no task to be left")
