@@ -161,8 +161,6 @@ class Door:
             try:
                 self._check(scope)
             except ApiError as refused:
-                # Its body is not read, so this connection can carry no further request.
-                refused.headers = {**refused.headers, "connection": "close"}
                 await self._respond(refused)(scope, receive, send)
                 return
             # An encoded slash is part of a name and separates nothing.
@@ -293,9 +291,9 @@ async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
                     raise ClientGone
                 part = message.get("body", b"")
                 size += len(part)
-                # The rest is not read, so this connection can carry no further request.
+                # uvicorn reads the rest and drops it, so that a client that is still sending sees the answer.
                 if size > longest:
-                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
+                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large")
                 parts.append(part)
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
