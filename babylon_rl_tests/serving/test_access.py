@@ -22,6 +22,7 @@ from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_command_line import environment
 from babylon_rl_tests.command_server import run_command
+from babylon_rl_tests.recorder.builders import add_users
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 
@@ -142,6 +143,99 @@ def test_streams_and_calls_that_the_client_left_take_from_its_budget(
         assert spent("whole") == pytest.approx(14)
         assert spent("uncounted") == pytest.approx(request_tokens + 3)
         assert request_tokens < spent("left") < request_tokens + 3
+
+
+@pytest.mark.slow
+def test_a_key_of_agents_speaks_for_them_and_in_their_trajectories_alone(
+    settings: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    with connect(database.url) as connection:
+        for name, agents in (("mine", ["mine"]), ("team", ["team-*", "agent [7]"]), ("all", [])):
+            create_key(connection, ClientKey(name, key_hash(f"brl-{name}"), None, None, NOW, agents=agents))
+        add_users(connection, "victim")
+        connection.execute(
+            'INSERT INTO trajectories (id, "trajectoryId", "agentId", "startTime", "endTime", "durationMs", "stepsJson", '
+            '"rewardComponentsJson", "metricsJson", "metadataJson", "totalReward", "episodeLength", "finalStatus", "updatedAt") '
+            "VALUES ('t', 'theirs', 'victim', %(now)s, %(now)s, 0, '[]', '{}', '{}', '{}', 0, 0, 'completed', %(now)s)",
+            {"now": NOW},
+        )
+    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), database, writes=True) as gateway:
+        wait_for(lambda: gateway.gateway.state.reads, "the keys")
+
+        def status(key: str, agent: str | None = None, trajectory: str | None = None, user: str | None = None) -> int:
+            named = {"x-babylon-agent": agent, "x-babylon-trajectory": trajectory}
+            headers = {name: value for name, value in named.items() if value is not None}
+            try:
+                asked = gateway.client(f"brl-{key}").chat.completions
+                asked.create(model="base", messages=MESSAGES, extra_headers=headers, extra_body={} if user is None else {"user": user})
+            except openai.PermissionDeniedError as refused:
+                assert refused.code == "other_agent"
+                return 403
+            return 200
+
+        assert [status("mine", agent) for agent in ("mine", None, "mine2", "Mine", "victim", "*", "min")] == [200, 200, *[403] * 5]
+        agents = ("team-1", "team-", "agent [7]", "agent 7", "team", "a team-1", None)
+        assert [status("team", agent) for agent in agents] == [200, 200, 200, 403, 403, 403, 403]
+        assert [status("team", user=user) for user in ("team-2", "victim")] == [200, 403]
+        assert status("all", "victim", "said-now") == 200 and status("all", None, "without-agent") == 200
+        # Known by the database, by an earlier call to this gateway, by a recorded call; its own goes on.
+        assert [status("mine", "mine", place) for place in ("theirs", "said-now", "own", "own")] == [403, 403, 200, 200]
+        assert [status("team", "team-1", place) for place in ("own", "theirs", "said-now", "new")] == [403, 403, 403, 200]
+        assert status("team", "team-2", "new") == 403
+        wait_for(lambda: rows(database, "SELECT 1 FROM llm_call_logs WHERE \"trajectoryId\" = 'new'"), "the calls")
+        gateway.gateway.state._owners.clear()
+        assert [status("team", "team-2", place) for place in ("new", "said-now", "own")] == [403, 403, 403]
+    named = rows(database, 'SELECT DISTINCT "agentId" FROM babylon_rl.gateway_calls WHERE "keyName" = \'mine\'')
+    assert [row["agentId"] for row in named] == ["mine"]
+
+
+@pytest.mark.slow
+def test_a_trajectory_of_an_agent_that_is_recorded_by_its_hash_is_its_own(
+    settings: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    with connect(database.url) as connection:
+        create_key(connection, ClientKey("mine", key_hash("brl-mine"), None, None, NOW, agents=["mine", "other"]))
+    hashed = {"local_endpoint": upstream.url, "record_private_fields": "agent=hash"}
+    with running_gateway(settings.model_copy(update=hashed), database, writes=True) as gateway:
+        wait_for(lambda: gateway.gateway.state.reads, "the keys")
+        headers = {"x-babylon-agent": "mine", "x-babylon-trajectory": "t"}
+        chat(gateway, "brl-mine", **headers)
+        wait_for(lambda: rows(database, "SELECT 1 FROM llm_call_logs"), "the call")
+        gateway.gateway.state._owners.clear()
+        with pytest.raises(openai.PermissionDeniedError):
+            chat(gateway, "brl-mine", **headers | {"x-babylon-agent": "other"})
+        chat(gateway, "brl-mine", **headers)
+
+
+def test_keys_name_their_agents(keys: Keys) -> None:
+    assert keys("create", "team", "--agent", "team-*, agent-7", "--agent", "agent-8")["agents"] == ["team-*", "agent-7", "agent-8"]
+    assert keys("create", "game")["agents"] == []
+    assert [one["agents"] for one in keys("list")["keys"]] == [["team-*", "agent-7", "agent-8"], []]
+    for wrong in (["--agent", ""], ["--agent", "a,,b"], ["--agent", "x" * 201], ["--agent", "a\nb"], ["--agent", "a", "--admin"]):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            keys("create", "wrong", *wrong)
+        assert failed.value.returncode == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/metrics"])
+@pytest.mark.parametrize("header", ["x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie"])
+def test_a_key_elsewhere_than_in_its_header_opens_nothing(
+    settings: Settings, database: Database, upstream: ModelStandIn, header: str, path: str
+) -> None:
+    with connect(database.url) as connection:
+        create_key(connection, ClientKey("game", key_hash("brl-game"), None, None, NOW))
+    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), database) as gateway:
+        wait_for(lambda: gateway.gateway.state.reads, "the keys")
+        chat(gateway, "brl-game")
+        body = json.dumps({"model": "base", "messages": MESSAGES}).encode() if "chat" in path else None
+        for query in ("", "?key=brl-game", "?api_key=brl-game", "?access_token=brl-game"):
+            for value in ("brl-game", "Bearer brl-game"):
+                url = f"http://127.0.0.1:{gateway.port}{path}{query}"
+                asked = urllib.request.Request(url, body, {header: value, "content-type": "application/json"})
+                with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                    urllib.request.urlopen(asked)
+                refused.value.close()
+    assert len(upstream.seen) == 1
 
 
 def key(name: str, *, revoked: bool = False, requests: int | None = None) -> ClientKey:

@@ -322,6 +322,9 @@ def test_uploads_that_are_not_such_weights_are_refused(
         (good, "v1.0.1", metadata(good, parent="v7.0.0"), 400, "not known"),
         (good, "v1.0.0", metadata(good), 400, "not above"),
         (good, "../v1.0.1", metadata(good), 400, "no version"),
+        (good, "v99999999999999999999.0.0", metadata(good), 400, "no version"),
+        (good, "v1.0.1000000000", metadata(good), 400, "no version"),
+        (good, "v1.0.1", f'{{"parent": {"[" * 970 + "]" * 970}}}', 400, "nested"),
         (good, "v1.0.1", "{", 400, "metadata"),
         (good, "v1.0.1", metadata(good) | {"sha256": "x"}, 400, "metadata"),
     ]
@@ -409,7 +412,7 @@ def test_the_cron_endpoints_take_their_secret_alone(settings: Settings, database
 
 
 def test_bad_bodies_are_refused_in_words(admin: AdminServer) -> None:
-    bad = [b"{", b"[]", b"\xff", b'{"force": 1}', b'{"batchSize": 0}', b'{"other": 1}', b"[" * 100_000, b"null"]
+    bad = [b"{", b"[]", b"\xff", b'{"force": 1}', b'{"batchSize": 0}', b'{"other": 1}', b"[" * 100_000, b"[" * 970 + b"]" * 970, b"null"]
     for body in bad:
         answer = admin.post(TRIGGER, body)
         assert (answer.status, answer.body["success"], answer.body["code"]) == (
