@@ -4,42 +4,56 @@ Serving, recording and training read them here alone, so that an agent is traine
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from babylon_rl.errors import RequestRefused
 
 # OpenAI renamed the system's role for newer models; templates know the older name.
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# LangChain's messages have a type in place of a role.
+_TYPES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_TOOLS = ("tool_calls", "function_call")
+TOOLS = ("tool_calls", "function_call")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _CUT = ("length", "content_filter")
 UNLIKELY = -9999.0  # a probability of 0, which JSON cannot hold as a logarithm; the value is OpenAI's
 
 
-def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def plain_messages(messages: Iterable[Any]) -> list[dict[str, str]]:
     """Return the messages with a known role and one text each; a missing content is an empty text.
 
     Raises:
         RequestRefused: an unknown role, a call of a tool, or a content that is no text.
     """
-    return [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], where: str) -> dict[str, str]:
-    if not isinstance(message, Mapping):
+def plain_message(message: Any, where: str) -> dict[str, str]:
+    """Return one message, a mapping or an object of a client library, with a known role and one text; ``where`` is its name in errors.
+
+    Raises:
+        RequestRefused: an unknown role, a call of a tool, or a content that is no text.
+    """
+    role = field_of(message, "role")
+    if role is None:
+        role = _TYPES.get(str(field_of(message, "type")))
+    if role is None and not isinstance(message, Mapping):
         raise RequestRefused(f"{where} is no message: give a role and a content.", where)
-    role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestRefused(f"{where} has the role {str(role)[:60]!r}: texts of {', '.join(ROLES)} are read.", f"{where}.role")
-    for name in _TOOLS:
-        if message.get(name):
+    for name in TOOLS:
+        if field_of(message, name):
             raise RequestRefused(f"{where} holds {name}: tools are not served here.", f"{where}.{name}")
-    content = message.get("content")
+    content = field_of(message, "content")
     if content is None:
-        content = message.get("refusal")
+        content = field_of(message, "refusal")
     return {"role": ROLES[role], "content": _text(content, f"{where}.content")}
+
+
+def field_of(entry: Any, name: str) -> Any:
+    """Return a field of a mapping or an attribute of an object, None without it."""
+    return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
 
 def _text(content: Any, where: str) -> str:
@@ -47,7 +61,7 @@ def _text(content: Any, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     parts = content if isinstance(content, list | tuple) else [content]
-    texts = [part.get(_TEXT_PARTS.get(str(part.get("type")), "")) if isinstance(part, Mapping) else None for part in parts]
+    texts = [part if isinstance(part, str) else field_of(part, _TEXT_PARTS.get(str(field_of(part, "type")), "")) for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise RequestRefused(f"{where} is neither a text nor a list of text parts: only texts are read.", where)
     return "".join(map(str, texts))

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from babylon_rl.chats import UNLIKELY, plain_messages
+from babylon_rl.chats import TOOLS, UNLIKELY, field_of, plain_message, plain_messages
 from babylon_rl.errors import UsageError
-from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, number, shown, text
+from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, mapping, number, shown, text
 
 PURPOSES = ("action", "reasoning", "evaluation", "response", "other")
 # Prefix under which some servers return a token's id in place of its text.
@@ -32,7 +32,7 @@ class CheckedCall:
 
 
 def make_call(
-    *, model: str, messages: Sequence[Mapping[str, str]], response: str, temperature: float, max_tokens: int, purpose: str,
+    *, model: str, messages: Iterable[Any], response: Any, temperature: float, max_tokens: int, purpose: str,
     action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
     response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None, finish_reason: str | None,
 ) -> CheckedCall:  # fmt: skip
@@ -45,15 +45,16 @@ def make_call(
     system, user = _texts(served, "system"), _texts(served, "user")
     if purpose not in PURPOSES:
         raise UsageError(f"purpose is {purpose!r}: give one of {', '.join(PURPOSES)}. Only action trains by default.")
-    prompt, completion = (count(tokens[0], "tokens[0]"), count(tokens[1], "tokens[1]")) if tokens else (None, None)
+    prompt, completion = _token_counts(tokens)
     latency = None if latency_ms is None else number(latency_ms, "latency_ms")
     call = {
         "model": label(model, "model"), "modelVersion": None if model_version is None else label(model_version, "model_version"),
-        "systemPrompt": system, "userPrompt": user, "response": text(response, "response"),
+        "systemPrompt": system, "userPrompt": user, "response": _answer(response),
         "reasoning": None if reasoning is None else text(reasoning, "reasoning"), "temperature": number(temperature, "temperature"),
         "maxTokens": count(max_tokens, "max_tokens"), "topP": None if top_p is None else number(top_p, "top_p"),
         "latencyMs": latency, "purpose": purpose, "actionType": None if action_type is None else label(action_type, "action_type"),
-        "responseFormat": None if response_format is None else dict(response_format), "logprobs": token_logprobs(logprobs),
+        "responseFormat": None if response_format is None else mapping(response_format, "response_format"),
+        "logprobs": token_logprobs(logprobs),
         "promptTokens": prompt, "completionTokens": completion,
         "finishReason": None if finish_reason is None else label(finish_reason, "finish_reason"),
     }  # fmt: skip
@@ -73,17 +74,37 @@ def make_call(
     return CheckedCall(dump(present, "llm_call"), columns, roles in (["system", "user"], ["user"]))
 
 
-def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    served = []
-    for index, (given, message) in enumerate(zip(messages, plain_messages(messages), strict=True)):
-        if message["role"] == "user" and given.get("content") is None:
-            raise UsageError(f"messages[{index}].content is None, not what the user asked.")
-        # An empty system text is the same as none.
-        if message["content"] or message["role"] != "system":
-            served.append({"role": message["role"], "content": text(message["content"], "content")})
+def _served(messages: Iterable[Any]) -> list[dict[str, str]]:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise UsageError(f"messages is {shown(messages)}: give the list of messages that the model was asked.")
+    # An empty system text is the same as none.
+    served = [
+        {"role": message["role"], "content": text(message["content"], "content")}
+        for message in plain_messages(messages)
+        if message["content"] or message["role"] != "system"
+    ]
     if not served or served[-1]["role"] != "user":
         raise UsageError("messages must end with the user's: give exactly what the model was asked; without its prompt nothing trains.")
     return served
+
+
+def _answer(response: Any) -> str:
+    """The text of an answer: a text, a list of text parts or a message; nothing where the model only called a tool."""
+    if response is None or isinstance(response, str | list | tuple):
+        response = {"role": "assistant", "content": response}
+    elif not isinstance(response, Mapping) and not hasattr(response, "content"):
+        raise UsageError(f"response is {shown(response)}, not a text.")
+    if not field_of(response, "content") and any(field_of(response, name) for name in TOOLS):
+        return ""
+    return text(plain_message(response, "response")["content"], "response")
+
+
+def _token_counts(tokens: tuple[int, int] | None) -> tuple[int, int] | tuple[None, None]:
+    if tokens is None:
+        return None, None
+    if not isinstance(tokens, tuple | list) or len(tokens) != 2:
+        raise UsageError(f"tokens is {shown(tokens)}: give the counts of prompt and completion.")
+    return count(tokens[0], "tokens[0]"), count(tokens[1], "tokens[1]")
 
 
 def _texts(messages: Sequence[Mapping[str, str]], role: str) -> str:
@@ -99,7 +120,7 @@ def token_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
     Raises:
         UsageError: an entry without a token or a log-probability; -Infinity is recorded as -9999, as OpenAI writes it.
     """
-    content = _of(logprobs, "content") if isinstance(logprobs, Mapping) or hasattr(logprobs, "content") else logprobs
+    content = field_of(logprobs, "content") if isinstance(logprobs, Mapping) or hasattr(logprobs, "content") else logprobs
     if content is None:
         return None
     if isinstance(content, str) or not isinstance(content, Iterable):
@@ -109,15 +130,11 @@ def token_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
 
 def _token(entry: Any, index: int) -> dict[str, Any]:
     where = f"logprobs[{index}]"
-    token = text(_of(entry, "token"), f"{where}.token")
-    token_id = _of(entry, "tokenId") if _of(entry, "tokenId") is not None else _of(entry, "token_id")
+    token = text(field_of(entry, "token"), f"{where}.token")
+    token_id = field_of(entry, "tokenId") if field_of(entry, "tokenId") is not None else field_of(entry, "token_id")
     if token_id is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
         token_id = int(token.removeprefix(_TOKEN_ID))
     id_field = {} if token_id is None else {"tokenId": count(token_id, f"{where}.tokenId")}
-    logprob = _of(entry, "logprob")
+    logprob = field_of(entry, "logprob")
     value = UNLIKELY if logprob == -math.inf else number(logprob, f"{where}.logprob")
     return {"token": token, "logprob": value, **id_field}
-
-
-def _of(entry: Any, name: str) -> Any:
-    return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from uuid import uuid4
 from babylon_rl.errors import DatabaseError, UsageError
 from babylon_rl.recorder.calls import CheckedCall, make_call
 from babylon_rl.recorder.rows import Ending, FinishedStep, Recording, milliseconds, recording_of
-from babylon_rl.recorder.values import dump, label, number, text, truth
+from babylon_rl.recorder.values import dump, label, mapping, number, text, truth
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
 from babylon_rl.windows import is_window_id, window_of
 
@@ -84,7 +84,7 @@ class OpenTrajectory:
         Raises:
             UsageError: no open step, or a payload that is not JSON.
         """
-        access = {"providerName": label(provider, "provider"), "data": dict(payload), "purpose": text(purpose, "purpose")}
+        access = {"providerName": label(provider, "provider"), "data": mapping(payload, "payload"), "purpose": text(purpose, "purpose")}
         self._step().accesses.append(dump(access, "payload"))
 
     def llm_call(self, **call: Any) -> None:
@@ -214,8 +214,8 @@ class RecorderCalls:
         trajectory_id: str,
         *,
         model: str,
-        messages: Sequence[Mapping[str, str]],
-        response: str,
+        messages: Iterable[Any],
+        response: Any,
         temperature: float,
         max_tokens: int,
         purpose: str = "action",
@@ -234,7 +234,8 @@ class RecorderCalls:
         Without its prompts nothing trains.
 
         Args:
-            messages: the request, in order; texts of system, user and assistant, the user's last.
+            messages: the request, in order; texts of system, user and assistant, the user's last; mappings, or a client library's objects.
+            response: the answer's text, or its message as it came; None of a call of a tool, which does not train.
             purpose: action, reasoning, evaluation, response or other; only action trains by default.
             model_version: of a model of this pipeline, such as v1.0.3.
             response_format: the schema that the answer was constrained to, if any.
@@ -270,8 +271,8 @@ class RecorderCalls:
         Raises:
             UsageError: no open step, or something that cannot be recorded; the step is then still open.
         """
-        action = {"actionType": action_type, "parameters": dict(parameters), "success": success}
-        later = {"result": None if result is None else dict(result), "error": error, "reasoning": reasoning}
+        action = {"actionType": action_type, "parameters": mapping(parameters, "parameters"), "success": success}
+        later = {"result": None if result is None else mapping(result, "result"), "error": error, "reasoning": reasoning}
         present = {key: value for key, value in later.items() if value is not None}
         self._trajectory(trajectory_id).complete_step({**action, **present}, reward)
 
@@ -300,17 +301,18 @@ class RecorderCalls:
         """
         trajectory = self._trajectory(trajectory_id)
         # Both spellings are accepted; the database's names are stored.
-        state = {"openPositions": 0, **{_STATE_NAMES.get(name, name): value for name, value in environment_state.items()}}
-        action_fields = {_ACTION_NAMES.get(name, name): value for name, value in action.items()}
+        observed = mapping(environment_state, "environment_state")
+        state = {"openPositions": 0, **{_STATE_NAMES.get(name, name): value for name, value in observed.items()}}
+        action_fields = {_ACTION_NAMES.get(name, name): value for name, value in mapping(action, "action").items()}
         for name, given, of in (("agentBalance", state, "balance"), ("agentPnL", state, "pnl"), ("actionType", action_fields, "type")):
             if name not in given:
                 raise UsageError(f"The step has no {of!r}: environment_state needs balance and pnl, action needs type.")
         try:
             trajectory.start_step(self._now(), state)
             for access in provider_accesses:
-                self.provider_access(trajectory_id, **access)
+                self.provider_access(trajectory_id, **mapping(access, "provider_accesses"))
             for call in llm_calls:
-                self.llm_call(trajectory_id, **call)
+                self.llm_call(trajectory_id, **mapping(call, "llm_calls"))
             present = {key: value for key, value in action_fields.items() if value is not None}
             trajectory.complete_step({"actionType": None, "parameters": {}, "success": True, **present}, reward)
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder.calls import CheckedCall
-from babylon_rl.recorder.values import MOST_IN_INTEGER, dump
+from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, mapping
 
 STATUSES = ("completed", "completed_with_errors", "terminated", "error", "timeout")
 _EPOCH = datetime(1970, 1, 1)
@@ -109,7 +109,7 @@ def recording_of(
         "tradesExecuted": trades, "postsCreated": posts, "errorCount": errors,
     }  # fmt: skip
     # The game's recorder always writes these two keys.
-    knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **ending.game_knowledge}
+    knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **mapping(ending.game_knowledge, "game_knowledge")}
     # One call that does not fit keeps all calls of the trajectory out of the steps.
     in_steps = all(call.one_prompt for step in steps for call in step.calls)
     # A simulated clock may run backwards; the column is an INTEGER.

@@ -4,15 +4,16 @@ One bad value then costs that call only. Numbers are finite, names fit their col
 is never refused: parts that Postgres cannot hold (NUL, half a surrogate pair) are recorded as U+FFFD.
 """
 
+import contextlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from babylon_rl.errors import UsageError
 
 MOST_IN_INTEGER = 2**31 - 1
-_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -20,12 +21,12 @@ def dump(value: Any, name: str) -> str:
     """Encode a payload as compact JSON text that Postgres can hold.
 
     Raises:
-        UsageError: NaN, Infinity or an object that JSON does not know; ``name`` is named in the message.
+        UsageError: NaN, Infinity or an object with no form in JSON; ``name`` is named in the message.
     """
     text = _dumped(value, name)
-    # Postgres cannot hold an escaped NUL either, so it is replaced before encoding.
+    # Postgres cannot hold an escaped NUL either.
     if "\\u0000" in text:
-        text = _dumped(_without_nul(value), name)
+        text = _dumped(_without_nul(json.loads(text)), name)
     return _UNSTORABLE.sub("\ufffd", text)
 
 
@@ -36,12 +37,38 @@ def _dumped(value: Any, name: str) -> str:
         raise UsageError(f"{name} is not JSON ({refused}): give finite numbers, texts, lists and dicts.") from None
 
 
+def _plain(value: Any) -> Any:
+    """Scalars and arrays of numpy, and objects of client libraries, in terms that JSON has."""
+    if callable(convert := getattr(value, "tolist", None)):
+        return convert()
+    if callable(convert := getattr(value, "model_dump", None)) and not isinstance(value, type):
+        return convert(mode="json")
+    raise TypeError(f"an object of type {type(value).__name__}")
+
+
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
 def _without_nul(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_nul(key): _without_nul(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_without_nul(entry) for entry in value]
     return value.replace("\x00", "\ufffd") if isinstance(value, str) else value
+
+
+def mapping(value: Any, name: str) -> dict[str, Any]:
+    """Return a mapping, or the fields of an object of a client library, as a dict.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
+        with contextlib.suppress(TypeError):  # a class of such objects
+            value = _plain(value)
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} is {shown(value)}: give a dict.")
+    return dict(value)
 
 
 def text(value: Any, name: str) -> str:
@@ -69,11 +96,12 @@ def label(value: Any, name: str, longest: int = 1000) -> str:
 def number(value: Any, name: str) -> float:
     """Check a finite number and return it.
 
-    Ints and floats keep their type, others (Decimal, numpy) become floats.
+    Ints and floats, numpy's included, keep their type; others (Decimal) become floats.
 
     Raises:
         UsageError: not a finite number.
     """
+    value = _scalar(value)
     # float() would accept booleans and numerals.
     if isinstance(value, bool | str) or value is None:
         raise UsageError(f"{name} is {shown(value)}, not a number.")
@@ -92,9 +120,15 @@ def count(value: Any, name: str) -> int:
     Raises:
         UsageError: any other value.
     """
+    value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IN_INTEGER:
         raise UsageError(f"{name} is {shown(value)}, not a whole number from 0 to {MOST_IN_INTEGER}.")
     return value
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number or truth value of numpy as Python's own; anything else as it is."""
+    return value.tolist() if getattr(value, "ndim", None) == 0 else value
 
 
 def shown(value: Any) -> str:
@@ -113,6 +147,7 @@ def truth(value: Any, name: str) -> bool:
     Raises:
         UsageError: any other value.
     """
+    value = _scalar(value)
     if not isinstance(value, bool):
         raise UsageError(f"{name} is {shown(value)}, not True or False.")
     return value

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import UsageError
@@ -132,6 +133,58 @@ def test_a_chat_is_recorded_by_what_its_roles_and_contents_mean() -> None:
     assert json.loads(recorded.kept[0].calls[0].columns["messagesJson"]) == [
         {"role": "system", "content": "You trade."}, {"role": "assistant", "content": ""}, {"role": "user", "content": "What now?"},
     ]  # fmt: skip
+
+
+USER = {"role": "user", "content": "Buy?"}
+OF_CLIENTS = {
+    "openai": (ChatCompletionMessage(role="assistant", content="Hold."), "assistant", "Hold."),
+    "openai without a text": (ChatCompletionMessage(role="assistant", content=None), "assistant", ""),
+    "openai, refused": (ChatCompletionMessage(role="assistant", content=None, refusal="No."), "assistant", "No."),
+    "langchain, human": (SimpleNamespace(type="human", content="Buy?"), "user", "Buy?"),
+    "langchain, ai": (SimpleNamespace(type="ai", content=["Ho", {"type": "text", "text": "ld."}], tool_calls=[]), "assistant", "Hold."),
+    "langchain, system": (SimpleNamespace(type="system", content="Trade."), "system", "Trade."),
+    "objects as parts": (SimpleNamespace(role="user", content=[SimpleNamespace(type="text", text="Buy?")]), "user", "Buy?"),
+    "a tuple of parts": ({"role": "assistant", "content": ({"type": "output_text", "text": "Hold."},)}, "assistant", "Hold."),
+    "a user's without a text": ({"role": "user", "content": None}, "user", ""),
+    "a user's without a content": ({"role": "user"}, "user", ""),
+}
+
+
+@pytest.mark.parametrize("kind", OF_CLIENTS)
+def test_messages_are_taken_as_client_libraries_hold_them(kind: str) -> None:
+    given, role, content = OF_CLIENTS[kind]
+    recorded = Recorded()
+    begun = recorded.recorder.start_trajectory("agent-1")
+    recorded.step(begun, messages=iter([USER, given, USER]))
+    recorded.recorder.end_trajectory(begun)
+    messages = json.loads(recorded.kept[0].calls[0].columns["messagesJson"])
+    assert messages == [USER, {"role": role, "content": content}, USER]
+
+
+TOOL_CALL = ChatCompletionMessage.model_validate(
+    {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+)
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        (ChatCompletionMessage(role="assistant", content="Hold."), "Hold."),
+        ({"role": "assistant", "content": "Hold."}, "Hold."),
+        ([{"type": "text", "text": "Ho"}, {"type": "text", "text": "ld."}], "Hold."),
+        (SimpleNamespace(type="ai", content="Hold."), "Hold."),
+        (None, ""),
+        (ChatCompletionMessage(role="assistant", content=None), ""),
+        (TOOL_CALL, ""),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, ""),
+    ],
+)
+def test_an_answer_is_taken_as_client_libraries_hold_it(response: Any, text: str) -> None:
+    recorded = Recorded()
+    begun = recorded.recorder.start_trajectory("agent-1")
+    recorded.step(begun, response=response)
+    recorded.recorder.end_trajectory(begun)
+    assert (recorded.steps[0]["llmCalls"][0]["response"], recorded.kept[0].calls[0].columns["response"]) == (text, text)
 
 
 @pytest.mark.parametrize("nothing", [None, [], {"content": None}])

@@ -5,12 +5,22 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import numpy
+import pydantic
 import pytest
 
 from babylon_rl.errors import UsageError
 from babylon_rl_tests.recorder.builders import ASKED, Recorded
 
 NAN = float("nan")
+
+
+class Quote(pydantic.BaseModel):
+    """An object as client libraries hold one."""
+
+    price: float
+
+
 Call = Callable[[Any, str], object]
 
 
@@ -40,14 +50,25 @@ IN_A_STEP: dict[str, Call] = {
     "reward is nan": lambda recorder, begun: complete(recorder, begun, reward=NAN),
     "success is 1, not True or False": lambda recorder, begun: complete(recorder, begun, success=1),
     "action_type is ''": lambda recorder, begun: complete(recorder, begun, action_type=""),
-    "response is None, not a text": lambda recorder, begun: call(recorder, begun, response=None),
+    "response is 7, not a text": lambda recorder, begun: call(recorder, begun, response=7),
+    "response holds tool_calls": lambda recorder, begun: call(
+        recorder, begun, response={"role": "assistant", "content": "I look.", "tool_calls": [{"id": "c"}]}
+    ),
+    "messages is None": lambda recorder, begun: call(recorder, begun, messages=None),
+    "messages is 'Buy": lambda recorder, begun: call(recorder, begun, messages="Buy?"),
+    "messages\\[0\\] is no message": lambda recorder, begun: call(recorder, begun, messages=[object()]),
+    "tokens is 7": lambda recorder, begun: call(recorder, begun, tokens=7),
+    "response_format is <class": lambda recorder, begun: call(recorder, begun, response_format=Quote),
+    "parameters is None: give a dict": lambda recorder, begun: complete(recorder, begun, parameters=None),
+    "result is 'ok'": lambda recorder, begun: complete(recorder, begun, result="ok"),
+    "payload is 7": lambda recorder, begun: recorder.provider_access(begun, "MARKETS", 7, "prices"),
+    "payload is not JSON .*compliant": lambda recorder, begun: recorder.provider_access(begun, "M", {"p": numpy.float32("nan")}, "p"),
     "temperature is nan": lambda recorder, begun: call(recorder, begun, temperature=NAN),
     "max_tokens is 3000000000": lambda recorder, begun: call(recorder, begun, max_tokens=3_000_000_000),
     "model is 'a.x00b'": lambda recorder, begun: call(recorder, begun, model="a\x00b"),
     "purpose is 'actions'": lambda recorder, begun: call(recorder, begun, purpose="actions"),
     "must end with the user's": lambda recorder, begun: call(recorder, begun, messages=[{"role": "system", "content": "You trade."}]),
     "the role 'tool'": lambda recorder, begun: call(recorder, begun, messages=[{"role": "tool", "content": "7"}]),
-    "messages\\[0\\].content is None": lambda recorder, begun: call(recorder, begun, messages=[{"role": "user", "content": None}]),
     "logprobs\\[0\\].logprob is nan": lambda recorder, begun: call(recorder, begun, logprobs=[{"token": "a", "logprob": NAN}]),
     "logprobs\\[0\\].token is None": lambda recorder, begun: call(recorder, begun, logprobs=[{"logprob": -1.0}]),
     "logprobs is 'abc'": lambda recorder, begun: call(recorder, begun, logprobs="abc"),
@@ -87,6 +108,7 @@ def test_what_cannot_be_recorded_costs_its_own_call_alone(words: str) -> None:
         ({"pnl": NAN}, "pnl is nan"),
         ({"status": "done"}, "status is 'done'"),
         ({"game_knowledge": {"p": NAN}}, "game_knowledge is not JSON"),
+        ({"game_knowledge": [1]}, r"game_knowledge is \[1\]: give a dict"),
     ],
 )
 def test_an_ending_that_cannot_be_recorded_leaves_the_trajectory_open(ending: dict[str, Any], words: str) -> None:
@@ -130,6 +152,31 @@ def test_money_of_a_database_is_taken_as_a_number() -> None:
     recorded.recorder.end_trajectory(begun, balance=Decimal("12.75"))
     assert recorded.steps[0]["environmentState"]["agentBalance"] == 12.5
     assert (recorded.columns["totalReward"], recorded.columns["finalBalance"]) == (0.25, 12.75)
+
+
+def test_numbers_of_numpy_and_objects_are_recorded_as_what_they_mean() -> None:
+    recorded = Recorded()
+    begun = recorded.recorder.start_trajectory("agent-1")
+    seen = {"prices": numpy.array([1, 2]), "quote": Quote(price=7)}
+    state(recorded.recorder, begun, balance=numpy.float32(12.5), open_positions=numpy.int64(2), **seen)
+    recorded.recorder.provider_access(begun, "MARKETS", Quote(price=8), "price\x00s")
+    call(
+        recorded.recorder, begun, max_tokens=numpy.int64(9), temperature=numpy.float32(0.5), latency_ms=numpy.int32(3),
+        tokens=(numpy.int64(4), numpy.int16(5)), logprobs=[{"token": "a", "logprob": numpy.float32(-0.5), "tokenId": numpy.int64(17)}],
+    )  # fmt: skip
+    complete(recorded.recorder, begun, parameters={"shares": numpy.int64(3), "note\x00": numpy.str_("a\x00")}, success=numpy.bool_(True))
+    recorded.recorder.end_trajectory(begun, balance=numpy.int64(13))
+    (step,) = recorded.steps
+    assert {name: step["environmentState"][name] for name in ("agentBalance", "openPositions", "prices", "quote")} == {
+        "agentBalance": 12.5, "openPositions": 2, "prices": [1, 2], "quote": {"price": 7.0},
+    }  # fmt: skip
+    assert step["providerAccesses"][0]["data"] == {"price": 8.0}
+    assert step["action"] == {"actionType": "HOLD", "parameters": {"shares": 3, "note\ufffd": "a\ufffd"}, "success": True}
+    (asked,) = step["llmCalls"]
+    assert [asked[name] for name in ("maxTokens", "temperature", "latencyMs", "promptTokens", "completionTokens")] == [9, 0.5, 3, 4, 5]
+    assert asked["logprobs"] == [{"token": "a", "logprob": -0.5, "tokenId": 17}]
+    columns = recorded.kept[0].calls[0].columns
+    assert (type(columns["maxTokens"]), type(columns["totalTokens"]), type(recorded.columns["finalBalance"])) == (int, int, int)
 
 
 def test_texts_and_payloads_are_kept_without_what_postgres_cannot_hold() -> None:
