@@ -399,7 +399,7 @@ class ServingSettings(SettingsGroup):
     rl_rollout_percentage: float = Field(
         100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
-    local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
+    local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server; /v1 is optional.")
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."

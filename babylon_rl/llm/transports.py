@@ -6,11 +6,13 @@ Retries, logging and defaults of litellm stay off.
 
 import asyncio
 import functools
+import ipaddress
 import json
 import os
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -66,14 +68,14 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy(url: "yarl.URL") -> str | None:
-    """The proxy that the environment names for requests to ``url``.
+    """The proxy that the environment names for requests to ``url``; none to this machine, which a proxy does not reach.
 
     Raises:
         UsageError: it is a SOCKS proxy.
     """
-    proxies = getproxies()
+    proxies, host = getproxies(), url.host or ""
     proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(url.host or ""):
+    if not proxy or _is_this_machine(host) or proxy_bypass(host):
         return None
     if proxy.startswith("socks"):
         raise UsageError(
@@ -81,6 +83,12 @@ def _proxy(url: "yarl.URL") -> str | None:
             "Name one in HTTPS_PROXY, or the host in NO_PROXY."
         )
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _is_this_machine(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def plausible(count: object) -> int | None:
@@ -112,7 +120,9 @@ class OpenAITransport:
         if url.user is not None:
             credentials = "Basic " + b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
         self._headers = {"Authorization": credentials} if credentials else {}
-        self._secrets = tuple(secret for secret in (key, url.password) if secret)
+        proxy = yarl.URL(self._proxy or "")
+        self._through = f" (through the environment's proxy {proxy.host}:{proxy.port})" if self._proxy else ""
+        self._secrets = tuple(secret for secret in (key, url.password, proxy.password) if secret)
         self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
         self._session: aiohttp.ClientSession | None = None
 
@@ -191,12 +201,12 @@ class OpenAITransport:
             raise self._failed(f"answered without a chat completion that can be read, as to its logprobs: {_shown(content)}") from None
 
     def _failed(self, reason: str, status: int | None = None, wait_s: float | None = None) -> CallFailed:
-        return CallFailed(scrubbed(reason, self._secrets), status, wait_s)
+        return CallFailed(scrubbed(reason, self._secrets) + self._through, status, wait_s)
 
 
 def with_version(base_url: str) -> str:
-    """Append OpenAI's version to an address without a path."""
-    bare = base_url.rstrip("/")
+    """Return the address that ends before /chat/completions; one without a path gets OpenAI's version."""
+    bare = base_url.rstrip("/").removesuffix("/chat/completions")
     return bare if "/" in bare.partition("://")[2] else f"{bare}/v1"
 
 

@@ -13,6 +13,7 @@ from threading import Lock
 
 from babylon_rl.errors import DatabaseError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.llm.transports import with_version
 from babylon_rl.models.checkpoint_store import registered_checkpoint
 from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote
 from babylon_rl.services import SERVICES
@@ -119,7 +120,7 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
 
 
 def _asked(found: Route, settings: Settings) -> InferenceModel:
-    url, key, service = f"{settings.local_endpoint.rstrip('/')}/v1", None, SERVICES.get(found.upstream)
+    url, key, service = with_version(settings.local_endpoint), None, SERVICES.get(found.upstream)
     if service is not None:
         remote = _pointer(found, settings)
         url, key = service.base_url if remote is None else remote.inference_url, service.key(settings) or None

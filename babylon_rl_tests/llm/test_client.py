@@ -184,11 +184,34 @@ def test_a_password_in_the_address_is_sent_instead_of_the_key() -> None:
 
 def test_a_socks_proxy_is_refused_where_it_would_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(UsageError, match="SOCKS proxy, and only HTTP proxies work"):
+        ask_now("http://agents.example/v1")
+    monkeypatch.setenv("NO_PROXY", "agents.example")
+    with pytest.raises(ModelUnavailable, match="does not answer") as away:
+        ask_now("http://agents.example/v1", attempts=1)
+    assert "proxy" not in str(away.value)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_of_this_machine_is_asked_without_the_environments_proxy(
+    variable: str, proxy: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    monkeypatch.setenv("NO_PROXY", "corp.example")
     with endpoint(good()) as served:
-        with pytest.raises(UsageError, match="SOCKS proxy, and only HTTP proxies work"):
-            ask_now(served.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        assert ask_now(served.url).text == "yes"
+        assert ask_now(served.url.replace("127.0.0.1", host)).text == "yes"
+
+
+@pytest.mark.parametrize("script", [(403, b"<html>Blocked</html>"), (503, b"no such host"), (407, b""), None])
+def test_a_failure_behind_a_proxy_names_the_proxy_without_its_password(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with endpoint(script) as proxy:
+        address = proxy.url.removeprefix("http://").removesuffix("/v1")
+        monkeypatch.setenv("HTTP_PROXY", f"http://us:word@{address}")
+        with pytest.raises(ModelUnavailable, match=f"through the environment's proxy {address}") as failed:
+            ask_now("http://agents.example/v1", attempts=1)
+    assert "word" not in str(failed.value)
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
@@ -198,6 +221,13 @@ def test_a_request_goes_through_the_proxy_of_the_environment(scheme: str, monkey
         assert ask_now("http://agents.example/v1").text == "yes"
     assert proxy.seen[0]["path"] == "http://agents.example/v1/chat/completions"
     assert proxy.seen[0]["headers"]["Proxy-Authorization"] == f"Basic {b64encode(b'us@er:word').decode()}"
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/"])
+def test_an_address_means_the_same_with_and_without_its_version(end: str) -> None:
+    with endpoint(good()) as served:
+        ask_now(served.url.removesuffix("/v1") + end)
+    assert served.seen[0]["path"] == "/v1/chat/completions"
 
 
 def test_an_answer_with_long_headers_is_read() -> None:

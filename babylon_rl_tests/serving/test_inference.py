@@ -11,6 +11,7 @@ from babylon_rl.serving import inference as rl
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.serving.routing import route
 from babylon_rl.store.releases import read_routing
+from babylon_rl.training.backends import address_of
 from babylon_rl_tests.evaluation.endpoint import endpoint, hold
 
 AUTHOR = ReleaseAuthor("tester", "a test", datetime(2025, 11, 21, 9))
@@ -32,6 +33,13 @@ def test_nothing_is_available_before_a_release_and_the_base_answers(connection, 
     found = rl.get_model_for_inference("agent-1", settings=settings)
     assert (found.version, found.model, found.base_url) == (None, "base", "http://localhost:8000/v1")
     assert not rl.should_use_rl_model("agent-1", settings) and rl.get_latest_rl_model(settings) is None
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_the_local_endpoint_means_the_same_with_and_without_its_version(end: str, connection, settings, tmp_path) -> None:
+    changed = settings.model_copy(update={"local_endpoint": f"http://127.0.0.1:8000{end}"})
+    assert rl.get_model_for_inference("agent-1", settings=changed).base_url == "http://127.0.0.1:8000/v1"
+    assert address_of(changed, "v9.0.0", tmp_path).url == "http://127.0.0.1:8000/v1"
 
 
 @pytest.mark.slow

@@ -48,7 +48,9 @@ def address_of(settings: Settings, version: str, directory: Path) -> ModelAddres
         key = service.key(settings)
         refusal = "" if key else f"there is no {service.key_variable} to ask {remote.inference_name} with."
         return ModelAddress(remote.inference_url, remote.inference_name, key=key, refusal=refusal)
-    return ModelAddress(f"{settings.local_endpoint.rstrip('/')}/v1", version, f"start it with `babylon-rl serve model {version}`")
+    from babylon_rl.llm.transports import with_version  # 0.1 s, which most commands do not need
+
+    return ModelAddress(with_version(settings.local_endpoint), version, f"start it with `babylon-rl serve model {version}`")
 
 
 @dataclass(frozen=True, slots=True)
