@@ -89,6 +89,7 @@ class CallContext:
         Raises:
             ApiError: a header that could not be recorded.
         """
+        headers = {name: _as_text(value) for name, value in headers.items() if name.startswith("x-babylon-")}
         purpose = headers.get("x-babylon-purpose", "action")
         if purpose not in PURPOSES:
             raise ApiError(400, f"x-babylon-purpose is {purpose[:40]!r}: give one of {', '.join(PURPOSES)}.", "invalid_header")
@@ -98,6 +99,14 @@ class CallContext:
         accesses = headers.get("x-babylon-provider-accesses")
         agent, action = _name(headers, "x-babylon-agent"), _name(headers, "x-babylon-action-type")
         return cls(agent, trajectory, step, purpose, action, [] if accesses is None else _decoded(accesses))
+
+
+def _as_text(value: str) -> str:
+    """A header's value as UTF-8, which is read as Latin-1; a value in Latin-1 is not UTF-8 and stays."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def _decoded(accesses: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import openai
 import psycopg
@@ -19,6 +20,7 @@ from pydantic import SecretStr
 from babylon_rl.episodes.messages import logged_call, sequence
 from babylon_rl.errors import SettingsError
 from babylon_rl.serving.call_writer import write_waiting
+from babylon_rl.serving.chat_request import CallContext
 from babylon_rl.serving.gateway_process import running_gateway as gateway_in_a_thread
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy, agent_hash
 from babylon_rl.settings import Settings
@@ -175,6 +177,40 @@ def test_provider_accesses_come_by_a_header(recording: Settings, database: Datab
         chat(gateway, extra_headers=PLACE | {"x-babylon-provider-accesses": json.dumps(accesses)})
         (row,) = logs(database, 1)
     assert row["metadata"]["providerAccesses"] == accesses
+
+
+@pytest.mark.slow
+def test_a_name_and_json_in_utf8_headers_mean_the_same_as_in_the_body(recording: Settings, database: Database) -> None:
+    accesses = [{"providerName": "NEWS", "data": {"headline": "Zürich, BTC ↑ 😀"}, "purpose": "p"}]
+    given = {"x-babylon-agent": "Jürgen", "x-babylon-trajectory": "tick-Zürich", "x-babylon-action-type": "KÄUFE"}
+    with running_gateway(recording, database, writes=True) as gateway:
+        for headers in (given, given | {"x-babylon-provider-accesses": json.dumps(accesses, ensure_ascii=False)}, {}):
+            asked = Request(
+                f"{gateway.url}/chat/completions",
+                json.dumps({"model": "babylon-agent", "messages": MESSAGES, "user": "Jürgen"}).encode(),
+                # As curl sends them: bytes in UTF-8.
+                {name: value.encode().decode("latin-1") for name, value in headers.items()} | {"content-type": "application/json"},
+            )
+            urlopen(asked).close()
+        first, second, _ = logs(database, 3)
+        agents = [row["agentId"] for row in rows(database, "SELECT * FROM babylon_rl.gateway_calls")]
+    assert (first["trajectoryId"], first["actionType"], agents) == ("tick-Zürich", "KÄUFE", ["Jürgen"] * 3)
+    assert second["metadata"]["providerAccesses"] == accesses
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("Jürgen".encode(), "Jürgen"),
+        ("Jürgen".encode("latin-1"), "Jürgen"),
+        ("агент-7".encode(), "агент-7"),
+        ("取引 😀".encode(), "取引 😀"),
+        (b"agent-7", "agent-7"),
+        ("Ã¼".encode(), "Ã¼"),
+    ],
+)
+def test_a_name_in_a_header_is_read_as_utf8_else_as_latin_1(sent: bytes, read: str) -> None:
+    assert CallContext.of({"x-babylon-agent": sent.decode("latin-1")}).agent_id == read
 
 
 @pytest.mark.slow
