@@ -117,10 +117,8 @@ def env() -> None:
     """
     loaded = load_settings()
     # Only an address is needed: this command must not start the embedded server.
-    if loaded.database_url is not None:
-        direct = loaded.direct_database_url or loaded.database_url
-        database = Database(loaded.database_url.get_secret_value(), direct.get_secret_value())
-    else:
+    database = Database.of(loaded)
+    if database is None:
         url = running_url(loaded.home)
         if url is None:
             raise UsageError("The embedded database does not run now. Start `babylon-rl dev` in another terminal, or set DATABASE_URL.")

@@ -8,6 +8,7 @@ the server's message and looked up in the text of the migrations. If the message
 of the candidate tables lacks it.
 """
 
+import logging
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ from babylon_rl.project_files import project_file
 from babylon_rl.store.columns import listed
 from babylon_rl.traces import traced_connection
 
+_LOG = logging.getLogger(__name__)
 MIGRATIONS = project_file("migrations")
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
@@ -157,6 +159,12 @@ def _shown(table: str) -> str:
 # for long answers the kernel's probes all the while.
 LOST_AFTER_A_MINUTE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3", "tcp_user_timeout": "60000"}
 CONNECT_TIMEOUT_S = 10
+# Parameters of Prisma in an address; libpq refuses what it does not know.
+_PRISMA = {
+    "schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity",
+    "single_use_connections", "max_connection_lifetime", "max_idle_connection_lifetime",
+}  # fmt: skip
+_UNKNOWN_PARAMETER = re.compile(r'^invalid URI query parameter: "([a-z_A-Z]{1,40})"')
 POOLER_ADVICE = (
     "It is a pooler: name the server itself in DIRECT_DATABASE_URL, which migrations and Dagster use, "
     "and leave `options` out of DATABASE_URL."
@@ -237,8 +245,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             raise SchemaMismatch(sentence) from error
 
 
-def connect(url: str, *, autocommit: bool = False) -> Connection:
-    """Open one connection without server-side prepared statements.
+def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL") -> Connection:
+    """Open one connection without server-side prepared statements; ``variable`` holds ``url`` and is named in errors.
 
     Raises:
         DatabaseUnreachable: the server does not answer, or refuses the user, the password or the database.
@@ -246,12 +254,39 @@ def connect(url: str, *, autocommit: bool = False) -> Connection:
     """
     # Parameters in the URL win over these defaults.
     defaults = LOST_AFTER_A_MINUTE | {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
+    parameters = make_conninfo("", **defaults | _parts(url, variable))
     try:
         # Prepared statements would belong to one server session of the pooler.
-        connection = Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
+        connection = Connection.connect(parameters, autocommit=autocommit, prepare_threshold=None)
     except psycopg.OperationalError as refused:
-        raise DatabaseUnreachable(_sentence(url, refused)) from None
+        raise DatabaseUnreachable(_sentence(url, refused, variable)) from None
     return traced_connection(connection)
+
+
+def libpq_url(url: str, variable: str = "DATABASE_URL") -> str:
+    """Return the address in ``variable`` without parameters of Prisma, which are named in the log.
+
+    Raises:
+        SettingsError: it is not a connection string, or names another schema than public.
+    """
+    head, _, query = url.partition("?")
+    given = [part.partition("=") for part in query.split("&")]
+    foreign = {name: value for name, _, value in given if name in _PRISMA}
+    if foreign.get("schema", "public") != "public":
+        raise SettingsError(f"{variable} names a schema other than public, where the game's tables are expected: leave schema= out.")
+    if foreign:
+        _say_dropped(variable, ", ".join(foreign))
+        kept = "&".join("".join(part) for part in given if part[0] not in foreign)
+        url = f"{head}?{kept}" if kept else head
+    _parts(url, variable)
+    return url
+
+
+@cache
+def _say_dropped(variable: str, names: str) -> None:
+    """Log it once a process."""
+    advice = " Prisma's sslaccept=strict is sslmode=verify-full here." if "sslaccept" in names else ""
+    _LOG.warning("%s: %s without effect: only Prisma knows such parameters.%s", variable, names, advice)
 
 
 def with_search_path(url: str, schema: str) -> str:
@@ -270,16 +305,18 @@ def address(url: str) -> str:
     return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{database}"
 
 
-def _parts(url: str) -> dict[str, str]:
+def _parts(url: str, variable: str = "DATABASE_URL") -> dict[str, str]:
     try:
         return {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
-    except psycopg.ProgrammingError:
+    except psycopg.ProgrammingError as refused:
+        if unknown := _UNKNOWN_PARAMETER.match(str(refused)):
+            raise SettingsError(f"{variable} has the parameter {unknown[1]}, which libpq does not know: leave it out.") from None
         raise SettingsError(
-            "DATABASE_URL is not a connection string: write postgresql://user:password@host:port/database, with special characters as %XX."
+            f"{variable} is not a connection string: write postgresql://user:password@host:port/database, with special characters as %XX."
         ) from None
 
 
-def _sentence(url: str, refused: psycopg.OperationalError) -> str:
+def _sentence(url: str, refused: psycopg.OperationalError, variable: str) -> str:
     lines = [line.strip() for line in str(refused).splitlines() if line.strip()] or ["no answer"]
     # What stands before it is the address, which the sentence below has in a form without the password.
     reason = lines[0].rpartition("failed: ")[2]
@@ -287,7 +324,8 @@ def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     if password:
         # The message may quote the connection string.
         reason = reason.replace(password, "***")
-    advice = "Check DATABASE_URL and that the server runs, or unset it to use the embedded one."
+    instead = "to use DATABASE_URL" if variable != "DATABASE_URL" else "to use the embedded one"
+    advice = f"Check {variable} and that the server runs, or unset it {instead}."
     if "startup parameter" in reason:
         advice = POOLER_ADVICE
     return f"The database at {address(url)} cannot be used: {reason.rstrip('.')}. {advice}"

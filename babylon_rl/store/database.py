@@ -16,10 +16,11 @@ from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import DatabaseSettings
-from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, POOLER_ADVICE, Connection, address, connect, with_search_path
+from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, POOLER_ADVICE, Connection, address, connect, libpq_url, with_search_path
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
+DIRECT = "DIRECT_DATABASE_URL"
 _MAY_USE = """
 SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %(schema)s
 """
@@ -38,6 +39,18 @@ class Database:
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
 
+    @classmethod
+    def of(cls, settings: DatabaseSettings) -> "Database | None":
+        """Return the database that the settings name, None without DATABASE_URL.
+
+        Raises:
+            SettingsError: an address is none, or names another schema than public.
+        """
+        if settings.database_url is None:
+            return None
+        url, direct = libpq_url(settings.database_url.get_secret_value()), settings.direct_database_url
+        return cls(url, url if direct is None else libpq_url(direct.get_secret_value(), DIRECT))
+
     def connect(self, autocommit: bool = False) -> Connection:
         """Open a connection, which the caller closes.
 
@@ -52,7 +65,11 @@ class Database:
         Raises:
             DatabaseUnreachable: the server does not answer or refuses.
         """
-        return connect(self.direct_url, autocommit=True)
+        return connect(self.direct_url, autocommit=True, variable=self._direct_variable)
+
+    @property
+    def _direct_variable(self) -> str:
+        return "DATABASE_URL" if self.direct_url == self.url else DIRECT
 
     @property
     def address(self) -> str:
@@ -79,7 +96,7 @@ class Database:
                 DIRECT_DATABASE_URL is a pooler.
         """
         # Connected as Dagster will be: with a pooler that drops the search path, its tables would go into the game's schema.
-        with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA)) as connection:
+        with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA), variable=self._direct_variable) as connection:
             if connection.execute("SELECT current_setting('search_path')").fetchone() != (DAGSTER_SCHEMA,):
                 raise DatabaseError(f"{address(self.direct_url)} does not take the schema that Dagster's storage asks for. {POOLER_ADVICE}")
             allowed = connection.execute(_MAY_USE, {"schema": DAGSTER_SCHEMA}).fetchone()
@@ -109,7 +126,7 @@ class Database:
         schema there is nothing to create: False.
         """
         # Every command that uses Dagster asks this, and nearly all of them find the comment: no lock for these.
-        with connect(self.direct_url) as connection:
+        with connect(self.direct_url, variable=self._direct_variable) as connection:
             release_comment = f"Tables of Dagster {release}"
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((release_comment,), None):
                 yield False
@@ -137,14 +154,11 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
         EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
+        database = Database.of(settings)
         # The embedded server has no pooler.
-        if settings.database_url is None:
+        if database is None:
             url = stack.enter_context(use_server(settings.home))
             database = Database(url, url)
-        else:
-            url = settings.database_url.get_secret_value()
-            direct = settings.direct_database_url
-            database = Database(url, direct.get_secret_value() if direct is not None else url)
         if prepare:
             database.prepare_dagster_schema()
         yield database

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from babylon_rl.errors import DatabaseError, DatabaseUnreachable, SettingsError
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import address, connect
+from babylon_rl.store.connection import _say_dropped, address, connect
 from babylon_rl.store.database import Database, open_database, process_database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT
@@ -85,6 +85,55 @@ def test_text_that_is_no_connection_string_is_not_repeated() -> None:
     with pytest.raises(SettingsError, match="is not a connection string") as raised:
         connect("postgresql://user:s3cret@[host/x")
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("schema=public", ""),
+        ("pgbouncer=true&connection_limit=1", ""),
+        ("sslmode=disable&schema=public", "?sslmode=disable"),
+        ("connect_timeout=10&pool_timeout=5", "?connect_timeout=10"),
+        ("sslaccept=accept_invalid_certs", ""),
+        ("socket_timeout=3&application_name=a%26b&statement_cache_size=0", "?application_name=a%26b"),
+        ("pgbouncer", ""),
+        ("channel_binding=prefer", "?channel_binding=prefer"),
+    ],
+)
+def test_parameters_of_prisma_are_left_out_of_an_address_with_a_word(
+    settings: Settings, database: Database, query: str, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _say_dropped.cache_clear()
+    plain = database.url.partition("?")[0]
+    with open_database(with_url(settings, f"{plain}?{query}", f"{plain}?{query}")) as opened:
+        assert (opened.url, opened.direct_url) == (plain + kept, plain + kept)
+        opened.connect().close()
+        create_engine(opened.dagster_url).connect().close()
+    # Once for each variable that holds the address.
+    left_out = [part.partition("=")[0] for part in query.split("&") if part not in kept]
+    words = [record.getMessage() for record in caplog.records]
+    assert [all(name in word for name in left_out) for word in words] == [True] * (2 if left_out else 0)
+    assert not any(secret in word for word in words for secret in (plain.split(":")[2].split("@")[0],))
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("schema=game", "a schema other than public"), ("sslmod=require", "the parameter sslmod"), ("ssl", "not a connection string")],
+)
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "DIRECT_DATABASE_URL"])
+def test_a_fault_of_an_address_names_the_variable_that_holds_it(
+    settings: Settings, database: Database, query: str, said: str, variable: str
+) -> None:
+    urls = [f"{database.url}?{query}" if variable == name else database.url for name in ("DATABASE_URL", "DIRECT_DATABASE_URL")]
+    with pytest.raises(SettingsError, match=said) as raised, open_database(with_url(settings, *urls)) as opened:
+        opened.connect()
+    assert str(raised.value).startswith(variable)
+
+
+def test_an_unreachable_server_behind_the_pooler_is_named_by_its_variable(settings: Settings, database: Database) -> None:
+    changed = with_url(settings, database.url, "postgresql://game:s3cret@127.0.0.1:1/babylon")
+    with pytest.raises(DatabaseUnreachable, match="Check DIRECT_DATABASE_URL .* unset it to use DATABASE_URL"), open_database(changed):
+        pass
 
 
 def test_a_database_does_not_show_its_password() -> None:
