@@ -19,7 +19,7 @@ from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_n
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
 from babylon_rl.evaluation.comparison import BASE
-from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
+from babylon_rl.evaluation.harness import answer_of, benchmark_faults, harness_players, learning_faults, missing_hours
 from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
@@ -46,7 +46,7 @@ def spawn_agents(
     duration: Annotated[int, typer.Option(help="Minutes of market time played of each hour.")] = 60,
     windows: Annotated[int, typer.Option(help="Hours to play.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed and start give the same rows.")] = 0,
-    start: Annotated[str | None, typer.Option(help="The first hour (YYYY-MM-DDTHH:00). Default: after the newest simulated hour.")] = None,
+    start: Annotated[str | None, typer.Option(help="The first hour (YYYY-MM-DDTHH:00). Default: the next free ones.")] = None,
     llm_agents: Annotated[int, typer.Option(help="How many of the agents ask a language model; 0: none, and no weights are fetched.")] = 1,
     model: Annotated[
         str,
@@ -192,7 +192,7 @@ def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | N
     # Without --windows, as many hours as readiness lacks.
     number = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
-        request = free_hours(connection, SpawnRequest(state.agents, 0, number, state.seed, start=start), utc_now())
+        request = SpawnRequest(state.agents, 0, number, state.seed, start=start)
         hours = [hour.window for hour in spawn(connection, request, utc_now(), None, on_hour)]
     offered = _readiness(state, reading=True)
     if not offered.ready and not force:

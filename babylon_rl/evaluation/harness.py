@@ -5,7 +5,6 @@ A fault is a sentence; no sentence means that there was something to learn from,
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from math import ceil
 from pathlib import Path
 
@@ -22,18 +21,15 @@ from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
-from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
+from babylon_rl.market.spawn import SpawnRequest, players_of
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import verify
 from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import BatchGroup
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.versions import content_version
-from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 
 ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # of each agent
 
@@ -64,26 +60,6 @@ def missing_hours(state: Readiness, settings: AutomationSettings, agents: int) -
     # Both conditions of readiness count: trajectories and groups.
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
-
-
-def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> SpawnRequest:
-    """The request with a start where its hours are free.
-
-    That is after the newest simulated hour, else in the newest gap before it.
-
-    Raises:
-        UsageError: the request has a start, and that reaches into the future.
-    """
-    newest, last = newest_simulated_hour(connection), newest_complete(now)
-    if request.start is not None or newest is None or window_start(newest) + HOUR * request.windows <= window_start(last):
-        return replace(request, start=windows_to_play(request, newest, now)[0])
-    hour, free = window_start(last), list[str]()
-    # Backwards until as many consecutive hours are free.
-    while len(free) < request.windows:
-        # An hour that is taken breaks the stretch: the count begins anew before it.
-        free = [] if has_simulated_hour(connection, window_of(hour)) else [*free, window_of(hour)]
-        hour -= HOUR
-    return replace(request, start=free[-1])
 
 
 def benchmark_faults(comparison: ComparisonDocument) -> list[str]:

@@ -100,23 +100,26 @@ def training_seed(seed: int, window: str) -> str:
     return f"{SEED_PREFIX}{seed}/{window}"
 
 
-def windows_to_play(request: SpawnRequest, newest: str | None, now: datetime) -> list[str]:
-    """The hours of a request.
+def windows_to_play(connection: Connection, request: SpawnRequest, now: datetime) -> list[str]:
+    """Return the hours of a request.
 
-    They begin at ``start``, else after the newest simulated hour, else so that they end at the newest complete one.
+    They begin at ``start``, else after the newest simulated hour, else they end at the newest complete hour, or before it in the newest
+    gap of simulated hours that is long enough.
+
+    Raises:
+        UsageError: the request has a start, and reaches into the future.
     """
     last = newest_complete(now)
+    newest = rows.newest_simulated_hour(connection) if request.start is None else None
     if request.start is not None:
         first = window_start(request.start)
     elif newest is not None and window_start(newest) + HOUR * request.windows <= window_start(last):
         first = window_start(newest) + HOUR
-    elif newest is not None:
-        raise UsageError(
-            f"The simulated hours already reach {newest}; {request.windows} more would lie in the future. "
-            "Wait, or give --start with an earlier hour."
-        )
     else:
-        first = window_start(last) - HOUR * (request.windows - 1)
+        # Backwards until as many consecutive hours are free: an hour that is taken starts the count again.
+        first, free = window_start(last), 0
+        while (free := 0 if rows.has_simulated_hour(connection, window_of(first)) else free + 1) < request.windows:
+            first -= HOUR
     hours = [window_of(first + HOUR * index) for index in range(request.windows)]
     if hours[-1] > last:
         raise UsageError(f"{hours[-1]} is not over yet; the newest complete hour is {last}.")
@@ -143,7 +146,7 @@ def spawn(
     """
     if request.model_agents and model is None:
         raise UsageError("Model agents need a model: give --model, or --llm-agents 0.")
-    hours = windows_to_play(request, rows.newest_simulated_hour(connection), now)
+    hours = windows_to_play(connection, request, now)
     own_market = rows.is_simulated_game(connection)
     # Numbers of new agents continue those in the database.
     players, done = players or players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
@@ -165,7 +168,7 @@ def _play_and_write(
     rows.lock_simulation(connection)
     # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
-        raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none to append after the newest hour.")
+        raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none for the newest free hours.")
     scenario = _own_hour(connection, request, window) if own_market else _recorded_hour(connection, window)
     # from the database, so that hours played one by one equal hours played in one go
     held = rows.read_accounts(connection, [player.agent_id for player in players])

@@ -9,14 +9,12 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.harness import answer_of, free_hours, harness_players, learning_faults
-from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.evaluation.harness import answer_of, harness_players, learning_faults
 from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_start
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.evaluation.runs import small_markets
 
@@ -136,18 +134,6 @@ def test_scores_that_are_all_the_same_and_no_tokens_are_faults() -> None:
     faults = learning_faults([make_group(0.5, 0.5)], [])
     assert "every agent has the same (0.500)" in faults[0] and "No token carried a gradient" in faults[1]
     assert len(learning_faults([make_group(0.5, 0.5), make_group(0.2, 0.7)], [])) == 1
-
-
-def test_hours_are_free_after_the_newest_simulated_one_or_before(database: Database) -> None:
-    now = utc_now()
-    last = window_start(newest_complete(now))
-    with database.connect() as connection:
-        spawn(connection, SpawnRequest(1, 0, 1, 0, start=window_of(last - 2 * HOUR)), now, None)
-
-        def first(windows: int) -> str | None:
-            return free_hours(connection, SpawnRequest(5, 0, windows, 0), now).start
-
-        assert [first(1), first(2), first(3)] == [window_of(last - hours * HOUR) for hours in (1, 1, 5)]
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ from babylon_rl.market.outcome_rows import read_outcomes
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SEED_PREFIX, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
 
@@ -194,8 +195,15 @@ def test_two_who_play_the_same_hour_at_once_write_it_once(database: Database) ->
 def test_without_a_start_the_hours_end_at_the_newest_complete_one(database: Database) -> None:
     hours = play(database, request(start=None, windows=2))
     assert [hour.window for hour in hours] == ["2025-11-16T07:00", "2025-11-16T08:00"]
-    with pytest.raises(UsageError, match="already reach 2025-11-16T08:00"):
-        play(database, request(start=None))
+    # The newest free hours, where none is left after them.
+    assert [hour.window for _ in range(2) for hour in play(database, request(start=None))] == ["2025-11-16T06:00", "2025-11-16T05:00"]
+
+
+def test_hours_are_free_after_the_newest_simulated_one_or_before(database: Database) -> None:
+    play(database, request(start="2025-11-16T06:00"))
+    with database.connect() as connection:
+        first = [windows_to_play(connection, request(start=None, windows=windows), NOW)[0] for windows in (1, 2, 3, 4)]
+    assert first == [f"2025-11-16T{hour}:00" for hour in ("07", "07", "03", "02")]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +221,11 @@ def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], said:
         request(**changes)
 
 
-def test_an_hour_that_is_not_over_is_refused() -> None:
+def test_an_hour_that_is_not_over_is_refused(connection: Connection) -> None:
     with pytest.raises(UsageError, match="not over yet"):
-        windows_to_play(request(start="2025-11-16T09:00"), None, NOW)
+        windows_to_play(connection, request(start="2025-11-16T09:00"), NOW)
     with pytest.raises(UsageError, match="is not a window"):
-        windows_to_play(request(start="2025-11-16 09:00"), None, NOW)
+        windows_to_play(connection, request(start="2025-11-16 09:00"), NOW)
 
 
 def test_model_agents_without_a_model_are_refused(database: Database) -> None:
