@@ -15,6 +15,7 @@ import typer
 
 from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
+from babylon_rl.episodes.quality import unmatched_sentence
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
@@ -119,6 +120,7 @@ def windows(
     with _session(settings) as session:
         chosen = _wanted(session, first, end, lookback_hours)
         summaries = _summaries(session, chosen)
+        unmatched = unmatched_sentence(session.connection, first or (chosen[0] if chosen else FIRST_POSSIBLE), session.now, end)
     rows = [window_row(facts) for facts in summaries]
     document = {
         "windows": rows,
@@ -128,6 +130,8 @@ def windows(
     # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
+    if unmatched:
+        say(unmatched)
     emit(document, [Table(WINDOWS, rows), _verdict(summaries)], as_json)
 
 

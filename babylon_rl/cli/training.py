@@ -15,6 +15,7 @@ from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.cli.system import run_daemon
 from babylon_rl.cli.training_batches import TrainArguments, backfill_hours, choose_batch, run_training
+from babylon_rl.episodes.quality import unmatched_sentence
 from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
@@ -49,6 +50,9 @@ def ready(as_json: JsonOption = False) -> None:
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
         due = smaller_batch_due(last_completed_at(connection), settings, utc_now())
+        unmatched = unmatched_sentence(connection, freeze_bounds(connection, settings, utc_now(), settled=True).first, utc_now())
+    if unmatched:
+        say(unmatched)
     rows: list[list[Any]] = [
         ["freezable trajectories", state.total_trajectories],
         ["of them in hours without scores", state.unscored_trajectories],

@@ -12,7 +12,7 @@ import typer
 
 from babylon_rl.cli.output import JsonOption, emit
 from babylon_rl.episodes.decode import not_for_training
-from babylon_rl.episodes.quality import row_faults, summarize
+from babylon_rl.episodes.quality import row_faults, summarize, unmatched_sentence
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
@@ -29,7 +29,7 @@ from babylon_rl.store.trajectories import (
 )
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.types import Check, WindowReading
-from babylon_rl.windows import HOUR, newest_complete, next_window, window_end, window_of, window_range
+from babylon_rl.windows import HOUR, newest_complete, next_window, window_end, window_of, window_range, window_start
 
 app = typer.Typer()
 HOURS = 24
@@ -75,21 +75,24 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
     hours = [Check("hours", "FAIL", sentence)] if lost else []
-    newest = newest_window_with_rows(connection, newest_complete(now))
-    if newest is None:
-        return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     # The 24 hours end with the newest hour that holds rows.
-    end = next_window(newest)
-    windows = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
+    newest = newest_window_with_rows(connection, newest_complete(now))
+    end = next_window(newest or newest_complete(now))
+    first = window_of(window_start(end) - HOURS * HOUR)
+    unmatched = unmatched_sentence(connection, first, now)
+    logged = [Check("logged calls", "WARN", unmatched)] if unmatched else []
+    if newest is None:
+        return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours, *logged]
+    windows = list(window_range(first, end))
     ids, faults = _row_faults(connection, windows)
     if not ids:
-        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
+        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours, *logged]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
     recent = Check("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
     # A portion at a time: of a portion all trajectories are held.
     readings = [reading for some in reading_chunks(connection, windows) for reading in read_windows(connection, some, settings).values()]
-    return [recent, *hours, *summarize(len(ids), faults), *_oddities(readings, settings)]
+    return [recent, *hours, *summarize(len(ids), faults), *logged, *_oddities(readings, settings)]
 
 
 def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -17,7 +17,8 @@ from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.faults import strict_json
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
 from babylon_rl.episodes.steps import CallFacts, Step, StepCall, StepFacts, as_number
-from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, unmatched_calls
 from babylon_rl.types import Check, HourQuality, Trajectory
 from babylon_rl.windows import HOUR, window_start
 
@@ -238,6 +239,19 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
         yield "LLM calls"
     if calls and not _is_whole(calls[0]):
         yield "first LLM call"
+
+
+def unmatched_sentence(connection: Connection, first: str, now: datetime, end: str | None = None) -> str | None:
+    """Return what to know about logged calls of the hours from ``first`` that belong to no trajectory, or None.
+
+    Calls of the last hour are left out: a trajectory is written when it ends, after its calls.
+    """
+    stop = now - HOUR if end is None else min(now - HOUR, window_start(end))
+    count, example = unmatched_calls(connection, window_start(first), stop)
+    if not count:
+        return None
+    advice = 'log calls under the "trajectoryId" of their trajectory.'
+    return f"{count} logged calls belong to no trajectory and count nowhere, such as those under {example!r}: {advice}"
 
 
 def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:

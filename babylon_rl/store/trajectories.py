@@ -254,7 +254,19 @@ FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId"
 
 _WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
 
-# Ids in one statement.
+# Of the gateway's calls outside of every trajectory, each stands for itself.
+_UNMATCHED = """
+SELECT count(*), min(l."trajectoryId") FROM public.llm_call_logs l
+WHERE l."timestamp" >= %s AND l."timestamp" < %s
+    AND NOT EXISTS (SELECT FROM public.trajectories t WHERE t."trajectoryId" = l."trajectoryId")
+    AND (l."trajectoryId" <> l.id OR coalesce(l.metadata, '') NOT LIKE '%%"arm":%%')
+"""
+
+
+def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> tuple[int, str | None]:
+    """Return the number of calls logged from ``start`` to ``stop`` under ids that no trajectory has, and one of these ids."""
+    count, example = connection.execute(_UNMATCHED, [start, stop]).fetchall()[0]
+    return int(count), example
 
 
 def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:

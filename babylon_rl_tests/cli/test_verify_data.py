@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from babylon_rl.cli import run
 from babylon_rl.cli.verify_data import data_checks
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -151,3 +152,41 @@ def test_warnings_alone_end_with_exit_code_0(
     assert {check["status"] for check in verify("verify-data", "--as-of", "2025-11-15T12:00")["checks"]} == {"PASS", "WARN"}
     # Without the option the database's clock counts, by which the rows are old.
     assert [check["name"] for check in verify("verify-data", code=1)["checks"] if check["status"] == "FAIL"] == ["rows"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "counted"),
+    [
+        ({"trajectoryId": "t1-step-0"}, True),
+        ({"trajectoryId": "step-5f3a"}, True),
+        ({"trajectoryId": "agent-1"}, True),
+        ({"trajectoryId": "T1"}, True),
+        ({"trajectoryId": "log-t1-0-0", "metadata": "{}"}, True),
+        ({"trajectoryId": "log-t1-0-0", "metadata": None}, True),
+        # A call through the gateway outside of every trajectory.
+        ({"trajectoryId": "log-t1-0-0", "metadata": '{"arm":"base","agentId":"a"}'}, False),
+        ({}, False),
+        # Of a trajectory that may still run.
+        ({"trajectoryId": "t2", "timestamp": AFTER - timedelta(minutes=30)}, False),
+    ],
+)
+def test_calls_logged_under_another_id_are_counted_with_an_example(
+    changes: Row, counted: bool, database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    monkeypatch.setattr("babylon_rl.cli.data.utc_now", lambda: AFTER)
+    monkeypatch.setattr("babylon_rl.cli.training.utc_now", lambda: AFTER)
+    with database.connect() as connection:
+        insert(connection, "trajectories", [row(steps=steps(llmCalls=[]))])
+        insert(connection, "llm_call_logs", [make_log("t1") | changes])
+    asker(database, monkeypatch, capsys, tmp_path)
+    said = {}
+    for command in (["windows"], ["verify-data", "--as-of", f"{AFTER:%Y-%m-%dT%H:%M}"], ["ready"]):
+        run(command)
+        said[command[0]] = "".join(capsys.readouterr())
+    example = f"such as those under {changes.get('trajectoryId')!r}"
+    assert {name: "belong to no trajectory" in text and example in text for name, text in said.items()} == dict.fromkeys(said, counted)
+
+
+def test_calls_without_any_trajectory_are_said(verified: Callable[..., Checks]) -> None:
+    status, detail = verified([], [make_log("t9")])["logged calls"]
+    assert status == "WARN" and detail.startswith("1 logged calls belong to no trajectory")
