@@ -46,7 +46,8 @@ class Fault:
 class ObjectStore:
     """``variables`` are those by which drivers find it; a bucket of its own keeps tests apart.
 
-    ``on_request`` is called with each request before it is answered, by several threads.
+    ``on_request`` is called with each request before it is answered, by several threads. ``refuse`` gives the status and code with which
+    a request is refused, or None.
     """
 
     address: str
@@ -54,6 +55,7 @@ class ObjectStore:
     lists: int = 0
     faults: list[Fault] = field(default_factory=list)
     on_request: Callable[[dict[str, Any]], None] = ignored
+    refuse: Callable[[dict[str, Any]], tuple[int, str] | None] = ignored
     _buckets: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _one_by_one: threading.Lock = field(default_factory=threading.Lock)
 
@@ -85,6 +87,10 @@ class ObjectStore:
 
     def answer(self, app: App, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         self.on_request(environ)
+        if refused := self.refuse(environ):
+            status, code = refused
+            start(f"{status} {code}", [("Content-Type", "application/xml")])
+            return [f"<Error><Code>{code}</Code><Message>A header implies functionality that is not implemented</Message></Error>".encode()]
         # moto looks at the condition of a write before it writes; S3 does both at once.
         if "HTTP_IF_NONE_MATCH" in environ:
             with self._one_by_one:
@@ -194,5 +200,5 @@ def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     object_server.downloads.clear()
     object_server.faults.clear()
-    object_server.on_request = ignored
+    object_server.on_request = object_server.refuse = ignored
     return object_server

@@ -53,7 +53,7 @@ def run_hours(
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: not an hourly asset; choose from {', '.join(HOURLY)}.")
     hour_set = sorted(set(windows))
-    _refuse_impossible(hour_set, now())
+    refuse_impossible(hour_set, now())
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
@@ -98,7 +98,12 @@ def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_no
         return _execute(OBSERVE_JOB, instance, Babylon(settings, database, now), {}, None)
 
 
-def _refuse_impossible(windows: Sequence[str], now: datetime) -> None:
+def refuse_impossible(windows: Sequence[str], now: datetime) -> None:
+    """Check that the graph has these hours and that they have ended.
+
+    Raises:
+        UsageError: one lies before FIRST_WINDOW or has not ended.
+    """
     first = hours.get_first_partition_key()
     early = [window for window in windows if first is not None and window < first]
     if early:

@@ -62,13 +62,15 @@ def score(
 
 def _judge(database: Database, settings: Settings, span: Span, force: bool, stale: bool) -> tuple[list[str], list[str]]:
     """Judge hours without current scores; return all requested hours, and those judged."""
-    from babylon_rl.automation.launch import run_hours
+    from babylon_rl.automation.launch import refuse_impossible, run_hours
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         held = read_new_hours(database, connection, settings, now, span)
         # Hours to judge: all with --force, else those without scores or with changed data, and with --stale by changed rules.
         lacking = recorded = held if force else _lacking(connection, held, settings, stale)
+        # Before anything is paid: the run that records the scores has to have these hours.
+        refuse_impossible(lacking, now)
         if lacking and (addresses := judge_addresses(settings, settings.judge_model)):
             say(f"Judged by {addresses}.")
         if force or stale:

@@ -24,11 +24,12 @@ _BLOCK = 4 * 1024 * 1024
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
 # Their drivers can write a file on the condition that nothing has its name.
 _CONDITIONAL = _WITHOUT_FOLDERS - {"oss"}
-# A file system without hard links, a store that does not know the condition.
-_UNABLE = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# A file system without hard links, a store that does not know the condition or calls it an invalid argument.
+_UNABLE = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 # A store that goes silent is given up after about four minutes (s3fs asks five times), and not after the driver's half hour.
 _TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 2}}
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _TIME_LIMITS}, "s3a": {"config_kwargs": _TIME_LIMITS}}
+# Older servers refuse checksums that they do not need, and what is written is read back anyway.
+_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 # Exceptions of drivers of remote file systems beside OSError: they have no base class in common. Looked up where they are loaded.
 _DRIVER_ERRORS = {
     "aiohttp": ("ClientError",),
@@ -135,8 +136,12 @@ class Location:
     def move(self, name: str, final: str) -> None:
         """Move a file, replacing one in its place."""
         if self.local is None:
-            self._make_folder_of(final)
-            self._fs.mv(self.path(name), self.path(final))
+            if self._has_folders:
+                self._make_folder_of(final)
+                self._fs.mv(self.path(name), self.path(final))
+            else:
+                self._fs.cp_file(self.path(name), self.path(final))
+                self._fs.rm_file(self.path(name))
             return
         Path(self.path(final)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.path(name), self.path(final))
@@ -176,8 +181,12 @@ class Location:
     def _protocols(self) -> set[str]:
         return {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
 
+    @property
+    def _has_folders(self) -> bool:
+        return not self._protocols() & _WITHOUT_FOLDERS
+
     def _make_folder_of(self, name: str) -> None:
-        if not self._protocols() & _WITHOUT_FOLDERS:
+        if self._has_folders:
             self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
 
     def flush_folders(self, names: Iterable[str]) -> None:
@@ -202,6 +211,10 @@ class Location:
         """Delete a folder with everything in it, if it is there."""
         if self.local is not None:
             shutil.rmtree(self.path(folder), ignore_errors=True)
+        elif not self._has_folders:
+            # One by one: a deletion of many needs a checksum, of which older servers know another than the driver's.
+            for name in self.below(folder):
+                self.remove(f"{folder}/{name}")
         elif self._fs.exists(self.path(folder)):
             self._fs.rm(self.path(folder), recursive=True)
 
@@ -267,11 +280,18 @@ def _reason(failed: Exception, target: str) -> str:
     return reason.strip()[:300].rstrip(".")
 
 
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme not in ("s3", "s3a"):
+        return {}
+    chosen = "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ
+    return {"config_kwargs": _TIME_LIMITS | ({} if chosen else _CHECKSUMS)}
+
+
 def _file_system(target: str, shown: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        fs, root = fsspec.core.url_to_fs(target, **_OPTIONS.get(urlsplit(target).scheme, {}))
+        fs, root = fsspec.core.url_to_fs(target, **_options(urlsplit(target).scheme))
     except ImportError as missing:
         extra = "pip install 'babylon-rl[s3]'" if urlsplit(target).scheme in ("s3", "s3a") else "pip"
         raise UsageError(

@@ -24,7 +24,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.training.batches import QUARANTINED_REASON, prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import WINDOW_FORMAT, next_window, utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
@@ -248,6 +248,20 @@ def test_score_by_command_pays_once_and_says_what_waits(
     code, done, _ = command("score", "--from", first, "--to", third)
     assert (code, len(done["windows"]), done["quarantined"]) == (0, 2, [])
     assert command("judge", "retry")[0] == 2
+
+
+@pytest.mark.parametrize("options", [["--force"], ["--stale"], []])
+def test_hours_before_the_first_partition_are_refused_before_a_judge_is_paid(
+    options: list[str],
+    database: Database,
+    judge: Judge,
+    command: Callable[..., tuple[int, dict[str, Any], str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = filled(database, 2)
+    monkeypatch.setattr("babylon_rl.automation.launch.hours", dg.HourlyPartitionsDefinition(start_date=second, fmt=WINDOW_FORMAT))
+    code, _, said = command("score", "--from", first, "--to", next_window(second), *options)
+    assert code == 2 and f"{first} lies before FIRST_WINDOW ({second})" in said and judge.stats()["requests"] == 0
 
 
 @pytest.mark.long

@@ -68,14 +68,15 @@ def records_of(form: str, directory: Path) -> list[dict[str, Any]]:
 
 
 def _parquet(directory: Path) -> list[dict[str, Any]]:
-    records = [record for file in sorted(directory.rglob("*.parquet")) for record in pyarrow.parquet.read_table(file).to_pylist()]
-    for record in records:
-        record["responseFormat"] = record["responseFormat"] and json.loads(record["responseFormat"])
-    return records
+    return [_decoded(record) for file in sorted(directory.rglob("*.parquet")) for record in pyarrow.parquet.read_table(file).to_pylist()]
 
 
 def _archive(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(directory.glob("*/trajectories.jsonl")) for line in lines_of(file)]
+    return [_decoded(json.loads(line)) for file in sorted(directory.glob("*/trajectories.jsonl")) for line in lines_of(file)]
+
+
+def _decoded(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"responseFormat": record["responseFormat"] and json.loads(record["responseFormat"])}
 
 
 def lines_of(file: Path) -> list[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow.json
 import pyarrow.parquet
 import pytest
 import yaml
@@ -27,7 +28,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.training.export import FORMATS, export_windows
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
-from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table
+from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table, schema
 from babylon_rl.training.export.records import COLUMNS, Record
 from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
@@ -323,15 +324,22 @@ def test_a_columns_type_does_not_depend_on_the_rows_that_come_first(database: Da
             own = [make_trajectory(f"{hour}-{n}", f"agent-{n}", steps=steps, minute=5 + 60 * place, windowId=hour) for n in range(6)]
             insert(connection, "trajectories", own)
         connection.commit()
-        for number, form in product((1, 2), ("parquet", "hf")):
+        for number, form in product((1, 2), ("parquet", "hf", "archive")):
             exported(connection, hours[:number], tmp_path / f"{form}{number}", form, settings, splits=Splits(1.0))
+    polars = pytest.importorskip("polars", reason="polars is optional")
     for form in ("parquet", "hf"):
         (few,), (many,) = ([*(tmp_path / f"{form}{number}").rglob("*.parquet")] for number in (1, 2))
         assert pyarrow.parquet.read_schema(few).equals(pyarrow.parquet.read_schema(many))
         assert pandas.read_parquet(many)["modelVersion"].dropna().tolist() == ["v1.0.0"] * 36
-        polars = pytest.importorskip("polars", reason="polars is optional")
         both = polars.concat([polars.read_parquet(few), polars.read_parquet(many)])
         assert both.height == 36 + 72 and polars.Null not in both.dtypes
+    # Nulls for 36 rows, then values: the types of the lines are those of the tables.
+    lines = tmp_path / "all.jsonl"
+    lines.write_bytes(b"".join((tmp_path / "archive2" / hour / "trajectories.jsonl").read_bytes() for hour in hours))
+    declared = polars.from_arrow(schema().empty_table()).schema
+    assert polars.read_ndjson(lines, schema=declared).equals(polars.read_parquet(many).select(declared.names()))
+    options = pyarrow.json.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="error")
+    assert pyarrow.json.read_json(lines, parse_options=options).equals(pyarrow.parquet.read_table(many))
 
 
 def test_the_columns_are_the_records_fields_and_documented() -> None:

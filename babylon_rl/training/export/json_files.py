@@ -17,7 +17,7 @@ import msgspec
 from babylon_rl.judge.groups import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import ExportHour
-from babylon_rl.training.export.records import Record, encode
+from babylon_rl.training.export.records import Record, encode, row
 from babylon_rl.types import MESSAGE_SOURCES, Episode, count_reasons
 
 TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
@@ -126,7 +126,7 @@ class ArchiveWriter:
             return
         # The order matters: the counts of records in groups and metadata are complete only once all records were read.
         contents: dict[str, Callable[[ExportHour], Iterable[Any]]] = {
-            TRAJECTORIES: ExportHour.records,
+            TRAJECTORIES: lambda hour: map(row, hour.records()),
             GROUPS: lambda hour: [group_document(hour)],
             SCORES: lambda hour: [scores_document(hour)],
             METADATA: lambda hour: [metadata_document(hour)],

@@ -9,11 +9,9 @@ from itertools import islice
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import SPLITS, ExportHour
-from babylon_rl.training.export.records import COLUMNS, Record, encode
+from babylon_rl.training.export.records import COLUMNS, Record, row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -67,14 +65,6 @@ def schema() -> "pyarrow.Schema":
         "logprobs": pyarrow.list_(token),
     }
     return pyarrow.schema([(column.name, types[column.kind]) for column in COLUMNS])
-
-
-def row(record: Record) -> dict[str, Any]:
-    """Convert a record to a row: nested values unchanged, ``json`` columns as text."""
-    plain: dict[str, Any] = msgspec.to_builtins(record)
-    if record.response_format is not None:
-        plain["responseFormat"] = encode(record.response_format).decode()
-    return plain
 
 
 class ParquetWriter:

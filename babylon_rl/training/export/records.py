@@ -114,6 +114,14 @@ def encode(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def row(record: Record) -> dict[str, Any]:
+    """Convert a record to a row of a table: nested values unchanged, ``json`` columns as text."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    if record.response_format is not None:
+        plain["responseFormat"] = encode(record.response_format).decode()
+    return plain
+
+
 def _record(
     call: ServedSequence, episode: Episode, score: EpisodeScore | None, group: GroupScores | None, split: str, weight: float
 ) -> Record:
