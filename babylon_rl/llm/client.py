@@ -31,7 +31,8 @@ class ChatAnswer:
 
     ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
 
-    ``tokenId`` is None where an endpoint does not tell it. ``latency_ms`` is that of the attempt that succeeded.
+    ``tokenId`` is None where an endpoint does not tell it, ``finish_reason`` where it gives none that the API knows. ``latency_ms`` is that
+    of the attempt that succeeded.
     """
 
     text: str
@@ -40,6 +41,7 @@ class ChatAnswer:
     completion_tokens: int
     latency_ms: float
     model: str
+    finish_reason: str | None = None
 
 
 class ChatClient:
@@ -98,7 +100,7 @@ class ChatClient:
                 raise CallFailed("answered with a message that has no text")
             latency_ms = (time.monotonic() - started) * 1000
             tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
-            return ChatAnswer(answer.text, answer.logprobs, *tokens, latency_ms, answer.model or self.model)
+            return ChatAnswer(answer.text, answer.logprobs, *tokens, latency_ms, answer.model or self.model, answer.finish_reason)
 
         try:
             return await retrier.run(attempt)
