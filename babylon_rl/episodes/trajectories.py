@@ -25,6 +25,7 @@ from babylon_rl.errors import RequestRefused
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
+from babylon_rl.tolerant_json import NotJson, read_json
 from babylon_rl.types import MessageSource, ServedSequence, Trajectory
 from babylon_rl.windows import HOUR, window_start
 
@@ -188,8 +189,8 @@ def logged_call(row: CallLogRow) -> StepCall:
 
 def _lenient(text: bytes | None) -> dict[str, Any]:
     try:
-        parsed = json.loads(text or b"{}")
-    except (ValueError, RecursionError):
+        parsed = read_json(text or b"{}")
+    except NotJson:
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -202,8 +203,8 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     if not text:
         return None
     try:
-        messages = plain_messages(msgspec.json.decode(text, type=list[dict[str, Any]]))
-    except (msgspec.DecodeError, RecursionError, RequestRefused):
+        messages = plain_messages(msgspec.convert(read_json(text), list[dict[str, Any]]))
+    except (NotJson, msgspec.ValidationError, RequestRefused):
         return None
     return messages if messages and messages[-1]["role"] == "user" and messages[-1]["content"] else None
 

@@ -39,6 +39,7 @@ class ChatAnswer:
     completion_tokens: int
     latency_ms: float
     model: str
+    finish_reason: str | None = None
 
 
 class ChatClient:
@@ -97,7 +98,7 @@ class ChatClient:
                 raise CallFailed("answered with a message that has no text")
             latency_ms = (time.monotonic() - started) * 1000
             tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
-            return ChatAnswer(answer.text, answer.logprobs, *tokens, latency_ms, answer.model or self.model)
+            return ChatAnswer(answer.text, answer.logprobs, *tokens, latency_ms, answer.model or self.model, answer.finish_reason)
 
         try:
             return await retrier.run(attempt)

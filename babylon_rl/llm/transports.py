@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.request import getproxies, proxy_bypass
 
-from babylon_rl.chats import answered_text, finish_reason, reasoning_of
+from babylon_rl.chats import answered_text, finish_reason, log_probability, reasoning_of
 from babylon_rl.errors import UsageError, first_cause
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
+from babylon_rl.tolerant_json import read_json
 
 if TYPE_CHECKING:
     import aiohttp
@@ -177,7 +178,7 @@ class OpenAITransport:
     def _read(self, content: bytes) -> ChatCompletion:
         """Parse a completion; anything else is a failed attempt."""
         try:
-            document = json.loads(content)
+            document = read_json(content)
             choice = document["choices"][0]
             message = dict(choice["message"])
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
@@ -219,13 +220,16 @@ def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
     token, token_id = entry["token"], entry.get("token_id")
     if token_id is None and token.startswith("token_id:"):
         token_id = int(token.removeprefix("token_id:"))
-    return {"token": token, "logprob": float(entry["logprob"]), "tokenId": token_id}
+    logprob = log_probability(entry["logprob"])
+    if logprob is None:
+        raise ValueError("no log-probability")
+    return {"token": token, "logprob": logprob, "tokenId": token_id}
 
 
 def _error_message(body: bytes) -> str:
     """Message and code of an error document, else the body."""
     try:
-        error = json.loads(body)["error"]
+        error = read_json(body)["error"]
         return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _shown(body)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.chats import log_probability, plain_messages
+from babylon_rl.chats import answered_text, log_probability, plain_messages, reasoning_of
 from babylon_rl.errors import RequestRefused, UsageError
 from babylon_rl.recorder.calls import token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
@@ -90,8 +90,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
         request = read_json(self.request)
         answer = _read_answer(self.answer)
         messages = _plain(request["messages"])
-        with_tools = request.get("tools") or request.get("functions") or answer.tool_calls
-        is_sequence = messages is not None and not with_tools and answer.content is not None
+        is_sequence = messages is not None and not request.get("tools") and not request.get("functions") and not answer.tool_calls
         served = messages if messages is not None and is_sequence else []
         # A call outside of every trajectory stands for itself.
         place = self.trajectory_id or self.call_id
@@ -109,7 +108,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             "model": text(answer.model or self.model, "model"), "purpose": self.purpose, "actionType": _storable(self.action_type),
             "systemPrompt": _texts(served, "system"), "userPrompt": _texts(served, "user"),
             "messagesJson": dump(messages if messages is not None else request["messages"], "messages"),
-            "response": text(answer.content or "", "content"), "reasoning": _storable(answer.reasoning),
+            "response": text(answer.content, "content"), "reasoning": _storable(answer.reasoning),
             "temperature": _number(request, "temperature", 1.0), "topP": _number(request, "top_p", None),
             "maxTokens": max(0, min(int(most_tokens or 0), MOST_IN_INTEGER)),
             "promptTokens": prompt, "completionTokens": completion,
@@ -130,11 +129,11 @@ _DECODER = msgspec.msgpack.Decoder(CallEntry)
 class _Answer(msgspec.Struct):
     """An answer's first choice, whole or put together from its chunks.
 
-    ``content`` is None where it is no text. ``others`` are the texts of further choices.
+    ``others`` are the texts of further choices.
     """
 
     model: str | None = None
-    content: str | None = ""
+    content: str = ""
     reasoning: str | None = None
     finish_reason: str | None = None
     logprobs: list[dict[str, Any]] | None = None
@@ -155,14 +154,14 @@ def _from_choices(model: Any, choices: list[tuple[dict[str, Any], list[dict[str,
     read = _Answer(model=model if isinstance(model, str) else None)
     for number_of, (choice, tokens) in enumerate(sorted(choices, key=lambda entry: place_of(entry[0]))):
         message = part_of(choice, "message")
-        content = _text(message)
+        content = answered_text(message) or ""
         # The first choice is the answer; of the others only the texts are kept.
         if number_of:
-            read.others.append(content or "")
+            read.others.append(content)
             continue
         reason = choice.get("finish_reason")
         read.content, read.finish_reason = content, reason if isinstance(reason, str) else None
-        read.reasoning = _reasoning(message)
+        read.reasoning = reasoning_of(message)[1] or None
         read.tool_calls = objects(message.get("tool_calls"))
         if call := part_of(message, "function_call"):
             read.tool_calls.append({"function": call})
@@ -179,8 +178,10 @@ def _from_events(events: list[Event]) -> _Answer:
         for name, part in delta.items():
             if isinstance(part, str) and name != "role":
                 message[name] = joined(message.get(name) or "", part)
+            # Pieces of thinking stand between those of the answer.
             elif name == "content" and isinstance(part, list):
-                message[name] = joined(message.get(name) or "", _text(delta) or "")
+                message[name] = joined(message.get(name) or "", answered_text({name: part}) or "")
+                message["reasoning_content"] = joined(message.get("reasoning_content") or "", reasoning_of({name: part})[1])
             elif name == "tool_calls":
                 _join_calls(message.setdefault(name, []), objects(part))
             elif name == "function_call" and isinstance(part, dict):
@@ -211,26 +212,13 @@ def _join_texts(texts: dict[str, Any], pieces: dict[str, Any]) -> None:
             texts[name] = joined(texts.get(name, ""), piece)
 
 
-def _text(message: dict[str, Any]) -> str | None:
-    """The text of an answer, None where it is no text."""
-    try:
-        return plain_messages([{"role": "assistant", "content": message.get("content"), "refusal": message.get("refusal")}])[0]["content"]
-    except RequestRefused:
-        return None
-
-
-def _reasoning(message: dict[str, Any]) -> str | None:
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return reasoning if isinstance(reasoning, str) and reasoning else None
-
-
 def _answer_tokens(choice: dict[str, Any], message: dict[str, Any]) -> list[dict[str, Any]]:
     """Tokens of an answer or of a piece of it, without those of its reasoning, and with the ids that vLLM lists beside them."""
     entries, ids = part_of(choice, "logprobs").get("content"), choice.get("token_ids")
     entries = [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
     if isinstance(ids, list) and len(ids) == len(entries):
         entries = [{"token_id": token_id} | entry for token_id, entry in zip(ids, entries, strict=True)]
-    return _last(entries, _text(message) or "") if _reasoning(message) else entries
+    return _last(entries, answered_text(message) or "") if reasoning_of(message)[1] else entries
 
 
 def _last(entries: list[dict[str, Any]], said: str) -> list[dict[str, Any]]:

@@ -113,10 +113,18 @@ class StreamReader:
         return event
 
 
-def read_events(stream: bytes) -> list[Event]:
-    """Return the events of a recorded stream."""
-    reader = StreamReader()
-    return [*reader.feed(stream), *reader.rest()]
+def read_events(events: bytes) -> list[Event]:
+    """Return whole events, as of a recorded stream, without looking at errors and the end of the answer."""
+    found, begin = [], 0
+    for boundary in _BOUNDARY.finditer(events):
+        raw, begin = events[begin : boundary.end()], boundary.end()
+        payload = _fields(raw)[1]
+        try:
+            document = {} if payload == _END else read_json(payload, halves=True)
+        except NotJson:
+            document = {}
+        found.append(Event(raw, document if isinstance(document, dict) else {}, closes=payload == _END))
+    return found
 
 
 def has_content(choice: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import time
 import warnings
 from base64 import b64encode
@@ -100,6 +101,25 @@ def test_a_good_answer_is_read_whole(ask: Ask) -> None:
         0.5,
     )
     assert "response_format" not in seen
+
+
+@both
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [("-Infinity", -9999.0), ("-1e999", -9999.0), ("-2", -2.0), ("0", 0.0), ("-1e-9", -1e-9), ("NaN", None), ("Infinity", None)],
+)
+def test_numbers_that_json_does_not_know_are_read_and_the_reason_of_the_end_is_kept(ask: Ask, sent: str, read: float | None) -> None:
+    token = {"token": "x", "logprob": "SENT", "token_id": 7}
+    choice = {"finish_reason": "length", "message": {"content": "HALF x"}, "logprobs": {"content": [token]}}
+    body = json.dumps({"created": math.nan, "choices": [choice]}).replace('"SENT"', sent).replace("HALF", r"\ud83d")
+    with endpoint((200, body.encode())) as served:
+        if read is None:
+            with pytest.raises(ModelUnavailable, match="as to its logprobs"):
+                ask(served.url, attempts=1)
+            return
+        answer = ask(served.url)
+    assert (answer.text, answer.finish_reason) == ("\ufffd x", "length")
+    assert answer.logprobs == [{"token": "x", "logprob": read, "tokenId": 7}]
 
 
 @both

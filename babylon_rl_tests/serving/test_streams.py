@@ -48,7 +48,7 @@ def ask(gateway: RunningGateway, stream: bool = True, **fields: Any) -> tuple[in
 
 def text(content: bytes) -> str:
     """The text of a stream, as a client reads it."""
-    return "".join((choice.get("delta") or {}).get("content") or "" for one in read_events(content) for choice in one.choices)
+    return "".join((choice.get("delta") or {}).get("content") or "" for one in read_events(content + b"\n\n") for choice in one.choices)
 
 
 def recorded(database: Database, calls: int) -> list[dict[str, Any]]:
