@@ -243,7 +243,7 @@ class EpisodeScore(msgspec.Struct, frozen=True, rename="camel"):
 
     ``rank`` counts from 1, ``disagreement`` is that between orders (0: heuristic). Of a language model: the score in each order, the
     ``places`` there (0 first, 1 last), the number of tokens shown, and the flagged passages that address a judge. ``gain`` is the effect of
-    the group's flagged passages on the episode (its score as shown less that with them masked), None where nothing was masked.
+    the group's flagged sentences on the episode (its score as shown less that with them masked), None where nothing was masked.
     """
 
     agent_id: str
@@ -287,6 +287,11 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     masked: bool | None = None
     noise: float | None = None
     masked_version: str = ""
+    masked_passages: tuple[str, ...] = ()
+    gainers: tuple[str, ...] = ()
+    words: dict[str, float] | None = None
+    words_noise: float | None = None
+    followed: tuple[str, ...] = ()
 
 
 class GroupScores(msgspec.Struct, frozen=True, rename="camel"):

@@ -56,7 +56,7 @@ def add_attacked_hours(connection: Connection, attacks: Sequence[Attack]) -> dic
 def attempts(connection: Connection, names: Mapping[str, str], settings: Settings) -> list[Attempt]:
     """Have the hours judged and compare each with the quiet one, in order; hours whose attacker was rejected as unreadable are left out."""
     scored = score_windows(connection, list(names), settings, NOW)
-    assert not scored.pending and not scored.quarantined
+    assert not scored.pending and not scored.quarantined, [*scored.pending.values(), *scored.quarantined.values()][:3]
     quiet = _scores(next(scored[window] for window, name in names.items() if name == QUIET.name))
     return [_attempt(name, scored[window], quiet) for window, name in names.items() if name != QUIET.name and window in scored]
 
