@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 class ApiError(Exception):
     """A response with an error status.
 
-    The official clients raise their error class of that status.
+    The official clients raise their error class of that status. ``fields`` are those of another server's error, which keep their values.
     """
 
     status: int
@@ -22,12 +23,14 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:
         """The envelope as JSON."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error | dict(self.fields)})
 
     @property
     def event(self) -> bytes:

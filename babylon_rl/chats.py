@@ -4,7 +4,7 @@ Serving, recording and training read them here alone, so that an agent is traine
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from babylon_rl.errors import RequestRefused
@@ -12,6 +12,7 @@ from babylon_rl.errors import RequestRefused
 # OpenAI renamed the system's role for newer models; templates know the older name.
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _TOOLS = ("tool_calls", "function_call")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _CUT = ("length", "content_filter")
@@ -51,6 +52,42 @@ def _text(content: Any, where: str) -> str:
     if not all(isinstance(text, str) for text in texts):
         raise RequestRefused(f"{where} is neither a text nor a list of text parts: only texts are read.", where)
     return "".join(map(str, texts))
+
+
+def answered_text(message: Mapping[str, Any]) -> str | None:
+    """The text of a model's answer: its content, or the text parts of it, or its refusal; None without one."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        texts = [part.get(_TEXT_PARTS.get(str(part.get("type")), "")) for part in parts]
+        content = "".join(text for text in texts if isinstance(text, str)) or None
+    text = content if isinstance(content, str) else None
+    return text or (refusal if isinstance(refusal, str) else text)
+
+
+def reasoning_of(message: Mapping[str, Any]) -> tuple[str, str]:
+    """The field of an answer that holds the model's thinking, and its text; both empty without one."""
+    content = message.get("content")
+    thoughts = (
+        [part for part in content if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS]
+        if isinstance(content, list)
+        else []
+    )
+    for name, value in [*((name, message.get(name)) for name in _REASONING), ("content", thoughts)]:
+        if (text := "".join(_thoughts(value))).strip():
+            return name, text
+    return "", ""
+
+
+def _thoughts(value: Any) -> Iterator[str]:
+    """Yield the texts of a field of thinking, which servers send as a text or as nested parts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _thoughts(next((value[name] for name in ("thinking", "text", "summary") if value.get(name)), None))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _thoughts(part)
 
 
 def finish_reason(recorded: Any) -> str | None:

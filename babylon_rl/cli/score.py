@@ -225,10 +225,11 @@ def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
     """Remarks beside the table: hours that the judge did not score, and advice."""
     remarks = []
     # Three remarks, each only if it applies: quarantined hours, kept scores, scores of another judge.
-    aside = [entry.window for entry in outcomes if entry.outcome == "quarantined"]
+    aside = [entry for entry in outcomes if entry.outcome == "quarantined"]
     if aside:
-        advice = "`babylon-rl judge quarantine` says why, `babylon-rl judge retry` asks again."
-        remarks.append(f"In quarantine, not scored by {judge}: {', '.join(aside)}. {advice}")
+        advice = "`babylon-rl judge quarantine` shows the answers, `babylon-rl judge retry` asks again."
+        named = ", ".join(entry.window for entry in aside)
+        remarks.append(f"In quarantine, not scored by {judge}: {named}. The last because: {aside[-1].reason} {advice}")
     waiting = [entry for entry in outcomes if entry.outcome in ("waiting", "quarantined") and entry.scores is not None]
     if waiting:
         named = ", ".join(f"{entry.window} those of {entry.scores.judge}" for entry in waiting if entry.scores is not None)

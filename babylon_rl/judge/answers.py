@@ -1,8 +1,9 @@
 """Parser of a judge's answer: verdicts by id, or a list of faults.
 
-Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each
-with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in. Many unusable answers in a row, about
-several groups, end a run (``FailureStreak``): one group may be the cause itself, many point to the judge.
+Lenient in form (thinking before it, fences, prose around it, trailing commas, a list around it or without one), strict in content:
+exactly the ids, each with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in, and a draft in the
+judge's thinking is no answer. Many unusable answers in a row, about several groups, end a run (``FailureStreak``): one group may be the
+cause itself, many point to the judge.
 """
 
 import json
@@ -21,7 +22,20 @@ MOST_TRIES = 100  # places in an answer at which JSON might begin and does not
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 _LIKELY, _ANY = re.compile(r'\{\s{0,50}"scores"|\[\s{0,50}\{\s{0,50}"'), re.compile(r"[{\[]")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+_THOUGHT = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
+# Tags around a model's thinking, as chat templates write them: in angle or square brackets, in special tokens, as channels.
+_OPENS = (
+    rf"<{_THOUGHT}>|\[{_THOUGHT}\]|◁{_THOUGHT}▷|<\|(?:begin_of|start)_{_THOUGHT}\|>|<\|?channel\|?>(?:analysis|thought)|<\|inner_prefix\|>"
+)
+_CLOSES = (
+    rf"</\s*{_THOUGHT}\s*>|\[/{_THOUGHT}\]|◁/{_THOUGHT}▷|<\|end(?:_of)?_{_THOUGHT}\|>|<\|channel\|>final|assistantfinal|<channel\|>"
+    r"|<\|inner_suffix\|>|<(?:final_?)?(?:answer|response|output)>"
+)
+_TAG = re.compile(f"(?P<opens>{_OPENS})|{_CLOSES}", re.IGNORECASE)
 GROUPS = 3  # so many may be given up before it is the judge
+LASTING = "No answer: "  # how a fault begins that further tries meet again
+LASTING_TRIES = 2  # answers about a group with such a fault, after which it is given up
+_IN_THINKING = f"{LASTING}the judge's text holds no scores outside of its thinking."
 
 
 @dataclass(frozen=True)
@@ -111,14 +125,13 @@ def _entries(text: str) -> list[Any]:
         raise AnswerFault([f"The answer has {len(text)} characters."])
     if not text.strip():
         raise AnswerFault(["The answer is empty."])
-    # a judge may show its answer twice, as a draft too: equal lists are one answer, different ones are none
+    # a judge may show its answer twice: equal lists are one answer, different ones are none
     candidates: list[list[Any]] = []
-    for value in _values(text):
-        entries = _scores_of(value)
-        if entries is not None and entries not in candidates:
+    for entries in _lists(text):
+        if entries not in candidates:
             candidates.append(entries)
     if not candidates:
-        raise AnswerFault(['The answer holds no JSON object with "scores".'])
+        raise AnswerFault([_IN_THINKING if _TAG.search(text) else 'The answer holds no JSON object with "scores".'])
     if len(candidates) > 1:
         raise AnswerFault([f"The answer holds {len(candidates)} different lists of scores."])
     return candidates[0]
@@ -138,28 +151,47 @@ def _scores_of(value: Any) -> list[Any] | None:
     return None
 
 
-def _values(text: str) -> Iterator[Any]:
-    """Yield every separate JSON object or list in a text, in order.
+def _lists(text: str) -> list[list[Any]]:
+    """The lists of scores in a text, in order, without those in the judge's thinking.
 
     The whole text is parsed strictly first, then pieces of it without trailing commas.
     """
     try:
         # NaN and Infinity become texts, which no check takes for a score
-        yield json.loads(text, parse_constant=str)
-        return
+        entries = _scores_of(json.loads(text, parse_constant=str))
+        return [] if entries is None else [entries]
     except (ValueError, RecursionError):
         pass
     text = _TRAILING.sub(lambda match: match[1] or "", text)
     # first the places that look like scores, then every bracket
     for starts in (_LIKELY, _ANY):
-        values = list(_from(text, starts))
-        yield from values
-        if any(_scores_of(value) is not None for value in values):
-            return
+        found = [(start, end, entries) for start, end, value in _from(text, starts) if (entries := _scores_of(value)) is not None]
+        thinking = _thinking(text, [(start, end) for start, end, _ in found])
+        if shown := [entries for start, _, entries in found if not any(low <= start < high for low, high in thinking)]:
+            return shown
+    return []
 
 
-def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
-    """Yield the JSON values that begin where ``starts`` matches; at most MOST_TRIES failures."""
+def _thinking(text: str, lists: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of the judge's thinking: between its tags, before an end without a beginning, after a beginning without an end.
+
+    A tag inside one of ``lists`` is quoted in an explanation.
+    """
+    spans: list[tuple[int, int]] = []
+    begun: int | None = None
+    for tag in _TAG.finditer(text):
+        if any(start <= tag.start() < end for start, end in lists):
+            continue
+        if tag["opens"]:
+            begun = tag.start() if begun is None else begun
+        else:
+            spans.append((begun or 0, tag.end()))
+            begun = None
+    return spans if begun is None else [*spans, (begun, len(text))]
+
+
+def _from(text: str, starts: re.Pattern[str]) -> Iterator[tuple[int, int, Any]]:
+    """Yield start, end and value of the JSON that begins where ``starts`` matches; at most MOST_TRIES failures."""
     decoder = json.JSONDecoder(parse_constant=str, strict=False)
     position = tries = 0
     while tries < MOST_TRIES and (start := starts.search(text, position)) is not None:
@@ -169,7 +201,7 @@ def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
             # every try may read to the end of the text: an answer full of brackets would take quadratic time without the bound
             position, tries = start.start() + 1, tries + 1
             continue
-        yield value
+        yield start.start(), position, value
 
 
 class FailureStreak:

@@ -14,7 +14,9 @@ from typing import Any, Literal, Self
 
 from pydantic import SecretStr
 
+from babylon_rl.chats import is_cut
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.judge.answers import LASTING
 from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retrier, Retries
 from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport, with_version
@@ -25,6 +27,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
 Structure = Literal["schema", "json", "free"]
 _NEXT: dict[Structure, Structure] = {"schema": "json", "json": "free"}
+_JSON = ("{", "[", "```")
 LATER = "Score again later: what is answered already is kept."
 
 
@@ -163,7 +166,8 @@ class AnswerFormat:
 class JudgeReply:
     """A judge's answer as text. Tokens and ``usd`` are None where unknown.
 
-    ``latency_s`` is that of the successful attempt.
+    ``latency_s`` is that of the successful attempt. ``read_tokens`` are those of the prompt that the server read, cached ones included.
+    ``fault`` says why there is no answer, where the model's thinking took its place.
     """
 
     text: str
@@ -172,6 +176,8 @@ class JudgeReply:
     usd: float | None
     latency_s: float
     attempts: int
+    read_tokens: int | None = None
+    fault: str = ""
 
 
 class JudgeClient:
@@ -265,8 +271,25 @@ class JudgeClient:
     def _reply(self, completion: ChatCompletion, latency_s: float, attempts: int) -> JudgeReply:
         """An answer with its price, latency and number of attempts."""
         tokens = completion.prompt_tokens, completion.completion_tokens
-        usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], completion.cached_tokens or 0)
-        return JudgeReply(completion.text or "", *tokens, usd, latency_s, attempts)
+        cached = completion.cached_tokens or 0
+        usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], cached)
+        # some servers count the cached tokens beside the others
+        read = None if tokens[0] is None else tokens[0] + (cached if cached > tokens[0] else 0)
+        text, fault = completion.text or "", ""
+        if not text.strip() and is_cut(completion.finish_reason):
+            where = f" ({completion.reasoning_field})" if completion.reasoning else ""
+            fault = (
+                f"{LASTING}it was cut while the judge was thinking{where}, finish_reason {completion.finish_reason}. Let its server "
+                "give more tokens to an answer, or fewer to its thinking."
+            )
+        elif not text.strip() and completion.reasoning:
+            # with structured output some servers take the JSON itself for thinking
+            text = completion.reasoning
+            if not text.strip().startswith(_JSON):
+                fault = (
+                    f"{LASTING}the content is empty, and {completion.reasoning_field} alone has a text. Set the server's reasoning parser."
+                )
+        return JudgeReply(text, *tokens, usd, latency_s, attempts, read, fault)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """Report the failure to the breaker, and return the error to raise."""

@@ -11,18 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.answers import AnswerFault, EpisodeVerdict, FailureStreak, read_answer
+from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, EpisodeVerdict, FailureStreak, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
 from babylon_rl.judge.judge_store import JudgeStore
-from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
+from babylon_rl.judge.prompt.request import CONTEXT_SHARE, JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import Settings
 from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer
 
 FIRST_TRY = 0  # at a request; each further try is a new request
+CUT_PROMPT = f"{LASTING}the judge's server read "
+LEAST_CONTEXT = 512  # tokens; a smaller count is not one of a prompt
+LEAST_SHARE, LEAST_OF_LARGEST = 0.5, 0.7  # of our own count; no tokenizer needs half of the tokens of another
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
@@ -91,10 +94,11 @@ _BY_SEVERITY = (JudgeRefused, UnusableAnswers, OverBudget, JudgeUnavailable)
 
 @dataclass
 class _AnswerTally:
-    """Answers of a judgement, ``asked`` of them new."""
+    """Answers of a judgement, ``asked`` of them new, ``lasting`` of them with a fault that further tries meet again."""
 
     answers: list[StoredAnswer] = field(default_factory=list)
     asked: int = 0
+    lasting: int = 0
 
 
 class GroupJudge:
@@ -110,6 +114,7 @@ class GroupJudge:
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._budget = Budget(settings.judge_budget_usd, self.model, store)
         self._failures = FailureStreak(self.model, settings.judge_tries)
+        self._counted = 0.0  # the largest share of our count of tokens that the server has counted
 
     @property
     def notes(self) -> list[str]:
@@ -162,7 +167,7 @@ class GroupJudge:
     async def _verdicts(self, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
         """First usable answer to a request or a retry of it, with that request."""
         request, transcript = first, list[Mapping[str, Any]]()
-        faults: tuple[str, ...] = ()
+        faults: Sequence[str] = ()
         for attempt in range(self._settings.judge_tries):
             # a further try is another request, which may be in the cache, too
             if attempt != FIRST_TRY:
@@ -180,13 +185,15 @@ class GroupJudge:
                     raise UnusableAnswers(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
             tally.answers.append(answer)
-            try:
+            if not answer.faults:
                 verdicts = read_answer(answer.answer, list(request.ids))
-            except AnswerFault as fault:
-                faults = fault.faults
-                transcript.append(_exchange(request, attempt, answer.answer, faults))
-            else:
                 return request, {request.ids[shown]: verdict for shown, verdict in verdicts.items()}
+            faults = answer.faults
+            transcript.append(_exchange(request, attempt, answer.answer, faults))
+            tally.lasting += any(fault.startswith(LASTING) for fault in faults)
+            if tally.lasting >= LASTING_TRIES or faults[0].startswith(CUT_PROMPT):
+                self._failures.record_refusal(request.window, faults[0])
+                break
         raise UnusableAnswers(
             f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript
         )
@@ -209,7 +216,8 @@ class GroupJudge:
         usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
         self._budget.pay(usd)
         text = storable(reply.text)
-        faults, scores = _checked(text, request)
+        fault = reply.fault or self._cut_prompt(request, reply.read_tokens)
+        faults, scores = ([fault], None) if fault else _checked(text, request)
         return StoredAnswer(
             key=request.key, window=request.window, judge=self.model, rubric_version=RUBRIC_VERSION, order=request.order,
             part=request.part, attempt=attempt, shown_version=request.group.input_version, ids=list(request.ids.items()), answer=text,
@@ -217,6 +225,22 @@ class GroupJudge:
             prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
             latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._store.clock(),
         )  # fmt: skip
+
+    def _cut_prompt(self, request: JudgeRequest, read: int | None) -> str:
+        """The fault of a server that read a part of the prompt only, by its own count; empty where it may have read all.
+
+        Counts differ by tokenizer: at first a half is allowed, then what this judge's counts have shown.
+        """
+        if read is None or read < LEAST_CONTEXT:
+            return ""
+        share = read / request.tokens
+        if share < max(LEAST_SHARE, self._counted * LEAST_OF_LARGEST):
+            return (
+                f"{CUT_PROMPT}{read} of about {request.tokens} tokens of the prompt. Raise the server's context "
+                f"(num_ctx, --max-model-len), or set JUDGE_REQUEST_TOKENS to {int(read * CONTEXT_SHARE)}."
+            )
+        self._counted = max(self._counted, share)
+        return ""
 
 
 def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int]]:

@@ -102,11 +102,16 @@ class CallFailed(Exception):
         return self.reason if self.status is None else f"status {self.status}: {self.reason}"
 
 
-def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
-    """One short line of ``text`` without ``secrets`` and anything that looks like a key."""
+def without_keys(text: str, secrets: Iterable[str] = ()) -> str:
+    """``text`` without ``secrets`` and anything that looks like a key."""
     for secret in secrets:
         text = text.replace(secret, "[key]")
-    text = _KEY_LIKE.sub("[key]", " ".join(text.split()))
+    return _KEY_LIKE.sub("[key]", text)
+
+
+def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
+    """One short line of ``text`` without ``secrets`` and anything that looks like a key."""
+    text = without_keys(" ".join(text.split()), secrets)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 

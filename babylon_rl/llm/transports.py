@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.request import getproxies, proxy_bypass
 
+from babylon_rl.chats import answered_text, finish_reason, reasoning_of
 from babylon_rl.errors import UsageError, first_cause
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
@@ -32,7 +33,7 @@ class ChatCompletion:
     """One chat completion; ``text`` is None if it has none.
 
     Tokens are None where the server sent none or an implausible number. ``logprobs`` is [{"token", "logprob", "tokenId"}], None where none
-    were requested or given.
+    were requested or given. ``reasoning`` is the text of the field ``reasoning_field``, empty where the model's thinking has none.
     """
 
     text: str | None
@@ -41,10 +42,13 @@ class ChatCompletion:
     cached_tokens: int | None
     model: str | None = None
     logprobs: list[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    reasoning_field: str = ""
+    reasoning: str = ""
 
     @classmethod
     def of(
-        cls, text: str | None, prompt: object, completion: object, cached: object, *,
+        cls, message: Mapping[str, Any], finish: object, prompt: object, completion: object, cached: object, *,
         model: object = None, logprobs: list[dict[str, Any]] | None = None,
     ) -> Self:  # fmt: skip
         """Build a completion from a server's values; implausible ones become None.
@@ -54,7 +58,11 @@ class ChatCompletion:
         prompt_tokens = plausible(prompt) or None
         completion_tokens = plausible(completion) if prompt_tokens else None
         name = model if isinstance(model, str) else None
-        return cls(text, prompt_tokens, completion_tokens, plausible(cached), name, logprobs)
+        text = answered_text(message)
+        return cls(
+            text if isinstance(text, str) else None, prompt_tokens, completion_tokens, plausible(cached), name, logprobs,
+            finish_reason(finish), *reasoning_of(message),
+        )  # fmt: skip
 
 
 @functools.cache
@@ -164,19 +172,13 @@ class OpenAITransport:
         try:
             document = json.loads(content)
             choice = document["choices"][0]
-            message = choice["message"]
-            text = message.get("content")
+            message = dict(choice["message"])
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise self._failed(f"answered without a chat completion: {_shown(content)}") from None
-        # a refusal is the answer's text; an empty answer needs a finish reason
-        if text is None:
-            text = message.get("refusal")
-        if not (isinstance(text, str) or (text is None and choice.get("finish_reason"))):
-            raise self._failed(f"answered with a message that has no text: {_shown(content)}")
         usage = _object(document.get("usage"))
         cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
         return ChatCompletion.of(
-            text, usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
+            message, choice.get("finish_reason"), usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
             model=document.get("model"), logprobs=self._logprobs(choice, content),
         )  # fmt: skip
 
@@ -289,8 +291,10 @@ class LitellmTransport:
             raise CallFailed("answered without a chat completion")
         choice = answer.choices[0]
         usage = getattr(answer, "usage", None)
+        message = {name: getattr(choice.message, name, None) for name in ("content", "refusal", "reasoning_content")}
         return ChatCompletion.of(
-            choice.message.content or getattr(choice.message, "refusal", None),
+            message,
+            getattr(choice, "finish_reason", None),
             getattr(usage, "prompt_tokens", None),
             getattr(usage, "completion_tokens", None),
             getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None),

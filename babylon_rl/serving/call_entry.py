@@ -9,10 +9,12 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.errors import UsageError
+from babylon_rl.chats import log_probability, plain_messages
+from babylon_rl.errors import RequestRefused, UsageError
 from babylon_rl.recorder.calls import token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
-from babylon_rl.serving.server_sent_events import payloads
+from babylon_rl.serving.server_sent_events import Event, objects, part_of, place_of, read_events
+from babylon_rl.tolerant_json import joined, read_json
 
 _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
@@ -85,10 +87,11 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
         """
         if self.request is None or self.answer is None:
             return None
-        request = msgspec.json.decode(self.request)
+        request = read_json(self.request)
         answer = _read_answer(self.answer)
         messages = _plain(request["messages"])
-        is_sequence = messages is not None and not request.get("tools") and not request.get("functions") and not answer.tool_calls
+        with_tools = request.get("tools") or request.get("functions") or answer.tool_calls
+        is_sequence = messages is not None and not with_tools and answer.content is not None
         served = messages if messages is not None and is_sequence else []
         # A call outside of every trajectory stands for itself.
         place = self.trajectory_id or self.call_id
@@ -106,7 +109,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             "model": text(answer.model or self.model, "model"), "purpose": self.purpose, "actionType": _storable(self.action_type),
             "systemPrompt": _texts(served, "system"), "userPrompt": _texts(served, "user"),
             "messagesJson": dump(messages if messages is not None else request["messages"], "messages"),
-            "response": text(answer.content, "content"), "reasoning": _storable(answer.reasoning),
+            "response": text(answer.content or "", "content"), "reasoning": _storable(answer.reasoning),
             "temperature": _number(request, "temperature", 1.0), "topP": _number(request, "top_p", None),
             "maxTokens": max(0, min(int(most_tokens or 0), MOST_IN_INTEGER)),
             "promptTokens": prompt, "completionTokens": completion,
@@ -127,11 +130,11 @@ _DECODER = msgspec.msgpack.Decoder(CallEntry)
 class _Answer(msgspec.Struct):
     """An answer's first choice, whole or put together from its chunks.
 
-    ``others`` are the texts of further choices.
+    ``content`` is None where it is no text. ``others`` are the texts of further choices.
     """
 
     model: str | None = None
-    content: str = ""
+    content: str | None = ""
     reasoning: str | None = None
     finish_reason: str | None = None
     logprobs: list[dict[str, Any]] | None = None
@@ -141,83 +144,129 @@ class _Answer(msgspec.Struct):
 
 def _read_answer(answer: bytes) -> _Answer:
     # Some servers send blank lines until their answer is there.
-    if answer.lstrip().startswith(b"{"):
-        document = msgspec.json.decode(answer)
-        return _from_choices(document.get("model"), document["choices"])
-    return _from_chunks([msgspec.json.decode(payload) for payload in payloads(answer) if payload != b"[DONE]"])
+    if not answer.lstrip().startswith(b"{"):
+        return _from_events(read_events(answer))
+    document = read_json(answer)
+    choices = objects(document["choices"])
+    return _from_choices(document.get("model"), [(choice, _answer_tokens(choice, part_of(choice, "message"))) for choice in choices])
 
 
-def _from_choices(model: Any, choices: list[dict[str, Any]]) -> _Answer:
+def _from_choices(model: Any, choices: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> _Answer:
     read = _Answer(model=model if isinstance(model, str) else None)
-    for place, choice in enumerate(sorted(choices, key=lambda choice: choice.get("index") or 0)):
-        message = choice.get("message") or {}
-        content = message.get("content")
-        content = content if isinstance(content, str) else ""
+    for number_of, (choice, tokens) in enumerate(sorted(choices, key=lambda entry: place_of(entry[0]))):
+        message = part_of(choice, "message")
+        content = _text(message)
         # The first choice is the answer; of the others only the texts are kept.
-        if place:
-            read.others.append(content)
+        if number_of:
+            read.others.append(content or "")
             continue
-        reasoning = message.get("reasoning_content") or message.get("reasoning")
-        read.content, read.finish_reason = content, choice.get("finish_reason")
-        read.reasoning = reasoning if isinstance(reasoning, str) else None
-        read.tool_calls = message.get("tool_calls") or []
-        read.logprobs = _logprobs(choice.get("logprobs"))
+        reason = choice.get("finish_reason")
+        read.content, read.finish_reason = content, reason if isinstance(reason, str) else None
+        read.reasoning = _reasoning(message)
+        read.tool_calls = objects(message.get("tool_calls"))
+        if call := part_of(message, "function_call"):
+            read.tool_calls.append({"function": call})
+        read.logprobs = _logprobs(tokens)
     return read
 
 
-def _from_chunks(chunks: list[dict[str, Any]]) -> _Answer:
+def _from_events(events: list[Event]) -> _Answer:
     """Put the choices of a stream together as a server would have sent them whole."""
-    whole: dict[int, dict[str, Any]] = {}
-    for choice in (choice for chunk in chunks for choice in chunk.get("choices") or ()):
-        into = whole.setdefault(choice.get("index") or 0, {"message": {}, "logprobs": {"content": []}})
-        into["index"] = choice.get("index") or 0
-        for name, part in (choice.get("delta") or {}).items():
+    whole: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for choice in (choice for event in events for choice in event.choices):
+        into, tokens = whole.setdefault(place_of(choice), ({"index": place_of(choice), "message": {}}, []))
+        message, delta = into["message"], part_of(choice, "delta")
+        for name, part in delta.items():
             if isinstance(part, str) and name != "role":
-                into["message"][name] = into["message"].get(name, "") + part
-            elif name == "tool_calls" and isinstance(part, list):
-                _join_calls(into["message"].setdefault(name, []), part)
+                message[name] = joined(message.get(name) or "", part)
+            elif name == "content" and isinstance(part, list):
+                message[name] = joined(message.get(name) or "", _text(delta) or "")
+            elif name == "tool_calls":
+                _join_calls(message.setdefault(name, []), objects(part))
+            elif name == "function_call" and isinstance(part, dict):
+                _join_texts(message.setdefault(name, {}), part)
         into["finish_reason"] = choice.get("finish_reason") or into.get("finish_reason")
-        into["logprobs"]["content"] += (choice.get("logprobs") or {}).get("content") or []
-    model = next((chunk["model"] for chunk in chunks if chunk.get("model")), None)
+        tokens += _answer_tokens(choice, delta)
+    model = next((event.chunk["model"] for event in events if event.chunk.get("model")), None)
     return _from_choices(model, list(whole.values()))
 
 
-def _join_calls(calls: list[dict[str, Any]], pieces: list[Any]) -> None:
+def _join_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
     """Add the pieces of a chunk to the calls of tools.
 
     A piece continues the call whose place it names; without one it begins a call.
     """
-    for piece in (piece for piece in pieces if isinstance(piece, dict)):
+    for piece in pieces:
         place = piece.get("index")
         if not isinstance(place, int) or not 0 <= place < len(calls):
             calls.append({"function": {}})
             place = -1
-        call = calls[place]
-        call |= {name: value for name, value in piece.items() if name not in ("index", "function") and value is not None}
-        function = piece.get("function")
-        for name, part in function.items() if isinstance(function, dict) else ():
-            if isinstance(part, str):
-                call["function"][name] = call["function"].get(name, "") + part
+        calls[place] |= {name: value for name, value in piece.items() if name not in ("index", "function") and value is not None}
+        _join_texts(calls[place]["function"], part_of(piece, "function"))
 
 
-def _logprobs(given: Any) -> list[dict[str, Any]] | None:
+def _join_texts(texts: dict[str, Any], pieces: dict[str, Any]) -> None:
+    for name, piece in pieces.items():
+        if isinstance(piece, str):
+            texts[name] = joined(texts.get(name, ""), piece)
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """The text of an answer, None where it is no text."""
     try:
-        return token_logprobs(given)
+        return plain_messages([{"role": "assistant", "content": message.get("content"), "refusal": message.get("refusal")}])[0]["content"]
+    except RequestRefused:
+        return None
+
+
+def _reasoning(message: dict[str, Any]) -> str | None:
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return reasoning if isinstance(reasoning, str) and reasoning else None
+
+
+def _answer_tokens(choice: dict[str, Any], message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tokens of an answer or of a piece of it, without those of its reasoning, and with the ids that vLLM lists beside them."""
+    entries, ids = part_of(choice, "logprobs").get("content"), choice.get("token_ids")
+    entries = [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
+    if isinstance(ids, list) and len(ids) == len(entries):
+        entries = [{"token_id": token_id} | entry for token_id, entry in zip(ids, entries, strict=True)]
+    return _last(entries, _text(message) or "") if _reasoning(message) else entries
+
+
+def _last(entries: list[dict[str, Any]], said: str) -> list[dict[str, Any]]:
+    """The last tokens that make a text, and one of its end; none where no tokens make it."""
+    wanted = said.strip().encode(errors="replace")
+    for end in (len(entries), len(entries) - 1) if wanted else ():
+        made = b""
+        for start in range(end - 1, -1, -1):
+            made = _bytes(entries[start]) + made
+            if made.strip() == wanted:
+                return entries[start:]
+    return []
+
+
+def _bytes(entry: dict[str, Any]) -> bytes:
+    given = entry.get("bytes")
+    try:
+        return bytes(given) if isinstance(given, list) else str(entry.get("token")).encode(errors="replace")
+    except (ValueError, TypeError):
+        return b""
+
+
+def _logprobs(tokens: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    try:
+        return token_logprobs([token | {"logprob": log_probability(token.get("logprob"))} for token in tokens])
     except UsageError:
         return None  # an endpoint's odd form costs the log-probabilities, not the call
 
 
 def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
     """Messages as texts, or None for a chat that no sequence can hold."""
-    plain = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if message.get("role") not in ("system", "user", "assistant") or not isinstance(content, str):
-            return None
-        if content or message["role"] != "system":
-            plain.append({"role": str(message["role"]), "content": content})
+    try:
+        # An empty system text is the same as none.
+        plain = [message for message in plain_messages(messages) if message["content"] or message["role"] != "system"]
+    except RequestRefused:
+        return None
     return plain if plain and plain[-1]["role"] == "user" else None
 
 

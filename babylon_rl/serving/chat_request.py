@@ -1,4 +1,4 @@
-"""Chat request: the fields that the gateway reads, all else unchanged."""
+"""Chat request: the fields that the gateway reads, all else byte for byte as it came."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -8,36 +8,39 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.api_errors import NOT_JSON, ApiError
+from babylon_rl.api_errors import ApiError
 from babylon_rl.recorder.calls import PURPOSES
+from babylon_rl.tolerant_json import NotJson, read_exactly
 
+# What the gateway asks for where a request leaves it open; a server's refusal of them names none of the client's fields.
+_ADDED = {"logprobs": True, "return_token_ids": True}
 _MAX_HEADER = 200
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A decoded request. ``document`` is the whole body.
+    """A decoded request. ``document`` is the whole of ``body``.
 
     ``model`` None leaves the choice to the gateway; ``user`` is OpenAI's field, None where it is no name.
     """
 
     document: dict[str, Any]
+    body: bytes
     model: str | None
     stream: bool
     user: str | None
 
     @classmethod
     def of(cls, body: bytes) -> "ChatRequest":
-        """Decode a body.
+        """Decode a body; half of a surrogate pair in it becomes U+FFFD.
 
         Raises:
             ApiError: it is no chat request.
         """
         try:
-            document = msgspec.json.decode(body)
-        except NOT_JSON as invalid:
-            reason = "it is nested too deeply" if isinstance(invalid, RecursionError) else str(invalid)
-            raise ApiError(400, f"The body is not JSON: {reason}.", "invalid_json") from None
+            document, body = read_exactly(body)
+        except NotJson as invalid:
+            raise ApiError(400, f"The body is not JSON: {invalid}.", "invalid_json") from None
         if not isinstance(document, dict):
             raise ApiError(400, "The body is not a JSON object.", "invalid_json")
         # Only what the gateway itself reads is checked; the rest is the model server's to judge.
@@ -49,26 +52,35 @@ class ChatRequest:
         if stream is not None and not isinstance(stream, bool):
             raise ApiError(400, "stream is not true or false.", "invalid_type", "stream")
         user = document.get("user")
-        return cls(document, model or None, bool(stream), user if isinstance(user, str) and _is_name(user) else None)
+        return cls(document, body, model or None, bool(stream), user if isinstance(user, str) and _is_name(user) else None)
+
+    @property
+    def choices(self) -> int:
+        """Number of answers that the client asked for."""
+        number = self.document.get("n")
+        return number if isinstance(number, int) else 1
 
     @cached_property
-    def open_fields(self) -> set[str]:
+    def open_fields(self) -> frozenset[str]:
         """Fields that the gateway may add.
 
-        Token log-probabilities, and options for the token counts of a stream.
+        Token log-probabilities, the ids of their tokens, and options for the token counts of a stream.
         """
-        options = self.document.get("stream_options", {})
-        counts = self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None))
-        return ({"logprobs"} if "logprobs" not in self.document else set()) | ({"stream_options"} if counts else set())
+        given, options = self.document.get, self.document.get("stream_options")
+        fields = {"logprobs"} if given("logprobs") is None else set()
+        if given("logprobs") is not False and given("return_token_ids") is None:
+            fields.add("return_token_ids")
+        if self.stream and (options is None or (isinstance(options, dict) and options.get("include_usage") is None)):
+            fields.add("stream_options")
+        return frozenset(fields)
 
     def body_for(self, model_name: str, added: Collection[str]) -> bytes:
         """Encode the request for an upstream with the ``added`` of its open fields."""
-        document = self.document | {"model": model_name}
-        if "logprobs" in added:
-            document["logprobs"] = True
+        fields: dict[str, Any] = msgspec.json.decode(self.body, type=dict[str, msgspec.Raw])
+        fields |= {"model": model_name} | {name: value for name, value in _ADDED.items() if name in added}
         if "stream_options" in added:
-            document["stream_options"] = {**(document.get("stream_options") or {}), "include_usage": True}
-        return msgspec.json.encode(document)
+            fields["stream_options"] = (self.document.get("stream_options") or {}) | {"include_usage": True}
+        return msgspec.json.encode(fields)
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,11 @@ class CallContext:
 
 def _decoded(accesses: str) -> list[dict[str, Any]]:
     try:
-        decoded = msgspec.json.decode(accesses, type=list[dict[str, Any]])
+        decoded = msgspec.convert(read_exactly(accesses.encode("latin-1", "replace"))[0], list[dict[str, Any]])
         # The form in which the spool keeps it.
         msgspec.msgpack.encode(decoded)
-    except NOT_JSON:
-        message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."
+    except (NotJson, msgspec.ValidationError, RecursionError) as invalid:
+        message = f"x-babylon-provider-accesses is not a JSON list of {{providerName, data, purpose}}: {invalid}."
         raise ApiError(400, message, "invalid_header") from None
     # The spool holds no integers of more than 64 bits; they are recorded as JavaScript has them.
     except OverflowError:

@@ -8,7 +8,6 @@ goes to the client as the upstream sent it; only headers say which version it ca
 
 import asyncio
 import gc
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -21,11 +20,11 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
 from babylon_rl.serving.access import Access
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
+from babylon_rl.serving.client_view import ClientView
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
 from babylon_rl.serving.routed_call import RoutedCall, count_call, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
-from babylon_rl.serving.server_sent_events import is_closed
 from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
 from babylon_rl.serving.usage import StreamMeter
@@ -35,7 +34,6 @@ from babylon_rl.windows import utc_now
 
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-_LOG = logging.getLogger("babylon_rl.gateway")
 _MAX_RECORDED_BYTES = 8 * 1024**2
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -67,16 +65,17 @@ class Gateway:
                     await self._send_stream(call, answer, [request_id, *call.headers], send)
             if isinstance(answer, WholeAnswer):
                 call.status, call.usage = answer.status, answer.usage
-                self._record(call, answer.body if answer.status == 200 else None)
-                await _send(send, answer.status, answer.body, [request_id, *call.headers])
+                self._record(call, answer.body if answer.status == 200 and answer.ended else None)
+                shown = ClientView(call.request).body(answer.body)
+                await _send(send, answer.status, shown, [request_id, *_encoded(answer.headers), *call.headers])
         except ApiError as refused:
-            extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in refused.headers.items()]
+            extra = _encoded(refused.headers)
             if call is None:
                 self.metrics.refusals.labels(str(refused.status)).inc()
             else:
                 call.status = refused.status
                 self._record(call, None)
-                extra += call.headers
+                extra = [*extra, *call.headers]
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
             pass  # nobody is there to answer; the call has its status 499
@@ -142,52 +141,46 @@ class Gateway:
             raise failed.error from None
 
     async def _ask_model(self, call: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
-        upstream, request = self.upstreams.get(chosen.upstream), call.request
-        # What a model's server once refused is not sent to it again.
-        refused = upstream.refused_fields.setdefault(chosen.model_name, set())
-        added = request.open_fields - refused
-        answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added), request.stream)
-        if isinstance(answer, WholeAnswer) and answer.status in (400, 422):
-            # The client did not ask for them: a server that refuses them refuses the gateway.
-            named = {name for name in added if name.encode() in answer.body}
-            if named:
-                answer = await upstream.ask(chosen.model_name, request.body_for(chosen.model_name, added - named), request.stream)
-                if isinstance(answer, StreamedAnswer) or answer.status == 200:
-                    refused |= named
-                    _LOG.warning("%s at %s refuses %s and is asked without.", chosen.model_name, upstream.name, ", ".join(sorted(named)))
+        answer = await self.upstreams.get(chosen.upstream).ask(chosen.model_name, call.request)
         call.answered()
         return answer
 
     async def _send_stream(self, call: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size, meter = list[bytes](), 0, StreamMeter("stream_options" in call.request.open_fields)
+        parts, size, meter, view = list[bytes](), 0, StreamMeter(), ClientView(call.request)
+        delivered = False
+
+        def record() -> None:
+            call.status = 200
+            self._record(call, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
+
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
-            async for received in answer.events():
-                events = meter.for_client(received)
-                closes = is_closed(events)
-                try:
-                    # Tokens do not wait for being counted.
-                    if events and not closes:
-                        await send({"type": "http.response.body", "body": events, "more_body": True})
-                # Also for a client that leaves now: it has had these tokens.
-                finally:
-                    meter.count(received)
-                    call.usage = meter.usage
-                # A longer answer is passed on, and not kept in memory.
-                if size <= _MAX_RECORDED_BYTES:
-                    parts.append(events)
-                    size += len(events)
+            async for events in answer.events():
+                # Counted and kept before they are sent: also a client that leaves now has had these tokens.
+                for event in events:
+                    meter.count(event)
+                    # A longer answer is passed on, and not kept in memory.
+                    if size <= _MAX_RECORDED_BYTES:
+                        parts.append(event.raw)
+                        size += len(event.raw)
+                call.usage = meter.usage
                 # Recorded before the client has the end of its answer.
-                if closes:
-                    call.status = 200
-                    self._record(call, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                if events[-1].closes:
+                    record()
+                if shown := view.events(events):
+                    await send({"type": "http.response.body", "body": shown, "more_body": True})
+                delivered = answer.finished
         except UpstreamFailed as broken:
             self.metrics.failures.labels(call.route.version or BASE, broken.cause).inc()
             call.status = broken.error.status
             self._record(call, None)
             await send({"type": "http.response.body", "body": broken.error.event, "more_body": True})
+        # A client may leave when it has the end of the answer, without waiting for that of the stream.
+        except asyncio.CancelledError:
+            if delivered:
+                record()
+            raise
         finally:
             answer.close()
         await send({"type": "http.response.body", "body": b""})
@@ -256,6 +249,10 @@ class _CancelledWhenGone:
 def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id", "")
     return given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else f"req-{uuid4().hex}"
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:

@@ -1,87 +1,136 @@
-"""Server-sent events of a streamed chat completion, split and classified without decoding more than needed."""
+"""Server-sent events of a streamed chat completion: split, decoded once, and followed to the end of the answer."""
 
 import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import msgspec
+from babylon_rl.chats import finish_reason
+from babylon_rl.tolerant_json import NotJson, read_json
 
-_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-# At the beginning of a line: an answer's text may hold the same words.
-_CLOSED = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-DONE = b"data: [DONE]\n\n"
-
-
-class _EventChoice(msgspec.Struct, frozen=True):
-    delta: dict[str, object] | None = None
-    finish_reason: str | None = None
+# The line ends are atomic: a CRLF is one.
+_BOUNDARY = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_END = b"[DONE]"
 
 
-class _EventChunk(msgspec.Struct, frozen=True):
-    choices: list[_EventChoice] | None = None
-    error: object = None
+class Event(NamedTuple):
+    """One whole event. ``chunk`` is its object, empty where it says nothing; ``closes`` is True for the end of the stream."""
 
-
-_CHUNKS = msgspec.json.Decoder(_EventChunk)
-
-
-class EventBuffer:
-    """Buffer of whole events: half an event never reaches a client."""
-
-    def __init__(self) -> None:
-        self._partial = b""
-
-    def feed(self, received: bytes) -> bytes:
-        """Add bytes and return all events that are complete by now."""
-        self._partial += received
-        end = max((at + len(mark) for mark in _ENDS if (at := self._partial.rfind(mark)) >= 0), default=0)
-        whole, self._partial = self._partial[:end], self._partial[end:]
-        return whole
+    raw: bytes
+    chunk: Mapping[str, Any]
+    closes: bool = False
 
     @property
-    def pending(self) -> int:
-        """Bytes of an event that is not complete."""
-        return len(self._partial)
+    def choices(self) -> list[dict[str, Any]]:
+        """The pieces of choices that it holds."""
+        return objects(self.chunk.get("choices"))
 
 
-def payloads(events: bytes) -> list[bytes]:
-    """Return the data of whole events; several data lines of one event are joined."""
-    found = []
-    for event in _BOUNDARY.split(events):
-        lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
-        if lines:
-            found.append(b"\n".join(lines))
-    return found
+DONE = Event(b"data: [DONE]\n\n", {}, closes=True)
+NO_END = {"message": "The model's stream ended before its answer did."}
 
 
-def has_token(events: bytes) -> bool:
-    """Return True if the events hold part or end of the answer or stream.
+def objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list, none of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
-    Raises:
-        ValueError, RecursionError: an event reports an error or is no chunk of a chat completion.
+
+def part_of(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an object in an object, an empty one where there is none."""
+    value = entry.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def place_of(choice: Mapping[str, Any]) -> int:
+    """Return the place of a choice; servers leave out that of the only one."""
+    place = choice.get("index")
+    return place if isinstance(place, int) else 0
+
+
+class StreamReader:
+    """Reader of one stream, which is whole only if each of its ``choices`` ends with a reason that the API knows, and then the stream.
+
+    ``begun``: a part of the answer or its end has come. ``fault`` is the error that ended the stream, else None. Events that say nothing,
+    such as comments, pings and chunks without choices, are passed over.
     """
-    for payload in payloads(events):
-        if payload == b"[DONE]":
-            return True
-        chunk = _CHUNKS.decode(payload)
-        if chunk.error is not None or chunk.choices is None:
-            raise ValueError("the stream begins with an error")
-        # A first chunk with the role alone is no token.
-        if any(choice.finish_reason or has_content(choice.delta) for choice in chunk.choices):
-            return True
-    return False
+
+    def __init__(self, choices: int = 1) -> None:
+        self.begun = self.closed = False
+        self.fault: dict[str, Any] | None = None
+        self.pending = b""
+        self._choices, self._open, self._ended = choices, set[int](), set[int]()
+
+    @property
+    def finished(self) -> bool:
+        """True once every choice has ended with its reason."""
+        return not self._open and len(self._ended) >= self._choices
+
+    def feed(self, received: bytes) -> list[Event]:
+        """Take bytes; return the events that are whole by now, up to a fault or the end of the stream."""
+        self.pending += received
+        events, begin = [], 0
+        for boundary in _BOUNDARY.finditer(self.pending):
+            if self.closed or self.fault is not None:
+                break
+            raw, begin = self.pending[begin : boundary.end()], boundary.end()
+            if (event := self._read(raw)) is not None:
+                events.append(event)
+        self.pending = self.pending[begin:]
+        return events
+
+    def rest(self) -> list[Event]:
+        """Return what is left at the end of the connection: some servers leave out the last blank line."""
+        return self.feed(b"\n\n") if self.pending.strip() else []
+
+    def _read(self, raw: bytes) -> Event | None:
+        name, payload = _fields(raw)
+        if payload == _END:
+            self.closed = self.finished
+            self.fault = None if self.closed else NO_END
+            return Event(raw, {}, closes=True) if self.closed else None
+        try:
+            document = read_json(payload, halves=True)
+        except NotJson as damaged:
+            document = payload.decode(errors="replace")
+            # A word is a ping; half an object may have been a part of the answer.
+            if payload.startswith(b"{"):
+                self.fault = {"message": f"The model's stream holds a damaged event: {damaged}."}
+                return None
+        chunk = document if isinstance(document, dict) else {}
+        # The name of the event or of the object stands for the field at some servers.
+        error = chunk.get("error") or (document if name == b"error" or chunk.get("object") == "error" else None)
+        if error:
+            self.fault = error if isinstance(error, dict) else {"message": str(error)}
+            return None
+        event = Event(raw, chunk)
+        for choice in event.choices:
+            place = place_of(choice)
+            if finish_reason(choice.get("finish_reason")) is not None:
+                self._ended.add(place)
+            elif place not in self._ended:
+                self._open.add(place)
+            self._open -= self._ended
+            self.begun |= place in self._ended or has_content(choice)
+        return event
 
 
-def has_content(delta: dict[str, object] | None) -> bool:
-    """Return True if a chunk's delta holds more than the role."""
-    return delta is not None and any(value for name, value in delta.items() if name != "role")
+def read_events(stream: bytes) -> list[Event]:
+    """Return the events of a recorded stream."""
+    reader = StreamReader()
+    return [*reader.feed(stream), *reader.rest()]
 
 
-def is_finished(events: bytes) -> bool:
-    """Return True if the events end a choice or the stream."""
-    return is_closed(events) or _FINISHED.search(events) is not None
+def has_content(choice: Mapping[str, Any]) -> bool:
+    """Return True if a piece of a choice holds more than the role."""
+    return any(value for name, value in part_of(choice, "delta").items() if name != "role")
 
 
-def is_closed(events: bytes) -> bool:
-    """Return True if the events hold the end of the stream."""
-    return _CLOSED.search(events) is not None
+def _fields(raw: bytes) -> tuple[bytes, bytes]:
+    """The name of an event, and its data; several data lines are joined."""
+    name, data = b"", []
+    for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines():
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value.strip()
+    return name, b"\n".join(data).strip()

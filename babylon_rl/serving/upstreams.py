@@ -4,39 +4,43 @@ Each model has a circuit breaker.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from types import SimpleNamespace
 
 import aiohttp
-import msgspec
 from yarl import URL
 
-from babylon_rl.api_errors import NOT_JSON, ApiError
+from babylon_rl.api_errors import ApiError
+from babylon_rl.chats import finish_reason
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import with_version
 from babylon_rl.services import LOCAL, SERVICES
-from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished
+from babylon_rl.serving.chat_request import ChatRequest
+from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
+from babylon_rl.serving.upstream_errors import ReportedError, kept_headers
 from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.settings import Settings
+from babylon_rl.tolerant_json import NotJson, read_json
 
+_LOG = logging.getLogger("babylon_rl.gateway")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPEN_S = 10.0
 _CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
 _BUFFERED_BYTES = 256 * 1024
+# A server has a second to end its response after the last event; a connection that is read to the end is used again.
+_LAST_S = 1.0
 # Of a connection that cannot be made, breaks, or carries what is no HTTP.
 _BROKEN = (aiohttp.ClientError, OSError)
-
-
-class _Completion(msgspec.Struct, frozen=True):
-    choices: list[msgspec.Raw]
-    usage: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_COMPLETIONS = msgspec.json.Decoder(_Completion)
+# Statuses of a field that a server does not take, and failures that say nothing of the request.
+_OF_THE_FORM = (400, 422)
+_WITHOUT_REASON = ("rate_limited", "refused", "timeout", "circuit_open")
 
 
 @dataclass(eq=False)
@@ -54,57 +58,73 @@ class UpstreamFailed(Exception):
 class WholeAnswer:
     """A complete response.
 
-    ``usage`` is None where the server counts no tokens, and for errors of the client.
+    ``usage`` is None where the server counts no tokens, and for errors of the client. ``headers`` are those of an error. ``ended`` is
+    False where a choice gives a reason of its end that the API does not know, such as an error.
     """
 
     status: int
     body: bytes
     usage: Usage | None = None
+    ended: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class StreamedAnswer:
     """A stream whose first token has come; its owner calls ``close``."""
 
-    def __init__(self, head: bytes, buffer: EventBuffer, response: aiohttp.ClientResponse, timeout_s: float) -> None:
+    def __init__(
+        self, head: list[Event], reader: StreamReader, response: aiohttp.ClientResponse, timeout_s: float, secrets: Sequence[str]
+    ) -> None:
         self._head = head
-        self._buffer, self._response, self._timeout_s = buffer, response, timeout_s
+        self._reader, self._response, self._timeout_s, self._secrets = reader, response, timeout_s, secrets
 
-    async def events(self) -> AsyncIterator[bytes]:
+    @property
+    def finished(self) -> bool:
+        """True once every choice has ended with its reason: the client has the whole answer, if not its token counts."""
+        return self._reader.finished
+
+    async def events(self) -> AsyncIterator[list[Event]]:
         """Yield whole events, from the first on; the last is ``[DONE]``.
 
         Raises:
-            UpstreamFailed: the stream broke, or paused for too long; a partial event is not passed on.
+            UpstreamFailed: the stream broke, reported an error, or paused for too long; a partial event is not passed on.
         """
+        reader, received = self._reader, b" "
         yield self._head
-        finished, closed = is_finished(self._head), is_closed(self._head)
-        try:
-            while received := await self._read():
-                if events := self._buffer.feed(received):
-                    finished, closed = finished or is_finished(events), closed or is_closed(events)
-                    yield events
-        except _BROKEN:
+        while received and reader.fault is None and not reader.closed:
+            try:
+                received = await self._read(self._timeout_s)
             # Broken off in the middle: only the closing event proves that the answer was whole.
-            finished = closed
-        if not finished:
-            raise UpstreamFailed("broken", ApiError(502, "The model's stream ended before its answer did.", "upstream_error"))
+            except _BROKEN:
+                raise self._broken() from None
+            if events := reader.feed(received) if received else reader.rest():
+                yield events
+        if reader.fault is not None or not reader.finished:
+            raise self._broken()
         # The answer was whole and the server left the closing event out; clients wait for it.
-        if not closed:
-            yield DONE
+        if not reader.closed:
+            yield [DONE]
+        with suppress(*_BROKEN):
+            while received:
+                received = await self._read(_LAST_S)
 
-    async def _read(self) -> bytes:
-        async with asyncio.timeout(self._timeout_s):
+    async def _read(self, within_s: float) -> bytes:
+        async with asyncio.timeout(within_s):
             return await self._response.content.readany()
 
     def close(self) -> None:
         """Close the connection if the stream has not ended; else it has been given back."""
         self._response.close()
 
+    def _broken(self) -> UpstreamFailed:
+        error = ReportedError.of({"error": self._reader.fault or NO_END}, self._secrets)
+        return UpstreamFailed("broken", error.api_error(502, error.message))
+
 
 class Upstream:
     """One OpenAI-compatible server.
 
-    ``timeout_s`` limits an answer, a stream's first token and each pause after it. ``refused_fields`` are by model the fields added by the
-    gateway that it does not take.
+    ``timeout_s`` limits an answer, a stream's first token and each pause after it.
     """
 
     def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
@@ -115,11 +135,11 @@ class Upstream:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._timeout_s = timeout_s
-        self.refused_fields: dict[str, set[str]] = {}
+        self._noted: set[tuple[str, frozenset[str]]] = set()
         self._breakers: dict[str, CircuitBreaker] = {}
 
-    async def ask(self, model: str, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
-        """Send a request; a stream is returned once its first token has come.
+    async def ask(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
+        """Send a request with what the gateway adds; a stream is returned once its first token has come.
 
         An error that the client's request caused is a whole answer.
 
@@ -135,7 +155,7 @@ class Upstream:
             message = f"The model has failed {circuit.failures} times in a row and is asked again in {wait_s} s."
             raise UpstreamFailed("circuit_open", ApiError(503, message, "upstream_error", headers={"retry-after": str(wait_s)})) from None
         try:
-            answer = await self._ask(body, stream)
+            answer = await self._ask_with_additions(model, request)
         except UpstreamFailed as failed:
             # A rate limit says that the server works.
             if failed.cause == "rate_limited":
@@ -150,14 +170,36 @@ class Upstream:
         breaker.succeeded()
         return answer
 
-    async def _ask(self, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
+    async def _ask_with_additions(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
+        """Ask with the fields that the gateway adds; where that fails, without those that are to blame, for this request alone."""
+        added = request.open_fields
+        while True:
+            try:
+                answer = await self._ask(request.body_for(model, added), request)
+                if not added or isinstance(answer, StreamedAnswer) or answer.status not in _OF_THE_FORM:
+                    return answer
+                said = answer.body
+                # The client's own field is at fault.
+                if ReportedError.read(said).names(request.document.keys() - added):
+                    return answer
+            except UpstreamFailed as failed:
+                if not added or failed.cause in _WITHOUT_REASON:
+                    raise
+                said = failed.error.message.encode()
+            named = frozenset(name for name in added if re.search(rb"\b%b\b" % name.encode(), said)) or added
+            added -= named | ({"return_token_ids"} if "logprobs" in named else set())
+            if (model, named) not in self._noted:
+                self._noted.add((model, named))
+                _LOG.warning("%s at %s failed with %s and is asked without.", model, self.name, ", ".join(sorted(named)))
+
+    async def _ask(self, body: bytes, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._post(body)
                 try:
                     # Until the first token nothing goes to the client, so that the base can still answer instead.
-                    if stream and response.status == 200:
-                        return await self._first_token(response)
+                    if request.stream and response.status == 200:
+                        return await self._first_token(response, request.choices)
                     return await self._whole(response)
                 # Also when cancelled: an answer that is read in part leaves a connection that nobody can use.
                 except BaseException:
@@ -184,42 +226,52 @@ class Upstream:
 
     async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
         body = await self._read(response)
-        status = response.status
-        if status == 200:
-            try:
-                completion = _COMPLETIONS.decode(body)
-            except NOT_JSON:
-                message = f"The model's server answered with {_kind(response)}, which is no chat completion."
-                raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
-            return WholeAnswer(200, body, read_usage(completion.usage))
-        message = self._message(body)
+        if response.status != 200:
+            return self._refusal(response.status, ReportedError.read(body, self._secrets), response)
+        try:
+            completion = read_json(body)
+        except NotJson:
+            completion = None
+        choices = objects(completion.get("choices")) if isinstance(completion, dict) else []
+        if not choices:
+            message = f"The model's server answered with {_kind(response)}, which is no chat completion."
+            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
+        # Servers leave the reason out, or name one of their own.
+        ended = all(not (reason := choice.get("finish_reason")) or finish_reason(reason) is not None for choice in choices)
+        return WholeAnswer(200, body, read_usage(completion), ended)
+
+    def _refusal(self, status: int, error: ReportedError, response: aiohttp.ClientResponse) -> WholeAnswer:
+        """Return an error that the client's request caused, as the server reports it; raise any other."""
+        headers, message = kept_headers(response.headers), scrubbed(error.message)
         if status == 429:
-            wait = response.headers.get("retry-after")
-            headers = {"retry-after": wait} if wait else {}
-            raise UpstreamFailed("rate_limited", ApiError(429, f"The model's server is busy: {message}", "rate_limited", headers=headers))
+            busy = error.api_error(429, f"The model's server is busy: {message}", "rate_limited", headers)
+            raise UpstreamFailed("rate_limited", busy)
         if status >= 500 or status == 408:
-            raise UpstreamFailed("server_error", ApiError(max(status, 500), f"The model's server failed: {message}", "upstream_error"))
+            failed = ApiError(max(status, 500), f"The model's server failed: {message}", "upstream_error", headers=headers)
+            raise UpstreamFailed("server_error", failed)
         # Its credentials and the name of its model are the gateway's concern, not the client's.
         if status in (401, 403, 404) or status < 400:
-            error = ApiError(502, f"The model's server refused the gateway with status {status}: {message}", "upstream_error")
-            raise UpstreamFailed("refused", error)
-        return WholeAnswer(status, ApiError(status, message).body)
+            refused = ApiError(502, f"The model's server refused the gateway with status {status}: {message}", "upstream_error")
+            raise UpstreamFailed("refused", refused)
+        return WholeAnswer(status, error.body(status), headers=headers)
 
-    async def _first_token(self, response: aiohttp.ClientResponse) -> StreamedAnswer:
+    async def _first_token(self, response: aiohttp.ClientResponse, choices: int) -> WholeAnswer | StreamedAnswer:
         if _kind(response) != "text/event-stream":
             message = f"The model's server answered with {_kind(response)} instead of a stream."
             raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
-        buffer, head = EventBuffer(), b""
-        while received := await response.content.readany():
-            head += (events := buffer.feed(received))
-            if len(head) + buffer.pending > MAX_HEAD_BYTES:
-                break
-            try:
-                if events and has_token(events):
-                    return StreamedAnswer(head, buffer, response, self._timeout_s)
-            except (ValueError, RecursionError):
-                break
-        raise UpstreamFailed("broken", ApiError(502, "The model's stream broke before its first token.", "upstream_error"))
+        reader, head, size, received = StreamReader(choices), list[Event](), 0, b" "
+        while received and reader.fault is None and size <= MAX_HEAD_BYTES:
+            received = await response.content.readany()
+            size += len(received)
+            head += reader.feed(received) if received else reader.rest()
+            if reader.begun:
+                return StreamedAnswer(head, reader, response, self._timeout_s, self._secrets)
+        error = ReportedError.of({"error": reader.fault or NO_END}, self._secrets)
+        if error.status is not None:
+            response.close()
+            return self._refusal(error.status, error, response)
+        message = f"The model's stream broke before its first token: {scrubbed(error.message)}"
+        raise UpstreamFailed("broken", error.api_error(502, message, "upstream_error"))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], 0
@@ -230,15 +282,6 @@ class Upstream:
                 message = f"The model's answer has more than {MAX_ANSWER_BYTES // 1024**2} MB."
                 raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _message(self, body: bytes) -> str:
-        try:
-            document = msgspec.json.decode(body)
-            error = document.get("error", document) if isinstance(document, dict) else document
-            text = error.get("message", error) if isinstance(error, dict) else error
-        except NOT_JSON:
-            text = body[:1000].decode(errors="replace")
-        return scrubbed(str(text), self._secrets)
 
 
 class Upstreams:

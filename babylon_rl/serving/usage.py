@@ -3,16 +3,13 @@
 As the server sends them, else counted from the events of a stream.
 """
 
-import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 
-from babylon_rl.api_errors import NOT_JSON
-from babylon_rl.serving.server_sent_events import has_content, payloads
+from babylon_rl.serving.server_sent_events import Event, has_content, part_of
 
-_EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _BYTES_PER_TOKEN = 4
 
 
@@ -27,40 +24,18 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: Count = 0
 
 
-class _Logprobs(msgspec.Struct, frozen=True):
-    content: list[msgspec.Raw] | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    delta: dict[str, object] | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Chunk(msgspec.Struct, frozen=True):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
-
-
-_CHUNKS = msgspec.json.Decoder(_Chunk)
-_USAGES: msgspec.json.Decoder[Usage | None] = msgspec.json.Decoder(Usage | None)
-
-
-def read_usage(document: msgspec.Raw) -> Usage | None:
-    """Return the counts of a whole answer, None where the server sent none that can be."""
+def read_usage(document: Mapping[str, Any]) -> Usage | None:
+    """Return the counts of an answer or of an event, None where the server sent none that can be."""
     try:
-        return _USAGES.decode(document)
-    except NOT_JSON:
+        return msgspec.convert(document.get("usage"), Usage | None)
+    except msgspec.ValidationError:
         return None
 
 
 class StreamMeter:
-    """Token counts of a stream while it passes.
+    """Token counts of a stream while it passes."""
 
-    ``hides_usage``: the gateway asked for the event that holds the counts alone, and the client does not get it.
-    """
-
-    def __init__(self, hides_usage: bool) -> None:
-        self._hides_usage = hides_usage
+    def __init__(self) -> None:
         self._sent: Usage | None = None
         self._tokens = 0
 
@@ -69,39 +44,13 @@ class StreamMeter:
         """Counts up to now; those of the server if it has sent them."""
         return self._sent or Usage(None, self._tokens, 0)
 
-    def for_client(self, events: bytes) -> bytes:
-        """Return those of whole events that the client gets."""
-        if not self._hides_usage or _NO_CHOICES.search(events) is None:
-            return events
-        return b"".join(event for event in _EVENT.findall(events) if not _is_usage(event))
-
-    def count(self, events: bytes) -> None:
-        """Count whole events, hidden ones included."""
-        for payload in payloads(events):
-            self._count(payload)
-
-    def _count(self, payload: bytes) -> None:
-        if payload == b"[DONE]":
-            return
-        try:
-            chunk = _CHUNKS.decode(payload)
-        except NOT_JSON:
-            self._tokens += 1
-            return
-        self._sent = chunk.usage or self._sent
-        for choice in chunk.choices:
-            entries = choice.logprobs and choice.logprobs.content
+    def count(self, event: Event) -> None:
+        """Count an event."""
+        self._sent = read_usage(event.chunk) or self._sent
+        for choice in event.choices:
+            entries = part_of(choice, "logprobs").get("content")
             # An event may hold several tokens, which its log-probabilities count; without them it counts as one.
-            self._tokens += len(entries) if entries else has_content(choice.delta)
-
-
-def _is_usage(event: bytes) -> bool:
-    """True for an event that holds the counts and no part of an answer."""
-    try:
-        chunks = [_CHUNKS.decode(payload) for payload in payloads(event)]
-    except NOT_JSON:
-        return False
-    return bool(chunks) and all(chunk.usage is not None and not chunk.choices for chunk in chunks)
+            self._tokens += len(entries) if isinstance(entries, list) and entries else has_content(choice)
 
 
 def spent_tokens(usage: Usage | None, request_bytes: int, answer_bytes: int) -> int:

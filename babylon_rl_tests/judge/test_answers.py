@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.answers import MOST_EXPLANATION, AnswerFault, EpisodeVerdict, read_answer
+from babylon_rl.judge.answers import LASTING, MOST_EXPLANATION, AnswerFault, EpisodeVerdict, read_answer
 from babylon_rl_tests.repeatable import repeatable
 
 IDS = ("a1", "b2", "c3")
@@ -38,6 +38,51 @@ VERDICTS = {"a1": EpisodeVerdict(1.0, "Early."), "b2": EpisodeVerdict(0.25, "Lat
 def test_an_answer_is_read_in_any_of_its_forms(text: str) -> None:
     found = read_answer(text, IDS)
     assert found == VERDICTS and list(found) == list(IDS)
+
+
+DRAFT = PLAIN.replace("0.25", "0.5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{DRAFT}</think>\n{PLAIN}",
+        f"{DRAFT}\n</think>\n\n{PLAIN}",
+        f'<think>Maybe {{"scores": [{{"id": "a1", "score": 0.2</think>{PLAIN}',
+        f"<thinking>{DRAFT}</thinking>{PLAIN}",
+        f"<think>{DRAFT}</think><think>{DRAFT}</think>```json\n{PLAIN}\n```",
+        f"[THINK]{DRAFT}[/THINK]{PLAIN}",
+        f"<Reasoning>{DRAFT}</Reasoning>{PLAIN}",
+        f"◁think▷{DRAFT}◁/think▷{PLAIN}",
+        f"<seed:think>{DRAFT}</seed:think>{PLAIN}",
+        f"<|begin_of_thought|>{DRAFT}<|end_of_thought|>{PLAIN}",
+        f"<|START_THINKING|>{DRAFT}<|END_THINKING|>{PLAIN}",
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{PLAIN}",
+        f"analysis I weigh them: {DRAFT} assistantfinal{PLAIN}",
+        f"{DRAFT}\n<answer>{PLAIN}</answer>",
+        f"{PLAIN}\n<think>{DRAFT}</think>",
+        f'<think>[{{"id": "a1", "note": 1}}]</think>{PLAIN.replace("}]}", "},],}")}',
+        f"<think>{'{' * 500}</think>{PLAIN}",
+    ],
+)
+def test_a_draft_in_the_judges_thinking_is_no_answer(text: str) -> None:
+    assert read_answer(text, IDS) == VERDICTS
+
+
+@pytest.mark.parametrize("quoted", ["He wrote </think> himself.", "<think> is in it.", "[/THINK]<answer>", "</reasoning>", "◁/think▷"])
+@pytest.mark.parametrize("around", ["{}", "Here: {}", "<think>Well.</think>{} Done."])
+def test_a_tag_in_an_explanation_is_quoted(quoted: str, around: str) -> None:
+    found = read_answer(around.format(PLAIN.replace("Late.", quoted)), IDS)
+    assert found["b2"] == EpisodeVerdict(0.25, quoted)
+
+
+@pytest.mark.parametrize(
+    "text", [f"<think>{DRAFT}", f"<think>{DRAFT}</think>", f"{DRAFT}</think>", "<think>Hm", f"[THINK]{PLAIN}", "<|channel|>analysis"]
+)
+def test_an_answer_that_ends_in_thinking_is_a_lasting_fault(text: str) -> None:
+    with pytest.raises(AnswerFault) as fault:
+        read_answer(text, IDS)
+    assert len(fault.value.faults) == 1 and fault.value.faults[0].startswith(LASTING)
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,42 @@ def test_a_message_without_text_is_an_empty_one_or_its_refusal() -> None:
     assert ask_once(direct, completion(None, "stop", refusal="I will not."))[0].text == "I will not."
 
 
+THOUGHTS = {"type": "thinking", "thinking": [{"type": "text", "text": "Let me see."}]}
+VERDICT = '{"scores": []}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [THOUGHTS, {"type": "text", "text": VERDICT}],
+        [{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": VERDICT}],
+        [{"type": "text", "text": VERDICT[:6]}, {"type": "text", "text": VERDICT[6:]}],
+        [7, None, {"type": "image_url"}, {"type": "text", "text": VERDICT}],
+        [THOUGHTS, {"type": "refusal", "refusal": VERDICT}],
+    ],
+)
+def test_a_text_in_parts_is_read_at_the_first_try(content: Any) -> None:
+    reply, played = ask_once(direct, completion(content))
+    assert (reply.text, reply.fault, len(played.seen)) == (VERDICT, "", 1)
+
+
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "thinking", "thinking": ""}]])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_a_verdict_in_the_field_of_thinking_is_read_and_prose_there_is_named(content: Any, field: str) -> None:
+    assert ask_once(direct, completion(content, **{field: VERDICT}))[0].text == VERDICT
+    assert f"{field} alone has a text" in ask_once(direct, completion(content, **{field: "It traded well."}))[0].fault
+    cut = ask_once(direct, completion(content, "length", **{field: VERDICT}))[0].fault
+    assert field in cut and "finish_reason length" in cut
+
+
+def test_other_messages_without_a_text_are_empty_answers_at_the_first_try() -> None:
+    for message in ({"tool_calls": [{}]}, {"content": {"text": "x"}}, {"content": 7}, {"reasoning": {"a": []}}):
+        reply, played = ask_once(
+            direct, completion(None, "stop", **message) if "content" not in message else completion(**{"text": message["content"]})
+        )
+        assert (reply.text, len(played.seen)) == ("", 1)
+
+
 def test_an_answer_nested_without_end_is_a_fault_like_any_other() -> None:
     assert ask_once(direct, Answer(body=b"[" * 200_000), completion("fine"))[0].attempts == 2
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from babylon_rl.errors import JudgeRefused
+from babylon_rl.judge.answers import LASTING
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
@@ -165,6 +166,71 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
         judge.reset()
         found = asyncio.run(run(chosen.model_copy(update={"judge_budget_usd": 0.6 * whole}), MemoryCache()))
         assert {type(outcome) for outcome in found.values()} == {ScoredGroup, PendingGroup} and requests(judge) == 6
+
+
+class Changed:
+    """Asks a judge and changes what its server says of it; ``asked`` counts the requests."""
+
+    def __init__(self, judge: JudgeClient, change: Callable[[int, JudgeReply], JudgeReply]) -> None:
+        self.judge, self.change, self.asked = judge, change, 0
+
+    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> JudgeReply:
+        reply = await self.judge.ask(messages, schema)
+        self.asked += 1
+        return self.change(self.asked, reply)
+
+
+def judge_changed(
+    settings: Settings, some: Sequence[RenderedGroup], change: Callable[[int, JudgeReply], JudgeReply]
+) -> tuple[list[GroupOutcome], int]:
+    """Outcomes and number of requests of a judge whose replies are changed; one request at a time."""
+
+    async def run(chosen: Settings) -> tuple[list[GroupOutcome], int]:
+        async with JudgeClient(chosen) as caller:
+            asked = Changed(caller, change)
+            found = await judge_groups(some, asked, SECRET, chosen, MemoryCache())
+            return list(found.values()), asked.asked
+
+    with judging() as judge:
+        return asyncio.run(run(asking(settings, judge.url, judge_concurrency=1)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.55, 0.7, 1.0, 1.6, None])
+def test_a_count_of_another_tokenizer_or_none_is_no_fault(settings: Settings, share: float | None) -> None:
+    def counted(_: int, reply: JudgeReply) -> JudgeReply:
+        return replace(reply, read_tokens=None if share is None else int(share * (reply.prompt_tokens or 0) / 0.6))
+
+    (found,), asked = judge_changed(settings, [group()], counted)
+    assert isinstance(found, ScoredGroup) and asked == 2
+
+
+@pytest.mark.parametrize("context", [512, 600, 1024])
+def test_a_prompt_that_the_server_cut_gives_no_score_and_is_asked_once_an_order(settings: Settings, context: int) -> None:
+    long = [replace(one, episodes=tuple(replace(e, text=e.text * 60) for e in one.episodes)) for one in groups(8)]
+    found, asked = judge_changed(settings, long, lambda _, reply: replace(reply, read_tokens=min(context, reply.prompt_tokens or 0)))
+    unscored = [outcome for outcome in found if isinstance(outcome, UnscorableGroup)]
+    assert unscored and len(unscored) <= 4 and asked <= 8, "a server that cuts every prompt is soon asked no more"
+    assert all(f"read {context} of about" in outcome.reason and "JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in unscored)
+    assert {type(outcome) for outcome in found} == {UnscorableGroup, PendingGroup}
+
+
+def test_a_smaller_cut_shows_beside_what_the_same_server_counted_before(settings: Settings) -> None:
+    first, second = groups(2)
+    found, _ = judge_changed(
+        settings,
+        [first, second],
+        lambda asked, reply: replace(reply, read_tokens=int((reply.prompt_tokens or 0) * (1.0 if asked <= 2 else 0.65) / 0.6)),
+    )
+    assert [type(outcome) for outcome in found] == [ScoredGroup, UnscorableGroup]
+
+
+def test_a_judge_that_only_thinks_is_given_up_after_two_tries(settings: Settings) -> None:
+    found, asked = judge_changed(settings, [group()], lambda _, reply: replace(reply, text="<think>Let me see", fault=""))
+    assert isinstance(found[0], UnscorableGroup) and "thinking" in found[0].reason and asked <= 3
+    found, asked = judge_changed(settings, groups(20), lambda _, reply: replace(reply, text="", fault=f"{LASTING}cut (reasoning)."))
+    assert asked <= 16 and isinstance(found[-1], PendingGroup) and "reasoning" in found[-1].reason
+    found, asked = judge_changed(settings, [group()], lambda asked, reply: reply if asked > 1 else replace(reply, text="<think>Hm"))
+    assert isinstance(found[0], ScoredGroup) and asked == 3, "one that thinks too long by chance is asked again"
 
 
 def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from babylon_rl.serving import live_state, releases
+from babylon_rl.serving.chat_request import ChatRequest
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.upstreams import Upstream, UpstreamFailed
 from babylon_rl.settings import Settings
@@ -141,9 +142,12 @@ def test_without_notifications_the_registry_is_polled_and_a_lost_database_change
     assert asking.failed == [] and gateway.gateway.state.problem is None
 
 
+CHAT = ChatRequest.of(b'{"messages": [{"role": "user", "content": "Prices?"}]}')
+
+
 async def answered_at(url: str) -> None:
     async with aiohttp.ClientSession() as session:
-        await Upstream("local", url, None, session, 5.0).ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
+        await Upstream("local", url, None, session, 5.0).ask("v1.0.0", CHAT)
 
 
 def test_credentials_in_an_address_do_not_reach_the_host_header(upstream: ModelStandIn) -> None:
@@ -154,7 +158,7 @@ def test_credentials_in_an_address_do_not_reach_the_host_header(upstream: ModelS
 async def refusal_of(upstream: ModelStandIn, key: str) -> str:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(UpstreamFailed) as failed:
-            await Upstream("wandb", upstream.url, key, session, 5.0).ask("v1.0.0", b'{"model": "v1.0.0", "messages": []}', False)
+            await Upstream("wandb", upstream.url, key, session, 5.0).ask("v1.0.0", CHAT)
     return failed.value.error.body.decode()
 
 

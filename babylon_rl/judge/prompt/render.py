@@ -14,7 +14,7 @@ from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
-from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.request import CONTEXT_SHARE, RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
 from babylon_rl.judge.prompt.templates import (
@@ -38,7 +38,6 @@ from babylon_rl.versions import content_version
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema
 OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
-CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
 LEAST_REQUEST_TOKENS = 2_000
 
 

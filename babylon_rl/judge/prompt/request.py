@@ -22,6 +22,7 @@ from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings
 
+CONTEXT_SHARE = 0.75  # of a model's context, for a request; the rest is for its thinking and its answer
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
 
 
