@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -47,6 +47,12 @@ test-dagster: ## The tests of what meets Dagster with another release of it, DAG
 
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)
+
+test-vllm: setup ## Our base and adapters served by a real vLLM on the CPU, in an environment of its own (4 GB)
+	@scripts/test_vllm.sh $(PYTEST_ARGS)
+
+fuzz: setup ## Fresh inputs for the readers of other programs' answers, for SECONDS=3600
+	@scripts/fuzz.sh $(or $(SECONDS),3600)
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)

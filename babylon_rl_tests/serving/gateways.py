@@ -32,14 +32,14 @@ NOW = datetime(2025, 11, 1, 12)
 MESSAGES: Any = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "Prices?"}]
 
 
-def add_version(database: Database, version: str, status: str = "deployed") -> None:
+def add_version(database: Database, version: str, status: str = "deployed", checkpoints: str = "/checkpoints") -> None:
     """A version of ours that LOCAL_ENDPOINT serves under its name."""
     batch = f"batch-{version}"
     with psycopg.connect(database.url) as connection:
         connection.execute(
             'INSERT INTO trained_models (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "deployedAt", '
             "\"updatedAt\") VALUES (%s, %s, %s, 'base', %s, %s, %s, %s, %s)",
-            (version, f"babylon-agent-{version}", version, batch, status, f"/checkpoints/{version}", NOW, NOW),
+            (version, f"babylon-agent-{version}", version, batch, status, f"{checkpoints}/{version}", NOW, NOW),
         )
         connection.execute(
             'INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt") '
@@ -49,7 +49,7 @@ def add_version(database: Database, version: str, status: str = "deployed") -> N
         connection.execute(
             'INSERT INTO babylon_rl.model_lineage ("version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", '
             "\"windows\", \"metrics\", \"createdAt\") VALUES (%s, 'base', 'cpu', %s, %s, 'sha', '{}', '{}', %s)",
-            (version, batch, f"/checkpoints/{version}", NOW),
+            (version, batch, f"{checkpoints}/{version}", NOW),
         )
 
 
