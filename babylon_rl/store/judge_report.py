@@ -251,7 +251,7 @@ class HourVerdicts:
     ``decisions_shortened`` trades among them. The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if
     the episode no longer exists), ``flags`` in its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by
     flagged passages, None where nothing was masked. ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in
-    news, questions and market names.
+    news, questions and shared lines, and ``followed`` are the agents whose score follows their words.
     """
 
     window: str

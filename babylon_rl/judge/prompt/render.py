@@ -17,7 +17,7 @@ from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
 from babylon_rl.judge.prompt.request import CONTEXT_SHARE, RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
+from babylon_rl.judge.prompt.steps import RecordedStep, keys_and_texts, read_transcripts, render_steps
 from babylon_rl.judge.prompt.templates import hidden_context, knowledge_context, market_context, market_terms, news_context, question_names
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
