@@ -1,24 +1,27 @@
 """Rules for hours and the verdict of each: every bad hour named, with numbers and advice.
 
-A verdict is about the newest HOURS_LOOKED_AT hours with data and about the hours of its run, so that a later good hour does not hide an
-earlier bad one, and a run of checks alone needs no hour.
+A verdict is about the newest HOURS_LOOKED_AT hours with data, those that changed within CHANGED_WITHIN, and the hours of its run: a later
+good hour does not hide an earlier bad one, and a run of checks alone needs no hour.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
 from babylon_rl.assets.metadata import described, table
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.conditions import after_hours
 from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.windows import newest_hours
+from babylon_rl.store.windows import recent_hours
 from babylon_rl.windows import next_window, window_range
 
 HOURS_LOOKED_AT = 24
+CHANGED_WITHIN = timedelta(days=1)
 HOURS_NAMED = 3
 
 
@@ -103,7 +106,10 @@ class HourlyChecks(Generic[Hour]):
             name=f"checks_of_{self.asset}",
             specs=[
                 dg.AssetCheckSpec(
-                    rule.name, asset=self.asset, description=described(rule.description, rule.advice.format(hour="HOUR", end="END"))
+                    rule.name,
+                    asset=self.asset,
+                    description=described(rule.description, rule.advice.format(hour="HOUR", end="END")),
+                    automation_condition=after_hours(),
                 )
                 for rule in self.rules
             ],
@@ -111,7 +117,8 @@ class HourlyChecks(Generic[Hour]):
         )
         def check(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
             with babylon.connection() as connection:
-                windows = {*newest_hours(connection, self.asset, HOURS_LOOKED_AT), *_hours_of_run(context.run.tags)}
+                recent = recent_hours(connection, self.asset, HOURS_LOOKED_AT, babylon.now() - CHANGED_WITHIN)
+                windows = {*recent, *_hours_of_run(context.run.tags)}
                 hours = self.read(connection, sorted(windows), babylon.settings)
             selected = {key.name for key in context.op_execution_context.selected_asset_check_keys}
             yield from (rule.result(self.asset, hours, babylon.settings) for rule in self.rules if rule.name in selected)

@@ -56,6 +56,11 @@ def on_scores_due(settings: Settings) -> Condition:
     return on_change() if settings.judge_model == HEURISTIC else once_settled(settings.judge_settle_hours)
 
 
+def after_hours() -> Condition:
+    """Check again after hours of the asset were made. A check with a condition of its own is no part of the runs that make them."""
+    return (C.any_deps_match(C.newly_updated()).since(C.newly_requested()) & ~C.in_progress()).with_label("hours made since last checked")
+
+
 def on_evidence() -> Condition:
     """Rank again after a benchmark report made outside the run of its batch."""
     changed = C.any_deps_match(C.data_version_changed()).since(C.newly_updated() | C.newly_requested()).with_label("report not ranked yet")

@@ -17,7 +17,7 @@ from babylon_rl.settings import AutomationSettings, Settings
 _RUNNING = AS_LOADED.automation_status == "running"
 SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus.STOPPED
 SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
-HOURS_JOB, OBSERVE_JOB = "hours", "observe"
+HOURS_JOB, CHECKS_JOB, OBSERVE_JOB = "hours", "check_hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 KUBERNETES_TAG = "dagster-k8s/config"
@@ -49,15 +49,22 @@ def trained_keys(settings: AutomationSettings) -> list[dg.AssetKey] | None:
 
 hours_job = dg.define_asset_job(
     HOURS_JOB,
-    selection=dg.AssetSelection.assets(*HOURLY),
+    selection=dg.AssetSelection.assets(*HOURLY).without_checks(),
     tags=HOURS_TAGS,
     description="Read an hour, its market, what became known of it, and score its group. Partition: a window id, or a range of them.",
 )
 score_job = dg.define_asset_job(
     SCORE_JOB,
-    selection=dg.AssetSelection.assets("scored_groups"),
+    selection=dg.AssetSelection.assets("scored_groups").without_checks(),
     tags=HOURS_TAGS,
     description="Score the group of an hour that has been read. Partition: a window id, or a range of them.",
+)
+# Apart from the runs of hours: for those Dagster plans every check once an hour, which takes as long as the hours of a range.
+checks_job = dg.define_asset_job(
+    CHECKS_JOB,
+    selection=dg.AssetSelection.checks_for_assets(*HOURLY),
+    tags=HOURS_TAGS,
+    description="Check the newest hours, and those that changed in the last day.",
 )
 train_job = dg.define_asset_job(
     TRAIN_JOB,
@@ -83,4 +90,4 @@ observe_job = dg.define_asset_job(
     tags=HOURS_TAGS,
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
-jobs: list[Any] = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]
+jobs: list[Any] = [hours_job, score_job, checks_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]

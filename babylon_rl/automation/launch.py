@@ -16,7 +16,7 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB
+from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
@@ -62,6 +62,8 @@ def run_hours(
         for first, last in window_stretches(hour_set, longest or MOST_HOURS):
             on_range(first, last)
             runs.append(_execute(job, instance, Babylon(settings, database, now), hour_tags(first, last), chosen))
+        if hour_set:
+            _execute(CHECKS_JOB, instance, Babylon(settings, database, now), hour_tags(hour_set[0], hour_set[-1]), None)
     return runs
 
 

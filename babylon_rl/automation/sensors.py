@@ -218,11 +218,20 @@ def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourcePa
 
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
-    target=dg.AssetSelection.assets(*HOURLY),
+    target=dg.AssetSelection.assets(*HOURLY).without_checks(),
     minimum_interval_seconds=every(30),
     default_status=SENSORS,
     run_tags=HOURS_TAGS,
     description="Makes the hours whose inputs changed, late ones included.",
+)
+
+checks_follow_hours = dg.AutomationConditionSensorDefinition(
+    "checks_follow_hours",
+    target=dg.AssetSelection.checks_for_assets(*HOURLY),
+    minimum_interval_seconds=every(300),
+    default_status=SENSORS,
+    run_tags=HOURS_TAGS,
+    description="Checks the hours again after some were made.",
 )
 
 leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
@@ -292,5 +301,5 @@ def keep_counts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 
 sensors = [
     observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
-    leaderboard_follows_reports, send_alerts_sensor, note_failed_runs, keep_counts_sensor,
+    checks_follow_hours, leaderboard_follows_reports, send_alerts_sensor, note_failed_runs, keep_counts_sensor,
 ]  # fmt: skip

@@ -238,16 +238,22 @@ def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, s
 
 # An hour that waits for its judge, or was set aside, is an hour of scored_groups too.
 _HOURS_OF = {
-    "window_groups": 'SELECT "window" FROM babylon_rl.windows',
-    "market_outcomes": 'SELECT "window" FROM babylon_rl.market_windows',
-    "hindsight": 'SELECT "window" FROM babylon_rl.hindsight',
+    "window_groups": 'SELECT "window", "computedAt" AS at FROM babylon_rl.windows',
+    "market_outcomes": 'SELECT "window", "computedAt" AS at FROM babylon_rl.market_windows',
+    "hindsight": 'SELECT "window", "computedAt" AS at FROM babylon_rl.hindsight',
     "scored_groups": """
-        SELECT "window" FROM babylon_rl.group_scores UNION SELECT "window" FROM babylon_rl.judge_quarantine
-        UNION SELECT "window" FROM babylon_rl.judge_pending
+        SELECT "window", "judgedAt" AS at FROM babylon_rl.group_scores
+        UNION ALL SELECT "window", at FROM babylon_rl.judge_quarantine
+        UNION ALL SELECT "window", at FROM babylon_rl.judge_pending
     """,
 }
+_RECENT_HOURS = """
+    WITH held AS (SELECT "window", max(at) AS at FROM ({hours}) AS rows GROUP BY "window")
+    (SELECT "window" FROM held ORDER BY 1 DESC LIMIT %(count)s) UNION SELECT "window" FROM held WHERE at >= %(since)s
+"""
 
 
-def newest_hours(connection: Connection, asset: str, count: int) -> list[str]:
-    """Return the newest ``count`` hours for which an hourly asset holds data, newest first."""
-    return [window for (window,) in connection.execute(f"{_HOURS_OF[asset]} ORDER BY 1 DESC LIMIT %s", [count])]
+def recent_hours(connection: Connection, asset: str, count: int, since: datetime) -> set[str]:
+    """Return the newest ``count`` hours for which an hourly asset holds data, and those that it changed from ``since`` on."""
+    statement = _RECENT_HOURS.format(hours=_HOURS_OF[asset])
+    return {window for (window,) in connection.execute(statement, {"count": count, "since": since})}

@@ -10,10 +10,11 @@ import pytest
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.jobs import SOURCES
+from babylon_rl.automation.jobs import CHECKS_JOB, SOURCES
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.sensors import observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.serving.dagster_client import hour_tags
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now
@@ -47,6 +48,13 @@ class Bench:
             run_config=QUIET,
             **options,
         )
+
+    def verdicts(self, job: str, first: str, last: str | None = None, **options: object) -> dict[str, dg.AssetCheckEvaluation]:
+        """What the checks of hours say after a run of hours."""
+        self.run(job, first, last, **options)
+        tags = hour_tags(first, last or first)
+        result = job_definition(CHECKS_JOB, self.babylon).execute_in_process(instance=self.instance, tags=tags, run_config=QUIET)
+        return {found.check_name: found for found in result.get_asset_check_evaluations()}
 
     def materializations(self, asset: str) -> dict[str, dg.AssetMaterialization]:
         """The newest materialization of every partition."""

@@ -8,9 +8,11 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.resources import given
-from babylon_rl.automation.checks_hours import MARKET, ROWS
+from babylon_rl.automation.check_results import CHANGED_WITHIN
+from babylon_rl.automation.checks_hours import JUDGED, LEAKS, MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import QUIET
+from babylon_rl.automation.sensors import checks_follow_hours
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -81,8 +83,8 @@ def checked(make_bench: Callable[..., Bench], database: Database) -> Callable[..
         with database.connect(autocommit=True) as connection:
             insert(connection, "trajectories", rows)
             fill(connection, **tables)
-        result = bench.run("hours", WINDOW, asset_selection=[dg.AssetKey("window_groups"), dg.AssetKey("market_outcomes")])
-        return {verdict.check_name: verdict for verdict in result.get_asset_check_evaluations()}
+        found = bench.verdicts("hours", WINDOW, asset_selection=[dg.AssetKey("window_groups"), dg.AssetKey("market_outcomes")])
+        return {name: verdict for name, verdict in found.items() if name in ROW_CHECKS | MARKET_CHECKS}
 
     return check
 
@@ -188,28 +190,48 @@ def hours_with(database: Database, odd: dict[str, bool]) -> None:
         sync_windows(connection, list(odd), Settings(_env_file=None), NEXT_DAYS)  # type: ignore[call-arg]
 
 
-def one_hour_each(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
-    (verdict,) = (one for one in result.get_asset_check_evaluations() if one.check_name == "one_hour_each")
-    return verdict
-
-
 @pytest.mark.slow
 def test_a_later_good_hour_hides_no_bad_one_and_an_old_hour_counts_in_its_own_run(make_bench: Callable[..., Bench], database: Database):
     windows = list(window_range(WINDOW, "2025-11-17T12:00"))
     old, newest = windows[0], windows[-24:]
     bad = {old, newest[3], newest[7]}
     hours_with(database, {window: window in bad for window in (old, *newest)})
-    bench = make_bench(database, now=NEXT_DAYS)
-    only = {"asset_selection": [dg.AssetKey("window_groups")]}
-    said = one_hour_each(bench.run("hours", newest[-1], **only))
+    bench = make_bench(database, now=NEXT_DAYS + CHANGED_WITHIN + timedelta(minutes=1))
+
+    def one_hour_each(*hours: str) -> dg.AssetCheckEvaluation:
+        return bench.verdicts("hours", *hours, asset_selection=[dg.AssetKey("window_groups")])["one_hour_each"]
+
+    said = one_hour_each(newest[-1])
     assert not said.passed and said.partition is None
     assert (said.description or "").startswith(f"2 of 24 hours: {newest[7]}, 1 of 5 (20%) rows say windowHours other than 1; {newest[3]}, ")
     assert said.metadata["looked_at"].value == f"24 hours, {newest[0]} to {newest[-1]}"
-    with_the_old = one_hour_each(bench.run("hours", old, **only))
+    with_the_old = one_hour_each(old)
     assert [found["hour"] for found in bad_hours(with_the_old)] == sorted(bad, reverse=True)
     # A range is one verdict, about all of its hours.
-    whole = one_hour_each(bench.run("hours", windows[0], windows[-1], **only))
+    whole = one_hour_each(windows[0], windows[-1])
     assert (whole.description or "").startswith("3 of 25 hours: ")
+    # So does an hour that changed within a day, in a check by itself.
+    bench.execute("""UPDATE babylon_rl.windows SET "computedAt" = %s WHERE "window" = %s""", bench.babylon.now(), old)
+    assert (one_hour_each(newest[-1]).description or "").startswith("3 of 25 hours: ")
+
+
+@pytest.mark.slow
+def test_runs_of_hours_have_no_checks_and_their_checks_follow(make_bench: Callable[..., Bench], database: Database):
+    hours_with(database, {WINDOW: True})
+    bench = make_bench(database, now=NEXT_DAYS)
+    location = code_location(given(bench.babylon))
+    cursor = None
+
+    def asked() -> int:
+        nonlocal cursor
+        result = dg.evaluate_automation_conditions(location, bench.instance, checks_follow_hours.asset_selection, cursor=cursor)
+        cursor = result.cursor
+        return result.total_requested
+
+    assert asked() == 0
+    assert not bench.run("hours", WINDOW).get_asset_check_evaluations()
+    assert asked() == sum(len(checks.rules) for checks in (ROWS, MARKET, LEAKS, JUDGED))
+    assert asked() == 0
 
 
 @pytest.mark.slow

@@ -94,22 +94,21 @@ def test_only_the_newest_hour_of_a_range_is_drawn(bench: Bench):
 
 @pytest.mark.slow
 def test_a_range_gets_a_verdict_for_all_of_its_hours(bench: Bench):
-    result = bench.run("hours", "2025-10-29T14:00", "2025-10-29T15:00")
-    verdicts = [(verdict.check_name, verdict.partition) for verdict in result.get_asset_check_evaluations()]
-    assert len(set(verdicts)) == len(verdicts) and {hour for _, hour in verdicts} == {None}
-    passed = {verdict.check_name for verdict in result.get_asset_check_evaluations() if verdict.passed}
+    verdicts = bench.verdicts("hours", "2025-10-29T14:00", "2025-10-29T15:00")
+    assert {verdict.partition for verdict in verdicts.values()} == {None}
+    passed = {name for name, verdict in verdicts.items() if verdict.passed}
     assert {"few_rows_malformed", "messages_recorded", "outcomes_unflagged", "scores_differ"} <= passed
 
 
 @pytest.mark.long
 def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench: Bench):
-    def failed(result: dg.ExecuteInProcessResult) -> set[str]:
-        verdicts = result.get_asset_check_evaluations()
-        return {check.check_name for check in verdicts if not check.passed and not (check.description or "").startswith("Nothing measured")}
+    def failed(hour: str) -> set[str]:
+        verdicts = bench.verdicts("hours", hour).items()
+        return {name for name, found in verdicts if not found.passed and not (found.description or "").startswith("Nothing measured")}
 
-    assert failed(bench.run("hours", "2025-10-29T14:00")) == set()
+    assert failed("2025-10-29T14:00") == set()
     bench.execute("""UPDATE trajectories SET "stepsJson" = 'no' WHERE "windowId" = '2025-10-29T15:00'""")
-    assert failed(bench.run("hours", "2025-10-29T15:00")) == {"few_rows_malformed", "few_rows_rejected"}
+    assert failed("2025-10-29T15:00") == {"few_rows_malformed", "few_rows_rejected"}
 
 
 @pytest.mark.slow

@@ -188,9 +188,7 @@ def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench],
     windows = filled(database, 4)
     bench = make_bench(database, now=NOW)
     bench.execute("""UPDATE trajectories SET "finalPnL" = 7 WHERE "trajectoryId" = ANY(%s)""", [f"t1-{n}" for n in range(4)])
-    result = bench.run("hours", windows[0], windows[-1])
-    assert result.success
-    verdicts = {verdict.check_name: verdict for verdict in result.get_asset_check_evaluations()}
+    verdicts = bench.verdicts("hours", windows[0], windows[-1])
     ties = verdicts["few_ties"]
     assert not ties.passed and (ties.description or "").startswith(f"1 of 4 hours: {windows[1]}, ")
     assert verdicts["groups_have_scores"].passed and verdicts["groups_have_scores"].description == "Nothing found in 4 hours."

@@ -23,8 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import HOURS_JOB
+from babylon_rl.automation.jobs import CHECKS_JOB, HOURS_JOB
 from babylon_rl.automation.launch import QUIET
+from babylon_rl.automation.sensors import checks_follow_hours
 from babylon_rl.errors import BabylonError
 from babylon_rl.market.spawn import SpawnRequest, players_of, spawn
 from babylon_rl.serving.dagster_client import hour_tags
@@ -171,6 +172,8 @@ class Daemon:
         result = dg.evaluate_automation_conditions(defs, self.instance, sensor.asset_selection, cursor=cursor)
         self._cursors[sensor.name] = result.cursor
         assets_of: dict[str | None, list[dg.AssetKey]] = defaultdict(list)
+        if sensor.name == checks_follow_hours.name and result.total_requested:
+            self.execute(CHECKS_JOB, {}, None)
         for key in sorted(defs.resolve_asset_graph().get_all_asset_keys()):
             for window in result.get_requested_partitions(key):
                 assets_of[window].append(key)
