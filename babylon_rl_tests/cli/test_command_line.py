@@ -212,7 +212,7 @@ def test_help_imports_no_group_and_nothing_heavy(tmp_path: Path) -> None:
     imported = done.stdout.splitlines()[-1].split()
     assert "typer" in imported
     assert [name for name in imported if name.split(".")[0] in HEAVY] == []
-    assert {name for name in imported if name.startswith("babylon_rl.")} == {"babylon_rl.cli", "babylon_rl.errors"}
+    assert {name for name in imported if name.startswith("babylon_rl.")} == {"babylon_rl.cli", "babylon_rl.errors", "babylon_rl.heap"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
