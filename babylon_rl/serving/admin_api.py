@@ -69,7 +69,6 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import moment, utc_now
 
 BODY_LIMIT = 256 * 1024
-UPLOAD_LIMIT = 1024**3  # of weights; an adapter has tens of megabytes
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
 _AB_TESTS = "/api/admin/ab-tests"
@@ -356,8 +355,9 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
 async def _read_upload(api: AdminApi, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
+    limit = api.settings.upload_limit_mb * 1024**2
     # The form's own lines and its other fields come on top of the file.
-    body = LimitedBody(request, UPLOAD_LIMIT + BODY_LIMIT)
+    body = LimitedBody(request, limit + BODY_LIMIT)
     try:
         form = await Request(request.scope, body.receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)
     except HTTPException as unreadable:

@@ -42,7 +42,11 @@ def read_keys(connection: Connection) -> Sequence[ClientKey]:
 
 
 def create_key(connection: Connection, key: ClientKey) -> None:
-    """Store a new key. Raises UsageError: the name is taken, also by a revoked key."""
+    """Store a new key.
+
+    Raises:
+        UsageError: the name is taken, also by a revoked key.
+    """
     try:
         with connection.transaction():
             values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin, list(key.agents))
@@ -52,7 +56,11 @@ def create_key(connection: Connection, key: ClientKey) -> None:
 
 
 def revoke_key(connection: Connection, name: str, now: datetime) -> datetime:
-    """Revoke a key, and return since when it is revoked. Raises UsageError: there is no such key."""
+    """Revoke a key, and return since when it is revoked.
+
+    Raises:
+        UsageError: there is no such key.
+    """
     with connection.transaction():
         row = connection.execute(_REVOKE, (now, name)).fetchone()
     if row is None:
