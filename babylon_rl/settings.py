@@ -313,7 +313,6 @@ class ServingSettings(SettingsGroup):
 
     rollout_steps: ClassVar[tuple[float, ...]] = (1, 10, 25, 50, 100)  # percent of agents at each step of a gradual rollout
     upload_limit_mb: ClassVar[int] = 1024  # of weights that `serve admin` takes; an adapter has tens of megabytes
-    gateway_body_limit_mb: ClassVar[int] = 4  # of a request to the gateway; a prompt has tens of kilobytes
     gateway_timeout_seconds: ClassVar[float] = 60  # for an answer, a stream's first token, or each part after it
 
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")

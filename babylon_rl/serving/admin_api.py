@@ -366,8 +366,8 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
     model, version, metadata = (form.get(name) for name in ("model", "version", "metadata"))
     if not isinstance(model, UploadFile) or not isinstance(version, str) or not isinstance(metadata, str):
         raise ApiError(400, "A form has the file model and the fields version and metadata.", "invalid_body")
-    if (model.size or 0) > UPLOAD_LIMIT:
-        raise ApiError(413, f"The file has more than {UPLOAD_LIMIT:,} bytes.", "body_too_large")
+    if (model.size or 0) > limit:
+        raise ApiError(413, f"The file has more than {limit:,} bytes.", "body_too_large")
     refuse_nesting(metadata.encode())
     try:
         facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
