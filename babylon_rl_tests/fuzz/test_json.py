@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from babylon_rl.tolerant_json import NotJson, joined, read_exactly, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_rl.tolerant_json import NotJson, joined, read_exactly, read_json
 from babylon_rl_tests.fuzz.inputs import CUTS, TEXTS, corpus, halves, odd_bytes
 from babylon_rl_tests.repeatable import repeatable
 
