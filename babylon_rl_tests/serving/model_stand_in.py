@@ -72,7 +72,7 @@ class ModelStandIn:
         length = next(int(line.partition(":")[2]) for line in head.splitlines() if line.lower().startswith("content-length"))
         body = json.loads(await reader.readexactly(length))
         self.seen.append(body)
-        poisoned = "poison" in str(body["messages"][-1].get("content"))
+        poisoned = "poison" in str(body.get("messages", [])[-1:])
         model, fault = body["model"], self.behaviour.get("poison" if poisoned else body["model"], "")
         if fault == "hangs":
             await reader.read(1)

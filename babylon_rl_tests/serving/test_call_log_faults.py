@@ -58,7 +58,9 @@ class Load(Clients):
         body = {"model": "babylon-agent", "messages": [{"role": "user", "content": marker}], "stream": stream}
         url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
         try:
-            request = urllib.request.Request(url, json.dumps(body).encode(), {"x-babylon-agent": f"agent-{client}"})
+            request = urllib.request.Request(
+                url, json.dumps(body).encode(), {"x-babylon-agent": f"agent-{client}", "content-type": "application/json"}
+            )
             with urllib.request.urlopen(request, timeout=20) as response:
                 answer = response.read()
         except (OSError, http.client.HTTPException) as failure:

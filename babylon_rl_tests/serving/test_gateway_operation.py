@@ -46,10 +46,12 @@ def test_each_of_several_processes_shows_the_numbers_of_all_also_of_one_that_end
 
         wait_for(lambda: len(processes()) == 2, "both processes to start")
         for _ in range(12):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body).read()
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"content-type": "application/json"})
+            ).read()
         assert [sampled(port, answered) for _ in range(6)] == [12] * 6
         upstream.behaviour["v1.0.0"] = "hangs"
-        hanging = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+        hanging = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"content-type": "application/json"})
         asking = threading.Thread(target=lambda: suppress_errors(hanging))
         asking.start()
         wait_for(lambda: sampled(port, "open_requests") == 1, "a request under way")
