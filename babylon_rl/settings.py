@@ -400,6 +400,9 @@ class ServingSettings(SettingsGroup):
         100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
     local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
+    embedding_endpoint: str | None = Field(
+        None, description="An OpenAI-compatible server that gets the gateway's /v1/embeddings; at api.openai.com with OPENAI_API_KEY."
+    )
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."

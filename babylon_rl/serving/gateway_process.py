@@ -22,14 +22,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.files.location import shown_url
-from babylon_rl.http_server import bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
+from babylon_rl.http_server import BODY_TIMEOUT_S, bind, error_handlers, in_thread, json_response, read_body, refusal, server_config, url_of
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway, peer
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
-from babylon_rl.serving.routing import ALIASES, route
+from babylon_rl.serving.responses import ResponsesEndpoint
+from babylon_rl.serving.routing import ALIASES, alias_meaning, route
+from babylon_rl.serving.usage import spent_tokens
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_id
@@ -65,9 +67,16 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def model(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
         name = request.path_params["name"]
-        if name not in served_names(gateway.state.table):
+        if name not in served_names(gateway.state.table) and alias_meaning(name) is None:
             raise ApiError(404, f"There is no model {name}; `GET /v1/models` lists those that there are.", "model_not_found", "model")
         return json_response(_model(name))
+
+    async def embeddings(request: Request) -> Response:
+        client = gateway.access.admit(peer(request.scope), request.headers)
+        body = await read_body(request.receive, longest, BODY_TIMEOUT_S)
+        status, content = await gateway.upstreams.embeddings(body)
+        client.spend(spent_tokens(None, len(body), 0))
+        return Response(content, status, media_type="application/json")
 
     async def health(_: Request) -> Response:
         return json_response({"status": "ok"})
@@ -82,13 +91,17 @@ def create_app(gateway: Gateway) -> ASGIApp:
         gateway.access.admit(peer(request.scope), request.headers)
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    longest = gateway.settings.gateway_body_limit_mb * 1024**2
+    responses = ResponsesEndpoint(gateway, longest, BODY_TIMEOUT_S)
     routes = [
-        RoutedPath(CHATS, gateway), RoutedPath("/v1/models", models), RoutedPath("/v1/models/{name:path}", model),
+        RoutedPath(CHATS, gateway), RoutedPath("/v1/responses", responses),
+        RoutedPath("/v1/embeddings", embeddings, methods=["POST"]), RoutedPath("/v1/models", models),
+        RoutedPath("/v1/models/{name:path}", model),
         RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
     ]  # fmt: skip
     handlers = error_handlers(
         refusal,
-        "served: POST /v1/chat/completions; GET /v1/models, /health, /ready, /metrics",
+        "served: POST /v1/chat/completions, /v1/responses, /v1/embeddings; GET /v1/models, /health, /ready, /metrics",
         "The gateway failed; its log has the reason.",
     )
     others = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)

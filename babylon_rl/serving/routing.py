@@ -5,6 +5,7 @@ and the deployed version within RL_ROLLOUT_PERCENTAGE, the base. USE_RL_MODEL=fa
 scale of 0 to 100 % is a hash of its id, so that it keeps its model, and raising a share only adds agents.
 """
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -25,6 +26,8 @@ ALIASES: dict[str, str] = {
     "qwen/qwen3-32b": BY_REGISTRY, "moonshotai/kimi-k2-instruct-0905": BY_REGISTRY, "llama-3.1-8b-instant": BY_REGISTRY,
     "llama-3.3-70b-versatile": BY_REGISTRY, "gpt-4o-mini": BY_REGISTRY, "your-org/babylon-agents/babylon-mmo:latest": BY_REGISTRY,
 }  # fmt: skip
+# OpenAI's names, which its clients and runtimes ask for where nobody chose one.
+_OPENAI_NAMES = re.compile(r"(?:openai/)?(?:gpt-|chatgpt-|o\d(?![^-]))[\w.:-]*")
 _BITS = 53  # of a hash: exactly those of a float, so that no place is 100
 
 
@@ -87,6 +90,11 @@ def route(
     return _by_test(table, settings, identity) or _by_release(table, settings, identity, agent_id)
 
 
+def alias_meaning(name: str) -> str | None:
+    """What a model name that is no version stands for, None where it stands for nothing."""
+    return ALIASES.get(name) or (BY_REGISTRY if _OPENAI_NAMES.fullmatch(name) else None)
+
+
 def base_route(settings: Settings, reason: str, upstream: str | None = None) -> Route:
     """The base model.
 
@@ -103,7 +111,7 @@ def _named(table: RoutingTable, settings: Settings, requested: str | None) -> Ro
         return BY_REGISTRY
     if requested in (BASE, settings.base_model):
         return base_route(settings, f"the request names {requested}")
-    meaning = ALIASES.get(requested)
+    meaning = None if requested in table.versions else alias_meaning(requested)
     if meaning == NEWEST:
         if table.deployed is None:
             return base_route(settings, f"{requested} is the newest deployed version, and none is deployed")

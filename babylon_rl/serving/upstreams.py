@@ -31,6 +31,7 @@ from babylon_rl.tolerant_json import NotJson, read_json
 _LOG = logging.getLogger("babylon_rl.gateway")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
+_OPENAI = URL("https://api.openai.com")
 _OPEN_S = 10.0
 _CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
 _BUFFERED_BYTES = 256 * 1024
@@ -304,6 +305,36 @@ class Upstreams:
             self._session = self._session or _session()
             self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)
         return self._upstreams[name]
+
+    async def embeddings(self, body: bytes) -> tuple[int, bytes]:
+        """Pass a request for embeddings on; status and body of the answer.
+
+        Raises:
+            ApiError: no server is set, or it does not answer.
+        """
+        settings = self._settings
+        if settings.embedding_endpoint is None:
+            message = "POST /v1/embeddings is not served here: set EMBEDDING_ENDPOINT to a server that makes embeddings."
+            raise ApiError(404, message, "not_found")
+        url = URL(f"{with_version(settings.embedding_endpoint)}/embeddings")
+        # The key is OpenAI's: no other server gets it.
+        key = settings.openai_api_key if url.origin() == _OPENAI else None
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key.get_secret_value()}"} if key else {})
+        self._session = self._session or _session()
+        try:
+            async with asyncio.timeout(settings.gateway_timeout_seconds):
+                async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    content, status = await response.read(), response.status
+        except TimeoutError:
+            message = f"The server of EMBEDDING_ENDPOINT did not answer within {settings.gateway_timeout_seconds:g} s."
+            raise ApiError(504, message, "upstream_timeout") from None
+        except _BROKEN as broken:
+            message = f"The server of EMBEDDING_ENDPOINT cannot be reached ({type(broken).__name__})."
+            raise ApiError(502, message, "upstream_error") from None
+        # Its credentials are the gateway's concern, not the client's.
+        if status in (401, 403) or status < 200 or 300 <= status < 400:
+            raise ApiError(502, f"The server of EMBEDDING_ENDPOINT refused the gateway with status {status}.", "upstream_error")
+        return status, content
 
     def _address(self, name: str) -> tuple[str, str | None]:
         if name == LOCAL:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.serving.routing import ALIASES, BY_REGISTRY, Route, arm_of, place, route
+from babylon_rl.serving.routing import ALIASES, BY_REGISTRY, Route, alias_meaning, arm_of, place, route
 from babylon_rl.settings import Settings
 from babylon_rl.store.releases import Rollout, RoutedTest, RoutedVersion, RoutingTable
 
@@ -74,14 +74,34 @@ def test_names_mean_a_version_the_newest_deployed_one_or_the_choice_of_the_regis
         assert seen(route(rolling, settings(), name, "a")) == (None, "base")
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("gpt-4o", True), ("gpt-5", True), ("gpt-5-mini", True), ("gpt-5-nano", True), ("gpt-4.1-mini", True), ("gpt-4", True),
+        ("gpt-3.5-turbo", True), ("gpt-4o-2024-08-06", True), ("chatgpt-4o-latest", True), ("o1", True), ("o3-mini", True),
+        ("openai/gpt-5.4", True), ("gpt", False), ("o", False), ("o1x", False), ("o11ama", False), ("text-embedding-3-small", False),
+        ("babylon-gpt-4o", False), ("claude-5", False), ("gpt-4o\n", False), ("gpt-4o v2", False),
+    ],
+)  # fmt: skip
+def test_openais_names_are_the_choice_of_the_registry(name: str, known: bool) -> None:
+    assert alias_meaning(name) == (BY_REGISTRY if known else None)
+    if known:
+        assert seen(route(a_table(), settings(), name, "a")) == ("v1.0.0", "deployed")
+    else:
+        with pytest.raises(ModelUnavailable, match="There is no model"):
+            route(a_table(), settings(), name, "a")
+    named = RoutingTable({name: a_version(name)})
+    assert seen(route(named, settings(), name, "a")) == (name, "named")
+
+
 def test_a_version_that_cannot_be_asked_is_refused_and_never_replaced() -> None:
     table = a_table()
     for status, pruned, words in (("failed", False, "is failed"), ("archived", True, "was pruned")):
         broken = RoutingTable({"v1.0.0": replace(a_version("v1.0.0", status), pruned=pruned)})
         with pytest.raises(ModelUnavailable, match=words):
             route(broken, settings(), "v1.0.0", "a")
-    with pytest.raises(ModelUnavailable, match="no model gpt-9"):
-        route(table, settings(), "gpt-9", "a")
+    with pytest.raises(ModelUnavailable, match="no model grok-9"):
+        route(table, settings(), "grok-9", "a")
     with pytest.raises(ModelUnavailable, match="no version v9.9.9"):
         route(table, settings(rl_model_version="v9.9.9"), None, "a")
 
