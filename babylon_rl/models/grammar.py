@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LANGUAGE_LIMIT = 2000
-_ANNOTATIONS = {"title", "description", "default", "examples", "$schema"}
+# x-guidance says to vLLM which blanks an answer has.
+_ANNOTATIONS = {"title", "description", "default", "examples", "$schema", "x-guidance"}
 _KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additionalProperties"}
 
 

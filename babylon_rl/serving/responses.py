@@ -4,7 +4,7 @@ Nothing is stored: what refers to an earlier answer is refused by its name, as a
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import time
 from typing import Any
@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.http_server import read_body
-from babylon_rl.serving.server_sent_events import StreamReader
+from babylon_rl.serving.server_sent_events import Event as ChatEvent
+from babylon_rl.serving.server_sent_events import StreamReader, objects, part_of
 from babylon_rl.tolerant_json import NotJson, joined, read_exactly, read_json, whole_text
 
 # Fields that need stored answers, or programs at OpenAI, and the values of theirs that ask for nothing.
@@ -43,7 +44,7 @@ class ResponsesEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        answers: list[_Answer] = []
+        answers: list[Answer] = []
         start: MutableMapping[str, Any] = {}
 
         async def as_chat() -> MutableMapping[str, Any]:
@@ -52,7 +53,7 @@ class ResponsesEndpoint:
                 return await receive()
             document = _decoded(await read_body(receive, self._longest, self._within_s))
             chat = chat_request(document)
-            answers.append(_Answer(document))
+            answers.append(Answer(document))
             return {"type": "http.request", "body": msgspec.json.encode(chat)}
 
         async def translated(message: MutableMapping[str, Any]) -> None:
@@ -228,11 +229,11 @@ class _Item:
             return self.item, "arguments"
         return self.item["content"][0], "text" if self.kind == "output_text" else "refusal"
 
-    def add(self, text: str) -> str:
-        """Append to its text, and return what was appended; half of a surrogate pair waits for the other half."""
+    def added(self, text: str) -> str:
+        """Add to its text; return what is whole by now, as half of a surrogate pair waits for the other."""
         text = joined(self.half, text)
-        cut = len(text) - 1 if text and "\ud800" <= text[-1] <= "\udbff" else len(text)
-        self.half, text = text[cut:], whole_text(text[:cut])
+        self.half = text[-1] if text and "\ud800" <= text[-1] <= "\udbff" else ""
+        text = whole_text(text.removesuffix(self.half))
         holder, name = self.held
         holder[name] += text
         return text
@@ -240,7 +241,6 @@ class _Item:
     def done(self, status: str) -> Iterator[Event]:
         self.item["status"] = status
         holder, name = self.held
-        holder[name] += whole_text(self.half)
         end = {"type": f"response.{self.kind}{'_arguments' if self.is_call else ''}.done", name: holder[name], **self.names}
         if self.is_call:
             end["name"] = self.item["name"]
@@ -252,7 +252,7 @@ class _Item:
         yield {"type": "response.output_item.done", "output_index": self.place, "item": self.item}
 
 
-class _Answer:
+class Answer:
     """One answer of a chat, whole or by its chunks, as the Responses API has it."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -266,8 +266,8 @@ class _Answer:
         }  # fmt: skip
         self._items: list[_Item] = []
         self._calls: dict[Any, _Item] = {}
-        self._finish: Any = None
         self._reader = StreamReader()
+        self._finish: Any = None
         self._number = 0
 
     def whole(self, body: bytes) -> bytes:
@@ -277,47 +277,41 @@ class _Answer:
         return _encoded(self._response)
 
     def events(self, chunks: bytes) -> bytes:
-        """The events that whole events of a chat become."""
+        """The events that those of a chat become."""
         encoded = []
-        found = [event for event in self._reader.feed(chunks) if event.closes or event.chunk]
-        read = [self._ended() if event.closes else self._chunk(event.chunk) for event in found]
-        if self._reader.fault is not None and self._response["status"] != "failed":
-            read.append(self._chunk({"error": self._reader.fault}))
-        for events in read:
-            # Each is encoded before the next is made, as the response in it goes on to change.
-            for event in events:
-                data = _encoded(event | {"sequence_number": self._number})
-                encoded.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
-                self._number += 1
+        # Each is encoded before the next is made, as the response in it goes on to change.
+        for event in self._answered(self._reader.feed(chunks)):
+            data = _encoded(event | {"sequence_number": self._number})
+            encoded.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
+            self._number += 1
         return b"".join(encoded)
 
-    def _chunk(self, chunk: Mapping[str, Any]) -> Iterator[Event]:
+    def _answered(self, chunks: Iterable[ChatEvent]) -> Iterator[Event]:
         if not self._number:
             yield {"type": "response.created", "response": self._response}
             yield {"type": "response.in_progress", "response": self._response}
-        if error := chunk.get("error"):
-            said = error if isinstance(error, dict) else {"message": str(error)}
-            named = {"code": said.get("code") or "server_error", "message": said.get("message"), "param": said.get("param")}
-            yield {"type": "error", **named, "error": {"type": "server_error", **said}}
+        for chunk in chunks:
+            yield from self._ended() if chunk.closes else self._read(chunk.chunk, "delta")
+        if (fault := self._reader.fault) is not None and self._response["status"] != "failed":
+            named = {"code": fault.get("code") or "server_error", "message": fault.get("message"), "param": fault.get("param")}
+            yield {"type": "error", **named, "error": {"type": "server_error", **fault}}
             self._response |= {"status": "failed", "error": {"code": "server_error", "message": named["message"]}}
             yield {"type": "response.failed", "response": self._response}
-        else:
-            yield from self._read(chunk, "delta")
 
     def _read(self, chunk: Mapping[str, Any], name: str) -> Iterator[Event]:
         self._response["model"] = chunk.get("model") or self._response["model"]
-        if isinstance(usage := chunk.get("usage"), dict):
+        if usage := part_of(chunk, "usage"):
             self._response["usage"] = _usage(usage)
-        for choice in chunk.get("choices") or ():
+        for choice in objects(chunk.get("choices")):
             if choice.get("index"):
                 continue
-            said = choice.get(name) or {}
+            said = part_of(choice, name)
             self._finish = choice.get("finish_reason") or self._finish
-            entries = (choice.get("logprobs") or {}).get("content") if self._with_logprobs else None
+            entries = objects(part_of(choice, "logprobs").get("content")) if self._with_logprobs else []
             for kind, field in (("output_text", "content"), ("refusal", "refusal")):
                 if text := _text(said.get(field)):
-                    yield from self._said(kind, text, entries or [])
-            for piece in said.get("tool_calls") or ():
+                    yield from self._said(kind, text, entries)
+            for piece in objects(said.get("tool_calls")):
                 yield from self._called(piece)
 
     def _said(self, kind: str, text: str, entries: list[Any]) -> Iterator[Event]:
@@ -327,22 +321,22 @@ class _Answer:
             part = {"type": kind, "text": "", "annotations": [], "logprobs": []} if kind == "output_text" else {"type": kind, "refusal": ""}
             item.item["content"].append(part)
             yield {"type": "response.content_part.added", "part": part, **item.names}
-        text = item.add(text)
-        delta = {"type": f"response.{kind}.delta", "delta": text, **item.names}
+        holder = item.held[0]
+        delta = {"type": f"response.{kind}.delta", "delta": item.added(text), **item.names}
         if kind == "output_text":
-            item.held[0]["logprobs"] += entries
+            holder["logprobs"] += entries
             delta["logprobs"] = entries
         yield delta
 
     def _called(self, piece: dict[str, Any]) -> Iterator[Event]:
         """Begin or continue a call of a tool; a piece names its call by index, by id, or by both."""
-        function, place = piece.get("function") or {}, piece.get("index")
+        function, place = part_of(piece, "function"), piece.get("index")
         item = self._calls.get(place)
         if item is None or place is None or piece.get("id") not in (None, "", item.item["call_id"]):
             call = {"call_id": piece.get("id") or f"call_{uuid4().hex}", "name": function.get("name") or "", "arguments": ""}
             item = self._calls[place] = yield from self._begun("function_call", {"type": "function_call", **call}, "fc")
         if text := function.get("arguments"):
-            yield {"type": "response.function_call_arguments.delta", "delta": item.add(text), **item.names}
+            yield {"type": "response.function_call_arguments.delta", "delta": item.added(text), **item.names}
 
     def _begun(self, kind: str, item: dict[str, Any], prefix: str) -> Generator[Event, None, _Item]:
         begun = _Item(kind, len(self._items), {"id": f"{prefix}_{uuid4().hex}", "status": "in_progress", **item})
@@ -375,7 +369,7 @@ def _text(content: Any) -> str:
 
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:
     sent, made = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    cached, thought = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
+    cached, thought = part_of(usage, "prompt_tokens_details"), part_of(usage, "completion_tokens_details")
     return {
         "input_tokens": sent, "input_tokens_details": {"cached_tokens": cached.get("cached_tokens") or 0}, "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought.get("reasoning_tokens") or 0},

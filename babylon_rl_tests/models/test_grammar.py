@@ -20,6 +20,12 @@ def test_a_trade_schema_is_its_json_texts_in_property_order(trade_format: dict[s
     assert len(texts) == 7
 
 
+@pytest.mark.parametrize("name", ["title", "description", "$schema", "x-guidance"])
+def test_what_only_describes_a_schema_changes_no_text(trade_format: dict[str, Any], name: str) -> None:
+    schema = trade_format["json_schema"]["schema"]
+    assert language(schema | {name: {"whitespace_flexible": False}}) == language(schema)
+
+
 def test_numbers_booleans_null_and_nested_objects_are_written_as_json_dumps_writes_them() -> None:
     inner = {"type": "object", "properties": {"n": {"enum": [1, 2.5]}, "ok": {"type": "boolean"}}, "required": ["n", "ok"]}
     texts = language({"type": "object", "properties": {"é": inner, "x": {"type": "null"}}, "required": ["é", "x"]})

@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 
+from babylon_rl.serving.responses import Answer
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.acting_stand_in import SAID, ActingStandIn, acting_stand_in
@@ -205,7 +206,7 @@ def test_what_needs_a_store_or_a_program_at_openai_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"input": 1e999}', b'{"input": {"a": []}}', b'{"tools": 5, "input": "x"}']
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"input": 1e999}', b"[" * 2000, b'{"input": {"a": []}}', b'{"tools": 5, "input": "x"}']
 )
 def test_what_is_no_request_is_a_400(gateway: RunningGateway, body: bytes) -> None:
     answer = httpx2.post(f"{gateway.url}/responses", content=body)
@@ -223,6 +224,8 @@ def test_an_answer_that_was_cut_is_incomplete_and_a_refusal_is_one(gateway: Runn
 def test_a_stream_that_breaks_is_an_error_of_the_client_and_no_answer(gateway: RunningGateway) -> None:
     with pytest.raises(openai.APIError, match="stream"):
         list(gateway.client().responses.create(model="gpt-4o-mini", input="#break Buy?", stream=True))
+    events = post(gateway, input="#break Buy?", stream=True).text
+    assert events.count("event: error\n") == events.count("event: response.failed\n") == 1 and "completed" not in events
 
 
 def test_errors_and_headers_are_those_of_a_chat(gateway: RunningGateway) -> None:
@@ -239,3 +242,22 @@ def test_typed_answers_are_parsed_by_the_official_client(gateway: RunningGateway
     form = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {"ticker": {"type": "string"}}}}
     response, _ = ask(gateway, text={"format": form})
     assert json.loads(response.output_text) == {"ticker": "BTC"}
+
+
+def test_half_a_surrogate_pair_in_a_request_is_the_replacement_character(gateway: RunningGateway, acting: ActingStandIn) -> None:
+    answer = httpx2.post(f"{gateway.url}/responses", content=rb'{"model": "gpt-4o", "input": "up \ud83d"}')
+    assert answer.status_code == 200 and acting.seen[0]["messages"][0]["content"] == "up \N{REPLACEMENT CHARACTER}"
+
+
+def test_a_character_in_two_halves_and_events_that_say_nothing_are_one_text() -> None:
+    said = [r'{"content": "up \ud83d"}', "{}", r'{"content": "\ude00 end"}']
+    chunks = [f'data: {{"choices": [{{"index": 0, "delta": {delta}}}]}}\n\n'.encode() for delta in said]
+    chunks += [
+        b": ping\n\n",
+        b"data: null\n\n",
+        b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": null}\n\n',
+    ]
+    answer = Answer({"stream": True})
+    events = b"".join(answer.events(chunk) for chunk in [*chunks, b"data: [DONE]\n\n"])
+    last = json.loads(events.strip().rpartition(b"data: ")[2])["response"]
+    assert last["output"][0]["content"][0]["text"] == "up \N{GRINNING FACE} end" and last["status"] == "completed"
