@@ -263,9 +263,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Facts on how a language model reached the scores of a group, all tries included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
-    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the place
-    of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those of the
-    episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
+    of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+
     ``context_flags`` are passages in news, questions and the market's names that address a judge. ``masked`` says whether the scores are
     those with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
     ``masked_version`` is the hash of what was shown then.
@@ -292,9 +293,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
     """Scores of one window's group, ordered by rank, then agent id.
 
-    A row of babylon_rl.group_scores and its episodes. ``judgement`` is set only where a language model judged. ``spread`` is the population
-    standard deviation of the scores, ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned
-    them wrote them.
+    A row of babylon_rl.group_scores and its episodes.
+
+    ``judgement`` is set only where a language model judged. ``spread`` is the population standard deviation of the scores,
+    ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them.
     """
 
     window: str
