@@ -1,4 +1,5 @@
-"""Sources of settings, the strongest first: the environment, ``.env`` in the working directory, the stored choices of a demo.
+"""Sources of settings, the strongest first: the environment, ``.env`` in the working directory, the stored choices of a demo. What is wrong
+with a value is said here too.
 
 Functions take the class of all settings, which stands above in ``babylon_rl.settings``.
 """
@@ -9,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
@@ -135,3 +137,12 @@ def explained(settings_class: type[BaseSettings], error: Mapping[str, Any]) -> s
     secret = (field is not None and "SecretStr" in str(field.annotation)) or "@" in str(error["input"])
     value = "(a secret)" if secret else repr(error["input"])
     return f"{name} is {value}: {message.replace('input should', 'it should')}."
+
+
+def is_http(address: str) -> bool:
+    """True for an address of HTTP with a host and, if it names one, a port."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number
+        return False

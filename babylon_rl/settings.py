@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInf
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.setting_sources import ENV_FILE, demo_choices, explained, judge_key_variable, unreadable_lines
+from babylon_rl.setting_sources import ENV_FILE, demo_choices, explained, is_http, judge_key_variable, unreadable_lines
 from babylon_rl.windows import is_window_id
 
 HEURISTIC = "heuristic"
@@ -379,7 +379,7 @@ class AlertSettings(SettingsGroup):
     @field_validator("discord_webhook_url", "alert_webhook_url")
     @classmethod
     def _is_web_hook(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _is_http(value.get_secret_value()):
+        if value is not None and not is_http(value.get_secret_value()):
             raise ValueError("must be an address such as https://hooks.example.com/services/...")
         return value
 
@@ -446,7 +446,7 @@ class Settings(
     )  # fmt: skip
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
-        if value is not None and not _is_http(value):
+        if value is not None and not is_http(value):
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
         return value
 
@@ -473,14 +473,6 @@ class Settings(
 
 # In the order in which .env.example and the docs show them.
 GROUPS = tuple(group for group in reversed(Settings.__bases__) if issubclass(group, SettingsGroup))
-
-
-def _is_http(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # its port is no number
-        return False
 
 
 def load_settings(**overrides: Any) -> Settings:
