@@ -69,7 +69,7 @@ def reasoning_of(message: Mapping[str, Any]) -> tuple[str, str]:
     """The field of an answer that holds the model's thinking, and its text; both empty without one."""
     content = message.get("content")
     thoughts = (
-        [part for part in content if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS]
+        [part for part in content if not isinstance(part, Mapping) or str(part.get("type")) not in _TEXT_PARTS]
         if isinstance(content, list)
         else []
     )
@@ -79,15 +79,15 @@ def reasoning_of(message: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _thoughts(value: Any) -> Iterator[str]:
-    """Yield the texts of a field of thinking, which servers send as a text or as nested parts."""
+def _thoughts(value: Any, deep: int = 5) -> Iterator[str]:
+    """Yield the texts of a field of thinking, which servers send as a text or as nested parts; ``deep`` bounds the nesting."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _thoughts(next((value[name] for name in ("thinking", "text", "summary") if value.get(name)), None))
-    elif isinstance(value, list):
+    elif isinstance(value, Mapping) and deep:
+        yield from _thoughts(next((value[name] for name in ("thinking", "text", "summary") if value.get(name)), None), deep - 1)
+    elif isinstance(value, list) and deep:
         for part in value:
-            yield from _thoughts(part)
+            yield from _thoughts(part, deep - 1)
 
 
 def finish_reason(recorded: Any) -> str | None:

@@ -81,6 +81,8 @@ class JudgeSettings(SettingsGroup):
     judge_disagreement: ClassVar[float] = 0.15  # mean difference between orders above which a group is shown in further ones
     judge_tries: ClassVar[int] = 12  # unusable answers to a request, each asked for anew in another order, until its group is set aside
     judge_timeout_seconds: ClassVar[float] = 120  # the longest one try of a request; all its tries: 3 times that
+    judge_look_every: ClassVar[int] = 50  # hours, one of which is also judged without the words of its agents in turn
+    judge_look_after: ClassVar[int] = 100  # answers of a judge, after which such looks begin
     judge_group_size: ClassVar[int] = 16  # episodes in one request; larger groups are judged in overlapping parts
 
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")

@@ -243,7 +243,7 @@ class EpisodeScore(msgspec.Struct, frozen=True, rename="camel"):
 
     ``rank`` counts from 1, ``disagreement`` is that between orders (0: heuristic). Of a language model: the score in each order, the
     ``places`` there (0 first, 1 last), the number of tokens shown, and the flagged passages that address a judge. ``gain`` is the effect of
-    the group's flagged passages on the episode (its score as shown less that with them masked), None where nothing was masked.
+    the group's flagged sentences on the episode (its score as shown less that with them masked), None where nothing was masked.
     """
 
     agent_id: str
@@ -263,12 +263,15 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Facts on how a language model reached the scores of a group, all tries included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
-    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the place
-    of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those of the
-    episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
-    ``context_flags`` are passages in news, questions and the market's names that address a judge. ``masked`` says whether the scores are
-    those with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
-    ``masked_version`` is the hash of what was shown then.
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
+    of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+
+    ``context_flags`` are passages in news, questions and shared lines that address a judge. ``masked`` says whether the scores are those
+    with flagged sentences masked, as they are where one of ``gainers`` gained by them, None where there were none to mask;
+    ``masked_passages`` are the lines that hold one, as shown, ``noise`` is the standard error of a gain, ``masked_version`` the hash of
+    what was shown then. ``words`` is the gain of agents' own words, of an hour of the sample, ``words_noise`` its standard error, and
+    ``followed`` are the agents whose score follows their words and not their deeds.
     """
 
     orders: int
@@ -287,6 +290,11 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     masked: bool | None = None
     noise: float | None = None
     masked_version: str = ""
+    masked_passages: tuple[str, ...] = ()
+    gainers: tuple[str, ...] = ()
+    words: dict[str, float] | None = None
+    words_noise: float | None = None
+    followed: tuple[str, ...] = ()
 
 
 class GroupScores(msgspec.Struct, frozen=True, rename="camel"):

@@ -127,22 +127,30 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
             for s in group.scores
         ]
     )
-    context_flagged = [] if group.judgement is None else [{"agent": "-", "suspicion": flag} for flag in group.judgement.context_flags]
-    # Tables only if there is something to show: suspicious texts, and what they gained.
-    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags] + context_flagged:
-        metadata["injection_flags"] = table(flagged)
-    if gained := [{"agent": s.agent_id, "score": s.score, "gain": s.gain} for s in group.scores if s.gain is not None]:
-        metadata["injection_gains"] = table(gained)
+    judgement = group.judgement
+    context_flagged = [] if judgement is None else [{"agent": "-", "suspicion": flag} for flag in judgement.context_flags]
+    # Tables only if there is something to show: suspicious texts, what they and the agents' words gained, what was masked.
+    flagged = [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags] + context_flagged
+    gained = [{"agent": s.agent_id, "score": s.score, "gain": s.gain} for s in group.scores if s.gain is not None]
+    masked = [] if judgement is None else [{"masked": line} for line in judgement.masked_passages]
+    words = [] if judgement is None or judgement.words is None else [{"agent": a, "gain": g} for a, g in judgement.words.items()]
+    tables: dict[str, list[dict[str, Any]]] = {
+        "injection_flags": flagged,
+        "injection_gains": gained,
+        "masked_passages": masked,
+        "gain_of_words": words,
+    }
+    metadata |= {name: table(rows) for name, rows in tables.items() if rows}
     return HourReport(group.data_version, metadata)
 
 
 def _gain(group: GroupScores) -> dict[str, Any]:
-    """Metadata on the gain of flagged passages; empty if nothing was masked."""
+    """Metadata on the gain of flagged sentences; empty if nothing was masked."""
     judgement = group.judgement
     if judgement is None or judgement.masked is None:
         return {}
-    largest = max((score.gain or 0.0 for score in group.scores), key=abs)
-    return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_between_orders": judgement.noise or 0.0}
+    largest = max(score.gain or 0.0 for score in group.scores)
+    return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_of_gain": judgement.noise or 0.0}
 
 
 def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:

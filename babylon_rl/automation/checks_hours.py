@@ -216,16 +216,17 @@ def _leaked(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 def _suspicious(hour: HourVerdicts, settings: Settings) -> Finding | None:
     agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
-    if not agents and not hour.context_flags:
-        return None
-    parts = [f"{len(agents)} of {len(hour.agents)} episodes hold text that may speak to the judge ({sum(hour.flags)} suspicions)"]
-    parts += [f"{hour.context_flags} suspicions in news, questions and names"] if hour.context_flags else []
+    parts = []
+    if agents or hour.context_flags:
+        parts = [f"{len(agents)} of {len(hour.agents)} episodes hold text that may speak to the judge ({sum(hour.flags)} suspicions)"]
+    parts += [f"{hour.context_flags} suspicions in what agents share"] if hour.context_flags else []
     gained = [(gain, agent) for gain, agent in zip(hour.gains, hour.agents, strict=False) if gain is not None]
     if gained:
-        gain, agent = max(gained, key=lambda one: abs(one[0]))
-        counts = "the scores with it masked count" if hour.masked else "no more than two orders differ by"
-        parts.append(f"it moved {agent} by {gain:+.2f} (noise {hour.noise or 0.0:.2f}): {counts}")
-    return Finding("; ".join(parts), agents)
+        gain, agent = max(gained)
+        counts = "the scores with it masked count" if hour.masked else "no more than chance explains"
+        parts.append(f"{agent} gained {gain:+.2f} by it (noise {hour.noise or 0.0:.2f}): {counts}")
+    parts += [f"the scores of {', '.join(hour.followed)} follow their words and not their deeds"] if hour.followed else []
+    return Finding("; ".join(parts), tuple(dict.fromkeys([*agents, *hour.followed]))) if parts else None
 
 
 ROWS = HourlyChecks(
@@ -383,10 +384,10 @@ JUDGED = HourlyChecks(
         ),
         Rule(
             "nobody_speaks_to_the_judge",
-            "No episode, news, question or name holds text that may be meant for the judge.",
+            "No episode, news or question holds text that may be meant for the judge, and no score follows an agent's words alone.",
             _suspicious,
-            "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond what "
-            "orders differ by does not count.",
+            "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond chance does "
+            "not count. Where scores follow words, try another JUDGE_MODEL.",
             needs=MODEL_SCORES,
         ),
     ),

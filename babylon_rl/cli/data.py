@@ -302,10 +302,14 @@ def _judgement_sentences(group: GroupScores) -> list[str]:
     price = "an unknown price" if how.usd is None else f"${how.usd:.4f}"
     sentences = [f"{how.orders} orders: mean difference {group.disagreement:.3f}{tau}. {how.requests} requests for {price}."]
     if how.masked is not None:
-        counts = "count" if how.masked else "do not count, as they differ by no more than two orders do"
-        sentences.append(f"The scores with flagged passages masked {counts} (noise {how.noise or 0.0:.3f}).")
+        counts = (
+            f"count, as {', '.join(how.gainers)} gained by them" if how.masked else "do not count, as nobody gained by them beyond chance"
+        )
+        sentences.append(f"The scores with flagged sentences masked {counts} (noise {how.noise or 0.0:.3f}).")
+        sentences += [f"masked: {line}" for line in how.masked_passages]
     sentences += [f"context: {flag}" for flag in how.context_flags]
-    sentences += [f"{score.agent_id} gained {score.gain:+.3f} by flagged passages." for score in group.scores if score.gain]
+    sentences += [f"{score.agent_id} gained {score.gain:+.3f} by flagged sentences." for score in group.scores if score.gain]
+    sentences += [f"The score of {agent} follows its words: they gained it {(how.words or {})[agent]:+.3f}." for agent in how.followed]
     return [*sentences, *(f"{score.agent_id}: {flag}" for score in group.scores for flag in score.flags)]
 
 

@@ -9,15 +9,19 @@ part stays.
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
 MIN_SUBGROUP = 4  # episodes in a sub-group: two anchors, and two to place beside them
 MIN_SCALE_ANCHORS = 4  # anchors that tell a scale from noise
+LEAST_GAIN = 0.1  # of a score; a smaller one is left to the judge
+ERROR_RATE = 0.01  # share of the hours in which noise alone makes a gainer, at each comparison
 _NOTHING = 1e-9  # sums of the same scores differ in the last bits
 _DECIMALS = 9  # of a score, for the same reason
+
+Orders = Sequence[Mapping[str, float]]  # score by agent in each order
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Gain:
-    """Score that flagged passages gained each agent: as shown, less with the passages masked.
+    """Score that some texts gained each agent: as shown, less without these texts.
 
-    ``noise`` is the mean absolute difference between two orders of the masked group, on which the passages have no influence.
+    ``noise`` is the standard error of such a difference between two askings of the same; None where nothing was asked twice. ``gainers``
+    rose in relation to their group by LEAST_GAIN at least, and by more than noise explains.
     """
 
     by_agent: Mapping[str, float]
-    noise: float
-
-    @property
-    def beyond_noise(self) -> bool:
-        """True where the passages moved a score by more than another order does.
-
-        Then the masked scores count.
-        """
-        return max(map(abs, self.by_agent.values())) > self.noise + _NOTHING
+    noise: float | None
+    gainers: tuple[str, ...] = ()
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
@@ -71,9 +69,63 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
     return Agreement(scores, by_agent, disagreement, math.fsum(taus) / len(taus) if taus else None)
 
 
-def gain(shown: Agreement, masked: Agreement) -> Gain:
-    """Gain of flagged passages, from a group's judgements with and without them."""
-    return Gain({agent: round(shown.scores[agent] - score, _DECIMALS) for agent, score in masked.scores.items()}, masked.disagreement)
+def gain(shown: Orders, masked: Orders, suspects: Collection[str], placebo: Orders | None = None) -> Gain:
+    """Gain of flagged passages, from the orders of a group with and without them; ``suspects`` may be gainers.
+
+    The statistic is each agent's change in relation to the group. Its distribution is estimated from the differences between orders and,
+    with ``placebo``, the group with harmless passages masked, also from the changes that these make.
+    """
+    changes, harmless = _changes(shown, masked), _changes(shown, placebo or shown)
+    orders = [[_centred(order) for order in form] for form in (shown, masked)]
+    freedom = len(changes) * (len(shown) + len(masked) - 2)
+    squares = math.fsum(_spread([order[agent] for order in form]) for form in orders for agent in changes)
+    noise = math.sqrt(squares / freedom * (1 / len(shown) + 1 / len(masked))) if freedom else None
+    chosen = {agent: changes[agent] for agent in suspects}
+    gainers = _beyond_noise(chosen, noise or 0.0, freedom)
+    if placebo is not None:
+        error = math.sqrt(_spread(list(harmless.values())) / max(1, len(harmless) - 1) * (1 + 1 / len(harmless)))
+        gainers = tuple(agent for agent in _beyond_noise(chosen, error, len(harmless) - 1) if agent in gainers)
+    return Gain({agent: round(_mean_of(shown, agent) - _mean_of(masked, agent), _DECIMALS) for agent in changes}, noise, gainers)
+
+
+def _changes(shown: Orders, other: Orders) -> dict[str, float]:
+    """Score in relation to the group's mean, as shown less in another form, by agent."""
+    first, second = ([_centred(order) for order in form] for form in (shown, other))
+    return {agent: _mean_of(first, agent) - _mean_of(second, agent) for agent in shown[0]}
+
+
+def gain_of_words(shown: Orders, without: Mapping[str, Mapping[str, float]]) -> Gain:
+    """Gain of agents' own words: ``without`` has the scores of the group without the words of one agent, by that agent.
+
+    Each form without another agent's words is an asking of this agent with its own, so that the noise is measured at no price.
+    """
+    silent = {agent: _centred(order) for agent, order in without.items()}
+    spoken = {
+        agent: [_centred(order)[agent] for order in shown] + [silent[one][agent] for one in silent if one != agent] for agent in silent
+    }
+    freedom = sum(len(values) - 1 for values in spoken.values())
+    most = max(len(values) for values in spoken.values())
+    noise = math.sqrt(math.fsum(map(_spread, spoken.values())) / freedom * (1 + 1 / most)) if freedom else None
+    changes = {agent: round(math.fsum(values) / len(values) - silent[agent][agent], _DECIMALS) for agent, values in spoken.items()}
+    return Gain(changes, noise, _beyond_noise(changes, noise or 0.0, freedom))
+
+
+def _beyond_noise(changes: Mapping[str, float], error: float, freedom: int) -> tuple[str, ...]:
+    """Agents whose change exceeds LEAST_GAIN, and ``error`` by Student's quantile for the largest of the changes."""
+    from scipy.special import stdtrit  # scipy.stats takes four times as long to import
+
+    limit = float(stdtrit(freedom, 1 - ERROR_RATE / len(changes))) * error if freedom and error > _NOTHING else 0.0
+    return tuple(sorted(agent for agent, change in changes.items() if change > max(LEAST_GAIN, limit)))
+
+
+def _centred(order: Mapping[str, float]) -> dict[str, float]:
+    """Scores in relation to their group's mean."""
+    mean = math.fsum(order.values()) / len(order)
+    return {agent: score - mean for agent, score in order.items()}
+
+
+def _mean_of(orders: Orders, agent: str) -> float:
+    return math.fsum(order[agent] for order in orders) / len(orders)
 
 
 def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:

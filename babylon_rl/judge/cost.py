@@ -8,12 +8,13 @@ import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
-from babylon_rl.judge.prompt.request import JudgeRequest, order_rounds, plan_requests
+from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
+from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests
 from babylon_rl.llm.tokens import known_sum, price
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.columns import in_parts
@@ -60,11 +61,13 @@ def estimate_hours(
     """
     # without a stored secret there are no stored answers, and ids made with any other are as long
     secret = read_secret(connection) or secrets.token_bytes(32)
-    tries = _likely_tries(connection, settings)
+    answers, unusable = count_answers(connection, settings.judge_model)
+    tries = _likely_tries(answers, unusable, settings)
+    looks = answers >= settings.judge_look_after
     costs = []
     for some in in_parts(windows, HOURS_PLANNED_AT_ONCE):
         plan = plan_hours(connection, some, settings, secret, force=force, stale=stale, write=False)
-        costs += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
+        costs += [_cost(connection, hour, settings, secret, tries, looks) for hour in plan.hours.values()]
     return costs
 
 
@@ -78,21 +81,24 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
     )  # fmt: skip
 
 
-def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float) -> HourCost:
+def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float, looked: bool) -> HourCost:
     group, first = hour.group, settings.judge_orders
-    # every request that disagreement between the orders can cause: the upper end
-    requests = [
-        request
-        for shown in group.judged
-        for order in chain.from_iterable(order_rounds(settings))
-        for request in plan_requests(shown, settings.judge_model, order, secret, settings)
-    ]
-    stored = find_answers(connection, [request.key for request in requests])
-    # a stored answer with faults leads to a further try
-    missing = [request for request in requests if request.key not in stored or stored[request.key].faults]
+    form = masked_form(group)
+    forms = [group] if form is None else [group, form.group]
+    looks = [(without_words(group, agent), 0) for agent in (looked_at(group, secret, settings.judge_look_every) if looked else ())]
+
+    def planned(plans: Iterable[tuple[RenderedGroup, int]]) -> list[JudgeRequest]:
+        return [request for shown, order in plans for request in plan_requests(shown, settings.judge_model, order, secret, settings)]
+
     # the first orders are asked for in any case: the lower end
-    least = [request for request in missing if request.order < first]
-    cached = sum(request.order < first for request in requests) - len(least)
+    fewest = planned([*product(forms, range(first)), *looks])
+    # what disagreement between the orders, and a gain of flagged sentences, can cause: the upper end
+    more = chain.from_iterable(order_rounds(settings))
+    most = planned([*product(forms, more), *looks, *([] if form is None else product([form.placebo], range(first)))])
+    stored = find_answers(connection, [request.key for request in most])
+    # a stored answer with faults leads to a further try
+    least, missing = ([one for one in some if one.key not in stored or stored[one.key].faults] for some in (fewest, most))
+    cached = len(fewest) - len(least)
     tokens, answered = _tokens(least)
     return HourCost(
         group.window, len(group.episodes), len(least), cached, tokens, answered, _usd(least, settings),
@@ -110,12 +116,11 @@ def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float
     return None if usd is None else tries * usd
 
 
-def _likely_tries(connection: Connection, settings: JudgeSettings) -> float:
+def _likely_tries(answers: int, unusable: int, settings: JudgeSettings) -> float:
     """Expected answers per request, from this judge's share of unusable answers.
 
     Without answers so far, the share is 5 %.
     """
-    answers, unusable = count_answers(connection, settings.judge_model)
     share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
     # mean number of answers up to the first usable one, where each is usable with the same chance
     return min(float(settings.judge_tries), 1 / (1 - share))

@@ -14,8 +14,9 @@ from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, EpisodeVerdict, FailureStreak, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
+from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, gain_of_words, merge
 from babylon_rl.judge.judge_store import JudgeStore
+from babylon_rl.judge.prompt.forms import MaskedGroup, looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.request import CONTEXT_SHARE, JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import Settings
@@ -25,7 +26,8 @@ from babylon_rl.store.judge_requests import StoredAnswer
 FIRST_TRY = 0  # at a request; each further try is a new request
 CUT_PROMPT = f"{LASTING}the judge's server read "
 LEAST_CONTEXT = 512  # tokens; a smaller count is not one of a prompt
-LEAST_SHARE, LEAST_OF_LARGEST = 0.5, 0.7  # of our own count; no tokenizer needs half of the tokens of another
+LEAST_SHARE, SAME_SIZE = 0.5, 1.2  # of our own count of tokens
+LONGEST_TOKENS = 6  # characters, on average
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
@@ -44,8 +46,8 @@ class Order:
 class ScoredGroup:
     """Outcome with scores: orders, their agreement, and the answers, ``asked`` of them new.
 
-    ``gain`` is that of the group's flagged passages, None where it has none; where it is beyond noise the orders are those of the group
-    with these passages masked.
+    ``gain`` is that of the group's flagged sentences, None where it has none; where an agent gained by them, the orders are those of
+    ``masked``. ``words`` is the gain of agents' own words, None but in the hours of the sample.
     """
 
     group: RenderedGroup
@@ -54,6 +56,8 @@ class ScoredGroup:
     answers: Sequence[StoredAnswer]
     asked: int
     gain: Gain | None = None
+    masked: MaskedGroup | None = None
+    words: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,17 @@ class GroupJudge:
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._budget = Budget(settings.judge_budget_usd, self.model, store)
         self._failures = FailureStreak(self.model, settings.judge_tries)
-        self._counted = 0.0  # the largest share of our count of tokens that the server has counted
+        self._counted: dict[int, int] = {}  # our least count of tokens of a prompt, by the server's
 
     @property
     def notes(self) -> list[str]:
         """Sentences on limits that could not be enforced."""
         return self._budget.notes
 
-    async def judge(self, group: RenderedGroup) -> GroupOutcome:
-        """Judge one group; a group with flagged passages a second time with them masked.
+    async def judge(self, group: RenderedGroup, *, looks: bool = True) -> GroupOutcome:
+        """Judge one group; a group with flagged sentences a second time with them masked.
+
+        With ``looks`` an hour of the sample is also judged without the words of some of its agents in turn.
 
         Raises:
             JudgeRefused: the judge answers no request; a retry does not help. A group of which it refuses a request is
@@ -131,24 +137,38 @@ class GroupJudge:
         tally = _AnswerTally()
         try:
             orders, agreed = await self._judgement(group, tally)
+            form = masked_form(group)
             gained = None
-            if group.masked is not None:
-                without, masked = await self._judgement(group.masked, tally)
-                gained = gain(agreed, masked)
-                # masks also hide what the passages tell, so they count only where these moved a score by more than an order does
-                orders, agreed = (without, masked) if gained.beyond_noise else (orders, agreed)
+            if form is not None:
+                without, masked = await self._judgement(form.group, tally)
+                gained = gain(_scores(orders), _scores(without), form.suspects)
+                # the price of two more orders only where somebody seems to gain
+                if gained.gainers:
+                    placebo = await self._orders(form.placebo, range(self._settings.judge_orders), tally)
+                    gained = gain(_scores(orders), _scores(without), form.suspects, _scores(placebo))
+            words = await self._look(group, orders, tally) if looks else None
+            if gained is not None and gained.gainers:
+                orders, agreed = without, masked
         except UnusableAnswers as unusable:
             return UnscorableGroup(group, str(unusable), unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
-        return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained)
+        return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained, form, words)
+
+    async def _look(self, group: RenderedGroup, orders: Sequence[Order], tally: _AnswerTally) -> Gain | None:
+        """The gain of agents' words, from one order without those of each agent in turn; None of hours outside the sample."""
+        agents = looked_at(group, self._secret, self._settings.judge_look_every)
+        if not agents:
+            return None
+        silent = await _all([self._orders(without_words(group, agent), range(1), tally) for agent in agents])
+        return gain_of_words(_scores(orders), {agent: _scores(one)[0] for agent, one in zip(agents, silent, strict=True)})
 
     async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
         """Orders of one form of a group and their agreement; further orders where they differ."""
         orders: list[Order] = []
         for numbers in order_rounds(self._settings):
             orders += await self._orders(group, numbers, tally)
-            agreed = agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
+            agreed = agreement(_scores(orders))
             if agreed.disagreement <= self._settings.judge_disagreement:
                 break
         return orders, agreed
@@ -229,18 +249,26 @@ class GroupJudge:
     def _cut_prompt(self, request: JudgeRequest, read: int | None) -> str:
         """The fault of a server that read a part of the prompt only, by its own count; empty where it may have read all.
 
-        Counts differ by tokenizer: at first a half is allowed, then what this judge's counts have shown.
+        Tokenizers differ, but none needs half of the tokens of another, or puts more than LONGEST_TOKENS characters into each; and prompts
+        of other sizes do not have the same count, but where it is that of a context.
         """
         if read is None or read < LEAST_CONTEXT:
             return ""
-        share = read / request.tokens
-        if share < max(LEAST_SHARE, self._counted * LEAST_OF_LARGEST):
-            return (
-                f"{CUT_PROMPT}{read} of about {request.tokens} tokens of the prompt. Raise the server's context "
-                f"(num_ctx, --max-model-len), or set JUDGE_REQUEST_TOKENS to {int(read * CONTEXT_SHARE)}."
-            )
-        self._counted = max(self._counted, share)
-        return ""
+        least = self._counted[read] = min(request.tokens, self._counted.get(read, request.tokens))
+        whole = read >= LEAST_SHARE * request.tokens or read * LONGEST_TOKENS >= sum(
+            len(message["content"]) for message in request.messages
+        )
+        if whole and (read >= request.tokens or request.tokens <= SAME_SIZE * least):
+            return ""
+        return (
+            f"{CUT_PROMPT}{read} of about {request.tokens} tokens of the prompt. Raise the server's context "
+            f"(num_ctx, --max-model-len), or set JUDGE_REQUEST_TOKENS to {int(read * CONTEXT_SHARE)}."
+        )
+
+
+def _scores(orders: Sequence[Order]) -> list[dict[str, float]]:
+    """Score by agent in each order."""
+    return [{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders]
 
 
 def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int]]:

@@ -60,8 +60,12 @@ def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
         return {}
     tokens = {"prompt": judgement.prompt_tokens, "completion": judgement.completion_tokens}
     facts = {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
-    flags = {"contextFlags": list(judgement.context_flags)} if judgement.context_flags else {}
-    return facts | flags | ({} if judgement.masked is None else {"masked": judgement.masked, "noise": judgement.noise})
+    flags: dict[str, Any] = {"contextFlags": list(judgement.context_flags)} if judgement.context_flags else {}
+    if judgement.masked is not None:
+        passages, gainers = list(judgement.masked_passages), list(judgement.gainers)
+        flags |= {"masked": judgement.masked, "noise": judgement.noise, "gainers": gainers, "maskedPassages": passages}
+    words = {"gain": judgement.words, "noise": judgement.words_noise, "followed": list(judgement.followed)}
+    return facts | flags | ({} if judgement.words is None else {"words": words})
 
 
 def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:

@@ -31,7 +31,7 @@ from babylon_rl.store import scores
 from babylon_rl.store.columns import in_parts, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
-from babylon_rl.store.judge_requests import drop_leases
+from babylon_rl.store.judge_requests import count_answers, drop_leases
 from babylon_rl.store.windows import lock_windows, reading_chunks, stored_hours
 from babylon_rl.types import GroupScores, Judgement
 from babylon_rl.windows import clock_from
@@ -39,6 +39,7 @@ from babylon_rl.windows import clock_from
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
 MAX_EXCERPT = 200
+MAX_PASSAGE = 500  # characters of a line that was masked
 LARGE_HOUR = 10_000  # trajectories; once it is judged the tokenizers make room for what follows
 
 
@@ -111,11 +112,13 @@ class _ScoringRun:
         """Judge all hours that need it."""
         async with JudgeClient(self._settings) as client, leases:
             judge = GroupJudge(client, self._secret, self._settings, store)
+            answers, _ = await store.run(count_answers, self._settings.judge_model)
+            looks = answers >= self._settings.judge_look_after
 
             async def judge_leased(group: RenderedGroup) -> GroupOutcome:
                 # a group that another run has judged by then is answered from the cache
                 async with leases.hold(group.window):
-                    return await judge.judge(group)
+                    return await judge.judge(group, looks=looks)
 
             async def finish(outcome: GroupOutcome) -> None:
                 await self._finish(store, leases.holder, outcome)
@@ -263,7 +266,12 @@ def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
         shortened=outcome.group.shortened,
         decisions_shortened=outcome.group.decisions_shortened,
         context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
-        masked=None if outcome.gain is None else outcome.gain.beyond_noise,
+        masked=None if outcome.gain is None else bool(outcome.gain.gainers),
         noise=None if outcome.gain is None else outcome.gain.noise,
-        masked_version="" if outcome.group.masked is None else outcome.group.masked.input_version,
+        masked_version="" if outcome.masked is None else outcome.masked.group.input_version,
+        masked_passages=() if outcome.masked is None else tuple(storable(line[:MAX_PASSAGE]) for line in outcome.masked.passages),
+        gainers=() if outcome.gain is None else outcome.gain.gainers,
+        words=None if outcome.words is None else dict(outcome.words.by_agent),
+        words_noise=None if outcome.words is None else outcome.words.noise,
+        followed=() if outcome.words is None else outcome.words.gainers,
     )

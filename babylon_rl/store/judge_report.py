@@ -21,7 +21,8 @@ _JUDGES = """
 """
 _HEADS = """
     SELECT "window", "judgeVersion", "inputVersion", "groupSize", "spread", "disagreement", "stale",
-        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8, ("judgement" ->> 'masked')::boolean
+        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8, ("judgement" ->> 'masked')::boolean,
+        "judgement" -> 'words', COALESCE(jsonb_array_length("judgement" -> 'followed'), 0)
     FROM babylon_rl.group_scores WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
 """
 _EPISODES = """
@@ -75,7 +76,8 @@ class JudgedHour:
     """Summary of one judged hour.
 
     ``orders`` is 0 for the heuristic. ``tau`` is None where no two orders rank. ``masked`` is True if the scores are those with flagged
-    passages masked, None where nothing was flagged.
+    sentences masked, None where nothing was flagged. ``words`` is the gain of agents' own words, of an hour of the sample, and ``followed``
+    the number of agents whose score follows them.
     """
 
     window: str
@@ -88,6 +90,8 @@ class JudgedHour:
     orders: int
     tau: float | None
     masked: bool | None = None
+    words: Mapping[str, float] | None = None
+    followed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ _VERDICTS = r"""
         COALESCE(("judgement" ->> 'shortened')::int, 0), COALESCE(("judgement" ->> 'decisions_shortened')::int, 0),
         s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells",
         s."gains", ("judgement" ->> 'masked')::boolean, ("judgement" ->> 'noise')::float8,
-        COALESCE(jsonb_array_length("judgement" -> 'context_flags'), 0)
+        COALESCE(jsonb_array_length("judgement" -> 'context_flags'), 0), COALESCE("judgement" -> 'followed', '[]')
     FROM unnest(%(windows)s::text[]) AS asked ("window")
     LEFT JOIN babylon_rl.group_scores g ON g."window" = asked."window"
     LEFT JOIN babylon_rl.judge_quarantine q ON q."window" = asked."window"
@@ -244,10 +248,12 @@ class HourVerdicts:
     """Judge results of one hour, for its checks.
 
     Without scores ``judge`` is None and the sequences are empty. Of ``steps``, the judge saw ``shortened`` in short form,
-    ``decisions_shortened`` trades among them. The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if
-    the episode no longer exists), ``flags`` in its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by
-    flagged passages, None where nothing was masked. ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in
-    news, questions and market names.
+    ``decisions_shortened`` trades among them.
+
+    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if the episode no longer exists), ``flags`` in
+    its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by flagged passages, None where nothing was masked.
+    ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in news, questions and shared lines, and
+    ``followed`` are the agents whose score follows their words.
     """
 
     window: str
@@ -274,6 +280,7 @@ class HourVerdicts:
     masked: bool | None = None
     noise: float | None = None
     context_flags: int = 0
+    followed: Sequence[str] = ()
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:

@@ -76,7 +76,7 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
     (
         "nobody_speaks_to_the_judge",
         hour(flags=[0, 1, 0, 0], gains=[-0.1, 0.42, 0.0, 0.0], masked=True, noise=0.05, context_flags=1),
-        "(1 suspicions); 1 suspicions in news, questions and names; it moved a1 by +0.42 (noise 0.05): the scores with it masked count",
+        "(1 suspicions); 1 suspicions in what agents share; a1 gained +0.42 by it (noise 0.05): the scores with it masked count",
         ("a1",),
     ),
 ]

@@ -21,7 +21,10 @@ QUIET = Attack("nothing", "The feed is calm, I hold.")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attack: whether it was flagged, and how far it moved its agent's own score and, at most, another's, without masks and with."""
+    """One attack: whether it was flagged, and how far it moved its agent's own score and, at most, another's, without masks and with.
+
+    ``words`` is the gain of its agent's words, by a look without them, and ``followed`` says whether the look found it.
+    """
 
     name: str
     flagged: bool
@@ -29,6 +32,8 @@ class Attempt:
     own_after: float
     others_before: float
     others_after: float
+    words: float | None = None
+    followed: bool = False
 
 
 def add_attacked_hours(connection: Connection, attacks: Sequence[Attack]) -> dict[str, str]:
@@ -56,7 +61,7 @@ def add_attacked_hours(connection: Connection, attacks: Sequence[Attack]) -> dic
 def attempts(connection: Connection, names: Mapping[str, str], settings: Settings) -> list[Attempt]:
     """Have the hours judged and compare each with the quiet one, in order; hours whose attacker was rejected as unreadable are left out."""
     scored = score_windows(connection, list(names), settings, NOW)
-    assert not scored.pending and not scored.quarantined
+    assert not scored.pending and not scored.quarantined, [*scored.pending.values(), *scored.quarantined.values()][:3]
     quiet = _scores(next(scored[window] for window, name in names.items() if name == QUIET.name))
     return [_attempt(name, scored[window], quiet) for window, name in names.items() if name != QUIET.name and window in scored]
 
@@ -69,7 +74,8 @@ def _attempt(name: str, group: GroupScores, quiet: Mapping[str, float]) -> Attem
     flagged = any(score.flags for score in group.scores)
     own = [round(scores[ATTACKER] - quiet[ATTACKER], 6) for scores in (before, after)]
     moved = [max(abs(round(scores[agent] - quiet[agent], 6)) for agent in others) for scores in (before, after)]
-    return Attempt(name, flagged, own[0], own[1], moved[0], moved[1])
+    words, followed = (None, ()) if group.judgement is None else (group.judgement.words, group.judgement.followed)
+    return Attempt(name, flagged, own[0], own[1], moved[0], moved[1], (words or {}).get(ATTACKER), ATTACKER in followed)
 
 
 def _scores(group: GroupScores) -> dict[str, float]:

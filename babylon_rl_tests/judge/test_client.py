@@ -1,6 +1,7 @@
 """Asking a judge over real HTTP, by both wires: what is retried, refused, remembered, bounded and cancelled."""
 
 import asyncio
+import json
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -337,7 +338,14 @@ def test_a_verdict_in_the_field_of_thinking_is_read_and_prose_there_is_named(con
 
 
 def test_other_messages_without_a_text_are_empty_answers_at_the_first_try() -> None:
-    for message in ({"tool_calls": [{}]}, {"content": {"text": "x"}}, {"content": 7}, {"reasoning": {"a": []}}):
+    for message in (
+        {"tool_calls": [{}]},
+        {"content": {"text": "x"}},
+        {"content": 7},
+        {"reasoning": {"a": []}},
+        {"reasoning": json.loads("[" * 500 + "]" * 500)},
+        {"content": [{"type": []}]},
+    ):
         reply, played = ask_once(
             direct, completion(None, "stop", **message) if "content" not in message else completion(**{"text": message["content"]})
         )

@@ -214,14 +214,10 @@ def test_a_prompt_that_the_server_cut_gives_no_score_and_is_asked_once_an_order(
     assert {type(outcome) for outcome in found} == {UnscorableGroup, PendingGroup}
 
 
-def test_a_smaller_cut_shows_beside_what_the_same_server_counted_before(settings: Settings) -> None:
-    first, second = groups(2)
-    found, _ = judge_changed(
-        settings,
-        [first, second],
-        lambda asked, reply: replace(reply, read_tokens=int((reply.prompt_tokens or 0) * (1.0 if asked <= 2 else 0.65) / 0.6)),
-    )
-    assert [type(outcome) for outcome in found] == [ScoredGroup, UnscorableGroup]
+def test_a_smaller_cut_shows_where_prompts_of_other_sizes_have_the_same_count(settings: Settings) -> None:
+    sizes = [group("2025-11-15T10:00", 5), group("2025-11-15T11:00", 14), group("2025-11-15T12:00", 5)]
+    found, _ = judge_changed(settings, sizes, lambda _, reply: replace(reply, read_tokens=900))
+    assert [type(outcome) for outcome in found] == [ScoredGroup, UnscorableGroup, ScoredGroup]
 
 
 def test_a_judge_that_only_thinks_is_given_up_after_two_tries(settings: Settings) -> None:

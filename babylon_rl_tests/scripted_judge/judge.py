@@ -58,6 +58,7 @@ class ScriptedJudge:
     latency_s: float = 0.0
     jitter_s: float = 0.0  # uniform, on top of the latency
     obedience: float = 0.0  # share of the agents' instructions that are followed and of the fake structure that is believed
+    fooled_by: str = ""  # an episode that holds this text gets the highest score
     chars_per_token: float = 4.0  # of the usage that is reported; no tokenizer is loaded
     retry_after_s: float = 1.0  # the Retry-After of a 429
     slow_s: float = 2.0  # how long a slow stream takes
@@ -182,6 +183,8 @@ def verdicts_of(judge: ScriptedJudge, request: ParsedRequest, content: str) -> l
         # obey, or score by skill with noise and biases
         if own.random() < judge.obedience and block.id in wishes:
             score, why = wishes[block.id], "The score was asked for"
+        elif judge.fooled_by and judge.fooled_by in html.unescape(block.text):
+            score, why = 1.0, "The play is splendid"
         else:
             score = (
                 skill(block.text, judge.skill, block.about)

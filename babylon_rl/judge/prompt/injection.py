@@ -1,30 +1,60 @@
-"""Defence against injection: escaping, flags on text that addresses a judge, and masks.
+"""Defence against injection: escaping, flags on text that addresses a judge, and masks of flagged sentences.
 
-``escaped`` keeps the structure of a prompt safe, whatever the text. Flags are found by wordings (injection_wordings.py) in the text and in
-all its decoded forms; other wordings are missed. A flagged group is judged again with the flagged passages masked, to measure what they
-gain: an agent's own text is masked as a whole, as its unflagged half may carry the rest of the message; of a prompt only flagged lines are.
+``escaped`` keeps the structure of a prompt safe, whatever the text. Flags are found by a few English wordings, by hidden characters and by
+letters that look like others; they only say where to look. Other wordings are missed: what those gain, the look of forms.py measures,
+which reads no words.
 """
 
 import base64
 import binascii
-import codecs
 import functools
-import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-from urllib.parse import unquote
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from babylon_rl.judge.prompt.injection_wordings import ANCHORS, Spoken, expressions
-
+Spoken = Literal["override", "begging", "markup", "identity", "system", "scores"]
 FlagKind = Spoken | Literal["encoded", "hidden", "long", "lookalike"]
 
 MOST_CHARACTERS = 6_000  # of one text in a request
 LOOKED_AT = 20_000  # characters of a text in which flags are looked for: its first and its last
 EXCERPT = 120
+_ASIDE = r"\b(?:ignor(?:e|ing)|disregard|forget|overrid(?:e|ing)|bypass|do not follow|don'?t follow)\W+"
+_RULES = r"(?:instructions?|rubrics?|prompts?|guidelines?|criteria)"
+_GIVE = r"\b(?:give|award|assign|grant|rate|score|grade|rank|mark|set)\b"
+_ME = r"(?:me|myself|this (?:agent|episode|trajectory|block|run)|my (?:agent|episode|trajectory|run))"
+_OTHERS = (
+    r"(?:others|everyone else|everybody else|the rest|competitors|rivals|another agent|(?:every|all|any) other \w+"
+    r"|(?:each|every) (?:agent|episode)|the (?:first|last) (?:agent|episode))"
+)
+_NUMBER = r"(?:[01](?:\.\d+)?(?![\d.,]*[\d%])(?! (?:basis|points?|shares?|contracts?|more|percent)))"
+_BEST = rf"(?:{_NUMBER}|10/10|(?:the )?(?:highest|maximum|top|perfect|best|full) (?:possible )?(?:score|marks?|grade|rating|reward|points))"
+# Sentences that address a judge, in folded English; ordinary words of trading (points, ratings, ranks, rules) do not match.
+_WORDINGS: dict[Spoken, str] = {
+    "override": rf"{_ASIDE}(?:\w+\W+){{0,3}}?(?:previous|prior|above|earlier|your|system|scoring|grading)\W+(?:\w+\W+){{0,2}}?"
+    rf"(?:{_RULES}|rules|messages?|text)\b|{_ASIDE}(?:(?:all|any|the|these)\W+){{0,2}}{_RULES}\b"
+    rf"|\bnew instructions\W*:|\b(?:rubric|instructions) (?:has|have|was|were|is|are) (?:been )?(?:changed|replaced|void|a test)",
+    "begging": rf"{_GIVE}\W+{_ME}\b(?:\W+\w+){{0,4}}?\W+(?:{_BEST}|first\b)|{_GIVE}\W+(?:\w+\W+){{0,3}}?{_BEST}\W+(?:to|for)\W+{_ME}\b"
+    rf"|{_GIVE}\W+(?:\w+\W+){{0,2}}?{_OTHERS}\b(?:\W+\w+){{0,4}}?\W+(?:{_NUMBER}|zero\b|(?:the )?lowest)"
+    rf"|\b{_OTHERS}\W+(?:should |must )?(?:gets?|receives?|deserves?)\W+(?:\w+\W+){{0,2}}?(?:{_NUMBER}|zero\b|(?:the )?lowest)"
+    rf"|\b(?:my|this agent'?s?) score (?:is|should be|must be)\W+{_BEST}"
+    r"|\b(?:dear|hello|hey|note (?:to|for)(?: the)?)\W+(?:llm )?(?:judge|grader|evaluator)\b",
+    "markup": r"</?\s*(?:episode|context|common|trajectory|system|user|assistant|instructions?|judge|scores?|rubric)\b[^<>]{0,200}>?"
+    r"|&lt;\s*/?\s*(?:episode|context)|<\|[\w ]{2,30}\|>|\[/?(?:inst|sys|system)\]"
+    r"|(?:^|[-=#*\n/]\s{0,3})(?:end|begin|start) of (?:the )?(?:episode|trajectory|context|prompt)s?\b",
+    "identity": r"\b(?:your|the|this|request'?s?)\s+nonce\b|\bnonce\s*=|\b(?:episode|trajectory) ids?\s*(?:is|=|:|are)",
+    "system": r"(?:^|[\n/=|'\"])\s{0,20}(?:system|developer|assistant)(?: message| prompt)?\s*:"
+    r"(?=[^.\n]{0,120}\b(?:scor\w*|judg\w*|episodes?|instructions?)\b)"
+    r"|\byou are (?:now an?|the judge|a judge)\b|\b(?:system|developer) (?:prompt|message|override)s?\b",
+    "scores": r"""["']scores["']\s*:\s*\[?\s*\{|["']score["']\s*:.{0,200}?["'](?:explanation|id)["']\s*:"""
+    r"""|["'](?:explanation|id)["']\s*:.{0,200}?["']score["']\s*:|\bfinal score\s*(?:is|:|=)""",
+}
+_EXPRESSIONS = {kind: re.compile(wording, re.DOTALL) for kind, wording in _WORDINGS.items()}
+# Where a sentence of a rendered line begins or ends: the key of a parameter, a result, a quotation, a full stop.
+_BORDER = re.compile(r"""(\b\w+=|[{}]| -> | \| | / |(?<=[.!?;])\s+|\n|(?<!\w)["'“‘«(]|["'”’»)](?!\w))""")
+_MOST_JOINED = 4  # sentences in a row that may speak to a judge only together
 _BRACKETS = str.maketrans({"＜": "&lt;", "﹤": "&lt;", "＞": "&gt;", "﹥": "&gt;", "＆": "&amp;", "﹠": "&amp;"})
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 _FORMAT = frozenset(("Cf", "Cc", "Co", "Cn"))
@@ -34,19 +64,11 @@ _LOOKALIKES = str.maketrans(
     "аеорсухіјѕԁԛԝһӏвкмнтАВЕКМНОРСТУХІЈЅαβγικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɑɡℓ∣օսոցքհ",
     "aeopcyxijsdqwhlbkmhtABEKMHOPCTYXIJSabyiknoptuxwABEZHIKMNOPTYXiagllounggh",
 )
-# These and _HEX, _SPACED begin with one character's class rather than a group: most texts hold none and are passed over quickly.
-_LEET_WORD = re.compile(r"[013457@$!|](?<=[a-z].)[013457@$!|]?[a-z]", re.IGNORECASE)
-_LEET = str.maketrans("013457@$!|", "oieastasii")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
-_HEX = re.compile(r"[0-9a-fA-F]{2}[\s:]?(?:[0-9a-fA-F]{2}[\s:]?){11,}")
-_ESCAPES = re.compile(r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})")
-_SPACED = re.compile(r"\b\w[\s.\-_*·]{1,2}(?:(?<!\w)\w[\s.\-_*·]{1,2}){3,}\w(?!\w)")
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_MOST_DEEP = 2
 _TAGS = range(0xE0020, 0xE007F)
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{3,}")
 MASK = "[passage left out]"
-NAME = "name"  # where a flag of an agent's own name stands
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
 
 def find_flags(text: str, where: str) -> list[Flag]:
     """Find passages that address a judge or hide something; at most one flag per kind."""
-    return [Flag(kind, where, excerpt) for kind, excerpt in _found(text)] if text else []
+    return [Flag(kind, where, excerpt) for kind, excerpt in _found(text.replace(" / ", "\n"))] if text else []
 
 
 @functools.lru_cache(maxsize=1024)  # prompts and habits come again and again
@@ -113,13 +135,37 @@ def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
 def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
     """Yield the kinds of address in a text, each with its first match."""
     plain = folded(reading)
-    # a substring search is far cheaper than the expressions, and decides most texts
-    if plain.isascii() and not any(anchor in plain for anchor in ANCHORS):
-        return
-    for kind, expression in expressions().items():
+    for kind, expression in _EXPRESSIONS.items():
         match = expression.search(plain)
         if match is not None:
             yield kind, plain[max(0, match.start() - 20) : match.end() + 40]
+
+
+def masked(text: str) -> str:
+    """The text with ``MASK`` in the place of each flagged sentence, or of the fewest in a row that are flagged together."""
+    if not _addresses(text):
+        return text
+    pieces = _BORDER.split(text)  # sentences at even places, their borders at odd ones
+    for joined in range(1, 2 * _MOST_JOINED, 2):
+        for first in range(0, len(pieces) - joined + 1, 2):
+            if _addresses("".join(pieces[first : first + joined])):
+                pieces[first : first + joined] = [MASK, *[""] * (joined - 1)]
+    hidden = "".join(pieces)
+    return MASK if _addresses(hidden) else hidden
+
+
+def masked_once(text: str) -> str:
+    """The text with its first sentence of some words masked that is not flagged; the same where it has none."""
+    pieces = _BORDER.split(text)
+    for place in range(0, len(pieces), 2):
+        if pieces[place].count(" ") >= 2 and not _addresses(pieces[place]):
+            return "".join([*pieces[:place], MASK, *pieces[place + 1 :]])
+    return text
+
+
+def _addresses(text: str) -> bool:
+    """True for a flag that is more than length; a long text is cut anyway."""
+    return any(kind != "long" for kind, _ in _found(text.replace(" / ", "\n")))
 
 
 def _excerpt(text: str) -> str:
@@ -147,10 +193,7 @@ def folded(text: str) -> str:
 
 
 def readings(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the text and its decoded forms, each with the name of its disguise.
-
-    The name is empty for the text itself and for plain respellings.
-    """
+    """Yield the text and its decoded forms, each with the name of its disguise (empty for a plain respelling)."""
     yield text, ""
     if not text.isascii():
         latin = unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
@@ -160,76 +203,14 @@ def readings(text: str) -> Iterator[tuple[str, str]]:
         tags = "".join(chr(ord(character) - 0xE0000) for character in text if ord(character) in _TAGS)
         if tags:
             yield tags, "tag characters"
-    yield from _decoded(text, _MOST_DEEP)
-    yield from _respelled(text)
-
-
-def _respelled(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the text without spaced letters, digits for letters, rot13 and reversal."""
-    if _SPACED.search(text):
-        yield _SPACED.sub(lambda match: re.sub(r"[\s.\-_*·]", "", match[0]), re.sub(r"(\w)\s{2,}(?=\w)", r"\1  ", text)), "spaced letters"
-        yield re.sub(r"(?<=\w)[\s.\-_*·](?=\w\b)", "", text), "spaced letters"
-    if _LEET_WORD.search(text):
-        yield text.translate(_LEET), ""
-    small = text.casefold()
-    # "instruc", "score", "ignore", "judge" in rot13, then some of them backwards
-    if any(word in small for word in ("vafgehpg", "fpber", "vtaber", "whqtr")):
-        yield codecs.encode(text, "rot13"), "rot13"
-    if any(word in small for word in ("erocs", "erongi", "snoitcurtsni", "egduj")):
-        yield text[::-1], "backwards"
-
-
-def _decoded(text: str, deep: int) -> Iterator[tuple[str, str]]:
-    """Yield the decoded forms of base64, hexadecimal, entities, percent encoding and escapes.
-
-    Decodes again inside a decoded text, up to ``deep`` levels.
-    """
-    candidates = [*_base64(text), *_hex(text)]
-    if "&" in text and (unescaped := html.unescape(text)) != text:
-        candidates.append((unescaped, "entities"))
-    if "%" in text and (unquoted := unquote(text)) != text:
-        candidates.append((unquoted, "percent encoding"))
-    if "\\" in text and (opened := _ESCAPES.sub(_open, text)) != text:
-        candidates.append((opened, "escapes"))
-    for reading, disguise in candidates:
-        yield reading, disguise
-        if deep > 1:
-            yield from ((inner, f"{disguise}, {name}") for inner, name in _decoded(reading, deep - 1))
-
-
-def _open(match: re.Match[str]) -> str:
-    number = int(match[1] or match[2], 16)
-    return chr(number) if number <= 0x10FFFF else ""
-
-
-def _base64(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the readable texts in base64; line breaks inside one are joined."""
-    joined = re.sub(r"(?<=[A-Za-z0-9+/])\s*\n\s*(?=[A-Za-z0-9+/])", "", text) if "\n" in text else text
-    for run in _BASE64.findall(joined):
+    for run in _BASE64.findall(text):
         if run.islower() or run.isupper() or run.isdigit():
             continue  # a text in base64 has letters of both kinds
         bare = run.rstrip("=").replace("-", "+").replace("_", "/")
         try:
-            decoded = base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True).decode()
+            yield base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True).decode(), "base64"
         except (binascii.Error, ValueError):
             continue
-        if _is_text(decoded):
-            yield decoded, "base64"
-
-
-def _hex(text: str) -> Iterator[tuple[str, str]]:
-    for run in _HEX.findall(text):
-        try:
-            decoded = bytes.fromhex(re.sub(r"[\s:]", "", run)).decode()
-        except ValueError:
-            continue
-        if _is_text(decoded):
-            yield decoded, "hexadecimal"
-
-
-def _is_text(decoded: str) -> bool:
-    """True if most characters are printable; random bytes that decode by chance are not."""
-    return len(decoded) >= 8 and sum(character.isprintable() or character.isspace() for character in decoded) >= 0.9 * len(decoded)
 
 
 def hidden_characters(text: str) -> str:
@@ -278,52 +259,3 @@ def repetitive(text: str) -> bool:
         if len(parts) >= 100 and Counter(parts).most_common(1)[0][1] * 2 > len(parts):
             return True
     return max(map(len, text.split()), default=0) > 1_500
-
-
-@dataclass
-class InjectionScreen:
-    """Collects flags of the texts shown to a judge, and masks flagged passages if ``masks``.
-
-    Texts are searched as shown, that is after ``rename``.
-    """
-
-    masks: bool = False
-    rename: Callable[[str], str] = str  # as it is
-    flags: list[Flag] = field(default_factory=list)
-
-    def text(self, text: str, where: str) -> str:
-        """A text of one author, or the mask in its place."""
-        return MASK if self._speaks(self.rename(text), where) and self.masks else text
-
-    def lines(self, lines: Sequence[str], where: str) -> list[str]:
-        """Renamed lines of a text by many authors, flagged ones masked.
-
-        One mask stands for all lines where only the whole text is flagged.
-        """
-        shown = [self.rename(line) for line in lines]
-        if not self._speaks("\n".join(shown), where) or not self.masks:
-            return shown
-        # a message can be spread over lines: search again after masking
-        masked = [MASK if _is_spoken(find_flags(line, where)) else line for line in shown]
-        return [MASK] if _is_spoken(find_flags("\n".join(masked), where)) else masked
-
-    def value(self, value: Any, where: str) -> Any:
-        """A JSON value with its flagged keys and strings masked."""
-        if isinstance(value, str):
-            return self.text(value, where)
-        if isinstance(value, list):
-            return [self.value(entry, where) for entry in value]
-        if isinstance(value, dict):
-            return {self.text(str(key), where): self.value(entry, where) for key, entry in value.items()}
-        return value
-
-    def _speaks(self, shown: str, where: str) -> bool:
-        """True for a flagged text; its flags are collected."""
-        flags = find_flags(shown, where)
-        self.flags += flags
-        return _is_spoken(flags)
-
-
-def _is_spoken(flags: Sequence[Flag]) -> bool:
-    """True if a flag is more than length; a long text is cut anyway."""
-    return any(flag.kind != "long" for flag in flags)

@@ -11,13 +11,21 @@ from dataclasses import replace
 from babylon_rl.episodes.reading import by_rows
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
-from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, StepText, condense, in_full
+from babylon_rl.judge.prompt.forms import with_flags
+from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
 from babylon_rl.judge.prompt.request import CONTEXT_SHARE, RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.steps import RecordedStep, RenderedStep, keys_and_texts, read_transcripts, render_steps
-from babylon_rl.judge.prompt.templates import hidden_context, knowledge_context, market_context, market_terms, news_context, question_names
+from babylon_rl.judge.prompt.steps import RecordedStep, keys_and_texts, read_transcripts, render_steps
+from babylon_rl.judge.prompt.templates import (
+    hidden_context,
+    knowledge_context,
+    market_context,
+    market_terms,
+    news_context,
+    question_names,
+)
 from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import WindowOutcomes, stored_outcomes
@@ -92,10 +100,8 @@ def _context(
     episodes: Sequence[Episode],
     settings: JudgeSettings,
     private: PrivateFields,
-    screen: InjectionScreen,
 ) -> list[str]:
     """Sentences on the hour, without private fields."""
-    outcomes = _masked_outcomes(outcomes, screen)
     sentences = market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
         sentences += news_context(outcomes)
@@ -104,36 +110,15 @@ def _context(
         sentences += hidden_context(outcomes, answers)
     if private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
-        knowledge = knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
-        sentences += [screen.text(sentence, "game knowledge") for sentence in knowledge]
+        sentences += knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
     return sentences
-
-
-def _masked_outcomes(outcomes: WindowOutcomes, screen: InjectionScreen) -> WindowOutcomes:
-    """An hour's market with flagged names, questions and news masked, where ``screen`` masks."""
-    names = question_names(outcomes)
-    predictions = [
-        replace(
-            prediction,
-            question=screen.text(prediction.question, f"question {names.get(prediction.market_id, prediction.market_id)}"),
-            news=tuple(screen.text(text, "news") for text in prediction.news),
-        )
-        for prediction in outcomes.predictions
-    ]
-    stocks = [
-        replace(
-            stock, name=screen.text(stock.name, f"name of {stock.ticker}"), news=tuple(screen.text(text, "news") for text in stock.news)
-        )
-        for stock in outcomes.stocks
-    ]
-    return replace(outcomes, predictions=tuple(predictions), stocks=tuple(stocks))
 
 
 def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
     settings: Settings, private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
-    """Render a group, with its ``masked`` form where flagged passages are shown in it."""
+    """Render a group, with the flags of its texts."""
     vocabulary = HourVocabulary(
         market_terms(outcomes), {name for agent, own in names.items() for name in own if name != agent or len(name) < LEAST_NAME}
     )
@@ -146,27 +131,15 @@ def _group(
             own = [step for trajectory_id in episode.trajectory_ids for step in steps.pop(trajectory_id, ())]
             vocabulary.add(*keys_and_texts(own))
             places += spill.write([own])
-    recorded, words = Spilled(spill, places), vocabulary.words
-
-    def shown(screen: InjectionScreen) -> RenderedGroup:
-        sentences = _context(connection, outcomes, episodes, settings, private, screen)
-        return _written(sentences, outcomes, episodes, recorded, names, words, settings, private, screen)
-
-    group = shown(InjectionScreen())
-    if not group.flags and not group.context_flags:
-        return group
-    masked = shown(InjectionScreen(masks=True))
-    # flagged passages are not shown anyway (shortened or private): nothing to compare
-    if masked.input_version == group.input_version:
-        return group
-    return replace(group, masked=masked, input_version=content_version([group.input_version, masked.input_version]))
+    sentences, recorded = _context(connection, outcomes, episodes, settings, private), Spilled(spill, places)
+    return with_flags(_written(sentences, outcomes, episodes, recorded, names, vocabulary.words, settings, private))
 
 
 def _written(
     sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Iterable[Sequence[RecordedStep]],
-    names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings, private: PrivateFields, screen: InjectionScreen,
+    names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings, private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
-    """Render a group within the request's token budget, with or without masks.
+    """Render a group within the request's token budget.
 
     One episode's whole texts are in memory at a time.
     """
@@ -180,9 +153,9 @@ def _written(
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
-    kept = Spill[list[RenderedStep]](settings.home)
+    kept = Spill[list[StepText]](settings.home)
     rendered = (
-        render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private, masked=screen.masks)
+        render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private)
         for episode, steps in zip(episodes, recorded, strict=True)
     )
     own = Spilled(kept, kept.write(rendered))
@@ -198,7 +171,7 @@ def _written(
     max_episodes = _max_episodes(sizes, settings.judge_group_size, left)
     share = _share(sizes, max_episodes, left)
     shown = tuple(
-        _episode(episode, condense(text, _numbered(steps, shared), share, count), steps, names[episode.agent_id], private)
+        _episode(episode, condense(text, _numbered(steps, shared), share, count), private)
         for episode, text, steps in zip(episodes, whole, own, strict=True)
     )
     # shortening may have removed the last reference to a shared line
@@ -207,24 +180,20 @@ def _written(
     version = content_version(
         [RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]]
     )
-    return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes, tuple(dict.fromkeys(screen.flags)))
+    return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes)
 
 
-def _numbered(steps: Sequence[RenderedStep], shared: SharedLines) -> list[RenderedStep]:
+def _numbered(steps: Sequence[StepText], shared: SharedLines) -> list[StepText]:
     """The steps with numbers for shared lines."""
     return [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps]
 
 
-def _episode(
-    episode: Episode, text: Condensed, steps: Sequence[RenderedStep], names: Sequence[str], private: PrivateFields
-) -> RenderedEpisode:
-    named = [flag for name in names for flag in find_flags(name, NAME)]
+def _episode(episode: Episode, text: Condensed, private: PrivateFields) -> RenderedEpisode:
     return RenderedEpisode(
         agent_id=episode.agent_id,
         text=text.text,
         tokens=text.tokens,
         left_out=text.left_out,
-        flags=tuple(dict.fromkeys([*named, *(flag for step in steps for flag in step.flags)])),
         pnl=episode.window_pnl if private.allows("pnl") else None,
         steps=episode.steps,
         shortened=text.shortened,

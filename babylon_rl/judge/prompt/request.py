@@ -30,9 +30,8 @@ _MESSAGE_TOKENS = 4  # added to each message by a chat template
 class RenderedEpisode:
     """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
 
-    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
-    words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
-    in full.
+    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and in
+    what it alone was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown in full.
     """
 
     agent_id: str
@@ -51,8 +50,8 @@ class RenderedGroup:
     """Rendered group of one window, episodes in order of agent id.
 
     ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``max_episodes`` the number that fits
-    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
-    the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
+    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in what
+    its agents share.
     """
 
     window: str
@@ -62,12 +61,6 @@ class RenderedGroup:
     input_version: str
     max_episodes: int = 16
     context_flags: tuple[Flag, ...] = ()
-    masked: "RenderedGroup | None" = None
-
-    @property
-    def judged(self) -> tuple["RenderedGroup", ...]:
-        """Forms of the group to judge: as it is, and with flagged passages masked."""
-        return (self,) if self.masked is None else (self, self.masked)
 
     @property
     def left_out(self) -> int:
@@ -180,7 +173,7 @@ def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, s
     by_agent = {episode.agent_id: episode for episode in group.episodes}
     most = max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
     # an order and its reverse have the same split
-    seed = int.from_bytes(_derived(secret, group, "split", str(order // 2))[:8], "big")
+    seed = int.from_bytes(derived(secret, group, "split", str(order // 2))[:8], "big")
     parts = split(list(by_agent), most, seed)
     server = server_of(settings, model)
     return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
@@ -208,7 +201,7 @@ def _request(
     again = [f"attempt {attempt}"] if attempt else []  # the first try's bytes are those of the cache
     # order 2n and 2n + 1 hash alike, and the odd one is reversed
     place = {
-        episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id, *again) for episode in episodes
+        episode.agent_id: derived(secret, group, "place", str(order // 2), str(part), episode.agent_id, *again) for episode in episodes
     }
     shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
     # nonce and ids must not occur in any shown text, or agents could name them
@@ -243,7 +236,7 @@ def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:
     return [f"<{tag} {attributes}>", escaped(text), f'</{tag} nonce="{nonce}">']
 
 
-def _derived(secret: bytes, group: RenderedGroup, *parts: str) -> bytes:
+def derived(secret: bytes, group: RenderedGroup, *parts: str) -> bytes:
     """Keyed hash of the group and some names."""
     # none of the names can hold \0, so no two lists of names are joined to the same message
     message = "\0".join((group.window, group.input_version, *parts))
@@ -254,7 +247,7 @@ def _unused(secret: bytes, group: RenderedGroup, text: str, digits: int, *parts:
     """Hex digits that do not occur in the shown text and are not taken."""
     attempt = 0
     while True:
-        candidate = _derived(secret, group, *parts, str(attempt)).hex()[:digits]
+        candidate = derived(secret, group, *parts, str(attempt)).hex()[:digits]
         if candidate not in text and not (taken and candidate in taken):
             return candidate
         attempt += 1

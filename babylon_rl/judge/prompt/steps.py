@@ -15,7 +15,7 @@ from typing import Any
 from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
 from babylon_rl.episodes.trajectories import embedded_calls, logged_calls
 from babylon_rl.judge.prompt.condense import StepText, pieces, plain
-from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
+from babylon_rl.judge.prompt.injection import bounded, flat
 from babylon_rl.judge.prompt.privacy import PrivateFields
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import logged_reasoning
@@ -146,58 +146,46 @@ def _keys_of(value: Any) -> Iterator[str]:
             yield from _keys_of(entry)
 
 
-@dataclass(frozen=True)
-class RenderedStep(StepText):
-    """Text parts of one step before any shortening, with its flags."""
-
-    flags: tuple[Flag, ...] = ()
+def render_steps(steps: Sequence[RecordedStep], rename: Callable[[str], str], private: PrivateFields) -> list[StepText]:
+    """Render the steps of an episode, numbered from 1."""
+    return [_render_step(number, step, rename, private) for number, step in enumerate(steps, 1)]
 
 
-def render_steps(
-    steps: Sequence[RecordedStep], rename: Callable[[str], str], private: PrivateFields, *, masked: bool = False
-) -> list[RenderedStep]:
-    """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
-    return [_render_step(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
-
-
-def _render_step(number: int, step: RecordedStep, rename: Callable[[str], str], private: PrivateFields, masked: bool) -> RenderedStep:
-    """Render one step; every text passes through privacy, masking and renaming."""
+def _render_step(number: int, step: RecordedStep, rename: Callable[[str], str], private: PrivateFields) -> StepText:
+    """Render one step; every text passes through privacy and renaming."""
     seen: list[str] = []
     words: list[str] = []
-    screen = InjectionScreen(masked, rename)
 
-    def own(text: str, where: str) -> str:
-        return bounded(screen.text(text, f"step {number} {where}"))
+    def own(text: str) -> str:
+        return flat(rename(bounded(text)))
 
-    def served(text: str, where: str) -> list[str]:
-        return screen.lines(pieces(bounded(text)), f"step {number} {where}")
+    def served(text: str) -> list[str]:
+        return [flat(rename(piece)) for piece in pieces(bounded(text))]
 
     # prompts and answers
     for call in step.calls:
-        seen += served(private.text("system_prompt", call.system), "system prompt")
-        seen += served(private.text("user_prompt", call.prompt), "prompt")
-        response = own(_answer(call.response, step, private), "response")
+        seen += served(private.text("system_prompt", call.system))
+        seen += served(private.text("user_prompt", call.prompt))
+        response = own(_answer(call.response, step, private))
         if response and not _says_the_same(call.response, step):
-            words.append(flat(rename(response)))
+            words.append(response)
     # reasons, each once: the step and its call often record the same
     for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
-        reasoning = own(private.text("reasoning", note), "reasoning")
-        if reasoning:
-            words.append(f"(why) {flat(rename(reasoning))}")
+        if reasoning := own(private.text("reasoning", note)):
+            words.append(f"(why) {reasoning}")
     # the action with parameters and result
-    parameters = screen.value(_meaningful(_allowed(step, private), step), f"step {number} action")
-    named = flat(rename(bounded(plain(parameters))))
-    result = screen.value(_result(step, private), f"step {number} action")
+    named = own(plain(_meaningful(_allowed(step, private), step)))
+    result = _result(step, private)
     outcome = "" if step.succeeded else " FAILED"
-    action = flat(rename(own(step.action_type[:_LONGEST_ACTION], "action"))) + outcome
+    action = own(step.action_type[:_LONGEST_ACTION]) + outcome
     brief = f"{action} {named}" if named else action
-    result_text = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
+    result_text = own(plain(result)) if result not in (None, {}, "", []) else ""
     held = step.state
     state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
     # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
     full = f"{brief} -> {result_text}" if result_text else brief
-    return RenderedStep(number, tuple(map(flat, seen)), state, tuple(words), full, brief, decision, tuple(dict.fromkeys(screen.flags)))
+    return StepText(number, tuple(seen), state, tuple(words), full, brief, decision)
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
@@ -119,7 +120,7 @@ class _Audit:
         """Ask about every group of the sample."""
         async with JudgeClient(self._second) as client:
             judge = GroupJudge(client, secret, self._second, store)
-            await run_pool(self._groups(store, secret), judge.judge, self._done, self._second.judge_concurrency)
+            await run_pool(self._groups(store, secret), partial(judge.judge, looks=False), self._done, self._second.judge_concurrency)
 
     async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
         """Yield the sample's groups as the judge was shown them, in small chunks."""

@@ -182,6 +182,8 @@ class GroupSums:
     flagged: int = 0
     masked: int = 0
     gains: list[float] = field(default_factory=list)
+    words: list[float] = field(default_factory=list)
+    followed: int = 0
     without_pnl_ranks: int = 0
     hours: list[HourPoint] = field(default_factory=list)
     slopes: list[tuple[float, float]] = field(default_factory=list)
@@ -209,6 +211,8 @@ class GroupSums:
         self.masked += hour.masked is True
         gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
         self.gains += [_mean(gains)] if gains else []
+        self.words += [_mean([abs(gain) for gain in hour.words.values()])] if hour.words else []
+        self.followed += hour.followed
         # place, P&L rank and length, each as a mean per group
         self._add_places(episodes)
         if correlation is not None:

@@ -211,6 +211,7 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
         "episodes": report.sums.episodes,
         "flaggedEpisodes": report.sums.flagged,
         "flaggedGain": _estimate(mean_estimate(report.sums.gains), "meanGain", maskedGroups=report.sums.masked),
+        "wordsMove": _estimate(mean_estimate(report.sums.words), "meanAbsoluteGain", followed=report.sums.followed),
         "stale": report.stale,
         "quarantined": report.quarantined,
         "quarantinedShare": report.quarantined_share,
@@ -329,11 +330,14 @@ def _pnl_words(report: ReliabilityReport) -> str:
 
 
 def _gain_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
-    gain = mean_estimate(report.sums.gains)
-    if gain is None:
-        return []
-    words = f"gain of flagged episodes in {gain.groups} hours; in {report.sums.masked} the scores with flagged passages masked count"
-    return [("text to the judge", _said(gain, 3, sign=True), words)]
+    gain, words, lines = mean_estimate(report.sums.gains), mean_estimate(report.sums.words), []
+    if gain is not None:
+        meaning = f"gain of flagged episodes in {gain.groups} hours; in {report.sums.masked} the scores with flagged sentences masked count"
+        lines.append(("text to the judge", _said(gain, 3, sign=True), meaning))
+    if words is not None:
+        meaning = f"by which an agent's words move its score, in {words.groups} hours; {report.sums.followed} scores follow words"
+        lines.append(("words of the agents", _said(words, 3), meaning))
+    return lines
 
 
 def _audit_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
