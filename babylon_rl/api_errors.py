@@ -12,7 +12,10 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """A response with an error status. The official clients raise their error class of that status."""
+    """A response with an error status.
+
+    The official clients raise their error class of that status.
+    """
 
     status: int
     message: str

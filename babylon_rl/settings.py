@@ -214,9 +214,7 @@ class AutomationSettings(SettingsGroup):
         "also the first pause after one that failed.",
     )
     max_concurrent_runs: int = Field(
-        4,
-        ge=1,
-        description="The most runs at once, with CELERY_BROKER_URL of each of the workers' queues; more wait in Dagster's queue.",
+        4, ge=1, description="The most runs at once, with CELERY_BROKER_URL of each of the workers' queues; more wait in Dagster's queue."
     )
     celery_broker_url: SecretStr | None = Field(
         None,
@@ -258,8 +256,7 @@ class StorageSettings(SettingsGroup):
     wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
     wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
-        "online",
-        description="Whether trainings go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
+        "online", description="Whether trainings go to Weights & Biases (with a key), or (offline) into files for `wandb sync`."
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
     model_storage_url: str | None = Field(
@@ -315,6 +312,8 @@ class ServingSettings(SettingsGroup):
     """Versions for agents: the gateway, rollouts, the admin API."""
 
     rollout_steps: ClassVar[tuple[float, ...]] = (1, 10, 25, 50, 100)  # percent of agents at each step of a gradual rollout
+    upload_limit_mb: ClassVar[int] = 1024  # of weights that `serve admin` takes; an adapter has tens of megabytes
+    gateway_body_limit_mb: ClassVar[int] = 4  # of a request to the gateway; a prompt has tens of kilobytes
     gateway_timeout_seconds: ClassVar[float] = 60  # for an answer, a stream's first token, or each part after it
 
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")

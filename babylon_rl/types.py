@@ -300,9 +300,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
     """Scores of one window's group, ordered by rank, then agent id.
 
-    A row of babylon_rl.group_scores and its episodes. ``judgement`` is set only where a language model judged. ``spread`` is the population
-    standard deviation of the scores, ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned
-    them wrote them.
+    A row of babylon_rl.group_scores and its episodes.
+
+    ``judgement`` is set only where a language model judged. ``spread`` is the population standard deviation of the scores,
+    ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them.
     """
 
     window: str

@@ -44,8 +44,8 @@ from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
-# A quarter of the usual markets, and half of the agents at once: the demo ends in minutes.
-QUICK = {"confirmation_markets": 24, "rollout_steps": (50.0, 100.0)}
+CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
+QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
 ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.

@@ -29,8 +29,9 @@ LONGEST_WAIT_S = 10.0
 class ChatAnswer:
     """An answer of the endpoint.
 
-    ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none. ``tokenId`` is None where an endpoint does not tell
-    it. ``latency_ms`` is that of the attempt that succeeded.
+    ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
+
+    ``tokenId`` is None where an endpoint does not tell it. ``latency_ms`` is that of the attempt that succeeded.
     """
 
     text: str

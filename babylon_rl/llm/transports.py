@@ -51,7 +51,10 @@ class ChatCompletion:
         cls, message: Mapping[str, Any], finish: object, prompt: object, completion: object, cached: object, *,
         model: object = None, logprobs: list[dict[str, Any]] | None = None,
     ) -> Self:  # fmt: skip
-        """Build a completion from a server's values; implausible ones become None. A prompt of no tokens was not counted."""
+        """Build a completion from a server's values; implausible ones become None.
+
+        A prompt of no tokens was not counted.
+        """
         prompt_tokens = plausible(prompt) or None
         completion_tokens = plausible(completion) if prompt_tokens else None
         name = model if isinstance(model, str) else None
@@ -71,7 +74,11 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy(url: "yarl.URL") -> str | None:
-    """The proxy that the environment names for requests to ``url``. Raises UsageError: it is a SOCKS proxy."""
+    """The proxy that the environment names for requests to ``url``.
+
+    Raises:
+        UsageError: it is a SOCKS proxy.
+    """
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(url.host or ""):
@@ -196,7 +203,10 @@ def with_version(base_url: str) -> str:
 
 
 def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Message without lone surrogates, which no request can encode. One in a text must not end the run."""
+    """Message without lone surrogates, which no request can encode.
+
+    One in a text must not end the run.
+    """
     return {name: value.encode(errors="replace").decode() if isinstance(value, str) else value for name, value in message.items()}
 
 
@@ -246,7 +256,11 @@ class LitellmTransport:
         LitellmTransport._open += 1
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
-        """Make one request and read the answer. Raises CallFailed: no chat completion came."""
+        """Make one request and read the answer.
+
+        Raises:
+            CallFailed: no chat completion came.
+        """
         try:
             answer = await self._litellm.acompletion(
                 model=self._model,

@@ -52,14 +52,14 @@ def dollars(usd: float | None, sign: bool = True) -> str:
     return f"{MINUS if usd < 0 else '+' if sign else ''}{amount}"
 
 
-def percent(share: float | None, digits: int = 0, sign: bool = False) -> str:
+def percent(share: float | None, digits: int = 0) -> str:
     """A share (0.25) as ``25 %``."""
     if share is None or not math.isfinite(share):
         return DASH
     text = f"{abs(share):.{digits}%}".replace("%", " %")
     # what rounds to 0 has no minus
     negative = share < 0 and any(digit in text for digit in "123456789")
-    return f"{MINUS if negative else '+' if sign else ''}{text}"
+    return f"{MINUS if negative else ''}{text}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -59,7 +59,6 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import moment, utc_now
 
 BODY_LIMIT = 256 * 1024
-UPLOAD_LIMIT = 1024**3  # of weights; an adapter has tens of megabytes
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
 _AB_TESTS = "/api/admin/ab-tests"
@@ -360,8 +359,9 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
 async def _read_upload(api: AdminApi, request: Request, content_type: str, client: str, files: AsyncExitStack) -> AdminRequest:
     if content_type != "multipart/form-data":
         raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
+    limit = api.settings.upload_limit_mb * 1024**2
     # The form's own lines and its other fields come on top of the file.
-    body = LimitedBody(request, UPLOAD_LIMIT + BODY_LIMIT)
+    body = LimitedBody(request, limit + BODY_LIMIT)
     try:
         form = await Request(request.scope, body.receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)
     except HTTPException as unreadable:
@@ -370,8 +370,8 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
     model, version, metadata = (form.get(name) for name in ("model", "version", "metadata"))
     if not isinstance(model, UploadFile) or not isinstance(version, str) or not isinstance(metadata, str):
         raise ApiError(400, "A form has the file model and the fields version and metadata.", "invalid_body")
-    if (model.size or 0) > UPLOAD_LIMIT:
-        raise ApiError(413, f"The file has more than {UPLOAD_LIMIT:,} bytes.", "body_too_large")
+    if (model.size or 0) > limit:
+        raise ApiError(413, f"The file has more than {limit:,} bytes.", "body_too_large")
     try:
         facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
     except NOT_JSON as invalid:

@@ -36,7 +36,6 @@ from babylon_rl.windows import utc_now
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _LOG = logging.getLogger("babylon_rl.gateway")
-BODY_LIMIT = 4 * 1024**2  # of a request; a prompt has tens of kilobytes
 _MAX_RECORDED_BYTES = 8 * 1024**2
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -105,7 +104,7 @@ class Gateway:
         # Before the body is read: nobody without a key makes the gateway take megabytes.
         client = self.access.admit(peer(scope), headers)
         context = CallContext.of(headers)
-        body = await read_body(receive, BODY_LIMIT, self._body_timeout_s)
+        body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2, self._body_timeout_s)
         request = ChatRequest.of(body)
         # OpenAI's own field names the agent where no header does.
         if context.agent_id is None:

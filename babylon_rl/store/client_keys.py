@@ -19,7 +19,10 @@ _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """A client's key by its hash, with limits per minute (None: no limit). Only an ``admin`` key opens the admin API."""
+    """A client's key by its hash, with limits per minute (None: no limit).
+
+    Only an ``admin`` key opens the admin API.
+    """
 
     name: str
     sha256: str
@@ -38,7 +41,11 @@ def read_keys(connection: Connection) -> Sequence[ClientKey]:
 
 
 def create_key(connection: Connection, key: ClientKey) -> None:
-    """Store a new key. Raises UsageError: the name is taken, also by a revoked key."""
+    """Store a new key.
+
+    Raises:
+        UsageError: the name is taken, also by a revoked key.
+    """
     try:
         with connection.transaction():
             values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin)
@@ -48,7 +55,11 @@ def create_key(connection: Connection, key: ClientKey) -> None:
 
 
 def revoke_key(connection: Connection, name: str, now: datetime) -> datetime:
-    """Revoke a key, and return since when it is revoked. Raises UsageError: there is no such key."""
+    """Revoke a key, and return since when it is revoked.
+
+    Raises:
+        UsageError: there is no such key.
+    """
     with connection.transaction():
         row = connection.execute(_REVOKE, (now, name)).fetchone()
     if row is None:

@@ -181,7 +181,10 @@ def without_scores(connection: Connection, judge: str, first: str, end: str) -> 
 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
-    """Return those of ``windows`` with a usable answer of ``judge``, in order. The answer is about the same content as the scores."""
+    """Return those of ``windows`` with a usable answer of ``judge``, in order.
+
+    The answer is about the same content as the scores.
+    """
     return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
 
 
@@ -203,7 +206,10 @@ def paid(connection: Connection, first: str, end: str) -> list[JudgeCost]:
 
 
 def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
-    """Count the answers behind the scores of a range. A second run would find them in the cache."""
+    """Count the answers behind the scores of a range.
+
+    A second run would find them in the cache.
+    """
     return int(connection.value(_IN_USE, (judge, first, end)) or 0)
 
 
@@ -284,7 +290,10 @@ class HourVerdicts:
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
-    """Return the judge results of ``windows`` with scores, in quarantine or pending. In order, by one query."""
+    """Return the judge results of ``windows`` with scores, in quarantine or pending.
+
+    In order, by one query.
+    """
     return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows)})]
 
 
@@ -351,7 +360,10 @@ _WRITE_AGREEMENT = f"""
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
-    """Return the newest calibration of every judge setting, best agreement first. Empty if the table does not exist yet."""
+    """Return the newest calibration of every judge setting, best agreement first.
+
+    Empty if the table does not exist yet.
+    """
     if not connection.has_table("babylon_rl.judge_agreements"):
         return []
     return [JudgeAgreement(*row) for row in connection.execute(_AGREEMENTS)]

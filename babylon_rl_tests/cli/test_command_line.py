@@ -114,8 +114,15 @@ def test_a_variable_that_is_gone_is_named_with_what_to_do(command: Command, tmp_
     assert command("settings", READ_DATABASE_URL="").stderr.count("no effect") == 1
 
 
-def test_no_setting_is_called_gone() -> None:
+def test_every_variable_that_is_gone_says_what_to_do(command: Command) -> None:
+    done = command("settings", "--json", **dict.fromkeys(GONE, "1"))
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["gone"] == [f"{name} is set but has no effect: {advice}." for name, advice in GONE.items()]
+
+
+def test_no_setting_is_called_gone_and_there_are_ninety_at_most() -> None:
     assert not {name.lower() for name in GONE} & Settings.model_fields.keys()
+    assert len(Settings.model_fields) <= 90
 
 
 @pytest.mark.slow
@@ -205,7 +212,7 @@ def test_help_imports_no_group_and_nothing_heavy(tmp_path: Path) -> None:
     imported = done.stdout.splitlines()[-1].split()
     assert "typer" in imported
     assert [name for name in imported if name.split(".")[0] in HEAVY] == []
-    assert {name for name in imported if name.startswith("babylon_rl.")} == {"babylon_rl.cli", "babylon_rl.errors"}
+    assert {name for name in imported if name.startswith("babylon_rl.")} == {"babylon_rl.cli", "babylon_rl.errors", "babylon_rl.heap"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

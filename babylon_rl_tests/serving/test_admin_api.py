@@ -20,7 +20,6 @@ from pydantic import SecretStr
 from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import content_folder
 from babylon_rl.models.checkpoints import load_manifest, verify
-from babylon_rl.serving import admin_api
 from babylon_rl.serving.ab_tests import report, start
 from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.releases import ReleaseAuthor
@@ -375,9 +374,8 @@ def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
     assert uploaded == {"uploadedUrl": f"memory://models/{content_folder('v1.0.1', manifest_sha)}", "manifestSha": manifest_sha}
 
 
-def test_an_upload_is_limited_in_size(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin_api, "UPLOAD_LIMIT", 1024**2)
-    with running_admin(settings, database) as server:
+def test_an_upload_is_limited_in_size(settings: Settings, database: Database) -> None:
+    with running_admin(settings.model_copy(update={"upload_limit_mb": 1}), database) as server:
         too_large = server.upload(bytes(1024**2 + 1), "v1.0.1", {"parent": "v1.0.0", "sha256": "0" * 64})
         assert (too_large.status, too_large.body["code"]) == (413, "body_too_large")
         assert server.post("/api/admin/training/upload-model", {}).status == 415

@@ -122,13 +122,9 @@ class OneTickTrader:
     mandate: Mandate = ONE_TICK
 
     def __init__(self, strategy: Strategy, stake_usd: float = STAKE_USD) -> None:
+        self.name = strategy.name
         self._strategy = strategy
         self._stake_usd = stake_usd
-
-    @property
-    def name(self) -> str:
-        """The strategy's."""
-        return self._strategy.name
 
     def decide(self, seen: Observation) -> Action:
         """The order of this tick."""
@@ -154,13 +150,9 @@ class PositionTrader:
     mandate: Mandate = FREE
 
     def __init__(self, strategy: Strategy, style: Style) -> None:
+        self.name = strategy.name
         self._strategy = strategy
         self._style = style
-
-    @property
-    def name(self) -> str:
-        """The strategy's."""
-        return self._strategy.name
 
     def decide(self, seen: Observation) -> Action:
         """Close a position that is due, else trade on the strategy's choice."""
