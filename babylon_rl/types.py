@@ -263,9 +263,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Facts on how a language model reached the scores of a group, all tries included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
-    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the place
-    of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those of the
-    episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
+    of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+
     ``context_flags`` are passages in news, questions and shared lines that address a judge. ``masked`` says whether the scores are those
     with flagged sentences masked, as they are where one of ``gainers`` gained by them, None where there were none to mask;
     ``masked_passages`` are the lines that hold one, as shown, ``noise`` is the standard error of a gain, ``masked_version`` the hash of

@@ -6,7 +6,7 @@ from typing import Any
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge import plan, scoring
-from babylon_rl.judge.groups import ScoringResult
+from babylon_rl.judge.consensus import ScoringResult
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

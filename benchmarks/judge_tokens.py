@@ -25,9 +25,8 @@ from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.trajectories import synthetic
-from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.render import read_transcripts, render_groups
 from babylon_rl.judge.prompt.request import plan_requests
-from babylon_rl.judge.prompt.steps import read_transcripts
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

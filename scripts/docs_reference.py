@@ -20,7 +20,7 @@ API = {
     "Errors": "babylon_rl.errors",
     "Settings": "babylon_rl.settings",
     "Episodes": "babylon_rl.types",
-    "Groups and scores": "babylon_rl.judge.groups",
+    "Groups and scores": "babylon_rl.judge.consensus",
     "Trainers": "babylon_rl.training.backends",
     "Simulated markets": "babylon_rl.market.simulation.run",
 }

@@ -19,7 +19,7 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
-from babylon_rl.judge.versions import hindsight_rules
+from babylon_rl.judge.plan import hindsight_rules
 from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness

@@ -18,8 +18,7 @@ from babylon_rl.assets.partitions import (
     table,
 )
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.plan import note_changes
-from babylon_rl.judge.versions import market_rules
+from babylon_rl.judge.plan import market_rules, note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
 from babylon_rl.store.connection import Connection

@@ -20,9 +20,9 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
-from babylon_rl.judge.groups import ScoringResult
+from babylon_rl.judge.consensus import ScoringResult
+from babylon_rl.judge.plan import judge_rules
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
-from babylon_rl.judge.versions import judge_rules
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection

@@ -19,8 +19,7 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.plan import note_changes
-from babylon_rl.judge.versions import episode_rules
+from babylon_rl.judge.plan import episode_rules, note_changes
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes

@@ -14,7 +14,7 @@ import dagster as dg
 
 from babylon_rl.assets.resources import ENDED_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.instance import HELD
-from babylon_rl.judge.budget import spent_until
+from babylon_rl.judge.judge_store import spent_until
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.settings import JudgeSettings
 from babylon_rl.store.batches import Batch

@@ -267,7 +267,7 @@ def _news(news: Sequence[tuple[str, Sequence[str]]]) -> list[Table | str]:
 @app.command("scores")
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the scores of an hour's group, as they were judged."""
-    from babylon_rl.judge.groups import scores_document  # `windows` need not wait for them
+    from babylon_rl.judge.consensus import scores_document  # `windows` need not wait for them
     from babylon_rl.judge.scoring import stored_scores
 
     window_start(window)

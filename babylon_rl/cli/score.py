@@ -11,11 +11,11 @@ from babylon_rl.cli.output import JsonOption, emit, listed, say
 from babylon_rl.cli.training_batches import read_new_hours, recorded_hours
 from babylon_rl.errors import JudgeUnavailable, UsageError
 from babylon_rl.judge.client import judge_addresses
+from babylon_rl.judge.consensus import scores_document
 from babylon_rl.judge.cost import HourCost, estimate_hours, total_of
-from babylon_rl.judge.groups import scores_document
-from babylon_rl.judge.prompt.rubric import judge_version
+from babylon_rl.judge.plan import Change, find_changes
+from babylon_rl.judge.prompt.templates import judge_version
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.versions import Change, find_changes
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database

@@ -210,7 +210,7 @@ def worker(
     # After that: Celery and Dagster read the environment.
     from babylon_rl.automation.celery_app import worker_app
     from babylon_rl.definitions import defs
-    from babylon_rl.judge.model_scoring import load_judge_libraries
+    from babylon_rl.judge.group_judge import load_judge_libraries
 
     # Loaded once, for all the runs that are forked from this process.
     defs.get_repository_def()

@@ -1,4 +1,4 @@
-"""Cost of judging, estimated beforehand; the limit on it is in budget.py.
+"""Cost of judging, estimated beforehand; the limit on it is in judge_store.py.
 
 The estimate asks no judge and leaves out requests that the cache answers. Its lower end is the first orders of every group, its upper end
 all the orders that disagreement can cause, with as many further tries as this judge's answers have needed so far.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
+from babylon_rl.judge.judge_store import COMPLETION_TOKENS_PER_EPISODE
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests
@@ -55,10 +55,7 @@ class HourCost:
 def estimate_hours(
     connection: Connection, windows: Sequence[str], settings: Settings, *, force: bool = False, stale: bool = False
 ) -> list[HourCost]:
-    """Estimate the cost of ``score_windows`` for some complete hours; writes nothing.
-
-    Hours that need no request are absent.
-    """
+    """Estimate the cost of ``score_windows`` for some complete hours; writes nothing. Hours that need no request are absent."""
     # without a stored secret there are no stored answers, and ids made with any other are as long
     secret = read_secret(connection) or secrets.token_bytes(32)
     answers, unusable = count_answers(connection, settings.judge_model)
@@ -117,10 +114,7 @@ def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float
 
 
 def _likely_tries(answers: int, unusable: int, settings: JudgeSettings) -> float:
-    """Expected answers per request, from this judge's share of unusable answers.
-
-    Without answers so far, the share is 5 %.
-    """
+    """Expected answers per request, from this judge's share of unusable answers. Without answers so far, the share is 5 %."""
     share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
     # mean number of answers up to the first usable one, where each is usable with the same chance
     return min(float(settings.judge_tries), 1 / (1 - share))

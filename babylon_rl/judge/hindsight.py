@@ -32,7 +32,7 @@ from babylon_rl.store import hindsight as store
 from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
-from babylon_rl.store.judge_inputs import hidden_answers
+from babylon_rl.store.judge_inputs import hidden_answers, recorded_knowledge
 from babylon_rl.store.judge_report import HourVerdicts, explanations, hour_verdicts
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
 from babylon_rl.store.windows import chunks, lock_windows
@@ -145,7 +145,7 @@ def _knowledge(
     # a value that every agent could read in the market proves no leak
     public = _public(markets.values())
     secrets = {}
-    for trajectory_id, metadata in store.recorded_knowledge(connection, trajectory_ids):
+    for trajectory_id, metadata in recorded_knowledge(connection, trajectory_ids):
         known = game_knowledge(metadata)
         needles, numbers = tuple(text for text in knowledge_needles(known) if text not in public), knowledge_numbers(known) - public
         if needles or numbers:
@@ -193,10 +193,7 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
-    """Yield the stored form of each action that has a target.
-
-    Its words are kept once for all actions.
-    """
+    """Yield the stored form of each action that has a target. Its words are kept once for all actions."""
     for place, step in enumerate(steps):
         intended = intent(step.action.action_type, bytes(step.action.parameters))
         if intended is not None:

@@ -1,18 +1,22 @@
-"""Database access for an event loop: one connection, one thread, a transaction per step.
+"""Database access for an event loop (one connection, one thread, a transaction per step), and the limit on the cost of judging.
 
 No transaction is open while a judge works, and the loop never waits for the database. Answers that arrive during a write are written
 together in the next one.
+
+Dollars spent today plus requests under way, of all runs, must stay below JUDGE_BUDGET_USD. A request is reserved at its expected cost
+before it is sent, as its real cost is known only with its answer.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from babylon_rl.llm.tokens import price
 from babylon_rl.processes import is_running, own_name
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import (
@@ -80,10 +84,7 @@ class JudgeStore:
             await asyncio.shield(self._flushing)
 
     def check(self) -> None:
-        """Raise the error of the last write, if it failed.
-
-        An answer that cannot be stored is not worth paying for.
-        """
+        """Raise the error of the last write, if it failed. An answer that cannot be stored is not worth paying for."""
         if self._flushing is not None and self._flushing.done():
             self._flushing.result()
 
@@ -117,10 +118,7 @@ class JudgeStore:
 
 
 async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore, beat: Callable[[], None], every_s: float) -> None:
-    """Await ``work`` and call ``beat`` in the database thread, at once and at intervals.
-
-    An error from ``beat`` cancels the work.
-    """
+    """Await ``work`` and call ``beat`` in the database thread, at once and at intervals. An error from ``beat`` cancels the work."""
 
     async def beats() -> None:
         while True:
@@ -140,10 +138,7 @@ async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore,
 
 
 class Leases:
-    """Leases on the hours that this run is judging; an async context manager.
-
-    Another run waits until they are returned or expire.
-    """
+    """Leases on the hours that this run is judging; an async context manager. Another run waits until they are returned or expire."""
 
     def __init__(self, store: JudgeStore) -> None:
         self.holder = store.holder
@@ -187,3 +182,83 @@ class Leases:
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
             await self._store.run(renew_leases, self.holder, self._store.clock())
+
+
+COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
+_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # how the reason of a waiting hour begins; spent_until recognises it
+
+
+class OverBudget(Exception):
+    """A request would cost more than is left; the message is why its group waits."""
+
+
+def expected_usd(model: str, tokens: int, episodes: int) -> float | None:
+    """Expected dollars of a request; None where the price is unknown.
+
+    ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it.
+    """
+    return price(model, tokens, episodes * COMPLETION_TOKENS_PER_EPISODE)
+
+
+def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime | None:
+    """The end of the UTC day whose budget was spent, by a pending hour's reason.
+
+    The day is that of ``asked_at``. None for another reason, and for a limit other than ``usd``, the present one.
+    """
+    if usd is None or not reason.startswith(_LIMIT.format(usd=usd)):
+        return None
+    return asked_at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+
+
+class Budget:
+    """One run's view of the budget; ``usd`` None is no limit. Requests under way, of all runs, count at their expected cost."""
+
+    def __init__(self, usd: float | None, model: str, store: JudgeStore) -> None:
+        self._usd = usd
+        self._model = model
+        self._store = store
+        self._paid = 0.0
+        self._blind = False
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on limits that the budget cannot enforce."""
+        if not self._blind:
+            return []
+        return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self._model} is in no table, and its answers count as unknown."]
+
+    def pay(self, usd: float | None) -> None:
+        """Add the cost of an answer of this run.
+
+        The run keeps its own sum because it may go on past midnight, when the day's sum starts at 0.
+        """
+        self._paid += usd or 0.0
+
+    @asynccontextmanager
+    async def reserved(self, sizes: Iterable[tuple[int, int]]) -> AsyncIterator[None]:
+        """Reserve the expected cost of some requests, and return it at the end.
+
+        Args:
+            sizes: prompt tokens and episodes of each; read only where there is a limit.
+
+        Raises:
+            OverBudget: they do not fit.
+        """
+        expected = [] if self._usd is None else [expected_usd(self._model, *size) for size in sizes]
+        if self._usd is None or not expected:
+            yield
+            return
+        # requests without a known price pass, and are noted
+        self._blind |= None in expected
+        usd = sum(part for part in expected if part is not None)
+        account = await self._store.reserve(usd, self._usd, self._paid)
+        if not account.fits:
+            raise OverBudget(
+                _LIMIT.format(usd=self._usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
+                f"are under way, and this hour takes about ${usd:.4f}. Raise it, or wait for tomorrow."
+            )
+        try:
+            yield
+        finally:
+            # answers that came are stored by now, and count at their real cost
+            await self._store.give_back(usd)

@@ -53,10 +53,7 @@ _DECIMAL = re.compile(r"(?<![\d.])\d{1,9}\.\d{2,}%?")
 
 @dataclass(frozen=True)
 class HiddenAnswer:
-    """The engine's answer to a question without an official one.
-
-    ``names`` are the question's names in texts.
-    """
+    """The engine's answer to a question without an official one. ``names`` are the question's names in texts."""
 
     names: tuple[str, ...]
     answer: bool
@@ -236,10 +233,7 @@ def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
 
 
 def knowledge_numbers(knowledge: Any) -> frozenset[str]:
-    """Numbers of a gameKnowledge that are unlikely to occur by chance, as they are written.
-
-    Each in full, in six digits and in percent.
-    """
+    """Numbers of a gameKnowledge that are unlikely to occur by chance, as they are written. Each in full, in six digits and in percent."""
     numbers: set[str] = set()
     for value in _values(knowledge):
         if isinstance(value, float) and math.isfinite(value):
@@ -292,10 +286,7 @@ def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[
 
 @lru_cache(maxsize=64)  # system prompts come again and again
 def _is_clean(text: str) -> bool:
-    """True if no anchor occurs in the text.
-
-    This does not depend on the hour, so it is cached.
-    """
+    """True if no anchor occurs in the text. This does not depend on the hour, so it is cached."""
     for reading in _readings(text):
         plain = folded(reading)
         for anchor in _anchors():

@@ -1,6 +1,6 @@
 """Scoring of hours: each ready window's group is judged and written in one transaction.
 
-The judge is a language model (model_scoring.py), or where none is set the heuristic, whose answer is immediate; neither ever stands in for
+The judge is a language model (group_judge.py), or where none is set the heuristic, whose answer is immediate; neither ever stands in for
 the other. One plan (plan.py) decides for both which hours are judged.
 
 The heuristic is a formula: 0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in
@@ -14,10 +14,9 @@ from datetime import datetime
 
 from msgspec.structs import replace as changed
 
-from babylon_rl.judge.groups import ScoringResult, group_scores
-from babylon_rl.judge.plan import PlannedHour, plan_hours
-from babylon_rl.judge.prompt.rubric import HEURISTIC_VERSION
-from babylon_rl.judge.versions import rules_version
+from babylon_rl.judge.consensus import ScoringResult, group_scores
+from babylon_rl.judge.plan import PlannedHour, plan_hours, rules_version
+from babylon_rl.judge.prompt.templates import HEURISTIC_VERSION
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
@@ -86,7 +85,7 @@ def score_windows(
     """
     complete = [window for window in sorted(set(windows)) if is_complete(window, now)]
     if settings.judge_model != HEURISTIC:
-        from babylon_rl.judge.model_scoring import score_with_model  # slow import
+        from babylon_rl.judge.group_judge import score_with_model  # slow import
 
         scored = score_with_model(connection, complete, settings, now, force=force, stale=stale, on_progress=on_progress, on_beat=on_beat)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import NoTrainer
-from babylon_rl.judge.prompt.rubric import judge_version
+from babylon_rl.judge.prompt.templates import judge_version
 from babylon_rl.serving import status_shapes as shapes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.alerts import read_alerts

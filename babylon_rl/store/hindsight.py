@@ -4,13 +4,13 @@ Hindsight is knowledge that exists only after an hour. Hours are written whole, 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 
-from babylon_rl.store.columns import camel, in_parts, listed, updates
+from babylon_rl.store.columns import camel, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -105,13 +105,6 @@ _ORGANIZATIONS = 'SELECT id, name FROM public."Organization"'
 
 _QUESTIONS = f"WITH {ASKED} SELECT id, number, text, answer FROM asked"
 
-# Most rows hold the key with an empty value: LIKE finds the key, the regular expression removes the empty ones.
-_KNOWLEDGE = r"""
-    SELECT "trajectoryId", "metadataJson" FROM public.trajectories
-    WHERE "trajectoryId" = ANY(%s) AND "metadataJson" LIKE %s
-      AND "metadataJson" !~ '"gameKnowledge"\s*:\s*\{\s*("[A-Za-z]+"\s*:\s*(\{\s*\}|\[\s*\]|null)\s*,?\s*)*\}'
-"""
-
 _VERSIONS = """SELECT "window", "dataVersion" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)"""
 _CLEAR_ACTIONS = """DELETE FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s)"""
 _CLEAR_LEAKS = """DELETE FROM babylon_rl.leaks WHERE "window" = ANY(%s)"""
@@ -152,12 +145,6 @@ def organizations(connection: Connection) -> list[tuple[str, str]]:
 def questions(connection: Connection) -> list[tuple[str, int | None, str, bool | None]]:
     """Return (market id, number, text, official answer or None) of every question. Markets without a question are included."""
     return [(market_id, number, text, answer) for market_id, number, text, answer in connection.execute(_QUESTIONS)]
-
-
-def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (trajectory id, metadataJson) of trajectories with recorded game knowledge."""
-    for ids in in_parts(trajectory_ids):
-        yield from connection.execute(_KNOWLEDGE, (ids, "%gameKnowledge%"))
 
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:

@@ -1,10 +1,10 @@
-"""Judge inputs besides outcomes and steps: hidden answers, recorded reasoning, agent names, the secret.
+"""Judge inputs besides outcomes and steps: hidden answers, game knowledge, recorded reasoning, agent names, the secret.
 
 Hidden answers are read for the judge, and to find texts that state them; nothing else reads them. Opaque ids, nonces and orders are
 derived from the secret: 32 random bytes, created once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,6 +15,13 @@ from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 
 _HIDDEN_ANSWERS = 'SELECT id, outcome FROM public."Question" WHERE id = ANY(%s) ORDER BY id COLLATE "C"'
+
+# Most rows hold the key with an empty value: LIKE finds the key, the regular expression removes the empty ones.
+_KNOWLEDGE = r"""
+    SELECT "trajectoryId", "metadataJson" FROM public.trajectories
+    WHERE "trajectoryId" = ANY(%s) AND "metadataJson" LIKE %s
+      AND "metadataJson" !~ '"gameKnowledge"\s*:\s*\{\s*("[A-Za-z]+"\s*:\s*(\{\s*\}|\[\s*\]|null)\s*,?\s*)*\}'
+"""
 
 _LOGGED_REASONING = """
     SELECT "callId", reasoning FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND reasoning <> ''
@@ -69,6 +76,12 @@ def hidden_answers(connection: Connection, market_ids: Sequence[str]) -> dict[st
     if not market_ids or not readable(connection, "Question", ("outcome",)):
         return {}
     return dict(connection.execute(_HIDDEN_ANSWERS, (list(market_ids),)).fetchall())
+
+
+def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (trajectory id, metadataJson) of trajectories with recorded game knowledge."""
+    for ids in in_parts(trajectory_ids):
+        yield from connection.execute(_KNOWLEDGE, (ids, "%gameKnowledge%"))
 
 
 def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, str]:

@@ -254,10 +254,12 @@ class HourVerdicts:
     """Judge results of one hour, for its checks.
 
     Without scores ``judge`` is None and the sequences are empty. Of ``steps``, the judge saw ``shortened`` in short form,
-    ``decisions_shortened`` trades among them. The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if
-    the episode no longer exists), ``flags`` in its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by
-    flagged passages, None where nothing was masked. ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in
-    news, questions and shared lines, and ``followed`` are the agents whose score follows their words.
+    ``decisions_shortened`` trades among them.
+
+    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if the episode no longer exists), ``flags`` in
+    its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by flagged passages, None where nothing was masked.
+    ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in news, questions and shared lines, and
+    ``followed`` are the agents whose score follows their words.
     """
 
     window: str

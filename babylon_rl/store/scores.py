@@ -40,7 +40,7 @@ class ScoredFrom(NamedTuple):
 
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
-# Stale: the group's content changed, or the inputs of the prompt were marked as changed. Where the rules did, versions.py compares.
+# Stale: the group's content changed, or the inputs of the prompt were marked as changed. Where the rules did, judge/plan.py compares.
 _MARK_STALE = """
     UPDATE babylon_rl.group_scores held SET "stale" = now."stale"
     FROM unnest(%s::text[], %s::text[]) AS given ("window", "version"), LATERAL (

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
-from babylon_rl.judge.groups import ScoringResult, without_agents
+from babylon_rl.judge.consensus import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
 from babylon_rl.settings import Settings

@@ -18,7 +18,7 @@ from babylon_rl.evaluation.judge_agreement import (
     skills,
 )
 from babylon_rl.evaluation.statistics.intervals import mean_interval
-from babylon_rl.judge.groups import group_scores
+from babylon_rl.judge.consensus import group_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import judge_agreements, write_judge_agreement

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.consensus import scores_document
 from babylon_rl.judge.cost import estimate_hours, total_of
-from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import DROPOUT, record_dropped

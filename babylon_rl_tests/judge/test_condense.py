@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, MOST_CANDIDATES, Condensed, SharedLines, StepText, condense, in_full
+from babylon_rl.judge.prompt.request import LEAST_TOKENS, MOST_CANDIDATES, Condensed, SharedLines, StepText, condense, in_full
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl_tests.repeatable import repeatable
 

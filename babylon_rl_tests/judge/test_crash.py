@@ -28,7 +28,7 @@ pytestmark = pytest.mark.long
 
 CONCURRENCY = 4
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["babylon_rl.judge.model_scoring", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])
+PROCESSES.set_forkserver_preload(["babylon_rl.judge.group_judge", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])
 ANSWERS = "SELECT count(*) FROM babylon_rl.judge_requests"
 ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.injection import MASK, MOST_CHARACTERS, bounded, escaped, find_flags, flat, masked
 from babylon_rl.judge.prompt.privacy import NameReplacer, private_fields
-from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.render import read_transcripts, render_groups, render_steps
 from babylon_rl.judge.prompt.request import plan_requests
-from babylon_rl.judge.prompt.steps import read_transcripts, render_steps
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -8,9 +8,9 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
+from babylon_rl.judge.plan import Change, find_changes
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.versions import Change, find_changes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS, Connection
 from babylon_rl.store.judge_inputs import keep_names, known_names

@@ -12,8 +12,7 @@ from babylon_rl.cli.score import _lacking
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge import plan
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
-from babylon_rl.judge.versions import input_versions
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, input_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

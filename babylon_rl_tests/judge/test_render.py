@@ -12,10 +12,10 @@ from babylon_rl.episodes import reading
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.leakage import LeakContext, find_leaks
+from babylon_rl.judge.plan import REQUEST_TOKENS
 from babylon_rl.judge.prompt.render import render_groups, request_tokens
 from babylon_rl.judge.prompt.request import RenderedGroup, plan_requests
 from babylon_rl.judge.prompt.templates import question_names
-from babylon_rl.judge.versions import REQUEST_TOKENS
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.privacy import FIELDS
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
-from babylon_rl.judge.prompt.rubric import RUBRIC, system_prompt
+from babylon_rl.judge.prompt.templates import RUBRIC, system_prompt
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.prompt_reader import read_request
 from babylon_rl_tests.judge.rendered_groups import SECRET, WINDOW, make_group

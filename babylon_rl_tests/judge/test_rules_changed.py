@@ -6,8 +6,8 @@ import pytest
 
 from babylon_rl.judge import plan, scoring
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.prompt import rubric
-from babylon_rl.judge.versions import Change, episode_rules, find_changes, judge_rules, market_rules, rules_version
+from babylon_rl.judge.plan import Change, episode_rules, find_changes, judge_rules, market_rules, rules_version
+from babylon_rl.judge.prompt import templates
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import by_other_rules, read_made_from, unscored_windows
@@ -35,7 +35,7 @@ def change(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
 
     def apply(settings: Settings) -> Settings:
         if request.param == RUBRIC:
-            for module in ("judge.prompt.rubric", "judge.prompt.request", "judge.prompt.render", "judge.versions"):
+            for module in ("judge.prompt.templates", "judge.prompt.request", "judge.prompt.render", "judge.plan"):
                 monkeypatch.setattr(f"babylon_rl.{module}.RUBRIC_VERSION", "2")
         values = {"sentiment_band_percent": 50.0, "min_actions_per_trajectory": 3, JUDGE: "openai/another"}
         name = "judge_model" if request.param == JUDGE else request.param
@@ -67,13 +67,13 @@ def test_a_paid_judge_is_not_asked_again_for_a_rule_until_somebody_says_so(
     assert unscored_windows(connection, [window]) == set(), "nothing asks for the hour"
     kept = scoring.score_windows(connection, [window], other, NOW)
     assert (kept[window].scores, kept[window].changed, kept.by_other_rules) == (before.scores, False, [window])
-    assert by_other_rules(connection, window, "9999", other.judge_model, rubric.judge_version(other))[0] == 1
+    assert by_other_rules(connection, window, "9999", other.judge_model, templates.judge_version(other))[0] == 1
     assert requests(judge) == 2 and estimate_hours(connection, [window], other) == []
     assert [hour.requests for hour in estimate_hours(connection, [window], other, stale=True)] == [2]
     again = scoring.score_windows(connection, [window], other, NOW, stale=True)
     assert again[window].changed and requests(judge) == 4 and again.by_other_rules == []
     assert scoring.score_windows(connection, [window], other, NOW, stale=True)[window].changed is False
-    assert by_other_rules(connection, window, "9999", other.judge_model, rubric.judge_version(other))[0] == 0
+    assert by_other_rules(connection, window, "9999", other.judge_model, templates.judge_version(other))[0] == 0
 
 
 def test_a_late_row_is_judged_again_whatever_rule_has_changed_before(
@@ -99,7 +99,7 @@ def test_a_rule_is_never_followed_for_an_hour_that_a_training_has_used(
     other = change(chosen)
     note_changes(connection, [WINDOW], other)
     assert not score_stale(connection, [WINDOW], other, NOW)[WINDOW].changed and requests(judge) == 2
-    assert by_other_rules(connection, WINDOW, "9999", other.judge_model, rubric.judge_version(other))[0] == 0
+    assert by_other_rules(connection, WINDOW, "9999", other.judge_model, templates.judge_version(other))[0] == 0
 
 
 def test_a_rule_that_changes_nothing_shown_leaves_the_scores_current(connection: Connection, settings: Settings, judge: Judge) -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeError
-from babylon_rl.judge.groups import group_scores, without_agents
+from babylon_rl.judge.consensus import group_scores, without_agents
 from babylon_rl.judge.scoring import heuristic_score, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

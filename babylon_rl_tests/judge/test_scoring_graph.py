@@ -16,7 +16,7 @@ from babylon_rl.automation.sensors import start_training
 from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.model_scoring import score_with_model
+from babylon_rl.judge.group_judge import score_with_model
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection

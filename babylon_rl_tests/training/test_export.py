@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_window, sync_windows
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.groups import scores_document
+from babylon_rl.judge.consensus import scores_document
 from babylon_rl.judge.prompt.templates import SCORE, fill_template
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.judge.client import judge_addresses
-from babylon_rl.judge.prompt.rubric import system_prompt
-from babylon_rl.judge.prompt.templates import TEMPLATES
+from babylon_rl.judge.prompt.templates import TEMPLATES, system_prompt
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings, Settings
 
@@ -47,7 +46,7 @@ _KEYED = r"""\b(?:display|user|agent|author|sender|recipient)_?(?:name|id)?["']?
 _YOU = r"\byou(?:'re| are)\s+"
 _MARKED = re.compile(rf"(?:{_KEYED}|@|{_YOU})$", re.IGNORECASE)
 _MARK_CHARACTERS = 40  # before a name, in which its mark must stand
-# Fixed words of steps (steps.py, condense.py): a name that is one of them would garble every step if it were replaced everywhere.
+# Fixed words of steps (render.py, request.py): a name that is one of them would garble every step if it were replaced everywhere.
 _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
 
 
@@ -237,10 +236,7 @@ def _whole(name: str) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _at_marks(name: str) -> re.Pattern[str]:
-    """Pattern of the name at marked places.
-
-    These are ``@name``, the value of a key such as ``agentName``, and ``You are name,``.
-    """
+    """Pattern of the name at marked places. These are ``@name``, the value of a key such as ``agentName``, and ``You are name,``."""
     word = re.escape(name)
     address = rf"{_YOU}(?={word}\s*(?:[,.;:(\n]|$))"  # "you are long 40 shares" marks none
     return re.compile(rf"(?P<mark>{_KEYED}|(?<!\w)@|{address}){word}(?!\w)", re.IGNORECASE)
@@ -258,10 +254,7 @@ def _is_taken(small: str) -> bool:
 
 
 def _is_ordinary(name: str) -> bool:
-    """True if each word is a single token, as common words are.
-
-    Made-up names are not; given names may be.
-    """
+    """True if each word is a single token, as common words are. Made-up names are not; given names may be."""
     words = re.split(r"[\s_-]+", name)
     count = token_counter("openai/gpt-4o")  # loaded at the first use, as the import of an encoding is slow
     return all(word.isalpha() and 1 in (count(word), count(f" {word}")) for word in words)

@@ -1,26 +1,306 @@
-"""Requests to a judge, made of a rendered group: messages, opaque ids, order and key.
+"""Requests to a judge: a group's texts shortened to a token budget, messages, opaque ids, order and key.
 
 A rendered group (render.py) holds raw texts, which are escaped here. Ids, orders and keys are derived from a stored secret and the
 content. The same content gives the same bytes, so a cache can answer; without the secret no id and no nonce can be predicted. Order 2n + 1
 is order 2n reversed: a preference of the judge for a place cancels out between the two.
+
+Shortening is deterministic: lines that agents share are sent once. Prompts are split into lines, and lines of JSON into their entries,
+because markets and stocks repeat while balances do not. A step shows the observations that are new to its agent since the last step whose
+observations are shown. Where not all fits, steps lose parts in this order: first what other steps saw, then their reasons, then all but
+their action, then these themselves; the first and the last step after them; and the decisions (trades that succeeded) last. Of each kind
+the middle goes first. The text marks each place where something was left out.
 """
 
+import functools
 import hashlib
+import heapq
 import hmac
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.consensus import MIN_SUBGROUP, split
-from babylon_rl.judge.prompt.condense import named_lines
 from babylon_rl.judge.prompt.injection import Flag, escaped
-from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
+from babylon_rl.judge.prompt.templates import RUBRIC_VERSION, WINDOW_PNL, fill_template, system_prompt
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings
+
+MOST_CANDIDATES = 4096  # lines that are weighed for a number; a request has room for some hundred of them
+LEAST_TOKENS = 160  # below this an episode cannot be understood
+_SHORT = 160  # characters of a shortened text
+_CUT = " [cut]"
+_UNSEEN = "[what it saw left out]"
+_REST = " [the rest left out]"
+_LEAST = 24  # characters that are worth a number
+_NUMBER_TOKENS = 4  # of a line's number
+_JSON_LINE = 60  # characters; a shorter line gains little by being parsed
+_MOST_DEEP = 8  # levels of a JSON value that are shown
+_LONGEST_BITS = 256  # of a whole number; Python refuses to write one of more than 4300 digits
+_REFERENCE = re.compile(r"\[(\d{1,6})\]")
+
+
+class Detail(IntEnum):
+    """Level of detail of a step: all, without observations, shortened, action alone, nothing."""
+
+    FULL = 0
+    UNSEEN = 1
+    SHORT = 2
+    ACTION = 3
+    GONE = 4
+
+
+@dataclass(frozen=True)
+class StepText:
+    """Text parts of one step.
+
+    ``seen`` are the lines that the agent was served, ``state`` its balance and positions, ``words`` its own, ``action`` its action with
+    parameters and result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
+    """
+
+    number: int
+    seen: tuple[str, ...]
+    state: str
+    words: tuple[str, ...]
+    action: str
+    short: str
+    decision: bool
+
+    def written(self, detail: Detail, before: "StepText | None") -> str:
+        """Text of the step at this detail or a higher one, whichever is shortest. ``before`` is the step before it in the text."""
+        return min((self._written(candidate, before) for candidate in Detail if candidate <= detail), key=len)
+
+    def _written(self, detail: Detail, before: "StepText | None") -> str:
+        """Text of the step at exactly this detail."""
+        if detail == Detail.GONE:
+            return ""
+        if detail == Detail.ACTION:
+            return f"{self.number}. did {_cut(self.short, _SHORT)}{_REST}"
+        state = f" ({self.state})" if self.state and (before is None or before.state != self.state) else ""
+        news = self._news(before)
+        seen = _UNSEEN if detail >= Detail.UNSEEN and len(news) > len(_UNSEEN) else news
+        words = [f"said {_cut(text, _SHORT) if detail >= Detail.SHORT else text}" for text in self.words]
+        return f"{self.number}.{state} " + "\n ".join(filter(None, (seen, *words, f"did {self.action}")))
+
+    def _news(self, before: "StepText | None") -> str:
+        """The observations that the step before does not show already."""
+        before_lines = frozenset(before.seen) if before is not None else frozenset()
+        news = [line for line in self.seen if line not in before_lines]
+        if len(news) == len(self.seen):
+            return f"saw {_line(news)}" if news else ""
+        return f"saw as before, and {_line(news)}" if news else "saw as before"
+
+
+Written = Callable[[StepText, Detail, StepText | None], str]
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """An episode's text with its number of tokens and its losses.
+
+    ``left_out`` counts the missing steps, ``shortened`` and ``decisions_shortened`` the steps and decisions that are not shown in full.
+    """
+
+    text: str
+    tokens: int
+    left_out: int = 0
+    shortened: int = 0
+    decisions_shortened: int = 0
+
+
+def in_full(steps: Sequence[StepText], count: Callable[[str], int]) -> Condensed:
+    """An episode's text without any loss."""
+    text = _text(steps, [Detail.FULL] * len(steps))
+    return Condensed(text, count(text))
+
+
+def condense(whole: Condensed, steps: Sequence[StepText], budget: int, count: Callable[[str], int]) -> Condensed:
+    """Shorten an episode, ``whole`` in full, to ``budget`` tokens; below LEAST_TOKENS it uses LEAST_TOKENS."""
+    budget = max(budget, LEAST_TOKENS)
+    if whole.tokens <= budget:
+        return whole
+    losses = _losses(steps)
+    written = functools.cache(StepText.written)  # most steps are the same in each of the texts that are tried
+
+    def details(number: int) -> list[Detail]:
+        levels = [Detail.FULL] * len(steps)
+        for place, detail in losses[:number]:
+            levels[place] = detail
+        return levels
+
+    # binary search for the fewest losses with which the text fits
+    levels = details(_fewest(len(losses), lambda number: count(_text(steps, details(number), written)) <= budget))
+    text = _text(steps, levels, written)
+    lost = [step for step, kept, full in _each(steps, levels, written) if kept != full]
+    if count(text) > budget:  # tokens of very odd characters
+        text, lost = _cut(text, budget // 2), list(steps)
+    gone = sum(detail == Detail.GONE for detail in levels)
+    return Condensed(text, count(text), gone, len(lost), sum(step.decision for step in lost))
+
+
+def _fewest(high: int, fits: Callable[[int], bool]) -> int:
+    """Smallest number from 0 to ``high`` that fits, found by bisection.
+
+    All numbers above a fitting one must fit; ``high`` is returned where none does.
+    """
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high
+
+
+def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
+    """Losses in order: the step's index and the detail that it is reduced to."""
+    ends = {0, len(steps) - 1}
+    middle_first = sorted(range(len(steps)), key=lambda place: (-min(place, len(steps) - 1 - place), -place))
+    others = [place for place in middle_first if not steps[place].decision and place not in ends]
+    outer = [place for place in middle_first if not steps[place].decision and place in ends]
+    decisions = [place for place in middle_first if steps[place].decision]
+    losses = [(place, detail) for detail in Detail if detail > Detail.FULL for place in others]
+    losses += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in outer]
+    losses += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in decisions]
+    return losses + [(place, Detail.GONE) for place in decisions if place not in ends]
+
+
+def _text(steps: Sequence[StepText], levels: Sequence[Detail], written: Written = StepText.written) -> str:
+    """The episode's text; a run of missing steps becomes one line with their number."""
+    lines: list[str] = []
+    missing = 0
+    for _, kept, _ in _each(steps, levels, written):
+        if not kept:
+            missing += 1
+            continue
+        lines += [*_gap(missing), kept]
+        missing = 0
+    return "\n".join([*lines, *_gap(missing)])
+
+
+def _each(steps: Sequence[StepText], levels: Sequence[Detail], written: Written) -> Iterator[tuple[StepText, str, str]]:
+    """Yield each step, its text at the kept detail, and its full text."""
+    before: StepText | None = None
+    for step, detail in zip(steps, levels, strict=True):
+        full = written(step, Detail.FULL, before)
+        kept = full if detail == Detail.FULL else written(step, detail, before)
+        yield step, kept, full
+        # the next step is compared with the last step whose observations stand in the text
+        if kept == full and (step.seen or before is None):
+            before = step
+        elif kept == full or detail < Detail.ACTION:
+            before = replace(step, seen=before.seen if before is not None else ())
+
+
+def _gap(missing: int) -> list[str]:
+    return [f"[{missing} step{'s' if missing > 1 else ''} left out]"] if missing else []
+
+
+def _line(pieces: Sequence[str]) -> str:
+    return " | ".join(pieces).replace("] | [", "][")
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[:characters] + _CUT
+
+
+def pieces(text: str) -> list[str]:
+    """Split a prompt into lines, and JSON lines into entries.
+
+    A line that is a JSON list gives one piece per entry, a JSON object one piece.
+    """
+    return [piece for line in text.splitlines() if line.strip() for piece in _entries(line.strip())]
+
+
+@functools.lru_cache(maxsize=4096)
+def _entries(line: str) -> tuple[str, ...]:
+    if len(line) < _JSON_LINE or line[0] not in "[{":
+        return (line,)
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return (line,)
+    return tuple(map(plain, value)) if isinstance(value, list) else (plain(value),)
+
+
+def plain(value: Any, deep: int = _MOST_DEEP) -> str:
+    """A JSON value in few characters: ``key=value`` separated by blanks, numbers in six digits. Levels below ``deep`` are left out."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_inner(entry, deep)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return ", ".join(_inner(entry, deep) for entry in value)
+    return _scalar(value)
+
+
+def _inner(value: Any, deep: int) -> str:
+    if not isinstance(value, dict | list):
+        return _scalar(value)
+    inside = plain(value, deep - 1) if deep > 0 else "…"
+    return f"{{{inside}}}" if isinstance(value, dict) else f"[{inside}]"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_BITS:
+        return "a very large number"
+    return str(value)
+
+
+@dataclass
+class SharedLines:
+    """Lines of a group that occur more than once, numbered in order of first occurrence."""
+
+    numbers: Mapping[str, int]
+
+    @classmethod
+    def of(cls, lines: Callable[[], Iterable[str]], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
+        """Select the lines that save most when numbered, up to ``most_tokens`` tokens.
+
+        ``lines`` is called twice, so that of a large hour's lines only their hashes and MOST_CANDIDATES of them are in memory.
+        """
+        times = Counter(hash(line) for line in lines() if len(line) >= _LEAST)  # in order of first occurrence
+        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
+        candidates = heapq.nsmallest(MOST_CANDIDATES, _repeated(lines(), times), lambda line: (-(times[hash(line)] - 1) * len(line), line))
+        left, chosen = most_tokens, dict[int, str]()
+        for line in candidates:
+            cost = count(line) + _NUMBER_TOKENS
+            if cost <= left:
+                left -= cost
+                chosen[hash(line)] = line
+            if left <= _NUMBER_TOKENS:
+                break  # no line fits
+        return cls({chosen[key]: number for number, key in enumerate((key for key in times if key in chosen), 1)})
+
+    def written(self, line: str) -> str:
+        """The line's number if it is shared, else the line."""
+        number = self.numbers.get(line)
+        return line if number is None else f"[{number}]"
+
+    def text(self, shown: Iterable[str]) -> str:
+        """The numbered lines that some shown texts refer to, one per line."""
+        return named_lines("\n".join(f"[{number}] {line}" for line, number in self.numbers.items()), shown)
+
+
+def _repeated(lines: Iterable[str], times: Mapping[int, int]) -> Iterator[str]:
+    """Each line that occurs more than once by ``times`` of its hash, once."""
+    left = {key for key, number in times.items() if number > 1}
+    for line in lines:
+        if (key := hash(line)) in left:
+            left.remove(key)
+            yield line
+
+
+def named_lines(common: str, shown: Iterable[str]) -> str:
+    """The lines of ``common`` (numbered, one per line) that some shown texts refer to."""
+    named = {number for text in shown for number in _REFERENCE.findall(text)}
+    return "\n".join(line for line in common.splitlines() if (own := _REFERENCE.match(line)) is not None and own[1] in named)
+
 
 CONTEXT_SHARE = 0.75  # of a model's context, for a request; the rest is for its thinking and its answer
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
@@ -180,10 +460,7 @@ def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, s
 
 
 def retry_request(asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
-    """A request with another order, nonce and ids, for a further try.
-
-    With new ids a judge cannot give the old answer again.
-    """
+    """A request with another order, nonce and ids, for a further try. With new ids a judge cannot give the old answer again."""
     return _request(asked.group, asked.shown, asked.model, asked.order, asked.part, secret, asked.server, attempt)
 
 

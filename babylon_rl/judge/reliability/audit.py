@@ -104,10 +104,7 @@ def audit(
 
 
 class _Audit:
-    """State of one call of ``audit``.
-
-    ``first`` are the judge's settings; ``second`` are the same with the second judge as the judge.
-    """
+    """State of one call of ``audit``. ``first`` are the judge's settings; ``second`` are the same with the second judge as the judge."""
 
     def __init__(self, first: Settings, second: Settings, sample: Sequence[str], on_progress: Progress) -> None:
         self.result = AuditResult(second.judge_model, len(sample))
@@ -173,10 +170,7 @@ def report_with_audit(
     groups: int = AUDIT_GROUPS,
     on_progress: Progress = no_progress,
 ) -> tuple[ReliabilityReport, AuditResult | None]:
-    """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them.
-
-    See ``audit``. ``connection`` is in autocommit.
-    """
+    """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them. See ``audit``. ``connection`` is in autocommit."""
     # a first report says which judge the hours have; one that was audited is made again, with the new answers
     report = reliability_report(connection, *span, settings, judge=judge)
     about = settings.model_copy(update={"judge_model": report.judge})

@@ -41,10 +41,7 @@ class Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean of one value (-1..1) per group, with Student's interval; None without values.
-
-    The interval is clipped to -1..1.
-    """
+    """Mean of one value (-1..1) per group, with Student's interval; None without values. The interval is clipped to -1..1."""
     if not values:
         return None
     mean = math.fsum(values) / len(values)
@@ -159,10 +156,7 @@ def _quantile(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class HourPoint:
-    """Points of one hour in the plots: disagreement, tau, rank correlation with P&L.
-
-    None where orders or scores do not rank.
-    """
+    """Points of one hour in the plots: disagreement, tau, rank correlation with P&L. None where orders or scores do not rank."""
 
     window: str
     disagreement: float | None
@@ -172,10 +166,7 @@ class HourPoint:
 
 @dataclass
 class GroupSums:
-    """Sums over the groups so far.
-
-    Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot.
-    """
+    """Sums over the groups so far. Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot."""
 
     every: int = 1
     episodes: int = 0

@@ -96,10 +96,7 @@ class ReliabilityReport:
 
 
 def default_range(connection: Connection) -> tuple[str, str] | None:
-    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to).
-
-    None where no hour is judged.
-    """
+    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to). None where no hour is judged."""
     newest = store.newest_judged(connection)
     if newest is None:
         return None
@@ -157,10 +154,7 @@ def reliability_report(
 
 
 def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
-    """Agreement with the second judge on the hours that both scored.
-
-    None without a second judge.
-    """
+    """Agreement with the second judge on the hours that both scored. None without a second judge."""
     if audit_model is None or audit_model == judge:
         return None
     answered = store.answered_windows(connection, audit_model, windows)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.judge.groups import scores_document as judged_document
+from babylon_rl.judge.consensus import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import ExportHour
 from babylon_rl.training.export.records import Record, encode, row
