@@ -35,7 +35,6 @@ GONE = {
     "JUDGE_TIMEOUT_SECONDS": "it is 120 for everybody now: lower JUDGE_CONCURRENCY or JUDGE_REQUEST_TOKENS where a judge is slow",
     "JUDGE_AUDIT_BASE_URL": "JUDGE_BASE_URL holds for both judges: let that server answer for JUDGE_AUDIT_MODEL too",
     "SHOW_HIDDEN_ANSWERS_TO_JUDGE": "set JUDGE_PRIVATE_FIELDS=hidden_answers,game_knowledge to keep them back",
-    "TRAIN_CUT_ANSWERS": "answers that were cut off never train; unset it",
     "JUDGE_MAX_ORDERS": "it is 4, or JUDGE_ORDERS if that is more, for everybody now: set JUDGE_ORDERS",
     "JUDGE_DISAGREEMENT": _FIXED.format("0.15"),
     "JUDGE_TRIES": _FIXED.format("12"),

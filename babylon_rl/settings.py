@@ -147,6 +147,7 @@ class TrainingSettings(SettingsGroup):
         description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
     )
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
+    train_cut_answers: bool = Field(False, description="Train on answers that a token limit or a content filter cut off.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")

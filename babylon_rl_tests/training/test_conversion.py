@@ -97,7 +97,7 @@ def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
     assert preflight_document(replace(whole, sequences=some), [], {}, TrainPlan())["logprobShare"] == 0.25
 
 
-def cut_off(settings, connection):
+def cut_off(settings, connection, **changes):
     """Conversion of one episode whose answers ended in each way."""
     reasons = ("stop", "length", "content_filter", "content-filter", "LENGTH", "odd", 7, None)
     calls = [make_call(response=f"I hold {number}.", finishReason=reason) for number, reason in enumerate(reasons)]
@@ -105,7 +105,7 @@ def cut_off(settings, connection):
     insert(connection, "trajectories", [row])
     window = f"{START:%Y-%m-%dT%H}:00"
     episodes = [BatchEpisode(window, "agent-1", ["cut"], 0.5, 1, 1.5, None, None)]
-    return convert(connection, episodes, settings)
+    return convert(connection, episodes, settings.model_copy(update=changes))
 
 
 def test_a_cut_answer_does_not_train_and_is_counted(database, settings):
@@ -116,6 +116,14 @@ def test_a_cut_answer_does_not_train_and_is_counted(database, settings):
         ("I hold 0.", "stop"), ("I hold 5.", None), ("I hold 6.", None), ("I hold 7.", None),
     ]  # fmt: skip
     assert {one.weight for one in found.sequences} == {1 / 4}
+
+
+def test_a_cut_answer_trains_with_its_reason_where_the_setting_says_so(database, settings):
+    with database.connect() as connection:
+        found = cut_off(settings, connection, train_cut_answers=True)
+    assert not found.left_out
+    reasons = ["stop", "length", "content_filter", "content_filter", "length", None, None, None]
+    assert [one.finish_reason for one in found.sequences] == reasons
 
 
 def test_what_too_old_a_version_served_is_not_trained(database, settings):
