@@ -7,8 +7,6 @@ answers too late, between taking a message and saying so can cause a second one.
 
 import html
 import json
-import shlex
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -164,9 +162,6 @@ def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None
         webhook = settings.alert_webhook_url.get_secret_value()
         # Slack takes <, > and & for markup.
         channels["webhook"] = lambda alert: _post(webhook, {"text": html.escape(message(alert), quote=False)}, alert)
-    if settings.alert_command is not None:
-        command = shlex.split(settings.alert_command)
-        channels["command"] = lambda alert: _run(command, alert)
     return channels
 
 
@@ -186,17 +181,6 @@ def _post(url: str, body: object, alert: StoredAlert) -> None:
     except (OSError, HTTPException, ValueError) as failed:
         reason = failed.reason if isinstance(failed, urllib.error.URLError) else failed
         raise DeliveryFailed(str(reason).replace(url, "***") or type(failed).__name__) from None
-
-
-def _run(command: list[str], alert: StoredAlert) -> None:
-    try:
-        done = subprocess.run(
-            command, input=message(alert), capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as failed:
-        raise DeliveryFailed(str(failed)) from None
-    if done.returncode != 0:
-        raise DeliveryFailed(f"exit status {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
 def _training_failed(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:

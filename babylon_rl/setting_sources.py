@@ -44,6 +44,7 @@ GONE = {
     "TRAINING_DAILY_MIN_TRAJECTORIES": "it is 100, or TRAINING_MIN_TRAJECTORIES if that is less, for everybody now: unset it",
     "CHECKPOINTS_KEPT": "it is 10 for everybody now: set MODEL_STORAGE_URL to keep all of them elsewhere",
     "UPLOAD_LIMIT_MB": _FIXED.format("1,024"),
+    "ALERT_COMMAND": "set ALERT_WEBHOOK_URL; a small receiver of its POST can run a command",
     "GATEWAY_TIMEOUT_SECONDS": _FIXED.format("60"),
     "GATEWAY_BODY_LIMIT_MB": _FIXED.format("4"),
     "GATEWAY_SPOOL_MB": "it is 1,024 for everybody now: give BABYLON_RL_HOME room",

@@ -5,7 +5,6 @@ allowed, its value and what is.
 """
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -369,9 +368,6 @@ class AlertSettings(SettingsGroup):
         None,
         description='A Slack-compatible webhook that gets alerts: a POST of {"text": ...} (Slack, Mattermost, Teams by its workflows).',
     )
-    alert_command: str | None = Field(
-        None, description="A command that gets each alert on its standard input, without a shell; another exit status than 0 is a failure."
-    )
 
     otel_exporter_otlp_endpoint: str | None = Field(
         None, description="An OpenTelemetry collector that gets traces by OTLP over HTTP, such as http://127.0.0.1:4318. Unset: no traces."
@@ -382,17 +378,6 @@ class AlertSettings(SettingsGroup):
     def _is_web_hook(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_http(value.get_secret_value()):
             raise ValueError("must be an address such as https://hooks.example.com/services/...")
-        return value
-
-    @field_validator("alert_command")
-    @classmethod
-    def _is_command(cls, value: str | None) -> str | None:
-        try:
-            words = ["unset"] if value is None else shlex.split(value)
-        except ValueError:
-            words = []
-        if not words:
-            raise ValueError("must be a program and its arguments, with every quote closed")
         return value
 
 

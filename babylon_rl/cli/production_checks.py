@@ -78,11 +78,10 @@ def _fallback(settings: Settings) -> tuple[str, str]:
 def _alerts(settings: Settings) -> tuple[str, str]:
     given = {
         "DISCORD_WEBHOOK_URL": settings.discord_webhook_url, "ALERT_WEBHOOK_URL": settings.alert_webhook_url,
-        "ALERT_COMMAND": settings.alert_command,
     }  # fmt: skip
     channels = [name for name, value in given.items() if value is not None]
     if not channels:
-        return FAIL, "nobody is told: set DISCORD_WEBHOOK_URL, ALERT_WEBHOOK_URL or ALERT_COMMAND, then `babylon-rl alerts --test`."
+        return FAIL, "nobody is told: set DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL, then `babylon-rl alerts --test`."
     return PASS, f"alerts go to {', '.join(channels)}; `babylon-rl alerts --test` tries it. Scrape /metrics of gateway and admin API"
 
 

@@ -136,7 +136,7 @@ def alerts(
 def _test(settings: Settings, as_json: bool) -> None:
     sent = send_test(settings, utc_now())
     if not sent.causes and not sent.failures:
-        raise UsageError("No channel is set: DISCORD_WEBHOOK_URL, ALERT_WEBHOOK_URL or ALERT_COMMAND.")
+        raise UsageError("No channel is set: DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL.")
     words = [f"{channel}: taken" for channel in sent.causes] + [f"{channel}: {reason}" for channel, reason in sent.failures.items()]
     emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
     if sent.failures:

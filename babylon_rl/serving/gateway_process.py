@@ -29,7 +29,7 @@ from babylon_rl.http_server import (
     error_handlers,
     in_thread,
     json_response,
-    read_body,
+    read_json,
     refusal,
     server_config,
     url_of,
@@ -84,7 +84,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     async def embeddings(request: Request) -> Response:
         client = gateway.access.admit(request.scope, request.headers)
-        body = await read_body(request.receive, BODY_LIMIT, BODY_TIMEOUT_S)
+        body = await read_json(request.receive, request.headers.get("content-type"), BODY_LIMIT, BODY_TIMEOUT_S)
         status, content = await gateway.upstreams.embeddings(body)
         client.spend(spent_tokens(None, len(body), 0))
         return Response(content, status, media_type="application/json")

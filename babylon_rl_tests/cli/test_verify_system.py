@@ -201,7 +201,8 @@ def produced(database: Database, settings: Settings, monkeypatch: pytest.MonkeyP
     """``produced(**settings)``: the checklist where every setting is right, but for those given."""
     monkeypatch.chdir(tmp_path)
     right = {
-        "database_url": SecretStr(database.url), "use_rl_model": False, "alert_command": "true", "train_rl_local": True,
+        "database_url": SecretStr(database.url), "use_rl_model": False, "train_rl_local": True,
+        "alert_webhook_url": SecretStr("http://127.0.0.1:9/hook"),
         "local_base_model": "dry", "cron_secret": SecretStr("x" * 32),
     }  # fmt: skip
     with database.connect() as connection:
@@ -224,7 +225,7 @@ def test_the_checklist_passes_where_everything_is_right(produced: Callable[..., 
     [
         ({"use_rl_model": None}, "RL is a decision"),
         ({"rl_fallback_to_base": False}, "fallback"),
-        ({"alert_command": None}, "monitoring and alerts"),
+        ({"alert_webhook_url": None}, "monitoring and alerts"),
         ({"min_improvement": -1.0}, "validation before deployment"),
         ({"cron_secret": SecretStr("short")}, "servers"),
         ({"judge_model": "openai/x"}, "money"),

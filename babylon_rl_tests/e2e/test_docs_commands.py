@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from babylon_rl.cli import COMMANDS, load, run
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
+from babylon_rl_tests.alert_receiver import alert_receiver
 from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
 
@@ -113,8 +115,17 @@ def runnable() -> list[str]:
     return sorted(line for line in lines if not line.startswith(ELSEWHERE))
 
 
+@pytest.fixture
+def webhook() -> Iterator[str]:
+    """Address of a receiver of alerts."""
+    with alert_receiver() as receiver:
+        yield receiver.url
+
+
 @pytest.mark.long
-def test_commands_of_the_docs_do_what_the_page_says(sample_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_of_the_docs_do_what_the_page_says(
+    sample_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, webhook: str
+) -> None:
     for name in {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME"}:
         monkeypatch.delenv(name, raising=False)
     chosen = {
@@ -123,7 +134,7 @@ def test_commands_of_the_docs_do_what_the_page_says(sample_database: Database, m
         "LOCAL_BASE_MODEL": "dry",
         "BABYLON_RL_HOME": str(tmp_path / "home"),
     }
-    for name, value in (chosen | {"ITERATIONS": "1", "ALERT_COMMAND": "true"}).items():
+    for name, value in (chosen | {"ITERATIONS": "1", "ALERT_WEBHOOK_URL": webhook}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
