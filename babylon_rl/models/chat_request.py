@@ -15,6 +15,7 @@ import msgspec
 from babylon_rl.chats import plain_messages
 from babylon_rl.errors import RequestRefused
 from babylon_rl.models.policy import CompletionRequest
+from babylon_rl.tolerant_json import NotJson, read_exactly
 
 BASE_MODEL_NAME = "base"
 DEFAULT_MAX_TOKENS = 256
@@ -102,9 +103,11 @@ def read_request(body: bytes) -> ChatBody:
         RequestRefused: no JSON, a field of another type, or one that is not served.
     """
     try:
-        document = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as refused:
-        document = _read_tolerantly(body, refused)
+        document, _ = read_exactly(body)
+    except NotJson as invalid:
+        raise RequestRefused(f"The body is not JSON: {invalid}.", "body", "invalid_json") from None
+    if not isinstance(document, dict):
+        raise RequestRefused("The body is not a JSON object.", "body", "invalid_json")
     given = {name: value for name, value in document.items() if value is not None}
     for name in given.keys() - set(ChatBody.__struct_fields__) - _WITHOUT_EFFECT:
         if name not in _NEUTRAL:
@@ -117,17 +120,6 @@ def read_request(body: bytes) -> ChatBody:
     except msgspec.ValidationError as refused:
         named = re.search(r"at `\$\.?([^`]*)`|field `(\w+)`", str(refused))
         raise RequestRefused(f"The request is not a chat completion: {refused}", (named and (named[1] or named[2])) or "messages") from None
-
-
-def _read_tolerantly(body: bytes, refused: Exception) -> dict[str, Any]:
-    try:
-        text = json.dumps(json.loads(body), ensure_ascii=False)
-        document = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise RequestRefused(f"The request is not a chat completion: {str(refused) or 'it is nested too deeply'}", "body") from None
-    return document
 
 
 def _served_format(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
