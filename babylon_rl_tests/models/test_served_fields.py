@@ -190,6 +190,11 @@ def test_what_is_no_request_is_refused_in_openais_shape(client: TestClient, body
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(("body", "place"), [(b'{"model": "base", "messages": [}', 31), (b'{"model": "\xff"}', 11), (b"{'model': 1}", 1)])
+def test_a_body_that_is_no_json_is_refused_at_its_byte(client: TestClient, body: bytes, place: int) -> None:
+    assert f"at byte {place}" in client.post("/v1/chat/completions", content=body).json()["error"]["message"]
+
+
 def test_an_unknown_path_or_method_is_refused_in_openais_shape(client: TestClient) -> None:
     for answer, status in ((client.get("/v1/embeddings"), 404), (client.get("/v1/chat/completions"), 405)):
         assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
