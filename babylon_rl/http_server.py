@@ -1,21 +1,29 @@
-"""HTTP servers: uvicorn with h11 and our settings, sockets, limits of bodies, JSON responses and refusals.
+"""HTTP servers: uvicorn with h11 and our settings, sockets, who may ask, limits of bodies, JSON responses and refusals.
 
 A head has a limit of bytes and none of time: a slow one holds a connection and nobody up (docs/decisions/0027-http-by-kept-parts.md).
+Every application stands behind ``Door``, which refuses what a page of another site has a browser send.
 """
 
 import asyncio
+import ipaddress
+import re
 import resource
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Scope, Send
+from starlette.types import Receive as AsgiReceive
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
@@ -27,7 +35,24 @@ MAX_HEAD_BYTES = 64 * 1024
 STALLED_S = 60
 BODY_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 75  # agents think between requests
+MOST_NESTED = 128  # a decoder that recurses ends at a thousand, and each server at another depth
 _MOST_FILES = 65_536
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d*)?", re.ASCII)
+# A second one would be read by one server and not by another.
+_ONCE = (b"host", b"authorization", b"content-type", b"origin", b"cookie")
+# Headers that proxies add, besides all that begin with x-forwarded.
+_OF_PROXIES = frozenset({
+    b"via", b"forwarded", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip", b"cdn-loop",
+})  # fmt: skip
+# Names that a stranger cannot register: of containers, of a local network.
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEPS = [0] * 256
+for _byte in b"[{":
+    _STEPS[_byte] = 1
+for _byte in b"]}":
+    _STEPS[_byte] = -1
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
@@ -114,6 +139,142 @@ def in_thread(
             thread.join()
 
 
+class Door:
+    """Application in front of a server: what is asked properly, and by whom a browser may ask, is passed on.
+
+    A browser on this machine counts as this machine, whatever site its page is of, and a site can point its own name here.
+
+    Args:
+        respond: makes the response of a refusal in the server's envelope.
+        keyed: True while keys decide who is served; then the server may have any name.
+        pages: paths that other sites may link to.
+    """
+
+    def __init__(
+        self, app: ASGIApp, respond: Callable[[ApiError], Response], keyed: Callable[[], bool] = lambda: False, pages: Collection[str] = ()
+    ) -> None:
+        self._app, self._respond, self._keyed, self._pages = app, respond, keyed, pages
+
+    async def __call__(self, scope: Scope, receive: AsgiReceive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ApiError as refused:
+                await self._respond(refused)(scope, receive, send)
+                return
+            # An encoded slash is part of a name and separates nothing.
+            if b"%2f" in scope["raw_path"].lower():
+                scope["path"] = unquote(re.sub("%2f", "%252F", scope["raw_path"].decode("ascii"), flags=re.IGNORECASE))
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict[bytes, bytes]()
+        for name, value in scope["headers"]:
+            if name in headers and (name in _ONCE or name.startswith(b"x-babylon-")):
+                raise ApiError(400, f"The header {name.decode()} is there twice: send it once.", "repeated_header")
+            headers[name] = value
+        host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        if host is None:
+            raise ApiError(400, "Send one header Host: the server's name or address, and its port.", "host")
+        if scope["path"] != "/" and scope["path"].endswith("/"):
+            raise ApiError(404, f"{scope['path']} is not served here: leave out the slash at its end.", "not_found")
+        if _is_of_another_site(headers) and not self._is_link(scope, headers):
+            raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
+        if not self._keyed() and _may_be_a_stranger_s(host[1]):
+            message = "This server answers to localhost, addresses and names of a local network only"
+            raise ApiError(403, f"{message}: a proxy in front sends one of them as Host, or keys decide who is served.", "host")
+
+    def _is_link(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        return scope["method"] == "GET" and headers.get(b"sec-fetch-mode") == b"navigate" and scope["path"] in self._pages
+
+
+def _is_of_another_site(headers: Mapping[bytes, bytes]) -> bool:
+    """True for what a browser sends for a page that is not this server's."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        return site not in (b"none", b"same-origin")
+    # Over plain HTTP browsers name the page's origin alone, and a proxy may have ended TLS.
+    return origin is not None and origin.rpartition(b"://")[2].lower() != headers[b"host"].lower()
+
+
+def why_not_local(scope: Mapping[str, Any]) -> str:
+    """Why a request is not of this machine itself, as the end of a sentence about it; empty if it is.
+
+    A proxy on this machine makes everybody look like loopback, so any sign of one counts. nginx asks by HTTP/1.0 unless it is told.
+    """
+    if not _is_address_here(scope["client"][0] if scope.get("client") else ""):
+        return "comes from another"
+    for name, value in scope["headers"]:
+        if name in _OF_PROXIES or name.startswith(b"x-forwarded"):
+            return f"came through a proxy (it has the header {name.decode()})"
+        host = _HOST.fullmatch(value.decode("latin-1")) if name == b"host" else None
+        if host is not None and not _is_name_here(host[1]):
+            return f"names another as its Host ({host[1][:100]})"
+    return "came through a proxy (by HTTP/1.0)" if scope.get("http_version") == "1.0" else ""
+
+
+def _is_name_here(host: str) -> bool:
+    return host.lower() == "localhost" or host.lower().endswith(".localhost") or _is_address_here(host)
+
+
+@lru_cache(maxsize=1024)
+def _is_address_here(host: str) -> bool:
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _may_be_a_stranger_s(host: str) -> bool:
+    name = host.lower()
+    own = "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name == socket.gethostname().lower()
+    return not own and _address(host) is None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.strip("[]").split("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def client_address(scope: Mapping[str, Any]) -> str:
+    """The address of a client; of IPv6 its network, as one client has all of it."""
+    host = scope["client"][0] if scope.get("client") else ""
+    address = _address(host)
+    if address is None or address.version == 4:
+        return str(address or host)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+async def read_json(receive: Receive, content_type: str | None, longest: int, within_s: float) -> bytes:
+    """Read a body of JSON within its limits of length, time and depth; it is not decoded.
+
+    Raises:
+        ApiError: of another type, too long, too slow, or nested too deeply.
+        ClientGone: the client left before the body was complete.
+    """
+    kind = "application/json" if content_type is None else content_type.partition(";")[0].strip().lower()
+    body = await read_body(receive, longest, within_s)
+    # A form or a text would be sent by a browser for any page without asking this server first.
+    if body and kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "Send JSON, with the header content-type: application/json.", "content_type")
+    refuse_nesting(body)
+    return body
+
+
+def refuse_nesting(document: bytes) -> None:
+    """Refuse JSON that is nested too deeply for any decoder behind.
+
+    Raises:
+        ApiError: it is.
+    """
+    if document.count(b"[") + document.count(b"{") > MOST_NESTED:
+        brackets = _STRING.sub(b"", document).translate(None, _NOT_BRACKETS)
+        if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MOST_NESTED:
+            raise ApiError(400, f"The JSON is nested too deeply: at most {MOST_NESTED} lists and objects in each other.", "invalid_json")
+
+
 async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
     """Read a body within its limits of length and time.
 
@@ -130,9 +291,9 @@ async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
                     raise ClientGone
                 part = message.get("body", b"")
                 size += len(part)
-                # The rest is not read, so this connection can carry no further request.
+                # uvicorn reads the rest and drops it, so that a client that is still sending sees the answer.
                 if size > longest:
-                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
+                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large")
                 parts.append(part)
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)

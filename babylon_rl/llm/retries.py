@@ -259,6 +259,11 @@ class CircuitBreaker:
         self._probing = True
         return True
 
+    @property
+    def at_threshold(self) -> bool:
+        """True if one more failure opens the circuit, or keeps it open."""
+        return self._opened_at is not None or self._failures + 1 >= self._threshold
+
     def check(self) -> None:
         """Raise CircuitOpen while no request is allowed; called before a retry."""
         if self._opened_at is not None and (wait_s := self._opened_at + self._open_s - self._clock()) > 0:

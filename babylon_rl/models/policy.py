@@ -100,6 +100,7 @@ class Policy:
         causal = causal_model(model)
         config = causal.config
         self._ends = end_ids(tokenizer, getattr(getattr(causal, "generation_config", None), "eos_token_id", None))
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 
     @classmethod
@@ -207,14 +208,13 @@ class Policy:
             raise RequestRefused(f"temperature is {request.temperature}: it must be 0 or more.", "temperature")
         if request.max_tokens < 1:
             raise RequestRefused(f"max_tokens is {request.max_tokens}: it must be 1 or more.", "max_tokens")
+        # Megabytes are not encoded only to be refused: that takes seconds, and memory that is not given back.
+        characters = sum(len(str(message.get("content", ""))) for message in request.messages)
+        if characters > self._context * self._longest_token:
+            raise self._too_long(f"have {characters} characters, more than that many tokens can hold")
         prompt = encode_prompt(self.tokenizer, request.messages)
         if len(prompt) >= self._context:
-            raise RequestRefused(
-                f"This model's maximum context length is {self._context} tokens. However, your messages resulted in {len(prompt)} tokens. "
-                "Please reduce the length of the messages.",
-                "messages",
-                "context_length_exceeded",
-            )
+            raise self._too_long(f"resulted in {len(prompt)} tokens")
         try:
             node = compile_grammar(request.response_format, self.tokenizer).trie if request.response_format is not None else None
         except UsageError as refused:
@@ -226,6 +226,14 @@ class Policy:
         # What the grammar forces at the beginning needs no model; it is read together with the prompt.
         row.follow_forced()
         return row
+
+    def _too_long(self, messages: str) -> RequestRefused:
+        return RequestRefused(
+            f"This model's maximum context length is {self._context} tokens. However, your messages {messages}. "
+            "Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        )
 
     @contextlib.contextmanager
     def _serving(self, adapter: str | None) -> Iterator[None]:

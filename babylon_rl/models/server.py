@@ -23,11 +23,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import UNLIKELY
 from babylon_rl.errors import ModelError, ModelUnavailable, RequestRefused, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, bind, error_handlers, read_body, refusal, server_config
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Door, bind, error_handlers, read_json, refusal, server_config
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
 from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
 from babylon_rl.models.generation import Row
@@ -44,7 +45,7 @@ def create_app(
     policy: Policy,
     find_adapter: FindAdapter = lambda name: None,
     on_failure: Callable[[Exception], None] = lambda failure: None,
-) -> Starlette:
+) -> ASGIApp:
     """Create the application; model ``base`` is the base, other names are adapters.
 
     ``find_adapter`` gives the directory of an adapter that the policy does not have, None if there is none; it is called in a thread.
@@ -67,7 +68,7 @@ def create_app(
 
     async def chat(request: Request) -> Response:
         try:
-            body = read_request(await read_body(request.receive, MAX_BODY_BYTES, BODY_TIMEOUT_S))
+            body = read_request(await read_json(request.receive, request.headers.get("content-type"), MAX_BODY_BYTES, BODY_TIMEOUT_S))
             asked_for = body.completion_request()
             served = body.model == BASE_MODEL_NAME or await batcher.serves(body.model)
             if not served:
@@ -101,7 +102,7 @@ def create_app(
 
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
     handlers = error_handlers(refusal, "served: POST /v1/chat/completions; GET /v1/models, /health", failed="")
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers | {Exception: _failure})
+    return Door(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers | {Exception: _failure}), refusal)
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:

@@ -1,20 +1,19 @@
 """Access to servers: bearer keys with budgets per minute; loopback only until a key exists."""
 
 import hashlib
-import ipaddress
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from time import monotonic
+from typing import Any
 
 from babylon_rl.api_errors import ApiError
+from babylon_rl.http_server import why_not_local
 from babylon_rl.store.client_keys import ClientKey
 
 _PREFIX = "brl-"
 _MINUTE_S = 60.0
-# Headers in which a proxy names the client that it speaks for.
-_PROXIED = ("x-forwarded-for", "forwarded", "x-real-ip")
 
 
 def new_key() -> str:
@@ -70,6 +69,23 @@ class Client:
     requests: MinuteBudget | None = None
     tokens: MinuteBudget | None = None
     admin: bool = False
+    agents: Sequence[str] = ()
+
+    def agent(self, named: str | None) -> str | None:
+        """The agent of a call that names one, or none.
+
+        Raises:
+            ApiError: the client's key is bound to others.
+        """
+        if not self.agents or named in self.agents:
+            return named
+        if named is None and len(self.agents) == 1 and "*" not in self.agents[0]:
+            return self.agents[0]
+        if named is None:
+            raise ApiError(403, f"The key {self.name} is bound to agents: name one of them in x-babylon-agent.", "other_agent")
+        if not any(re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), named) for pattern in self.agents):
+            raise ApiError(403, f"The key {self.name} does not speak for the agent {named}.", "other_agent")
+        return named
 
     def spend(self, tokens: int) -> None:
         """Take the tokens of an answer from the client's budget."""
@@ -96,12 +112,20 @@ class Access:
             if key.revoked_at is None:
                 old = known.get(key.sha256, Client())
                 requests = self._budget(key.requests_per_minute, old.requests)
-                clients[key.sha256] = Client(key.name, key.sha256, requests, self._budget(key.tokens_per_minute, old.tokens), key.admin)
+                tokens = self._budget(key.tokens_per_minute, old.tokens)
+                clients[key.sha256] = Client(key.name, key.sha256, requests, tokens, key.admin, key.agents)
         # Revoked keys count: revoking the last one must not open the server again.
         self._clients, self._any_key = clients, bool(keys)
 
-    def admit(self, peer: str | None, headers: Mapping[str, str]) -> Client:
+    @property
+    def keyed(self) -> bool:
+        """False while it is known that there are no keys, so that only this machine is served."""
+        return self._any_key or self._clients is None
+
+    def admit(self, scope: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Client:
         """Identify the client of a request, and take the request from its budget.
+
+        ``scope`` is ASGI's, None where the key alone decides.
 
         Raises:
             ApiError: no valid key, or a budget that is used up.
@@ -111,10 +135,10 @@ class Access:
         if sha256 is not None and sha256 == self._own:
             return Client()
         if not self._any_key:
-            return self._without_keys(peer, headers)
+            return self._without_keys(scope)
         client = (self._clients or {}).get(sha256) if sha256 is not None else None
         if client is None:
-            message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY."
+            message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY. No other header is read."
             raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
         # One token is enough to be admitted: what the call takes is known after its answer, and ``Client.spend`` takes it then.
         for budget, noun, needed in ((client.requests, "requests", 1.0), (client.tokens, "tokens", 1.0)):
@@ -126,23 +150,16 @@ class Access:
             client.requests.take(1)
         return client
 
-    def _without_keys(self, peer: str | None, headers: Mapping[str, str]) -> Client:
-        # A proxy on this machine makes everybody look like loopback.
-        if _is_loopback(peer) and not any(name in headers for name in _PROXIED):
+    def _without_keys(self, scope: Mapping[str, Any] | None) -> Client:
+        why = "brings none" if scope is None else why_not_local(scope)
+        if not why:
             return Client()
         if self._clients is None:
             raise ApiError(503, "Keys cannot be checked before the database has answered once.", "keys_unknown")
-        raise ApiError(403, "Without keys only this machine is served: create one with `babylon-rl keys create NAME`.", "no_keys")
+        message = f"Without keys only this machine is served, and this request {why}: create a key with `babylon-rl keys create NAME`."
+        raise ApiError(403, message, "no_keys")
 
     def _budget(self, limit: int | None, old: MinuteBudget | None) -> MinuteBudget | None:
         if limit is None:
             return None
         return old if old is not None and old.limit == limit else MinuteBudget(limit, self._clock)
-
-
-@lru_cache(maxsize=1024)
-def _is_loopback(peer: str | None) -> bool:
-    try:
-        return peer is not None and ipaddress.ip_address(peer.split("%")[0]).is_loopback
-    except ValueError:
-        return False

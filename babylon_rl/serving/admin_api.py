@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
@@ -29,19 +28,30 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
+from starlette.types import ASGIApp
 
 from babylon_rl import __version__
 from babylon_rl.api_errors import NOT_JSON, ApiError
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, bind, error_handlers, json_response, read_body, server_config, url_of
+from babylon_rl.http_server import (
+    BODY_TIMEOUT_S,
+    ClientGone,
+    Door,
+    bind,
+    error_handlers,
+    json_response,
+    read_json,
+    refuse_nesting,
+    server_config,
+    url_of,
+)
 from babylon_rl.logs import start_logs
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_openapi import Operation, openapi_document
-from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins, refuse_other_sites
+from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins
 from babylon_rl.serving.dagster_client import DagsterClient
-from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
 from babylon_rl.serving.status import automation_document, status_document
@@ -240,7 +250,7 @@ OPERATIONS = [
 ]  # fmt: skip
 
 
-def create_app(api: AdminApi) -> Starlette:
+def create_app(api: AdminApi) -> ASGIApp:
     """Create the application around the parts of a process."""
 
     @asynccontextmanager
@@ -273,7 +283,8 @@ def create_app(api: AdminApi) -> Starlette:
         methods = {operation.method: operation for operation in OPERATIONS if operation.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
     handlers = error_handlers(_refusal, "/openapi.json lists what is", "The admin API failed; its log has the reason.")
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Door(app, _refusal, lambda: api.access.keyed, pages=(PATH, f"{PATH}/agent"))
 
 
 def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
@@ -302,35 +313,24 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
     """Name the client of a request, for the record.
 
     Raises:
-        ApiError: it has no valid key for this server, or a page of another site sends it.
+        ApiError: it has no valid key for this server.
     """
-    refuse_other_sites(request)
     return _client(api, request, cron=operation.cron).name or "this machine"
 
 
 def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
     headers = request.headers if cron else api.logins.with_key(request.headers)
     try:
-        client = (api.cron_access if cron else api.access).admit(peer(request.scope), headers)
+        client = (api.cron_access if cron else api.access).admit(request.scope, headers)
     except ApiError as refused:
         if cron and refused.code == "no_keys":
-            raise ApiError(403, "Without CRON_SECRET only this machine is served.", "no_keys") from None
+            message = refused.message.partition(":")[0].replace("keys", "CRON_SECRET", 1)
+            raise ApiError(403, f"{message}: set it, and send it as a key.", "no_keys") from None
         raise
     if client.name is not None and not client.admin:
         message = f"The key {client.name} opens the gateway only: `babylon-rl keys create NAME --admin` makes one for this server."
         raise ApiError(403, message, "not_admin")
-    # A name that some site has pointed at this machine makes its pages look like our own.
-    if client.name is None and not _names_this_machine(request):
-        raise ApiError(403, "Without keys this server answers to localhost and to addresses only.", "host")
     return client
-
-
-def _names_this_machine(request: Request) -> bool:
-    host = request.url.hostname or ""
-    try:
-        return host == "localhost" or bool(ip_address(host))
-    except ValueError:
-        return False
 
 
 async def _read(api: AdminApi, operation: Operation, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
@@ -341,23 +341,19 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
         ClientGone: the client left before the end.
     """
     kind, now = operation.body, utc_now()
-    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if operation.upload:
-        return await _read_upload(api, request, given, client, files)
+        return await _read_upload(api, request, client, files)
     if kind is None:
         return AdminRequest(client, now, name=request.path_params.get("name", ""))
-    content = await read_body(request.receive, BODY_LIMIT, BODY_TIMEOUT_S)
-    # A form or a text would be sent by a browser without asking this server first.
-    if content and given != "application/json":
-        raise ApiError(415, "Send JSON, with the header content-type: application/json.", "content_type")
+    content = await read_json(request.receive, request.headers.get("content-type"), BODY_LIMIT, BODY_TIMEOUT_S)
     try:
         return AdminRequest(client, now, msgspec.json.decode(content or b"{}", type=kind))
     except NOT_JSON as invalid:
         raise ApiError(400, f"The body is not as described in /openapi.json: {invalid}.", "invalid_body") from None
 
 
-async def _read_upload(api: AdminApi, request: Request, content_type: str, client: str, files: AsyncExitStack) -> AdminRequest:
-    if content_type != "multipart/form-data":
+async def _read_upload(api: AdminApi, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
     limit = api.settings.upload_limit_mb * 1024**2
     # The form's own lines and its other fields come on top of the file.
@@ -372,6 +368,7 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
         raise ApiError(400, "A form has the file model and the fields version and metadata.", "invalid_body")
     if (model.size or 0) > limit:
         raise ApiError(413, f"The file has more than {limit:,} bytes.", "body_too_large")
+    refuse_nesting(metadata.encode())
     try:
         facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
     except NOT_JSON as invalid:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.api_errors import ApiError
+from babylon_rl.http_server import refuse_nesting
 from babylon_rl.recorder.calls import PURPOSES
 from babylon_rl.tolerant_json import NotJson, read_exactly
 
@@ -52,7 +53,7 @@ class ChatRequest:
         if stream is not None and not isinstance(stream, bool):
             raise ApiError(400, "stream is not true or false.", "invalid_type", "stream")
         user = document.get("user")
-        return cls(document, body, model or None, bool(stream), user if isinstance(user, str) and _is_name(user) else None)
+        return cls(document, body, model or None, bool(stream), user if isinstance(user, str) and is_name(user) else None)
 
     @property
     def choices(self) -> int:
@@ -113,8 +114,9 @@ class CallContext:
 
 
 def _decoded(accesses: str) -> list[dict[str, Any]]:
+    refuse_nesting(accesses.encode())
     try:
-        decoded = msgspec.convert(read_exactly(accesses.encode("latin-1", "replace"))[0], list[dict[str, Any]])
+        decoded = msgspec.convert(read_exactly(accesses.encode())[0], list[dict[str, Any]])
         # The form in which the spool keeps it.
         msgspec.msgpack.encode(decoded)
     except (NotJson, msgspec.ValidationError, RecursionError) as invalid:
@@ -133,10 +135,11 @@ def _number(digits: str) -> float:
 
 def _name(headers: Mapping[str, str], name: str) -> str | None:
     value = headers.get(name)
-    if value is not None and not _is_name(value):
+    if value is not None and not is_name(value):
         raise ApiError(400, f"{name} has not 1 to {_MAX_HEADER} printable characters.", "invalid_header")
     return value
 
 
-def _is_name(value: str) -> bool:
+def is_name(value: str) -> bool:
+    """True for what may name an agent, a trajectory or a step."""
     return 0 < len(value) <= _MAX_HEADER and value.isprintable()

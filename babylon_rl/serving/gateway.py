@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_body
-from babylon_rl.serving.access import Access
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_json
+from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.client_view import ClientView
 from babylon_rl.serving.live_state import LiveState
@@ -101,13 +101,15 @@ class Gateway:
         if scope["method"] != "POST":
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
         # Before the body is read: nobody without a key makes the gateway take megabytes.
-        client = self.access.admit(peer(scope), headers)
+        client = self.access.admit(scope, headers)
         context = CallContext.of(headers)
-        body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2, self._body_timeout_s)
+        limit = self.settings.gateway_body_limit_mb * 1024**2
+        body = await read_json(receive, headers.get("content-type"), limit, self._body_timeout_s)
         request = ChatRequest.of(body)
         # OpenAI's own field names the agent where no header does.
         if context.agent_id is None:
             context = replace(context, agent_id=request.user)
+        context = await self._of_client(client, context)
         try:
             chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
         except ModelUnavailable as unknown:
@@ -116,6 +118,20 @@ class Gateway:
                 raise ApiError(404, str(unknown), "model_not_found", "model") from None
             chosen = base_route(self.settings, "the registry does not answer")
         return RoutedCall(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
+
+    async def _of_client(self, client: Client, context: CallContext) -> CallContext:
+        """The context with the agent that the client's key speaks for.
+
+        Raises:
+            ApiError: the call is in the name of another agent, or in its trajectory.
+        """
+        agent, trajectory = client.agent(context.agent_id), context.trajectory_id
+        if agent is not None and trajectory is not None:
+            if not client.agents:
+                self.state.own(trajectory, agent)
+            elif not await self.state.may_write(trajectory, agent):
+                raise ApiError(403, f"The trajectory {trajectory} is another agent's than {agent}.", "other_agent")
+        return replace(context, agent_id=agent)
 
     async def _ask(self, call: RoutedCall) -> WholeAnswer | StreamedAnswer:
         """Ask the chosen version, and the base if it fails.
@@ -259,7 +275,3 @@ async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
     await send({"type": "http.response.body", "body": body})
-
-
-def peer(scope: Mapping[str, Any]) -> str | None:
-    return scope["client"][0] if scope.get("client") else None

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, ModelUnavailable
 from babylon_rl.files.location import shown_url
-from babylon_rl.http_server import bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
+from babylon_rl.http_server import Door, bind, error_handlers, in_thread, json_response, refusal, server_config, url_of
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
-from babylon_rl.serving.gateway import Gateway, peer
+from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
 from babylon_rl.serving.routing import ALIASES, route
@@ -59,12 +59,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         await gateway.stop()
 
     async def models(request: Request) -> Response:
-        gateway.access.admit(peer(request.scope), request.headers)
+        gateway.access.admit(request.scope, request.headers)
         return json_response({"object": "list", "data": [_model(name) for name in served_names(gateway.state.table)]})
 
     async def model(request: Request) -> Response:
-        gateway.access.admit(peer(request.scope), request.headers)
-        name = request.path_params["name"]
+        gateway.access.admit(request.scope, request.headers)
+        name = request.path_params["name"].replace("%2F", "/")
         if name not in served_names(gateway.state.table):
             raise ApiError(404, f"There is no model {name}; `GET /v1/models` lists those that there are.", "model_not_found", "model")
         return json_response(_model(name))
@@ -79,7 +79,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return json_response({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
 
     async def samples(request: Request) -> Response:
-        gateway.access.admit(peer(request.scope), request.headers)
+        gateway.access.admit(request.scope, request.headers)
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     routes = [
@@ -98,7 +98,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         # The layers that chats need not pass cost a twentieth of a millisecond before the first token.
         await (chats if scope.get("path") == CHATS else others)(scope, receive, send)
 
-    traced: ASGIApp = traced_app(app)
+    traced: ASGIApp = traced_app(Door(app, refusal, lambda: gateway.access.keyed))
     return traced
 
 

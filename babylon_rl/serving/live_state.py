@@ -3,9 +3,14 @@
 By notifications, and by polling in case one is lost. The last ones stay in a file, for a start while the database is away.
 """
 
+import asyncio
 import logging
 import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 
 import msgspec
 import psycopg
@@ -13,11 +18,13 @@ import psycopg
 from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.serving.access import Access
+from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
 from babylon_rl.store.client_keys import ClientKey
 from babylon_rl.store.connection import Connection, address
 from babylon_rl.store.database import open_database
+from babylon_rl.store.live_usage import agents_of_trajectory
 from babylon_rl.store.releases import RoutingTable, read_routing
 
 POLL_S = 5.0
@@ -25,6 +32,8 @@ _SLICE_S = 0.1
 ANSWER_S = 5.0
 FIRST_READ_S = 3.0
 _RETRY_S = 1.0
+_OWNER_S = 1.0
+_MOST_OWNERS = 65_536
 _NEVER_ANSWERED = "the database has not answered yet"
 _LOG = logging.getLogger("babylon_rl.gateway")
 
@@ -56,6 +65,8 @@ class LiveState:
         self._file = settings.home / "gateway" / "state.json"
         self._last = self._restore()
         self.restored = self._last is not None
+        self._owners = OrderedDict[str, str]()  # agents of the newest trajectories, whose calls may not be written yet
+        self._looked_up = SimpleQueue[tuple[str, Future[set[str]]]]()
         self._closing, self._first = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="babylon-routing", daemon=True)
 
@@ -68,6 +79,29 @@ class LiveState:
         """Stop reading."""
         self._closing.set()
         self._thread.join(POLL_S)
+
+    def own(self, trajectory: str, agent: str) -> bool:
+        """Note whose a trajectory is, unless it is known; False if it is another agent's."""
+        owner = self._owners.setdefault(trajectory, agent)
+        if len(self._owners) > _MOST_OWNERS:
+            self._owners.popitem(last=False)
+        return owner == agent
+
+    async def may_write(self, trajectory: str, agent: str) -> bool:
+        """False if a trajectory is known as another agent's, here or in the database.
+
+        While the database is away, this process alone knows.
+        """
+        if trajectory not in self._owners and self.problem is None:
+            asked = Future[set[str]]()
+            self._looked_up.put((trajectory, asked))
+            with suppress(TimeoutError):
+                agents = await asyncio.wait_for(asyncio.wrap_future(asked), _OWNER_S)
+                hashed = agent_hash(self._settings)
+                # The trajectory itself names the agent, its calls the agent's hash.
+                if agents - {agent, agent if hashed is None else hashed(agent)}:
+                    return False
+        return self.own(trajectory, agent)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -102,6 +136,17 @@ class LiveState:
             for _ in range(int(POLL_S / _SLICE_S)):
                 if self._closing.is_set() or any(True for _ in connection.notifies(timeout=_SLICE_S, stop_after=1)):
                     break
+                self._look_up(connection)
+
+    def _look_up(self, connection: Connection) -> None:
+        """Answer who owns the trajectories that calls ask for."""
+        with suppress(Empty):
+            while True:
+                trajectory, asked = self._looked_up.get_nowait()
+                with connection.answering_within(ANSWER_S):
+                    agents = agents_of_trajectory(connection, trajectory)
+                if asked.set_running_or_notify_cancel():  # else nobody waits any more
+                    asked.set_result(agents)
 
     def _restore(self) -> LastState | None:
         """Take over the state that an earlier process kept."""

@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import MarketError, UsageError
@@ -31,7 +32,7 @@ from babylon_rl.evaluation.result_building import RunLabel, decision_lines, resu
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.http_server import ClientGone, json_response, read_body, server_config, url_of
+from babylon_rl.http_server import ClientGone, Door, client_address, json_response, read_json, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -47,6 +48,7 @@ LONGEST_BODY = 16 * 1024
 BODY_WITHIN_S = 10.0
 SEED = 0  # pairs these results with those of `benchmark run`, which has the same default
 MOST_SESSIONS = 64  # at once
+MOST_OF_A_CLIENT = 32
 MOST_ENDED = 32  # sessions whose results are kept
 Clock = Callable[[], float]
 _LOG = logging.getLogger(__name__)
@@ -67,13 +69,14 @@ class MarketSession:
     """One run of an outside agent through a market.
 
     Attributes:
+        client: the address that started it.
         attempt: which start of this agent it is, from 1: a market that was seen before is no test any more.
         seen: the observation to decide on; touched_at: the time of the last request, by ``clock``, in seconds.
         run: complete once the market is over; ``run.stopped`` says why it ended before.
     """
 
-    def __init__(self, market: Snapshot, agent: ExternalAgent, attempt: int, clock: Clock) -> None:
-        self.agent = agent
+    def __init__(self, market: Snapshot, agent: ExternalAgent, attempt: int, clock: Clock, client: str) -> None:
+        self.agent, self.client = agent, client
         self.attempt = attempt
         self.touched_at = self._asked = clock()
         self._clock = clock
@@ -178,20 +181,23 @@ class SessionRegistry:
         self._playing: dict[str, MarketSession] = {}
         self._ended: dict[str, bytes] = {}
 
-    def start(self, asked: StartRequest) -> tuple[str, MarketSession]:
-        """A new session and its token.
+    def start(self, asked: StartRequest, client: str) -> tuple[str, MarketSession]:
+        """A new session of a ``client`` and its token.
 
         Raises:
             ApiError: as many play as may.
         """
         self.sweep()
+        if sum(session.client == client for session in self._playing.values()) >= MOST_OF_A_CLIENT:
+            message = f"{MOST_OF_A_CLIENT} sessions of {client} play already. End one with POST /stop, or try again later."
+            raise ApiError(429, message, "too_many")
         if len(self._playing) >= MOST_SESSIONS:
             raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
         agent = ExternalAgent(asked.name, asked.mandate)
         # Starts of this process count as well: the result of one that still plays is not kept yet.
         self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
         token = secrets.token_urlsafe(24)
-        session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock)
+        session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock, client)
         return token, session
 
     def playing(self, token: str) -> MarketSession:
@@ -265,7 +271,7 @@ def create_app(
     idle_s: float = IDLE_S,
     results: Path | None = None,
     clock: Clock = time.perf_counter,
-) -> Starlette:
+) -> ASGIApp:
     """The application: every session plays ``market`` by itself.
 
     ``results`` is a directory where each that ends leaves its result.
@@ -287,7 +293,7 @@ def create_app(
 
     async def start(request: Request) -> Response:
         asked = _start(await _body(request))
-        token, session = sessions.start(asked)
+        token, session = sessions.start(asked, client_address(request.scope))
         opening = {"token": token, "name": asked.name, "mandate": asked.mandate, "attempt": session.attempt, **about_market}
         return json_response(opening | {"observation": _shown(session)}, 201)
 
@@ -333,7 +339,7 @@ def create_app(
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
     handlers = {ApiError: _refused, ClientGone: _gone, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Door(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), _refusal)
 
 
 def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None], *, idle_s: float, results: Path | None = None) -> None:
@@ -409,12 +415,17 @@ def _camel(value: Any) -> Any:
 
 
 async def _body(request: Request) -> str:
-    return (await read_body(request.receive, LONGEST_BODY, BODY_WITHIN_S)).decode("utf-8", errors="replace")
+    body = await read_json(request.receive, request.headers.get("content-type"), LONGEST_BODY, BODY_WITHIN_S)
+    return body.decode("utf-8", errors="replace")
+
+
+def _refusal(fault: ApiError) -> Response:
+    return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status, fault.headers)
 
 
 async def _refused(_: Request, fault: Exception) -> Response:
     assert isinstance(fault, ApiError)
-    return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status, fault.headers)
+    return _refusal(fault)
 
 
 async def _gone(_: Request, fault: Exception) -> Response:

@@ -14,6 +14,7 @@ from time import monotonic
 from types import SimpleNamespace
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from babylon_rl.api_errors import ApiError
@@ -32,6 +33,7 @@ _LOG = logging.getLogger("babylon_rl.gateway")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPEN_S = 10.0
+_CHECK_S = 5.0
 _CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
 _BUFFERED_BYTES = 256 * 1024
 # A server has a second to end its response after the last event; a connection that is read to the end is used again.
@@ -137,6 +139,7 @@ class Upstream:
         self._timeout_s = timeout_s
         self._noted: set[tuple[str, frozenset[str]]] = set()
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._checks: dict[str, asyncio.Task[bool]] = {}
 
     async def ask(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
         """Send a request with what the gateway adds; a stream is returned once its first token has come.
@@ -155,20 +158,41 @@ class Upstream:
             message = f"The model has failed {circuit.failures} times in a row and is asked again in {wait_s} s."
             raise UpstreamFailed("circuit_open", ApiError(503, message, "upstream_error", headers={"retry-after": str(wait_s)})) from None
         try:
-            answer = await self._ask_with_additions(model, request)
-        except UpstreamFailed as failed:
-            # A rate limit says that the server works.
-            if failed.cause == "rate_limited":
-                breaker.cancelled(is_probe)
-            else:
-                breaker.failed(failed.error.message)
-            raise
-        # Cancelled, or an error of our own: this says nothing of the upstream, so the breaker only frees the probe.
+            try:
+                answer = await self._ask_with_additions(model, request)
+            except UpstreamFailed as failed:
+                # Requests that fail by what is in them must not keep those of others from being asked: the model's own answer decides.
+                if failed.cause != "rate_limited":
+                    if breaker.at_threshold and await self._answers(model):
+                        breaker.succeeded()
+                    else:
+                        breaker.failed(failed.error.message)
+                raise
+        # Cancelled, a rate limit, or an error of our own: this says nothing of the upstream, so the breaker only frees the probe.
         except BaseException:
             breaker.cancelled(is_probe)
             raise
         breaker.succeeded()
         return answer
+
+    async def _answers(self, model: str) -> bool:
+        """True if a model answers a short request of the gateway's own; requests that fail meanwhile share the outcome."""
+        if model not in self._checks:
+            self._checks[model] = check = asyncio.create_task(self._check(model))
+            check.add_done_callback(lambda _: self._checks.pop(model))
+        return await asyncio.shield(self._checks[model])
+
+    async def _check(self, model: str) -> bool:
+        body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1})
+        try:
+            async with asyncio.timeout(min(_CHECK_S, self._timeout_s)):
+                async with await self._post(body) as response:
+                    await self._whole(response)
+        except UpstreamFailed as failed:
+            return failed.cause == "rate_limited"
+        except (TimeoutError, *_BROKEN):
+            return False
+        return True
 
     async def _ask_with_additions(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
         """Ask with the fields that the gateway adds; where that fails, without those that are to blame, for this request alone."""

@@ -11,9 +11,9 @@ from babylon_rl.store.connection import Connection
 
 # A trigger notifies it when a key or its limits change, not when it is used (migration 0023).
 CHANNEL = "babylon_rl_keys"
-_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt", "admin"'
+_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt", "admin", "agents"'
 _READ = f"""SELECT {_COLUMNS} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
-_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL, %s)"""
+_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL, %s, %s)"""
 _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt", %s) WHERE "name" = %s RETURNING "revokedAt" """
 
 
@@ -21,7 +21,7 @@ _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt
 class ClientKey:
     """A client's key by its hash, with limits per minute (None: no limit).
 
-    Only an ``admin`` key opens the admin API.
+    Only an ``admin`` key opens the admin API. ``agents`` are those that the key speaks for, with * as a wildcard; none: all.
     """
 
     name: str
@@ -32,6 +32,7 @@ class ClientKey:
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
     admin: bool = False
+    agents: Sequence[str] = ()
 
 
 def read_keys(connection: Connection) -> Sequence[ClientKey]:
@@ -48,7 +49,7 @@ def create_key(connection: Connection, key: ClientKey) -> None:
     """
     try:
         with connection.transaction():
-            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin)
+            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin, list(key.agents))
             connection.execute(_CREATE, values)
     except psycopg.errors.UniqueViolation:
         raise UsageError(f"There is a key {key.name!r} already, perhaps a revoked one: choose another name.") from None

@@ -247,11 +247,21 @@ INSERT INTO public.llm_call_logs ({listed(_LOG_COLUMNS)})
 SELECT {listed(_LOG_COLUMNS)} FROM jsonb_populate_recordset(NULL::public.llm_call_logs, %(logs)s)
 ON CONFLICT DO NOTHING
 """
+_TRAJECTORY_S_AGENTS = """
+SELECT "agentId" FROM public.trajectories WHERE "trajectoryId" = %(id)s
+UNION SELECT g."agentId" FROM public.llm_call_logs l JOIN babylon_rl.gateway_calls g USING ("callId")
+WHERE l."trajectoryId" = %(id)s AND g."agentId" IS NOT NULL
+"""
 _KEYS_USED = """
 UPDATE babylon_rl.client_keys k SET "lastUsedAt" = greatest(k."lastUsedAt", used."at")
 FROM (SELECT "keyName", max("at") AS "at" FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s) GROUP BY 1) used
 WHERE k."name" = used."keyName"
 """
+
+
+def agents_of_trajectory(connection: Connection, trajectory_id: str) -> set[str]:
+    """Return the agents that a trajectory and its recorded calls name, as they were recorded."""
+    return {agent for (agent,) in connection.execute(_TRAJECTORY_S_AGENTS, {"id": trajectory_id})}
 
 
 def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: Sequence[dict[str, Any]]) -> int:

@@ -20,8 +20,8 @@ from babylon_rl.store.freezing import record_dropped
 
 FIRST_VERSION = "v1.0.0"
 MODEL_PREFIX = "babylon-agent-"
-# ASCII only: other digits would also match \d.
-_SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
+# ASCII only: other digits would also match \d. Numbers of nine digits fit wherever a number is kept.
+_SEMANTIC = re.compile(r"v?(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
 
 # A model row with its lineage; without a lineage row the version is foreign.
 _MODELS = """

@@ -71,9 +71,9 @@ class Page:
 
 
 @contextmanager
-def browser_page(program: str, profile: Path, width: int = 1600, height: int = 1000) -> Iterator[Page]:
+def browser_page(program: str, profile: Path, width: int = 1600, height: int = 1000, *flags: str) -> Iterator[Page]:
     """An empty page in a browser of its own, which ends with the block; ``profile`` is a new directory."""
-    process, port = _start([program, *FLAGS, f"--window-size={width},{height}"], profile)
+    process, port = _start([program, *FLAGS, *flags, f"--window-size={width},{height}"], profile)
     try:
         with urlopen(Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"), timeout=10) as answer:
             address = json.load(answer)["webSocketDebuggerUrl"]

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import Request
 
 import uvicorn
 
@@ -28,10 +29,10 @@ class Clock:
 
 
 class Player:
-    """One agent's connection; ``token`` is set by ``start``."""
+    """One agent's connection, from an ``address`` of this machine; ``token`` is set by ``start``."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
+        self.url, self.address = url, address
         self.token = ""
 
     def start(self, **said: str) -> dict[str, Any]:
@@ -60,15 +61,14 @@ class Player:
                 return result
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return {"content-type": "application/json"} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
 
     def _ask(self, request: Request) -> tuple[int, Any]:
-        try:
-            with urlopen(request, timeout=20) as answer:
-                return answer.status, json.load(answer)
-        except HTTPError as refused:
-            with refused:
-                return refused.code, json.load(refused)
+        line = HTTPConnection(urlsplit(self.url).netloc, timeout=20, source_address=(self.address, 0))
+        with closing(line):
+            line.request(request.get_method(), request.selector, request.data, dict(request.header_items()))
+            answer = line.getresponse()
+            return answer.status, json.load(answer)
 
 
 def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:

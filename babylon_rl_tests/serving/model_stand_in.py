@@ -35,7 +35,10 @@ def chunk(model: str, delta: dict[str, Any], finish: str | None = None) -> bytes
 
 
 class ModelStandIn:
-    """``behaviour[model]`` is one of the faults below, by default none. ``seen`` are the bodies, ``gone`` counts clients that left."""
+    """``behaviour[model]`` is one of the faults below, by default none; that of "poison" is for requests with this word.
+
+    ``seen`` are the bodies, ``gone`` counts clients that left.
+    """
 
     def __init__(self) -> None:
         self.behaviour: dict[str, str] = {}
@@ -69,7 +72,8 @@ class ModelStandIn:
         length = next(int(line.partition(":")[2]) for line in head.splitlines() if line.lower().startswith("content-length"))
         body = json.loads(await reader.readexactly(length))
         self.seen.append(body)
-        model, fault = body["model"], self.behaviour.get(body["model"], "")
+        poisoned = "poison" in str(body["messages"][-1].get("content"))
+        model, fault = body["model"], self.behaviour.get("poison" if poisoned else body["model"], "")
         if fault == "hangs":
             await reader.read(1)
             raise ConnectionError

@@ -321,6 +321,9 @@ def test_uploads_that_are_not_such_weights_are_refused(
         (good, "v1.0.1", metadata(good, parent="v7.0.0"), 400, "not known"),
         (good, "v1.0.0", metadata(good), 400, "not above"),
         (good, "../v1.0.1", metadata(good), 400, "no version"),
+        (good, "v99999999999999999999.0.0", metadata(good), 400, "no version"),
+        (good, "v1.0.1000000000", metadata(good), 400, "no version"),
+        (good, "v1.0.1", f'{{"parent": {"[" * 970 + "]" * 970}}}', 400, "nested"),
         (good, "v1.0.1", "{", 400, "metadata"),
         (good, "v1.0.1", metadata(good) | {"sha256": "x"}, 400, "metadata"),
     ]
@@ -407,10 +410,14 @@ def test_the_cron_endpoints_take_their_secret_alone(settings: Settings, database
 
 
 def test_bad_bodies_are_refused_in_words(admin: AdminServer) -> None:
-    bad = [b"{", b"[]", b"\xff", b'{"force": 1}', b'{"batchSize": 0}', b'{"other": 1}', b"[" * 100_000, b"null"]
+    bad = [b"{", b"[]", b"\xff", b'{"force": 1}', b'{"batchSize": 0}', b'{"other": 1}', b"[" * 100_000, b"[" * 970 + b"]" * 970, b"null"]
     for body in bad:
         answer = admin.post(TRIGGER, body)
-        assert (answer.status, answer.body["success"], answer.body["code"]) == (400, False, "invalid_body"), body
+        assert (answer.status, answer.body["success"], answer.body["code"]) == (
+            400,
+            False,
+            "invalid_json" if len(body) > 1000 else "invalid_body",
+        ), body
     assert admin.post(TRIGGER, b"{}", content_type="text/plain").status == 415
     assert admin.post(TRIGGER, b" " * 300_000).status == 413
     for body in ({}, {"modelVersion": ""}, {"modelVersion": "v1", "strategy": "all"}, {"modelVersion": "v1", "rolloutPercentage": 101}):
@@ -474,7 +481,7 @@ def test_requests_generated_from_the_document_are_answered_as_it_says(settings: 
 def test_a_client_that_vanishes_leaves_it_serving(admin: AdminServer) -> None:
     host, port = admin.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
-        head = f"POST {TRIGGER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+        head = f"POST {TRIGGER} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
         client.sendall(head.encode())
     with pytest.raises(urllib.error.URLError), socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

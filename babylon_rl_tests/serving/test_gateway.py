@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import openai
 import pytest
@@ -177,8 +178,36 @@ def test_a_version_that_keeps_failing_is_left_alone_for_a_while(gateway: Running
         client.chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES).headers["x-babylon-reason"] for _ in range(7)
     ]
     assert reasons[4:] == ["fallback from v1.0.0: server_error"] + ["fallback from v1.0.0: circuit_open"] * 2
-    # Each of the five asked once more without what the gateway adds.
-    assert [body["model"] for body in upstream.seen].count("v1.0.0") == 10
+    # Each of the five is asked once more without what the gateway adds; the last one is the gateway's own.
+    assert [body["model"] for body in upstream.seen].count("v1.0.0") == 11
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "hangs up", "html", "half body", "404"])
+def test_requests_that_fail_by_their_content_close_a_model_to_nobody(gateway: RunningGateway, upstream: ModelStandIn, fault: str) -> None:
+    upstream.behaviour["poison"] = fault
+    client = gateway.client()
+    for number in range(12):
+        poison = [{"role": "user", "content": f"poison {number}"}]
+        for model in ("v1.0.0", "base"):
+            with suppress(openai.APIError):
+                client.chat.completions.create(model=model, messages=poison, extra_headers={"x-babylon-agent": f"agent-{number}"})
+    for model in ("v1.0.0", "base"):
+        honest = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES)
+        assert honest.headers["x-babylon-version"] == model and "fallback" not in honest.headers["x-babylon-reason"]
+
+
+def test_a_request_that_fails_by_its_content_keeps_no_circuit_open(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    client = gateway.client()
+    upstream.behaviour |= {"v1.0.0": "500", "poison": "500"}
+    for _ in range(6):
+        client.chat.completions.create(model="v1.0.0", messages=MESSAGES)
+    del upstream.behaviour["v1.0.0"]
+    breaker = gateway.gateway.upstreams.get("local")._breakers["v1.0.0"]
+    breaker._opened_at = 0.0  # its time is over, and the request that tries is a bad one
+    with suppress(openai.APIError):
+        client.chat.completions.create(model="v1.0.0", messages=[{"role": "user", "content": "poison"}])
+    answer = client.chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES)
+    assert answer.headers["x-babylon-version"] == "v1.0.0"
 
 
 def test_models_are_listed_and_unknown_ones_refused(gateway: RunningGateway) -> None:
@@ -205,7 +234,7 @@ def test_models_are_listed_and_unknown_ones_refused(gateway: RunningGateway) -> 
 )  # fmt: skip
 def test_a_bad_body_is_refused_in_openai_s_shape(gateway: RunningGateway, body: bytes, status: int, code: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/chat/completions", data=body))
+        urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/chat/completions", body, {"content-type": "application/json"}))
     error = json.loads(refused.value.read())["error"]
     assert (refused.value.code, error["code"], error["type"]) == (status, code, "invalid_request_error") and error["message"]
     wait_for(gateway.quiet, "no task to be left")

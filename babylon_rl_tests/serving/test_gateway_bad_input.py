@@ -67,7 +67,7 @@ def test_any_body_is_answered_or_refused_in_openai_s_shape(gateway: RunningGatew
 def request(gateway: RunningGateway, **more: Any) -> socket.socket:
     """A connection on which a whole request has been sent."""
     body = json.dumps(VALID | more).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
     line = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     line.sendall(head.encode() + body)
     return line
@@ -113,8 +113,8 @@ def test_clients_that_vanish_in_the_middle_of_a_stream_leave_nothing(gateway: Ru
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{", b"408"),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 100_000, b"400"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{", b"408"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-long: " + b"a" * 100_000, b"400"),
         (b"\x16\x03\x01\x02\x00 this is TLS\r\n\r\n", b"400"),
     ],
 )

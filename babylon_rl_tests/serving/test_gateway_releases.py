@@ -94,7 +94,8 @@ def test_a_rollback_reaches_each_of_two_gateway_processes(settings: Settings, da
     ):
 
         def answered() -> list[str]:
-            calls = [urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body) for port in (one, two)]
+            urls = [f"http://127.0.0.1:{port}/v1/chat/completions" for port in (one, two)]
+            calls = [urllib.request.urlopen(urllib.request.Request(url, body, {"content-type": "application/json"})) for url in urls]
             return [call.headers["x-babylon-version"] for call in calls if call.read()]
 
         releases.deploy(connection, "v1.0.0", settings, AUTHOR, strategy="immediate")

@@ -21,7 +21,7 @@ from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
-from babylon_rl.serving.market_server import LONGEST_BODY, MOST_SESSIONS
+from babylon_rl.serving.market_server import LONGEST_BODY, MOST_OF_A_CLIENT, MOST_SESSIONS
 from babylon_rl_tests.serving.market_server import Clock, Player, served, small_market
 
 MARKET = small_market()
@@ -118,9 +118,7 @@ def test_a_refused_order_says_why_and_uses_up_the_turn(player: Player) -> None:
     assert player.post("/act", LONG)[0] == 409
 
 
-@pytest.mark.parametrize(
-    "body", ["", "buy!", "[]", '{"action": "steal"}', '{"action": "open_perp", "usd": 1e999}', b"\xff\xfe", "[" * 9000]
-)
+@pytest.mark.parametrize("body", ["", "buy!", "[]", '{"action": "steal"}', '{"action": "open_perp", "usd": 1e999}', b"\xff\xfe"])
 def test_an_answer_that_is_no_action_is_said_counted_and_costs_the_turn(url: str, body: str | bytes) -> None:
     player = Player(url)
     player.start()
@@ -253,14 +251,29 @@ def test_an_idle_session_ends_and_keeps_what_it_has() -> None:
         assert busy.post("/advance")[0] == 200
 
 
-def test_no_more_sessions_than_fit_until_one_ends() -> None:
+def test_a_body_that_is_nested_too_deeply_is_refused_and_costs_no_turn(player: Player) -> None:
+    for path in ("/start", "/act"):
+        for body in ("[" * 970 + "]" * 970, '{"action": "hold", "more": ' + "[" * 129 + "]" * 129 + "}", "[" * 9000):
+            status, answer = player.post(path, body)
+            assert (status, answer["error"]["code"]) == (400, "invalid_json")
+    assert player.post("/act", '{"action": "hold", "more": ' + "[" * 120 + "]" * 120 + "}")[0] != 400
+    assert player.get("/observe")[1]["acted"]
+
+
+def test_one_client_leaves_room_for_others_until_all_is_full() -> None:
     with served(MARKET) as url:
-        players = [Player(url) for _ in range(MOST_SESSIONS)]
-        for player in players:
+        one, two, three = ([Player(url, f"127.0.0.{number}") for _ in range(MOST_OF_A_CLIENT)] for number in (1, 2, 3))
+        for player in one:
             player.start()
-        status, answer = Player(url).post("/start")
+        status, answer = one[0].post("/start")
+        assert (status, answer["error"]["code"]) == (429, "too_many") and "127.0.0.1" in answer["error"]["message"]
+        for player in two[: MOST_SESSIONS - MOST_OF_A_CLIENT]:
+            player.start()
+        status, answer = three[0].post("/start")
         assert (status, answer["error"]["code"]) == (503, "full")
-        players[0].post("/stop")
+        one[0].post("/stop")
+        assert three[0].post("/start")[0] == 201
+        one[1].post("/stop")
         assert Player(url).post("/start")[0] == 201
 
 

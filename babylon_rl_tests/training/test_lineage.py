@@ -39,8 +39,11 @@ def test_the_recorded_games_registry_is_foreign_and_goes_on_with_v1_0_11(connect
 
 @pytest.mark.parametrize(
     ("version", "order"),
-    [("v1.2.3", (1, 2, 3)), ("1.2.3", (1, 2, 3)), ("v1.2", None), ("v01.2.3", None), ("v1.2.3-rc", None), ("", None), ("v١.2.3", None)],
-)
+    [
+        ("v1.2.3", (1, 2, 3)), ("1.2.3", (1, 2, 3)), ("v1.2", None), ("v01.2.3", None), ("v1.2.3-rc", None), ("", None), ("v١.2.3", None),
+        ("v999999999.0.0", (999_999_999, 0, 0)), ("v1000000000.0.0", None), ("v99999999999999999999.0.0", None), ("v1.0.4294967296", None),
+    ],
+)  # fmt: skip
 def test_only_semantic_versions_have_an_order(version, order):
     assert version_order(version) == order
 

@@ -1,8 +1,8 @@
 """Routes of the admin page.
 
 It changes nothing itself: its script calls the operations of the admin API, with the login's cookie.
-A page of another site can neither read it nor use the login: the cookie is SameSite=Strict, the operations take JSON alone and refuse what
-other sites send, and the policy of the page lets nobody frame it. Texts of agents are escaped, and no inline script would run.
+A page of another site can neither read it nor use the login: the cookie is SameSite=Strict, the operations take JSON alone, ``Door``
+refuses what other sites send, and the policy of the page lets nobody frame it. Texts of agents are escaped, and no inline script would run.
 """
 
 import secrets
@@ -39,7 +39,7 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without a referrer a form would be sent with the origin null
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
@@ -159,7 +159,6 @@ class AdminPage:
         return answer
 
     async def _login(self, request: Request) -> Response:
-        refuse_other_sites(request)
         form = parse_qs((await read_body(request.receive, LONGEST_LOGIN, BODY_TIMEOUT_S)).decode("ascii", "replace"))
         key = form.get("key", [""])[0].strip()
         try:
@@ -179,7 +178,6 @@ class AdminPage:
         return answer
 
     async def _logout(self, request: Request) -> Response:
-        refuse_other_sites(request)
         self._logins.close(request.headers)
         answer = RedirectResponse(PATH, 303)
         answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
@@ -192,18 +190,6 @@ class AdminPage:
             return Response(text, media_type=kind, headers={"x-content-type-options": "nosniff", "cache-control": "no-cache"})
 
         return answer
-
-
-def refuse_other_sites(request: Request) -> None:
-    """Refuse requests that a browser sends for the page of another site.
-
-    A browser on this machine counts as loopback, whatever site its page is of.
-
-    Raises:
-        ApiError: it does.
-    """
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
 
 
 def _html(template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: object) -> Response:
