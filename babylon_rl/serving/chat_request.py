@@ -125,7 +125,7 @@ def _as_text(value: str) -> str:
 def _decoded(accesses: str) -> list[dict[str, Any]]:
     refuse_nesting(accesses.encode())
     try:
-        decoded = msgspec.convert(read_exactly(accesses.encode("latin-1", "replace"))[0], list[dict[str, Any]])
+        decoded = msgspec.convert(read_exactly(accesses.encode())[0], list[dict[str, Any]])
         # The form in which the spool keeps it.
         msgspec.msgpack.encode(decoded)
     except (NotJson, msgspec.ValidationError, RecursionError) as invalid:
