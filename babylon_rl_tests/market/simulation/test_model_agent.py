@@ -20,6 +20,7 @@ from babylon_rl.market.simulation.run import Run, encode_run, play
 from babylon_rl.market.simulation.scenario import WorldEvent, from_paths
 from babylon_rl.market.simulation.strategies import factory
 from babylon_rl.models.grammar import language
+from babylon_rl.tolerant_json import whole_text
 from babylon_rl_tests.market.simulation.agents import Scribe
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, make_market
 from babylon_rl_tests.market.stand_in import Answer, StandIn, by_seed, stand_in
@@ -142,7 +143,7 @@ def test_an_invalid_answer_costs_its_turn_and_says_why(answer: str, reason: str)
     ((said, times),) = record.invalid.items()
     assert re.search(reason, said) and times == 1 and len(said) < 300
     assert record.actions == [Hold()] * 20 and run.complete and len(endpoint.seen) == 20
-    assert record.calls[0].response == answer and record.pnl_usd == 0.0
+    assert record.calls[0].response == whole_text(answer) and record.pnl_usd == 0.0
 
 
 @pytest.mark.slow
