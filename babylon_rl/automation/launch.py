@@ -16,7 +16,7 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB
+from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORING_JOBS
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
@@ -121,10 +121,13 @@ def _execute(
     selection: Sequence[str] | None,
     serving: Serving | None = None,
 ) -> str:
+    definition, keys = job_definition(job, babylon, serving), None
+    if selection is not None and job in SCORING_JOBS:
+        definition = hours_part(definition, selection)
+    elif selection is not None:
+        keys = [dg.AssetKey(name) for name in selection]
     # A BabylonError that an asset raised is raised again here, so that commands print its sentence.
-    keys = None if selection is None else [dg.AssetKey(name) for name in selection]
     try:
-        definition = job_definition(job, babylon, serving)
         result = definition.execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
     except dg.Failure as failure:
         if isinstance(failure.__cause__, BabylonError):
@@ -134,6 +137,11 @@ def _execute(
         # Dagster has recorded the run as canceled; for the command it is Ctrl-C like any other
         raise KeyboardInterrupt from None
     return result.run_id
+
+
+def hours_part(job: dg.JobDefinition, assets: Iterable[str]) -> dg.JobDefinition:
+    """A job of hours with some of its assets. By a list of assets alone Dagster adds their checks, which the job has not."""
+    return job.get_subset(asset_selection={dg.AssetKey(name) for name in assets}, asset_check_selection=set())
 
 
 def job_definition(name: str, babylon: Babylon, serving: Serving | None = None) -> dg.JobDefinition:

@@ -11,7 +11,7 @@ from babylon_rl.assets.resources import given
 from babylon_rl.automation.check_results import CHANGED_WITHIN
 from babylon_rl.automation.checks_hours import JUDGED, LEAKS, MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
-from babylon_rl.automation.launch import QUIET
+from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.automation.sensors import checks_follow_hours
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
@@ -230,6 +230,8 @@ def test_runs_of_hours_have_no_checks_and_their_checks_follow(make_bench: Callab
 
     assert asked() == 0
     assert not bench.run("hours", WINDOW).get_asset_check_evaluations()
+    part = hours_part(job_definition("hours", bench.babylon), ["window_groups"])
+    assert not part.execute_in_process(instance=bench.instance, partition_key=WINDOW, run_config=QUIET).get_asset_check_evaluations()
     assert asked() == sum(len(checks.rules) for checks in (ROWS, MARKET, LEAKS, JUDGED))
     assert asked() == 0
 

@@ -241,7 +241,7 @@ def test_a_bad_body_is_refused_in_openai_s_shape(gateway: RunningGateway, body: 
 
 
 def test_other_paths_and_methods_are_refused_in_openai_s_shape(gateway: RunningGateway) -> None:
-    for path, status in (("/v1/embeddings", 404), ("/v1/chat/completions", 405)):
+    for path, status in (("/v1/images", 404), ("/v1/chat/completions", 405)):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}{path}")
         assert refused.value.code == status and json.loads(refused.value.read())["error"]["message"]

@@ -121,8 +121,9 @@ def test_a_call_continues_its_clients_trace_and_its_models_server_gets_it(
     assert first.attributes["http.response.status_code"] == "200" and first.attributes["babylon.version"] == "base"
     # The failed version's request and the base's belong to the same call, whose trace begins here.
     assert second.parent == "" and second.attributes["babylon.fallback"] == "server_error"
-    assert [second.trace in head for head in upstream.heads] == [False, True, True]
-    assert [(each.parent, each.failed) for each in others] == [(second.span, True), (second.span, False)]
+    # The version is asked once more without what the gateway adds.
+    assert [second.trace in head for head in upstream.heads] == [False, True, True, True]
+    assert [(each.parent, each.failed) for each in others] == [(second.span, True), (second.span, True), (second.span, False)]
     # What the gateway's threads read are traces of their own, without values.
     statements = [each.attributes[STATEMENT] for each in receiver.spans if STATEMENT in each.attributes]
     assert any("babylon_rl" in statement for statement in statements)

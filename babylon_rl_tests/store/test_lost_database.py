@@ -13,7 +13,7 @@ import pytest
 
 from babylon_rl.assets.resources import CONNECTION_RETRIES, ENDED_TAG, WAITS, Babylon, given, tagging_end
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -65,8 +65,8 @@ def run(
 
     babylon = Babylon(settings, Database(proxy.url, database.url), now, retry_after_s=retry_after_s)
     with dg.DagsterInstance.ephemeral() as instance:
-        result = job_definition("hours", babylon).execute_in_process(
-            instance=instance, partition_key=HOUR, run_config=QUIET, asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+        result = hours_part(job_definition("hours", babylon), [asset]).execute_in_process(
+            instance=instance, partition_key=HOUR, run_config=QUIET, raise_on_error=False
         )
     return result, seen
 
