@@ -18,7 +18,7 @@ from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import HOURLY, HOURS_JOB
-from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import use_server
@@ -54,14 +54,14 @@ def own_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def main(window: str) -> int:
-    """Measure every hourly asset alone, with its checks; the exit code."""
+    """Measure every hourly asset alone; the exit code."""
     settings = load_settings()
     with open_database(settings) as database, own_instance(settings) as instance:
         job = job_definition(HOURS_JOB, Babylon(settings, database))
         empty_job = dg.Definitions([nothing], executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
 
         def run(asset: str) -> object:
-            return job.execute_in_process(instance=instance, partition_key=window, asset_selection=[dg.AssetKey(asset)], run_config=QUIET)
+            return hours_part(job, [asset]).execute_in_process(instance=instance, partition_key=window, run_config=QUIET)
 
         empty = best(lambda: empty_job.execute_in_process(instance=instance, partition_key=window, run_config=QUIET))
         over = {asset: round(best(lambda asset=asset: run(asset)) - empty, 3) for asset in HOURLY}

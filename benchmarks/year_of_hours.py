@@ -23,7 +23,7 @@ import dagster as dg
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.sources import observe
 from babylon_rl.automation.jobs import HOURS_JOB
-from babylon_rl.automation.launch import QUIET, job_definition, run_hours
+from babylon_rl.automation.launch import QUIET, hours_part, job_definition, run_hours
 from babylon_rl.serving.admin_page.views import page_view
 from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.serving.status import status_document
@@ -71,9 +71,8 @@ class Step:
         """Materialize a range."""
         with dg.DagsterInstance.ephemeral() as instance:
             tags = {RANGE_START: first, RANGE_END: last} if first != last else {"dagster/partition": first}
-            job_definition(HOURS_JOB, self.babylon).execute_in_process(
-                instance=instance, tags=tags, asset_selection=[dg.AssetKey(asset)], run_config=QUIET
-            )
+            job = hours_part(job_definition(HOURS_JOB, self.babylon), [asset])
+            job.execute_in_process(instance=instance, tags=tags, run_config=QUIET)
         return ""
 
     def year(self) -> str:
