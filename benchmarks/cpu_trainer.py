@@ -26,7 +26,7 @@ from training_rows import demo_sequences, settings_of
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.training.backends import TrainIteration, TrainSequence
+from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 
 if TYPE_CHECKING:
     from babylon_rl.training.backends.cpu.policy import Item, Pack, PackedPolicy

@@ -19,7 +19,7 @@ from training_rows import NOW, demo_sequences, sample_sequences, settings_of
 
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.settings import load_settings
-from babylon_rl.training.backends import TrainIteration, TrainSequence
+from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 
 ROWS = 2
 WORDS = ("buy", "sell", "hold", "price", "news", "market", "rises", "falls", "because", "trade", "more", "less", "risk", "gain", "loss")

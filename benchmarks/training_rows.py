@@ -22,7 +22,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl.training.backends import TrainSequence
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.training.conversion import convert
 from babylon_rl.training.freezing import freeze

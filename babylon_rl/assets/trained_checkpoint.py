@@ -27,7 +27,7 @@ from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import traced_step
-from babylon_rl.training.backends import StepMetrics
+from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iteration_numbers, record_artifact, refusal

@@ -31,7 +31,7 @@ from babylon_rl.store.batches import judged_groups
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import read_models
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.protocol import trainer_choice
 from babylon_rl.training.batches import Trained
 from babylon_rl.training.readiness import Readiness, readiness
 from babylon_rl.windows import utc_now

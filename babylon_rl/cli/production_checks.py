@@ -18,7 +18,7 @@ from babylon_rl.store.client_keys import read_keys
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import deployed_model, read_models
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.protocol import trainer_choice
 from babylon_rl.types import Check
 
 # Characters; percent of agents.

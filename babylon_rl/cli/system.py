@@ -194,7 +194,7 @@ def worker(
 ) -> None:
     """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
     from babylon_rl.assets.workers import code_version, worker_queues
-    from babylon_rl.training.backends import gpu_is_here
+    from babylon_rl.training.backends.protocol import gpu_is_here
 
     queues = worker_queues(queue, gpu_is_here())
     settings = load_settings()

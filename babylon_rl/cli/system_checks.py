@@ -29,7 +29,7 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import count_models
 from babylon_rl.store.training_status import AutomationState, arrivals, automation_state, clock_of
-from babylon_rl.training.backends import CPU, TRAINING_GB, trainer_choice
+from babylon_rl.training.backends.protocol import CPU, TRAINING_GB, trainer_choice
 from babylon_rl.types import Check
 from babylon_rl.windows import utc_now
 

@@ -25,7 +25,7 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.market import windows_with_market
 from babylon_rl.store.outcomes import read_market_windows
 from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl.training.backends import address_of
+from babylon_rl.training.backends.protocol import address_of
 from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
 from babylon_rl.training.readiness import readiness, smaller_batch_due, with_smaller_minimum

@@ -24,7 +24,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import read_versions, reading_chunks
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.protocol import trainer_choice
 from babylon_rl.training.batches import Trained, pending_batches, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze, freeze_bounds

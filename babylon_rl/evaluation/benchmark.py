@@ -69,7 +69,7 @@ from babylon_rl.store.benchmarks import (
 )
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
-from babylon_rl.training.backends import DRY_BASE_MODEL, ModelAddress, address_of
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, ModelAddress, address_of
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now

@@ -27,7 +27,7 @@ from babylon_rl.models.checkpoints import verify
 from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.backends import DRY_BASE_MODEL
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.versions import content_version
 

@@ -19,17 +19,8 @@ from msgspec.structs import replace
 
 from babylon_rl.episodes.reading import group_version
 from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.client import (
-    LASTING,
-    LASTING_TRIES,
-    AnswerFault,
-    EpisodeVerdict,
-    FailureStreak,
-    JudgeClient,
-    JudgeReply,
-    read_answer,
-    server_of,
-)
+from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, EpisodeVerdict, FailureStreak, read_answer
+from babylon_rl.judge.client import JudgeClient, JudgeReply, server_of
 from babylon_rl.judge.consensus import Agreement, AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words, group_scores, merge
 from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, Leases, OverBudget, expected_usd, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours, request_version, rules_version

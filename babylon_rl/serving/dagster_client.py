@@ -12,7 +12,7 @@ from typing import Any
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.settings import AutomationSettings
-from babylon_rl.training.backends import GPU
+from babylon_rl.training.backends.protocol import GPU
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"

@@ -24,7 +24,7 @@ from babylon_rl.store.releases import ON_TRIAL, read_rollouts
 from babylon_rl.store.scores import by_other_rules
 from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import TRAINING_GB, trainer_choice
+from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze_bounds

@@ -37,7 +37,7 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
-from babylon_rl.training.backends import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
+from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
 from babylon_rl.training.conversion import (
     NO_SEQUENCE,
     NO_TOKEN,

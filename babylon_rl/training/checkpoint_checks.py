@@ -22,8 +22,8 @@ from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
-from babylon_rl.training.backends import CPU, DRY_BASE_MODEL, ModelAddress, TrainSequence, address_of
 from babylon_rl.training.backends.cpu.trainer import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, ModelAddress, TrainSequence, address_of
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
 from babylon_rl.training.lifecycle import iterations_of

@@ -30,7 +30,7 @@ from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.store.write_ahead import RemoteJob
-from babylon_rl.training.backends import TrainPlan, TrainSequence, choose_trainer, trainer_choice
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence, choose_trainer, trainer_choice
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.types import ServedSequence
 

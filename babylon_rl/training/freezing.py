@@ -30,7 +30,7 @@ from babylon_rl.store.freezing import (
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.protocol import trainer_choice
 from babylon_rl.versions import seeded_share
 from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
 

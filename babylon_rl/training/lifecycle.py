@@ -57,7 +57,7 @@ from babylon_rl.store.write_ahead import (
     read_steps,
 )
 from babylon_rl.traces import span
-from babylon_rl.training.backends import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
+from babylon_rl.training.backends.protocol import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.versions import seeded_share
 

@@ -70,7 +70,7 @@ from babylon_rl.store.registry import (
 from babylon_rl.store.releases import versions_needed
 from babylon_rl.store.windows import lock_windows
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
-from babylon_rl.training.backends import STATE_PREFIX, TrainSequence
+from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER, RESULT_FILE, WORK, BatchRun
 

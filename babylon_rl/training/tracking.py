@@ -32,7 +32,7 @@ from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, note_artifact
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.backends import StepMetrics
+from babylon_rl.training.backends.protocol import StepMetrics
 
 TIMEOUT_S = 180.0
 INIT_TIMEOUT_S = 45.0

@@ -8,7 +8,7 @@ from babylon_rl.cli.demo import DEMO_SETTINGS, keep_choices, next_steps
 from babylon_rl.errors import NoTrainer
 from babylon_rl.setting_sources import DEMO_FILE, kept_demo_choices, setting_sources
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.protocol import trainer_choice
 
 OWN = "postgresql://somebody@127.0.0.1:1/own"
 

@@ -18,7 +18,7 @@ from babylon_rl.serving.access import key_hash
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.database import Database
-from babylon_rl.training.backends import TRAINING_GB
+from babylon_rl.training.backends.protocol import TRAINING_GB
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.object_store import ObjectStore

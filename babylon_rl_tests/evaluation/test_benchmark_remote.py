@@ -12,7 +12,7 @@ from babylon_rl.evaluation.benchmark import ModelSource, evaluate_batch, gate_ro
 from babylon_rl.evaluation.leaderboard import leaderboard
 from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.training.backends import ModelAddress
+from babylon_rl.training.backends.protocol import ModelAddress
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
 from babylon_rl_tests.evaluation.runs import small_markets

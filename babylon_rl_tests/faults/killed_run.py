@@ -6,7 +6,7 @@ from pathlib import Path
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
-from babylon_rl.training.backends import choose_trainer
+from babylon_rl.training.backends.protocol import choose_trainer
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.client import MOST_EXPLANATION, AnswerFault, read_answer
+from babylon_rl.judge.answers import MOST_EXPLANATION, AnswerFault, read_answer
 from babylon_rl_tests.fuzz.inputs import TEXTS, corpus, odd_bytes
 from babylon_rl_tests.repeatable import repeatable
 

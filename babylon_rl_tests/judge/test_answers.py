@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.client import LASTING, MOST_EXPLANATION, AnswerFault, EpisodeVerdict, read_answer
+from babylon_rl.judge.answers import LASTING, MOST_EXPLANATION, AnswerFault, EpisodeVerdict, read_answer
 from babylon_rl_tests.repeatable import repeatable
 
 IDS = ("a1", "b2", "c3")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.client import LASTING, JudgeClient, JudgeReply
+from babylon_rl.judge.answers import LASTING
+from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from babylon_rl.judge.client import EpisodeVerdict, JudgeClient, read_answer
+from babylon_rl.judge.answers import EpisodeVerdict, read_answer
+from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup, plan_requests
 from babylon_rl.settings import Settings
 

@@ -9,8 +9,9 @@ from typing import TypeVar
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import BaseTokens, TrainSequence
+from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import JobProgress, art_groups, count_groups, of_checkpoint, read_events, sent_groups
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.backends.serverless.service import ServerlessService
 
 PROMPT = [{"role": "user", "content": "The stock OPENLIE was just upgraded. Answer in one word: buy, sell or hold?"}]

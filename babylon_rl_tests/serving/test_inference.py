@@ -11,7 +11,7 @@ from babylon_rl.serving import inference as rl
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.serving.routing import route
 from babylon_rl.store.releases import read_routing
-from babylon_rl.training.backends import address_of
+from babylon_rl.training.backends.protocol import address_of
 from babylon_rl_tests.evaluation.endpoint import endpoint, hold
 
 AUTHOR = ReleaseAuthor("tester", "a test", datetime(2025, 11, 21, 9))

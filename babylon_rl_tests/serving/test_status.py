@@ -22,7 +22,7 @@ from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.registry import note_tracking_refusal
 from babylon_rl.store.releases import insert_rollout
 from babylon_rl.store.scores import Quarantined, keep_pending, quarantine
-from babylon_rl.training.backends import TRAINING_GB
+from babylon_rl.training.backends.protocol import TRAINING_GB
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import PUBLISH, DurationFit, fit_durations

@@ -3,7 +3,7 @@
 from typing import Any
 
 from babylon_rl.market.simulation.prompting import format_of
-from babylon_rl.training.backends import StepMetrics, TrainIteration, TrainSequence
+from babylon_rl.training.backends.protocol import StepMetrics, TrainIteration, TrainSequence
 
 MARKETS = ("OPENLIE", "TESLAI")
 SCHEMA = format_of(MARKETS)

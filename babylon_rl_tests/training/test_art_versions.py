@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import BaseTokens
+from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import RUN_NAME, Installed, art_groups, installed, load_art, sent_groups
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import standing_in

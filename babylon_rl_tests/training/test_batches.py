@@ -12,8 +12,8 @@ from babylon_rl.models.checkpoints import verify
 from babylon_rl.store.batches import claim_batch, read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import IterationResult
 from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import IterationResult
 from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.training.sample import NOW, value

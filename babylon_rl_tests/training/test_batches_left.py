@@ -4,8 +4,8 @@ import pytest
 
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.store.batches import read_batch, read_batch_episodes
-from babylon_rl.training.backends import TrainPlan
 from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.training.sample import NOW

@@ -10,8 +10,8 @@ from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.store.batches import claim_batch, read_batch
 from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import TrainPlan, trainer_choice
 from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import TrainPlan, trainer_choice
 from babylon_rl.training.batches import batch_settings, cancel_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
-from babylon_rl.training.backends import TrainPlan
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert, preflight_document
 from babylon_rl.windows import HOUR
 from babylon_rl_tests.many_rows import ManyRows, insert_many

@@ -15,7 +15,6 @@ from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl.training.backends.cpu.policy import (
     BaseCache,
     PackedPolicy,
@@ -37,6 +36,7 @@ from babylon_rl.training.backends.cpu.trainer import (
     optimizer_steps,
     refuse_diverged,
 )
+from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 from babylon_rl_tests.training.sequences import (
     BAD,

@@ -7,8 +7,8 @@ import pytest
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import read_steps
-from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
+from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.faults.world import World, registry

@@ -11,7 +11,7 @@ from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.backends import TrainPlan
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert, preflight_document
 from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.readiness import readiness

@@ -4,8 +4,8 @@ from pydantic import SecretStr
 from babylon_rl.errors import TrainingError
 from babylon_rl.services import service_in_use
 from babylon_rl.store.registry import next_version, read_models, version_order
-from babylon_rl.training.backends import choose_trainer, trainer_choice
 from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import choose_trainer, trainer_choice
 from babylon_rl.training.lifecycle import plan_iterations
 from babylon_rl.versions import seeded_share
 from babylon_rl_tests.training.sample import NOW

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.backends import TrainPlan, TrainSequence
 from babylon_rl.training.backends.cpu.policy import IN_WORDS, plan_items
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze

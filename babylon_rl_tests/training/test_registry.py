@@ -21,7 +21,7 @@ from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inferen
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
 from babylon_rl.training import checkpoint_checks as look
-from babylon_rl.training.backends import TrainSequence
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import action_grammar, prompt_version

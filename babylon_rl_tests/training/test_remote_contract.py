@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, WITH_REASONING, BaseTokens, TrainSequence
+from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, WITH_REASONING, BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     CUT_WITHOUT_IDS,
     NO_ADVANTAGE,
@@ -28,6 +28,7 @@ from babylon_rl.training.backends.openpipe_art import (
     load_art,
     sent_groups,
 )
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.backends.serverless.service import ArtScratch, Refused, ServerlessService, Unknown, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer, write_base

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict, NoTrainer, SettingsError
 from babylon_rl.settings import load_settings
-from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.backends.gpu import GpuTrainer, with_signs_of_life
 from babylon_rl.training.backends.openpipe_art import Event, JobProgress, of_checkpoint, read_events
+from babylon_rl.training.backends.protocol import trainer_choice
 
 LOSSES = st.lists(st.floats(-10, 10), max_size=8)
 

@@ -26,8 +26,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import TrainingStep
-from babylon_rl.training.backends import StepMetrics
 from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers, log_artifact

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.training.backends import DRY_BASE_MODEL, IterationResult, LocalTrainer, OnStep, StepMetrics, TrainIteration
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, LocalTrainer, OnStep, StepMetrics, TrainIteration
 
 _TENSOR = "base_model.model.lm_head.lora_A.weight"
 

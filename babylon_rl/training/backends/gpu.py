@@ -19,9 +19,10 @@ from typing import Any
 from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends import (
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
+from babylon_rl.training.backends.protocol import (
     GPU,
-    BaseTokens,
     IterationResult,
     LocalTrainer,
     OnStep,
@@ -31,7 +32,6 @@ from babylon_rl.training.backends import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
 
 HEARTBEAT_EVERY_S = 10.0
 SCRATCH = ".art"  # below the iteration's directory, gone before it is published

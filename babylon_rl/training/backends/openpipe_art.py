@@ -25,7 +25,8 @@ from typing import Any
 
 from babylon_rl.chats import is_cut, plain_messages
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.training.backends import BaseTokens, TokenLogprobs, TrainSequence
+from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
+from babylon_rl.training.backends.protocol import TrainSequence
 
 LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"

@@ -20,7 +20,7 @@ from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, 
 from babylon_rl.models.encoding import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
-from babylon_rl.training.backends import DRY_BASE_MODEL
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor

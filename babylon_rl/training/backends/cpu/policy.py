@@ -27,7 +27,7 @@ from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower, shared_length, shared_trunk
 from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
-from babylon_rl.training.backends import TrainPlan, TrainSequence
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
     import torch

@@ -31,18 +31,7 @@ from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_we
 from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
-from babylon_rl.training.backends import (
-    CPU,
-    BaseTokens,
-    IterationResult,
-    LocalTrainer,
-    OnStep,
-    RunContext,
-    StepMetrics,
-    TrainIteration,
-    TrainPlan,
-    TrainSequence,
-)
+from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.policy import (
     KEPT_BYTES,
     BaseCache,
@@ -59,6 +48,17 @@ from babylon_rl.training.backends.cpu.policy import (
     needed_ids,
     pack,
     plan_items,
+)
+from babylon_rl.training.backends.protocol import (
+    CPU,
+    IterationResult,
+    LocalTrainer,
+    OnStep,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
 )
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from babylon_rl.store.write_ahead import (
     read_jobs,
     usual_duration,
 )
-from babylon_rl.training.backends import RunContext
 from babylon_rl.training.backends.openpipe_art import JobProgress, of_checkpoint, read_events
+from babylon_rl.training.backends.protocol import RunContext
 from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown
 
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost

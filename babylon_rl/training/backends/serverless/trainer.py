@@ -14,17 +14,7 @@ from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remot
 from babylon_rl.services import WANDB, Service
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
-from babylon_rl.training.backends import (
-    SERVERLESS,
-    BaseTokens,
-    IterationResult,
-    OnStep,
-    RunContext,
-    StepMetrics,
-    TrainIteration,
-    TrainPlan,
-    TrainSequence,
-)
+from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
     Counted,
@@ -35,6 +25,16 @@ from babylon_rl.training.backends.openpipe_art import (
     count_groups,
     count_hours,
     sent_groups,
+)
+from babylon_rl.training.backends.protocol import (
+    SERVERLESS,
+    IterationResult,
+    OnStep,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
 )
 from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of, no_fault_point
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
