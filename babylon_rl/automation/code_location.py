@@ -3,12 +3,11 @@
 import dagster as dg
 
 from babylon_rl.assets.ab_test_report import ab_test_report
-from babylon_rl.assets.benchmark_report import benchmark_report, models_here
+from babylon_rl.assets.benchmark_report import benchmark_report, models_here, released_model
 from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.judge_report import checks_of_judge, judge_report
 from babylon_rl.assets.leaderboard import leaderboard
 from babylon_rl.assets.market_outcomes import market_outcomes
-from babylon_rl.assets.released_model import released_model
 from babylon_rl.assets.scored_groups import scored_groups
 from babylon_rl.assets.sources import sources
 from babylon_rl.assets.trained_checkpoint import trained_checkpoint
