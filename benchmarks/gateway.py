@@ -1,11 +1,13 @@
-"""Latency that the gateway adds to a model's, and its highest rate: `python -m benchmarks.gateway [--litellm PYTHON] [--minutes 10]`.
+"""Latency that the gateway adds, and its highest rate: `python -m benchmarks.gateway [--litellm PYTHON] [--portkey FOLDER] [--minutes 10]`.
 
 A mock model, the load and the gateway share the machine: each target is asked in turn, at the same rates, in rounds; a figure is the
 median over rounds of the difference to the mock asked directly. Calls are recorded into an embedded Postgres of its own. `--minutes`
-instead watches the gateway's memory, `--highest` measures the highest sustained rates alone. With PYTHON, LiteLLM's proxy stands beside:
+instead watches the gateway's memory, `--highest` measures the highest sustained rates alone. LiteLLM's proxy and Portkey's gateway stand
+beside it:
 
-    python3 -m venv litellm && litellm/bin/pip install 'litellm[proxy]==1.82.0'
-    python -m benchmarks.gateway --highest --rounds 3 --litellm litellm/bin/python
+    python3 -m venv litellm && litellm/bin/pip install 'litellm[proxy]==1.108.7'
+    npm install --prefix portkey @portkey-ai/gateway@1.15.2
+    python -m benchmarks.gateway --litellm litellm/bin/python --portkey portkey
 """
 
 import argparse
@@ -38,11 +40,13 @@ from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.serving.gateways import add_version
 
-RATES = (100, 500, 1_000)
+RATES = (100, 300, 800)
 RAMP = (10, 25, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1_000, 1_300, 1_600)
 SUSTAINED_P99_MS = 1_000
 ROUNDS, ROUND_S = 5, 4.0
 KEY = "sk-bench"
+PORTS = {"direct": 9301, "gateway": 9302, "litellm": 9303, "portkey": 9304}
+RIVALS = ("litellm", "portkey")
 WORDS = 20
 _LOGPROBS = [{"token": "hold", "logprob": -0.1, "bytes": None, "top_logprobs": []}] * WORDS
 _MESSAGES = [{"role": "system", "content": "You trade. " * 40}, {"role": "user", "content": "Prices: " + "1.23 " * 150}]
@@ -136,6 +140,8 @@ async def load(port: int, rate: float, seconds: float, *, stream: bool = False) 
     loop, round_, free, tasks = asyncio.get_running_loop(), Round(), list[Caller](), set[asyncio.Task[None]]()
     body = json.dumps({"model": "base", "messages": _MESSAGES, "temperature": 0.7, "max_tokens": 64, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+    # Portkey is told its upstream by each request; the others pass over these headers.
+    head += f"x-portkey-provider: openai\r\nx-portkey-custom-host: http://127.0.0.1:{PORTS['direct']}/v1\r\n"
     request = f"{head}x-babylon-agent: agent-1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
     async def call(due: float) -> None:
@@ -181,10 +187,10 @@ def process(command: list[str], port: int, path: str, **variables: str) -> Itera
 
 
 @contextmanager
-def targets(litellm: str | None) -> Iterator[tuple[dict[str, int], psutil.Process]]:
+def targets(litellm: str | None, portkey: str | None) -> Iterator[tuple[dict[str, int], psutil.Process]]:
     """Start everything; yields the ports by name, and the gateway's process."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        ports = {"direct": 9301, "gateway": 9302}
+        ports = {name: PORTS[name] for name in ("direct", "gateway")}
         stack.enter_context(process([sys.executable, "-m", "benchmarks.gateway", "--mock", "9301"], 9301, "/"))
         variables = {"LOCAL_ENDPOINT": "http://127.0.0.1:9301", "BABYLON_RL_HOME": folder}
         command = [sys.executable, "-m", "babylon_rl"]
@@ -196,8 +202,12 @@ def targets(litellm: str | None) -> Iterator[tuple[dict[str, int], psutil.Proces
             file = Path(folder, "litellm.yaml")
             file.write_text(json.dumps(settings))
             run = [str(Path(litellm).with_name("litellm")), "--config", str(file), "--port", "9303", "--host", "127.0.0.1"]
-            ports["litellm"] = 9303
+            ports["litellm"] = PORTS["litellm"]
             stack.enter_context(process(run, 9303, "/health/liveliness", LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR"))
+        if portkey is not None:
+            server = Path(portkey, "node_modules/@portkey-ai/gateway/build/start-server.js")
+            ports["portkey"] = PORTS["portkey"]
+            stack.enter_context(process(["node", str(server), f"--port={PORTS['portkey']}", "--headless"], PORTS["portkey"], "/"))
         yield ports, gateway
 
 
@@ -313,6 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mock", type=int)
     parser.add_argument("--litellm")
+    parser.add_argument("--portkey")
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--minutes", type=float)
@@ -325,7 +336,7 @@ def main() -> None:
     if options.switch:
         print(json.dumps(watch_switches()))
         return
-    with targets(options.litellm) as (ports, gateway):
+    with targets(options.litellm, options.portkey) as (ports, gateway):
         uvloop.run(load(ports["gateway"], 200, 3))  # warm
         if options.minutes is not None:
             print(json.dumps(watch_memory(ports["gateway"], gateway, options.minutes, 100)))
@@ -334,10 +345,10 @@ def main() -> None:
             print(json.dumps(highest_rates({name: port for name, port in ports.items() if name != "direct"}, options.rounds)))
             return
         rates = tuple(map(int, options.rates.split(",")))
-        # The other proxy is compared at the lowest rate, as it queues without end at the others.
+        # The others are compared at the lowest rate, as they queue without end above it.
         compare(ports, rates[:1], options.rounds, stream=False)
         compare(ports, rates[:1], options.rounds, stream=True)
-        compare({name: port for name, port in ports.items() if name != "litellm"}, rates[1:], options.rounds, stream=False)
+        compare({name: port for name, port in ports.items() if name not in RIVALS}, rates[1:], options.rounds, stream=False)
         print(json.dumps(highest_rates({name: port for name, port in ports.items() if name != "direct"}, options.rounds)))
 
 
