@@ -263,14 +263,18 @@ def _messages(call: Row, logged: bool) -> list[tuple[str, str]]:
     return [("system", system), ("user", user)] if isinstance(system, str) and system else [("user", user)]
 
 
+def _whole(content: Any) -> Any:
+    return content.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if isinstance(content, str) else content
+
+
 def _chat(text: str | None) -> list[tuple[str, str]]:
-    """The messages of a log where they are texts by role that end with what the user asked."""
+    """The messages of a log where they are texts by role that end with what the user asked; half of a surrogate pair is U+FFFD."""
     try:
-        found = strict(text or "null")
+        found = json.loads(text or "null", parse_constant=lambda _: None, strict=False)
     except (ValueError, RecursionError):
         return []
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
         return []
-    chat = [(message.get("role"), message.get("content")) for message in found]
+    chat = [(message.get("role"), _whole(message.get("content"))) for message in found]
     valid = all(role in ("system", "user", "assistant") and isinstance(content, str) for role, content in chat)
     return chat if valid and chat and chat[-1][0] == "user" and chat[-1][1] else []

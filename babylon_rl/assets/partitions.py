@@ -93,6 +93,7 @@ batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 # Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.
 MOST_HOURS_WITH_TABLES = 720
+MOST_HOURS_WITH_PLOTS = 24
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
@@ -136,11 +137,11 @@ ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[s
 
 
 def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get plots: only the newest.
+    """The hours of a run that get plots: the newest of a day at most.
 
-    A range is read by its tables, and a plot costs more than the rest of the hour.
+    A longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
     """
-    return frozenset(sorted(windows)[-1:])
+    return frozenset(sorted(windows)[-1:]) if len(windows) <= MOST_HOURS_WITH_PLOTS else frozenset()
 
 
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
