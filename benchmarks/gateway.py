@@ -139,7 +139,7 @@ async def load(port: int, rate: float, seconds: float, *, stream: bool = False) 
     """Send requests at fixed times, whether or not earlier ones are answered."""
     loop, round_, free, tasks = asyncio.get_running_loop(), Round(), list[Caller](), set[asyncio.Task[None]]()
     body = json.dumps({"model": "base", "messages": _MESSAGES, "temperature": 0.7, "max_tokens": 64, "stream": stream}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
     # Portkey is told its upstream by each request; the others pass over these headers.
     head += f"x-portkey-provider: openai\r\nx-portkey-custom-host: http://127.0.0.1:{PORTS['direct']}/v1\r\n"
     request = f"{head}x-babylon-agent: agent-1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body

@@ -36,7 +36,7 @@ from babylon_rl_tests.store.servers import ROOT, free_port
 
 PASSWORD = "swordfish-of-the-broker"
 AGENTS = 5
-# No hour is old enough for the automation: only what is asked for runs.
+# Only what is asked for runs.
 QUIET = {"AUTOMATION_STATUS": "stopped", "FIRST_WINDOW": "2025-11-01T00:00"}
 _APART = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child=KILL"]
 LAUNCH = (
@@ -240,6 +240,10 @@ class Site:
         """Requests that the judge got."""
         with urlopen(self.settings["JUDGE_BASE_URL"].removesuffix("/v1") + "/stats", timeout=10) as answer:
             return int(json.load(answer)["requests"])
+
+    def answers(self, hours: Sequence[str]) -> int:
+        """Answers of the judge about some hours; each request that was asked once has one."""
+        return int(self.query('SELECT count(*) FROM babylon_rl.judge_requests WHERE "window" = ANY(%s)', list(hours))[0][0])
 
     def scored(self, hours: Sequence[str]) -> int:
         """How many of some hours have scores."""

@@ -100,8 +100,9 @@ class Scenarios:
             self.site.wait(lambda: self.site.scored(windows) == hours, 400 + 2 * hours)
             seconds = time.monotonic() - began_s
             self.site.wait(self.site.at_rest)
+        repeated = self.site.asked() - asked - self.site.answers(windows)
         row = Row(
-            name, hours, seconds, self.site.asked() - asked - ORDERS * hours, self.remade(windows, struck if fault and fault.lost else []),
+            name, hours, seconds, repeated, self.remade(windows, struck if fault and fault.lost else []),
             waited_s, None if fault is None else bound_s(fault.what_stops), "" if fault is None else fault.remark,
         )  # fmt: skip
         self.check(windows, row, 0 if fault is None else fault.requests)

@@ -36,7 +36,7 @@ BASE, BASE_WEIGHTS = "base", "/model.safetensors"
 TRAINING = "api/admin/training"
 MIGRATE, DEV = ["babylon-rl", "migrate"], ["babylon-rl", "dev"]
 # Hours are made as they end.
-PROMPT = SMALL | {"FIRST_WINDOW": FIRST_HOUR, "MAX_CONCURRENT_RUNS": "6"}
+PROMPT = SMALL | {"AUTOMATION_STATUS": "running", "FIRST_WINDOW": FIRST_HOUR, "MAX_CONCURRENT_RUNS": "6"}
 # Nobody starts a training by itself, or as soon as there is something to train on.
 ON_DEMAND = {"TRAINING_MIN_TRAJECTORIES": "1000000", "TRAINING_MIN_GROUPS": "1000000"}
 EAGER = {"TRAINING_MIN_TRAJECTORIES": "60"}
