@@ -23,7 +23,6 @@ import httpx2
 import openai
 import pytest
 import torch
-from babylon_rl.training.backends.protocol import TrainSequence
 from msgspec.structs import replace
 
 from babylon_rl.models.checkpoints import publish
@@ -34,6 +33,7 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.training.backends.cpu.policy import load_policy, served_logprobs, trainable
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl_tests.serving.compatibility import PROBES, asking, check_column, outcome
 from babylon_rl_tests.serving.gateways import add_version, rows, running_gateway, wait_for
 from babylon_rl_tests.store.servers import ROOT, free_port
