@@ -80,7 +80,7 @@ def server_config(app: Any, **options: Any) -> "uvicorn.Config":
     # for an upgrade, as Java's client does by default, would be a warning.
     hidden: dict[str, Any] = {"access_log": False, "server_header": False, "proxy_headers": False, "log_level": "error"}
     stock: dict[str, Any] = {"http": "h11", "loop": "uvloop", "ws": "none", "lifespan": "on"}
-    return uvicorn.Config(app, **(stock | limits | hidden | {"timeout_graceful_shutdown": 3} | options))
+    return uvicorn.Config(app, **(stock | limits | hidden | options))
 
 
 def bind(host: str, port: int) -> socket.socket:

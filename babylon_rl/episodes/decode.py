@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from babylon_rl.store.trajectories import TrajectoryRow
+from babylon_rl.tolerant_json import NotJson
 from babylon_rl.types import RejectionReason
 
 PENDING = "pending"
@@ -151,10 +152,6 @@ class _Shape(msgspec.Struct, gc=False):
 
 
 _SHAPE = msgspec.json.Decoder(_Shape)
-
-
-class NotJson(ValueError):
-    """Text that is not standard JSON; the message names the place."""
 
 
 class WrongShape(ValueError):

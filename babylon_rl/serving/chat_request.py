@@ -18,6 +18,21 @@ _ADDED = {"logprobs": True, "return_token_ids": True}
 _MAX_HEADER = 200
 
 
+def read_object(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Decode the JSON object of a body; return it, and its bytes with U+FFFD in the place of half surrogate pairs.
+
+    Raises:
+        ApiError: it is no JSON object.
+    """
+    try:
+        document, whole = read_exactly(body)
+    except NotJson as invalid:
+        raise ApiError(400, f"The body is not JSON: {invalid}.", "invalid_json") from None
+    if not isinstance(document, dict):
+        raise ApiError(400, "The body is not a JSON object.", "invalid_json")
+    return document, whole
+
+
 @dataclass(frozen=True)
 class ChatRequest:
     """A decoded request. ``document`` is the whole of ``body``.
@@ -38,12 +53,7 @@ class ChatRequest:
         Raises:
             ApiError: it is no chat request.
         """
-        try:
-            document, body = read_exactly(body)
-        except NotJson as invalid:
-            raise ApiError(400, f"The body is not JSON: {invalid}.", "invalid_json") from None
-        if not isinstance(document, dict):
-            raise ApiError(400, "The body is not a JSON object.", "invalid_json")
+        document, body = read_object(body)
         # Only what the gateway itself reads is checked; the rest is the model server's to judge.
         model, messages, stream = document.get("model"), document.get("messages"), document.get("stream")
         if model is not None and not isinstance(model, str):

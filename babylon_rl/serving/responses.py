@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.http_server import read_body
+from babylon_rl.serving.chat_request import read_object
 from babylon_rl.serving.server_sent_events import Event as ChatEvent
 from babylon_rl.serving.server_sent_events import StreamReader, objects, part_of
-from babylon_rl.tolerant_json import NotJson, joined, read_exactly, read_json, whole_text
+from babylon_rl.tolerant_json import joined, read_json, whole_text
 
 # Fields that need stored answers, or programs at OpenAI, and the values of theirs that ask for nothing.
 _STATEFUL: Mapping[str, tuple[Any, ...]] = {
@@ -51,7 +52,7 @@ class ResponsesEndpoint:
             # Read when the endpoint of chats asks for it: nobody without a key makes the gateway take megabytes.
             if answers:
                 return await receive()
-            document = _decoded(await read_body(receive, self._longest, self._within_s))
+            document, _ = read_object(await read_body(receive, self._longest, self._within_s))
             chat = chat_request(document)
             answers.append(Answer(document))
             return {"type": "http.request", "body": msgspec.json.encode(chat)}
@@ -72,16 +73,6 @@ class ResponsesEndpoint:
                 await send({**message, "body": body})
 
         await self._chats(scope, as_chat, translated)
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        document, _ = read_exactly(body)
-    except NotJson as invalid:
-        raise ApiError(400, f"The body is not JSON: {invalid}.", "invalid_json") from None
-    if not isinstance(document, dict):
-        raise ApiError(400, "The body is not a JSON object.", "invalid_json")
-    return document
 
 
 def chat_request(document: Mapping[str, Any]) -> dict[str, Any]:

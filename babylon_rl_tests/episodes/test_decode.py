@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Fault, NotJson, Step, decode, decode_facts, decode_steps, end_pnl, strict_json
+from babylon_rl.episodes.decode import Fault, Step, decode, decode_facts, decode_steps, end_pnl, strict_json
 from babylon_rl.store.trajectories import TrajectoryRow
+from babylon_rl.tolerant_json import NotJson
 from babylon_rl_tests.rows import WINDOW, make_call, make_step
 
 
