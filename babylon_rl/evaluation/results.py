@@ -482,6 +482,7 @@ def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -
         response_format=call["response_format"],
         logprobs=call["logprobs"],
         tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
+        finish_reason=call.get("finish_reason"),
     )
 
 

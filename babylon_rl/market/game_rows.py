@@ -229,6 +229,7 @@ def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:
         temperature=call.temperature, max_tokens=call.max_tokens or MAX_TOKENS[ONE_TICK], response_format=call.response_format,
         logprobs=call.logprobs, model_version=call.model if _VERSION.fullmatch(call.model) else None,
         tokens=(call.prompt_tokens, call.completion_tokens or 0) if call.prompt_tokens is not None else None,
+        finish_reason=call.finish_reason,
     )  # fmt: skip
 
 
