@@ -76,7 +76,10 @@ def export(
     # The command that serves these files: a merged model alone, an adapter beside its base.
     serves = f"vllm serve {exported.directory}"
     if not merged:
-        serves = f"vllm serve {model.base_model} --enable-lora --lora-modules {model.version}={exported.directory}"
+        serves = (
+            f"vllm serve {model.base_model} --served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} "
+            "--return-tokens-as-token-ids"
+        )
     lines = [
         f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is",
         f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
