@@ -95,4 +95,4 @@ def test_the_reference_names_every_command(site: Path) -> None:
 
 
 def test_the_readme_fits_a_few_screens() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 90
