@@ -84,6 +84,16 @@ def test_the_docs_build_strictly_with_their_generated_reference(site: Path) -> N
     reference = {path.stem for path in (site / "reference").glob("*.html")}
     assert {"settings", "commands", "assets", "tables", "api", "glossary"} <= reference
     assert "JUDGE_MODEL" in (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    api = (site / "reference" / "api.html").read_text(encoding="utf-8")
+    assert all(f'id="babylon_rl.{module}' in api for module in ("recorder", "serving.inference", "frames", "alerts"))
+
+
+@pytest.mark.slow
+def test_the_site_is_searched_from_a_disk_and_begins_with_the_tutorial(site: Path) -> None:
+    assert (site / "search" / "search_index.js").exists()
+    page = (site / "index.html").read_text(encoding="utf-8")
+    first = [page.index(f'href="{folder}/') for folder in ("tutorial", "howto", "reference", "explanation", "evidence", "decisions")]
+    assert first == sorted(first)
 
 
 @pytest.mark.slow
