@@ -1,13 +1,17 @@
 """Order of the sections of the docs site, as a hook of mkdocs; pages within a section stand in the order of the alphabet."""
 
-from typing import Any
+from pathlib import PurePosixPath
 
-SECTIONS = ("Tutorial", "Howto", "Reference", "Explanation", "Evidence", "Decisions")
+from mkdocs.structure.files import Files
+
+SECTIONS = ("tutorial", "howto", "reference", "explanation", "evidence", "decisions")
 
 
-def on_nav(nav: Any, **_: Any) -> Any:
-    """``nav`` with its sections in the order of ``SECTIONS``, after the front page."""
-    nav.items.sort(key=lambda item: SECTIONS.index(item.title) + 1 if item.title in SECTIONS else 0)
-    for item in nav.items:
-        item.title = "How-to" if item.title == "Howto" else item.title
-    return nav
+def on_files(files: Files, **_: object) -> Files:
+    """``files`` with pages of the folders in the order of ``SECTIONS``, after the front page."""
+
+    def place(uri: str) -> tuple[int, str]:
+        folder = PurePosixPath(uri).parts[0]
+        return SECTIONS.index(folder) if folder in SECTIONS else -1, uri
+
+    return Files(sorted(files, key=lambda file: place(file.src_uri)))
