@@ -308,6 +308,20 @@ def iterations_of(batch: Batch) -> int:
     return iterations if batch.passes is None else min(iterations, -(-len(batch.windows) // size) * batch.passes)
 
 
+def fewer_iterations(batch: Batch) -> str | None:
+    """Reason why a batch has fewer iterations than ITERATIONS, with the remedy; None where it has as many."""
+    made, most = iterations_of(batch), int(batch.settings.get("iterations", 1))
+    if made >= most or not batch.passes:
+        return None
+    hours, size = len(batch.windows), int(batch.settings["windows_per_iteration"])
+    epochs = -(-most * batch.passes // made)
+    return (
+        f"{made} of {most} iterations: an iteration takes up to {size} hours (WINDOWS_PER_ITERATION), {batch.batch_id} has {hours}, and "
+        f"each trains {'once' if batch.passes == 1 else f'{batch.passes} times'} (EPOCHS). For {most}, cancel it "
+        f"(`babylon-rl batches cancel {batch.batch_id} --reason ...`) and train with `--epochs {epochs}`."
+    )
+
+
 def passes_within(batch: Batch) -> int:
     """Passes of an iteration over its own sequences: 1, but EPOCHS in old batches."""
     return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
