@@ -10,9 +10,10 @@ from babylon_rl.cli import releases
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
 from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
-from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.models.checkpoints import load_manifest, model_card, read_remote, verify
 from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
@@ -67,8 +68,10 @@ def export(
 ) -> None:
     """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
-    model = _registered(settings, version)
-    exported = export_version(model, directory.absolute(), settings, merged=merged)
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    exported = export_version(model, directory.absolute(), settings, report, merged=merged)
     document = {
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
@@ -82,6 +85,18 @@ def export(
         f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
     ]
     emit(document, lines, as_json)
+
+
+@models.command("card")
+def card(version: VersionArgument) -> None:
+    """Print a version's model card: what it was trained on and how, and the benchmark's result once there is one."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    if model.foreign:
+        raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
+    typer.echo(model_card(load_manifest(checkpoint_of(model, settings)), report), nl=False)
 
 
 @models.command("upload")

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.heap import return_freed_memory
@@ -33,7 +33,11 @@ from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.policy import (
+    ALPHA,
+    FROZEN_SHARE,
     KEPT_BYTES,
+    RANK,
+    TARGETS,
     BaseCache,
     BaseStates,
     Group,
@@ -256,6 +260,15 @@ class CpuTrainer(LocalTrainer):
     def tokenizer_dir(self) -> Path | None:
         """Directory of the base model."""
         return self._base_dir
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Implement Trainer.hyperparameters."""
+        return {
+            "learning_rate": self._settings.learning_rate or LEARNING_RATE, "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
+            "entropy_bonus": ENTROPY_BONUS, "ratio_limit": RATIO_LIMIT, "stale_probability": STALE_PROBABILITY,
+            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "lora_targets": list(TARGETS),
+            "frozen_share": FROZEN_SHARE,
+        }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Implement Trainer.prepare."""
