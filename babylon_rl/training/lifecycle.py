@@ -50,7 +50,7 @@ from babylon_rl.store.write_ahead import (
     finish_step,
     finished_steps,
     newest_job,
-    note_losses,
+    note_optimizer_steps,
     note_seconds,
     pause_step,
     read_jobs,
@@ -373,11 +373,15 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    losses: list[float] = []
-    beat = run.rare_beat(lambda: note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses))
+    taken: list[dict[str, float]] = []
+
+    def note_taken() -> None:
+        note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken)
+
+    beat = run.rare_beat(note_taken)
 
     def step(metrics: StepMetrics) -> None:
-        losses.append(metrics.loss)
+        taken.append(metrics.metrics | {"loss": metrics.loss, "trainableTokens": metrics.trainable_tokens})
         beat()
         on_step(metrics)
         trained_s = time.monotonic() - began_s
@@ -396,7 +400,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
-    note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses)
+    note_taken()
     # A result without tokens or with a loss that is not finite never becomes a checkpoint.
     if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(

@@ -29,6 +29,7 @@ from babylon_rl.training.backends.cpu.policy import (
 )  # fmt: skip
 from babylon_rl.training.backends.cpu.trainer import (
     ENTROPY_BONUS,
+    LEARNING_RATE,
     OPTIMIZER_STATE,
     CpuTrainer,
     IterationRun,
@@ -112,7 +113,10 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
     count = told[-1].steps
     assert count >= 2 and count % 2 == 0
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
-    assert {"entropy", "kl", "clipFraction", "gradientNorm", "tokensPerSecond"} == set(told[0].metrics)
+    assert {"entropy", "kl", "clipFraction", "gradientNorm", "learningRate", "tokensPerSecond"} == set(told[0].metrics)
+    rates = [one.metrics["learningRate"] for one in told]
+    assert rates[0] == LEARNING_RATE == CpuTrainer(cpu_settings).hyperparameters()["learning_rate"]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
     assert told[-1].trainable_tokens == result.trainable_tokens
     assert result.metrics["optimizerSteps"] == count
     assert result.loss == pytest.approx(sum(one.loss for one in told) / count)

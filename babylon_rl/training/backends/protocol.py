@@ -69,7 +69,8 @@ class TrainIteration:
 class StepMetrics:
     """Metrics of one optimizer step: ``step`` of ``steps`` within iteration ``iteration``.
 
-    ``metrics`` holds what the backend knows (kl, entropy, clipFraction, ratio, gradientNorm, tokensPerSecond...).
+    ``trainable_tokens`` counts those of the iteration so far. ``metrics`` holds what the backend knows (kl, entropy, clipFraction, ratio,
+    gradientNorm, learningRate, tokensPerSecond...).
     """
 
     iteration: int

@@ -351,8 +351,8 @@ class IterationRun:
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
             # The learning rate decays over all iterations, not within one.
-            self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
-            step = self.take_step(chosen, number)
+            rate = self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
+            step = self.take_step(chosen, number) | {"learningRate": rate}
             step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
             tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
@@ -447,11 +447,13 @@ class IterationRun:
             rng.shuffle(order)
             yield from optimizer_steps(order, self._settings)
 
-    def _set_rate(self, done: float, number: int) -> None:
+    def _set_rate(self, done: float, number: int) -> float:
         # Only in the first iteration: the optimizer's state goes on from one to the next, so it is warm in the others.
         warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0
+        rate = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
+            group["lr"] = rate
+        return rate
 
     def restore(self, parent: Path | None) -> None:
         """Restore the optimizer state that the previous iteration saved."""
