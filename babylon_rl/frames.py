@@ -124,6 +124,7 @@ COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
         FrameColumn("kl", _NUMBER, "KL(policy || base) in nats a choice; missing with KL_PENALTY=0"),
         FrameColumn("servedKl", _NUMBER, "estimate (k3) of KL(serving policy || policy), nats a token; missing where nothing was recorded"),
         FrameColumn("ratio", _NUMBER, "mean probability of the recorded tokens over the one that they were served with, before clipping"),
+        FrameColumn("clippedRatio", _NUMBER, "the same with each token's ratio clipped, as in the loss: a few large ones do not make it"),
         FrameColumn("entropy", _NUMBER, "mean entropy, nats a choice"),
         FrameColumn("clipFraction", _NUMBER, "share of tokens whose ratio is clipped, or that are not pushed down further"),
         FrameColumn("gradientNorm", _NUMBER, "norm of the gradient before clipping"),

@@ -55,6 +55,7 @@ STEPS = (
     Column("KL", "kl", 4),
     Column("served KL", "servedKl", 4),
     Column("ratio", "ratio", 3),
+    Column("clipped", "clippedRatio", 3),
     Column("entropy", "entropy", 3),
     Column("clip share", "clipFraction", 3),
     Column("grad norm", "gradientNorm", 3),

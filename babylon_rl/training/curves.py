@@ -17,6 +17,7 @@ CURVES = {
     "kl": "KL from the base, nats a choice",
     "servedKl": "KL from the serving policy, nats a token",
     "ratio": "ratio to the serving policy",
+    "clippedRatio": "the same, as the loss clips it",
     "entropy": "entropy, nats a choice",
     "clipFraction": "share of tokens clipped",
     "gradientNorm": "gradient norm",

@@ -128,14 +128,18 @@ def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", we
 
 
 def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
-    """Sums over the tokens with recorded log-probabilities: their number, ratio and divergence.
+    """Sums over the tokens with recorded log-probabilities: their number, ratio, clipped ratio and divergence.
 
-    The ratio is that of the loss before it is clipped. The divergence, ratio - 1 - log ratio, estimates KL(serving policy || current one)
-    without bias and is never negative (Schulman, "Approximating KL divergence", k3).
+    The ratio is that of the loss before it is clipped to at most RATIO_LIMIT. The divergence, ratio - 1 - log ratio, estimates
+    KL(serving policy || current one) without bias and is never negative (Schulman, "Approximating KL divergence", k3). A token that was
+    rare when it was served and is likely now has a ratio of hundreds: a few of those make most of the means of both.
     """
     log_ratio_n = (logprobs_n.detach() - served_n)[~served_n.isnan()].clamp(-LONGEST_LOG_RATIO, LONGEST_LOG_RATIO)
     ratio_n = log_ratio_n.exp()
-    return {"recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "servedKl": float((ratio_n - 1 - log_ratio_n).sum())}
+    return {
+        "recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "clippedRatio": float(ratio_n.clamp(max=RATIO_LIMIT).sum()),
+        "servedKl": float((ratio_n - 1 - log_ratio_n).sum()),
+    }  # fmt: skip
 
 
 def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
@@ -235,7 +239,8 @@ LEARNING_RATE = 3e-3
 ENTROPY_BONUS = 0.05
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
-SERVED = ("ratio", "servedKl")  # of the policy in training to the one that served, where its log-probabilities were recorded
+# Means over the tokens with recorded log-probabilities, of the policy in training to the one that served them.
+SERVED = ("ratio", "clippedRatio", "servedKl")
 OPTIMIZER_STATE = "trainer_state.safetensors"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -375,7 +380,7 @@ class IterationRun:
         """Take one optimizer step and return its metrics.
 
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
-        log-probabilities: recordedShare of the tokens, and of these the means of ratio and servedKl.
+        log-probabilities: recordedShare of the tokens, and of these the means of SERVED.
         """
         import torch
 
