@@ -21,15 +21,15 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
-from babylon_rl.reporting.plots import line_plot
+from babylon_rl.reporting.plots import curve_panels, line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
-from babylon_rl.store.registry import note_tracking, note_tracking_refusal
-from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.store.registry import note_tracking, note_tracking_refusal, read_models
 from babylon_rl.traces import traced_step
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
+from babylon_rl.training.curves import overlaid, training_curves
 from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iteration_numbers, record_artifact, refusal
 
 POOL = "trainer"
@@ -62,14 +62,12 @@ COLUMNS = column_schema(
 )
 @traced_step
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    seen: list[StepMetrics] = []
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
         # Made before the training, which it must not fail: it starts its process with the first iteration that it sends.
         tracker = Tracker(required_batch(connection, batch_id), babylon.settings)
 
         def on_step(step: StepMetrics) -> None:
-            seen.append(step)
             tracker.step(step)
             babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
             context.log.info(
@@ -88,11 +86,13 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
         artifact = _artifact(connection, trained, babylon)
+        line = [model for model in read_models(connection) if model.version in (trained.model.version, trained.model.parent_version)]
+        curves = training_curves(connection, line)
     for words in filter(None, (sent.words, artifact)):
         context.log.info(words)
     tag_run(context, version=trained.model.version)
     version = trained.model.manifest_sha or trained.model.version
-    metadata = _metadata(trained, seen, numbers, sent) | admin_link(babylon.settings)
+    metadata = _metadata(trained, curves, sent) | admin_link(babylon.settings)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
 
 
@@ -144,7 +144,8 @@ def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
     return f"The checkpoint is the artifact {(sent.answer or {}).get('artifact')}."
 
 
-def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: WandbResult) -> dict[str, Any]:
+def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]], sent: WandbResult) -> dict[str, Any]:
+    """Facts and plots; ``curves`` are the optimizer steps of the version and of its parent."""
     model = trained.model
     metadata = counts(
         1,
@@ -165,28 +166,16 @@ def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, M
     preflight = _preflight(trained.batch)
     if preflight:
         metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
-    # A run that goes on with a training has not seen the optimizer's steps before it; its iterations are all on record.
-    whole = {step.iteration for step in seen} >= {step.iteration for step in trained.steps}
-    followed: Sequence[StepMetrics | TrainingStep] = seen if whole else trained.steps
-    x_label = "step" if whole else "iteration"
-    # Plots: loss, entropy and rewards, each only if it was measured.
-    losses = [step.loss for step in followed if step.loss is not None]
+    steps = curves.get(model.version)
+    losses = [row["loss"] for row in steps or [{"loss": step.loss} for step in trained.steps] if row["loss"] is not None]
     if losses:
-        curves = {"loss": losses}
+        x_label, shown = "step" if steps else "iteration", {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
-            curves[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
-        metadata["loss_curve"] = embedded(line_plot(f"Loss of {model.version}", "loss", curves, x_label=x_label))
-    entropies = [metrics["entropy"] for metrics in (step.metrics or {} for step in followed) if "entropy" in metrics]
-    if entropies:
-        # Falling towards 0 means that the policy collapses into one answer.
-        metadata["entropy_curve"] = embedded(
-            line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies}, x_label=x_label)
-        )
-    rewards = [numbers[step.iteration]["rewardMean"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
-    if rewards:
-        spreads = [numbers[step.iteration]["rewardSpread"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
-        curves = {"mean": rewards, "spread in a group": spreads}
-        metadata["reward_curve"] = embedded(line_plot(f"Rewards that {model.version} learned from", "score", curves, x_label="iteration"))
+            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
+        metadata["loss_curve"] = embedded(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
+    if steps:
+        over = f", over that of {model.parent_version}" if len(curves) > 1 else ""
+        metadata["training_curves"] = embedded(curve_panels(f"Training of {model.version}{over}, by optimizer step", overlaid(curves)))
     metadata["iterations"] = table([_row(step) for step in trained.steps])
     return metadata
 

@@ -14,6 +14,7 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
+from babylon_rl.training.curves import optimizer_steps
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
@@ -44,6 +45,22 @@ ITERATIONS = (
     Column("loss", "loss", 4),
     Column("tokens", "trainableTokens"),
     Column("checkpoint", "checkpoint"),
+)
+STEPS = (
+    Column("step", "step"),
+    Column("iteration", "iteration"),
+    Column("loss", "loss", 4),
+    Column("reward", "rewardMean", 3),
+    Column("spread", "rewardSpread", 3),
+    Column("KL", "kl", 4),
+    Column("served KL", "servedKl", 4),
+    Column("ratio", "ratio", 3),
+    Column("clipped", "clippedRatio", 3),
+    Column("entropy", "entropy", 3),
+    Column("clip share", "clipFraction", 3),
+    Column("grad norm", "gradientNorm", 3),
+    Column("rate", "learningRate", 6),
+    Column("tokens", "trainableTokens"),
 )
 JOBS = (
     Column("step", "step"),
@@ -109,6 +126,16 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         *([Table(JOBS, document["remoteJobs"], "Jobs at the training service")] if jobs else []),
     ]
     emit(document, parts, as_json)
+
+
+@batches.command("steps")
+def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
+    """List the optimizer steps of a batch: loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        steps = optimizer_steps(connection, _required(read_batch(connection, batch_id), batch_id))
+    if not steps:
+        say(f"No optimizer step of {batch_id} is on record: none was taken yet, or an earlier version trained it.")
+    emit({"steps": steps}, [Table(STEPS, steps)], as_json)
 
 
 @batches.command("cancel")

@@ -46,7 +46,8 @@ TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an h
 ITERATIONS = 2
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
-ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
+# Of an iteration; docs/explanation/training.md.
+ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "clippedRatio", "servedKlAtStart", "servedKl", "kl")
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
 DEMO_SETTINGS = {"train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "auto_promote": True}
@@ -132,7 +133,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
             failure = str(nothing)
             say(f"   No version came of it: {failure}")
         trained = _trained(state, batch_id)
-        _say_on_policy(trained.get("onPolicy", ()))
+        _say_on_policy(trained.get("onPolicy", ()), player)
     front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
     with stage(state.settings, front):
         released = release(state, trained["modelVersion"], hours)
@@ -165,14 +166,22 @@ def _on_policy(step: TrainingStep) -> dict[str, Any]:
     return {"iteration": step.iteration} | {name: measured[name] for name in ON_POLICY if name in measured}
 
 
-def _say_on_policy(iterations: Iterable[dict[str, Any]]) -> None:
-    for one in iterations:
-        if all(name in one for name in ON_POLICY):
-            say(
-                f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
-                f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average; KL {one['servedKlAtStart']:.4f}, "
-                f"{one['servedKl']:.4f}"
-            )
+def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
+    from babylon_rl.training.backends.cpu.trainer import KL_BOUND, RATIO_LIMIT
+
+    measured = [one for one in iterations if all(name in one for name in ON_POLICY)]
+    for one in measured:
+        say(
+            f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
+            f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average, {one['clippedRatio']:.3f} clipped; "
+            f"KL {one['servedKlAtStart']:.4f}, {one['servedKl']:.4f}"
+        )
+    if measured:
+        say(
+            f"   Both compare the policy in training with {player}, which served these tokens and is left behind. A few tokens that were "
+            f"rare and became likely make the means large; the loss clips their ratio to {RATIO_LIMIT:g}. Over all choices the policy is "
+            f"{measured[-1]['kl']:.2f} nats a choice from the base (bound {KL_BOUND:g})."
+        )
 
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:

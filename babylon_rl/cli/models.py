@@ -1,21 +1,27 @@
 """Command group ``models``: the registry of versions, and versions as files."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
 from msgspec import to_builtins
 
 from babylon_rl.cli import releases
-from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
-from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.models.checkpoints import load_manifest, model_card, read_remote, verify
+from babylon_rl.reporting.plots import curve_panels
 from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
+from babylon_rl.training.curves import CURVES, overlaid, training_curves
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl.training.tracking import record_artifact, refusal
 from babylon_rl.windows import utc_now
@@ -67,8 +73,10 @@ def export(
 ) -> None:
     """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
-    model = _registered(settings, version)
-    exported = export_version(model, directory.absolute(), settings, merged=merged)
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    exported = export_version(model, directory.absolute(), settings, report, merged=merged)
     document = {
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
@@ -85,6 +93,53 @@ def export(
         f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
     ]
     emit(document, lines, as_json)
+
+
+@models.command("compare")
+def compare(
+    first: VersionArgument,
+    second: VersionArgument,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The picture. Default: in BABYLON_RL_HOME/plots.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the trainings of two versions by optimizer step, and draw one over the other. `benchmark compare` compares what they earn."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        versions = read_models(connection)
+        curves = training_curves(connection, [find_version(versions, version) for version in (first, second)])
+    if missing := [version for version in (first, second) if not curves.get(version)]:
+        raise UsageError(f"No optimizer step of {' and '.join(missing)} is on record: another producer or an earlier release trained it.")
+    picture = curve_panels(f"Training of {first} and {second}, by optimizer step", overlaid(curves))
+    path = plot or settings.home / "plots" / f"training-{first}-{second}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, picture.png)
+    lines = [
+        [name, *(number for rows in curves.values() for number in _range(rows, name))]
+        for name in CURVES
+        if any(row[name] is not None for rows in curves.values() for row in rows)
+    ]
+    titles = ["", *(f"{version} {what}" for version in curves for what in ("first", "mean", "last"))]
+    counted = ", ".join(f"{version} {len(rows)}" for version, rows in curves.items())
+    document = {"steps": [row for rows in curves.values() for row in rows], "plot": str(path)}
+    emit(document, [listed(titles, lines, f"Optimizer steps: {counted}"), f"\nplot  {path}"], as_json)
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
+    """First, mean and last of a number over the optimizer steps."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return [f"{value:.4g}" for value in (values[0], fmean(values), values[-1])] if values else [None] * 3
+
+
+@models.command("card")
+def card(version: VersionArgument) -> None:
+    """Print a version's model card: what it was trained on and how, and the benchmark's result once there is one."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    if model.foreign:
+        raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
+    typer.echo(model_card(load_manifest(checkpoint_of(model, settings)), report), nl=False)
 
 
 @models.command("upload")

@@ -143,6 +143,27 @@ def line_plot(title: str, unit: str, series: Mapping[str, Sequence[float]], *, x
     return _page_picture(title, figure)
 
 
+def curve_panels(title: str, panels: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Picture:
+    """Curves over their positions from 1, two panels a row; a name has one colour in all panels. None leaves a gap."""
+    colours = dict(zip(dict.fromkeys(name for curves in panels.values() for name in curves), SERIES, strict=False))
+    rows = max(1, -(-len(panels) // 2))
+    height = 0.75 + 1.5 * rows
+    figure = new_figure(_PAGE_WIDTH, height, _PAGE_DPI)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.42 / height, top=1 - 0.55 / height, hspace=0.55, wspace=0.25)
+    figure.text(0.012, 1 - 0.21 / height, title, fontsize=9, parse_math=False)
+    for place, (name, colour) in enumerate(colours.items()):
+        right = 0.98 - 0.14 * (len(colours) - 1 - place)
+        figure.text(right, 1 - 0.21 / height, name, color=colour, fontsize=9, ha="right", parse_math=False)
+    for position, (heading, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, position)
+        for name, values in curves.items():
+            numbers = [math.nan if value is None else _drawable(value) for value in values]
+            axes.plot(range(1, len(numbers) + 1), numbers, color=colours[name], linewidth=1.2, marker="." if len(numbers) < 30 else None)
+        axes.set_title(heading, fontsize=8, loc="left", y=1.0)
+        plain_axes([axes], 7)
+    return _page_picture(title, figure)
+
+
 def path_plot(title: str, panels: Sequence[Paths]) -> Picture:
     """Lines over the minutes of an hour, one panel below the other.
 
