@@ -241,7 +241,7 @@ def agents_table(comparison: ComparisonDocument) -> Table:
 def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
     """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
 
-    With 80 % power, at a confidence shared among all pairs (Bonferroni). Pairs with fewer than two snapshots are left out. One row for a
+    With 80 % power, at a confidence shared among all pairs and looks (Bonferroni). Pairs with fewer than two snapshots are left out. One row for a
     single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
     """
     runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
@@ -252,7 +252,7 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         # Differences of runs that both agents played, grouped by snapshot.
         differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
         spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
-        confidence = 1 - LEVEL / len(comparison.pairs)
+        confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses
         rows += [
             {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
              "snapshots": snapshots_needed(effect, spread, repeats=repeats, confidence=confidence), "power": POWER,

@@ -206,7 +206,7 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     parts.append(Table(demo_columns(document["reference"]), rows))
-    parts.append(f"\n{_verdict(document)}\n")
+    parts.append(f"\n{verdict(document)}\n")
     for name, value in (
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),
@@ -233,7 +233,8 @@ def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
     return Table(GENERATIONS, list(generations))
 
 
-def _verdict(document: dict[str, Any]) -> str:
+def verdict(document: dict[str, Any]) -> str:
+    """Sentences on the version against the reference, doing nothing, its best script and the news reader."""
     # A claim needs an interval above 0; anything else is reported as not shown.
     row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
     if row is None:

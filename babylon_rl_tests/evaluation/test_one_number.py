@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.cli import run
+from babylon_rl.cli.demo import verdict
 from babylon_rl.evaluation.benchmark import base_source, evaluate_batch, gate_rows, record_release, version_source
 from babylon_rl.evaluation.compare_results import sound_results
 from babylon_rl.evaluation.gate import CANDIDATE
@@ -154,6 +155,8 @@ def test_a_version_is_held_against_doing_nothing_its_best_script_and_the_news_re
     )
     assert f"the same {MARKETS} markets, paired 95 % intervals, corrected for 3 looks." in sentence
     assert sentence in surfaces.report.table_markdown and sentence in surfaces.text("models")
+    shown = {"rows": surfaces.report.rows, "modelVersion": VERSION, "reference": "base", "reason": surfaces.report.reason}
+    assert verdict(shown).splitlines()[1] == sentence
 
 
 def test_reports_point_to_what_the_markets_were_fitted_to(surfaces: Surfaces) -> None:
