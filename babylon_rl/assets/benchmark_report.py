@@ -19,7 +19,7 @@ from babylon_rl.traces import traced_step
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
     "model": "model", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs reference $/h",
-    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold",
+    "winRate": "win rate", "accuracy": "accuracy", "holdShare": "hold",
 }  # fmt: skip
 COLUMNS = column_schema(
     model=("text", "A version, the base, or a strategy"),

@@ -12,7 +12,7 @@ from babylon_rl.traces import traced_step
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
     "place": "place", "model": "who", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs base $/h",
-    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold", "decision": "gate", "status": "status",
+    "winRate": "win rate", "accuracy": "accuracy", "holdShare": "hold", "decision": "gate", "status": "status",
 }  # fmt: skip
 COLUMNS = column_schema(
     place=("integer", "1 earned the most"),

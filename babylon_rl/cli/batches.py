@@ -1,5 +1,6 @@
 """Command group `batches`: trainings and their lineage."""
 
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,7 @@ EPISODES = (
     Column("contributes", "contribution"),
     Column("left out", "dropped"),
 )
+MOST_ITERATIONS = 12  # shown of a long training, the last ones
 ITERATIONS = (
     Column("step", "step"),
     Column("run", "attempt"),
@@ -97,13 +99,19 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 @batches.command("show")
-def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show a batch: episodes, scores, advantages, iterations, and jobs at a training service."""
+def show_batch(
+    batch_id: IdArgument,
+    with_episodes: Annotated[bool, typer.Option("--episodes", help="Also list its episodes with scores and advantages.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a batch: loss, the judge's mean score, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _required(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
         jobs = read_jobs(connection, batch_id)
+    judged = [episode.score for episode in episodes if episode.score is not None and episode.dropped is None]
     document = batch_document(batch) | {
+        "avgReward": fmean(judged) if judged else None,
         "preflight": None if batch.preflight is None else dict(batch.preflight),
         "episodes": [
             document_of(e, "window", "agent_id", "trajectory_ids", "score", "rank", "advantage", "sequences", "dropped")
@@ -117,13 +125,22 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         ],
         "remoteJobs": [{"step": job.iteration} | document_of(job, *SHOWN_OF_JOB) for job in jobs],
     }
-    facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
+    hours, left_out = len({episode.window for episode in episodes}), len(episodes) - len(judged)
+    facts = {name: document[name] for name in ("batchId", "status", "modelVersion", "parent", "baseModel")}
+    facts |= {
+        "trainingLoss": None if batch.loss is None else f"{batch.loss:.4f}",
+        "avgReward": f"{fmean(judged):.4f}, the judge's mean score of the episodes" if judged else None,
+        "episodes": f"{len(episodes)} in {hours} hours, {left_out} of them left out or not judged; --episodes lists them",
+        "trajectories": document["trajectories"],
+        "error": document["error"],
+    }
+    shown = document["iterations"][-MOST_ITERATIONS:]
     parts = [
-        listed(["", ""], facts),
-        Table(EPISODES, document["episodes"], "Episodes"),
-        Table(ITERATIONS, document["iterations"], "Iterations"),
+        listed(["", ""], list(facts.items())),
+        Table(ITERATIONS, shown, "Iterations" if len(shown) == len(steps) else f"The last {len(shown)} of {len(steps)} iterations"),
         # Trainers on this machine have no jobs.
-        *([Table(JOBS, document["remoteJobs"], "Jobs at the training service")] if jobs else []),
+        *([Table(JOBS, document["remoteJobs"][-MOST_ITERATIONS:], "Jobs at the training service")] if jobs else []),
+        *([Table(EPISODES, document["episodes"], "Episodes")] if with_episodes else []),
     ]
     emit(document, parts, as_json)
 

@@ -29,7 +29,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.report import GENERATIONS, demo_columns
+from babylon_rl.evaluation.report import GENERATIONS, demo_columns, stored_standing
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.setting_sources import DEMO_FILE
@@ -215,7 +215,7 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     parts.append(Table(demo_columns(document["reference"]), rows))
-    parts.append(f"\n{_verdict(document)}\n")
+    parts.append(f"\n{verdict(document)}\n")
     for name, value in (
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),
@@ -231,7 +231,7 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
     dev, command = ("make dev", ".venv/bin/babylon-rl") if in_clone else ("babylon-rl dev", "babylon-rl")
     return [
         f"\nNext: FIRST_WINDOW={document['firstWindow']} {dev}   the graph, its hours and this checkpoint in Dagster's UI",
-        f"      {command} batches show {document['batchId']}   the hours and episodes it was trained on",
+        f"      {command} batches show {document['batchId']}   its loss, its judge and its iterations",
         f"      {command} benchmark standings {document['modelVersion']} base --markets 48   more evidence",
         f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",
     ]
@@ -242,7 +242,8 @@ def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
     return Table(GENERATIONS, list(generations))
 
 
-def _verdict(document: dict[str, Any]) -> str:
+def verdict(document: dict[str, Any]) -> str:
+    """Sentences on the version against the reference, doing nothing, its best script and the news reader."""
     # A claim needs an interval above 0; anything else is reported as not shown.
     row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
     if row is None:
@@ -250,5 +251,5 @@ def _verdict(document: dict[str, Any]) -> str:
     interval = f"{row['improvementLow']:+.0f} to {row['improvementHigh']:+.0f}"
     change = f"{row['improvement']:+.0f} dollars an hour against {document['reference']} (95 % interval {interval})"
     if row["improvementLow"] > 0:
-        return f"{document['modelVersion']} is better: {change}."
-    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run."
+        return f"{document['modelVersion']} is better: {change}.\n{stored_standing(row)}"
+    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run.\n{stored_standing(row)}"

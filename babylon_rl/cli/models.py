@@ -33,12 +33,21 @@ releases.register(models)
 MODELS = (
     Column("version", "version"),
     Column("status", "shown_status"),
-    Column("base", "base_model"),
+    Column("base", "base_model", wide=True),
     Column("parent", "parent_version"),
     Column("batch", "training_batch"),
-    Column("reward", "avg_reward", 4),
-    Column("hours", lambda model: len(model.windows)),
-    Column("storage", "storage_path"),
+    Column("P&L, $ an hour", lambda model: _interval(model, "pnl", "low", "high"), meaning="mean and 95 % interval"),
+    Column(
+        "against",
+        lambda model: (
+            (gain := _interval(model, "improvement", "improvementLow", "improvementHigh")) and f"{gain} {_measured(model)['reference']}"
+        ),
+        meaning="difference in the same markets, corrected for the gate's looks",
+    ),
+    Column("markets", lambda model: _measured(model).get("markets")),
+    Column("gate", lambda model: (decision := _measured(model).get("decision")) and decision.replace("_", " ")),
+    Column("hours", lambda model: len(model.windows), meaning="of its training"),
+    Column("storage", "storage_path", wide=True),
 )
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
 
@@ -49,13 +58,29 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     # The callback runs before `models export` and its like, too.
     if context.invoked_subcommand is not None:
         return
+    from babylon_rl.evaluation.report import stored_standing  # loads numpy
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
     rows = [model_document(model) for model in versions]
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
-    emit({"models": rows}, [Table(MODELS, versions)], as_json)
+    compared = next((model for model in versions if "pnl" in _measured(model)), None)
+    stands = [] if compared is None else ["", stored_standing({**_measured(compared), "model": compared.version})]
+    emit({"models": rows}, [Table(MODELS, versions), *stands], as_json)
+
+
+def _measured(model: Model) -> Mapping[str, Any]:
+    """The row of one of our versions in its benchmark report, with the gate's decision; empty before there is one."""
+    measured = None if model.foreign else (model.eval_metrics or {}).get("benchmark")
+    return measured or {}
+
+
+def _interval(model: Model, mean: str, low: str, high: str) -> str | None:
+    measured = _measured(model)
+    if measured.get(mean) is None:
+        return None
+    return f"{measured[mean]:+.0f} [{measured[low]:+.0f}, {measured[high]:+.0f}]"
 
 
 def model_document(model: Model) -> dict[str, Any]:

@@ -242,6 +242,11 @@ class Result(CamelCase, frozen=True):
         return self.metrics.total_pnl
 
     @property
+    def profits(self) -> list[float]:
+        """P&L of every position, in the order of opening."""
+        return [action.correctness["pnl"] for action in self.actions if action.correctness is not None]
+
+    @property
     def pnl_path(self) -> list[float]:
         """Dollars earned so far, at moments 0 to the last one played."""
         equity = self.equity
