@@ -8,7 +8,6 @@ Dagster gives all hours of a range run one data version (docs/decisions/0001-one
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -20,7 +19,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.versions import content_version
-from babylon_rl.windows import WINDOW_FORMAT, is_complete
+from babylon_rl.windows import WINDOW_FORMAT
 
 OWNERS = ["team:babylon-rl"]
 MOST_TABLE_ROWS = 100
@@ -96,32 +95,17 @@ MOST_HOURS_WITH_TABLES = 720
 MOST_HOURS_WITH_PLOTS = 24
 
 
-def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
-    """The hours that a run was started for; tags the run with them. Raises dagster.Failure: it names none, or one that has not ended."""
-    if not (context.has_partition_key or context.has_partition_key_range):
-        raise _refused(
-            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', '
-            "or a range (docs/reference/ui.md)."
-        )
+def hours_of(context: dg.AssetExecutionContext) -> list[str]:
+    """The hours that a run was started for; tags the run with them."""
     windows = list(context.partition_keys)
-    # An hour that has not ended would be read in part, and its content would count as that of the hour.
-    unfinished = next((window for window in windows if not is_complete(window, now)), None)
-    if unfinished is not None:
-        raise _refused(f"{unfinished} has not ended; an hour is read once it is over.")
     tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
     return windows
 
 
 def batch_of(context: dg.AssetExecutionContext) -> str:
-    """The batch that a run was started for; tags the run with it. Raises dagster.Failure: it names none."""
-    if not context.has_partition_key:
-        raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
+    """The batch that a run was started for; tags the run with it."""
     tag_run(context, batch=str(context.partition_key))
     return str(context.partition_key)
-
-
-def _refused(sentence: str) -> dg.Failure:
-    return dg.Failure(sentence, allow_retries=False)
 
 
 @dataclass(frozen=True)
@@ -149,7 +133,7 @@ def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of
 
     A run of one hour has the hour's data version, a range one version of all its hours.
     """
-    windows = hours_of(context, babylon.now())
+    windows = hours_of(context)
     versions: dict[str, str] = {}
     with babylon.connection() as connection:
         for some in reading_chunks(connection, windows):

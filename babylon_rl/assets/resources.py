@@ -27,12 +27,13 @@ from datetime import datetime
 import dagster as dg
 import psycopg
 
+from babylon_rl.assets.run_parts import no_batch, why_no_part
 from babylon_rl.assets.workers import TASK_TAG, why_refused
 from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.serving.dagster_client import LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY
+from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
@@ -280,6 +281,7 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
         return
     if context.instance is not None:
         _show_in_code_location(context.instance, run)
+        _refuse_without_part(context.instance, run, babylon)
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
@@ -316,6 +318,17 @@ def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> 
     tagged = instance.get_run_by_id(run.run_id)
     assert tagged is not None
     instance.run_storage.replace_job_origin(tagged, dg.deserialize_value(json.dumps(origin)))
+
+
+def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babylon: Babylon) -> None:
+    """Cancel a run without hours or a batch, or with wrong ones: a failed one would leave every asset that it planned red."""
+    batch_id = run.tags.get(PARTITION_TAG)
+    why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
+    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, str(batch_id)):
+        why_not = no_batch(str(batch_id))
+    if why_not is not None:
+        instance.report_run_canceled(run, why_not)
+        raise dg.DagsterExecutionInterruptedError(why_not)
 
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:

@@ -34,7 +34,6 @@ from babylon_rl.automation.jobs import (
     HOURS_TAGS,
     JUDGE_REPORT_JOB,
     OBSERVE_JOB,
-    SCORING_JOBS,
     SENSORS,
     every,
     score_job,
@@ -42,7 +41,7 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, RANGE_START, TRAIN_JOB, hour_tags, training_tags
+from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, RANGE_START, SCORING_JOBS, TRAIN_JOB, hour_tags, training_tags
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage

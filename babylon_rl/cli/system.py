@@ -1,5 +1,7 @@
 """Commands about the installation: schema, settings, Dagster's processes, workers, cleanup, system checks."""
 
+import argparse
+import json
 import os
 import shlex
 import socket
@@ -8,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,14 +20,18 @@ from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
-from babylon_rl.serving.dagster_client import HOURS
+from babylon_rl.serving.dagster_client import BATCHES, HOURS, PARTITION_TAG, TRAIN_JOB
 from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, setting_sources
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as apply_migrations
 from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 app = typer.Typer()
 UI_PORT = 3000
@@ -271,9 +277,37 @@ def _run_dagster(
         # A daemon on a database without our tables would fail at every tick.
         if migrated and (applied := apply_migrations(database).applied):
             say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
-        with open_instance(database, loaded):  # which ends the runs that died with their process
+        with open_instance(database, loaded) as instance:  # which ends the runs that died with their process
+            if arguments[:2] == ["job", "execute"]:
+                _refuse_without_part(arguments, instance, database, loaded)
             variables = _variables(database, loaded)
         return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **more}, loaded.home)
+
+
+def _refuse_without_part(arguments: Sequence[str], instance: "DagsterInstance", database: Database, settings: Settings) -> None:
+    """Refuse a job of hours or of a batch whose tags name none, or a wrong one, before its run exists.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    from babylon_rl.assets.run_parts import no_batch, why_no_part
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-j", "--job", nargs="?")
+    parser.add_argument("--tags", nargs="?", default="{}")
+    given = parser.parse_known_args(arguments)[0]
+    try:
+        tags = dict(json.loads(given.tags))
+    except (TypeError, ValueError):
+        raise UsageError(f'--tags {given.tags} is no JSON object: write it as \'{{"dagster/partition": "2025-10-29T14:00"}}\'.') from None
+    why_not = why_no_part(given.job, tags, settings.first_window, utc_now())
+    if why_not is None and given.job == TRAIN_JOB:
+        with database.connect() as connection:
+            there = read_batch(connection, tags[PARTITION_TAG])
+        why_not = no_batch(tags[PARTITION_TAG]) if there is None else None
+        instance.add_dynamic_partitions(BATCHES, [] if there is None else [there.batch_id])
+    if why_not is not None:
+        raise UsageError(why_not)
 
 
 def _variables(database: Database, settings: Settings) -> dict[str, str]:

@@ -16,7 +16,8 @@ from babylon_rl.training.backends.protocol import GPU
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
-TRAIN_JOB, SCORE_JOB = "train", "score"
+TRAIN_JOB, HOURS_JOB, SCORE_JOB = "train", "hours", "score"
+SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
 QUEUE_TAG = "dagster-celery/queue"
 HOURS, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "trainer", "trainer-gpu", "evidence"

@@ -123,18 +123,20 @@ def test_an_hour_without_rows_is_no_error(bench: Bench):
     [
         ("hours", "2031-01-01T00:00", "2031-01-01T00:00 has not ended; an hour is read once it is over."),
         ("score", "2025-10-31T12:00", "2025-10-31T12:00 has not ended; an hour is read once it is over."),
+        ("hours", "2024-12-31T23:00", "2024-12-31T23:00 lies before FIRST_WINDOW (2025-01-01T00:00): set FIRST_WINDOW to "),
+        ("train", "batch-0", "There is no batch batch-0; `babylon-rl batches` lists them."),
         ("hours", None, "This run names no hour: give it one by --tags "),
         ("train", None, "This run names no batch: give it one by --tags "),
     ],
 )
-def test_a_run_of_no_hour_or_one_that_has_not_ended_is_refused_in_a_sentence(bench: Bench, job: str, partition: str | None, said: str):
+def test_a_run_without_its_hour_or_batch_is_canceled_with_a_sentence(bench: Bench, job: str, partition: str | None, said: str):
     tags = {} if partition is None else {"dagster/partition": partition}
-    result = job_definition(job, bench.babylon).execute_in_process(
-        instance=bench.instance, tags=tags, run_config=QUIET, raise_on_error=False
-    )
-    assert not result.success
-    failures = [event.step_failure_data.user_failure_data for event in result.all_events if event.is_step_failure]
-    assert failures and all(failure.description.startswith(said) for failure in failures)
+    job_definition(job, bench.babylon).execute_in_process(instance=bench.instance, tags=tags, run_config=QUIET, raise_on_error=False)
+    # Not failed: its assets would be red, with nothing to mend.
+    (run,) = bench.instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    (canceled,) = bench.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_CANCELED)
+    assert canceled.message.startswith(said) or canceled.get_dagster_event().message.startswith(said)
     assert bench.instance.fetch_materializations(dg.AssetKey("window_groups"), limit=1).records == []
 
 
