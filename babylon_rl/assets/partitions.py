@@ -23,14 +23,17 @@ from babylon_rl.windows import WINDOW_FORMAT
 
 OWNERS = ["team:babylon-rl"]
 MOST_TABLE_ROWS = 100
-SIGNIFICANT = 5
+SIGNIFICANT, SIGNIFICANT_IN_TABLES = 5, 4  # a table of eight columns fits a page of 1,440 pixels
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
 
 
 def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
-    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``."""
+    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``.
+
+    Under Dagster's own key for it they would fill the first screen of the asset's page.
+    """
     described = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
-    return {"dagster/column_schema": dg.TableSchema(described)}
+    return {"columns": dg.TableSchema(described)}
 
 
 def described(text: str, when_red: str) -> str:
@@ -44,8 +47,8 @@ def admin_link(settings: Settings) -> dict[str, dg.UrlMetadataValue]:
 
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
-    """The row count under the key that Dagster plots, and values that are not None."""
-    return {"dagster/row_count": rows} | {name: _readable(value) for name, value in numbers.items() if value is not None}
+    """Values that are not None, and after them the row count under the key that Dagster plots."""
+    return {name: _readable(value) for name, value in numbers.items() if value is not None} | {"dagster/row_count": rows}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
@@ -57,9 +60,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
-def embedded(picture: Picture) -> dg.MarkdownMetadataValue:
-    """The picture in Markdown, as a data URI."""
-    return dg.MetadataValue.md(f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})")
+def embedded(pictures: Sequence[Picture]) -> dict[str, dg.MarkdownMetadataValue]:
+    """All pictures of a page as one entry of its metadata, in Markdown as data URIs; empty without pictures."""
+    shown = (f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})" for picture in pictures)
+    return {"pictures": dg.MetadataValue.md("\n\n".join(shown))} if pictures else {}
+
+
+def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a report with its P&L and differences in whole dollars, and its interval as one text: tables of pages are narrow."""
+    whole = {name: round(row[name]) for name in ("pnl", "improvement") if row.get(name) is not None}
+    bounds = row.get("low"), row.get("high")
+    return {**row, **whole, "interval": None if None in bounds else "{:+.0f} to {:+.0f}".format(*bounds)}
 
 
 def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:
@@ -71,13 +82,13 @@ def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.Markdown
     return dg.MetadataValue.md("\n".join(lines) or "none")
 
 
-def _readable(value: Any) -> Any:
-    """Round floats to SIGNIFICANT digits; return everything else unchanged."""
-    return float(f"{value:.{SIGNIFICANT}g}") if isinstance(value, float) else value
+def _readable(value: Any, digits: int = SIGNIFICANT) -> Any:
+    """Round floats to ``digits`` significant ones; return everything else unchanged."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _cell(value: Any) -> str | int | float | bool | None:
-    value = _readable(value)
+    value = _readable(value, SIGNIFICANT_IN_TABLES)
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
