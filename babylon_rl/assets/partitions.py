@@ -8,6 +8,7 @@ Dagster gives all hours of a range run one data version (docs/decisions/0001-one
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -15,11 +16,13 @@ import dagster as dg
 from babylon_rl.assets.resources import Babylon, tag_run
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.serving.dagster_client import BATCHES
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import DatabaseSettings, Settings, load_settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.versions import content_version
-from babylon_rl.windows import WINDOW_FORMAT
+from babylon_rl.windows import WINDOW_FORMAT, newest_complete, next_window, utc_now
 
 OWNERS = ["team:babylon-rl"]
 MOST_TABLE_ROWS = 100
@@ -98,7 +101,25 @@ def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 AS_LOADED = load_settings()  # of the environment in which the code location was loaded
-hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, fmt=WINDOW_FORMAT)
+
+
+def end_of_hours(settings: DatabaseSettings, now: datetime) -> str | None:
+    """The hour after the last partition; None where partitions go on with the clock.
+
+    A game that went on after LAST_WINDOW has no last hour. That is looked up where DATABASE_URL is given, as to every process of `dev`.
+    """
+    if settings.last_window is None:
+        return None
+    if (database := Database.of(settings)) is not None:
+        with database.connect(autocommit=True) as connection:
+            newest = newest_window_with_rows(connection, newest_complete(now))
+        if newest is not None and newest > settings.last_window:
+            return None
+    return next_window(settings.last_window)
+
+
+END_OF_HOURS = end_of_hours(AS_LOADED, utc_now())
+hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, end_date=END_OF_HOURS, fmt=WINDOW_FORMAT)
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 # Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +29,9 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as apply_migrations
-from babylon_rl.windows import utc_now
+from babylon_rl.store.observation import RECENT
+from babylon_rl.store.trajectories import newest_window_with_rows
+from babylon_rl.windows import newest_complete, utc_now, window_end
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -157,7 +160,8 @@ def dev(
         )
     say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
     try:
-        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], migrated=True)
+        address = {"DAGSTER_URL": f"http://{f'[{host}]' if ':' in host else host}:{free}"}
+        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], more=address, migrated=True)
     except KeyboardInterrupt:
         say("Stopped.")
         return
@@ -281,7 +285,19 @@ def _run_dagster(
             if arguments[:2] == ["job", "execute"]:
                 _refuse_without_part(arguments, instance, database, loaded)
             variables = _variables(database, loaded)
+        if arguments[:1] == ["dev"]:
+            variables |= last_window(database, loaded, utc_now())
         return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **more}, loaded.home)
+
+
+def last_window(database: Database, settings: Settings, now: datetime) -> dict[str, str]:
+    """LAST_WINDOW, where it is not set: the newest hour with rows, unless that is of the last week and the game may go on."""
+    with database.connect(autocommit=True) as connection:
+        newest = newest_window_with_rows(connection, newest_complete(now))
+    if settings.last_window is not None or newest is None or newest < settings.first_window or window_end(newest) > now - RECENT:
+        return {}
+    say(f"The graph ends with {newest}, the newest hour with rows; later hours appear when rows of them come.")
+    return {"LAST_WINDOW": newest}
 
 
 def _refuse_without_part(arguments: Sequence[str], instance: "DagsterInstance", database: Database, settings: Settings) -> None:

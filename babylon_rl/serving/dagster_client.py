@@ -1,4 +1,4 @@
-"""Client of Dagster's webserver: launch and look up runs through GraphQL.
+"""Client of Dagster's webserver: launch and look up runs, load the code location again, through GraphQL.
 
 A plain HTTP client, as this room knows no Dagster.
 """
@@ -38,6 +38,11 @@ mutation($name: String!, $key: String!, $repository: RepositorySelector!) {
 _LAUNCH = """
 mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } }
+}"""
+
+_RELOAD = """
+mutation($location: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $location) { __typename ... on Error { message } }
 }"""
 
 
@@ -96,6 +101,10 @@ class DagsterClient:
         Return its id.
         """
         return self._launch(SCORE_JOB, hour_tags(first, last))
+
+    def reload(self) -> None:
+        """Load the code location again. Runs under way end with what they were started with."""
+        self._ask(_RELOAD, {"location": LOCATION}, "WorkspaceLocationEntry")
 
     def _launch(self, job: str, tags: Mapping[str, str], assets: Sequence[str] | None = None) -> str:
         selection = None if assets is None else [{"path": [asset]} for asset in assets]
