@@ -21,7 +21,7 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
-from babylon_rl.reporting.plots import curve_panels, line_plot
+from babylon_rl.reporting.plots import Picture, curve_panels, line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal, read_models
@@ -33,7 +33,11 @@ from babylon_rl.training.curves import overlaid, training_curves
 from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iteration_numbers, record_artifact, refusal
 
 POOL = "trainer"
-MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")
+# What is measured of the policy in an iteration, by the heads of a table that is narrow enough for a page.
+POLICY = {
+    "entropy": "entropy", "kl": "KL", "topActionShare": "top action", "ratio": "ratio", "servedKlAtStart": "KL to served, start",
+    "servedKl": "KL to served", "gradientNorm": "gradient norm",
+}  # fmt: skip
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(
     version=("text", "The version, global over all lines"),
@@ -150,34 +154,45 @@ def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
     metadata = counts(
         1,
         version=model.version,
-        model_id=model.model_id,
-        base_model=model.base_model,
-        backend=model.backend,
         parent=model.parent_version or "the base",
-        checkpoint=dg.MetadataValue.path(trained.checkpoint),
-        storage_path=model.storage_path,
-        uploaded_to=model.uploaded_url,
-        weights_and_biases=_link(sent),
         loss=trained.batch.loss,
         avg_reward=model.avg_reward,
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
-        upstream_windows=linked_windows(model.windows, UPSTREAM),
     )
+    metadata |= embedded(_pictures(trained, curves))
+    metadata["iterations"] = table([_row(step) for step in trained.steps])
+    if any(step.metrics for step in trained.steps):
+        metadata["policy"] = table([_policy(step) for step in trained.steps])
     preflight = _preflight(trained.batch)
     if preflight:
         metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
+    places: dict[str, Any] = {
+        "base_model": model.base_model,
+        "backend": model.backend,
+        "model_id": model.model_id,
+        "checkpoint": dg.MetadataValue.path(trained.checkpoint),
+        "storage_path": model.storage_path,
+        "uploaded_to": model.uploaded_url,
+        "weights_and_biases": _link(sent),
+        "upstream_windows": linked_windows(model.windows, UPSTREAM),
+    }
+    return metadata | {name: value for name, value in places.items() if value is not None}
+
+
+def _pictures(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
+    """Curves of loss, and of all that was measured by optimizer step beside the parent's."""
+    model, pictures = trained.model, list[Picture]()
     steps = curves.get(model.version)
     losses = [row["loss"] for row in steps or [{"loss": step.loss} for step in trained.steps] if row["loss"] is not None]
     if losses:
         x_label, shown = "step" if steps else "iteration", {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
             shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
-        metadata["loss_curve"] = embedded(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
+        pictures.append(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
     if steps:
         over = f", over that of {model.parent_version}" if len(curves) > 1 else ""
-        metadata["training_curves"] = embedded(curve_panels(f"Training of {model.version}{over}, by optimizer step", overlaid(curves)))
-    metadata["iterations"] = table([_row(step) for step in trained.steps])
-    return metadata
+        pictures.append(curve_panels(f"Training of {model.version}{over}, by optimizer step", overlaid(curves)))
+    return pictures
 
 
 def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
@@ -189,8 +204,12 @@ def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
 def _row(step: Any) -> dict[str, Any]:
     return {
         "iteration": step.iteration, "loss": step.loss, "trainable tokens": step.trainable_tokens,
-        "sequences": step.sequences, "windows": len(step.windows),
-    } | {name: step.metrics[name] for name in MEASURED if name in (step.metrics or {})}  # fmt: skip
+        "sequences": step.sequences, "windows": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
+    }  # fmt: skip
+
+
+def _policy(step: Any) -> dict[str, Any]:
+    return {"iteration": step.iteration} | {title: step.metrics[name] for name, title in POLICY.items() if name in (step.metrics or {})}
 
 
 def _smoothed(numbers: list[float]) -> list[float]:

@@ -60,8 +60,8 @@ def _metadata(prepared: Prepared) -> dict[str, Any]:
         parent=batch.parent_version or "the base",
         dropout=dict(batch.dropout) or None,
         dropped_groups=dict(prepared.dropped_groups) or None,
-        upstream_windows=linked_windows(windows, UPSTREAM),
         episodes=table(
             [{"window": e.window, "rank": e.rank, "agent": e.agent_id, "score": e.score, "advantage": e.advantage} for e in best]
         ),
+        upstream_windows=linked_windows(windows, UPSTREAM),
     )

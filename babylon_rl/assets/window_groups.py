@@ -82,13 +82,13 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
         changed=facts.changed,
     )
     # Plots for the newest hour of a run only; tables for every hour.
+    pictures = []
     if drawn and episodes:
-        metadata["pnl_by_agent"] = embedded(
-            bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes])
-        )
+        pictures.append(bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes]))
     if drawn and facts.rejected:
         title = f"Rejected rows, {facts.window} ({sum(facts.rejected.values())} of {facts.rows})"
-        metadata["rejected_by_reason"] = embedded(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
+        pictures.append(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
+    metadata |= embedded(pictures)
     if episodes:
         metadata["episodes"] = table([_row(episode) for episode in episodes])
     if rejected:
@@ -105,8 +105,6 @@ def _row(episode: Episode) -> dict[str, Any]:
         "win rate": episode.win_rate,
         "steps": episode.steps,
         "trades": episode.trades,
-        "posts": episode.posts,
-        "trajectories": len(episode.trajectory_ids),
         "usable": episode.usable,
-        "trainable": episode.trainable_sequences,
+        "trains": episode.trainable_sequences,
     }

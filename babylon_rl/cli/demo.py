@@ -76,6 +76,7 @@ def demo(
         with stage(settings, "1. Database"):
             prepare(state)
         plan = planned(state)
+        keep_choices(settings, chosen | {"first_window": plan[0][0]})
         done: list[dict[str, Any]] = []
         _market(state, plan[0], done)
         for hours, following in zip(plan, [*plan[1:], None], strict=True):
@@ -96,7 +97,7 @@ def keep_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
     """
     if settings.uses_embedded_database:
         settings.home.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name.upper()}={str(value).lower()}\n" for name, value in chosen.items()]
+        lines = [f"{name.upper()}={value if isinstance(value, str) else str(value).lower()}\n" for name, value in chosen.items()]
         (settings.home / DEMO_FILE).write_text("# Chosen by babylon-rl demo; the environment and .env win.\n" + "".join(lines))
 
 
@@ -230,7 +231,7 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
     """Commands to go on with: of make and the clone's environment, or of an installed wheel."""
     dev, command = ("make dev", ".venv/bin/babylon-rl") if in_clone else ("babylon-rl dev", "babylon-rl")
     return [
-        f"\nNext: FIRST_WINDOW={document['firstWindow']} {dev}   the graph, its hours and this checkpoint in Dagster's UI",
+        f"\nNext: {dev}   the graph, its hours and this checkpoint in Dagster's UI",
         f"      {command} batches show {document['batchId']}   its loss, its judge and its iterations",
         f"      {command} benchmark standings {document['modelVersion']} base --markets 48   more evidence",
         f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",

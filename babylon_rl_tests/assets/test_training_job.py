@@ -22,7 +22,7 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     checkpoint = ready.materializations("trained_checkpoint")[batch].metadata
     assert checkpoint["version"].value.startswith("v1.0.")
     assert HOURS[0] in checkpoint["upstream_windows"].value
-    assert "loss_curve" in checkpoint and "training_curves" in checkpoint
+    assert re.findall(r"!\[(\w+) ", checkpoint["pictures"].value) == ["Loss", "Training"]
     assert "WANDB_API_KEY is not set" in checkpoint["weights_and_biases"].value
     measured = {"checkpoint_whole", "iterations_complete", "scores_spread", "no_leakage"}  # of a dry run
     checks = result.get_asset_check_evaluations()
@@ -70,7 +70,8 @@ def test_the_curves_of_a_resumed_training_show_every_optimizer_step(ready: Bench
     version = found["version"].value
     losses = [1.0 / (1 + iteration) for iteration in range(1, 11) for _ in range(2)]
     curves = {"loss": losses, "mean of 10 steps": [fmean(losses[max(0, last - 10) : last]) for last in range(1, 21)]}
-    assert found["loss_curve"] == embedded(line_plot(f"Loss of {version}", "loss", curves, x_label="step"))
+    (loss,) = embedded([line_plot(f"Loss of {version}", "loss", curves, x_label="step")]).values()
+    assert found["pictures"].value.startswith(f"{loss.value}\n\n![Training")
 
 
 @pytest.mark.slow
@@ -84,4 +85,4 @@ def test_a_checkpoint_s_page_draws_its_training_over_its_parent_s(ready: Bench):
         ready.run("train", batch.batch_id, asset_selection=TRAINING)
         found, parent = ready.materializations("trained_checkpoint")[batch.batch_id].metadata, version
         version = found["version"].value
-    assert f"Training of {version}, over that of {parent}, by optimizer step" in found["training_curves"].value
+    assert f"Training of {version}, over that of {parent}, by optimizer step" in found["pictures"].value
