@@ -119,7 +119,7 @@ def make_result(row: dict[str, Any]) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_the_verdict_claims_an_improvement_only_when_its_interval_excludes_zero(row: dict[str, Any], said: str) -> None:
-    assert demo._verdict(make_result(row)).startswith(said)
+    assert demo.verdict(make_result(row)).startswith(said)
 
 
 def test_the_demo_says_what_ratio_and_kl_compare_and_what_bounds_them(capsys: pytest.CaptureFixture[str]) -> None:
