@@ -76,11 +76,6 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
         yield instance
 
 
-def show_automation(instance: dg.DagsterInstance, running: bool) -> None:
-    """Set the label *Auto-materialize* of jobs with conditions: where sensors evaluate these, Dagster reads its switch for nothing else."""
-    instance.daemon_cursor_storage.set_cursor_values({"ASSET_DAEMON_PAUSED": "false" if running else "true"})
-
-
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set some variables in this process's environment until the block ends."""

@@ -271,7 +271,7 @@ def _run_dagster(
     arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
 ) -> int:
     """Run a program of Dagster's on this project's instance. ``migrated`` brings the schema up to date first."""
-    from babylon_rl.automation.instance import open_instance, show_automation
+    from babylon_rl.automation.instance import open_instance
 
     loaded = load_settings()
     # What a killed command left would hold ports and the embedded database.
@@ -282,8 +282,6 @@ def _run_dagster(
         if migrated and (applied := apply_migrations(database).applied):
             say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
         with open_instance(database, loaded) as instance:  # which ends the runs that died with their process
-            if arguments[:1] == ["dev"]:
-                show_automation(instance, loaded.automation_status == "running")
             if arguments[:2] == ["job", "execute"]:
                 _refuse_without_part(arguments, instance, database, loaded)
             variables = _variables(database, loaded)

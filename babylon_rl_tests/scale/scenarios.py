@@ -305,7 +305,7 @@ class Scenarios:
         code = self.site.directory / "older-code"
         for name in ("babylon_rl", "migrations"):
             shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("workspace.yaml", "pyproject.toml"):
+        for name in ("dagster.yaml", "workspace.yaml", "pyproject.toml"):
             shutil.copy(ROOT / name, code)
         sorted((code / "migrations").glob("[0-9]*.sql"))[-1].unlink()
         older = self.site.worker("older", *QUEUES, code=code).ready()

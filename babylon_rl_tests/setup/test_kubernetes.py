@@ -78,7 +78,7 @@ def test_names_in_the_files_are_settings_commands_and_objects() -> None:
 
 
 def test_the_values_keep_what_the_projects_dagster_yaml_says() -> None:
-    ours, theirs = yaml.safe_load((ROOT / "babylon_rl" / "dagster.yaml").read_text()), instance_config()
+    ours, theirs = yaml.safe_load((ROOT / "dagster.yaml").read_text()), instance_config()
     for name in ("telemetry", "nux", "freshness", "run_retries"):
         assert ours[name] == theirs[name]
     assert ours["concurrency"]["pools"] == theirs["concurrency"]["pools"]
