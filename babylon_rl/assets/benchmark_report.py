@@ -29,8 +29,7 @@ from babylon_rl.traces import traced_step
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
-    "model": "model", "role": "role", "pnl": "P&L $/h", "interval": "95 % interval", "improvement": "vs reference", "winRate": "win rate",
-    "accuracy": "accuracy", "holdShare": "hold",
+    "model": "model", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs ref.", "winRate": "wins", "holdShare": "hold",
 }  # fmt: skip
 COLUMNS = column_schema(
     model=("text", "A version, the base, or a strategy"),

@@ -11,8 +11,7 @@ from babylon_rl.traces import traced_step
 
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
-    "place": "place", "model": "who", "role": "role", "pnl": "P&L $/h", "interval": "95 % interval", "improvement": "vs base",
-    "decision": "gate", "status": "status",
+    "place": "#", "model": "who", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs base", "decision": "gate",
 }  # fmt: skip
 COLUMNS = column_schema(
     place=("integer", "1 earned the most"),

@@ -77,7 +77,7 @@ def _report(market: WindowOutcomes | None, shown: Sequence[Picture]) -> HourRepo
         return HourReport(NOTHING, counts(0, market=NOTHING))
     stocks = [
         {
-            "ticker": s.ticker, "change %": s.change_percent, "start $": s.start_price, "end $": s.end_price,
+            "ticker": s.ticker, "move %": s.change_percent, "from $": s.start_price, "to $": s.end_price,
             "sentiment": s.sentiment, "news": len(s.news),
         } | ({"flags": ", ".join(s.flags)} if market.flags else {})
         for s in market.stocks

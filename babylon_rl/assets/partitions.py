@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.resources import Babylon, tag_run
+from babylon_rl.reporting.numbers import percent
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.serving.dagster_client import BATCHES
 from babylon_rl.settings import DatabaseSettings, Settings, load_settings
@@ -70,10 +71,11 @@ def embedded(pictures: Sequence[Picture]) -> dict[str, dg.MarkdownMetadataValue]
 
 
 def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a report with its P&L and differences in whole dollars, and its interval as one text: tables of pages are narrow."""
+    """A row of a report in whole dollars and percent, with its interval as one text: tables of pages are narrow."""
     whole = {name: round(row[name]) for name in ("pnl", "improvement") if row.get(name) is not None}
+    shares = {name: percent(row[name]) for name in ("winRate", "holdShare") if row.get(name) is not None}
     bounds = row.get("low"), row.get("high")
-    return {**row, **whole, "interval": None if None in bounds else "{:+.0f} to {:+.0f}".format(*bounds)}
+    return {**row, **whole, **shares, "interval": None if None in bounds else "{:+.0f} to {:+.0f}".format(*bounds)}
 
 
 def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:

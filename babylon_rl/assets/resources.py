@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -317,7 +318,8 @@ def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> 
     instance.add_run_tags(run.run_id, {REPOSITORY_TAG: f"{REPOSITORY}@{LOCATION}", NO_RETRIES_TAG: "0"})
     tagged = instance.get_run_by_id(run.run_id)
     assert tagged is not None
-    instance.run_storage.replace_job_origin(tagged, dg.deserialize_value(json.dumps(origin)))  # type: ignore[arg-type]
+    stored: Any = dg.deserialize_value(json.dumps(origin))
+    instance.run_storage.replace_job_origin(tagged, stored)
 
 
 def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babylon: Babylon) -> None:

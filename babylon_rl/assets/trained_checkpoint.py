@@ -35,8 +35,7 @@ from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iter
 POOL = "trainer"
 # What is measured of the policy in an iteration, by the heads of a table that is narrow enough for a page.
 POLICY = {
-    "entropy": "entropy", "kl": "KL", "topActionShare": "top action", "ratio": "ratio", "servedKlAtStart": "KL to served, start",
-    "servedKl": "KL to served", "gradientNorm": "gradient norm",
+    "entropy": "entropy", "kl": "KL", "topActionShare": "top act", "ratio": "ratio", "servedKl": "served KL", "gradientNorm": "gradient",
 }  # fmt: skip
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(
@@ -203,13 +202,14 @@ def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
 
 def _row(step: Any) -> dict[str, Any]:
     return {
-        "iteration": step.iteration, "loss": step.loss, "trainable tokens": step.trainable_tokens,
-        "sequences": step.sequences, "windows": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
+        "iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens,
+        "sequences": step.sequences, "hours": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
     }  # fmt: skip
 
 
 def _policy(step: Any) -> dict[str, Any]:
-    return {"iteration": step.iteration} | {title: step.metrics[name] for name, title in POLICY.items() if name in (step.metrics or {})}
+    measured = step.metrics or {}
+    return {"no.": step.iteration} | {title: measured[name] for name, title in POLICY.items() if name in measured}
 
 
 def _smoothed(numbers: list[float]) -> list[float]:

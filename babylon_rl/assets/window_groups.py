@@ -20,6 +20,7 @@ from babylon_rl.assets.partitions import (
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import episode_rules, note_changes
+from babylon_rl.reporting.numbers import percent
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
@@ -102,7 +103,7 @@ def _row(episode: Episode) -> dict[str, Any]:
     return {
         "agent": episode.agent_id,
         "P&L $": episode.window_pnl,
-        "win rate": episode.win_rate,
+        "wins": None if episode.win_rate is None else percent(episode.win_rate),
         "steps": episode.steps,
         "trades": episode.trades,
         "usable": episode.usable,
