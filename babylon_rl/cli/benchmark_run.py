@@ -241,8 +241,8 @@ def agents_table(comparison: ComparisonDocument) -> Table:
 def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
     """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
 
-    With 80 % power, at a confidence shared among all pairs and looks (Bonferroni). Pairs with fewer than two snapshots are left out.
-    One row for a single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
+    With 80 % power, at a confidence shared among all pairs and looks (Bonferroni). Pairs with fewer than two snapshots are left out. One
+    row for a single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
     """
     runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
     for pair in comparison.pairs:
