@@ -1,7 +1,7 @@
-"""Asset ``judge_report``, the numbers of `babylon-rl judge report` lately, and checks of them."""
+"""Asset ``judge_report``, the numbers of `babylon-rl judge report`, and checks of them."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -9,12 +9,13 @@ import dagster as dg
 from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
-from babylon_rl.store.judge_report import judges_of, without_scores
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.judge_report import REPORT_DAYS, judges_of, without_scores
 from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
-from babylon_rl.windows import HOUR, window_of
+from babylon_rl.windows import window_of
 
-REPORT_DAYS = 14
+NEWEST = f"the {REPORT_DAYS} days that end with the newest judged hour"
 MOST_QUARANTINED = 0.1
 MOST_LENGTH_POINTS = 0.1
 LENGTH_ADVICE = (
@@ -41,7 +42,7 @@ COLUMNS = column_schema(
     metadata=COLUMNS,
     description=described(
         f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
-        f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
+        f"whether place and length sway it, and what it costs, over {NEWEST}.",
         "the log of its run says why; `babylon-rl judge report` makes the same. Training does not wait for it.",
     ),
 )
@@ -52,9 +53,8 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     from babylon_rl.judge.reliability.report import report_document, report_rows
 
     now = babylon.now()
-    # The end is exclusive: with the next hour for it, the one that runs now counts.
-    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
+        span = _newest_hours(connection, now)
         report, audited = report_with_audit(connection, babylon.settings, span, now, on_progress=babylon.on_progress)
     if audited is not None:
         context.log.info(audited.sentence)
@@ -68,6 +68,13 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     if audited is not None:
         metadata["second_judge"] = audited.sentence
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(content_version(document)))
+
+
+def _newest_hours(connection: Connection, now: datetime) -> tuple[str, str]:
+    """The hours of `babylon-rl judge report`, as (from, to); an empty range where nothing was judged."""
+    from babylon_rl.judge.reliability.report import default_range  # loads numpy
+
+    return default_range(connection) or (window_of(now), window_of(now))
 
 
 def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,21 +103,20 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
 @dg.asset_check(
     asset="judge_report",
     description=described(
-        f"Of the hours that JUDGE_MODEL scored or set aside in the last {REPORT_DAYS} days, at most "
-        f"{MOST_QUARANTINED:.0%} are in quarantine.",
+        f"Of the hours that JUDGE_MODEL scored or set aside in {NEWEST}, at most {MOST_QUARANTINED:.0%} are in quarantine.",
         QUARANTINE_ADVICE,
     ),
 )
 def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    now, judge = babylon.now(), babylon.settings.judge_model
-    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
+    judge = babylon.settings.judge_model
     with babylon.connection() as connection:
+        span = _newest_hours(connection, babylon.now())
         aside, _ = without_scores(connection, judge, *span)
         hours = judges_of(connection, *span).get(judge, 0) + aside
     share = aside / hours if hours else 0.0
     sentence = f"{aside} of {hours} hours that {judge} was asked about are in quarantine"
     if not hours:
-        sentence = f"Nothing measured: {judge} was asked about no hour of the last {REPORT_DAYS} days."
+        sentence = f"Nothing measured: {judge} was asked about no hour of {NEWEST}."
     return dg.AssetCheckResult(
         passed=bool(hours) and share <= MOST_QUARANTINED,
         severity=dg.AssetCheckSeverity.WARN,
@@ -122,7 +128,7 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
 @dg.asset_check(
     asset="judge_report",
     description=described(
-        f"Over the last {REPORT_DAYS} days, the longest transcript of a group is not scored {MOST_LENGTH_POINTS:g} points or more "
+        f"Over {NEWEST}, the longest transcript of a group is not scored {MOST_LENGTH_POINTS:g} points or more "
         "above or below the shortest at equal P&L.",
         LENGTH_ADVICE,
     ),
@@ -130,9 +136,8 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
 def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
     from babylon_rl.judge.reliability.report import reliability_report
 
-    now = babylon.now()
-    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
+        span = _newest_hours(connection, babylon.now())
         report = reliability_report(connection, *span, babylon.settings)
     points = report.length_points
     if points is None or points.low is None or points.high is None:

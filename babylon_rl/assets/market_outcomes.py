@@ -20,6 +20,7 @@ from babylon_rl.assets.partitions import (
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import market_rules, note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.reporting.plots import Paths, Picture, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
@@ -83,7 +84,13 @@ def _report(market: WindowOutcomes | None, shown: Sequence[Picture]) -> HourRepo
         for s in market.stocks
     ]  # fmt: skip
     predictions = [
-        {"question": p.question[:120], "start": p.start_probability, "end": p.end_probability, "outcome": p.outcome, "news": len(p.news)}
+        {
+            "question": shortened(p.question, 120),
+            "start": p.start_probability,
+            "end": p.end_probability,
+            "outcome": p.outcome,
+            "news": len(p.news),
+        }
         for p in market.predictions
     ]
     metadata = counts(

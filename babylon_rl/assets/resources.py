@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psycopg
@@ -36,18 +36,27 @@ from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, database_sentence
 from babylon_rl.store.database import Database, process_database
 from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
 from babylon_rl.traces import note, span, start_traces
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 from babylon_rl.windows import is_window_id, utc_now
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
 _LOG = logging.getLogger(__name__)
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
 REPOSITORY_TAG, NO_RETRIES_TAG = ".dagster/repository", "dagster/max_retries"
+GOES_ON_AFTER_TAG = "babylon_rl/goes_on_after"  # of a run that automation starts: the batch's run before it
+COMES_BACK = (
+    "This run was terminated. What it has finished is kept, and while automation runs, it goes on with the batch in a new run within a "
+    "minute. To prevent that, cancel the batch (babylon-rl batches cancel), or switch off the sensor start_training, or finish_evidence "
+    "if the batch is trained."
+)
 _STOPPED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
 
@@ -172,6 +181,8 @@ def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
         return
     try:
         context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+        if how == INTERRUPTED:
+            context.log.warning(COMES_BACK)
     except storage_errors() as failed:
         # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
         _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
@@ -184,6 +195,20 @@ def storage_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return SQLAlchemyError, DagsterPostgresException
+
+
+def shorten_storage_errors() -> None:
+    """Leave statement and values out of the errors of Dagster's storage in this process: pages of them would hide the reason."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "handle_error", _without_statement):
+        event.listen(Engine, "handle_error", _without_statement)
+
+
+def _without_statement(context: "ExceptionContext") -> None:
+    if context.sqlalchemy_exception is not None:
+        context.sqlalchemy_exception.statement = context.sqlalchemy_exception.params = None
 
 
 def lost_errors() -> tuple[type[Exception], ...]:
@@ -226,14 +251,17 @@ class Babylon:
 
         Raises:
             dagster.RetryRequested: the connection, or one of Dagster's storage, was lost or refused; the step runs again,
-                CONNECTION_RETRIES times, each ``retry_after_s`` later. Uncommitted work is undone; rooms write an hour in one transaction.
+                CONNECTION_RETRIES times, each ``retry_after_s`` later, and then fails with the sentence of the Failure that is the cause.
+                Uncommitted work is undone; rooms write an hour in one transaction.
             dagster.Failure: a BabylonError, or a privilege that the role lacks; the sentence becomes the run's message, without a retry.
         """
         try:
             with self.database.connect(autocommit=True) as connection:
                 yield connection
         except lost_errors() as lost:
-            raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
+            said = dg.Failure(database_sentence(lost) or first_line(lost))
+            said.__cause__ = lost
+            raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from said
         # Celery interrupts a run that a person terminated, and its worker notes that a moment later (automation/celery_app.py): Dagster
         # asks for the note when the step has ended, and would call the run failed without it.
         except dg.DagsterExecutionInterruptedError:
@@ -243,8 +271,7 @@ class Babylon:
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except psycopg.errors.InsufficientPrivilege as refused:
-            sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/howto/database.md lists what it needs."
-            raise dg.Failure(sentence, allow_retries=False) from refused
+            raise dg.Failure(database_sentence(refused), allow_retries=False) from refused
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")
@@ -280,6 +307,7 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     if run is None:
         yield babylon
         return
+    shorten_storage_errors()
     if context.instance is not None:
         _show_in_code_location(context.instance, run)
         _refuse_without_part(context.instance, run, babylon)
@@ -292,7 +320,7 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
             yield babylon
         finally:
             # No exception of a step reaches its resources.
-            reason = None if context.instance is None else _failure(context.instance, run.run_id)
+            reason = None if context.instance is None else failure_reason(context.instance, run.run_id)
             if reason is None:
                 _LOG.info("it ended")
             else:
@@ -333,7 +361,7 @@ def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babyl
         raise dg.DagsterExecutionInterruptedError(why_not)
 
 
-def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
+def failure_reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
     """First line of the error of a run's first failed step, or None."""
     try:
         entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)

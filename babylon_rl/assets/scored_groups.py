@@ -23,6 +23,7 @@ from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.consensus import ScoringResult
 from babylon_rl.judge.plan import judge_rules
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -123,7 +124,7 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
         metadata |= embedded([bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores])])
     metadata["scores"] = table(
         [
-            {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": s.reasoning[:300]}
+            {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": shortened(s.reasoning, 300)}
             for s in group.scores
         ]
     )

@@ -18,7 +18,7 @@ from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, MOST_HOURS, OBSERVE_JOB
-from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.errors import BabylonError, DatabaseError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import BATCHES, HOURS_JOB, PARTITION_TAG, SCORE_JOB, SCORING_JOBS, TRAIN_JOB, hour_tags
@@ -129,6 +129,12 @@ def _execute(
     except dg.Failure as failure:
         if isinstance(failure.__cause__, BabylonError):
             raise failure.__cause__ from None
+        raise
+    except dg.DagsterError as failed:
+        # Raised after the last retry of a lost connection (assets/resources.py), whose cause holds the sentence.
+        said = failed.__context__.__cause__ if isinstance(failed.__context__, dg.RetryRequested) else None
+        if isinstance(said, dg.Failure) and said.description:
+            raise DatabaseError(said.description) from None
         raise
     except dg.DagsterExecutionInterruptedError:
         # Dagster has recorded the run as canceled; for the command it is Ctrl-C like any other

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.errors import BabylonError, SettingsError, first_clause, missing_package
+from babylon_rl.errors import BabylonError, SettingsError, missing_package
 from babylon_rl.heap import kept_whole
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
@@ -156,9 +156,11 @@ def run(arguments: list[str], starting: Starting = nullcontext) -> int:
         if advice is None:
             raise
         return _say(advice, FAILED_OUTSIDE)
-    # psycopg is imported only now, so its errors cannot be named above; any other is raised on.
+    # psycopg takes 0.1 s to import, so its errors cannot be named above; any other error is raised on.
     except Exception as failed:
-        sentence = _database_sentence(failed)
+        from babylon_rl.store.connection import database_sentence
+
+        sentence = database_sentence(failed)
         if sentence is None:
             raise
         return _say(sentence, FAILED_OUTSIDE)
@@ -175,20 +177,6 @@ def _leave(code: str | int | None) -> int:
     if isinstance(code, str):
         return _say(code, 1)
     return code or 0
-
-
-def _database_sentence(failed: Exception) -> str | None:
-    """Sentence for a database error that no layer below translated, else None."""
-    import psycopg  # 0.1 s, and needed only now
-
-    # Disk full is the most specific and comes first.
-    if isinstance(failed, psycopg.errors.DiskFull):
-        return f"The database's disk is full: {first_clause(failed)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
-    if isinstance(failed, psycopg.OperationalError):
-        return f"The database broke off: {first_clause(failed)}. What was not committed is undone; run the same command again."
-    if isinstance(failed, psycopg.errors.InsufficientPrivilege):
-        return f"The database's role may not do this: {first_clause(failed)}. docs/howto/database.md lists what it needs."
-    return None
 
 
 def _say(sentence: str, code: int) -> int:

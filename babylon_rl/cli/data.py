@@ -115,23 +115,26 @@ def windows(
     as_json: JsonOption = False,
 ) -> None:
     """List the hours: their rows, and their readiness for training."""
+    from babylon_rl.training.freezing import freeze_bounds  # other commands of this file need not wait for it
+
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
     with _session(settings) as session:
         chosen = _wanted(session, first, end, lookback_hours)
         summaries = _summaries(session, chosen)
         unmatched = unmatched_sentence(session.connection, first or (chosen[0] if chosen else FIRST_POSSIBLE), session.now, end)
+        verdict = _verdict(summaries, freeze_bounds(session.connection, settings, session.now).first, settings)
     rows = [window_row(facts) for facts in summaries]
     document = {
         "windows": rows,
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
-        "verdict": _verdict(summaries),
+        "verdict": verdict,
     }
     # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
     if unmatched:
         say(unmatched)
-    emit(document, [Table(WINDOWS, rows), _verdict(summaries)], as_json)
+    emit(document, [Table(WINDOWS, rows), verdict], as_json)
 
 
 def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
@@ -153,11 +156,13 @@ def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
     return found
 
 
-def _verdict(summaries: Sequence[WindowSummary]) -> str:
-    ready = sum(facts.usable_episodes >= READY_AGENTS for facts in summaries)
-    if ready >= READY_WINDOWS:
-        return f"READY FOR TRAINING: {ready} windows with {READY_AGENTS}+ agents."
-    return f"Not ready: {ready} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
+def _verdict(summaries: Sequence[WindowSummary], lookback_start: str, settings: Settings) -> str:
+    ready = [facts.window for facts in summaries if facts.usable_episodes >= READY_AGENTS]
+    if len(ready) < READY_WINDOWS:
+        return f"Not ready: {len(ready)} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
+    older = sum(window < lookback_start for window in ready)
+    beyond = f" {older} of them are beyond LOOKBACK_HOURS ({settings.lookback_hours}): only --from and --to train them." if older else ""
+    return f"READY FOR TRAINING: {len(ready)} windows with {READY_AGENTS}+ agents.{beyond}"
 
 
 def window_row(facts: WindowSummary) -> dict[str, Any]:

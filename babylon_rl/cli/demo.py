@@ -230,10 +230,11 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
 def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
     """Commands to go on with: of make and the clone's environment, or of an installed wheel."""
     dev, command = ("make dev", ".venv/bin/babylon-rl") if in_clone else ("babylon-rl dev", "babylon-rl")
+    more = 2 * document["rows"][0]["markets"]  # the markets played so far are known: naming them plays nothing
     return [
         f"\nNext: {dev}   the graph, its hours and this checkpoint in Dagster's UI",
         f"      {command} batches show {document['batchId']}   its loss, its judge and its iterations",
-        f"      {command} benchmark standings {document['modelVersion']} base --markets 48   more evidence",
+        f"      {command} benchmark standings {document['modelVersion']} base --markets {more}   more evidence",
         f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",
     ]
 

@@ -97,7 +97,7 @@ def report(
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write the pictures there, as PNG.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the judge's reliability and cost (default: the newest week).
+    """Measure the judge's reliability and cost (default: the newest 14 days).
 
     Agreement with itself, with a second judge, and with the market.
     """
@@ -119,7 +119,7 @@ def report(
 def _measured(
     database: Database, settings: Settings, chosen: tuple[str, str] | None, judge: str | None, audit_groups: int | None
 ) -> tuple[ReliabilityReport | None, AuditResult | None]:
-    """Reliability report of the chosen hours or the newest week, after the second judge was asked.
+    """Reliability report of the chosen hours or the newest 14 days, after the second judge was asked.
 
     The report is None if nothing is judged.
     """

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from babylon_rl.errors import BabylonError, UsageError, first_line
 from babylon_rl.files.durable import fsync
+from babylon_rl.reporting.numbers import shortened
 
 _BLOCK = 4 * 1024 * 1024
 # Stores of objects have no folders, and making one there would make the bucket of a mistyped name.
@@ -277,7 +278,7 @@ def _reason(failed: Exception, target: str) -> str:
         for part in _chained(target):
             for secret in filter(None, (part.netloc.rpartition("@")[0], part.password, unquote(part.password or ""), part.query)):
                 reason = reason.replace(secret, "...")
-    return reason.strip()[:300].rstrip(".")
+    return shortened(reason, 300).rstrip(".")
 
 
 def _options(scheme: str) -> dict[str, Any]:

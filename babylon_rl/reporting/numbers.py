@@ -4,6 +4,7 @@ Dollars are without cents from ten on, with a real minus sign; a missing value i
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,16 @@ def plural(count: int, noun: str) -> str:
 def shortened(text: str, most: int) -> str:
     """Shorten a text to ``most`` characters on one line, with an ellipsis."""
     # The beginning is enough, and texts may be long.
-    one_line = " ".join(text[: 4 * most].split())
-    return one_line if len(one_line) <= most else f"{one_line[: most - 1]}…"
+    return cut(" ".join(text[: 4 * most].split()), most)
+
+
+def cut(text: str, most: int) -> str:
+    """The first ``most`` characters of a text, to the end of a word, with an ellipsis."""
+    if len(text) <= most:
+        return text
+    words = re.sub(r"\s+\S*$", "", text[:most])
+    # One word that is as long as a line is cut in the middle.
+    return f"{words if len(words) > most // 2 and len(words) < most else text[: most - 1]}…"
 
 
 def ticks_of(low: float, high: float, most: int = 5) -> list[float]:

@@ -8,6 +8,7 @@ goes to the client as the upstream sent it; only headers say which version it ca
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.releases import BASE
 from babylon_rl.windows import utc_now
 
+_LOG = logging.getLogger("babylon_rl.gateway")
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 BODY_LIMIT = 4 * 1024**2  # of a request; a prompt has tens of kilobytes
@@ -51,6 +53,7 @@ class Gateway:
         self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)
         self.metrics = GatewayMetrics(self.log.gauge)
+        self._failing: set[tuple[str, str]] = set()  # upstream and model
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -143,8 +146,9 @@ class Gateway:
         try:
             return await self._ask_model(call, chosen)
         except UpstreamFailed as failed:
-            self.metrics.failures.labels(chosen.version or BASE, failed.cause).inc()
-            why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}"
+            detail = failed.detail and f" ({failed.detail})"
+            asked_at = self.upstreams.get(chosen.upstream).url
+            why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}{detail} at {asked_at}"
             base = base_route(self.settings, why, chosen.upstream)
             # Where the base itself was asked, there is nothing to fall back to.
             if not self.settings.rl_fallback_to_base or (base.upstream, base.model_name) == (chosen.upstream, chosen.model_name):
@@ -153,11 +157,19 @@ class Gateway:
         try:
             return await self._ask_model(call, base)
         except UpstreamFailed as failed:
-            self.metrics.failures.labels(BASE, failed.cause).inc()
             raise failed.error from None
 
     async def _ask_model(self, call: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
-        answer = await self.upstreams.get(chosen.upstream).ask(chosen.model_name, call.request)
+        upstream, asked = self.upstreams.get(chosen.upstream), (chosen.upstream, chosen.model_name)
+        try:
+            answer = await upstream.ask(chosen.model_name, call.request)
+        except UpstreamFailed as failed:
+            self.metrics.failures.labels(chosen.version or BASE, failed.cause).inc()
+            if asked not in self._failing:  # a line for each outage, not for each call
+                self._failing.add(asked)
+                _LOG.warning("%s, asked at %s, fails: %s", chosen.version or chosen.model_name, upstream.url, failed.error.message)
+            raise
+        self._failing.discard(asked)
         call.answered()
         return answer
 

@@ -50,11 +50,12 @@ _WITHOUT_REASON = ("rate_limited", "refused", "timeout", "circuit_open")
 class UpstreamFailed(Exception):
     """A failure that another model may cure.
 
-    ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback.
+    ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback, ``detail`` the operating system's error.
     """
 
     cause: str
     error: ApiError
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,11 @@ class Upstream:
         self._noted: set[tuple[str, frozenset[str]]] = set()
         self._breakers: dict[str, CircuitBreaker] = {}
         self._checks: dict[str, asyncio.Task[bool]] = {}
+
+    @property
+    def url(self) -> str:
+        """Its base URL, without credentials."""
+        return str(self._url.with_user(None).with_query(None).parent.parent)
 
     async def ask(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
         """Send a request with what the gateway adds; a stream is returned once its first token has come.
@@ -234,8 +240,10 @@ class Upstream:
             message = f"The model did not answer within {self._timeout_s:g} s."
             raise UpstreamFailed("timeout", ApiError(504, message, "upstream_timeout")) from None
         except _BROKEN as broken:
-            message = f"The model's server cannot be reached ({type(broken).__name__})."
-            raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error")) from None
+            detail = type(broken.os_error if isinstance(broken, aiohttp.ClientConnectorError) else broken).__name__
+            elsewhere = "" if self.name == LOCAL else " Its weights are there, so LOCAL_ENDPOINT is not asked."
+            message = f"The model's server {self.url} cannot be reached ({detail}).{elsewhere}"
+            raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error"), detail) from None
 
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         """Send a body; returns when the head of the response is there."""

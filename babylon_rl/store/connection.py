@@ -24,13 +24,14 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError
+from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError, first_clause
 from babylon_rl.project_files import project_file
 from babylon_rl.store.columns import listed
 from babylon_rl.traces import traced_connection
 
 _LOG = logging.getLogger(__name__)
 MIGRATIONS = project_file("migrations")
+_AGAIN = "run the same command again."
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 # Errors caused by the content of one row; anything else is a fault of the connection or the server.
@@ -328,3 +329,15 @@ def own_transaction(connection: Connection) -> Iterator[None]:
     connection.commit()
     with connection.transaction():
         yield
+
+
+def database_sentence(failed: BaseException) -> str | None:
+    """Sentence for a database error that no layer has translated; None for any other error."""
+    # A full disk is an operational error, so it comes first.
+    if isinstance(failed, psycopg.errors.DiskFull):
+        return f"The database's disk is full: {first_clause(failed)}. What was not committed is undone. Make room there, then {_AGAIN}"
+    if isinstance(failed, psycopg.OperationalError | psycopg.errors.IdleInTransactionSessionTimeout):
+        return f"The database broke off: {first_clause(failed)}. What was not committed is undone; {_AGAIN}"
+    if isinstance(failed, psycopg.errors.InsufficientPrivilege):
+        return f"The database's role may not do this: {first_clause(failed)}. docs/howto/database.md lists what it needs."
+    return None

@@ -14,7 +14,10 @@ from psycopg.types.json import Jsonb
 from babylon_rl.store.columns import camel, columns_of, listed, updates
 from babylon_rl.store.connection import Connection, own_transaction
 
-_NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
+REPORT_DAYS = 14  # of a report for which nobody names hours
+_NEWEST = """
+    SELECT greatest((SELECT max("window") FROM babylon_rl.group_scores), (SELECT max("window") FROM babylon_rl.judge_quarantine))
+"""
 _NEWEST_JUDGEMENT = 'SELECT max("judgedAt") FROM babylon_rl.group_scores'
 _JUDGES = """
     SELECT "judge", count(*) FROM babylon_rl.group_scores WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 2 DESC, 1
@@ -147,7 +150,7 @@ class JudgeCostDay:
 
 
 def newest_judged(connection: Connection) -> str | None:
-    """Return the newest window with scores."""
+    """Return the newest window with scores or in quarantine."""
     return connection.value(_NEWEST)
 
 

@@ -230,13 +230,13 @@ def _copy(connection: Connection, statement: str, parameters: dict[str, Any], ty
 
 
 # Eligible rows are those that an hour's episodes hold. Newest hour first, so that its index ends the search after some hours.
-_NEWEST_TRAINABLE = """
+_NEWEST_ELIGIBLE = """
 SELECT t."trajectoryId", t."agentId", t."startTime", t."endTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL",
        t."isTrainingData", t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
 FROM babylon_rl.episodes e
 CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
 JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
-WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s AND NOT t."usedInTraining"
+WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s
 ORDER BY e."window" DESC, t."startTime" DESC, t."trajectoryId" DESC
 LIMIT %s
 """
@@ -264,9 +264,9 @@ def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> 
     return int(count), example
 
 
-def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
-    """Return the newest eligible unused rows of complete windows, newest first. ``first`` <= window < ``end``, window <= ``complete``."""
-    rows = connection.execute(_NEWEST_TRAINABLE, [first, end, complete, limit]).fetchall()
+def newest_eligible(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
+    """Return the newest eligible rows of complete windows, newest first. ``first`` <= window < ``end``, window <= ``complete``."""
+    rows = connection.execute(_NEWEST_ELIGIBLE, [first, end, complete, limit]).fetchall()
     return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
 
 

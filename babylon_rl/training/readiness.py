@@ -9,7 +9,7 @@ Sensor, schedule, trigger and MODE=continuous start by one rule: a batch is froz
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -18,13 +18,23 @@ from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import READ_TABLES, FreezeBounds
+from babylon_rl.store.freezing import READ_TABLES, FreezableEpisode, FreezeBounds, look_at_newest
 from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import KeptCounts, read_kept_counts, write_kept_counts
-from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
+from babylon_rl.store.trajectories import FIRST_POSSIBLE, CallLogRow, TrajectoryRow, call_log_rows, newest_eligible
 from babylon_rl.training.conversion import refused_lately
-from babylon_rl.training.freezing import Freezable, count_eligible, count_in_read_hours, freeze, freeze_bounds, last_hours, with_unread
+from babylon_rl.training.freezing import (
+    RULES,
+    Freezable,
+    count_eligible,
+    count_in_read_hours,
+    freeze,
+    freeze_bounds,
+    last_hours,
+    with_unread,
+)
+from babylon_rl.windows import next_window
 
 QUALITY_SAMPLE = 50
 KEPT_FOR, LONG_COUNT_S = timedelta(minutes=15), 0.1
@@ -63,11 +73,12 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
         freezable = count_eligible(connection, bounds) if kept is None else with_unread(connection, bounds, _freezable(kept))
         quality = _newest_quality(connection, bounds)
         unscored = unscored_windows(connection, list(freezable.windows))
-    groups = _groups(settings, freezable)
-    reason = _reason(settings, freezable, groups, quality.mean)
+        groups = _groups(settings, freezable)
+        reason = _reason(settings, freezable, groups, quality.mean)
+        more = "" if reason == READY else _synthetic(freezable) + _older(connection, settings, bounds)
     return Readiness(
         ready=reason == READY,
-        reason=reason if reason == READY else reason + _synthetic(freezable),
+        reason=reason + more,
         total_trajectories=freezable.trajectories,
         unscored_trajectories=sum(number for window, number in freezable.windows.items() if window in unscored),
         scenario_groups=groups,
@@ -140,7 +151,7 @@ def not_ready(
             mark = sampled
         if reason == READY:
             return NotReady(None, None)
-        message = reason + _synthetic(freezable)
+        message = reason + _synthetic(freezable) + _older(connection, settings, bounds)
         return NotReady(message, None if mark is None else f"{mark} {message}")
 
 
@@ -179,14 +190,31 @@ def _synthetic(freezable: Freezable) -> str:
     return f"; {synthetic} of {total} new trajectories are synthetic (no LLM call was recorded): {RECORD_PROMPTS}"
 
 
+def _older(connection: Connection, settings: Settings, bounds: FreezeBounds) -> str:
+    """Sentence on trajectories before the look-back that could train, at most those of a batch; empty without any."""
+    found: list[FreezableEpisode] = []
+    # Newest hours first. In a game that goes on the first portion has trained, and nothing further is read.
+    for episodes, _ in look_at_newest(connection, replace(bounds, first=FIRST_POSSIBLE, end=bounds.first), RULES):
+        found += episodes
+        if not episodes or sum(episode.trajectories for episode in found) >= settings.training_min_trajectories:
+            break
+    if not found:
+        return ""
+    number, windows = sum(episode.trajectories for episode in found), [episode.window for episode in found]
+    return (
+        f"; {number} older trajectories are beyond LOOKBACK_HOURS ({settings.lookback_hours}): train them with --from {min(windows)} "
+        f"--to {next_window(max(windows))}"
+    )
+
+
 def sampled_quality(connection: Connection, settings: Settings, now: datetime) -> SampleQuality:
-    """Quality of the newest rows that could train within the look-back, as readiness measures it."""
+    """Quality of the newest eligible rows within the look-back, trained or not, as readiness measures it."""
     with connection.transaction():
         return _newest_quality(connection, freeze_bounds(connection, settings, now, settled=True))
 
 
 def _newest_quality(connection: Connection, bounds: FreezeBounds) -> SampleQuality:
-    return measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+    return measure_quality(connection, newest_eligible(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
 
 
 def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> SampleQuality:

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 from babylon_rl.errors import require
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import load_manifest, read_remote
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.connection import Connection, own_transaction
@@ -130,7 +131,8 @@ class WandbProcess:
         lines = [line.strip() for line in reversed(self._err) if line.strip()]
         candidates = [line for line in lines if _RAISED.match(line)] or lines
         reason = _RAISED.sub("", candidates[0]) if candidates else f"it ended with status {self._child.returncode}"
-        return WandbResult(f"Not sent to Weights & Biases: {reason.replace(self._key, '(a secret)') if self._key else reason}"[:500])
+        shown = reason.replace(self._key, "(a secret)") if self._key else reason
+        return WandbResult(f"Not sent to Weights & Biases: {shortened(shown, 500)}")
 
 
 def open_run(request: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.schedules import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.reliability.report import default_range, reliability_report, report_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -224,6 +225,22 @@ def test_the_page_has_numbers_table_and_pictures_and_a_day_without_judging_makes
     assert [record.data["measured"] for record in metadata["report"].records][:2] == ["groups", "orders differ by"]  # type: ignore[attr-defined]
     later = make_bench(database, now=NOW + timedelta(days=2))
     assert isinstance(tick(later), dg.SkipReason)
+
+
+@pytest.mark.slow
+def test_the_page_is_of_the_newest_data_and_says_what_the_command_says(make_bench: Callable[..., Bench], database: Database) -> None:
+    windows = filled(database, 3)
+    bench = make_bench(database, now=NOW)
+    bench.run("hours", windows[0], windows[-1])
+    later = make_bench(database, now=NOW + timedelta(days=600))
+    assert later.run(REPORT).success
+    with database.connect(autocommit=True) as connection:
+        span = default_range(connection)
+        assert span is not None
+        command = report_document(reliability_report(connection, *span, later.babylon.settings))
+    (made,) = later.instance.fetch_materializations(dg.AssetKey("judge_report"), limit=1).records
+    assert made.asset_materialization is not None
+    assert made.asset_materialization.metadata["document"].value == command and command["groups"] == 3
 
 
 def tick(bench: Bench) -> Any:

@@ -61,6 +61,18 @@ def test_windows_agree_with_the_sample(
     assert document["verdict"].startswith("READY FOR TRAINING")
 
 
+def test_windows_beyond_the_look_back_are_named_in_the_verdict(sample_database: Database, ask: Ask) -> None:
+    before = ask("windows")["verdict"]
+    with sample_database.connect() as connection:
+        connection.execute(
+            """INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object(
+                   'id', 'late', 'trajectoryId', 'late', 'windowId', '2025-12-01T00:00', 'startTime', '2025-12-01T00:10'))).*
+               FROM trajectories t LIMIT 1"""
+        )
+    ready = before.removeprefix("READY FOR TRAINING: ").partition(" ")[0]
+    assert ask("windows")["verdict"] == f"{before} {ready} of them are beyond LOOKBACK_HOURS (168): only --from and --to train them."
+
+
 def test_state_of_each_window(sample_database: Database, settings: Settings, ask: Ask) -> None:
     with sample_database.connect() as connection:
         score_windows(connection, [WINDOW], settings, datetime(2026, 1, 1))

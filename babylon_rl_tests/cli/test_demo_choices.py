@@ -6,6 +6,7 @@ import pytest
 
 from babylon_rl.cli.demo import DEMO_SETTINGS, keep_choices, next_steps
 from babylon_rl.errors import NoTrainer
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.setting_sources import DEMO_FILE, kept_demo_choices, setting_sources
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.protocol import trainer_choice
@@ -39,11 +40,20 @@ def test_a_key_for_tracking_buys_no_training(home: Path, monkeypatch: pytest.Mon
 
 
 def test_the_next_steps_are_commands_of_the_place_it_was_installed_in() -> None:
-    document = {"batchId": "batch-1", "modelVersion": "v1.0.0"}
+    document = {"batchId": "batch-1", "modelVersion": "v1.0.0", "rows": [{"markets": 24}]}
     for in_clone, dev in ((True, "make dev"), (False, "babylon-rl dev")):
         lines = next_steps(document, in_clone)
         assert f"Next: {dev} " in lines[0]
         assert [(".venv" in line) for line in lines[1:]] == [in_clone] * 3
+
+
+@pytest.mark.parametrize("played", [24, 48, 96])
+def test_more_evidence_names_markets_that_the_demo_has_not_played(played: int) -> None:
+    document = {"firstWindow": "2025-03-03T00:00", "batchId": "batch-1", "modelVersion": "v1.0.0", "rows": [{"markets": played}]}
+    (evidence,) = (line for line in next_steps(document, in_clone=True) if "more evidence" in line)
+    known = {market.id for market in benchmark_snapshots(played)}
+    named = {market.id for market in benchmark_snapshots(int(evidence.split("--markets ")[1].split()[0]))}
+    assert known < named
 
 
 def test_settings_of_the_users_own_win(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,8 @@ def test_a_version_is_loaded_while_the_server_runs_and_until_then_the_base_answe
     with running_gateway(served.settings, served.database) as gateway:
         call = partial(gateway.client().chat.completions.with_raw_response.create, messages=CHATS[0], temperature=0, max_tokens=8)
         before = call(model=SECOND)
-        assert before.headers["x-babylon-reason"] == f"fallback from {SECOND}: refused" and before.headers["x-babylon-version"] == "base"
+        assert before.headers["x-babylon-reason"].startswith(f"fallback from {SECOND}: refused at http")
+        assert before.headers["x-babylon-version"] == "base"
         workplace = served.adapters[SECOND].parents[1]
         done = subprocess.run(["bash", "-c", f"{served.loading} -sS --fail-with-body"], cwd=workplace, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

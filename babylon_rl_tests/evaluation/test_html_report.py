@@ -164,7 +164,8 @@ def test_a_template_escapes_every_value_and_replaces_forbidden_characters(tmp_pa
     template.write_text('<p title="{{ title }}">{{ text }}{{ missing }}</p>')
     page = render(template, title="\"'<", text="<b>&\ud800 \x1b[31m\u202e", missing=None)
     assert page == '<p title="&#34;&#39;&lt;">&lt;b&gt;&amp;\ufffd \ufffd[31m\ufffd</p>'
-    assert shortened("a\n b" * 500, 10) == "a ba ba b…"
+    assert shortened("a\n b" * 500, 10) == "a ba ba…" and shortened("word " * 9, 12) == "word word…"
+    assert shortened("x" * 20, 8) == "xxxxxxx…"
 
 
 def test_a_timeline_tells_what_was_published_done_and_brought(markets: list[Scenario], tmp_path: Path) -> None:

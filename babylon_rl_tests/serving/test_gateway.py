@@ -13,6 +13,7 @@ from babylon_rl.serving.routing import place
 from babylon_rl.serving.server_sent_events import StreamReader
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.releases import BASE
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion
 
@@ -80,7 +81,8 @@ def test_a_version_that_fails_is_replaced_by_the_base(gateway: RunningGateway, u
     upstream.behaviour["v1.0.0"] = fault
     raw = gateway.client().chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES)
     assert raw.parse().model == "base" and raw.headers["x-babylon-version"] == "base" and raw.headers["x-babylon-arm"] == "named"
-    assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+    assert raw.headers["x-babylon-reason"].startswith(f"fallback from v1.0.0: {cause} ")
+    assert raw.headers["x-babylon-reason"].endswith(f" at {upstream.url}/v1")
     require_nothing_left(gateway, upstream)
 
 
@@ -92,7 +94,8 @@ def test_a_stream_that_breaks_before_its_first_token_is_the_base_s(
     raw = gateway.client().chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES, stream=True)
     parts = list(raw.parse())
     assert {part.model for part in parts} == {"base"}
-    assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+    assert raw.headers["x-babylon-reason"].startswith(f"fallback from v1.0.0: {cause} ")
+    assert raw.headers["x-babylon-reason"].endswith(f" at {upstream.url}/v1")
     require_nothing_left(gateway, upstream)
 
 
@@ -171,13 +174,28 @@ def test_the_body_s_user_is_the_agent_where_no_header_names_one(settings: Settin
     assert agents == [*places, *places, None, None, None, None]
 
 
+@pytest.mark.slow
+def test_a_server_that_is_away_is_named_to_the_client_and_once_in_the_log(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(database, "v1.0.0")
+    away = settings.model_copy(update={"local_endpoint": "http://user:secret@nobody.invalid:8000"})
+    with running_gateway(away, database) as gateway, pytest.raises(openai.InternalServerError) as refused:
+        gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
+    assert "The model's server http://nobody.invalid:8000/v1 cannot be reached (gaierror)." in str(refused.value)
+    lines = [record.message for record in caplog.records if "fails: " in record.message]
+    assert [line.partition(",")[0] for line in lines] == ["v1.0.0", BASE] and all("nobody.invalid" in line for line in lines)
+    assert "secret" not in caplog.text
+
+
 def test_a_version_that_keeps_failing_is_left_alone_for_a_while(gateway: RunningGateway, upstream: ModelStandIn) -> None:
     upstream.behaviour["v1.0.0"] = "500"
     client = gateway.client()
     reasons = [
         client.chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES).headers["x-babylon-reason"] for _ in range(7)
     ]
-    assert reasons[4:] == ["fallback from v1.0.0: server_error"] + ["fallback from v1.0.0: circuit_open"] * 2
+    causes = [reason.removeprefix("fallback from v1.0.0: ").partition(" ")[0] for reason in reasons]
+    assert causes[4:] == ["server_error", "circuit_open", "circuit_open"]
     # Each of the five was asked once more without what the gateway adds; the last is the gateway's own.
     assert [body["model"] for body in upstream.seen].count("v1.0.0") == 11
 

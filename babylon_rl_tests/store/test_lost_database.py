@@ -11,9 +11,10 @@ import dagster as dg
 import psycopg
 import pytest
 
+from babylon_rl.assets import resources
 from babylon_rl.assets.resources import CONNECTION_RETRIES, ENDED_TAG, WAITS, Babylon, given, tagging_end
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.launch import QUIET, hours_part, job_definition
+from babylon_rl.automation.launch import QUIET, hours_part, job_definition, run_hours
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -127,6 +128,41 @@ def test_a_database_that_stays_away_fails_the_run_and_leaves_the_hour(proxy: Pro
     assert not result.success
     assert seen == [before] * 2 * (1 + CONNECTION_RETRIES)
     assert content(every_hour, [HOUR]) == before
+    (failed,) = (event for event in result.all_events if event.is_step_failure)
+    described = failed.step_failure_data.user_failure_data  # what the UI shows first
+    assert described is not None and described.description is not None
+    assert described.description.startswith("The database broke off: ") and described.description.endswith("run the same command again.")
+
+
+def test_a_command_whose_database_stays_away_ends_with_a_sentence(
+    proxy: Proxy, every_hour: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "CONNECTION_RETRIES", 0)
+    every_hour.prepare_dagster_schema()
+    proxy.after(IN_THE_ROWS)
+    with pytest.raises(DatabaseError, match=r"^The database broke off: .*run the same command again\.$"):
+        run_hours(Database(proxy.url, every_hour.url), settings, [HOUR], ["window_groups"], now=lambda: NOW)
+    assert proxy.fired == 1
+
+
+FULL = """
+    CREATE FUNCTION babylon_dagster.full() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN RAISE EXCEPTION ''could not extend file: No space left on device'' USING ERRCODE = ''disk_full''; END';
+    CREATE TRIGGER full_disk BEFORE INSERT ON babylon_dagster.event_logs FOR EACH ROW EXECUTE FUNCTION babylon_dagster.full();
+"""
+
+
+def test_a_full_disk_under_dagsters_storage_is_said_without_pages_of_sql(
+    every_hour: Database, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open_instance(every_hour, settings):  # makes Dagster's tables
+        pass
+    with every_hour.connect(autocommit=True) as connection:
+        connection.execute(FULL)
+    with pytest.raises(DatabaseError, match="No space left on device.*run the same command again"):
+        run_hours(every_hour, settings, [HOUR], ["window_groups"], now=lambda: NOW)
+    said = capfd.readouterr().err
+    assert "INSERT INTO" not in said and "parameters" not in said and len(said) < 2000
 
 
 def test_a_server_that_is_away_when_the_run_begins_is_waited_for(every_hour: Database, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The rules that bar an episode, each with its own condition and the first that holds counting; and the checks of readiness."""
 
+import re
 from datetime import timedelta
 from itertools import combinations
 from typing import Any, get_args
@@ -14,7 +15,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import reason_case
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import RULES, UNREAD, BarReason, count_freezable, freeze
-from babylon_rl.training.readiness import readiness
+from babylon_rl.training.readiness import not_ready, readiness
+from babylon_rl.windows import window_of
 from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -131,6 +133,35 @@ def test_quality_is_the_mean_of_four_checks_over_the_newest_rows(connection, set
     connection.execute('UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson", \'"llmCalls"\', \'"calls"\', \'g\')')
     silent = readiness(connection, settings, NOW).quality
     assert (silent.has_calls, silent.long_prompts) == (0.0, 0.0)
+
+
+def test_quality_is_of_the_newest_rows_whether_they_trained_or_not(connection, settings):
+    before = readiness(connection, settings, NOW).quality
+    # A training takes the rows that are good.
+    connection.execute(
+        """UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" IN (
+            SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "trainableSequences" > 0)"""
+    )
+    assert readiness(connection, settings, NOW).quality == before
+    assert str(not_ready(connection, settings.model_copy(update=ENOUGH), NOW).reason).startswith("Need 373 more trajectories; ")
+
+
+def test_trajectories_beyond_the_look_back_are_named_with_the_hours_that_train_them(connection, settings):
+    later = NOW.replace(year=2026)
+    connection.execute(
+        """INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object(
+               'id', 'late', 'trajectoryId', 'late', 'windowId', %s::text, 'startTime', %s::timestamp, 'endTime', %s::timestamp))).*
+           FROM trajectories t LIMIT 1""",
+        [window_of(later), later, later],
+    )
+    state = readiness(connection, settings, later + timedelta(hours=1))
+    assert state.reason.startswith("Need 1000 more trajectories; ") and state.total_trajectories == 0
+    number, first, end = re.search(
+        r"; (\d+) older trajectories are beyond LOOKBACK_HOURS \(168\): train them with --from (\S+) --to (\S+)$", state.reason
+    ).groups()
+    assert int(number) == 373 == count_freezable(connection, settings, later, windows=(first, end)).trajectories
+    assert not_ready(connection, settings, later + timedelta(hours=1)).reason == state.reason
+    assert "LOOKBACK_HOURS" not in readiness(connection, settings, NOW).reason
 
 
 def test_mostly_synthetic_rows_are_named_with_the_cure(connection, settings):

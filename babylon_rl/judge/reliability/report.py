@@ -32,7 +32,6 @@ from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of
 
 HOURS_AT_ONCE = 500  # whose episodes are in memory together
-DEFAULT_HOURS = 168  # a week
 UNKNOWN = "unknown"
 
 
@@ -96,12 +95,12 @@ class ReliabilityReport:
 
 
 def default_range(connection: Connection) -> tuple[str, str] | None:
-    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to). None where no hour is judged."""
+    """The REPORT_DAYS days that end with the newest hour that was judged or set aside, as (from, to). None without one."""
     newest = store.newest_judged(connection)
     if newest is None:
         return None
     end = window_end(newest)
-    return window_of(end - timedelta(hours=DEFAULT_HOURS)), window_of(end)
+    return window_of(end - timedelta(days=store.REPORT_DAYS)), window_of(end)
 
 
 def reliability_report(

@@ -16,8 +16,9 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError
+from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError, first_line
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
@@ -159,7 +160,7 @@ def _in_words(iteration: str, scratch: Path) -> Iterator[None]:
     except (*ART_FAILURES, httpx.HTTPError) as failed:
         if isinstance(failed, OSError) and failed.errno in OF_THE_DISK:
             raise
-        reason = next((line.strip() for line in str(failed).splitlines() if line.strip()), "no reason given")[:MOST_SAID].rstrip(".")
+        reason = shortened(first_line(failed, "no reason given"), MOST_SAID).rstrip(".")
         cure = _cure(reason)
         raise TrainingError(f"ART did not train {iteration} ({type(failed).__name__}): {reason}.{_last_words(scratch)}{cure}") from failed
 
@@ -177,7 +178,7 @@ def _last_words(scratch: Path) -> str:
     for log in scratch.rglob(VLLM_LOG):
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
-            return f" The last line of its {VLLM_LOG}: {lines[-1][:MOST_SAID]}."
+            return f" The last line of its {VLLM_LOG}: {shortened(lines[-1], MOST_SAID)}."
     return ""
 
 

@@ -24,6 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from babylon_rl.chats import is_cut, plain_messages
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
 from babylon_rl.training.backends.protocol import TrainSequence
@@ -331,7 +332,7 @@ def read_events(events: Iterable[JobEvent]) -> JobProgress:
         elif event.type == "training_ended":
             ended = True
         elif event.type == "training_failed":
-            failure = str(event.data.get("error_message") or "the service gave no reason")[:500]
+            failure = shortened(str(event.data.get("error_message") or "the service gave no reason"), 500)
     return JobProgress(len(by_id), announced, tuple(steps), ended, failure, tokens, _means(steps))
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 from babylon_rl.errors import TrainingError, TrainingPaused, first_line
 from babylon_rl.llm.retries import retry_after_s
 from babylon_rl.models.checkpoints import RemoteCheckpoint
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.openpipe_art import Installed, JobEvent, installed, load_art
@@ -287,8 +288,8 @@ def _described(failed: Exception) -> str:
     body = getattr(failed, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     if status is not None:
-        return f"status {status}" + (f", {str(message)[:200]}" if message else "")
-    return first_line(failed.__cause__ or failed)[:200]
+        return f"status {status}" + (f", {shortened(str(message), 200)}" if message else "")
+    return shortened(first_line(failed.__cause__ or failed), 200)
 
 
 def _of_post(failed: Exception, key: str) -> Refused | Unknown:
