@@ -52,7 +52,7 @@ def installed(wheel: Path, packaged_base: Path, tmp_path_factory: pytest.TempPat
 def test_the_wheel_holds_what_stands_beside_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        for path in [*ROOT.glob("migrations/*.sql"), ROOT / "babylon_rl" / "dagster.yaml", ROOT / "workspace.yaml"]:
+        for path in [*ROOT.glob("migrations/*.sql"), ROOT / "workspace.yaml"]:
             assert archive.read(f"babylon_rl/{path.relative_to(ROOT)}") == path.read_bytes()
     beside = {str(path.relative_to(ROOT)) for path in ROOT.glob("babylon_rl/**/*") if path.is_file() and "__pycache__" not in path.parts}
     assert beside <= names
