@@ -1,5 +1,6 @@
 """The judge in the UI: the report's page, when it is made, and the checks of every scored hour."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -221,7 +222,7 @@ def test_the_page_has_numbers_table_and_pictures_and_a_day_without_judging_makes
     metadata = made.metadata
     assert (metadata["dagster/row_count"].value, metadata["judge"].value, metadata["pnl_correlation"].value) == (3, MODEL, pytest.approx(1))
     assert metadata["second_judge_correlation"].value == pytest.approx(1) and metadata["orders_differ_by"].value == pytest.approx(0)
-    assert {"position", "agreement", "pnl", "cost"} <= metadata.keys() and str(metadata["position"].value).startswith("![")
+    assert set(re.findall(r"!\[(\w+)\]\(data:image/png", metadata["pictures"].value)) == {"position", "agreement", "pnl", "cost"}
     assert [record.data["measured"] for record in metadata["report"].records][:2] == ["groups", "orders differ by"]  # type: ignore[attr-defined]
     later = make_bench(database, now=NOW + timedelta(days=2))
     assert isinstance(tick(later), dg.SkipReason)

@@ -1,6 +1,6 @@
 """The pictures of docs/reference/ui.md, taken of the UI on a state directory that holds a finished demo.
 
-python -m babylon_rl_tests.e2e.screenshots .babylon docs/images [FIRST_WINDOW]
+python -m babylon_rl_tests.e2e.screenshots .babylon docs/images
 """
 
 import io
@@ -15,13 +15,20 @@ from PIL import Image
 
 from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
 from babylon_rl_tests.e2e.dev import ask, running_dev
-from babylon_rl_tests.e2e.test_dev import LINEAGE, QUIET
+from babylon_rl_tests.e2e.graph import GRAPH_SIZE, open_graph
+from babylon_rl_tests.e2e.test_dev import QUIET
 from babylon_rl_tests.store.servers import ROOT
 
 SETTLE_S = 4
-# Asset, and of its page the pictures and texts that lie behind a link.
-HOUR = {"window_groups": ["pnl_by_agent"], "market_outcomes": ["price_changes", "within_the_hour"], "scored_groups": ["scores_by_agent"]}
-BATCH = {"trained_checkpoint": ["pictures", "upstream_windows"], "benchmark_report": ["pnl"]}
+WIDTH, HEIGHT = 1440, 1500  # a laptop's page; what is below the first screen is in the picture, too
+# Asset, and of its pictures the names of files by the beginning of their titles.
+HOUR = {
+    "window_groups": {"pnl-by-agent": "P&L by agent"},
+    "market_outcomes": {"price-changes": "Price changes", "within-the-hour": "Within the hour"},
+    "scored_groups": {"scores-by-agent": "Scores by agent"},
+}
+BATCH = {"trained_checkpoint": {"loss-curve": "Loss of"}, "benchmark_report": {"pnl": "P&L"}}
+UPSTREAM = "upstream_windows"
 _PARTITIONS = (
     'query { assetNodeOrError(assetKey: {path: ["%s"]}) { ... on AssetNode { assetMaterializations(limit: 200) { partition } } } }'
 )
@@ -32,14 +39,14 @@ _RELATIVE = """
   while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(%s, '');
 })()
 """
-# The UI greets a new profile, now and then after its first page only.
-_SKIP = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Skip')?.click()"
 _OPEN = """
 (() => {
   const row = [...document.querySelectorAll('tr')].find(row => row.cells[0]?.innerText.trim() === %s);
   [...row.querySelectorAll('*')].filter(e => e.innerText?.trim() === '[Show Markdown]').at(-1).click();
 })()
 """
+# Tables of metadata that are wider than what shows them.
+_WIDE = "[...document.querySelectorAll('table')].filter(t => t.offsetWidth > t.parentElement.clientWidth).map(t => t.innerText)"
 _BOX = """
 (() => {
   const boxes = [...document.querySelectorAll(%s)].map(e => e.getBoundingClientRect());
@@ -49,41 +56,50 @@ _BOX = """
 """
 
 
-def main(home: Path, out: Path, *first_window: str) -> None:
-    """Start the UI, take every picture, stop it; with its first window the bars show how much of the game is made."""
+def main(home: Path, out: Path) -> None:
+    """Start the UI, take every picture, stop it."""
     program = find_browser()
     assert program is not None, "No Chromium was found."
     out.mkdir(parents=True, exist_ok=True)
-    settings = QUIET | dict(zip(("FIRST_WINDOW",), first_window, strict=False))
-    with running_dev(home.resolve(), **settings) as dev, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profiles:
+    with running_dev(home.resolve(), **QUIET) as dev, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profiles:
         ui = dev.url()
-        with browser_page(program, Path(profiles) / "wide", 2500, 1500) as page:
-            _skip_greeting(page, ui)
-            page.open(ui + LINEAGE)
-            page.wait_for("released_model")
-            page.evaluate("[...document.querySelectorAll('button')].find(b => b.innerText.includes('Hide navigation')).click()")
+        with browser_page(program, Path(profiles) / "graph", *GRAPH_SIZE) as page:
+            open_graph(page, ui)
+            _save(page, out / "lineage.png", 1800, only="svg foreignObject", margin=24)
+        with browser_page(program, Path(profiles) / "start", WIDTH, 700) as page:
+            page.open(ui)
+            page.wait_for("Timeline", "babylon_rl", "hours", "train")
             time.sleep(SETTLE_S)
-            page.open(ui + LINEAGE)
-            page.wait_for("released_model")
-            page.evaluate("document.querySelector('[aria-label=\"Collapse sidebar\"], [class*=panel_show_right]')?.click()")
-            time.sleep(SETTLE_S)
-            _save(page, out / "lineage.png", 1800)
+            _save(page, out / "start-page.png", WIDTH)
         for assets in (HOUR, BATCH):
-            for asset, behind in assets.items():
+            for asset, pictures in assets.items():
                 partition = _newest(ui, asset)
-                with browser_page(program, Path(profiles) / asset, 1700, 1500) as page:
+                with browser_page(program, Path(profiles) / asset, WIDTH, HEIGHT) as page:
                     page.open(f"{ui}/assets/{asset}?view=partitions&partition={partition.replace(':', '%3A')}")
                     page.wait_for("Latest materialization", "Metadata", "Jobs", partition)
                     time.sleep(SETTLE_S)
-                    page.evaluate(_SKIP)
                     page.evaluate(_RELATIVE % json.dumps(f"{ROOT}/"))
+                    assert page.evaluate(_WIDE) == [], f"{asset} does not fit {WIDTH} pixels"
                     _save(page, out / f"{asset}.png", 1200, until="table tr")
-                    for name in behind:
-                        page.evaluate(_OPEN % json.dumps(name))
-                        time.sleep(SETTLE_S)
-                        _save(page, out / f"{asset}-{name.replace('_', '-')}.png", 1100, only="[class*=dialog-container] > div")
+                    _open(page, "pictures")
+                    for name, title in pictures.items():
+                        _save(page, out / f"{asset}-{name}.png", 1100, only=f"[class*=dialog-container] img[alt^='{title}']")
+                    if asset == "trained_checkpoint":
                         page.evaluate("[...document.querySelectorAll('button')].filter(b => b.innerText === 'Close').at(-1).click()")
                         time.sleep(SETTLE_S)
+                        _open(page, UPSTREAM)
+                        _save(page, out / f"{asset}-upstream-windows.png", 1100, only="[class*=dialog-container] > div")
+        with browser_page(program, Path(profiles) / "checks", WIDTH, 1000) as page:
+            page.open(f"{ui}/assets/benchmark_report?view=checks")
+            page.wait_for("better_than_base", "Latest execution")
+            time.sleep(SETTLE_S)
+            _save(page, out / "checks.png", 1200)
+
+
+def _open(page: Page, name: str) -> None:
+    """Open the dialog of a Markdown entry of the metadata."""
+    page.evaluate(_OPEN % json.dumps(name))
+    time.sleep(SETTLE_S)
 
 
 def _newest(ui: str, asset: str) -> str:
@@ -91,20 +107,13 @@ def _newest(ui: str, asset: str) -> str:
     return max(entry["partition"] for entry in made if entry["partition"])
 
 
-def _skip_greeting(page: Page, ui: str) -> None:
-    page.open(ui)
-    page.wait_for("Overview")
-    time.sleep(SETTLE_S)
-    page.evaluate(_SKIP)
-    time.sleep(SETTLE_S)
-
-
-def _save(page: Page, path: Path, width: int, *, until: str | None = None, only: str | None = None) -> None:
-    """The page, down to the last element of ``until``, or only an element; at most ``width`` wide, in 256 colours."""
+def _save(page: Page, path: Path, width: int, *, until: str | None = None, only: str | None = None, margin: int = 0) -> None:
+    """The page, down to the last element of ``until``, or only some elements; at most ``width`` wide, in 256 colours."""
     picture = Image.open(io.BytesIO(page.screenshot()))
     box: Sequence[float] = (0, 0, *picture.size)
     if only is not None:
-        box = page.evaluate(_BOX % json.dumps(only))
+        left, top, right, bottom = page.evaluate(_BOX % json.dumps(only))
+        box = (left - margin, top - margin, right + margin, bottom + margin)
     elif until is not None:
         box = (0, 0, picture.width, min(picture.height, page.evaluate(_BOX % json.dumps(until))[3] + 60))
     picture = picture.convert("RGB").crop(tuple(round(edge) for edge in box))  # type: ignore[arg-type]
@@ -115,4 +124,4 @@ def _save(page: Page, path: Path, width: int, *, until: str | None = None, only:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

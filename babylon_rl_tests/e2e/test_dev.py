@@ -12,12 +12,11 @@ import pytest
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
 from babylon_rl_tests.e2e.browser import browser_page, find_browser
 from babylon_rl_tests.e2e.dev import ask, living, running_dev
+from babylon_rl_tests.e2e.graph import GRAPH_SIZE, open_graph
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STARTED = 3  # dagster dev, its code server, and another process: the webserver's or the code server's own
 HOURS = ["2025-10-29T14:00", "2025-10-29T15:00"]
-GROUPS = ("game", "episodes", "market", "judge", "training", "evaluation", "serving")
-LINEAGE = "/asset-groups?expanded=" + "%2C".join(f"global%40global%3A{group}" for group in GROUPS)
 QUIET = {"AUTOMATION_STATUS": "stopped"}  # only what is asked for runs
 
 
@@ -57,13 +56,18 @@ def test_the_lineage_page_shows_every_asset(ui: str, backfill: str, tmp_path: Pa
         pytest.skip("there is no Chromium here (Debian: apt install chromium)")
     assets = [node["assetKey"]["path"][-1] for node in ask(ui, "{ assetNodes { assetKey { path } } }")["assetNodes"]]
     assert len(assets) == 13
-    with browser_page(program, tmp_path / "profile", width=2600, height=2000) as page:
-        page.open(ui + LINEAGE)
-        page.wait_for("Global asset lineage", *assets)
+    with browser_page(program, tmp_path / "profile", *GRAPH_SIZE) as page:
+        open_graph(page, ui)
+        text = page.wait_for("Global asset lineage", *assets)
+    assert "Loading" not in text and text.count("% filled") == 6 and text.count("Passed") == 7
 
 
 def test_the_first_visit_begins_without_a_dialog(ui: str):
     assert ask(ui, "{ shouldShowNux }") == {"shouldShowNux": False}
+
+
+def test_a_jobs_page_says_that_conditions_are_off_where_they_are(ui: str):
+    assert ask(ui, "{ instance { autoMaterializePaused } }") == {"instance": {"autoMaterializePaused": True}}
 
 
 def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
@@ -73,6 +77,8 @@ def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
         dev.process.wait()
         # It began on a database without tables, and made them.
         assert "Migrated 127.0.0.1:" in dev.log.read_text()
+        # Dagster's of a dagster.yaml in the working directory, which is the clone.
+        assert "will not be used" not in dev.log.read_text()
         said = dev.babylon_rl("stop")
         assert "dagster dev" in said and "embedded database" in said
         assert living(started, 1) == []
