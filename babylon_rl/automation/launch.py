@@ -25,7 +25,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import is_complete, utc_now, window_stretches
 
-# What a run says belongs in its event log; a command's own output stays readable.
+# Log lines of a run belong in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Clock = Callable[[], datetime]
 
