@@ -56,7 +56,7 @@ def spawn_agents(
     ] = BASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Play hours of the market with simulated agents, and write the game's rows. A row per agent and tick."""
+    """Play market hours with simulated agents. Writes the game's rows: one per agent and tick."""
     request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
@@ -118,7 +118,7 @@ def harness(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Benchmark agents, record them, train on the records and report.
+    """Benchmark agents, train on their records, report.
 
     Fails unless the scores rank the agents and the new checkpoint loads and answers.
     """
