@@ -1,4 +1,4 @@
-# The commands of this project. `make` alone lists them; README.md says what each one does.
+# The commands of this project; `make` alone lists them.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

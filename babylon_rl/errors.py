@@ -135,7 +135,7 @@ EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "peft", "safetensors", "tokenizers", "torch", "transformers"), "train"),
     "litellm": "judge",
     "wandb": "wandb",
-    "art": "remote",
+    **dict.fromkeys(("art", "openai"), "remote"),
     **dict.fromkeys(("celery", "dagster_celery", "redis"), "celery"),
     **dict.fromkeys(("dagster_aws", "s3fs"), "s3"),
     "dagster_k8s": "k8s",

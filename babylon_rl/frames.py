@@ -19,11 +19,12 @@ from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, read_man
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
-from babylon_rl.store.batches import read_batches
+from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import chunks, stored_episodes
+from babylon_rl.training.curves import optimizer_steps
 from babylon_rl.training.export import records
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.windows import window_range, window_start
@@ -31,7 +32,7 @@ from babylon_rl.windows import window_range, window_start
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Kind = Literal["episodes", "scores", "outcomes", "batches", "results", "calls", "gateway_calls"]
+Kind = Literal["episodes", "scores", "outcomes", "batches", "steps", "results", "calls", "gateway_calls"]
 ROWS_AT_ONCE = 50_000
 _STRING, _INTEGER, _NUMBER, _BOOLEAN, _TIME, _OBJECT = "string", "Int64", "Float64", "boolean", "datetime64[us, UTC]", "object"
 # Types of the export's columns, as its Parquet files have them, in pandas; JSON stays text.
@@ -112,6 +113,24 @@ COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
         FrameColumn("completedAt", _TIME, "when it was completed"),
         FrameColumn("error", _STRING, "why it failed, or why it waits"),
     ),
+    "steps": (
+        FrameColumn("batchId", _STRING, "the batch"),
+        FrameColumn("version", _STRING, "the version that it registers"),
+        FrameColumn("iteration", _INTEGER, "the iteration, from 1"),
+        FrameColumn("step", _INTEGER, "the optimizer step, from 1, over all iterations"),
+        FrameColumn("loss", _NUMBER, "training loss"),
+        FrameColumn("rewardMean", _NUMBER, "mean score of the episodes in the iteration's hours, 0 to 1"),
+        FrameColumn("rewardSpread", _NUMBER, "mean over these hours of their population standard deviation"),
+        FrameColumn("kl", _NUMBER, "KL(policy || base) in nats a choice; missing with KL_PENALTY=0"),
+        FrameColumn("servedKl", _NUMBER, "estimate (k3) of KL(serving policy || policy), nats a token; missing where nothing was recorded"),
+        FrameColumn("ratio", _NUMBER, "mean probability of the recorded tokens over the one that they were served with, before clipping"),
+        FrameColumn("clippedRatio", _NUMBER, "the same with each token's ratio clipped, as in the loss: a few large ones do not make it"),
+        FrameColumn("entropy", _NUMBER, "mean entropy, nats a choice"),
+        FrameColumn("clipFraction", _NUMBER, "share of tokens whose ratio is clipped, or that are not pushed down further"),
+        FrameColumn("gradientNorm", _NUMBER, "norm of the gradient before clipping"),
+        FrameColumn("learningRate", _NUMBER, "learning rate of the step"),
+        FrameColumn("trainableTokens", _INTEGER, "tokens trained in the iteration so far"),
+    ),
     "results": (
         FrameColumn("model", _STRING, "the player: a version, `base`, or a strategy"),
         FrameColumn("identity", _STRING, "hash of the weights that played"),
@@ -185,6 +204,11 @@ def outcomes(first: str | None = None, end: str | None = None, *, settings: Sett
 def batches(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
     """Batches with an hour in the range (without a range all), newest first."""
     return _whole("batches", first, end, settings)
+
+
+def steps(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
+    """Optimizer steps of the batches with an hour in the range (without a range all), oldest batch first."""
+    return _whole("steps", first, end, settings)
 
 
 def results(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
@@ -299,15 +323,25 @@ def _prediction(question: PredictionOutcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _batches(source: _Source) -> list[Batch]:
+    """Batches of the range, newest first."""
+    found = read_batches(source.connection, limit=None)
+    return [b for b in found if not source.ranged or any(source.first <= window < source.end for window in b.windows)]
+
+
 def _batch_rows(source: _Source) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(source.connection, limit=None):
-        if not source.ranged or any(source.first <= window < source.end for window in batch.windows):
-            yield {
-                "batchId": batch.batch_id, "state": batch.state, "version": batch.version, "parentVersion": batch.parent_version,
-                "baseModel": batch.base_model, "backend": batch.backend, "windows": list(batch.windows),
-                "trajectories": batch.trajectories, "attempt": batch.attempt, "loss": batch.loss, "createdAt": batch.created_at,
-                "startedAt": batch.started_at, "completedAt": batch.completed_at, "error": batch.error,
-            }  # fmt: skip
+    for batch in _batches(source):
+        yield {
+            "batchId": batch.batch_id, "state": batch.state, "version": batch.version, "parentVersion": batch.parent_version,
+            "baseModel": batch.base_model, "backend": batch.backend, "windows": list(batch.windows),
+            "trajectories": batch.trajectories, "attempt": batch.attempt, "loss": batch.loss, "createdAt": batch.created_at,
+            "startedAt": batch.started_at, "completedAt": batch.completed_at, "error": batch.error,
+        }  # fmt: skip
+
+
+def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
+    for batch in reversed(_batches(source)):
+        yield from optimizer_steps(source.connection, batch)
 
 
 def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
@@ -339,6 +373,6 @@ def _moments(source: _Source) -> tuple[datetime, datetime]:
 
 
 _READERS: dict[Kind, Callable[[_Source], Iterator[dict[str, Any]]]] = {
-    "episodes": _episode_rows, "scores": _score_rows, "outcomes": _outcome_rows, "batches": _batch_rows, "results": _result_rows,
-    "calls": _call_rows, "gateway_calls": _gateway_rows,
+    "episodes": _episode_rows, "scores": _score_rows, "outcomes": _outcome_rows, "batches": _batch_rows, "steps": _step_rows,
+    "results": _result_rows, "calls": _call_rows, "gateway_calls": _gateway_rows,
 }  # fmt: skip

@@ -32,6 +32,7 @@ GONE = {
     "GAMMA": "a score belongs to a whole episode, so that nothing is discounted; unset it",
     "OPENAI_API_BASE": "unset it, and set OPENAI_BASE_URL or JUDGE_BASE_URL",
     "OUTCOME_DELAY_MINUTES": _FIXED.format("5"),
+    "SENTIMENT_BAND_PERCENT": _FIXED.format("1"),
     "JUDGE_TIMEOUT_SECONDS": "it is 120 for everybody now: lower JUDGE_CONCURRENCY or JUDGE_REQUEST_TOKENS where a judge is slow",
     "JUDGE_AUDIT_BASE_URL": "JUDGE_BASE_URL holds for both judges: let that server answer for JUDGE_AUDIT_MODEL too",
     "SHOW_HIDDEN_ANSWERS_TO_JUDGE": "set JUDGE_PRIVATE_FIELDS=hidden_answers,game_knowledge to keep them back",

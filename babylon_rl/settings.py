@@ -36,6 +36,11 @@ class DatabaseSettings(SettingsGroup):
         Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs."
     )
     first_window: str = Field("2025-01-01T00:00", description="The first hourly partition.")
+    last_window: str | None = Field(
+        None,
+        description="The last hourly partition, until rows of a later hour come. Unset: the newest hour that has ended; `babylon-rl dev` "
+        "sets it where the newest rows are older than a week.",
+    )
 
     @field_validator("babylon_rl_home")
     @classmethod
@@ -67,9 +72,10 @@ class DatabaseSettings(SettingsGroup):
 class HourSettings(SettingsGroup):
     """Limits for rows and hours, and the description of an hour."""
 
+    sentiment_band_percent: ClassVar[float] = 1.0  # price changes within +- this percentage are NEUTRAL
+
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
     min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
-    sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
 
 
 class JudgeSettings(SettingsGroup):
@@ -419,7 +425,7 @@ class Settings(
         demo = demo_choices(settings_cls, given) if getattr(dotenv_settings, "env_file", None) else {}
         return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, demo))
 
-    @field_validator("first_window", "window_id")
+    @field_validator("first_window", "last_window", "window_id")
     @classmethod
     def _is_window(cls, value: str | None) -> str | None:
         if value is not None and not is_window_id(value):

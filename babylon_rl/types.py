@@ -27,6 +27,9 @@ NO_SPREAD = 1e-6  # a standard deviation of scores below it carries no training 
 _LARGEST = sys.float_info.max
 
 
+SCRIPTED = "scripted/"  # names of models that are scripts begin so
+
+
 class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One LLM call exactly as served, built from the call's own columns only.
 
@@ -49,7 +52,7 @@ class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def scripted(self) -> bool:
         """True if one of our scripted strategies wrote the prompt and the answer."""
-        return self.model.startswith("scripted/")
+        return self.model.startswith(SCRIPTED)
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):

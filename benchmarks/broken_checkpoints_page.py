@@ -10,9 +10,7 @@ from babylon_rl.reporting.numbers import markdown_table
 if TYPE_CHECKING:
     from benchmarks.broken_checkpoints import Judged
 
-COLUMNS = (
-    "checkpoint", "P&L, $ an hour", "over the reference", "BUY / SELL / HOLD", "top action", "invalid", "markets", "gate", "reason",
-)  # fmt: skip
+COLUMNS = ("checkpoint", "P&L", "over the reference", "BUY / SELL / HOLD", "gate, markets", "decided by")
 _COLOURS = {"pass": "#2a9d6f", "fail": "#c8553d", "inconclusive": "#b8862b", "not_compared": "#888888"}
 
 
@@ -23,35 +21,31 @@ def page(first: Sequence["Judged"], second: Sequence["Judged"], picture_file: st
     words = "\n".join(f"* **{one.name}** ({one.report.version}): {one.words}" for one in first)
     return f"""# The gate on broken checkpoints
 
-Made by `python -m benchmarks.broken_checkpoints --better DIR`, where DIR is a checkpoint that a training made, or the state directory
-of a demo. The state lies in `broken-checkpoints` under BABYLON_RL_HOME; a second run plays nothing again. Every checkpoint is a real
-LoRA adapter of the packaged model, published, registered, served, benchmarked and judged by the code that a trained version goes
-through; the broken ones are made around the trainer, which stops before it publishes such a policy.
+**{refused} of {len(tried)} attempts with a broken checkpoint were refused; the better one: {first[0].report.decision}.**
+
+Made by `python -m benchmarks.broken_checkpoints --better DIR`, where DIR is a checkpoint, or the state directory of a demo. Each is a LoRA
+adapter of the packaged model that goes the way of a trained version:
 
 {words}
 
-**{refused} of {len(tried)} attempts with a broken checkpoint were refused; the better one: {first[0].report.decision}.**
-Dollars of a market hour with
-95 % intervals over unseen markets; differences are paired market by market and hold over all looks that the gate may take.
+Dollars of a market hour with 95 % intervals over unseen markets. Differences are paired market by market and hold over all looks of
+the gate. [The gate's conditions](../decisions/0007-gate.md) have the names in the last column.
 
 ## Nobody is deployed: the reference is the base
 
 {table(first)}
 
-The base itself: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_actions(base)}.
+The base: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_actions(base)}.
 
-![Mean P&L of every checkpoint with its 95 % interval, coloured by what the gate said]({picture_file})
+![Mean P&L of every checkpoint with its 95 % interval, coloured by the gate's decision]({picture_file})
 {_deployed(second)}
-## What each rule is for
+## The purpose of each condition
 
-* P&L alone would not do: who always holds loses nothing, and so may do better than a base that loses. One action in more than
-  {COLLAPSE:.0%} of the decisions is refused whatever it earns.
-* The share alone would not do either: random weights may well mix their actions. A base that loses money is easy to beat by
-  trading less; against that stands doing nothing, which a version must be shown to beat too.
-* An outcome of inconclusive is no pass; the report says how many markets would decide.
-{_let_through(tried)}
-[decisions/0007-gate.md](../decisions/0007-gate.md) has the rules and why they are these.
-"""
+* `no_collapse`: a version that always holds loses nothing, and so beats a base that loses. More than {COLLAPSE:.0%} of one
+  action is refused.
+* `better_than_nothing`: random weights mix their actions and beat a losing base by trading less. Doing nothing must be beaten as well.
+* `inconclusive` is no pass. The report says how many markets would decide.
+{_let_through(tried)}"""
 
 
 def _let_through(tried: Sequence["Judged"]) -> str:
@@ -67,31 +61,22 @@ def table(judged: Sequence["Judged"]) -> str:
 
 
 def _line(one: "Judged") -> list[str]:
-    row, shares = one.row, _shares(one.row)
-    top = max(shares, key=shares.__getitem__)
+    row = one.row
     return [
         one.name,
         _interval(row, "pnl", "low", "high"),
         _interval(row, "improvement", "improvementLow", "improvementHigh"),
         _actions(row),
-        f"{top} {shares[top]:.1%}",
-        str(row["invalid"]),
-        str(row["markets"]),
-        f"**{one.report.decision}**",
-        _reason(one),
+        f"{one.report.decision}, {row['markets']}",
+        _deciding(one),
     ]
 
 
-def _reason(one: "Judged") -> str:
-    """The words of the conditions that decided, without those of the reference."""
-    row, decision = one.row, one.report.decision
-    return "; ".join(
-        check["words"] for check in row["checks"] if check["found"] == decision and (decision != "pass" or check["name"] == "improvement")
-    )
-
-
-def _shares(row: dict[str, Any]) -> dict[str, float]:
-    return {"buy": row["buyShare"], "sell": row["sellShare"], "hold": row["holdShare"], "invalid": row["invalidShare"]}
+def _deciding(one: "Judged") -> str:
+    """Names of the conditions that decided, without those of the reference."""
+    decision = one.report.decision
+    deciding = (check["name"] for check in one.row["checks"] if check["found"] == decision)
+    return ", ".join(f"`{name}`" for name in deciding if decision != "pass" or name == "improvement")
 
 
 def _actions(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 --check measures this machine (capacity_runs.py) and keeps costs and real runs in benchmarks/capacity.json. Without it the kept measurement
 is read. The model's seconds are compared with these runs and with those of Celery workers, which `python -m benchmarks.scale_test --write`
-keeps; the exit code is 1 when one is off by more than 15 %. --write puts tables and plot into the docs.
+keeps; the exit code is 1 when one is off by more than 15 %. --write puts the tables of rates and tiers, and the plot, into the docs.
 """
 
 import argparse
@@ -152,15 +152,9 @@ def minutes(state: Steady) -> float:
     return math.inf if state.growing else state.scored_after_s / 60
 
 
-def limited(
-    kept: Mapping[str, Any], rate: int, site: Site, limits: Limits, judge: Mapping[str, float], without_min: float
-) -> dict[str, float]:
-    """Minutes to an hour's scores under a provider's limits: in all, later than ``without_min``, of requests that an hour leaves over."""
-    most = highest_rate(judge, limits)
-    if rate > most:
-        return {"min": math.inf, "later": math.inf, "left": 60 * (rate / most - 1)}
-    found = minutes(played(kept, rate, site, limits, judge))
-    return {"min": found, "later": found - without_min, "left": 0.0}
+def limited(kept: Mapping[str, Any], rate: int, site: Site, limits: Limits, judge: Mapping[str, float]) -> float:
+    """Minutes to an hour's scores under a provider's limits; infinite above the highest rate that these allow."""
+    return math.inf if rate > highest_rate(judge, limits) else minutes(played(kept, rate, site, limits, judge))
 
 
 def projected(
@@ -180,13 +174,12 @@ def projected(
         requests_min = rate * judge["requests"] / 60_000
         trainers, gb_day, days = rate * (TRAIN_ROW_S + VERSION_S / BATCH_ROWS) / 3600, rate * 24 * ROW_BYTES / 1e9, DAYS_KEPT[rate]
         rows.append({
-            "rate": rate, "agents": rate / ROWS_OF_AN_AGENT, "rows_s": rate / 3600,
+            "rate": rate, "agents": rate / ROWS_OF_AN_AGENT,
             "requests_min": requests_min, "tokens_min": requests_min * limits.tokens_per_request,
             "of_limit": rate / highest_rate(judge, limits),
             **{name: rate / 1000 * table[name]["usd"] for name in SHOWN},
-            "default_min": minutes(default), "default_limited": limited(kept, rate, site, limits, judge, minutes(default)),
+            "default_min": minutes(default), "default_limited": limited(kept, rate, site, limits, judge),
             "needed": enough.concurrency, "needed_min": minutes(then),
-            "needed_limited": limited(kept, rate, enough, limits, judge, minutes(then)),
             "cores": then.used["cores"] * kept["cores"], "database": then.used["database"] * DATABASE_CORES,
             "trainers": trainers, "trained": default.trained_share, "rented": [kept["cores"], DATABASE_CORES, math.ceil(trainers)],
             "gb_day": gb_day, "days": days, "gb": gb_day * days, "archive_gb": gb_day * (YEAR_DAYS - days),
@@ -200,7 +193,7 @@ def by_tier(kept: Mapping[str, Any], latency_s: float, rows: Sequence[Mapping[st
     found = []
     for tier, (requests, tokens) in TIERS.items():
         limits = provider(judge, latency_s, requests, tokens)
-        states = [limited(kept, row["rate"], projected_site(kept, row["needed"]), limits, judge, row["needed_min"]) for row in rows]
+        states = [limited(kept, row["rate"], projected_site(kept, row["needed"]), limits, judge) for row in rows]
         found.append({"tier": tier, "requests": requests, "tokens": tokens, "most": highest_rate(judge, limits), "states": states})
     return found
 
@@ -230,14 +223,7 @@ def celery_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _scored(found_min: float) -> str:
-    return "never: the backlog grows" if math.isinf(found_min) else f"{found_min:,.0f} min after its end"
-
-
-def _limited(state: Mapping[str, float]) -> str:
-    """Cell of an hour under limits."""
-    if state["left"]:
-        return f"never: an hour leaves {state['left']:,.0f} min of requests over"
-    return _scored(state["min"]) + (f", {state['later']:,.0f} later" if 0.5 <= state["later"] < math.inf else "")
+    return "never" if math.isinf(found_min) else f"{found_min:,.0f} min"
 
 
 def monthly_usd(row: Mapping[str, Any], usd: Mapping[str, float]) -> dict[str, float]:
@@ -256,24 +242,21 @@ def rate_table(rows: Sequence[Mapping[str, Any]], requests: float, tokens: float
     limits = f"{requests:,.0f} requests and {tokens:,.0f} tokens a minute"
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("agents", lambda row: f"{row['agents']:,.0f}"),
-        ("trajectories a second", lambda row: f"{row['rows_s']:,.1f}"),
         ("requests a minute to the judge", lambda row: f"{row['requests_min']:,.0f}"),
         ("tokens a minute", lambda row: f"{row['tokens_min']:,.0f}"),
-        (f"share of the provider's limits, {limits}", lambda row: f"{row['of_limit']:.0%}"),
-        ("an hour is scored, with the defaults", lambda row: _scored(row["default_min"])),
-        ("the same under these limits", lambda row: _limited(row["default_limited"])),
-        ("least JUDGE_CONCURRENCY that scores it within the next", lambda row: "none" if row["needed_min"] > 60 else f"{row['needed']}"),
-        ("an hour is scored then", lambda row: _scored(row["needed_min"])),
-        ("the same under these limits", lambda row: _limited(row["needed_limited"])),
-        ("cores busy with hours and scores", lambda row: f"{row['cores']:.3f}"),
-        ("cores of the database busy with these and what agents write", lambda row: f"{row['database']:.3f}"),
-        ("cores of CPU trainers busy with all trajectories", lambda row: f"{row['trainers']:,.1f}"),
-        ("share that a CPU trainer on one core trains on", lambda row: f"{row['trained']:.0%}"),
-        ("core-hours a day", lambda row: f"{24 * (row['cores'] + row['database'] + row['trainers']):,.0f}"),
+        (f"share of the limits: {limits}", lambda row: f"{row['of_limit']:.0%}"),
+        ("scores after an hour's end, with the defaults", lambda row: _scored(row["default_min"])),
+        ("the same under these limits", lambda row: _scored(row["default_limited"])),
+        ("least JUDGE_CONCURRENCY for scores within 60 min", lambda row: "none" if row["needed_min"] > 60 else f"{row['needed']}"),
+        ("scores after an hour's end then", lambda row: _scored(row["needed_min"])),
+        ("busy cores: workers", lambda row: f"{row['cores']:.3f}"),
+        ("busy cores: database", lambda row: f"{row['database']:.3f}"),
+        ("busy cores: CPU trainers, for all trajectories", lambda row: f"{row['trainers']:,.1f}"),
+        ("share that one core of CPU trainer trains on", lambda row: f"{row['trained']:.0%}"),
         ("cores to rent: workers, database, trainers", lambda row: " + ".join(map(str, row["rented"]))),
-        ("gigabytes a day, at 26 KB a trajectory", lambda row: f"{row['gb_day']:,.0f}"),
-        ("gigabytes in the database (days until archived)", lambda row: f"{row['gb']:,.0f} ({row['days']})"),
-        ("gigabytes in the archive after a year", lambda row: f"{row['archive_gb']:,.0f}"),
+        ("GB a day, at 26 KB a trajectory", lambda row: f"{row['gb_day']:,.0f}"),
+        ("GB in the database (days until archived)", lambda row: f"{row['gb']:,.0f} ({row['days']})"),
+        ("GB in the archive after a year", lambda row: f"{row['archive_gb']:,.0f}"),
         *((f"dollars a month: {name}", lambda row, name=name: f"{monthly_usd(row, usd)[name]:,.0f}") for name in monthly_usd(rows[0], usd)),
     ]
     columns = ["", *(f"{row['rate']:,} an hour" for row in rows)]
@@ -285,7 +268,7 @@ def tier_table(tiers: Sequence[Mapping[str, Any]], rates: Sequence[int] = RATES)
     return markdown_table(
         ["tier", "requests a minute", "tokens a minute", "trajectories an hour at most", *(f"{rate:,} an hour" for rate in rates)],
         [
-            [str(row["tier"]), f"{row['requests']:,}", f"{row['tokens']:,}", f"{row['most']:,.0f}", *map(_limited, row["states"])]
+            [str(row["tier"]), f"{row['requests']:,}", f"{row['tokens']:,}", f"{row['most']:,.0f}", *map(_scored, row["states"])]
             for row in tiers
         ],
     )
@@ -358,11 +341,10 @@ def main() -> int:
     rows, celery = compared(kept), compared_with_celery(kept)
     by_rate = projected(kept, given.latency, *limits)
     tables = {
-        "check": check_table(rows), "celery": celery_table(celery), "costs": cost_table(kept),
         "rates": rate_table(by_rate, *limits, {name: vars(given)[f"usd_{name}"] for name in USD}),
         "tiers": tier_table(by_tier(kept, given.latency, by_rate)),
-    }  # fmt: skip
-    print("\n\n".join(tables.values()))
+    }
+    print("\n\n".join((check_table(rows), celery_table(celery), cost_table(kept), *tables.values())))
     if given.write:
         text = PAGE.read_text()
         for name, table in tables.items():

@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -31,10 +32,10 @@ PICTURE, WIDTH, HEIGHT = PAGE.parents[1] / "images" / "fourteen-days-admin.png",
 
 
 def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
-    """The page in Markdown: what was asked of the days, what came of it, and the log."""
+    """The page in Markdown: the simulation, its facts at the end, and its events day by day."""
     held = [
         (
-            "hours that the plain reading of the rows (babylon_rl_tests/oracle.py) calls wrong",
+            "hours that a second reading of the rows (`babylon_rl_tests/oracle.py`) calls wrong",
             f"{len(outcome.wrong_hours)} of {outcome.hours}",
         ),
         ("ready hours without scores", outcome.unscored),
@@ -45,30 +46,34 @@ def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
         ("the best version that passed and was not rolled back", outcome.best),
     ]
     lines = [f"| {what} | {value} |" for what, value in held]
-    decisions = [f"| {version} | {decision} |" for version, decision in outcome.decisions.items()]
-    log = [f"| {moment:%d, %H:%M} | {sentence.replace('|', '/')} |" for moment, sentence in outcome.story]
+    by_day: dict[str, list[str]] = {}
+    for moment, sentence in outcome.story:
+        if not re.search(r"is completed\.$| is superseded ", sentence):  # the lines of gate and release show both
+            by_day.setdefault(f"{moment:%d}", []).append(_short(sentence))
+    log = [f"| {day} | {' '.join(sentences)} |" for day, sentences in by_day.items()]
     return "\n".join(
         [
             f"# {days} days that run by themselves",
             "",
-            f"`make fourteen-days` lives {days} days of a game, here in {minutes:.0f} minutes (two cores, load {load:.0f}):",
-            "eight scripted agents play two hours a day, and the sensors, schedules, conditions and the run queue of Dagster's daemon tick",
-            "with a clock of their own. Nobody touches anything. Rows come late, the judge is down for hours, its budget is spent on",
-            "another, the database stops and starts, a training crashes, one version reads the news wrongly, and the endpoint of one fails",
-            "while it is on trial. The command fails where any of this did not happen, or was not put right.",
-            "",
-            "The judge is scripted and answers over HTTP; the CPU trainer trains a tiny model; how well a version plays is scripted, and",
-            "the gate has to find it out. The second reading is `babylon_rl_tests/oracle.py`. CI runs the command.",
+            f"`make fourteen-days` simulates {days} days of a game, here in {minutes:.0f} minutes (two cores, load {load:.0f}):",
+            "eight scripted agents play two hours a day, and the sensors, schedules, conditions and run queue of Dagster's daemon run",
+            "with a simulated clock. Nobody touches anything. The judge and the versions' skills are scripted; the gate has to find them.",
+            "The command fails where an hour is wrong or without scores, a trajectory is used twice, or a fault was not put right.",
             "",
             "| at the end | |", "|---|---|", *lines, "",
             "![Trajectories recorded and trained, day by day](fourteen-days.png)", "",
-            "The admin page at the end of the last day. It calls the daemon dead, as daemon code that another program calls writes no",
-            "heartbeat:", "",
+            "The admin page at the end (it calls the daemon dead, as a daemon inside another program writes no heartbeat):", "",
             "![Readiness, hours, lineage, releases and alerts after the last day](../images/fourteen-days-admin.png)", "",
-            "| version | gate |", "|---|---|", *decisions, "",
-            "## What happened", "", "| day and time | what |", "|---|---|", *log, "",
+            "| day | events |", "|---|---|", *log, "",
         ]
     )  # fmt: skip
+
+
+def _short(sentence: str) -> str:
+    """A sentence of the log for a table; of the gate's the decision alone."""
+    if sentence.startswith("Gate, "):
+        sentence = sentence.split(". ")[0]
+    return sentence.replace("|", "/").rstrip(".") + "."
 
 
 def picture(running: Fortnight, scratch: Path) -> None:

@@ -21,9 +21,9 @@ import dagster as dg
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import HOURLY, HOURS_JOB
+from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.automation.launch import QUIET, hours_part, job_definition
-from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
+from babylon_rl.serving.dagster_client import HOURS_JOB, RANGE_END, RANGE_START
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server

@@ -26,6 +26,7 @@ from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_r
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.reporting.numbers import markdown_table
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
@@ -90,22 +91,19 @@ def measure(connection: Connection, span: tuple[str, str], chosen: Settings, sec
     return Measured(reliability_report(connection, *span, chosen), audited)
 
 
-def lines(measured: Measured) -> list[str]:
-    """One report as a Markdown table."""
-    rows = [f"| {what} | {number} | {words} |" for what, number, words in report_rows(measured.report)]
-    return ["| | 95 % interval | |", "|---|---|---|", *rows]
-
-
 def page(recorded: Measured, simulated: Measured) -> str:
     """docs/evidence/judge-report.md."""
     shown = "\n\n".join(f"![{title}](../images/{PREFIX}{name}.png)" for name, title in TITLES.items())
-    second = "" if simulated.audited is None else simulated.audited.sentence
+    numbers = [{name: number for name, number, _ in report_rows(measured.report)} for measured in (simulated, recorded)]
+    rows = [[name, *(found.get(name, "-") for found in numbers)] for name in numbers[0] if name not in UNMEASURED]
+    slope = simulated.report.position_slope
     return TEXT.format(
-        recorded="\n".join(lines(recorded)), simulated="\n".join(lines(simulated)), shown=shown, second=second,
-        slope=simulated.report.position_slope.value if simulated.report.position_slope else float("nan"),
+        table=markdown_table(("", f"{HOURS} simulated hours", "the recorded game's ready hours"), rows),
+        shown=shown, slope=slope.value if slope else float("nan"), hours=HOURS, agents=AGENTS,
     )  # fmt: skip
 
 
+UNMEASURED = ("with expected P&L", "cost")  # by `judge calibrate`; of a judge without a price
 TITLES = {
     "position": "Score against place in the request",
     "agreement": "Agreement between orders, by hour",
@@ -114,36 +112,21 @@ TITLES = {
 }
 TEXT = """# A report on a judge
 
-Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](../explanation/judge.md).
+Made by `python benchmarks/judge_report.py --write`. [The judge](../explanation/judge.md) says what each number means.
 
-The judge here is the [scripted one](../../babylon_rl_tests/scripted_judge/README.md), which is as good and as bad as it is told: it knows
-each agent's profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last.
-So the report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two
-orders, one the other backwards, and where these differ by more than 0.15 in two more.
+The judge is [scripted](../../babylon_rl_tests/scripted_judge/README.md): it knows each agent's profit, adds noise of 0.1, and gives the
+first place of a request 0.3 more than the last. The second judge has noise of 0.15 and no bias. Every group is shown in two orders, one
+the other backwards, and in two more where these differ by more than 0.15. {agents} scripted agents play the {hours} simulated hours.
 
-## 48 simulated hours of 8 scripted agents
+{table}
 
-{simulated}
+With 95 % intervals over hours. The report finds what was built in:
 
-{second}
-
-What it should find, and finds:
-
-* The planted **position bias** is -0.3; {slope:+.3f} is found, as scores end at 0 and 1. Nothing of it is left in the scores: over an
-  order and its reverse every episode stands in the middle. It is why orders differ by more than noise alone makes them, and what the second
-  order is paid for.
-* **Length** says nothing to this judge; what is taken out of P&L besides its rank is the bend of score over profit, which has nothing to do
-  with length ([judge.md](../explanation/judge.md)).
-* It goes by **profit** and nothing else; noise and the ends of the scale are what the correlation lacks to 1.
-* The **second judge** agrees as far as two noises let it.
+* **Position bias** -0.3 is found as {slope:+.3f}, as scores end at 0 and 1. The mean over an order and its reverse holds none of it.
+* **Length** says nothing to this judge.
+* **P&L** is all that it judges by: only noise and the ends of the scale keep the correlation below 1.
 
 {shown}
-
-## The recorded game's ready hours
-
-{recorded}
-
-Seven hours say little about a judge: the intervals are what to read.
 """
 
 

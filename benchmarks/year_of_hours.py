@@ -22,10 +22,9 @@ import dagster as dg
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.sources import observe
-from babylon_rl.automation.jobs import HOURS_JOB
 from babylon_rl.automation.launch import QUIET, hours_part, job_definition, run_hours
 from babylon_rl.serving.admin_page.views import page_view
-from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
+from babylon_rl.serving.dagster_client import HOURS_JOB, RANGE_END, RANGE_START
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect

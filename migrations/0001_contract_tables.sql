@@ -1,3 +1,5 @@
+\set migration 0001_contract_tables
+\ir psql/begin.sql
 -- The contract's tables, as the game makes them, each only where it is absent. A table that is there stays as it is: no column,
 -- index or key is added to it. Names are not qualified: the runner sets the search_path (public, or pg_temp to compare with).
 
@@ -682,3 +684,4 @@ DO $$ BEGIN
         CREATE UNIQUE INDEX "reward_judgments_trajectoryId_key" ON reward_judgments ("trajectoryId");
     END IF;
 END $$;
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0002_windows
+\ir psql/begin.sql
 -- What each hour holds, as last read: the window, its episodes, its rejected rows, and its market as a whole.
 
 CREATE TABLE babylon_rl.windows (
@@ -60,3 +62,4 @@ CREATE TABLE babylon_rl.market_windows (
     "dataVersion" text NOT NULL,
     "computedAt" timestamp(3) NOT NULL
 );
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0003_scores
+\ir psql/begin.sql
 -- What the judge said of each hour's group: the whole, and every episode in it.
 
 CREATE TABLE babylon_rl.group_scores (
@@ -24,3 +26,4 @@ CREATE TABLE babylon_rl.episode_scores (
     "reasoning" text NOT NULL,
     PRIMARY KEY ("window", "agentId")
 );
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0004_batches
+\ir psql/begin.sql
 -- Batches, what they froze, the write-ahead record of their trainings, and where every version came from.
 -- public.training_batches and public.trained_models hold what the game's monitors read; these hold what they have no column for.
 
@@ -93,3 +95,4 @@ CREATE TABLE babylon_rl.model_lineage (
     "createdAt" TIMESTAMP(3) NOT NULL
 );
 CREATE INDEX model_lineage_line ON babylon_rl.model_lineage ("baseModel");
+\ir psql/end.sql

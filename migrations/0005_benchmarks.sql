@@ -1,3 +1,5 @@
+\set migration 0005_benchmarks
+\ir psql/begin.sql
 -- Evidence: what every model did in every benchmark market, the report of each batch, and what was decided on its release.
 
 CREATE TABLE babylon_rl.benchmark_results (
@@ -52,3 +54,4 @@ CREATE TABLE babylon_rl.releases (
     CONSTRAINT releases_decision CHECK ("decision" IN ('pass', 'fail', 'inconclusive', 'not_compared'))
 );
 COMMENT ON TABLE babylon_rl.releases IS 'The decision of the gate on every version; nothing is deployed by it';
+\ir psql/end.sql

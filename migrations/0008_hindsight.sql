@@ -1,3 +1,5 @@
+\set migration 0008_hindsight
+\ir psql/begin.sql
 -- What only became known after an hour: whether its agents' actions were right, and which training texts hold what they must not.
 
 CREATE TABLE babylon_rl.hindsight (
@@ -45,3 +47,4 @@ CREATE TABLE babylon_rl.leaks (
     PRIMARY KEY ("window", "trajectoryId", "sequence", "kind")
 );
 COMMENT ON COLUMN babylon_rl.leaks."sequence" IS 'Place among the trajectory''s sequences that would train, from 0';
+\ir psql/end.sql

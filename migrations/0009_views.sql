@@ -1,3 +1,5 @@
+\set migration 0009_views
+\ir psql/begin.sql
 -- Views for people with psql: what the tables hold, one line per hour, episode, reason, batch and version.
 -- Their columns are snake_case, unlike those of all tables, because a name that needs no quotes can be typed; "window" is a
 -- reserved word of SQL, so the hour is window_id, as in the game's trajectories."windowId". Programs read the tables.
@@ -94,3 +96,4 @@ LEFT JOIN babylon_rl.releases r ON r."batchId" = l."batchId"
 ORDER BY l."createdAt" DESC, l."version" DESC;
 COMMENT ON VIEW babylon_rl.version_summary IS
     'One line per version that this pipeline trained, newest first, with the gate''s decision; its status stands in public.trained_models';
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0011_judge
+\ir psql/begin.sql
 -- What a language model was asked and answered, what it said of each group in every order, and the groups that have no score and why.
 
 CREATE TABLE babylon_rl.judge_secret (
@@ -82,3 +84,4 @@ ALTER TABLE babylon_rl.episode_scores
 COMMENT ON COLUMN babylon_rl.episode_scores."orderScores" IS 'The score in each order in which the group was shown';
 COMMENT ON COLUMN babylon_rl.episode_scores."places" IS 'Where the episode stood in each order: 0 first, 1 last';
 COMMENT ON COLUMN babylon_rl.episode_scores."flags" IS 'What in the agent''s text speaks to a judge';
+\ir psql/end.sql

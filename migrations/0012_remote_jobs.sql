@@ -1,3 +1,5 @@
+\set migration 0012_remote_jobs
+\ir psql/begin.sql
 -- Jobs of training services: a row is committed before a job is posted, and the job's id as soon as it is known.
 -- What was posted and is not known to have ended keeps every other job off its model.
 
@@ -32,3 +34,4 @@ COMMENT ON COLUMN babylon_rl.remote_jobs."state" IS 'posting: the post may have 
 COMMENT ON COLUMN babylon_rl.remote_jobs."discardedAt" IS 'When the step that it made was deleted from the service, because its batch had failed';
 CREATE UNIQUE INDEX remote_jobs_one_live_job ON babylon_rl.remote_jobs ("service", "model") WHERE "state" IN ('posting', 'running');
 CREATE INDEX remote_jobs_model ON babylon_rl.remote_jobs ("service", "model", "postedAt");
+\ir psql/end.sql

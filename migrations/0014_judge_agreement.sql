@@ -1,3 +1,5 @@
+\set migration 0014_judge_agreement
+\ir psql/begin.sql
 -- Whether a judge agrees with the market: rank correlations of its scores with what simulated agents of known skill earn.
 
 CREATE TABLE babylon_rl.judge_agreements (
@@ -28,3 +30,4 @@ COMMENT ON COLUMN babylon_rl.judge_agreements."money" IS 'Spearman of that P&L w
 COMMENT ON COLUMN babylon_rl.judge_agreements."overMoney" IS 'expected less money, hour by hour';
 COMMENT ON COLUMN babylon_rl.judge_agreements."withoutSpread" IS 'Hours in which all got the same score; their correlation counts as 0';
 COMMENT ON COLUMN babylon_rl.judge_agreements."rows" IS 'One object per agent: expected P&L with its standard error, mean P&L, mean score, mean rank';
+\ir psql/end.sql

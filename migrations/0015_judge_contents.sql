@@ -1,3 +1,5 @@
+\set migration 0015_judge_contents
+\ir psql/begin.sql
 -- What an answer was about, and what a quarantine rests on: opinions are compared on the same content, and a quarantine ends with its cause.
 
 ALTER TABLE babylon_rl.judge_requests ADD COLUMN "shownVersion" text NOT NULL DEFAULT '';
@@ -18,3 +20,4 @@ CREATE TABLE babylon_rl.judge_reservations (
 COMMENT ON TABLE babylon_rl.judge_reservations IS 'What the requests that a run has under way are expected to cost: all runs share JUDGE_BUDGET_USD';
 
 COMMENT ON COLUMN babylon_rl.remote_jobs."state" IS 'posting: the post may have been accepted; running: its id is known; refused: it trained nothing; lost: nobody saw it train; expired: a person gave it up';
+\ir psql/end.sql

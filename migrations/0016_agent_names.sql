@@ -1,3 +1,5 @@
+\set migration 0016_agent_names
+\ir psql/begin.sql
 -- The names that agents have been seen under: what is masked in an hour's texts does not follow a later change of name.
 
 CREATE TABLE babylon_rl.agent_names (
@@ -28,3 +30,4 @@ BEGIN
              WHERE agent.id IN (SELECT "agentId" FROM babylon_rl.episodes)', field, field);
     END LOOP;
 END $$;
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0017_judge_gain
+\ir psql/begin.sql
 -- What text that speaks to a judge was worth: a flagged group is judged once more with the flagged passages masked.
 
 ALTER TABLE babylon_rl.episode_scores ADD COLUMN "gain" double precision;
@@ -7,3 +9,4 @@ COMMENT ON COLUMN babylon_rl.episode_scores."flags" IS 'What in the agent''s nam
 -- Hours that were judged with flags before are compared with what would be asked now: they are judged again unless nothing of them is masked.
 UPDATE babylon_rl.group_scores held SET "sourcesVersion" = ''
 WHERE EXISTS (SELECT FROM babylon_rl.episode_scores one WHERE one."window" = held."window" AND cardinality(one."flags") > 0);
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0021_releases
+\ir psql/begin.sql
 -- Rollouts: which agents get which version, since when, by whom and why. babylon_rl.releases keeps the gate's decisions.
 
 CREATE TABLE babylon_rl.rollouts (
@@ -62,3 +64,4 @@ CREATE TABLE babylon_rl.version_hours (
     PRIMARY KEY ("version", "window")
 );
 COMMENT ON TABLE babylon_rl.version_hours IS 'Recorded calls that a version answered and agents that it answered, by hour; the sums go to trained_models';
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0022_ab_tests
+\ir psql/begin.sql
 -- A/B tests: versions compared on live agents, each agent in one arm for as long as the test runs.
 
 CREATE TABLE babylon_rl.ab_tests (
@@ -22,3 +24,4 @@ COMMENT ON COLUMN babylon_rl.ab_tests."expectedEffect" IS 'Dollars an agent-hour
 CREATE UNIQUE INDEX ab_tests_one_running ON babylon_rl.ab_tests ((TRUE)) WHERE "state" = 'running';
 CREATE TRIGGER ab_tests_notify AFTER INSERT OR UPDATE OR DELETE ON babylon_rl.ab_tests
     FOR EACH STATEMENT EXECUTE FUNCTION babylon_rl.notify_releases();
+\ir psql/end.sql

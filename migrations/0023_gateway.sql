@@ -1,3 +1,5 @@
+\set migration 0023_gateway
+\ir psql/begin.sql
 -- Clients of the gateway, and one row for each call that was routed. Texts of recorded calls are in llm_call_logs.
 
 CREATE TABLE babylon_rl.client_keys (
@@ -45,3 +47,4 @@ COMMENT ON COLUMN babylon_rl.gateway_calls."fallback" IS 'Why the base answered 
 COMMENT ON COLUMN babylon_rl.gateway_calls."status" IS 'HTTP status; 499: the client left; 502 and 504 also for streams that broke';
 CREATE INDEX gateway_calls_by_version ON babylon_rl.gateway_calls ("chosenVersion", "at");
 CREATE INDEX gateway_calls_by_agent ON babylon_rl.gateway_calls ("agentId", "at");
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0024_confirmations
+\ir psql/begin.sql
 -- Confirmations: a version that passed the gate against the deployed one, in markets that no decision has used before.
 
 CREATE TABLE babylon_rl.confirmations (
@@ -17,3 +19,4 @@ CREATE TABLE babylon_rl.confirmations (
 COMMENT ON COLUMN babylon_rl.confirmations."reference" IS 'The deployed version; NULL: the base, as none was deployed';
 COMMENT ON COLUMN babylon_rl.confirmations."level" IS 'Confirmed when p is at most this; fixed with the markets before anything is played';
 COMMENT ON COLUMN babylon_rl.confirmations."improvement" IS 'Dollars an hour above the reference, mean over the markets';
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0027_alerts
+\ir psql/begin.sql
 -- Alerts: causes that a person should know, each sent once.
 
 CREATE TABLE babylon_rl.alerts (
@@ -20,3 +22,4 @@ COMMENT ON COLUMN babylon_rl.alerts."sentAt" IS 'When every channel that is set 
 COMMENT ON COLUMN babylon_rl.alerts."resolvedAt" IS 'When the cause was first not seen any more; NULL while it lasts';
 COMMENT ON COLUMN babylon_rl.alerts."channels" IS 'Channels that have taken it';
 COMMENT ON COLUMN babylon_rl.alerts."error" IS 'Why the last try did not reach every channel; NULL after one that did';
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0035_kept_counts
+\ir psql/begin.sql
 -- Counts of what could train, kept by automation so that a look at the status need not count a large table.
 
 CREATE TABLE babylon_rl.kept_counts (
@@ -13,3 +15,4 @@ COMMENT ON COLUMN babylon_rl.kept_counts."mark" IS 'Watermark of the tables coun
 COMMENT ON COLUMN babylon_rl.kept_counts."windows" IS 'Freezable trajectories by window';
 COMMENT ON COLUMN babylon_rl.kept_counts."notTrainable" IS 'Other new trajectories of hours that were read, by reason';
 COMMENT ON COLUMN babylon_rl.kept_counts."seconds" IS 'What counting took';
+\ir psql/end.sql

@@ -1,3 +1,5 @@
+\set migration 0040_usage_counted
+\ir psql/begin.sql
 -- Up to when recorded calls of versions are counted, so that a count reads no older ones, also where none was found.
 
 CREATE TABLE babylon_rl.usage_counted (
@@ -5,3 +7,4 @@ CREATE TABLE babylon_rl.usage_counted (
     "countedTo" TIMESTAMP(3) NOT NULL
 );
 COMMENT ON TABLE babylon_rl.usage_counted IS 'Time of the last count of recorded calls that a version answered (version_hours)';
+\ir psql/end.sql

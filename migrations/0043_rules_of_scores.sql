@@ -1,3 +1,5 @@
+\set migration 0043_rules_of_scores
+\ir psql/begin.sql
 -- What the judge is shown of the market as the graph stored it, and by which rules an hour's scores were made.
 
 ALTER TABLE babylon_rl.market_windows ADD COLUMN "outcomes" text;
@@ -11,3 +13,4 @@ COMMENT ON COLUMN babylon_rl.group_scores."rulesChanged" IS 'A rule, a setting o
 
 -- The heuristic judges an hour's episodes and nothing else.
 UPDATE babylon_rl.group_scores SET "sourcesVersion" = "inputVersion" WHERE "judge" = 'heuristic' AND "sourcesVersion" = '' AND NOT "stale";
+\ir psql/end.sql

@@ -16,6 +16,9 @@ from pydantic import SecretStr
 
 API = {
     "Recording agents": "babylon_rl.recorder",
+    "Inference": "babylon_rl.serving.inference",
+    "DataFrames": "babylon_rl.frames",
+    "Alerts": "babylon_rl.alerts",
     "Windows": "babylon_rl.windows",
     "Errors": "babylon_rl.errors",
     "Settings": "babylon_rl.settings",

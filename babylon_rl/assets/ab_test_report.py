@@ -50,7 +50,7 @@ def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     metadata["arms"] = table([arm | {"interval": str(arm["interval"])} for arm in document["arms"]])
     # An arm without an interval yet is drawn as its mean alone.
     bounds = [tuple(arm["pnl"] if bound is None else bound for bound in arm["interval"]) for arm in arms]
-    metadata["pnl"] = embedded(bar_plot("P&L by arm", "dollars an agent-hour", [(a["version"], a["pnl"]) for a in arms], intervals=bounds))
-    metadata["course"] = embedded(line_plot("P&L so far", "dollars an agent-hour", course(newest), x_label="hours of an agent"))
+    bars = bar_plot("P&L by arm", "dollars an agent-hour", [(a["version"], a["pnl"]) for a in arms], intervals=bounds)
+    metadata |= embedded([bars, line_plot("P&L so far", "dollars an agent-hour", course(newest), x_label="hours of an agent")])
     metadata["document"] = dg.MetadataValue.json(document)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(content_version(document)))

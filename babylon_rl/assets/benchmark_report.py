@@ -9,7 +9,18 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, admin_link, batch_of, batches, column_schema, counts, described, embedded, table
+from babylon_rl.assets.partitions import (
+    OWNERS,
+    admin_link,
+    batch_of,
+    batches,
+    column_schema,
+    counts,
+    described,
+    embedded,
+    table,
+    with_interval,
+)
 from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.reporting.plots import Picture, bar_plot
@@ -18,8 +29,7 @@ from babylon_rl.traces import traced_step
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
-    "model": "model", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs reference $/h",
-    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold",
+    "model": "model", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs ref.", "winRate": "wins", "holdShare": "hold",
 }  # fmt: skip
 COLUMNS = column_schema(
     model=("text", "A version, the base, or a strategy"),
@@ -79,21 +89,22 @@ def benchmark_report(
         )
     tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
-    decisions = runs_directory(babylon.settings.home, report.version)
-    if decisions.is_dir():  # a version that could not be played here has none
-        metadata["decisions"] = dg.MetadataValue.path(decisions)
-    look = f"babylon-rl benchmark compare {report.version} base --gate --report page"
-    metadata["look_at_decisions"] = dg.MetadataValue.md(f"`{look}`")
-    metadata["report"] = dg.MetadataValue.md(report.table_markdown)
+    metadata["results"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in map(with_interval, report.rows)])
     # A report without its own plot gets a simple bar plot.
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
-    metadata["pnl"] = (
-        embedded(Picture("P&L with intervals", report.plot_png))
-        if report.plot_png is not None
-        else embedded(bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals))
+    metadata |= embedded(
+        [
+            Picture("P&L with intervals", report.plot_png)
+            if report.plot_png is not None
+            else bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
+        ]
     )
-    metadata["results"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in report.rows])
+    metadata["report"] = dg.MetadataValue.md(report.table_markdown)
+    decisions = runs_directory(babylon.settings.home, report.version)
+    if decisions.is_dir():  # a version that could not be played here has none
+        metadata["decisions"] = dg.MetadataValue.path(decisions)
+    metadata["look_at_decisions"] = f"babylon-rl benchmark compare {report.version} base --gate --report page"
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.data_version))
 
 

@@ -85,9 +85,7 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
     # Best agents first; equal shares by id, so that the plot is stable.
     shares = sorted(((agent.agent_id, agent.share) for agent in agents if agent.share is not None), key=lambda entry: (-entry[1], entry[0]))
     if drawn and shares:
-        metadata["right_by_agent"] = embedded(
-            bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)
-        )
+        metadata |= embedded([bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)])
     if agents:
         metadata["agents"] = table([_row(agent) for agent in agents])
     return HourReport(seen.data_version, metadata)

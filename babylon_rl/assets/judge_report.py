@@ -63,7 +63,7 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
     metadata |= _numbers(document)
     metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in report_rows(report)])
-    metadata |= {name: embedded(Picture(name, png)) for name, png in draw_plots(report).items()}
+    metadata |= embedded([Picture(name, png) for name, png in draw_plots(report).items()])
     metadata["document"] = dg.MetadataValue.json(document)
     if audited is not None:
         metadata["second_judge"] = audited.sentence
@@ -115,7 +115,7 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
         passed=bool(hours) and share <= MOST_QUARANTINED,
         severity=dg.AssetCheckSeverity.WARN,
         description=sentence + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "." if hours else ""),
-        metadata={"quarantined_share": share},
+        metadata={"quarantined_share": share} if share else {},
     )
 
 

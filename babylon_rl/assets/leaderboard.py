@@ -4,15 +4,14 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table
+from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table, with_interval
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.traces import traced_step
 
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
-    "place": "place", "model": "who", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs base $/h",
-    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold", "decision": "gate", "status": "status",
+    "place": "#", "model": "who", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs base", "decision": "gate",
 }  # fmt: skip
 COLUMNS = column_schema(
     place=("integer", "1 earned the most"),
@@ -49,8 +48,8 @@ def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]
     rows = [line.document for line in board.lines]
     best = board.best
     # Headline numbers first, then table and plot.
-    metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
+    metadata = counts(len(rows), best_version=best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked))
+    metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in map(with_interval, rows)])
+    metadata |= embedded([Picture("P&L with intervals", png)])
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
-    metadata["pnl"] = embedded(Picture("P&L with intervals", png))
-    metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in rows])
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(board.data_version))

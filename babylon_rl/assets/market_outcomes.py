@@ -1,6 +1,6 @@
 """Asset ``market_outcomes``: price changes, probabilities and news of every hour."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -20,7 +20,7 @@ from babylon_rl.assets.partitions import (
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import market_rules, note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
-from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
+from babylon_rl.reporting.plots import Paths, Picture, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
 from babylon_rl.traces import traced_step
@@ -69,17 +69,17 @@ def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictu
     prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
     odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
     shown = {market.window: _pictures(market, prices, odds) for market in drawn}
-    return {window: _report(outcomes.get(window), shown.get(window, {})) for window in windows}
+    return {window: _report(outcomes.get(window), shown.get(window, [])) for window in windows}
 
 
-def _report(market: WindowOutcomes | None, shown: Mapping[str, Any]) -> HourReport:
+def _report(market: WindowOutcomes | None, shown: Sequence[Picture]) -> HourReport:
     if market is None or not (market.stocks or market.predictions):
         return HourReport(NOTHING, counts(0, market=NOTHING))
     stocks = [
         {
-            "ticker": s.ticker, "change %": s.change_percent, "start $": s.start_price, "end $": s.end_price,
-            "sentiment": s.sentiment, "news": len(s.news), "flags": ", ".join(s.flags),
-        }
+            "ticker": s.ticker, "move %": s.change_percent, "from $": s.start_price, "to $": s.end_price,
+            "sentiment": s.sentiment, "news": len(s.news),
+        } | ({"flags": ", ".join(s.flags)} if market.flags else {})
         for s in market.stocks
     ]  # fmt: skip
     predictions = [
@@ -93,15 +93,15 @@ def _report(market: WindowOutcomes | None, shown: Mapping[str, Any]) -> HourRepo
         flags=len(market.flags),
         changed=market.changed,
     )
-    metadata |= {**shown, "stocks": table(stocks), "predictions": table(predictions)}
+    metadata |= {**embedded(shown), "stocks": table(stocks), "predictions": table(predictions)}
     return HourReport(market.data_version, metadata)
 
 
-def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], odds: Mapping[tuple[str, str], Path]) -> dict[str, Any]:
-    pictures: dict[str, Any] = {}
+def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], odds: Mapping[tuple[str, str], Path]) -> list[Picture]:
+    pictures = []
     if market.stocks:
         moves = sorted(((s.ticker, _drawable(s.change_percent)) for s in market.stocks), key=lambda move: -move[1])
-        pictures["price_changes"] = embedded(bar_plot(f"Price changes, {market.window}", "percent", moves))
+        pictures.append(bar_plot(f"Price changes, {market.window}", "percent", moves))
     # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
     swingers = sorted(market.predictions, key=lambda prediction: -abs(_swing(prediction)))
@@ -113,7 +113,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     ]
     moved = [panel for panel in panels if panel.series]
     if moved:
-        pictures["within_the_hour"] = embedded(path_plot(f"Within the hour, {market.window}", moved))
+        pictures.append(path_plot(f"Within the hour, {market.window}", moved))
     return pictures
 
 

@@ -14,24 +14,30 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.resources import Babylon, tag_run
+from babylon_rl.reporting.numbers import percent
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.serving.dagster_client import BATCHES
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import DatabaseSettings, Settings, load_settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.versions import content_version
-from babylon_rl.windows import WINDOW_FORMAT, is_complete
+from babylon_rl.windows import WINDOW_FORMAT, newest_complete, next_window, utc_now
 
 OWNERS = ["team:babylon-rl"]
 MOST_TABLE_ROWS = 100
-SIGNIFICANT = 5
+SIGNIFICANT, SIGNIFICANT_IN_TABLES = 5, 4  # a table of eight columns fits a page of 1,440 pixels
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
 
 
 def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
-    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``."""
+    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``.
+
+    Under Dagster's own key for it they would fill the first screen of the asset's page.
+    """
     described = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
-    return {"dagster/column_schema": dg.TableSchema(described)}
+    return {"columns": dg.TableSchema(described)}
 
 
 def described(text: str, when_red: str) -> str:
@@ -45,8 +51,8 @@ def admin_link(settings: Settings) -> dict[str, dg.UrlMetadataValue]:
 
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
-    """The row count under the key that Dagster plots, and values that are not None."""
-    return {"dagster/row_count": rows} | {name: _readable(value) for name, value in numbers.items() if value is not None}
+    """Values that are not None, and after them the row count under the key that Dagster plots."""
+    return {name: _readable(value) for name, value in numbers.items() if value is not None} | {"dagster/row_count": rows}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
@@ -58,9 +64,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
-def embedded(picture: Picture) -> dg.MarkdownMetadataValue:
-    """The picture in Markdown, as a data URI."""
-    return dg.MetadataValue.md(f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})")
+def embedded(pictures: Sequence[Picture]) -> dict[str, dg.MarkdownMetadataValue]:
+    """All pictures of a page as one entry of its metadata, in Markdown as data URIs; empty without pictures."""
+    shown = (f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})" for picture in pictures)
+    return {"pictures": dg.MetadataValue.md("\n\n".join(shown))} if pictures else {}
+
+
+def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a report in whole dollars and percent, with its interval as one text: tables of pages are narrow."""
+    whole = {name: round(row[name]) for name in ("pnl", "improvement") if row.get(name) is not None}
+    shares = {name: percent(row[name]) for name in ("winRate", "holdShare") if row.get(name) is not None}
+    bounds = row.get("low"), row.get("high")
+    return {**row, **whole, **shares, "interval": None if None in bounds else "{:+.0f} to {:+.0f}".format(*bounds)}
 
 
 def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:
@@ -72,13 +87,13 @@ def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.Markdown
     return dg.MetadataValue.md("\n".join(lines) or "none")
 
 
-def _readable(value: Any) -> Any:
-    """Round floats to SIGNIFICANT digits; return everything else unchanged."""
-    return float(f"{value:.{SIGNIFICANT}g}") if isinstance(value, float) else value
+def _readable(value: Any, digits: int = SIGNIFICANT) -> Any:
+    """Round floats to ``digits`` significant ones; return everything else unchanged."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _cell(value: Any) -> str | int | float | bool | None:
-    value = _readable(value)
+    value = _readable(value, SIGNIFICANT_IN_TABLES)
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
@@ -88,7 +103,25 @@ def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 AS_LOADED = load_settings()  # of the environment in which the code location was loaded
-hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, fmt=WINDOW_FORMAT)
+
+
+def end_of_hours(settings: DatabaseSettings, now: datetime) -> str | None:
+    """The hour after the last partition; None where partitions go on with the clock.
+
+    A game that went on after LAST_WINDOW has no last hour. That is looked up where DATABASE_URL is given, as to every process of `dev`.
+    """
+    if settings.last_window is None:
+        return None
+    if (database := Database.of(settings)) is not None:
+        with database.connect(autocommit=True) as connection:
+            newest = newest_window_with_rows(connection, newest_complete(now))
+        if newest is not None and newest > settings.last_window:
+            return None
+    return next_window(settings.last_window)
+
+
+END_OF_HOURS = end_of_hours(AS_LOADED, utc_now())
+hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, end_date=END_OF_HOURS, fmt=WINDOW_FORMAT)
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 # Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.
@@ -96,32 +129,17 @@ MOST_HOURS_WITH_TABLES = 720
 MOST_HOURS_WITH_PLOTS = 24
 
 
-def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
-    """The hours that a run was started for; tags the run with them. Raises dagster.Failure: it names none, or one that has not ended."""
-    if not (context.has_partition_key or context.has_partition_key_range):
-        raise _refused(
-            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', '
-            "or a range (docs/reference/ui.md)."
-        )
+def hours_of(context: dg.AssetExecutionContext) -> list[str]:
+    """The hours that a run was started for; tags the run with them."""
     windows = list(context.partition_keys)
-    # An hour that has not ended would be read in part, and its content would count as that of the hour.
-    unfinished = next((window for window in windows if not is_complete(window, now)), None)
-    if unfinished is not None:
-        raise _refused(f"{unfinished} has not ended; an hour is read once it is over.")
     tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
     return windows
 
 
 def batch_of(context: dg.AssetExecutionContext) -> str:
-    """The batch that a run was started for; tags the run with it. Raises dagster.Failure: it names none."""
-    if not context.has_partition_key:
-        raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
+    """The batch that a run was started for; tags the run with it."""
     tag_run(context, batch=str(context.partition_key))
     return str(context.partition_key)
-
-
-def _refused(sentence: str) -> dg.Failure:
-    return dg.Failure(sentence, allow_retries=False)
 
 
 @dataclass(frozen=True)
@@ -149,7 +167,7 @@ def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of
 
     A run of one hour has the hour's data version, a range one version of all its hours.
     """
-    windows = hours_of(context, babylon.now())
+    windows = hours_of(context)
     versions: dict[str, str] = {}
     with babylon.connection() as connection:
         for some in reading_chunks(connection, windows):

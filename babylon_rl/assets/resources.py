@@ -14,6 +14,7 @@ server or its machine is tagged by automation/instance.py. A process that was ki
 """
 
 import _thread
+import json
 import logging
 import math
 import threading
@@ -22,16 +23,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import dagster as dg
 import psycopg
 
+from babylon_rl.assets.run_parts import no_batch, why_no_part
 from babylon_rl.assets.workers import TASK_TAG, why_refused
 from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START
+from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
@@ -44,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
 WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "babylon_rl/version"
 ENDED_TAG = "babylon_rl/ended"
+REPOSITORY_TAG, NO_RETRIES_TAG = ".dagster/repository", "dagster/max_retries"
 _STOPPED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
 
@@ -276,6 +280,9 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     if run is None:
         yield babylon
         return
+    if context.instance is not None:
+        _show_in_code_location(context.instance, run)
+        _refuse_without_part(context.instance, run, babylon)
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
@@ -290,6 +297,40 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
                 _LOG.info("it ended")
             else:
                 _LOG.error("it failed: %s", reason)
+
+
+def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Give a run of a command its job in the code location, so that the UI shows it on the start page and the job's page.
+
+    Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
+    """
+    if run.remote_job_origin is not None:
+        return
+    origin = {
+        "__class__": "ExternalPipelineOrigin",
+        "external_repository_origin": {
+            "__class__": "ExternalRepositoryOrigin",
+            "repository_location_origin": {"__class__": "RegisteredRepositoryLocationOrigin", "location_name": LOCATION},
+            "repository_name": REPOSITORY,
+        },
+        "pipeline_name": run.job_name,
+    }
+    instance.add_run_tags(run.run_id, {REPOSITORY_TAG: f"{REPOSITORY}@{LOCATION}", NO_RETRIES_TAG: "0"})
+    tagged = instance.get_run_by_id(run.run_id)
+    assert tagged is not None
+    stored: Any = dg.deserialize_value(json.dumps(origin))
+    instance.run_storage.replace_job_origin(tagged, stored)
+
+
+def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babylon: Babylon) -> None:
+    """Cancel a run without hours or a batch, or with wrong ones: a failed one would leave every asset that it planned red."""
+    batch_id = run.tags.get(PARTITION_TAG)
+    why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
+    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, str(batch_id)):
+        why_not = no_batch(str(batch_id))
+    if why_not is not None:
+        instance.report_run_canceled(run, why_not)
+        raise dg.DagsterExecutionInterruptedError(why_not)
 
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:

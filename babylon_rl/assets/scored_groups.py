@@ -120,7 +120,7 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
         metadata["other_rules"] = dg.MetadataValue.text(OTHER_RULES)
     if drawn:
         title = f"Scores by agent, {group.window} ({group.judge})"
-        metadata["scores_by_agent"] = embedded(bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores]))
+        metadata |= embedded([bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores])])
     metadata["scores"] = table(
         [
             {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": s.reasoning[:300]}

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import DATA_VERSION_TAG, OWNERS, column_schema, described, hours
+from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, OWNERS, column_schema, described, hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
@@ -70,12 +70,12 @@ def storage_id(instance: dg.DagsterInstance) -> str:
 def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, watermark: str | None = None) -> Observed:
     """Compare the recent hours (``full``: all from FIRST_WINDOW) with what was last reported; return the changes.
 
-    Only hours that ended OUTCOME_DELAY ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
-    is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is read while
-    ``watermark``, from an earlier observation whose changes were all reported, is still current.
+    Only hours of the graph that ended OUTCOME_DELAY ago are read. An hour whose rows are gone changes to ``no rows``. An hour with
+    trajectories is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is
+    read while ``watermark``, from an earlier observation whose changes were all reported, is still current.
     """
     storage = storage_id(instance)
-    end = window_of(babylon.now() - OUTCOME_DELAY)
+    end = min(filter(None, (window_of(babylon.now() - OUTCOME_DELAY), END_OF_HOURS)))
     first = babylon.settings.first_window
     if end <= first:
         return Observed(storage, {}, {})

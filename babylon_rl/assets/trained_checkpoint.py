@@ -21,19 +21,22 @@ from babylon_rl.assets.partitions import (
 )
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
-from babylon_rl.reporting.plots import line_plot
+from babylon_rl.reporting.plots import Picture, curve_panels, line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
-from babylon_rl.store.registry import note_tracking, note_tracking_refusal
-from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.store.registry import note_tracking, note_tracking_refusal, read_models
 from babylon_rl.traces import traced_step
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
+from babylon_rl.training.curves import overlaid, training_curves
 from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iteration_numbers, record_artifact, refusal
 
 POOL = "trainer"
-MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")
+# What is measured of the policy in an iteration, by the heads of a table that is narrow enough for a page.
+POLICY = {
+    "entropy": "entropy", "kl": "KL", "topActionShare": "top act", "ratio": "ratio", "servedKl": "served KL", "gradientNorm": "gradient",
+}  # fmt: skip
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(
     version=("text", "The version, global over all lines"),
@@ -62,14 +65,12 @@ COLUMNS = column_schema(
 )
 @traced_step
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    seen: list[StepMetrics] = []
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
         # Made before the training, which it must not fail: it starts its process with the first iteration that it sends.
         tracker = Tracker(required_batch(connection, batch_id), babylon.settings)
 
         def on_step(step: StepMetrics) -> None:
-            seen.append(step)
             tracker.step(step)
             babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
             context.log.info(
@@ -88,11 +89,13 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
         artifact = _artifact(connection, trained, babylon)
+        line = [model for model in read_models(connection) if model.version in (trained.model.version, trained.model.parent_version)]
+        curves = training_curves(connection, line)
     for words in filter(None, (sent.words, artifact)):
         context.log.info(words)
     tag_run(context, version=trained.model.version)
     version = trained.model.manifest_sha or trained.model.version
-    metadata = _metadata(trained, seen, numbers, sent) | admin_link(babylon.settings)
+    metadata = _metadata(trained, curves, sent) | admin_link(babylon.settings)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
 
 
@@ -144,51 +147,51 @@ def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
     return f"The checkpoint is the artifact {(sent.answer or {}).get('artifact')}."
 
 
-def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: WandbResult) -> dict[str, Any]:
+def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]], sent: WandbResult) -> dict[str, Any]:
+    """Facts and plots; ``curves`` are the optimizer steps of the version and of its parent."""
     model = trained.model
     metadata = counts(
         1,
         version=model.version,
-        model_id=model.model_id,
-        base_model=model.base_model,
-        backend=model.backend,
         parent=model.parent_version or "the base",
-        checkpoint=dg.MetadataValue.path(trained.checkpoint),
-        storage_path=model.storage_path,
-        uploaded_to=model.uploaded_url,
-        weights_and_biases=_link(sent),
         loss=trained.batch.loss,
         avg_reward=model.avg_reward,
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
-        upstream_windows=linked_windows(model.windows, UPSTREAM),
     )
+    metadata |= embedded(_pictures(trained, curves))
+    metadata["iterations"] = table([_row(step) for step in trained.steps])
+    if any(step.metrics for step in trained.steps):
+        metadata["policy"] = table([_policy(step) for step in trained.steps])
     preflight = _preflight(trained.batch)
     if preflight:
         metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
-    # A run that goes on with a training has not seen the optimizer's steps before it; its iterations are all on record.
-    whole = {step.iteration for step in seen} >= {step.iteration for step in trained.steps}
-    followed: Sequence[StepMetrics | TrainingStep] = seen if whole else trained.steps
-    x_label = "step" if whole else "iteration"
-    # Plots: loss, entropy and rewards, each only if it was measured.
-    losses = [step.loss for step in followed if step.loss is not None]
+    places: dict[str, Any] = {
+        "base_model": model.base_model,
+        "backend": model.backend,
+        "model_id": model.model_id,
+        "checkpoint": dg.MetadataValue.path(trained.checkpoint),
+        "storage_path": model.storage_path,
+        "uploaded_to": model.uploaded_url,
+        "weights_and_biases": _link(sent),
+        "upstream_windows": linked_windows(model.windows, UPSTREAM),
+    }
+    return metadata | {name: value for name, value in places.items() if value is not None}
+
+
+def _pictures(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
+    """Curves of loss, and of all that was measured by optimizer step beside the parent's."""
+    model, pictures = trained.model, list[Picture]()
+    steps = curves.get(model.version)
+    losses = [row["loss"] for row in steps or [{"loss": step.loss} for step in trained.steps] if row["loss"] is not None]
     if losses:
-        curves = {"loss": losses}
+        x_label, shown = "step" if steps else "iteration", {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
-            curves[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
-        metadata["loss_curve"] = embedded(line_plot(f"Loss of {model.version}", "loss", curves, x_label=x_label))
-    entropies = [metrics["entropy"] for metrics in (step.metrics or {} for step in followed) if "entropy" in metrics]
-    if entropies:
-        # Falling towards 0 means that the policy collapses into one answer.
-        metadata["entropy_curve"] = embedded(
-            line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies}, x_label=x_label)
-        )
-    rewards = [numbers[step.iteration]["rewardMean"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
-    if rewards:
-        spreads = [numbers[step.iteration]["rewardSpread"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
-        curves = {"mean": rewards, "spread in a group": spreads}
-        metadata["reward_curve"] = embedded(line_plot(f"Rewards that {model.version} learned from", "score", curves, x_label="iteration"))
-    metadata["iterations"] = table([_row(step) for step in trained.steps])
-    return metadata
+            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
+        pictures.append(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
+    if steps:
+        over = f", over that of {model.parent_version}" if len(curves) > 1 else ""
+        pictures.append(curve_panels(f"Training of {model.version}{over}, by optimizer step", overlaid(curves)))
+    return pictures
 
 
 def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
@@ -199,9 +202,14 @@ def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
 
 def _row(step: Any) -> dict[str, Any]:
     return {
-        "iteration": step.iteration, "loss": step.loss, "trainable tokens": step.trainable_tokens,
-        "sequences": step.sequences, "windows": len(step.windows),
-    } | {name: step.metrics[name] for name in MEASURED if name in (step.metrics or {})}  # fmt: skip
+        "iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens,
+        "sequences": step.sequences, "hours": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
+    }  # fmt: skip
+
+
+def _policy(step: Any) -> dict[str, Any]:
+    measured = step.metrics or {}
+    return {"no.": step.iteration} | {title: measured[name] for name, title in POLICY.items() if name in measured}
 
 
 def _smoothed(numbers: list[float]) -> list[float]:

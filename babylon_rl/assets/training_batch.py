@@ -8,7 +8,7 @@ from babylon_rl.assets.partitions import OWNERS, batch_of, batches, column_schem
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.traces import traced_step
 from babylon_rl.training.batches import Prepared, prepare_batch
-from babylon_rl.versions import content_version
+from babylon_rl.training.publishing import data_version
 
 UPSTREAM = ("window_groups", "market_outcomes", "scored_groups")
 COLUMNS = column_schema(
@@ -43,7 +43,7 @@ def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
         prepared = prepare_batch(connection, batch_id, babylon.settings, babylon.now())
     tag_run(context, version=prepared.batch.version)
-    return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(_version(prepared)))
+    return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(data_version(prepared.remaining)))
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:
@@ -60,12 +60,8 @@ def _metadata(prepared: Prepared) -> dict[str, Any]:
         parent=batch.parent_version or "the base",
         dropout=dict(batch.dropout) or None,
         dropped_groups=dict(prepared.dropped_groups) or None,
-        upstream_windows=linked_windows(windows, UPSTREAM),
         episodes=table(
             [{"window": e.window, "rank": e.rank, "agent": e.agent_id, "score": e.score, "advantage": e.advantage} for e in best]
         ),
+        upstream_windows=linked_windows(windows, UPSTREAM),
     )
-
-
-def _version(prepared: Prepared) -> str:
-    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in prepared.remaining])

@@ -20,6 +20,7 @@ from babylon_rl.assets.partitions import (
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import episode_rules, note_changes
+from babylon_rl.reporting.numbers import percent
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
@@ -82,13 +83,13 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
         changed=facts.changed,
     )
     # Plots for the newest hour of a run only; tables for every hour.
+    pictures = []
     if drawn and episodes:
-        metadata["pnl_by_agent"] = embedded(
-            bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes])
-        )
+        pictures.append(bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes]))
     if drawn and facts.rejected:
         title = f"Rejected rows, {facts.window} ({sum(facts.rejected.values())} of {facts.rows})"
-        metadata["rejected_by_reason"] = embedded(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
+        pictures.append(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
+    metadata |= embedded(pictures)
     if episodes:
         metadata["episodes"] = table([_row(episode) for episode in episodes])
     if rejected:
@@ -102,11 +103,9 @@ def _row(episode: Episode) -> dict[str, Any]:
     return {
         "agent": episode.agent_id,
         "P&L $": episode.window_pnl,
-        "win rate": episode.win_rate,
+        "wins": None if episode.win_rate is None else percent(episode.win_rate),
         "steps": episode.steps,
         "trades": episode.trades,
-        "posts": episode.posts,
-        "trajectories": len(episode.trajectory_ids),
         "usable": episode.usable,
-        "trainable": episode.trainable_sequences,
+        "trains": episode.trainable_sequences,
     }

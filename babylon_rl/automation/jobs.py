@@ -11,13 +11,13 @@ import dagster as dg
 from babylon_rl.assets.partitions import AS_LOADED
 from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.cleanup import cleanup_job
-from babylon_rl.serving.dagster_client import EVIDENCE, HOURS, SCORE_JOB, TRAIN_JOB, TRAINER, TRAINING_ASSETS, trained_assets
+from babylon_rl.serving.dagster_client import EVIDENCE, HOURS, HOURS_JOB, SCORE_JOB, TRAIN_JOB, TRAINER, TRAINING_ASSETS, trained_assets
 from babylon_rl.settings import AutomationSettings, Settings
 
 _RUNNING = AS_LOADED.automation_status == "running"
 SENSORS = dg.DefaultSensorStatus.RUNNING if _RUNNING else dg.DefaultSensorStatus.STOPPED
 SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultScheduleStatus.STOPPED
-HOURS_JOB, CHECKS_JOB, OBSERVE_JOB = "hours", "check_hours", "observe"
+CHECKS_JOB, OBSERVE_JOB = "check_hours", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 KUBERNETES_TAG = "dagster-k8s/config"
@@ -25,7 +25,6 @@ SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
 BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
-SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 HOURS_TAGS, EVIDENCE_TAGS = job_tags(AS_LOADED, HOURS), job_tags(AS_LOADED, EVIDENCE)
 
 

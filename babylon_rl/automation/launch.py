@@ -11,19 +11,20 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.benchmark_report import models_here
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import AS_LOADED
 from babylon_rl.assets.resources import Babylon, given
+from babylon_rl.assets.run_parts import why_no_hour
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORING_JOBS
+from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, MOST_HOURS, OBSERVE_JOB
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.serving.dagster_client import BATCHES, PARTITION_TAG, SCORE_JOB, TRAIN_JOB, hour_tags
+from babylon_rl.serving.dagster_client import BATCHES, HOURS_JOB, PARTITION_TAG, SCORE_JOB, SCORING_JOBS, TRAIN_JOB, hour_tags
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.windows import is_complete, utc_now, window_stretches
+from babylon_rl.windows import utc_now, window_stretches
 
 # Log lines of a run belong in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -104,13 +105,9 @@ def refuse_impossible(windows: Sequence[str], now: datetime) -> None:
     Raises:
         UsageError: one lies before FIRST_WINDOW or has not ended.
     """
-    first = hours.get_first_partition_key()
-    early = [window for window in windows if first is not None and window < first]
-    if early:
-        raise UsageError(f"{early[0]} lies before FIRST_WINDOW ({first}): set FIRST_WINDOW to {early[0]} or earlier.")
-    unfinished = [window for window in windows if not is_complete(window, now)]
-    if unfinished:
-        raise UsageError(f"{unfinished[0]} has not ended; an hour is read once it is over.")
+    for window in windows:
+        if why_not := why_no_hour(window, AS_LOADED.first_window, now):
+            raise UsageError(why_not)
 
 
 def _execute(

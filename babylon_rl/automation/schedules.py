@@ -12,7 +12,6 @@ from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.jobs import (
     SCHEDULES,
-    SCORING_JOBS,
     ab_test_job,
     judge_report_job,
     observe_job,
@@ -21,7 +20,7 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
-from babylon_rl.serving.dagster_client import BATCHES, hour_tags, training_tags
+from babylon_rl.serving.dagster_client import BATCHES, SCORING_JOBS, hour_tags, training_tags
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late

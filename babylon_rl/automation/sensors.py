@@ -7,7 +7,7 @@ database says what is pending, so neither a lost cursor nor a crash between two 
 import dagster as dg
 
 from babylon_rl.alerts import raise_alert, send_alerts
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import END_OF_HOURS, batches, end_of_hours
 from babylon_rl.assets.resources import ENDED_TAG, LOST, WAITS, Babylon
 from babylon_rl.assets.sources import observe, report
 from babylon_rl.assets.workers import job_tags
@@ -34,7 +34,6 @@ from babylon_rl.automation.jobs import (
     HOURS_TAGS,
     JUDGE_REPORT_JOB,
     OBSERVE_JOB,
-    SCORING_JOBS,
     SENSORS,
     every,
     score_job,
@@ -42,7 +41,16 @@ from babylon_rl.automation.jobs import (
     trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, RANGE_START, TRAIN_JOB, hour_tags, training_tags
+from babylon_rl.serving.dagster_client import (
+    EVIDENCE,
+    PARTITION_TAG,
+    RANGE_START,
+    SCORING_JOBS,
+    TRAIN_JOB,
+    DagsterClient,
+    hour_tags,
+    training_tags,
+)
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
@@ -75,6 +83,10 @@ _HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materiali
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    # The graph ends with LAST_WINDOW until rows of a later hour come; hours after its end are observed once it has them.
+    if END_OF_HOURS is not None and end_of_hours(babylon.settings, babylon.now()) is None:
+        DagsterClient(babylon.settings.dagster_url).reload()
+        return dg.SkipReason(f"Rows came after {babylon.settings.last_window}, the last hour of the graph: it is loaded again with them.")
     # The cursor holds SWEPT after the first full look, then the watermark of the last complete one. It is lost with Dagster's storage.
     swept, _, watermark = (context.cursor or "").partition(" ")
     seen = observe(context.instance, babylon, full=swept != SWEPT, watermark=watermark or None)

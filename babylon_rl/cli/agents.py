@@ -43,43 +43,45 @@ SNAPSHOTS = ["preset:hour:seeds=1-12"]
 
 @app.command("spawn-agents")
 def spawn_agents(
-    agents: Annotated[int, typer.Option(help="Agents in all.")] = 6,
-    duration: Annotated[int, typer.Option(help="Minutes of market time played of each hour.")] = 60,
+    agents: Annotated[int, typer.Option(help="Agents in all.")] = 5,
+    duration: Annotated[int, typer.Option(help="Minutes of each hour, 1 to 60, in which an agent acts 12 times.")] = 60,
     windows: Annotated[int, typer.Option(help="Hours to play.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed and start give the same rows.")] = 0,
     start: Annotated[str | None, typer.Option(help="The first hour (YYYY-MM-DDTHH:00). Default: the next free ones.")] = None,
-    llm_agents: Annotated[int, typer.Option(help="How many of the agents ask a language model; 0: none, and no weights are fetched.")] = 1,
+    llm_agents: Annotated[
+        int | None, typer.Option(help="How many of the agents ask a language model. Default: 0, or 1 with --model.")
+    ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="base (its first use fetches 93 MB of weights) or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint."
+            help="base (the default; its first use fetches 93 MB of weights) or a version (served here), or MODEL@URL of any "
+            "OpenAI-compatible endpoint."
         ),
-    ] = BASE,
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play market hours with simulated agents. Writes the game's rows: one per agent and tick."""
-    request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
+    asking = (0 if model is None else 1) if llm_agents is None else llm_agents
+    request = SpawnRequest(agents, asking, windows, seed, duration, start)
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
         # A model is served only if an agent asks one.
-        llm = stack.enter_context(model_agents(settings, model, temperature=1.0)) if llm_agents else None
+        llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
     emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
 
 
 def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
-    strategies: dict[str, list[float]] = {}
+    earned: dict[tuple[str, str], float] = {}
     for hour in hours:
-        for _, strategy, pnl in hour.agents:
-            strategies.setdefault(strategy, []).append(pnl)
-    title = f"{len(hours)} hours, {hours[0].window} to {hours[-1].window}, {sum(hour.trajectories for hour in hours):,} trajectories"
-    lines = [
-        [name, len(pnls), f"{sum(pnls) / len(pnls):+.0f}"]
-        for name, pnls in sorted(strategies.items(), key=lambda item: -sum(item[1]) / len(item[1]))
-    ]
-    return [listed(["strategy", "agent hours", "mean P&L, $ an hour"], lines, title)]
+        for agent, strategy, pnl in hour.agents:
+            earned[agent, strategy] = earned.get((agent, strategy), 0.0) + pnl
+    played = f"{len(hours)} hours, {hours[0].window} to {hours[-1].window}" if len(hours) > 1 else hours[0].window
+    title = f"{played}: {sum(hour.trajectories for hour in hours):,} trajectories"
+    lines = [[*named, f"{pnl:+.2f}"] for named, pnl in sorted(earned.items(), key=lambda item: -item[1])]
+    return [listed(["agent", "strategy", "P&L, $"], lines, title)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Command group `batches`: trainings and their lineage."""
 
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
+from babylon_rl.training.curves import optimizer_steps
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
@@ -38,12 +40,29 @@ EPISODES = (
     Column("contributes", "contribution"),
     Column("left out", "dropped"),
 )
+MOST_ITERATIONS = 12  # shown of a long training, the last ones
 ITERATIONS = (
     Column("step", "step"),
     Column("run", "attempt"),
     Column("loss", "loss", 4),
     Column("tokens", "trainableTokens"),
     Column("checkpoint", "checkpoint"),
+)
+STEPS = (
+    Column("step", "step"),
+    Column("iteration", "iteration"),
+    Column("loss", "loss", 4),
+    Column("reward", "rewardMean", 3),
+    Column("spread", "rewardSpread", 3),
+    Column("KL", "kl", 4),
+    Column("served KL", "servedKl", 4),
+    Column("ratio", "ratio", 3),
+    Column("clipped", "clippedRatio", 3),
+    Column("entropy", "entropy", 3),
+    Column("clip share", "clipFraction", 3),
+    Column("grad norm", "gradientNorm", 3),
+    Column("rate", "learningRate", 6),
+    Column("tokens", "trainableTokens"),
 )
 JOBS = (
     Column("step", "step"),
@@ -80,13 +99,19 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 @batches.command("show")
-def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show a batch. Episodes, scores, advantages, iterations, and jobs at a training service."""
+def show_batch(
+    batch_id: IdArgument,
+    with_episodes: Annotated[bool, typer.Option("--episodes", help="Also list its episodes with scores and advantages.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a batch. Loss, the judge's mean score, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _required(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
         jobs = read_jobs(connection, batch_id)
+    judged = [episode.score for episode in episodes if episode.score is not None and episode.dropped is None]
     document = batch_document(batch) | {
+        "avgReward": fmean(judged) if judged else None,
         "preflight": None if batch.preflight is None else dict(batch.preflight),
         "episodes": [
             document_of(e, "window", "agent_id", "trajectory_ids", "score", "rank", "advantage", "sequences", "dropped")
@@ -100,15 +125,34 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         ],
         "remoteJobs": [{"step": job.iteration} | document_of(job, *SHOWN_OF_JOB) for job in jobs],
     }
-    facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
+    hours, left_out = len({episode.window for episode in episodes}), len(episodes) - len(judged)
+    facts = {name: document[name] for name in ("batchId", "status", "modelVersion", "parent", "baseModel")}
+    facts |= {
+        "trainingLoss": None if batch.loss is None else f"{batch.loss:.4f}",
+        "avgReward": f"{fmean(judged):.4f}, the judge's mean score of the episodes" if judged else None,
+        "episodes": f"{len(episodes)} in {hours} hours, {left_out} of them left out or not judged; --episodes lists them",
+        "trajectories": document["trajectories"],
+        "error": document["error"],
+    }
+    shown = document["iterations"][-MOST_ITERATIONS:]
     parts = [
-        listed(["", ""], facts),
-        Table(EPISODES, document["episodes"], "Episodes"),
-        Table(ITERATIONS, document["iterations"], "Iterations"),
+        listed(["", ""], list(facts.items())),
+        Table(ITERATIONS, shown, "Iterations" if len(shown) == len(steps) else f"The last {len(shown)} of {len(steps)} iterations"),
         # Trainers on this machine have no jobs.
-        *([Table(JOBS, document["remoteJobs"], "Jobs at the training service")] if jobs else []),
+        *([Table(JOBS, document["remoteJobs"][-MOST_ITERATIONS:], "Jobs at the training service")] if jobs else []),
+        *([Table(EPISODES, document["episodes"], "Episodes")] if with_episodes else []),
     ]
     emit(document, parts, as_json)
+
+
+@batches.command("steps")
+def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
+    """List the optimizer steps of a batch. Loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        steps = optimizer_steps(connection, _required(read_batch(connection, batch_id), batch_id))
+    if not steps:
+        say(f"No optimizer step of {batch_id} is on record: none was taken yet, or an earlier version trained it.")
+    emit({"steps": steps}, [Table(STEPS, steps)], as_json)
 
 
 @batches.command("cancel")

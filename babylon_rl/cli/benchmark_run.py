@@ -15,9 +15,9 @@ from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, Lef
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
-from babylon_rl.evaluation.report import AGENTS, NEEDED, PAIRS
+from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
-from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
+from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
@@ -130,13 +130,16 @@ def _gate_results(names: list[str]) -> tuple[list[Result], list[LeftOut]]:
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
         with database.connect(autocommit=True) as connection:
-            markets = {name: newest_markets(connection, name) for name in names}
+            markets = {name: newest_markets(connection, name, GATE_ID) for name in names}
     sound, refused = list[Result](), list[LeftOut]()
     for name, played in markets.items():
         if not played:
             raise UsageError(f"{name!r} has not played in the gate's markets: name a version that was compared, or base.")
         ids, directory = {result_id(gate_key(identity, market)) for identity, market in played}, runs_directory(settings.home, name)
         here, not_sound = sound_results(file for file in sorted(directory.glob(f"*{SUFFIX}")) if not file.name.endswith(PARTIAL))
+        confirmed = sum(result.benchmark_id.startswith(CONFIRMATION_ID) for result in here)
+        if confirmed:
+            say(f"{name}: {confirmed} markets of a confirmation are left out: only the confirmation itself counts them.")
         # A market that was played elsewhere since, or with other weights, has another id.
         here = [result for result in here if result.id in ids]
         if len(here) < len(ids):
@@ -221,7 +224,8 @@ def _record(files: list[Path]) -> None:
 
 
 def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:
-    pairs: list[Table | str] = ["", Table(PAIRS, comparison.pairs, "In the same markets")] if comparison.pairs else []
+    same = f"In the same markets, {CORRECTED}" if comparison.analyses > 1 else "In the same markets"
+    pairs: list[Table | str] = ["", Table(PAIRS, comparison.pairs, same)] if comparison.pairs else []
     sizes: list[Table | str] = ["", needed_table(rows)] if rows else []
     refused = [f"{refusal.file}: {' '.join(refusal.reasons[:3])}" for refusal in comparison.refused[:5]]
     return [agents_table(comparison), *pairs, *sizes, *comparison.notes, *refused]
@@ -237,8 +241,8 @@ def agents_table(comparison: ComparisonDocument) -> Table:
 def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
     """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
 
-    With 80 % power, at a confidence shared among all pairs (Bonferroni). Pairs with fewer than two snapshots are left out. One row for a
-    single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
+    With 80 % power, at a confidence shared among all pairs and looks (Bonferroni). Pairs with fewer than two snapshots are left out. One
+    row for a single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
     """
     runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
     for pair in comparison.pairs:
@@ -248,7 +252,7 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         # Differences of runs that both agents played, grouped by snapshot.
         differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
         spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
-        confidence = 1 - LEVEL / len(comparison.pairs)
+        confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses
         rows += [
             {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
              "snapshots": snapshots_needed(effect, spread, repeats=repeats, confidence=confidence), "power": POWER,

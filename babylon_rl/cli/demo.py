@@ -29,7 +29,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.report import GENERATIONS, demo_columns
+from babylon_rl.evaluation.report import GENERATIONS, demo_columns, stored_standing
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.setting_sources import DEMO_FILE
@@ -46,7 +46,8 @@ TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an h
 ITERATIONS = 2
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
-ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
+# Of an iteration; docs/explanation/training.md.
+ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "clippedRatio", "servedKlAtStart", "servedKl", "kl")
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
 DEMO_SETTINGS = {"train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "auto_promote": True}
@@ -78,6 +79,7 @@ def demo(
         with stage(settings, "1. Database"):
             prepare(state)
         plan = planned(state)
+        keep_choices(settings, chosen | {"first_window": plan[0][0]})
         done: list[dict[str, Any]] = []
         _market(state, plan[0], done)
         for hours, following in zip(plan, [*plan[1:], None], strict=True):
@@ -98,7 +100,7 @@ def keep_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
     """
     if settings.uses_embedded_database:
         settings.home.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name.upper()}={str(value).lower()}\n" for name, value in chosen.items()]
+        lines = [f"{name.upper()}={value if isinstance(value, str) else str(value).lower()}\n" for name, value in chosen.items()]
         (settings.home / DEMO_FILE).write_text("# Chosen by babylon-rl demo; the environment and .env win.\n" + "".join(lines))
 
 
@@ -135,7 +137,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
             failure = str(nothing)
             say(f"   No version came of it: {failure}")
         trained = _trained(state, batch_id)
-        _say_on_policy(trained.get("onPolicy", ()))
+        _say_on_policy(trained.get("onPolicy", ()), player)
     front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
     with stage(state.settings, front):
         released = release(state, trained["modelVersion"], hours)
@@ -168,14 +170,22 @@ def _on_policy(step: TrainingStep) -> dict[str, Any]:
     return {"iteration": step.iteration} | {name: measured[name] for name in ON_POLICY if name in measured}
 
 
-def _say_on_policy(iterations: Iterable[dict[str, Any]]) -> None:
-    for one in iterations:
-        if all(name in one for name in ON_POLICY):
-            say(
-                f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
-                f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average; KL {one['servedKlAtStart']:.4f}, "
-                f"{one['servedKl']:.4f}"
-            )
+def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
+    from babylon_rl.training.backends.cpu.trainer import KL_BOUND, RATIO_LIMIT
+
+    measured = [one for one in iterations if all(name in one for name in ON_POLICY)]
+    for one in measured:
+        say(
+            f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
+            f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average, {one['clippedRatio']:.3f} clipped; "
+            f"KL {one['servedKlAtStart']:.4f}, {one['servedKl']:.4f}"
+        )
+    if measured:
+        say(
+            f"   Both compare the policy in training with {player}, which served these tokens and is left behind. A few tokens that were "
+            f"rare and became likely make the means large; the loss clips their ratio to {RATIO_LIMIT:g}. Over all choices the policy is "
+            f"{measured[-1]['kl']:.2f} nats a choice from the base (bound {KL_BOUND:g})."
+        )
 
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,7 +219,7 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     parts.append(Table(demo_columns(document["reference"]), rows))
-    parts.append(f"\n{_verdict(document)}\n")
+    parts.append(f"\n{verdict(document)}\n")
     for name, value in (
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),
@@ -224,8 +234,8 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
     """Commands to go on with: of make and the clone's environment, or of an installed wheel."""
     dev, command = ("make dev", ".venv/bin/babylon-rl") if in_clone else ("babylon-rl dev", "babylon-rl")
     return [
-        f"\nNext: FIRST_WINDOW={document['firstWindow']} {dev}   the graph, its hours and this checkpoint in Dagster's UI",
-        f"      {command} batches show {document['batchId']}   the hours and episodes it was trained on",
+        f"\nNext: {dev}   the graph, its hours and this checkpoint in Dagster's UI",
+        f"      {command} batches show {document['batchId']}   its loss, its judge and its iterations",
         f"      {command} benchmark standings {document['modelVersion']} base --markets 48   more evidence",
         f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",
     ]
@@ -236,7 +246,8 @@ def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
     return Table(GENERATIONS, list(generations))
 
 
-def _verdict(document: dict[str, Any]) -> str:
+def verdict(document: dict[str, Any]) -> str:
+    """Sentences on the version against the reference, doing nothing, its best script and the news reader."""
     # A claim needs an interval above 0; anything else is reported as not shown.
     row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
     if row is None:
@@ -244,5 +255,5 @@ def _verdict(document: dict[str, Any]) -> str:
     interval = f"{row['improvementLow']:+.0f} to {row['improvementHigh']:+.0f}"
     change = f"{row['improvement']:+.0f} dollars an hour against {document['reference']} (95 % interval {interval})"
     if row["improvementLow"] > 0:
-        return f"{document['modelVersion']} is better: {change}."
-    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run."
+        return f"{document['modelVersion']} is better: {change}.\n{stored_standing(row)}"
+    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run.\n{stored_standing(row)}"

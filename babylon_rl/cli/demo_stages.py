@@ -15,7 +15,7 @@ import psutil
 from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation.benchmark import base_source, gate_rows, trained_windows, version_source
-from babylon_rl.evaluation.gate import ANALYSES, FAIL, compare
+from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
@@ -277,8 +277,7 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
 def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     """Base, ``versions`` and all scripts in the markets of the gate's first analysis.
 
-    Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base, with
-    intervals as wide as the gate's analyses require.
+    Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
     """
     snapshots = benchmark_snapshots(state.settings.benchmark_markets)
     base = base_source(state.settings)
@@ -298,5 +297,5 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}
-    compared = compare(played | script_rows(snapshots), None, BASE, analyses=len(ANALYSES))
+    compared = compare(played | script_rows(snapshots), None, BASE)
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

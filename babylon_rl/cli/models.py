@@ -1,21 +1,27 @@
 """Command group ``models``: the registry of versions, and versions as files."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
 from msgspec import to_builtins
 
 from babylon_rl.cli import releases
-from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
+from babylon_rl.files.durable import write_atomically
 from babylon_rl.models.checkpoint_store import checkpoint_of, upload_checkpoint
-from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.models.checkpoints import load_manifest, model_card, read_remote, verify
+from babylon_rl.reporting.plots import curve_panels
 from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
+from babylon_rl.training.curves import CURVES, overlaid, training_curves
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl.training.tracking import record_artifact, refusal
 from babylon_rl.windows import utc_now
@@ -27,12 +33,21 @@ releases.register(models)
 MODELS = (
     Column("version", "version"),
     Column("status", "shown_status"),
-    Column("base", "base_model"),
+    Column("base", "base_model", wide=True),
     Column("parent", "parent_version"),
     Column("batch", "training_batch"),
-    Column("reward", "avg_reward", 4),
-    Column("hours", lambda model: len(model.windows)),
-    Column("storage", "storage_path"),
+    Column("P&L, $ an hour", lambda model: _interval(model, "pnl", "low", "high"), meaning="mean and 95 % interval"),
+    Column(
+        "against",
+        lambda model: (
+            (gain := _interval(model, "improvement", "improvementLow", "improvementHigh")) and f"{gain} {_measured(model)['reference']}"
+        ),
+        meaning="difference in the same markets, corrected for the gate's looks",
+    ),
+    Column("markets", lambda model: _measured(model).get("markets")),
+    Column("gate", lambda model: (decision := _measured(model).get("decision")) and decision.replace("_", " ")),
+    Column("hours", lambda model: len(model.windows), meaning="of its training"),
+    Column("storage", "storage_path", wide=True),
 )
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
 
@@ -43,13 +58,29 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     # The callback runs before `models export` and its like, too.
     if context.invoked_subcommand is not None:
         return
+    from babylon_rl.evaluation.report import stored_standing  # loads numpy
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
     rows = [model_document(model) for model in versions]
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
-    emit({"models": rows}, [Table(MODELS, versions)], as_json)
+    compared = next((model for model in versions if "pnl" in _measured(model)), None)
+    stands = [] if compared is None else ["", stored_standing({**_measured(compared), "model": compared.version})]
+    emit({"models": rows}, [Table(MODELS, versions), *stands], as_json)
+
+
+def _measured(model: Model) -> Mapping[str, Any]:
+    """The row of one of our versions in its benchmark report, with the gate's decision; empty before there is one."""
+    measured = None if model.foreign else (model.eval_metrics or {}).get("benchmark")
+    return measured or {}
+
+
+def _interval(model: Model, mean: str, low: str, high: str) -> str | None:
+    measured = _measured(model)
+    if measured.get(mean) is None:
+        return None
+    return f"{measured[mean]:+.0f} [{measured[low]:+.0f}, {measured[high]:+.0f}]"
 
 
 def model_document(model: Model) -> dict[str, Any]:
@@ -67,8 +98,10 @@ def export(
 ) -> None:
     """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
-    model = _registered(settings, version)
-    exported = export_version(model, directory.absolute(), settings, merged=merged)
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    exported = export_version(model, directory.absolute(), settings, report, merged=merged)
     document = {
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
@@ -76,12 +109,62 @@ def export(
     # The command that serves these files: a merged model alone, an adapter beside its base.
     serves = f"vllm serve {exported.directory}"
     if not merged:
-        serves = f"vllm serve {model.base_model} --enable-lora --lora-modules {model.version}={exported.directory}"
+        serves = (
+            f"vllm serve {model.base_model} --served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} "
+            "--return-tokens-as-token-ids"
+        )
     lines = [
         f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is",
         f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
     ]
     emit(document, lines, as_json)
+
+
+@models.command("compare")
+def compare(
+    first: VersionArgument,
+    second: VersionArgument,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The picture. Default: in BABYLON_RL_HOME/plots.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the trainings of two versions step by step. Draws one over the other; `benchmark compare` compares what they earn."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        versions = read_models(connection)
+        curves = training_curves(connection, [find_version(versions, version) for version in (first, second)])
+    if missing := [version for version in (first, second) if not curves.get(version)]:
+        raise UsageError(f"No optimizer step of {' and '.join(missing)} is on record: another producer or an earlier release trained it.")
+    picture = curve_panels(f"Training of {first} and {second}, by optimizer step", overlaid(curves))
+    path = plot or settings.home / "plots" / f"training-{first}-{second}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, picture.png)
+    lines = [
+        [name, *(number for rows in curves.values() for number in _range(rows, name))]
+        for name in CURVES
+        if any(row[name] is not None for rows in curves.values() for row in rows)
+    ]
+    titles = ["", *(f"{version} {what}" for version in curves for what in ("first", "mean", "last"))]
+    counted = ", ".join(f"{version} {len(rows)}" for version, rows in curves.items())
+    document = {"steps": [row for rows in curves.values() for row in rows], "plot": str(path)}
+    emit(document, [listed(titles, lines, f"Optimizer steps: {counted}"), f"\nplot  {path}"], as_json)
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
+    """First, mean and last of a number over the optimizer steps."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return [f"{value:.4g}" for value in (values[0], fmean(values), values[-1])] if values else [None] * 3
+
+
+@models.command("card")
+def card(version: VersionArgument) -> None:
+    """Print a version's model card. Its data, its settings, and the benchmark's result once there is one."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        model = find_version(read_models(connection), version)
+        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    if model.foreign:
+        raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
+    typer.echo(model_card(load_manifest(checkpoint_of(model, settings)), report), nl=False)
 
 
 @models.command("upload")

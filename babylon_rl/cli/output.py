@@ -5,6 +5,7 @@ A command makes its rows once, as JSON has them; tables are columns over the sam
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from babylon_rl.progress import Progress
 from babylon_rl.reporting.numbers import Column as Column
+from babylon_rl.reporting.numbers import legend
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 # Columns of tables in a file or pipe, and columns that no table reaches, to measure how wide one would be.
@@ -55,7 +57,7 @@ def emit(document: Mapping[str, Any], parts: Sequence[Table | str], as_json: boo
 
 
 def show(parts: Sequence[Table | str], out: Console) -> None:
-    """Print tables and sentences; a table that does not fit leaves out its wide columns."""
+    """Print tables, their legends and sentences; a table that does not fit leaves out its wide columns."""
     for part in parts:
         if isinstance(part, str):
             out.print(part, markup=False)
@@ -66,6 +68,8 @@ def show(parts: Sequence[Table | str], out: Console) -> None:
         if any(column.wide for column in part.columns) and out.measure(made, options=unbounded).maximum > out.width:
             made = _drawn(part, [column for column in part.columns if not column.wide])
         out.print(made)
+        if part.rows and (words := legend(part.columns)):
+            out.print(textwrap.fill(words, out.width), markup=False)
 
 
 def _drawn(part: Table, columns: Sequence[Column]) -> rich_table.Table:

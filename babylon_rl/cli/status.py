@@ -63,8 +63,9 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     yield "judge", f"{judge.model}: {hours}; disagreement {_number(judge.disagreement)}; {agreement}; {spent}"
     yield "training", _training(found)
     yield "", f"last completed {jobs.last_completed or 'never'}; the next is due {jobs.next_scheduled or 'at once'}"
-    names = found.automation.models
-    yield "versions", f"deployed {names.deployed or 'none'}, newest {names.latest or 'none'}, in training {names.training or 'none'}"
+    of = found.automation.models
+    deployed, newest, training = (version or "none" for version in (of.deployed_version, of.latest, of.training_version))
+    yield "versions", f"deployed {deployed}, newest {newest}, in training {training}"
     for version in found.lineage[:VERSIONS_SHOWN]:
         yield "", _version(version)
     if found.rollout is not None:

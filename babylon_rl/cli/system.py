@@ -1,14 +1,17 @@
 """Commands about the installation: schema, settings, Dagster's processes, workers, cleanup, system checks."""
 
+import argparse
+import json
 import os
 import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,14 +21,20 @@ from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
-from babylon_rl.serving.dagster_client import HOURS
+from babylon_rl.serving.dagster_client import BATCHES, HOURS, PARTITION_TAG, TRAIN_JOB
 from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, setting_sources
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
 from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as apply_migrations
-from babylon_rl.windows import utc_now
+from babylon_rl.store.observation import RECENT
+from babylon_rl.store.trajectories import newest_window_with_rows
+from babylon_rl.windows import newest_complete, utc_now, window_end
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 app = typer.Typer()
 UI_PORT = 3000
@@ -156,7 +165,8 @@ def dev(
         )
     say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
     try:
-        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], migrated=True)
+        address = {"DAGSTER_URL": f"http://{f'[{host}]' if ':' in host else host}:{free}"}
+        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], more=address, migrated=True)
     except KeyboardInterrupt:
         say("Stopped.")
         return
@@ -282,9 +292,49 @@ def _run_dagster(
         # A daemon on a database without our tables would fail at every tick.
         if migrated and (applied := apply_migrations(database).applied):
             say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
-        with open_instance(database, loaded):  # which ends the runs that died with their process
+        with open_instance(database, loaded) as instance:  # which ends the runs that died with their process
+            if arguments[:2] == ["job", "execute"]:
+                _refuse_without_part(arguments, instance, database, loaded)
             variables = _variables(database, loaded)
+        if arguments[:1] == ["dev"]:
+            variables |= last_window(database, loaded, utc_now())
         return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **more}, loaded.home)
+
+
+def last_window(database: Database, settings: Settings, now: datetime) -> dict[str, str]:
+    """LAST_WINDOW, where it is not set: the newest hour with rows, unless that is of the last week and the game may go on."""
+    with database.connect(autocommit=True) as connection:
+        newest = newest_window_with_rows(connection, newest_complete(now))
+    if settings.last_window is not None or newest is None or newest < settings.first_window or window_end(newest) > now - RECENT:
+        return {}
+    say(f"The graph ends with {newest}, the newest hour with rows; later hours appear when rows of them come.")
+    return {"LAST_WINDOW": newest}
+
+
+def _refuse_without_part(arguments: Sequence[str], instance: "DagsterInstance", database: Database, settings: Settings) -> None:
+    """Refuse a job of hours or of a batch whose tags name none, or a wrong one, before its run exists.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    from babylon_rl.assets.run_parts import no_batch, why_no_part
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-j", "--job", nargs="?")
+    parser.add_argument("--tags", nargs="?", default="{}")
+    given = parser.parse_known_args(arguments)[0]
+    try:
+        tags = dict(json.loads(given.tags))
+    except (TypeError, ValueError):
+        raise UsageError(f'--tags {given.tags} is no JSON object: write it as \'{{"dagster/partition": "2025-10-29T14:00"}}\'.') from None
+    why_not = why_no_part(given.job, tags, settings.first_window, utc_now())
+    if why_not is None and given.job == TRAIN_JOB:
+        with database.connect() as connection:
+            there = read_batch(connection, tags[PARTITION_TAG])
+        why_not = no_batch(tags[PARTITION_TAG]) if there is None else None
+        instance.add_dynamic_partitions(BATCHES, [] if there is None else [there.batch_id])
+    if why_not is not None:
+        raise UsageError(why_not)
 
 
 def _variables(database: Database, settings: Settings) -> dict[str, str]:

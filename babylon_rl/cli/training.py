@@ -28,6 +28,7 @@ from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends.protocol import address_of
 from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
+from babylon_rl.training.lifecycle import fewer_iterations
 from babylon_rl.training.readiness import readiness, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import next_window, utc_now, window_range
 
@@ -153,6 +154,8 @@ def train_as(mode: str, database: Database, settings: Settings, arguments: Train
         list_freezable(database, settings, arguments)
     elif mode == "single" or arguments.batch_id is not None:
         batch = choose_batch(database, settings, arguments)
+        if (fewer := fewer_iterations(batch)) is not None and "iterations" in arguments.options:
+            say(fewer)
         report_training([run_training(database, settings, batch.batch_id, arguments.as_json)], settings, arguments.as_json)
     # Several batches, and a pinned version can be used once.
     elif settings.model_version is not None:

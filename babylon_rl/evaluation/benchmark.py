@@ -24,7 +24,6 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError, TrainingError, UsageError
 from babylon_rl.evaluation.gate import (
-    ANALYSES,
     BASE,
     CANDIDATE,
     DEPLOYED,
@@ -54,6 +53,7 @@ from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inferen
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import (
     Confirmation,
     MarketResult,
@@ -346,12 +346,13 @@ class _Players:
 
     There are none when the candidate is not here.
 
-    Notes say who is missing and why.
+    Notes say who is missing and why; ``learned_from`` are the scripts whose texts trained the candidate.
     """
 
     sources: tuple[ModelSource, ...]
     reference: str | None
     notes: tuple[str, ...]
+    learned_from: tuple[str, ...] | None = None
 
 
 def _compare(
@@ -370,7 +371,7 @@ def _compare(
         return compare(scripts, None, None, players.notes)
     results = gate_rows(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
-    return compare(models | scripts, players.sources[0].name, players.reference, players.notes, analyses=len(ANALYSES))
+    return compare(models | scripts, players.sources[0].name, players.reference, players.notes, learned_from=players.learned_from)
 
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
@@ -392,7 +393,9 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
         else:
             notes.append(f"The parent {missing}")
     candidate = version_source(model, CANDIDATE, base, settings)
-    return _Players((candidate, *rivals, base), base.name if reference is None else reference[0].version, tuple(notes))
+    batch = read_batch(connection, model.training_batch or "")
+    learned_from = None if batch is None or batch.preflight is None else batch.preflight.get("scripts")
+    return _Players((candidate, *rivals, base), base.name if reference is None else reference[0].version, tuple(notes), learned_from)
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:

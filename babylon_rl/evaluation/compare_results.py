@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.evaluation.gate import Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
+from babylon_rl.evaluation.gate import ANALYSES, Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
 from babylon_rl.evaluation.metrics import calibration, forecast_scores, share
 from babylon_rl.evaluation.play import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
+from babylon_rl.evaluation.snapshots import SEED_PREFIX
 from babylon_rl.evaluation.statistics.intervals import Interval
 
 LEVEL = 0.05
@@ -35,7 +36,7 @@ class Bounds(CamelCase, frozen=True):
 
 
 class Totals(CamelCase, frozen=True):
-    """Over all runs; the best and the worst by P&L, by their ids."""
+    """Over all runs; the best and the worst by P&L, by their ids. The accuracy is the game's: an agent's ``answers_right``."""
 
     avg_pnl: float
     avg_accuracy: float | None
@@ -47,7 +48,8 @@ class Totals(CamelCase, frozen=True):
 class AgentRow(CamelCase, frozen=True):
     """Statistics of one agent over its runs; null where there is nothing to measure.
 
-    Means are over snapshots, shares over all of its decisions, positions or purchases.
+    Means are over snapshots, shares over all of its decisions, positions or purchases. ``answers_right`` is the share of its positions in
+    questions whose side is the answer; ``accuracy``, of the gate's rows, is of orders and the market's direction.
     """
 
     agent: str
@@ -60,7 +62,7 @@ class AgentRow(CamelCase, frozen=True):
     sharpe: float | None
     max_drawdown: float | None
     win_rate: float | None
-    accuracy: float | None
+    answers_right: float | None
     brier: float | None
     market_brier: float | None
     edge: float | None
@@ -107,12 +109,16 @@ class LeftOut(CamelCase, frozen=True):
 
 
 class ComparisonDocument(CamelCase, frozen=True):
-    """``runs`` are whole results; ``comparison`` is over all of them."""
+    """``runs`` are whole results; ``comparison`` is over all of them.
+
+    ``analyses``: the interim analyses that intervals and p-values of the pairs are corrected for; the gate's in its markets, 1 in others.
+    """
 
     runs: list[Result]
     comparison: Totals
     agents: list[AgentRow]
     pairs: list[PairRow]
+    analyses: int
     refused: list[LeftOut]
     notes: list[str]
 
@@ -177,7 +183,9 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
     # Every pair of agents, or every agent with the reference.
     pair_names = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
     rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
-    pairs, not_shared = pairs_of(rows, pair_names)
+    of_gate = all(str(result.seed).startswith(SEED_PREFIX) for result in results)
+    analyses = len(ANALYSES) if of_gate else 1
+    pairs, not_shared = pairs_of(rows, pair_names, analyses)
     notes += not_shared
     if any(result.seen for result in results):
         notes.append(SEEN)
@@ -188,6 +196,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
         comparison=_totals(results),
         agents=[_agent(row) for row in rows],
         pairs=[_pair(pair) for pair in pairs],
+        analyses=analyses,
         refused=[*left_out, *other_engine],
         notes=notes,
     )
@@ -231,7 +240,8 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
         if key in runs and runs[key].metrics != result.metrics:
             raise UsageError(f"There are two different results of {name} in {result.benchmark_id}, repeat {result.repeat}: {result.id}.")
         runs[key] = result
-    return {name: dict(sorted(runs.items())) for name, runs in runs_of.items()}  # in an order that files and arguments do not change
+    # In an order that files and arguments do not change: the gate's, as an interval by resampling follows from the order of its values.
+    return {name: dict(sorted(runs.items(), key=lambda run: (run[1].benchmark_id, run[0]))) for name, runs in runs_of.items()}
 
 
 def _names(result: Result) -> tuple[str, str, str]:
@@ -270,6 +280,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         for action, part in run.metrics.action_shares.items():
             actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
     positions = sum(run_metrics.prediction_metrics.total_positions for run_metrics in metrics)
+    profits = [profit for run in runs for profit in run.profits if profit]
     trades = sum(run_metrics.perp_metrics.total_trades for run_metrics in metrics)
     return AgentRow(
         agent=row.player,
@@ -281,8 +292,8 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         returns=row.mean(lambda run: run.metrics.return_share),
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
-        win_rate=row.mean(lambda run: run.metrics.win_rate),
-        accuracy=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),
+        win_rate=share(sum(profit > 0 for profit in profits), len(profits)),
+        answers_right=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),
         brier=brier,
         market_brier=market_brier,
         edge=edge,

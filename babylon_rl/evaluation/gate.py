@@ -2,7 +2,8 @@
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. p-values are
 corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). The leaderboard, ``benchmark compare``
-and the reports are views of this.
+and the reports are views of this. In the gate's markets every interval of a difference is as wide as all interim analyses together ask,
+whoever shows it, so that one comparison has one interval.
 
 The gate asks for objective P&L alone: the judge that a version was trained with has no say here. docs/decisions/0007-gate.md says why the
 rules are these. Interim analyses are fixed beforehand: the benchmark as it is set, twice and four times as large, each at a confidence that
@@ -38,6 +39,7 @@ from babylon_rl.store.benchmarks import MarketResult
 
 CANDIDATE, DEPLOYED, PARENT, PASSED, BASE, STRATEGY = "candidate", "deployed", "parent", "passed", "base", "strategy"
 NOTHING = "nothing"  # the strategy that holds, always
+ANALYSES = (1, 2, 4)  # times the benchmark as it is set
 ACTIONS = ("buy", "sell", "hold", "invalid")
 _RIVALS = (DEPLOYED, BASE, PARENT)
 RunKey = tuple[str, str, int]  # snapshot, seed, repeat
@@ -195,6 +197,7 @@ class Comparison(Generic[AnyRow]):
 
     ``pairs`` of a candidate are its own, with the reference first. ``analyses`` is how often the benchmark may be analysed while it grows;
     intervals of differences are as wide as that asks. ``notes`` says in words who is compared with whom and why, and who is missing.
+    ``learned_from``: scripts whose texts trained the candidate, None where that is not known.
     """
 
     rows: tuple[AnyRow, ...]
@@ -203,6 +206,7 @@ class Comparison(Generic[AnyRow]):
     notes: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
     analyses: int = 1
+    learned_from: tuple[str, ...] | None = None
 
     @property
     def markets(self) -> int:
@@ -254,7 +258,8 @@ def compare(
     candidate: str | None,
     reference: str | None,
     notes: Sequence[str] = (),
-    analyses: int = 1,
+    analyses: int = len(ANALYSES),
+    learned_from: Iterable[str] | None = None,
 ) -> Comparison[GateRow]:
     """Compare players of the gate's markets, market by market.
 
@@ -279,7 +284,8 @@ def compare(
     # The reference first, as the gate takes the first pair for it; the order of the others stays.
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
-    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses)
+    scripts = None if learned_from is None else tuple(learned_from)
+    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, scripts)
 
 
 def mean_over_snapshots(values: Iterable[tuple[str, float | None]]) -> float | None:
@@ -297,7 +303,6 @@ def _mean_path(paths: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(column) for column in zip(*paths, strict=True)]
 
 
-ANALYSES = (1, 2, 4)  # times the benchmark as it is set
 FEWEST_MARKETS = 48  # no version passes below: losses in a tenth of all markets are seen in 48 but for 0.6 %
 PASS, FAIL, INCONCLUSIVE, NOT_COMPARED = "pass", "fail", "inconclusive", "not_compared"
 COLLAPSE = 0.95  # a larger share of one action is no policy

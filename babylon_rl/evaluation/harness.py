@@ -16,12 +16,11 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import AgentFactory
-from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
-from babylon_rl.market.spawn import SpawnRequest, players_of
+from babylon_rl.market.spawn import TICKS, SpawnRequest, players_of
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.settings import AutomationSettings, Settings
@@ -32,8 +31,6 @@ from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.training.tracking import artifact_faults, refusal
 from babylon_rl.versions import content_version
-
-ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # of each agent
 
 
 def harness_players(agents: int) -> list[Player]:
@@ -57,7 +54,7 @@ def _player(strategy: str, round_: int) -> Player:
 def missing_hours(state: Readiness, settings: AutomationSettings, agents: int) -> int:
     """Hours of ``agents`` until enough data can be frozen for a training; at least 1."""
     # Both conditions of readiness count: trajectories and groups.
-    trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
+    trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * TICKS))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 
 

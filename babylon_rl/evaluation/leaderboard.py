@@ -13,11 +13,11 @@ from typing import Any
 from babylon_rl.evaluation.benchmark import identity_of
 from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import script_rows
-from babylon_rl.evaluation.report import COLOURS, leaderboard_columns
+from babylon_rl.evaluation.report import COLOURS, CORRECTED, MARKET_FIT, leaderboard_columns
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.numbers import markdown_rows
+from babylon_rl.reporting.numbers import legend, markdown_rows
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.benchmarks import MarketResult, read_identities, read_reports, read_results
 from babylon_rl.store.connection import Connection
@@ -195,15 +195,17 @@ def _role(name: str, versions: Mapping[str, Model]) -> str:
 
 
 FOOTER = (
-    "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences to the base are paired market by market. "
-    "Intervals are one at a time: the first of many looks better than it is. The gate's column is its decision against the version's own "
-    "reference, over as many markets as its report says. The oracle knows the future, the news reader how often news are true."
+    "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences to the base are paired market by market, "
+    f"{CORRECTED}. Nothing is corrected for the number of rows: the first of many looks better than it is. The gate's column is its "
+    "decision against the version's own reference, over as many markets as its report says. The oracle knows the future, the news reader "
+    f"how often news are true. {MARKET_FIT}"
 )
 
 
 def markdown(board: Leaderboard) -> str:
     """The leaderboard as Markdown."""
-    parts = [markdown_rows(leaderboard_columns(board.reference), board.lines)]
+    columns = leaderboard_columns(board.reference)
+    parts = [markdown_rows(columns, board.lines), legend(columns)]
     if board.unranked:
         parts.append("\n".join(["Not ranked:", "", *(f"* {version.version}: {version.reason}" for version in board.unranked)]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")
@@ -231,8 +233,8 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     ]
     if gains:
         decisions = {line.gated.decision for line in versions if line.gated is not None}
-        legend = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions}
-        plots.draw_interval_columns(progress, gains, title="Dollars an hour above the base, paired, 95 % interval", legend=legend)
+        markers = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions}
+        plots.draw_interval_columns(progress, gains, title=f"Dollars an hour above the base, {CORRECTED}", legend=markers)
     else:
         plots.draw_sentence(progress, "no version is ranked")
     plots.plain_axes((ranks, progress))

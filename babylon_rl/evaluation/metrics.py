@@ -398,7 +398,6 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     # Invalid answers are counted apart, not as holds.
     valid = [choice.action for choice, outcome in zip(choices, outcomes, strict=True) if outcome != "invalid"]
     traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
-    profits = [action.correctness["pnl"] for action in result.actions if action.correctness is not None]
     # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
@@ -408,8 +407,8 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     return MarketResult(
         snapshot=snapshot.id,
         pnl_usd=pnls[-1],
-        wins=sum(profit > 0 for profit in profits),
-        losses=sum(profit < 0 for profit in profits),
+        wins=sum(profit > 0 for profit in result.profits),
+        losses=sum(profit < 0 for profit in result.profits),
         trades=len(traded),
         decisions=len(outcomes),
         invalid=outcomes.count("invalid"),

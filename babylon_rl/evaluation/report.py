@@ -1,15 +1,15 @@
 """Tables and reports of results: columns with header and cell together, and the gate's report.
 
 The terminal, Markdown, the HTML page and the CSV files draw from these lists of columns. None is a dash. The gate's report has rows,
-Markdown, a picture, success criteria and a content hash. A success criterion compares the candidate with the reference in the same markets:
-yes when the whole interval of the difference says so, no when the whole interval says the contrary, else unknown. Criteria describe; the
-gate decides. Left out: a correction for their number.
+Markdown, a picture, how the candidate stands to others, success criteria and a content hash. A success criterion compares the candidate
+with the reference in the same markets: yes when the whole interval of the difference says so, no when the whole interval says the
+contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """
 
 import json
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
-from babylon_rl.evaluation.gate import BASE, CANDIDATE, FAIL, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
+from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.reporting import plots
-from babylon_rl.reporting.numbers import Column, markdown_rows
+from babylon_rl.reporting.numbers import Column, legend, markdown_rows
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
+
+CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
+MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
+_PAIRED = f"difference in the same markets, {CORRECTED}"
+_WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
 
 def gate_columns(reference: str | None) -> list[Column]:
@@ -38,7 +43,11 @@ def gate_columns(reference: str | None) -> list[Column]:
 
     return [
         *_earnings("model", "against the reference" if reference is not None else None, reference, "the reference"),
-        Column("invalid / refused", lambda row: f"{row.shares['invalid']:.1%} / {row.refused / row.decisions:.1%}"),
+        Column(
+            "invalid / refused",
+            lambda row: f"{row.shares['invalid']:.1%} / {row.refused / row.decisions:.1%}",
+            meaning="unusable answers / orders not carried out",
+        ),
         Column("buy / sell / hold", shares),
     ]
 
@@ -48,29 +57,35 @@ def leaderboard_columns(reference: str | None) -> list[Column]:
     return [
         Column("", lambda line: str(line.place)),
         *(_of("row", column) for column in _earnings("who", "against the base", reference, "the base")),
-        Column("invalid", lambda line: f"{line.row.shares['invalid']:.1%}"),
+        Column("invalid", lambda line: f"{line.row.shares['invalid']:.1%}", meaning="unusable answers"),
         Column("hold", lambda line: f"{line.row.shares['hold']:.0%}"),
-        Column("gate", lambda line: None if line.gated is None else line.gated.decision.replace("_", " ")),
+        Column(
+            "gate",
+            lambda line: None if line.gated is None else line.gated.decision.replace("_", " "),
+            meaning="the decision against the version's own reference",
+        ),
     ]
 
 
 def _earnings(who: str, against: str | None, reference: str | None, called: str) -> list[Column]:
     """Columns of a ``GateRow`` that all tables of the gate's markets have."""
-    improvement = Column(against or "", lambda row: called if row.player == reference else _interval(row.improvement))
+    improvement = Column(against or "", lambda row: called if row.player == reference else _interval(row.improvement), meaning=_PAIRED)
     return [
         Column(who, lambda row: f"{row.player} ({row.role})" if row.role != row.player else row.player),
-        Column("P&L, $ an hour", lambda row: _interval(row.pnl)),
+        Column("P&L, $ an hour", lambda row: _interval(row.pnl), meaning="mean and 95 % interval"),
         *([improvement] if against is not None else []),
-        Column("Sharpe", lambda row: None if row.sharpe is None else f"{row.sharpe:+.2f}"),
-        Column("drawdown, $", lambda row: f"{row.max_drawdown_usd:.0f}"),
-        Column("win rate", lambda row: _share(row.win_rate)),
-        Column("right direction", lambda row: _share(row.accuracy)),
+        Column(
+            "Sharpe", lambda row: None if row.sharpe is None else f"{row.sharpe:+.2f}", meaning="mean over spread of the changes in an hour"
+        ),
+        Column("drawdown, $", lambda row: f"{row.max_drawdown_usd:.0f}", meaning="largest fall from the peak"),
+        Column("win rate", lambda row: _share(row.win_rate), meaning=_WIN_RATE),
+        Column("accuracy", lambda row: _share(row.accuracy), meaning=_ACCURACY),
     ]
 
 
 def _of(part: str, column: Column) -> Column:
     """The column of a part of a row."""
-    return Column(column.title, lambda row: column.cell(getattr(row, part)))
+    return Column(column.title, lambda row: column.cell(getattr(row, part)), meaning=column.meaning)
 
 
 def contest_columns(reference: str | None) -> list[Column]:
@@ -82,10 +97,10 @@ def contest_columns(reference: str | None) -> list[Column]:
 
     return [
         Column("candidate against", lambda pair: f"{pair.b} (the reference)" if pair.b == reference else pair.b),
-        Column("difference, $ an hour", lambda pair: _interval(pair.paired.difference)),
-        Column("effect, standard deviations", effect),
+        Column("difference, $ an hour", lambda pair: _interval(pair.paired.difference), meaning=_PAIRED),
+        Column("effect, standard deviations", effect, meaning="the mean difference in those between markets"),
         Column("better in", lambda pair: f"{pair.paired.superiority.mean:.0%} of {pair.paired.superiority.count} markets"),
-        Column("p, corrected", lambda pair: f"{pair.adjusted_p:.2g}"),
+        Column("p, corrected", lambda pair: f"{pair.adjusted_p:.2g}", meaning="by sign flips, for the looks and the rows of this table"),
     ]
 
 
@@ -128,17 +143,21 @@ def _reaction(row: AgentRow) -> str | None:
 AGENTS = [
     Column("agent", "agent"),
     Column("runs", "runs"),
-    Column("P&L $ (95 %)", lambda row: _bounds(row.pnl)),
-    Column("Sharpe", lambda row: _number(row.sharpe), meaning="mean over spread of the equity's changes in a run, mean over markets"),
-    Column("drawdown $", lambda row: _number(row.max_drawdown, 0), meaning="largest fall of the equity from its peak, mean over markets"),
-    Column("win rate", lambda row: _percent(row.win_rate), meaning="of the positions that won or lost"),
-    Column("accuracy", lambda row: _percent(row.accuracy), meaning="of the questions' sides that were bought"),
-    Column("Brier (crowd's)", _brier, meaning="squared error of what was paid for being right, and of the crowd; 0 is perfect"),
-    Column("invalid", lambda row: _percent(row.invalid_rate), meaning="answers that were no action"),
-    Column("entropy", lambda row: _number(row.action_entropy)),
-    Column("reaction", _reaction),
-    Column("optimality", lambda row: _number(row.optimality, 1), meaning="P&L of the oracle's, 0 to 100"),
-]
+    Column("P&L $ (95 %)", lambda row: _bounds(row.pnl), meaning="of a market, mean and interval"),
+    Column("Sharpe", lambda row: _number(row.sharpe), meaning="mean over spread of the changes in a run"),
+    Column("drawdown $", lambda row: _number(row.max_drawdown, 0), meaning="largest fall from the peak"),
+    Column("win rate", lambda row: _percent(row.win_rate), meaning=_WIN_RATE),
+    Column("answers right", lambda row: _percent(row.answers_right), meaning="positions on the side of the answer"),
+    Column("Brier (crowd's)", _brier, meaning="error of prices paid as probabilities, lower is better"),
+    Column("invalid", lambda row: _percent(row.invalid_rate), meaning="unusable answers"),
+    Column("entropy", lambda row: _number(row.action_entropy), meaning="of the kinds of action, in bits"),
+    Column("reaction", _reaction, meaning="from news to a purchase, share of news"),
+    Column(
+        "optimality", lambda row: _number(row.optimality, 1),
+        meaning="P&L in % of the better oracle's, for single ticks or lasting positions",
+    ),
+]  # fmt: skip
+ON_PAGE = ("Sharpe", "drawdown $", "win rate", "answers right", "Brier (crowd's)", "invalid", "optimality")  # beside agent, P&L and runs
 
 
 def _better(row: PairRow) -> str | None:
@@ -148,19 +167,19 @@ def _better(row: PairRow) -> str | None:
 # Of a ``PairRow``.
 PAIRS = [
     Column("A - B", lambda row: f"{row.a} - {row.b}"),
-    Column("difference $ (95 %)", lambda row: _bounds(row.difference)),
-    Column("p", lambda row: f"{row.p:.2g}"),
-    Column("p (Holm)", lambda row: f"{row.adjusted_p:.2g}"),
-    Column("effect size (95 %)", lambda row: _bounds(row.effect_size, 2)),
+    Column("difference $ (95 %)", lambda row: _bounds(row.difference), meaning="paired, mean and interval"),
+    Column("p", lambda row: f"{row.p:.2g}", meaning="by sign flips"),
+    Column("p (Holm)", lambda row: f"{row.adjusted_p:.2g}", meaning="corrected for all rows and looks"),
+    Column("effect size (95 %)", lambda row: _bounds(row.effect_size, 2), meaning="in standard deviations between markets"),
     Column("A better in", _better),
     Column("markets", "snapshots"),
-    Column("better", lambda row: row.winner or "not decided"),
+    Column("better", lambda row: row.winner or "not decided", meaning="by an interval without 0 and p (Holm) of at most 0.05"),
 ]
 # Of the rows of ``benchmark compare --effect``.
 NEEDED = [
     Column("A - B", lambda row: f"{row['a']} - {row['b']}"),
-    Column("deviation between snapshots $", lambda row: f"{row['between']:,.0f}"),
-    Column("between repeats $", lambda row: f"{row['within']:,.0f}"),
+    Column("deviation between snapshots $", lambda row: f"{row['between']:,.0f}", meaning="standard deviation of the difference"),
+    Column("between repeats $", lambda row: f"{row['within']:,.0f}", meaning="of the same snapshot"),
     Column("repeats", "repeats"),
     Column("snapshots needed", "snapshots"),
     Column("played", "played"),
@@ -180,10 +199,12 @@ def demo_columns(reference: str) -> list[Column]:
         return lambda row: None if row.get(low) is None else f"{row[low]:+.0f} to {row[high]:+.0f}"
 
     return [
-        Column("model", "model"), Column("P&L", signed("pnl")), Column("interval", ends("low", "high")),
-        Column(f"against {reference}", signed("improvement")), Column("interval ", ends("improvementLow", "improvementHigh")),
-        Column("win rate", percent("winRate")), Column("accuracy", percent("accuracy")), Column("invalid", lambda row: row.get("invalid")),
-        Column("HOLD", percent("holdShare")),
+        Column("model", "model"), Column("P&L", signed("pnl"), meaning="dollars an hour"), Column("interval", ends("low", "high")),
+        Column(f"against {reference}", signed("improvement"), meaning=_PAIRED),
+        Column("interval ", ends("improvementLow", "improvementHigh")), Column("win rate", percent("winRate"), meaning=_WIN_RATE),
+        Column("accuracy", percent("accuracy"), meaning=_ACCURACY),
+        Column("invalid", lambda row: row.get("invalid"), meaning="unusable answers"),
+        Column("HOLD", percent("holdShare"), meaning="of all decisions"),
     ]  # fmt: skip
 
 
@@ -212,7 +233,7 @@ _RUN: dict[str, str | Callable[[Result], object]] = {
     "max_drawdown": "metrics.perp_metrics.max_drawdown", "max_drawdown_share": "metrics.max_drawdown_share",
     "win_rate": "metrics.win_rate", "trades": "metrics.trades", "fees": "metrics.fees", "funding": "metrics.funding",
     "liquidations": "metrics.perp_metrics.liquidations", "prediction_positions": "metrics.prediction_metrics.total_positions",
-    "accuracy": "metrics.prediction_metrics.accuracy", "brier": "metrics.brier", "market_brier": "metrics.market_brier",
+    "answers_right": "metrics.prediction_metrics.accuracy", "brier": "metrics.brier", "market_brier": "metrics.market_brier",
     "edge": "metrics.edge", "prediction_pnl": "metrics.prediction_metrics.pnl", "perp_trades": "metrics.perp_metrics.total_trades",
     "perp_win_rate": "metrics.perp_metrics.win_rate", "perp_pnl": "metrics.perp_metrics.pnl",
     "posts": "metrics.social_metrics.posts_created", "invalid": lambda result: sum(result.metrics.invalid.values()),
@@ -275,6 +296,10 @@ COLOURS = {
     "strategy": "#a9a9a9",
 }
 BETTER_PNL = 0.10
+NEWS_READER = "news-reader"
+NOTHING_WORDS, READER_WORDS = "doing nothing", "the news reader"
+NO_SCRIPTS = "a script that it learned from, as there is none"
+UNKNOWN_SCRIPTS = "the scripts that it learned from, as its training did not note them"
 Count = Callable[[MarketResult], tuple[int, int]]  # hits and trials in one market
 
 
@@ -355,11 +380,11 @@ def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float)
 
 FOOTER = (
     "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
-    "analyse a growing benchmark {analyses} times: intervals of differences keep 95 % over all analyses together, p-values of the pairs "
-    "are corrected for the analyses and for each other (Holm). The other rows describe and are not corrected for their number. All "
+    "look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
+    "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
     "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    "same stake."
+    "same stake. " + MARKET_FIT
 )
 
 
@@ -380,7 +405,58 @@ def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[
         "contests": [_pair_document(pair, comparison) for pair in comparison.pairs],
         "criteria": [asdict(criterion) for criterion in criteria(comparison)],
     }
+    if comparison.candidate is not None:
+        decided["standing"] = [asdict(rival) for rival in standing(comparison)]
     return [row.document | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A player that a version is held against: ``words`` name it. The difference is in dollars; None where it did not play."""
+
+    words: str
+    player: str | None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def standing(comparison: Comparison[GateRow]) -> list[Rival]:
+    """The candidate against doing nothing, the best script that it learned from, and the news reader, in the same markets."""
+    ours = comparison.row(comparison.candidate or "")
+    rows = {row.player: row for row in comparison.rows}
+    scripts = sorted((name for name in comparison.learned_from or () if name in rows), key=lambda name: -rows[name].pnl.mean)
+    wanted = [(NOTHING_WORDS, NOTHING), (NO_SCRIPTS if comparison.learned_from is not None else UNKNOWN_SCRIPTS, None)]
+    if scripts:
+        wanted[1] = (f"{scripts[0]}, the best script that it learned from", scripts[0])
+    rivals = []
+    for words, player in [*wanted, (READER_WORDS, NEWS_READER)]:
+        if player not in rows:
+            rivals.append(Rival(words, player))
+            continue
+        gain = paired_interval(ours.pnls_usd, rows[player].pnls_usd, confidence=comparison.confidence)
+        rivals.append(Rival(words, player, gain.mean, gain.low, gain.high))
+    return rivals
+
+
+def stored_standing(row: Mapping[str, Any]) -> str:
+    """``standing_words`` of a version's row in a stored report, or a sentence on a report that has none."""
+    if "standing" not in row:
+        return f"{row['model']}: its report is from before it was held against doing nothing, a script and the news reader."
+    return standing_words(row["model"], row["markets"], [Rival(**rival) for rival in row["standing"]])
+
+
+def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses: int = len(ANALYSES)) -> str:
+    """A sentence on a version's difference to each of ``rivals``."""
+    clauses = []
+    for rival in rivals:
+        if rival.difference is None or rival.low is None or rival.high is None:
+            clauses.append(f"is not compared with {rival.words}{'' if rival.player is None else ', which did not play'}")
+            continue
+        found = "earns more than" if rival.low > 0 else "earns less than" if rival.high < 0 else "is not shown to differ from"
+        clauses.append(f"{found} {rival.words} ({rival.difference:+.0f}, {rival.low:+.0f} to {rival.high:+.0f})")
+    corrected = f", corrected for {analyses} looks" if analyses > 1 else ""
+    return f"{version} {'; '.join(clauses)}. Dollars in each of the same {markets} markets, paired 95 % intervals{corrected}."
 
 
 def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
@@ -388,7 +464,10 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
         markdown_rows(gate_columns(comparison.reference), comparison.rows),
+        legend(gate_columns(comparison.reference)),
     ]
+    if comparison.candidate is not None:
+        parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

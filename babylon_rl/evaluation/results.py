@@ -242,6 +242,11 @@ class Result(CamelCase, frozen=True):
         return self.metrics.total_pnl
 
     @property
+    def profits(self) -> list[float]:
+        """P&L of every position, in the order of opening."""
+        return [action.correctness["pnl"] for action in self.actions if action.correctness is not None]
+
+    @property
     def pnl_path(self) -> list[float]:
         """Dollars earned so far, at moments 0 to the last one played."""
         equity = self.equity
@@ -482,6 +487,7 @@ def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -
         response_format=call["response_format"],
         logprobs=call["logprobs"],
         tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
+        finish_reason=call.get("finish_reason"),
     )
 
 

@@ -30,6 +30,7 @@ from babylon_rl.windows import HOUR, window_of, window_start
 FIRST = "2000-01-01T00:00"  # before any game began, so that no training hour is one of these
 CONFIRMATION_HOUR = 100_000  # hours after FIRST, in 2011: before any game, after all hours of the gate
 SEED_PREFIX = "benchmark/"
+GATE_ID, CONFIRMATION_ID = "benchmark-", "confirmation-"  # the ids of these markets begin so
 PRESET = "hour"  # of the gate's markets
 PROMPT_VERSION = TRADER_V1
 GATE_PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
@@ -161,13 +162,13 @@ def benchmark_snapshots(count: int) -> tuple[Snapshot, ...]:
 
 @cache
 def _benchmark_snapshot(index: int) -> Snapshot:
-    return Snapshot(f"benchmark-{index:04d}", _held_out_scenario(str(index), index))
+    return Snapshot(f"{GATE_ID}{index:04d}", _held_out_scenario(str(index), index))
 
 
 def confirmation_snapshots(first: int, count: int) -> tuple[Snapshot, ...]:
     """Fresh markets for a confirmation, from number ``first``; none is a gate's market."""
     return tuple(
-        Snapshot(f"confirmation-{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index))
+        Snapshot(f"{CONFIRMATION_ID}{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index))
         for index in range(first, first + count)
     )
 

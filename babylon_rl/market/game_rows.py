@@ -56,22 +56,28 @@ def moment(scenario: Scenario, tick: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=scenario.timestamp_ms(tick))
 
 
+def _after(scenario: Scenario, tick: int, late_ms: int) -> datetime:
+    # Delays are those of a five-minute tick; a shorter one has shorter delays.
+    return moment(scenario, tick) + timedelta(milliseconds=late_ms * min(300, scenario.tick_seconds) // 300)
+
+
 def closing_prices(scenario: Scenario, paths: Paths) -> dict[str, float]:
     """The hour's last price by organization id, as `stock_rows` writes it."""
     return {slug(asset.name): _rounded(_whole(paths.get(asset.ticker, ()), asset.prices)[-1]) for asset in scenario.assets}
 
 
 def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any]]:
-    """StockPrice rows: per minute an update, then the same price with zero change.
+    """StockPrice rows: per minute (or shorter tick) an update, then the same price with zero change.
 
     The engine writes both. At a tick the price is the one that agents were shown; between ticks it is interpolated at random.
 
     Args:
         paths: prices after the agents' trades, by ticker, for the moments that were played; after them the scenario's own prices are used.
     """
-    rows, step = [], timedelta(minutes=1)
+    rows, steps = [], _steps(scenario)
+    step = timedelta(seconds=scenario.tick_seconds) / steps
     for asset in scenario.assets:
-        prices = _minutes(scenario, asset, _whole(paths.get(asset.ticker, ()), asset.prices))
+        prices = _between(scenario, asset, _whole(paths.get(asset.ticker, ()), asset.prices), steps)
         for minute in range(1, len(prices)):
             before, price = prices[minute - 1], prices[minute]
             at = moment(scenario, 0) + minute * step - (_CLOSING if minute == len(prices) - 1 else timedelta())
@@ -85,15 +91,19 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
     return rows
 
 
-def _minutes(scenario: Scenario, asset: Asset, path: Sequence[float]) -> list[float]:
-    """One price per minute: a Brownian bridge of the log price between ticks."""
-    steps = max(1, scenario.tick_seconds // 60)
+def _steps(scenario: Scenario) -> int:
+    """Prices of a tick: one a minute, at least one."""
+    return max(1, scenario.tick_seconds // 60)
+
+
+def _between(scenario: Scenario, asset: Asset, path: Sequence[float], steps: int) -> list[float]:
+    """Prices in ``steps`` steps a tick: a Brownian bridge of the log price between ticks."""
     volatility = (scenario.model or MarketModel()).volatility / math.sqrt(60.0)
     rng = stream(scenario.digest, "minutes", asset.ticker)
     prices = [_rounded(path[0])]
     for now, then in pairwise(path):
         log_price, target = log(now), log(then)
-        # Each minute moves towards the target, with noise that vanishes as the target nears.
+        # Each step moves towards the target, with noise that vanishes as the target nears.
         for left in range(steps, 1, -1):
             log_price += (target - log_price) / left + volatility * math.sqrt((left - 1) / left) * normal(rng)
             prices.append(_rounded(exp(log_price)))
@@ -102,7 +112,7 @@ def _minutes(scenario: Scenario, asset: Asset, path: Sequence[float]) -> list[fl
 
 
 def _whole(played: Sequence[float], alone: Sequence[float]) -> list[float]:
-    # An hour may be played in part (`minutes`); its prices go on to the end without the agents.
+    # A run that stopped has played a part; the prices go on to the end without the agents.
     return [*played, *alone[len(played) :]]
 
 
@@ -127,7 +137,7 @@ def _question(scenario: Scenario, question: Question, yes_prices: Sequence[float
     start, end = moment(scenario, 0), moment(scenario, scenario.ticks)
     market_id, answered = ids(), end - _ANSWERED
     # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
-    moments = [moment(scenario, tick) + timedelta(seconds=2 if tick else 0) for tick in range(scenario.ticks)]
+    moments = [_after(scenario, tick, 2000 if tick else 0) for tick in range(scenario.ticks)]
     history = [(at, price, "trade", "npc_trade") for at, price in zip([*moments, end - _CLOSING], yes_prices, strict=True)]
     history.append((answered, float(question.answer), "resolution", "oracle"))
     depth = (scenario.model or MarketModel()).pool_shares
@@ -163,7 +173,7 @@ def event_rows(scenario: Scenario) -> list[dict[str, Any]]:
 
 
 def _event_row(scenario: Scenario, event: WorldEvent, number: int) -> dict[str, Any]:
-    at = moment(scenario, event.tick) + timedelta(seconds=1)
+    at = _after(scenario, event.tick, 1000)
     question = next((question for question in scenario.questions if question.id == event.about), None)
     return {
         "id": f"event-{milliseconds(at)}-{number}", "eventType": "rumor" if event.rumour else event.category, "description": event.text,
@@ -188,14 +198,14 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
     recorder = TrajectoryRecorder(recorded.append, ids, lambda: clock[0])
     paths, offset = run.paths, -1
     for tick in range(run.ticks_played):
-        shown, begins, ends = _shown(run.scenario, paths, tick), moment(run.scenario, tick), moment(run.scenario, tick + 1)
+        shown = _shown(run.scenario, paths, tick)
         for agent, record in run.records.items():
             turn, offset = record.turn(tick), offset + 1
             # Recorded P&L goes on from hour to hour, while a run's equity begins with what the agent held at its start.
             earlier = (earlier_pnl_usd or {}).get(agent, 0.0) - record.account.start
             before, after = round(earlier + turn.equity, 6), round(earlier + turn.equity_after, 6)
             # Agents act seconds after the tick begins, each at another millisecond.
-            clock[0] = begins + timedelta(seconds=5, milliseconds=37 * (offset % 997))
+            clock[0] = _after(run.scenario, tick, 5000 + 37 * (offset % 997))
             recorded_as = turn.call.trajectory_id if isinstance(turn.call, GatewayCall) else None
             trajectory = recorder.start_trajectory(agent, window=window, trajectory_id=recorded_as)
             recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=0, activeMarkets=len(shown))
@@ -203,7 +213,7 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
             if recorded_as is None:
                 _called(recorder, trajectory, turn)
             _complete(recorder, trajectory, run.scenario, turn, market_ids, (before, after))
-            clock[0] = ends + timedelta(seconds=-2, milliseconds=37 * (offset % 997) % 1000)
+            clock[0] = _after(run.scenario, tick + 1, 37 * (offset % 997) % 1000 - 2000)
             recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after)
     return recorded
 
@@ -229,6 +239,7 @@ def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:
         temperature=call.temperature, max_tokens=call.max_tokens or MAX_TOKENS[ONE_TICK], response_format=call.response_format,
         logprobs=call.logprobs, model_version=call.model if _VERSION.fullmatch(call.model) else None,
         tokens=(call.prompt_tokens, call.completion_tokens or 0) if call.prompt_tokens is not None else None,
+        finish_reason=call.finish_reason,
     )  # fmt: skip
 
 

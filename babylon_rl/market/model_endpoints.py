@@ -14,7 +14,7 @@ import msgspec
 
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatAnswer, ChatClient
-from babylon_rl.market.simulation.agents import AgentFactory, Answer
+from babylon_rl.market.simulation.agents import AgentFactory, Decision
 from babylon_rl.market.simulation.model_agent import ModelAgent, model_agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
@@ -96,11 +96,11 @@ class GatewayAgent(ModelAgent):
         super().__init__(client, agent_id, seed, temperature=temperature)
         self._gateway = client
 
-    def ask(self, seen: Observation) -> Answer:
+    def ask(self, seen: Observation) -> Decision:
         """The decision, with a call that says where it is recorded."""
         answer = super().ask(seen)
         assert answer.call is not None
-        return Answer(answer.action, GatewayCall(**msgspec.structs.asdict(answer.call), trajectory_id=self._gateway.trajectory_id))
+        return Decision(answer.action, GatewayCall(**msgspec.structs.asdict(answer.call), trajectory_id=self._gateway.trajectory_id))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, MarketMo
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import Run, play
-from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths, opening
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths
 from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.recorder import milliseconds
 from babylon_rl.store import market as recorded_market
@@ -31,7 +31,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 
 _HOUR = PRESETS["hour"]
-TICK_MINUTES = _HOUR.tick_seconds // 60
+TICKS = _HOUR.ticks  # of an agent in an hour, whatever the duration
 MODEL_STRATEGY = "llm"
 SEED_PREFIX = "training/"  # prefix that no held-out market's seed has
 _RECORDED_MODEL = MarketModel(impact_per_usd=1e-12)  # recorded prices stay as they are: orders do not move them
@@ -48,7 +48,10 @@ class SpawnedPlayer:
 
 @dataclass(frozen=True)
 class SpawnRequest:
-    """Size of a simulation: hours, minutes per hour, agents. ``model_agents`` of the ``agents`` ask a model."""
+    """Size of a simulation: hours, minutes per hour, agents. ``model_agents`` of the ``agents`` ask a model.
+
+    Every hour has ``TICKS`` ticks; ``minutes`` is the time that they take.
+    """
 
     agents: int
     model_agents: int
@@ -60,10 +63,13 @@ class SpawnRequest:
     def __post_init__(self) -> None:
         if self.agents < 1 or self.windows < 1 or not 0 <= self.model_agents <= self.agents:
             raise UsageError("Ask for at least 1 agent and 1 window, and for no more model agents than agents.")
-        if not TICK_MINUTES <= self.minutes <= 60:
-            raise UsageError(
-                f"--duration is {self.minutes} minutes: an hour is played in ticks of {TICK_MINUTES} minutes, so give {TICK_MINUTES} to 60."
-            )
+        if not 1 <= self.minutes <= 60:
+            raise UsageError(f"--duration is {self.minutes} minutes of an hour: give 1 to 60.")
+
+    @property
+    def tick_seconds(self) -> int:
+        """Length of a tick."""
+        return self.minutes * 60 // TICKS
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def _play_and_write(
     # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none for the newest free hours.")
-    scenario = _own_hour(connection, request, window) if own_market else _recorded_hour(connection, window)
+    scenario = _own_hour(connection, request, window) if own_market else _recorded_hour(connection, window, request.tick_seconds)
     # from the database, so that hours played one by one equal hours played in one go
     held = rows.read_accounts(connection, [player.agent_id for player in players])
     run = _played(scenario, request, players, model, {agent: balance for agent, (balance, _) in held.items()})
@@ -193,13 +199,14 @@ def _own_hour(connection: Connection, request: SpawnRequest, window: str) -> Sce
         "hour", seed=training_seed(request.seed, window), agents=request.agents, edition=TRAINING.name, start_ms=milliseconds(start)
     )
     numbers = [rows.next_question_number(connection) + index for index in range(config.predictions)]
-    return generate(config, start_prices=rows.last_prices(connection, start), question_numbers=numbers)
+    whole = generate(config, start_prices=rows.last_prices(connection, start), question_numbers=numbers)
+    # The same hour in less time: in a market generated for five minutes there would be one piece of news to act on.
+    return msgspec.structs.replace(whole, tick_seconds=request.tick_seconds)
 
 
 def _played(
     scenario: Scenario, request: SpawnRequest, players: Sequence[SpawnedPlayer], model: AgentFactory | None, balances: Mapping[str, float]
 ) -> Run:
-    scenario = opening(scenario, request.minutes // TICK_MINUTES)
     seats: dict[str, AgentFactory] = {}
     for player in players:
         seats[player.agent_id] = model if player.strategy == MODEL_STRATEGY and model is not None else factory(player.strategy, scenario)
@@ -221,15 +228,15 @@ def _write_market(connection: Connection, scenario: Scenario, paths: game_rows.P
     rows.copy_rows(connection, "WorldEvent", game_rows.event_rows(scenario))
 
 
-def _recorded_hour(connection: Connection, window: str) -> Scenario:
-    """A recorded hour's busiest companies and question, in the ticks of a simulated hour.
+def _recorded_hour(connection: Connection, window: str, tick_seconds: int) -> Scenario:
+    """A recorded hour's busiest companies and question, from its start on, in the ticks of a simulated hour.
 
     Raises:
         MarketError: the hour has no company with prices, or no traded question.
     """
     start, end = window_start(window), window_start(window) + HOUR
     busiest = recorded_market.busiest_stocks(connection, start, end, _HOUR.perps)
-    stocks = tuple(stock for stock in (_stock(connection, *row, window) for row in busiest) if stock)
+    stocks = tuple(stock for stock in (_stock(connection, *row, window, tick_seconds) for row in busiest) if stock)
     traded = recorded_market.busiest_question(connection, start, end)
     if not stocks or traded is None:
         raise MarketError(
@@ -237,17 +244,23 @@ def _recorded_hour(connection: Connection, window: str) -> Scenario:
             f"`babylon-rl outcomes {window}` shows what it holds; give --start with an hour that has some."
         )
     market_id, number, text, answer = traded
-    crowd = tuple(_bounded(p) for p in recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)[::TICK_MINUTES])
+    minutes = recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)
+    crowd = tuple(_bounded(probability) for probability in _at_ticks(minutes, tick_seconds))
     # Resolved after the last tick, so that its answer is not known within the hour.
     question = Question(f"Q{number}", number, text, answer, crowd, 0, _HOUR.ticks + 1)
     scenario = from_paths(
-        tick_seconds=_HOUR.tick_seconds, assets=stocks, questions=(question,), events=_events(connection, window, stocks, question),
-        start_ms=milliseconds(start),
+        tick_seconds=tick_seconds, assets=stocks, questions=(question,),
+        events=_events(connection, window, stocks, question, tick_seconds), start_ms=milliseconds(start),
     )  # fmt: skip
     return msgspec.structs.replace(scenario, model=_RECORDED_MODEL)
 
 
-def _stock(connection: Connection, organization_id: str, name: str, window: str) -> Asset | None:
+def _at_ticks(minutes: Sequence[float], tick_seconds: int) -> list[float]:
+    """Values at the moments of the ticks, of values at every minute."""
+    return [minutes[tick * tick_seconds // 60] for tick in range(TICKS + 1)]
+
+
+def _stock(connection: Connection, organization_id: str, name: str, window: str, tick_seconds: int) -> Asset | None:
     prices = recorded_market.minute_prices(connection, organization_id, window_start(window), _HOUR.minutes)
     valid = [price for price in prices if price is not None and 0 < price < math.inf]
     if not valid:
@@ -257,20 +270,20 @@ def _stock(connection: Connection, organization_id: str, name: str, window: str)
     for price in prices:
         last = price if price is not None and 0 < price < math.inf else last
         filled.append(last)
-    return Asset(organization_id, name, tuple(filled[::TICK_MINUTES]))
+    return Asset(organization_id, name, tuple(_at_ticks(filled, tick_seconds)))
 
 
 def _bounded(probability: float) -> float:
     return min(1 - _EXTREME, max(_EXTREME, probability))
 
 
-def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question) -> list[WorldEvent]:
+def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question, tick_seconds: int) -> list[WorldEvent]:
     start, by_tick = window_start(window), dict[int, WorldEvent]()
     for moment, text, actors, number, points in recorded_market.events_between(connection, start, start + HOUR):
-        tick = min(_HOUR.minutes - 1, int((moment - start).total_seconds() // 60)) // TICK_MINUTES + 1  # agents read it at the next tick
+        tick = int((moment - start).total_seconds() // tick_seconds) + 1  # agents read it at the next tick
         named = next((stock.ticker for stock in stocks if stock.name.lower() in f"{text} {' '.join(actors or [])}".lower()), None)
         about = question.id if number == question.number else named
-        if about is not None and tick < _HOUR.ticks:
+        if about is not None and tick < TICKS:
             direction = {"YES": 1, "NO": -1}.get(points or "", 0)
             # One event a tick: the first of it stays, the others are left out.
             by_tick.setdefault(tick, WorldEvent(tick, about, text, direction, 1.0, False, "recorded", 0.0, "noise", 0.0, 1))

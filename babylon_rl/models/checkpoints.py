@@ -19,6 +19,7 @@ import msgspec
 from babylon_rl.errors import CheckpointError
 from babylon_rl.files.durable import kept_while_unchanged, publish_directory, sha256
 from babylon_rl.models.base_model import damage
+from babylon_rl.types import BenchmarkReport
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -48,6 +49,14 @@ tags: [lora, reinforcement-learning, trading-agents]
 A LoRA adapter for trading agents, trained by babylon-rl. `manifest.json` holds the hashes of its files and of its base.
 
 {facts}
+
+## Benchmark
+
+{benchmark}
+
+## Training
+
+{training}
 
 ## Metrics
 
@@ -83,7 +92,8 @@ class RemoteCheckpoint(msgspec.Struct, frozen=True, rename="camel", kw_only=True
 class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """Description of a checkpoint.
 
-    ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC.
+    ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC. ``data_version`` is the hash of the episodes
+    with their advantages, ``judge_version`` that of the rubric or formula. ``trainer`` has the backend, the seed and every hyperparameter.
     """
 
     version: str
@@ -95,6 +105,9 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     prompt_version: str | None = None
     action_grammar: str | None = None
     judge: str | None = None
+    judge_version: str | None = None
+    data_version: str | None = None
+    trajectories: int | None = None
     windows: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     trainer: dict[str, Any] = {}
@@ -140,27 +153,46 @@ def weights_sha256(base_dir: Path) -> Mapping[str, str]:
     return {path.name: sha256(path) for path in sorted(base_dir.glob("*.safetensors"))}
 
 
-def model_card(manifest: Manifest) -> str:
-    """README of a checkpoint: front matter for the hub, then the same facts for readers."""
-    windows = manifest.windows
+def model_card(manifest: Manifest, report: BenchmarkReport | None = None) -> str:
+    """README of a checkpoint: front matter for the hub, then the same facts for readers. ``report`` is the benchmark's, made later."""
+    windows, version = manifest.windows, manifest.judge_version
     facts = {
         "Base model": manifest.base.name,
         "Parent": manifest.parent or "none",
         "Batch": manifest.batch_id or "none",
-        "Scores by": manifest.judge or "not recorded",
+        "Scores by": f"{manifest.judge or 'not recorded'}{f', version {version}' if version else ''}",
         "Prompt version": manifest.prompt_version or "not recorded",
         "Answers": manifest.action_grammar or "not recorded",
         "Windows": f"{len(windows)}, {windows[0]} to {windows[-1]}" if windows else "none",
+        "Trajectories": "not recorded" if manifest.trajectories is None else str(manifest.trajectories),
+        "Data": manifest.data_version or "not recorded",
         "Made": manifest.created_at,
     }
     metrics = {name: f"{value:.6g}" for name, value in sorted(manifest.metrics.items())}
+    settings = sorted(manifest.trainer.get("settings", {}).items())
+    given = {name: value for name, value in manifest.trainer.items() if name != "settings"} | dict(settings)
     return CARD_TEMPLATE.format(
         base=manifest.base.name,
         version=manifest.version,
         facts=_table(facts),
+        benchmark=_benchmark(report) if report is not None else f"`babylon-rl models card {manifest.version}` has the result.",
+        training=_table({name: str(value) for name, value in given.items()}) or "Not recorded.",
         metrics=_table(metrics) or "None recorded.",
         windows="\n".join(f"* {window}" for window in windows) or "No window recorded.",
     )
+
+
+def _benchmark(report: BenchmarkReport) -> str:
+    """The gate's decision, and P&L with 95 % intervals of the version against its reference."""
+    own: dict[str, Any] = next((row for row in report.rows if row["model"] == report.version), {})
+    facts = {"Decision": f"{report.decision}: {report.reason}", "Markets": f"{report.markets}, unseen in training"}
+    for name, value, low, high in (
+        ("P&L, $ an hour", "pnl", "low", "high"),
+        (f"Above {report.reference or 'base'}, $ an hour", "improvement", "improvementLow", "improvementHigh"),
+    ):
+        if own.get(value) is not None and own.get(low) is not None:
+            facts[name] = f"{own[value]:+.1f} ({own[low]:+.1f} to {own[high]:+.1f})"
+    return _table(facts)
 
 
 def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
@@ -188,9 +220,14 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     # The manifest is written last and lists every other file.
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
     manifest = msgspec.structs.replace(manifest, files=files)
-    (tmp_dir / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
+    write_manifest(tmp_dir, manifest)
     publish_directory(tmp_dir, final_dir)
     return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest into a checkpoint's directory."""
+    (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Column:
         value: where a row has it: a key, a position, an attribute, or a function of the row.
         digits: to which a number is rounded.
         wide: only shown in a terminal where the whole table fits.
-        meaning: one sentence for a page, which shows the columns that have one.
+        meaning: a few words for the legend under the table, and for the head of a column on a page.
     """
 
     title: str
@@ -39,6 +39,11 @@ class Column:
         else:
             value = getattr(row, str(self.value))
         return round(value, self.digits) if self.digits is not None and value is not None else value
+
+
+def legend(columns: Iterable[Column]) -> str:
+    """Meanings of columns for the end of their table; empty where no column has one."""
+    return "; ".join(f"{column.title}: {column.meaning}" for column in columns if column.meaning)
 
 
 def dollars(usd: float | None, sign: bool = True) -> str:

@@ -16,6 +16,7 @@ MOST_BARS = 40
 NAMED_PATHS, MOST_PATHS = 8, 60
 LONGEST_NAME = 24
 _PAGE_WIDTH, _PAGE_DPI, _PAGE_COLOURS = 6.4, 72, 96
+_NAMES_LEFT, _CHARACTER = 0.03, 0.0115  # of the page's width: before the names of bars, and for each of their characters
 _LARGEST = 1e15  # that matplotlib can compute with
 
 
@@ -114,7 +115,8 @@ def bar_plot(
     """
     shown = list(values[:MOST_BARS])
     title = title if len(shown) == len(values) else f"{title} (first {MOST_BARS} of {len(values)})"
-    figure, axes = _page_axes(title, 0.9 + 0.24 * max(len(shown), 1))
+    names = [_short(name) for name, _ in shown]
+    figure, axes = _page_axes(title, 0.9 + 0.24 * max(len(shown), 1), _NAMES_LEFT + _CHARACTER * max(map(len, names), default=0))
     numbers = [_drawable(number) for _, number in shown]
     axes.barh(range(len(shown)), numbers, color=[colour or (GAIN if number >= 0 else LOSS) for number in numbers], height=0.7)
     # Error bars are drawn as distances from the bar's end.
@@ -122,7 +124,7 @@ def bar_plot(
         lows = [number - low for number, (low, _) in zip(numbers, intervals, strict=False)]
         highs = [high - number for number, (_, high) in zip(numbers, intervals, strict=False)]
         axes.errorbar(numbers, range(len(shown)), xerr=[lows, highs], fmt="none", ecolor="#333333", capsize=3)
-    axes.set_yticks(range(len(shown)), [_short(name) for name, _ in shown], fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_xlabel(unit, fontsize=8)
@@ -133,13 +135,34 @@ def bar_plot(
 
 def line_plot(title: str, unit: str, series: Mapping[str, Sequence[float]], *, x_label: str = "step") -> Picture:
     """One line per series over its positions, from 1."""
-    figure, axes = _page_axes(title, 2.8)
+    figure, axes = _page_axes(title, 2.8, 0.11)
     for name, numbers in series.items():
         axes.plot(range(1, len(numbers) + 1), numbers, label=_short(name), linewidth=1.4, marker="." if len(numbers) < 30 else None)
     axes.set_xlabel(x_label, fontsize=8)
     axes.set_ylabel(unit, fontsize=8)
     if len(series) > 1:
         axes.legend(fontsize=7, frameon=False)
+    return _page_picture(title, figure)
+
+
+def curve_panels(title: str, panels: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Picture:
+    """Curves over their positions from 1, two panels a row; a name has one colour in all panels. None leaves a gap."""
+    colours = dict(zip(dict.fromkeys(name for curves in panels.values() for name in curves), SERIES, strict=False))
+    rows = max(1, -(-len(panels) // 2))
+    height = 0.75 + 1.5 * rows
+    figure = new_figure(_PAGE_WIDTH, height, _PAGE_DPI)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.42 / height, top=1 - 0.55 / height, hspace=0.55, wspace=0.25)
+    figure.text(0.012, 1 - 0.21 / height, title, fontsize=9, parse_math=False)
+    for place, (name, colour) in enumerate(colours.items()):
+        right = 0.98 - 0.14 * (len(colours) - 1 - place)
+        figure.text(right, 1 - 0.21 / height, name, color=colour, fontsize=9, ha="right", parse_math=False)
+    for position, (heading, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, position)
+        for name, values in curves.items():
+            numbers = [math.nan if value is None else _drawable(value) for value in values]
+            axes.plot(range(1, len(numbers) + 1), numbers, color=colours[name], linewidth=1.2, marker="." if len(numbers) < 30 else None)
+        axes.set_title(heading, fontsize=8, loc="left", y=1.0)
+        plain_axes([axes], 7)
     return _page_picture(title, figure)
 
 
@@ -178,10 +201,10 @@ def _draw_paths(axes: Any, panel: Paths) -> None:
     plain_axes([axes], 7)
 
 
-def _page_axes(title: str, height: float) -> tuple[Any, Any]:
+def _page_axes(title: str, height: float, left: float) -> tuple[Any, Any]:
     figure = new_figure(_PAGE_WIDTH, height, _PAGE_DPI)
-    # Fixed margins: measuring the texts to find better ones costs more than all the drawing.
-    figure.subplots_adjust(left=0.27, right=0.97, bottom=0.5 / height, top=1 - 0.32 / height)
+    # Margins by the number of characters: measuring the texts to find better ones costs more than all the drawing.
+    figure.subplots_adjust(left=left, right=0.97, bottom=0.5 / height, top=1 - 0.32 / height)
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=9, loc="left", y=1.0)
     plain_axes([axes])

@@ -1,4 +1,4 @@
-"""Client of Dagster's webserver: launch and look up runs through GraphQL.
+"""Client of Dagster's webserver: launch and look up runs, load the code location again, through GraphQL.
 
 A plain HTTP client, as this room knows no Dagster.
 """
@@ -16,7 +16,8 @@ from babylon_rl.training.backends.protocol import GPU
 
 TIMEOUT_S = 20.0
 LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
-TRAIN_JOB, SCORE_JOB = "train", "score"
+TRAIN_JOB, HOURS_JOB, SCORE_JOB = "train", "hours", "score"
+SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
 QUEUE_TAG = "dagster-celery/queue"
 HOURS, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "trainer", "trainer-gpu", "evidence"
@@ -37,6 +38,11 @@ mutation($name: String!, $key: String!, $repository: RepositorySelector!) {
 _LAUNCH = """
 mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } }
+}"""
+
+_RELOAD = """
+mutation($location: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $location) { __typename ... on Error { message } }
 }"""
 
 
@@ -95,6 +101,10 @@ class DagsterClient:
         Return its id.
         """
         return self._launch(SCORE_JOB, hour_tags(first, last))
+
+    def reload(self) -> None:
+        """Load the code location again. Runs under way end with what they were started with."""
+        self._ask(_RELOAD, {"location": LOCATION}, "WorkspaceLocationEntry")
 
     def _launch(self, job: str, tags: Mapping[str, str], assets: Sequence[str] | None = None) -> str:
         selection = None if assets is None else [{"path": [asset]} for asset in assets]

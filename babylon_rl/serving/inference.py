@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
-from babylon_rl.errors import DatabaseError, ModelUnavailable
+from babylon_rl.errors import DatabaseError, ModelUnavailable, require
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.llm.transports import with_version
 from babylon_rl.models.checkpoint_store import registered_checkpoint
@@ -21,6 +22,9 @@ from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import process_database
 from babylon_rl.store.releases import RoutedVersion, RoutingTable, read_routing
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 MAX_AGE_S = 0.5
 
@@ -54,6 +58,14 @@ class InferenceModel:
     api_key: str | None = field(repr=False)
     arm: str
     reason: str
+
+    def openai_client(self) -> "OpenAI":
+        """OpenAI's own client at this address. Raises MissingPackage: openai is not installed."""
+        require("openai")
+        from openai import OpenAI
+
+        # Without a key of its own the client would send OPENAI_API_KEY, which is meant for another host.
+        return OpenAI(base_url=self.base_url, api_key=self.api_key or "none")
 
 
 def get_rl_model_config(settings: Settings | None = None) -> RLModelConfig:
@@ -107,6 +119,18 @@ def client(version: str | None = None, *, agent_id: str | None = None, settings:
     """
     asked = get_model_for_inference(agent_id, model=version, settings=settings)
     return ChatClient(asked.base_url, asked.api_key, asked.model)
+
+
+def openai_client(version: str | None = None, *, agent_id: str | None = None, settings: Settings | None = None) -> "OpenAI":
+    """OpenAI's own client at the address of a version, or of the model that this agent gets.
+
+    The name to ask it for is ``model`` of `get_model_for_inference`.
+
+    Raises:
+        ModelUnavailable: there is no such version.
+        MissingPackage: openai is not installed.
+    """
+    return get_model_for_inference(agent_id, model=version, settings=settings).openai_client()
 
 
 def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route:

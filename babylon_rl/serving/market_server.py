@@ -33,7 +33,7 @@ from babylon_rl.evaluation.results import SUFFIX, RunFiles, encode_result, read_
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.http_server import ClientGone, Door, client_address, json_response, read_json, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
-from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
+from babylon_rl.market.simulation.agents import FREE, Decision, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation
@@ -110,7 +110,7 @@ class MarketSession:
         # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
-        self._seat.act(self._exchange, self._newsroom, self.seen, Timed(Answer(action, call), latency_ms))
+        self._seat.act(self._exchange, self._newsroom, self.seen, Timed(Decision(action, call), latency_ms))
         return self._seat.record.outcomes[-1]
 
     def advance(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ResponsesEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        answers: list[Answer] = []
+        answers: list[ResponseObject] = []
         start: MutableMapping[str, Any] = {}
 
         async def as_chat() -> MutableMapping[str, Any]:
@@ -54,7 +54,7 @@ class ResponsesEndpoint:
                 return await receive()
             document, _ = read_object(await read_body(receive, self._longest, self._within_s))
             chat = chat_request(document)
-            answers.append(Answer(document))
+            answers.append(ResponseObject(document))
             return {"type": "http.request", "body": msgspec.json.encode(chat)}
 
         async def translated(message: MutableMapping[str, Any]) -> None:
@@ -243,7 +243,7 @@ class _Item:
         yield {"type": "response.output_item.done", "output_index": self.place, "item": self.item}
 
 
-class Answer:
+class ResponseObject:
     """One answer of a chat, whole or by its chunks, as the Responses API has it."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:

@@ -47,9 +47,10 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
     """
     with connection.transaction():
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
-        current = next(iter(pending_batches(connection)), None)
+        pending = pending_batches(connection)
+        current = next(iter(pending), None)
         judged = _judged_hours(connection, settings, now)
-        automation = _automation(connection, settings, now, models, current, judged)
+        automation = _automation(connection, settings, now, models, pending, judged)
         totals = trajectory_totals(connection)
         return shapes.StatusDocument(
             status="healthy" if all(getattr(automation.health, part) for part in shapes.PARTS) else "degraded",
@@ -75,13 +76,14 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
 
 def automation_document(connection: Connection, settings: Settings, now: datetime) -> shapes.Automation:
     """Data collection, trainings, versions and health."""
-    current = next(iter(pending_batches(connection)), None)
-    return _automation(connection, settings, now, read_models(connection), current, _judged_hours(connection, settings, now))
+    judged = _judged_hours(connection, settings, now)
+    return _automation(connection, settings, now, read_models(connection), pending_batches(connection), judged)
 
 
 def _automation(
-    connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], current: Batch | None, judged: JudgedState
+    connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], pending: Sequence[Batch], judged: JudgedState
 ) -> shapes.Automation:
+    current = next(iter(pending), None)
     last, came = last_completed_at(connection), arrivals(connection, now)
     deployed, own = deployed_model(models), [model for model in models if not model.foreign]
     return shapes.Automation(
@@ -94,10 +96,12 @@ def _automation(
             last_completed=moment(last),
             next_scheduled=None if last is None else moment(last + timedelta(hours=settings.training_interval_hours)),
         ),
-        models=shapes.VersionNames(
+        models=shapes.Versions(
             latest=own[0].version if own else None,
-            deployed=None if deployed is None else deployed.version,
-            training=None if current is None else current.version,
+            deployed=sum(model.status == "deployed" for model in models),
+            deployed_version=None if deployed is None else deployed.version,
+            training=len(pending),
+            training_version=None if current is None else current.version,
         ),
         health=_health(connection, settings, now, current, judged, own[0] if own else None),
     )  # fmt: skip

@@ -290,12 +290,17 @@ class TrainingJobs(Shape):
     next_scheduled: Time | None
 
 
-class VersionNames(Shape):
-    """The highest version of this pipeline, the deployed one, and that of the current job."""
+class Versions(Shape):
+    """The highest version of this pipeline, and the numbers of deployed versions and of unfinished trainings.
+
+    ``deployedVersion`` is the newest deployed one, ``trainingVersion`` that of the current job.
+    """
 
     latest: str | None
-    deployed: str | None
-    training: str | None
+    deployed: int
+    deployed_version: str | None
+    training: int
+    training_version: str | None
 
 
 class Automation(Shape):
@@ -303,7 +308,7 @@ class Automation(Shape):
 
     data_collection: DataCollection
     training: TrainingJobs
-    models: VersionNames
+    models: Versions
     health: Health
 
 

@@ -34,7 +34,7 @@ ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 
 _NEWEST_MARKETS = """
 SELECT DISTINCT ON (r."snapshot") r."identity", r."market" FROM babylon_rl.benchmark_results r
-WHERE r."model" = %s AND r."identity" = (
+WHERE r."model" = %s AND starts_with(r."snapshot", %s) AND r."identity" = (
     SELECT n."identity" FROM babylon_rl.benchmark_results n WHERE n."model" = r."model" ORDER BY n."playedAt" DESC, n."identity" LIMIT 1
 )
 ORDER BY r."snapshot", r."playedAt" DESC, r."market"
@@ -140,12 +140,12 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
     return {row[0]: _result(row) for row in rows}
 
 
-def newest_markets(connection: Connection, model: str) -> list[tuple[str, str]]:
+def newest_markets(connection: Connection, model: str, prefix: str) -> list[tuple[str, str]]:
     """Identity and fingerprint of each market that a model's newest weights have played.
 
-    Of a market that was played again since it changed, the newer fingerprint.
+    The markets' ids begin with ``prefix``. Of a market that was played again since it changed, the newer fingerprint.
     """
-    return connection.execute(_NEWEST_MARKETS, [model]).fetchall()
+    return connection.execute(_NEWEST_MARKETS, [model, prefix]).fetchall()
 
 
 @dataclass(frozen=True, slots=True)

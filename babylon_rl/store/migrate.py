@@ -22,6 +22,8 @@ from babylon_rl.windows import utc_now
 
 # The migration that creates the tables shared with the game.
 CONTRACT = "0001_contract_tables"
+BY_PSQL = "psql"  # in place of a checksum: psql/begin.sql recorded it, and does not know the file's text
+_OF_PSQL = re.compile(r"^\\.*\n", re.MULTILINE)  # psql's own commands in a file
 _LOCK = 0x6261_6279_6C6F_6E  # "babylon"
 _LOCK_TIMEOUT_S = 120
 _OWN_TABLE = re.compile(r'^\s*CREATE TABLE\s+(?:IF NOT EXISTS\s+)?"?babylon_rl"?\."?(\w+)"?', re.IGNORECASE | re.MULTILINE)
@@ -43,7 +45,7 @@ class MigrationReport:
 
 @dataclass(frozen=True)
 class Migration:
-    """One SQL file of migrations/."""
+    """One SQL file of migrations/, without the lines for psql."""
 
     name: str
     sql: str = field(repr=False)
@@ -131,7 +133,7 @@ def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
     paths = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
     if not paths or paths[0].stem != CONTRACT:
         raise SchemaMismatch(f"{directory} does not hold {CONTRACT}.sql. Run babylon_rl from a whole clone (`make setup`) or its wheel.")
-    return [Migration(path.stem, path.read_text(encoding="utf-8")) for path in paths]
+    return [Migration(path.stem, _OF_PSQL.sub("", path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def _apply_all(connection: Connection, files: list[Migration], now: datetime) -> list[str]:
@@ -187,7 +189,7 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
                 f"The database holds migration {name}, which this version of babylon_rl does not know. "
                 "Update the code (git pull, make setup)."
             )
-        if by_name[name].checksum != checksum:
+        if checksum not in (by_name[name].checksum, BY_PSQL):
             raise SchemaMismatch(
                 f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; "
                 "a change belongs into a new file."

@@ -4,6 +4,7 @@ A row is committed before an iteration starts or a job is posted, and completed 
 ended. An unfinished job blocks other jobs of its model. An end is written once: ending a job that has ended changes nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,7 +23,8 @@ from babylon_rl.store.connection import Connection, own_transaction
 class TrainingStep:
     """One start of an iteration (1-based) in run ``attempt``.
 
-    ``finished_at`` is None while it runs, or if it never ended. ``losses`` are those of its optimizer steps so far.
+    ``finished_at`` is None while it runs, or if it never ended. ``losses`` are those of its optimizer steps so far; ``optimizer_steps``
+    have of each ``loss``, ``trainableTokens`` (of the iteration so far) and what the trainer measured.
     """
 
     iteration: int
@@ -38,6 +40,7 @@ class TrainingStep:
     trainable_tokens: int | None
     metrics: Mapping[str, Any] | None
     losses: Sequence[float] = ()
+    optimizer_steps: Sequence[Mapping[str, Any]] = ()
 
     @property
     def paused(self) -> bool:
@@ -58,12 +61,17 @@ def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> Non
     )
 
 
-def note_losses(connection: Connection, batch_id: str, iteration: int, attempt: int, losses: Sequence[float]) -> None:
-    """Store the losses of an iteration's optimizer steps so far, for people who watch."""
+def note_optimizer_steps(connection: Connection, batch_id: str, iteration: int, attempt: int, steps: Sequence[Mapping[str, float]]) -> None:
+    """Store the optimizer steps of an iteration so far, each with its ``loss``, for people who watch."""
+    # JSON has no NaN.
+    finite = [{name: value for name, value in step.items() if math.isfinite(value)} for step in steps]
     with own_transaction(connection):
         connection.execute(
-            'UPDATE babylon_rl.training_steps SET "losses" = %s WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s',
-            [list(losses), batch_id, iteration, attempt],
+            """
+            UPDATE babylon_rl.training_steps SET "losses" = %s, "optimizerSteps" = %s
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
+            """,
+            [[step["loss"] for step in steps], Jsonb(finite), batch_id, iteration, attempt],
         )
 
 
@@ -111,7 +119,7 @@ def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
     rows = connection.execute(
         """
         SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
-               "loss", "trainableTokens", "metrics", "losses"
+               "loss", "trainableTokens", "metrics", "losses", "optimizerSteps"
         FROM babylon_rl.training_steps WHERE "batchId" = %s ORDER BY "iteration", "attempt"
         """,
         [batch_id],

@@ -32,7 +32,7 @@ from babylon_rl.store.windows import reading_chunks
 from babylon_rl.store.write_ahead import RemoteJob
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence, choose_trainer, trainer_choice
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.types import ServedSequence
+from babylon_rl.types import SCRIPTED, ServedSequence
 
 NO_SEQUENCE = "no training sequence"
 NO_TOKEN = "no trainable token"  # with sequences, of which the backend can train none
@@ -181,6 +181,7 @@ def preflight_document(
         "groupsDropped": dict(Counter(dropped_groups) + lost),
         "episodes": sum(1 for count in conversion.per_episode.values() if count),
         "sequences": number,
+        "scripts": sorted({sequence.model.removeprefix(SCRIPTED) for sequence in conversion.sequences if sequence.scripted}),
         "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
         "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
         "leftOut": dict(conversion.left_out),

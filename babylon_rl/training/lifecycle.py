@@ -50,7 +50,7 @@ from babylon_rl.store.write_ahead import (
     finish_step,
     finished_steps,
     newest_job,
-    note_losses,
+    note_optimizer_steps,
     note_seconds,
     pause_step,
     read_jobs,
@@ -308,6 +308,20 @@ def iterations_of(batch: Batch) -> int:
     return iterations if batch.passes is None else min(iterations, -(-len(batch.windows) // size) * batch.passes)
 
 
+def fewer_iterations(batch: Batch) -> str | None:
+    """Reason why a batch has fewer iterations than ITERATIONS, with the remedy; None where it has as many."""
+    made, most = iterations_of(batch), int(batch.settings.get("iterations", 1))
+    if made >= most or not batch.passes:
+        return None
+    hours, size = len(batch.windows), int(batch.settings["windows_per_iteration"])
+    epochs = -(-most * batch.passes // made)
+    return (
+        f"{made} of {most} iterations: an iteration takes up to {size} hours (WINDOWS_PER_ITERATION), {batch.batch_id} has {hours}, and "
+        f"each trains {'once' if batch.passes == 1 else f'{batch.passes} times'} (EPOCHS). For {most}, cancel it "
+        f"(`babylon-rl batches cancel {batch.batch_id} --reason ...`) and train with `--epochs {epochs}`."
+    )
+
+
 def passes_within(batch: Batch) -> int:
     """Passes of an iteration over its own sequences: 1, but EPOCHS in old batches."""
     return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
@@ -359,11 +373,15 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    losses: list[float] = []
-    beat = run.rare_beat(lambda: note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses))
+    taken: list[dict[str, float]] = []
+
+    def note_taken() -> None:
+        note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken)
+
+    beat = run.rare_beat(note_taken)
 
     def step(metrics: StepMetrics) -> None:
-        losses.append(metrics.loss)
+        taken.append(metrics.metrics | {"loss": metrics.loss, "trainableTokens": metrics.trainable_tokens})
         beat()
         on_step(metrics)
         trained_s = time.monotonic() - began_s
@@ -382,7 +400,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
-    note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses)
+    note_taken()
     # A result without tokens or with a loss that is not finite never becomes a checkpoint.
     if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(

@@ -68,11 +68,13 @@ from babylon_rl.store.registry import (
     version_taken,
 )
 from babylon_rl.store.releases import versions_needed
+from babylon_rl.store.scores import read as read_scores
 from babylon_rl.store.windows import lock_windows
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER, RESULT_FILE, WORK, BatchRun
+from babylon_rl.versions import content_version
 
 _LOG = logging.getLogger(__name__)
 
@@ -300,6 +302,7 @@ def _manifest(
     sequences: Sequence[TrainSequence],
 ) -> Manifest:
     scores = [episode.score for episode in episodes if episode.score is not None]
+    windows = sorted({episode.window for episode in episodes}, reverse=True)
     return Manifest(
         version=version,
         base=run.trainer.base_identity(),
@@ -310,14 +313,24 @@ def _manifest(
         prompt_version=prompt_version(sequences),
         action_grammar=action_grammar(sequences),
         judge=run.batch.settings.get("judge_model"),
-        windows=tuple(sorted({episode.window for episode in episodes}, reverse=True)),
+        judge_version="; ".join(sorted({group.judge_version for group in read_scores(run.connection, windows).values()})) or None,
+        data_version=data_version(episodes),
+        trajectories=sum(len(episode.trajectory_ids) for episode in episodes),
+        windows=tuple(windows),
         metrics={
             **({} if steps[-1].loss is None else {"loss": steps[-1].loss}),
             "avgReward": sum(scores) / len(scores),
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
         },
-        trainer={"backend": run.batch.backend, "seed": run.batch.seed, "settings": dict(run.batch.settings)},
-    )
+        trainer={
+            "backend": run.batch.backend, "seed": run.batch.seed, "settings": {**run.batch.settings, **run.trainer.hyperparameters()},
+        },
+    )  # fmt: skip
+
+
+def data_version(episodes: Sequence[BatchEpisode]) -> str:
+    """Hash of episodes with their trajectories and advantages."""
+    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in episodes])
 
 
 def _batch_of(directory: Path) -> str | None:

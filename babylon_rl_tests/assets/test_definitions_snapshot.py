@@ -22,7 +22,7 @@ SNAPSHOT = Path(__file__).with_suffix(".json")
 
 def _asset(key: dg.AssetKey) -> dict[str, Any]:
     node = defs.resolve_asset_graph().get(key)
-    schema = node.metadata.get("dagster/column_schema")
+    schema = node.metadata.get("columns")
     return {
         "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
         "group": node.group_name,

@@ -50,7 +50,7 @@ def test_an_hours_page_says_how_often_each_agent_was_right(bench: Bench) -> None
     metadata = bench.materializations("hindsight")[HOUR].metadata
     assert metadata["dagster/row_count"].value > metadata["known"].value > metadata["right"].value > 0
     assert metadata["leaked_sequences"].value == 0
-    assert metadata["right_by_agent"].value.startswith("![")
+    assert metadata["pictures"].value.startswith("![")
     assert {record.data["agent"] for record in metadata["agents"].records}  # type: ignore[attr-defined]
     assert sum(len(repr(value)) for value in metadata.values()) < 150_000
 

@@ -13,7 +13,7 @@ from babylon_rl.reporting.plots import LOSS, MOST_PATHS, Paths, Picture, bar_plo
 
 def picture(drawn: Picture) -> Image.Image:
     """The PNG inside the markdown of an asset page."""
-    text = embedded(drawn).value
+    text = embedded([drawn])["pictures"].value
     assert text is not None and text.startswith(f"![{drawn.title}]")
     png = base64.b64decode(text.partition("base64,")[2].rstrip(")"))
     assert len(png) < 30_000

@@ -1,15 +1,18 @@
 """The job ``train`` with the dry trainer: its checkpoint, checks, preflight and curves."""
 
 import re
+from datetime import timedelta
+from statistics import fmean
 
 import dagster as dg
 import pytest
 
-from babylon_rl.assets.partitions import embedded
+from babylon_rl.assets.partitions import batches, embedded
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.reporting.plots import line_plot
-from babylon_rl_tests.assets.conftest import HOURS, TRAINING, Bench, a_batch, ask, run_into
+from babylon_rl.training.freezing import freeze
+from babylon_rl_tests.assets.conftest import HOURS, NOW, TRAINING, Bench, a_batch, ask, run_into
 
 
 @pytest.mark.slow
@@ -19,7 +22,7 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     checkpoint = ready.materializations("trained_checkpoint")[batch].metadata
     assert checkpoint["version"].value.startswith("v1.0.")
     assert HOURS[0] in checkpoint["upstream_windows"].value
-    assert "loss_curve" in checkpoint and "reward_curve" in checkpoint
+    assert re.findall(r"!\[(\w+) ", checkpoint["pictures"].value) == ["Loss", "Training"]
     assert "WANDB_API_KEY is not set" in checkpoint["weights_and_biases"].value
     measured = {"checkpoint_whole", "iterations_complete", "scores_spread", "no_leakage"}  # of a dry run
     checks = result.get_asset_check_evaluations()
@@ -54,7 +57,7 @@ def test_preflight_of_a_training_that_is_refused_is_said_too(ready: Bench):
 
 
 @pytest.mark.slow
-def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
+def test_the_curves_of_a_resumed_training_show_every_optimizer_step(ready: Bench):
     batch = a_batch(ready)
 
     def stop(what: str) -> None:
@@ -65,6 +68,21 @@ def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
     ready.run("train", batch, asset_selection=TRAINING)
     found = ready.materializations("trained_checkpoint")[batch].metadata
     version = found["version"].value
-    losses = [1.0 / (1 + iteration) for iteration in range(1, 11)]
-    assert found["loss_curve"] == embedded(line_plot(f"Loss of {version}", "loss", {"loss": losses}, x_label="iteration"))
-    assert "entropy_curve" not in found  # a dry run measures none
+    losses = [1.0 / (1 + iteration) for iteration in range(1, 11) for _ in range(2)]
+    curves = {"loss": losses, "mean of 10 steps": [fmean(losses[max(0, last - 10) : last]) for last in range(1, 21)]}
+    (loss,) = embedded([line_plot(f"Loss of {version}", "loss", curves, x_label="step")]).values()
+    assert found["pictures"].value.startswith(f"{loss.value}\n\n![Training")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_s_page_draws_its_training_over_its_parent_s(ready: Bench):
+    version = ""
+    for number in range(2):
+        with ready.babylon.database.connect(autocommit=True) as connection:
+            batch = freeze(connection, ready.babylon.settings, NOW + timedelta(seconds=number), max_trajectories=60).batch
+        assert batch is not None
+        ready.instance.add_dynamic_partitions(batches.name, [batch.batch_id])
+        ready.run("train", batch.batch_id, asset_selection=TRAINING)
+        found, parent = ready.materializations("trained_checkpoint")[batch.batch_id].metadata, version
+        version = found["version"].value
+    assert f"Training of {version}, over that of {parent}, by optimizer step" in found["pictures"].value

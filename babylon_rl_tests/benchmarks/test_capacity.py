@@ -28,11 +28,8 @@ from benchmarks.capacity import (
     USD,
     VERSION_S,
     by_tier,
-    celery_table,
-    check_table,
     compared,
     compared_with_celery,
-    cost_table,
     highest_rate,
     kept_measurement,
     limited,
@@ -41,7 +38,6 @@ from benchmarks.capacity import (
     projected,
     provider,
     rate_table,
-    scoring_costs,
     tier_table,
 )
 from benchmarks.capacity_model import Costs, Hour, Judge, Limits, Seen, Site, backfill_s, scoring_span_s, steady
@@ -162,13 +158,12 @@ def test_the_lower_limit_bounds_the_trajectories_of_an_hour(limits: tuple[float 
     assert math.isinf(highest_rate(judge, provider(judge, 5.0)))
 
 
-def test_hours_beyond_the_limit_leave_requests_over_and_others_are_late() -> None:
+def test_hours_beyond_the_limit_are_never_scored_and_others_are_late() -> None:
     kept, judge = kept_measurement(), {"requests": 100.0, "tokens_in": 9_000.0, "tokens_out": 1_000.0}
     limits = provider(judge, 0.0, 10)  # 600 requests an hour, 6,000 trajectories
-    below, above = (limited(kept, rate, Site(4), limits, judge, 1.0) for rate in (3_000, 12_000))
-    assert below["left"] == 0
-    assert 29 < below["min"] < 31 and below["later"] == below["min"] - 1.0  # 300 requests, ten in any minute
-    assert math.isinf(above["min"]) and above["left"] == pytest.approx(60)  # two hours of requests each hour
+    below, above = (limited(kept, rate, Site(4), limits, judge) for rate in (3_000, 12_000))
+    assert 29 < below < 31  # 300 requests, ten in any minute
+    assert math.isinf(above)  # two hours of requests each hour
 
 
 @pytest.mark.slow
@@ -207,14 +202,8 @@ def test_dollars_are_those_of_the_prices_given() -> None:
     assert together == pytest.approx(584 + 4 * 73 + 50 + 10)
 
 
-@pytest.mark.slow
-def test_the_page_holds_tables_of_the_kept_measurement() -> None:
-    kept, page = kept_measurement(), PAGE.read_text()
-    assert check_table(compared(kept)) in page
-    assert celery_table(compared_with_celery(kept)) in page
-    assert cost_table(kept) in page
-    costs = scoring_costs(kept)
-    assert f"take {costs.crowded:.2f} times as long as one, and a request keeps its place for {1000 * costs.stored_s:.0f} ms" in page
+def test_the_page_holds_prices_and_days_of_the_model() -> None:
+    page = PAGE.read_text()
     usd = prices(PRICES.read_text())[SHOWN[0]]["usd"]
     assert f"| dollars a month: {SHOWN[0]} | " + " | ".join(f"{730 * rate / 1000 * usd:,.0f}" for rate in RATES) in page
     days = [f"after {days} days" if days > 1 else "after a day" for days in DAYS_KEPT.values()]

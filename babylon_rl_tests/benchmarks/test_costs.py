@@ -29,7 +29,7 @@ def connection(copy_of: Callable[[str], Database]) -> Connection:
 @pytest.mark.long
 def test_the_page_has_the_tokens_of_the_recorded_game(connection: Connection) -> None:
     rows = {row["judge"]: row for row in judging(connection, JUDGES[:1])}  # the others differ by their price, and take as long
-    assert f"litellm\n{version('litellm')} installs" in PAGE
+    assert f"litellm {version('litellm')} installs" in PAGE
     counts = rows[JUDGES[0]]
     assert f"{counts['episodes']} episodes, {counts['trajectories']} trajectories" in PAGE
     table = re.findall(r"^\| (\w+/\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", PAGE, re.M)

@@ -125,7 +125,7 @@ def test_a_model_that_cannot_answer_is_refused(refused, database: Database):
     given = {"DATABASE_URL": database.url}
     code, said = refused("spawn-agents", "--agents", "1", "--model", "x@nowhere", **given)
     assert code == 2 and "write MODEL@URL" in said
-    code, said = refused("spawn-agents", "--agents", "1", LOCAL_BASE_MODEL="dry", **given)
+    code, said = refused("spawn-agents", "--llm-agents", "1", LOCAL_BASE_MODEL="dry", **given)
     assert code == 3 and "LOCAL_BASE_MODEL is dry" in said
 
 
@@ -175,7 +175,7 @@ def test_a_command_without_make_leaves_nothing_in_the_home_directory(tmp_path: P
     own.mkdir()
     inherited = {*variables(tmp_path), "TMPDIR"}
     given = {name: value for name, value in environment(tmp_path / "home", HOME=str(own)).items() if name not in inherited}
-    for arguments in (["benchmark", "standings", "balanced", "--markets", "2"], ["spawn-agents", "--llm-agents", "0"], ["score"]):
+    for arguments in (["benchmark", "standings", "balanced", "--markets", "2"], ["spawn-agents"], ["score"]):
         subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=tmp_path, env=given, capture_output=True, check=True)
     assert list(own.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"user", "home"}

@@ -49,7 +49,7 @@ def test_agents_play_snapshots_and_are_compared(told: Callable[..., Document], t
     anew = told("run", f"{SMALL}:seeds=1-5", "--model", "nothing", "--again", "--out", "r")
     assert (anew["played"], anew["known"]) == (5, 0)
     compared = told("compare", "r")
-    assert set(compared) == {"runs", "comparison", "agents", "pairs", "refused", "notes"}
+    assert set(compared) == {"runs", "comparison", "agents", "pairs", "analyses", "refused", "notes"}
     by_name = told("compare", "oracle", "nothing", "--results", "r")
     assert by_name["pairs"] == document["pairs"]
 

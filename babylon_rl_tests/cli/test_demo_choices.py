@@ -39,10 +39,10 @@ def test_a_key_for_tracking_buys_no_training(home: Path, monkeypatch: pytest.Mon
 
 
 def test_the_next_steps_are_commands_of_the_place_it_was_installed_in() -> None:
-    document = {"firstWindow": "2025-03-03T00:00", "batchId": "batch-1", "modelVersion": "v1.0.0"}
+    document = {"batchId": "batch-1", "modelVersion": "v1.0.0"}
     for in_clone, dev in ((True, "make dev"), (False, "babylon-rl dev")):
         lines = next_steps(document, in_clone)
-        assert f"FIRST_WINDOW=2025-03-03T00:00 {dev} " in lines[0]
+        assert f"Next: {dev} " in lines[0]
         assert [(".venv" in line) for line in lines[1:]] == [in_clone] * 3
 
 

@@ -32,6 +32,14 @@ def test_columns_name_keys_positions_attributes_or_functions_of_a_row(capsys: py
     assert lines == [["x", "y", "z"], ["1", "2.2", "3.2"], ["A", "sentence."], ["real", "imaginary"], ["1.0", "2.0"]]
 
 
+def test_a_table_ends_with_the_meanings_of_its_columns_and_an_empty_one_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column("x", "x", meaning="first"), Column("y", "y"), Column("z", "x", meaning="the same")]
+    emit({}, [Table(columns, [{"x": 1, "y": 2}])], False)
+    assert capsys.readouterr().out.splitlines()[-1] == "x: first; z: the same"
+    emit({}, [Table(columns, [])], False)
+    assert "first" not in capsys.readouterr().out
+
+
 def test_progress_without_a_terminal_is_plain_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_of_parts() as tell:
         for done in (0, 1, 3):

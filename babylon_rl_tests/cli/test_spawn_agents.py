@@ -6,6 +6,7 @@ import pytest
 
 from babylon_rl.cli import demo, run
 from babylon_rl.evaluation.report import demo_columns
+from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.market.stand_in import stand_in
@@ -20,7 +21,7 @@ def ask(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_the_document_has_the_shape_of_the_contract(ask: Ask) -> None:
-    document = ask("spawn-agents", "--agents", "6", "--windows", "2", "--llm-agents", "0", *START)
+    document = ask("spawn-agents", "--agents", "6", "--windows", "2", *START)
     assert [hour["window"] for hour in document["windows"]] == ["2025-11-15T10:00", "2025-11-15T11:00"]
     for hour in document["windows"]:
         assert set(hour) == {"window", "agents", "trajectories"} and hour["trajectories"] == 72
@@ -32,25 +33,47 @@ def test_the_document_has_the_shape_of_the_contract(ask: Ask) -> None:
 @pytest.mark.slow
 def test_a_model_at_any_endpoint_can_play(ask: Ask) -> None:
     with stand_in() as served:
-        document = ask("spawn-agents", "--agents", "2", "--llm-agents", "1", "--model", f"my-model@{served.url}", *START)
+        # --model alone means one agent that asks it.
+        document = ask("spawn-agents", "--agents", "2", "--model", f"my-model@{served.url}", *START)
     assert document["windows"][0]["agents"][1]["strategy"] == "llm"
     assert {request["model"] for request in served.seen} == {"my-model"} and len(served.seen) == 12
 
 
-def test_what_was_played_is_ready_for_training(ask: Ask) -> None:
-    ask("spawn-agents", "--agents", "5", "--llm-agents", "0", *START)
-    (row,) = ask("windows")["windows"]
-    assert (row["eligible"], row["usableEpisodes"], row["ready"]) == (60, 5, True)
-    assert row["messageSources"] == {"embedded": 60, "llm_call_logs": 0, "synthetic": 0}
+def test_three_runs_of_five_minutes_are_ready_for_training(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    """The documents' own first command: each call takes the next free hour, whatever the duration."""
+    for _ in range(3):
+        assert run(["spawn-agents", "--agents=5", "--duration=5"]) == 0
+        table = capsys.readouterr().out
+        assert all(f"test-agent-{number} " in table for number in range(1, 6)) and "P&L" in table
+    document = ask("windows")
+    assert document["verdict"].startswith("READY FOR TRAINING") and len(document["windows"]) == 3
+    for row in document["windows"]:
+        assert (row["eligible"], row["usableEpisodes"], row["ready"]) == (60, 5, True)
+        assert row["messageSources"] == {"embedded": 60, "llm_call_logs": 0, "synthetic": 0}
+
+
+def test_without_options_five_scripted_agents_play_and_no_model_is_fetched(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_BASE_MODEL", "/nowhere")
+    (hour,) = ask("spawn-agents")["windows"]
+    assert [agent["strategy"] for agent in hour["agents"]] == list(STRATEGIES)
+
+
+def test_the_table_has_the_pnl_of_each_agent(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["spawn-agents", "--windows", "2", *START]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "test-agent-" in line]
+    assert sorted(line[0] for line in lines) == [f"test-agent-{number}" for number in range(1, 6)]
+    assert all(line[1] in STRATEGIES for line in lines)
+    pnls = [float(line[2]) for line in lines]
+    assert pnls == sorted(pnls, reverse=True) and len(set(pnls)) == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--agents", "0"], 2, "at least 1 agent"),
-        (["--duration", "3", "--llm-agents", "0"], 2, "5 to 60"),
-        (["--llm-agents", "0", "--start", "noon"], 2, "'noon' is not a window"),
-        (["--llm-agents", "0", "--start", "2999-01-01T00:00"], 2, "is not over yet"),
+        (["--duration", "61"], 2, "1 to 60"),
+        (["--start", "noon"], 2, "'noon' is not a window"),
+        (["--start", "2999-01-01T00:00"], 2, "is not over yet"),
         (["--model", "v9.9.9", *START], 3, "There is no checkpoint v9.9.9"),
     ],
 )
@@ -62,8 +85,8 @@ def test_bad_input_is_a_sentence_and_an_exit_code(
 
 
 def test_an_hour_that_was_played_is_refused_with_a_sentence(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
-    ask("spawn-agents", "--agents", "1", "--llm-agents", "0", *START)
-    assert run(["spawn-agents", "--agents", "1", "--llm-agents", "0", *START]) == 3
+    ask("spawn-agents", "--agents", "1", *START)
+    assert run(["spawn-agents", "--agents", "1", *START]) == 3
     assert "have already played" in " ".join(capsys.readouterr().err.split())
 
 
@@ -96,7 +119,21 @@ def make_result(row: dict[str, Any]) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_the_verdict_claims_an_improvement_only_when_its_interval_excludes_zero(row: dict[str, Any], said: str) -> None:
-    assert demo._verdict(make_result(row)).startswith(said)
+    assert demo.verdict(make_result(row)).startswith(said)
+
+
+def test_the_demo_says_what_ratio_and_kl_compare_and_what_bounds_them(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {
+        "iteration": 2, "recordedShare": 0.17, "ratioAtStart": 0.543, "ratio": 2.987, "clippedRatio": 0.644, "servedKlAtStart": 1.4779,
+        "servedKl": 3.6723, "kl": 1.852,
+    }  # fmt: skip
+    demo._say_on_policy([measured], "v1.0.0")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ratio 0.543 at the start, 2.987 on average, 0.644 clipped; KL 1.4779, 3.6723" in said
+    assert "the policy in training with v1.0.0, which served these tokens" in said and "the loss clips their ratio to 5" in said
+    assert "1.85 nats a choice from the base (bound 4)" in said
+    demo._say_on_policy([{"iteration": 1}], "base")  # of another trainer nothing is measured
+    assert capsys.readouterr().err == ""
 
 
 def test_a_line_of_the_table_leaves_empty_what_is_not_known() -> None:

@@ -23,12 +23,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import CHECKS_JOB, HOURS_JOB
+from babylon_rl.automation.jobs import CHECKS_JOB
 from babylon_rl.automation.launch import QUIET
 from babylon_rl.automation.sensors import checks_follow_hours
 from babylon_rl.errors import BabylonError
 from babylon_rl.market.spawn import SpawnRequest, players_of, spawn
-from babylon_rl.serving.dagster_client import hour_tags
+from babylon_rl.serving.dagster_client import HOURS_JOB, hour_tags
 from babylon_rl.settings import Settings
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import read_batches

@@ -21,7 +21,7 @@ from babylon_rl_tests.store.servers import ROOT
 SETTLE_S = 4
 # Asset, and of its page the pictures and texts that lie behind a link.
 HOUR = {"window_groups": ["pnl_by_agent"], "market_outcomes": ["price_changes", "within_the_hour"], "scored_groups": ["scores_by_agent"]}
-BATCH = {"trained_checkpoint": ["loss_curve", "upstream_windows"], "benchmark_report": ["pnl"]}
+BATCH = {"trained_checkpoint": ["pictures", "upstream_windows"], "benchmark_report": ["pnl"]}
 _PARTITIONS = (
     'query { assetNodeOrError(assetKey: {path: ["%s"]}) { ... on AssetNode { assetMaterializations(limit: 200) { partition } } } }'
 )

@@ -11,6 +11,7 @@ import pytest
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
+from benchmarks.demo import KEPT
 
 # Two hours are few: at the usual rate the policy of some hours collapses, and is rightly not published.
 SMALL = {"LEARNING_RATE": "0.0001", "BENCHMARK_MARKETS": "3"}
@@ -42,6 +43,9 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
     assert result["modelVersion"] == "v1.0.0"
     assert [row["model"] for row in result["rows"]] == ["v1.0.0", "base", *NAMES]
     assert all(row["markets"] == 3 and row["invalid"] == 0 for row in result["rows"])
+    kept = json.loads(KEPT.read_text())
+    assert result.keys() == kept.keys(), "`python benchmarks/demo.py --write` keeps the run that the pages show"
+    assert [row.keys() for row in result["rows"]] == [row.keys() for row in kept["rows"]]
     assert result["decision"] in ("fail", "inconclusive"), "a pass needs 48 markets"
     checkpoint = Path(result["checkpoint"])
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {

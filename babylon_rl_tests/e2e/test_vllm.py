@@ -224,7 +224,7 @@ def decided(served: Served, version: str, messages: list[dict[str, str]]) -> dic
 
 def with_blanks() -> dict[str, Any]:
     """The schema of decisions with what the page adds."""
-    added = re.search(r"^`(\"x-guidance\": .*})`", PAGE.read_text(), re.MULTILINE)
+    added = re.search(r"`(\"x-guidance\": .*})`", PAGE.read_text(), re.MULTILINE)
     assert added is not None
     asked = deepcopy(SCHEMA)
     asked["json_schema"]["schema"] |= json.loads(f"{{{added[1]}}}")

@@ -3,6 +3,7 @@
 import pytest
 
 from babylon_rl.evaluation import report
+from babylon_rl.reporting.numbers import legend
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,24 @@ from babylon_rl.evaluation import report
 def test_every_column_has_its_own_title(made):
     titles = [column.title for column in made]
     assert len(set(titles)) == len(titles) > 2
+
+
+@pytest.mark.parametrize(
+    "made", [report.gate_columns("base"), report.leaderboard_columns("base"), report.demo_columns("base"), report.AGENTS, report.PAIRS]
+)
+def test_tables_of_results_end_with_what_their_columns_mean(made):
+    told = legend(made)
+    for word in ("P&L", "win rate", "accuracy", "answers right", "Brier (crowd's)", "optimality", "p (Holm)", "against the reference"):
+        assert all(f"{column.title}: " in told for column in made if column.title.startswith(word))
+    assert told.count(": ") >= 5 and len(told) < 650
+
+
+def test_accuracy_is_of_orders_and_answers_right_of_positions_in_questions():
+    titles = {name: {column.title for column in getattr(report, name)} for name in ("AGENTS", "RUNS")}
+    assert "accuracy" not in titles["AGENTS"] | titles["RUNS"]
+    assert "answers right" in titles["AGENTS"] and "answers_right" in titles["RUNS"]
+    for made in (report.gate_columns("base"), report.leaderboard_columns("base"), report.demo_columns("base")):
+        assert {column.title: column.meaning for column in made}["accuracy"] == "orders in the market's direction"
 
 
 def test_without_a_reference_there_is_no_column_of_differences():

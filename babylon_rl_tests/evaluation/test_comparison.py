@@ -85,7 +85,7 @@ def test_the_report_is_plain_json_and_a_page_with_every_comparison() -> None:
     assert [criterion["met"] for criterion in rows[0]["criteria"]] == ["yes", "no", "unknown", "no"]
     assert "contests" not in rows[1]
     page = markdown(comparison, verdict)
-    assert "| v1.0.0 (the reference) | +2" in page and "| 10%+ better P&L | yes |" in page and "analyse a growing benchmark 3 times" in page
+    assert "| v1.0.0 (the reference) | +2" in page and "| 10%+ better P&L | yes |" in page and "look at a growing benchmark 3 times" in page
 
 
 def test_sharpe_and_drawdown_are_means_over_markets_and_their_curves_end_there() -> None:

@@ -19,7 +19,7 @@ from babylon_rl.training.publishing import prune
 from babylon_rl_tests.faults.killed_run import train_all
 from babylon_rl_tests.faults.world import AGENTS, NOW, ROWS, World, check, registry, rows
 from babylon_rl_tests.tiny_model import make_base
-from babylon_rl_tests.training.remote_play import PLAYED_NOW
+from babylon_rl_tests.training.remote_play import PLAYED_NOW, TRAINABLE
 from babylon_rl_tests.training.serverless_stand_in import StandIn
 
 pytestmark = pytest.mark.long
@@ -149,7 +149,7 @@ def assert_trained_once(world: World, stand_in: StandIn) -> None:
     marks = Counter(mark for job in trained for mark in job.trajectories)
     assert len(trained) == len(stand_in.service.jobs) == 6 and not any(job.deleted for job in trained)
     assert set(marks.values()) == {1}
-    assert {mark[1] for mark in marks} == set(range(1, 7)) and len({mark[2] for mark in marks}) == 36
+    assert {mark[1] for mark in marks} == set(range(1, 7)) and len({mark[2] for mark in marks}) == TRAINABLE
     ((batch_id,),) = rows(world, 'SELECT "batchId" FROM babylon_rl.model_lineage')
     jobs = [job for job in read_jobs(world.connection, batch_id) if job.state == "trained"]
     assert [job.iteration for job in jobs] == [job.step_after for job in jobs] == list(range(1, 7))

@@ -22,6 +22,7 @@ from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import write_calls
+from babylon_rl.store.write_ahead import TrainingStep, begin_step, note_optimizer_steps
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.store.pipeline import dry
@@ -36,7 +37,11 @@ def _fill(url: str) -> None:
     """A scored game with a frozen batch, two players' results and two calls of the gateway."""
     fill(url)
     with connect(url) as connection:
-        freeze(connection, dry(Settings(_env_file=None)), NOW)
+        batch = freeze(connection, dry(Settings(_env_file=None)), NOW).batch
+        assert batch is not None
+        begun = TrainingStep(1, 1, "dry", 0, batch.windows[:1], 1, NOW, None, None, None, None, None)
+        begin_step(connection, batch.batch_id, begun)
+        note_optimizer_steps(connection, batch.batch_id, 1, 1, [{"loss": loss, "ratio": 1.5, "trainableTokens": 7} for loss in (0.5, 0.25)])
         connection.commit()
         for model, gain in (("base", -3.0), ("v1.0.0", 5.0)):
             results = [_result(f"s{number}", gain + number) for number in range(3)]
@@ -98,6 +103,9 @@ def test_batches_results_and_calls_are_chosen_by_their_own_hours(settings: Setti
     assert batch["createdAt"] == pandas.Timestamp(NOW, tz="UTC")
     assert len(frames.batches(min(batch["windows"]), settings=settings)) == 1
     assert len(frames.batches("2025-11-20T00:00", settings=settings)) == 0
+    first, second = plain(frames.steps(min(batch["windows"]), settings=settings))
+    assert (first["batchId"], first["step"], first["loss"], first["ratio"], first["kl"]) == (batch["batchId"], 1, 0.5, 1.5, None)
+    assert (second["step"], second["loss"], second["trainableTokens"]) == (2, 0.25, 7)
     results = frames.results("2025-11-01T10:00", "2025-11-01T11:00", settings=settings)
     assert list(results["pnlUsd"]) == [-3.0, -2.0, -1.0, 5.0, 6.0, 7.0]
     assert results["actions"][0] == {"buy": 1, "sell": 0, "hold": 1}

@@ -448,6 +448,14 @@ def test_another_providers_wire_is_litellms() -> None:
 
 
 @pytest.mark.slow
+def test_litellm_asks_a_server_of_this_machine_without_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "internal.example")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert ask_once(through_litellm, completion("fine"))[0].text == "fine"
+
+
+@pytest.mark.slow
 def test_every_fault_of_the_line_at_once_loses_no_request() -> None:
     judge = ScriptedJudge(faults=dict.fromkeys(TRANSPORT_FAULTS, 0.05), retry_after_s=0.01, slow_s=0.05)
 

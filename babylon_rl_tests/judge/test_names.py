@@ -12,8 +12,9 @@ from babylon_rl.judge.plan import Change, find_changes
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import MIGRATIONS, Connection
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names, known_names
+from babylon_rl.store.migrate import read_migrations
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import act, fill_market, text_of
@@ -125,7 +126,7 @@ def test_hours_that_were_read_before_names_were_kept_keep_those_of_the_migration
     sync_windows(connection, [first], settings, NOW)
     before = known_names(connection, ["agent-1"])
     connection.execute("DELETE FROM babylon_rl.agent_names")
-    connection.execute("DO $$" + (MIGRATIONS / "0016_agent_names.sql").read_text().partition("DO $$")[2])
+    connection.execute("DO $$" + next(file.sql for file in read_migrations() if file.name == "0016_agent_names").partition("DO $$")[2])
     assert known_names(connection, ["agent-1"]) == before
     name(connection, "agent-1", "Quuxby")
     sync_windows(connection, [second], settings, NOW)

@@ -39,8 +39,10 @@ def stand_in(answer: Answer = by_seed) -> Iterator[StandIn]:
                 self.send_error(500)
                 return
             entries = [{"token": character, "logprob": -0.25, "token_id": ord(character)} for character in text]
+            reason = "length" if len(text) > request["max_tokens"] else "stop"
+            choice = {"message": {"content": text}, "finish_reason": reason, "logprobs": {"content": entries}}
             body = json.dumps({
-                "model": request["model"], "choices": [{"message": {"content": text}, "logprobs": {"content": entries}}],
+                "model": request["model"], "choices": [choice],
                 "usage": {"prompt_tokens": 99, "completion_tokens": len(text)},
             }).encode()  # fmt: skip
             self.answer(body)

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.game_rows import Ids, recordings
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
 from babylon_rl.market.simulation.ledger import Fill, Refusal
+from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.record import Turn
 from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import opening
@@ -18,6 +20,7 @@ from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.recorder import Recording
 from babylon_rl.windows import window_start
 from babylon_rl_tests.market.builders import WINDOW, make_scenario
+from babylon_rl_tests.market.stand_in import stand_in
 
 START = window_start(WINDOW)
 EARLIER = {"balanced": -250.0}
@@ -109,6 +112,14 @@ def test_only_a_version_is_recorded_as_one(model: str, version: str | None) -> N
     for record in run.records.values():
         record.calls[0] = msgspec.structs.replace(record.calls[0], model=model)
     assert only_step(rows_of(run)[0][2])["llmCalls"][0].get("modelVersion") == version
+
+
+def test_why_an_answer_ended_is_recorded() -> None:
+    answers = iter(['{"action": "hold"}', '{"action": "hold", "why": "nothing that I read moves any price"'])
+    with stand_in(lambda _: next(answers)) as endpoint, ChatClient(endpoint.url, None, "m", attempts=1) as client:
+        run = play(opening(make_scenario(), 2), {"agent-0": model_agent(client)}, seed=0)
+    reasons = [json.loads(call.columns["metadata"])["finishReason"] for _, _, row in rows_of(run) for call in row.calls]
+    assert reasons == ["stop", "length"]
 
 
 def test_an_answer_that_could_not_be_used_is_a_failed_step() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.market.spawn import SEED_PREFIX, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
+from babylon_rl.market.spawn import SEED_PREFIX, TICKS, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -44,6 +45,11 @@ def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     with database.connect() as connection:
         hours = connection.execute("SELECT * FROM babylon_rl.simulated_hours ORDER BY 1").fetchall()
     return {table: rows(database, table) for table in TABLES} | {"simulated_hours": hours}
+
+
+def rows_of(database: Database, query: str) -> list[tuple[Any, ...]]:
+    with database.connect() as connection:
+        return connection.execute(query).fetchall()
 
 
 def one(database: Database, query: str, *parameters: Any) -> Any:
@@ -212,8 +218,8 @@ def test_hours_are_free_after_the_newest_simulated_one_or_before(database: Datab
         ({"agents": 0}, "at least 1 agent"),
         ({"windows": 0}, "1 window"),
         ({"model_agents": 6}, "no more model agents"),
-        ({"minutes": 4}, "give 5 to 60"),
-        ({"minutes": 61}, "give 5 to 60"),
+        ({"minutes": 0}, "give 1 to 60"),
+        ({"minutes": 61}, "give 1 to 60"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -233,9 +239,55 @@ def test_model_agents_without_a_model_are_refused(database: Database) -> None:
         play(database, request(model_agents=1))
 
 
-def test_a_shorter_duration_plays_fewer_ticks_of_each_hour(database: Database) -> None:
-    (hour,) = play(database, request(minutes=14))
-    assert hour.trajectories == 2 * 5
+@pytest.mark.parametrize("minutes", [1, 5, 14])
+def test_a_shorter_duration_has_shorter_ticks_not_fewer(database: Database, settings: Settings, minutes: int) -> None:
+    (hour,) = play(database, request(minutes=minutes))
+    assert hour.trajectories == TICKS * 5 and len({pnl for _, _, pnl in hour.agents}) > 3
+    with database.connect() as connection:
+        read = read_window(connection, START, settings)
+    assert read.ready and not read.rejections and {episode.steps for episode in read.episodes} == {TICKS}
+    times = rows_of(database, 'SELECT "startTime", "endTime" FROM public.trajectories ORDER BY "agentId", "startTime"')
+    assert all(began < ended for began, ended in times)
+    assert all(before[1] <= after[0] for before, after in pairwise(times) if before[0] < after[0])
+    last = datetime(2025, 11, 15, 10, minutes)
+    assert max(ended for _, ended in times) < last
+    for table, column in (("StockPrice", "timestamp"), ("PredictionPriceHistory", "createdAt"), ("WorldEvent", "timestamp")):
+        assert one(database, f'SELECT max("{column}") < %s FROM public."{table}"', last)
+    # An agent is shown the newest price that the database has by then.
+    assert one(
+        database,
+        """
+        SELECT bool_and(abs((quote->>'price')::float - (
+            SELECT price FROM public."StockPrice" AS s JOIN public."Organization" AS o ON o.id = s."organizationId"
+            WHERE o.name = quote->>'market' AND s."timestamp" <= trajectory."startTime" ORDER BY s."timestamp" DESC, s.id DESC LIMIT 1
+        )) < 1e-6)
+        FROM public.trajectories AS trajectory,
+             jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+        WHERE quote->>'question' IS NULL AND trajectory."startTime" > (
+            SELECT min("timestamp") + interval '1 second' FROM public."StockPrice")
+        """,
+    )
+
+
+@pytest.mark.slow
+def test_a_short_duration_in_a_real_game_plays_the_first_minutes_of_its_hour(sample_database: Database) -> None:
+    (hour,) = play(sample_database, request(start="2025-10-29T14:00", minutes=12))
+    assert hour.trajectories == TICKS * 5
+    shown = rows_of(
+        sample_database,
+        """
+        SELECT quote->>'market', extract(minute FROM "startTime")::int, (quote->>'price')::float
+        FROM public.trajectories, jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+        WHERE "agentId" = 'test-agent-6' AND "windowId" = '2025-10-29T14:00' AND quote->>'question' IS NULL
+        """,
+    )
+    assert {minute for _, minute, _ in shown} == set(range(TICKS))
+    for name, minute, price in shown:
+        recorded = one(sample_database, """
+            SELECT price FROM public."StockPrice" AS s JOIN public."Organization" AS o ON o.id = s."organizationId"
+            WHERE o.name = %s AND s."timestamp" <= timestamp '2025-10-29 14:00' + %s * interval '1 minute'
+            ORDER BY s."timestamp" DESC, s.id DESC LIMIT 1""", name, minute)  # fmt: skip
+        assert price == pytest.approx(recorded, rel=1e-6)
 
 
 def test_strategies_come_in_turn_and_model_agents_last() -> None:

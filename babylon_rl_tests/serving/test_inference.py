@@ -3,6 +3,7 @@
 import time
 from datetime import datetime
 
+import openai
 import pytest
 from pydantic import SecretStr
 
@@ -14,6 +15,10 @@ from babylon_rl.store.releases import read_routing
 from babylon_rl.training.backends.protocol import address_of
 from babylon_rl_tests.evaluation.endpoint import endpoint, hold
 
+FORM = {
+    "type": "json_schema",
+    "json_schema": {"name": "trade", "schema": {"anyOf": [{"properties": {"market": {"enum": ["Acme"]}}}]}},
+}
 AUTHOR = ReleaseAuthor("tester", "a test", datetime(2025, 11, 21, 9))
 
 
@@ -96,13 +101,26 @@ def test_a_version_at_an_unknown_service_is_refused_and_not_replaced(connection,
 
 def test_a_client_asks_the_version(connection, settings, make_version) -> None:
     make_version("v1.0.0")
-    schema = {"anyOf": [{"properties": {"market": {"enum": ["Acme"]}}}]}
-    form = {"type": "json_schema", "json_schema": {"name": "trade", "schema": schema}}
     with endpoint(**{"v1.0.0": hold}) as served:
         here = settings.model_copy(update={"local_endpoint": served.url.removesuffix("/v1")})
         with rl.client("v1.0.0", settings=here) as client:
-            answer = client.complete_now([{"role": "user", "content": "What now?"}], temperature=0.0, max_tokens=20, response_format=form)
+            answer = client.complete_now([{"role": "user", "content": "What now?"}], temperature=0.0, max_tokens=20, response_format=FORM)
     assert answer.text == '{"action": "hold"}' and served.asked == {"v1.0.0": 1}
+
+
+def test_openais_own_client_asks_the_version_and_sends_it_no_key_of_openai(connection, settings, make_version, monkeypatch) -> None:
+    make_version("v1.0.0", status="deployed")
+    monkeypatch.setenv("OPENAI_API_KEY", "for openai")
+    with endpoint(**{"v1.0.0": hold}) as served:
+        here = settings.model_copy(update={"local_endpoint": served.url.removesuffix("/v1")})
+        model = rl.get_model_for_inference("agent-1", settings=here)
+        asked = {"model": model.model, "messages": [{"role": "user", "content": "What now?"}], "temperature": 0, "response_format": FORM}
+        of_agent = rl.openai_client(agent_id="agent-1", settings=here)
+        for client in (model.openai_client(), rl.openai_client("v1.0.0", settings=here), of_agent):
+            with client:
+                assert isinstance(client, openai.OpenAI) and client.api_key == "none"
+                assert client.chat.completions.create(**asked).choices[0].message.content == '{"action": "hold"}'
+    assert served.asked == {"v1.0.0": 3}
 
 
 def test_a_registry_that_is_away_leaves_the_base_where_that_is_allowed(settings) -> None:

@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from babylon_rl.serving.responses import Answer
+from babylon_rl.serving.responses import ResponseObject
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.acting_stand_in import SAID, ActingStandIn, acting_stand_in
@@ -257,7 +257,7 @@ def test_a_character_in_two_halves_and_events_that_say_nothing_are_one_text() ->
         b"data: null\n\n",
         b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": null}\n\n',
     ]
-    answer = Answer({"stream": True})
+    answer = ResponseObject({"stream": True})
     events = b"".join(answer.events(chunk) for chunk in [*chunks, b"data: [DONE]\n\n"])
     last = json.loads(events.strip().rpartition(b"data: ")[2])["response"]
     assert last["output"][0]["content"][0]["text"] == "up \N{GRINNING FACE} end" and last["status"] == "completed"

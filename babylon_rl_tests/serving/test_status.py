@@ -155,7 +155,11 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
                 "newestAt": shown(came["newest"]), "newestAgeHours": round((NOW - came["newest"]) / HOUR, 3),
             },
             "training": {"currentJob": jobs[0], "lastCompleted": shown(last["at"]), "nextScheduled": shown(last["at"] + DAY)},
-            "models": {"latest": "v1.0.1", "deployed": "v1.0.0", "training": jobs[0]["modelVersion"]},
+            "models": {
+                # Another producer's deployed version counts, as for the game.
+                "latest": "v1.0.1", "deployed": sum(model["status"] == "deployed" for model in models), "deployedVersion": "v1.0.0",
+                "training": 1, "trainingVersion": jobs[0]["modelVersion"],
+            },
             # An hour waits for the judge, and W&B has no key; everything else works.
             "health": {
                 "database": True, "storage": True, "wandb": False, "judge": False, "trainer": True, "daemon": True,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.cli import COMMANDS, load
+from babylon_rl_tests.e2e.browser import browser_page, find_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -84,6 +85,31 @@ def test_the_docs_build_strictly_with_their_generated_reference(site: Path) -> N
     reference = {path.stem for path in (site / "reference").glob("*.html")}
     assert {"settings", "commands", "assets", "tables", "api", "glossary"} <= reference
     assert "JUDGE_MODEL" in (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    api = (site / "reference" / "api.html").read_text(encoding="utf-8")
+    assert all(f'id="babylon_rl.{module}' in api for module in ("recorder", "serving.inference", "frames", "alerts"))
+
+
+@pytest.mark.slow
+def test_the_site_begins_with_the_tutorial_and_ends_with_decisions(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
+    page = page[page.index('data-md-component="sidebar"') :]
+    first = [page.index(f'href="{folder}/') for folder in ("tutorial", "howto", "reference", "explanation", "evidence", "decisions")]
+    assert first == sorted(first)
+
+
+@pytest.mark.long
+def test_the_site_from_a_disk_has_search_and_dark_mode(site: Path, tmp_path: Path) -> None:
+    if (program := find_browser()) is None:
+        pytest.skip("there is no Chromium here (Debian: apt install chromium)")
+    assert "https://" not in "".join(re.findall(r"<script src=\S+|<link rel=\"stylesheet\" \S+", (site / "index.html").read_text()))
+    with browser_page(program, tmp_path) as page:
+        page.open(f"file://{site}/index.html")
+        page.wait_for("babylon_rl")
+        toggles = page.evaluate("[...document.querySelectorAll('label[for^=__palette]')].map(label => label.title)")
+        assert toggles == ["Dark mode", "Light mode"]
+        page.evaluate("document.querySelector('.md-search__input').focus()")
+        page.call("Input.insertText", text="quarantine")
+        assert "quarantine" in page.wait_for("matching documents", inside=".md-search-result").lower()
 
 
 @pytest.mark.slow
@@ -95,4 +121,4 @@ def test_the_reference_names_every_command(site: Path) -> None:
 
 
 def test_the_readme_fits_a_few_screens() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 90

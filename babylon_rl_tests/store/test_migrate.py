@@ -14,6 +14,7 @@ import pytest
 from babylon_rl.errors import DatabaseError, SchemaMismatch
 from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import CONTRACT, migrate, read_migrations, require_migrated
 from babylon_rl_tests.store.servers import ROOT
 
@@ -174,6 +175,42 @@ def test_every_difference_is_one_line_and_changes_nothing(raw_sample_database: D
         "rows that are written here would be refused.",
     )
     assert public_fingerprint(raw_sample_database) == before
+
+
+def by_psql(database: Database, file: Path) -> subprocess.CompletedProcess[str]:
+    command = [Cluster(Path()).programs / "psql", "-q", "-X", "-f", file, database.url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_psql_applies_the_files_in_order_and_migrate_goes_on_behind_them(database: Database, empty_database: Database) -> None:
+    files = sorted(MIGRATIONS.glob("*.sql"))
+    for file in files[:-1]:
+        done = by_psql(empty_database, file)
+        assert (done.returncode, done.stderr) == (0, ""), file
+    assert migrate(empty_database).applied == (files[-1].stem,)
+    assert by_psql(empty_database, files[3]).returncode != 0
+    made = [
+        rows(one, "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = ANY (%s) ORDER BY 1, 2",
+             ["public", "babylon_rl"])
+        for one in (database, empty_database)
+    ]  # fmt: skip
+    assert made[0] == made[1]
+    recorded = rows(empty_database, "SELECT id FROM babylon_rl.migrations ORDER BY id")
+    assert recorded == [(file.name,) for file in read_migrations()]
+
+
+def test_a_file_that_does_not_fit_leaves_nothing_by_psql_either(empty_database: Database) -> None:
+    done = by_psql(empty_database, MIGRATIONS / "0007_hour_quality.sql")
+    assert done.returncode != 0 and "does not exist" in done.stderr
+    assert rows(empty_database, "SELECT to_regnamespace('babylon_rl')::text") == [(None,)]
+
+
+def test_every_migration_names_itself_to_psql_and_keeps_the_checksum_it_had() -> None:
+    for file in MIGRATIONS.glob("*.sql"):
+        lines = file.read_text().splitlines()
+        assert lines[:2] == [f"\\set migration {file.stem}", "\\ir psql/begin.sql"] and lines[-1] == "\\ir psql/end.sql"
+    # As it was recorded before there were lines for psql: databases of earlier versions go on.
+    assert read_migrations()[0].checksum == "1039a22896648108c2394c8b91af10a3690125ccaeeb7f1b53a540279c5164fa"
 
 
 def test_two_who_migrate_at_once_apply_each_step_once(empty_database: Database) -> None:

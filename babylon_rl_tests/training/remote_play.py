@@ -63,11 +63,11 @@ def played(played_database: Database) -> Iterator[Connection]:
 def _play(url: str) -> None:
     tokenizer = base_tokenizer()
     with standing_in(Service(len(tokenizer)), Chat(tokenizer)) as served, ChatClient(served.url, None, "base") as client:
-        request = SpawnRequest(agents=5, model_agents=3, windows=len(HOURS), seed=1, minutes=30, start=HOURS[0])
+        request = SpawnRequest(agents=5, model_agents=3, windows=len(HOURS), seed=1, start=HOURS[0])
         with connect(url) as connection:
             spawn(connection, request, PLAYED_NOW, model_agent(client))
             sync_windows(connection, HOURS, Settings(_env_file=None), PLAYED_NOW)
 
 
 TEMPLATES["played"] = ("migrated", _play)
-SEQUENCES, TRAINABLE = 60, 36  # six ticks of two hours: five agents, three of them with log-probabilities
+SEQUENCES, TRAINABLE = 120, 72  # twelve ticks of two hours: five agents, three of them with log-probabilities

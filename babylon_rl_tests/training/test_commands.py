@@ -77,6 +77,7 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     assert [(b["status"], b["foreign"]) for b in listed] == [("completed", False), ("completed", True)]
     shown = json.loads(command("batches", "show", listed[0]["batchId"], "--json").stdout)
     assert len(shown["episodes"]) == 48 and len(shown["iterations"]) == 10
+    assert shown["avgReward"] == pytest.approx(models[0]["avgReward"]) and models[0]["avgReward"] is not None
     kept = [Path(iteration["checkpoint"]) for iteration in shown["iterations"]]
     assert [path.name for path in kept] == [str(number) for number in range(1, 11)]
     assert all((path / "adapter_model.safetensors").is_file() for path in kept)
@@ -146,6 +147,17 @@ def test_a_batch_that_has_not_ended_takes_no_other_options(command, sample_datab
         refused = command("train", *options)
         assert refused.returncode == 2 and f"{batch.batch_id} has not ended, and was frozen with {was}" in refused.stderr
         assert f"`babylon-rl batches cancel {batch.batch_id}`" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_batch_is_one_screen_and_its_episodes_are_asked_for(command, sample_database):
+    settings = Settings(_env_file=None, train_rl_local=True, local_base_model="dry")
+    with sample_database.connect() as connection:
+        sync_windows(connection, ["2025-10-29T13:00", "2025-10-29T14:00"], settings, NOW)
+        batch = freeze(connection, settings, NOW).batch
+    screen, whole = (command("batches", "show", batch.batch_id, *option).stdout.splitlines() for option in ([], ["--episodes"]))
+    assert len(screen) < 25 and any(line.startswith("trainingLoss") for line in screen) and "Episodes" not in screen
+    assert "Episodes" in whole and len(whole) > len(screen) + 20
 
 
 @pytest.mark.slow

@@ -97,6 +97,13 @@ def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
     assert preflight_document(replace(whole, sequences=some), [], {}, TrainPlan())["logprobShare"] == 0.25
 
 
+def test_scripts_that_wrote_texts_are_named(connection, settings):
+    whole = convert(connection, episodes_of(connection, settings), settings)
+    first, second, third, *_ = whole.sequences
+    written = [structs.replace(first, model="scripted/momentum"), structs.replace(second, model="scripted/balanced"), third]
+    assert preflight_document(replace(whole, sequences=written), [], {}, TrainPlan())["scripts"] == ["balanced", "momentum"]
+
+
 def cut_off(settings, connection, **changes):
     """Conversion of one episode whose answers ended in each way."""
     reasons = ("stop", "length", "content_filter", "content-filter", "LENGTH", "odd", 7, None)

@@ -29,7 +29,9 @@ from babylon_rl.training.backends.cpu.policy import (
 )  # fmt: skip
 from babylon_rl.training.backends.cpu.trainer import (
     ENTROPY_BONUS,
+    LEARNING_RATE,
     OPTIMIZER_STATE,
+    RATIO_LIMIT,
     CpuTrainer,
     IterationRun,
     Measured,
@@ -112,7 +114,10 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
     count = told[-1].steps
     assert count >= 2 and count % 2 == 0
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
-    assert {"entropy", "kl", "clipFraction", "gradientNorm", "tokensPerSecond"} == set(told[0].metrics)
+    assert {"entropy", "kl", "clipFraction", "gradientNorm", "learningRate", "tokensPerSecond"} == set(told[0].metrics)
+    rates = [one.metrics["learningRate"] for one in told]
+    assert rates[0] == LEARNING_RATE == CpuTrainer(cpu_settings).hyperparameters()["learning_rate"]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
     assert told[-1].trainable_tokens == result.trainable_tokens
     assert result.metrics["optimizerSteps"] == count
     assert result.loss == pytest.approx(sum(one.loss for one in told) / count)
@@ -413,6 +418,21 @@ def test_recorded_log_probabilities_make_the_ratio_real(cpu_settings: Settings, 
         losses[name] = told.loss + ENTROPY_BONUS * told.metrics["entropy"]
     assert losses["twice as likely now"] == pytest.approx(2 * losses["none"], rel=0.05)
     assert {losses[name] for name in ("another tokenizer's", "no ids", "incomplete", "not numbers")} == {losses["none"]}
+
+
+def test_a_token_that_became_likely_makes_the_ratio_large_and_not_the_clipped_one(
+    cpu_settings: Settings, tiny_base: Path, tmp_path: Path
+) -> None:
+    encoded = encode_sequence(Policy.load(tiny_base).tokenizer, make_messages(GOOD), BUY, SCHEMA)
+    assert isinstance(encoded, EncodedSequence)
+    free = iter(scores(tiny_base, None, [(GOOD, BUY)])[0])
+    served = [
+        {"token": "?", "tokenId": token, "logprob": next(free) - math.log(100) if trains else 0.0}
+        for token, trains in zip(encoded.response_ids, encoded.trainable_t, strict=True)
+    ]
+    told = first_loss(cpu_settings, tmp_path / "out", [make_sequence(BUY, 1.0, logprobs=served)]).metrics
+    assert told["ratio"] == pytest.approx(100, rel=0.05) and told["clippedRatio"] == RATIO_LIMIT
+    assert told["servedKl"] == pytest.approx(100 - 1 - math.log(100), rel=0.05)
 
 
 def test_what_the_policy_served_trains_at_a_ratio_of_one(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pydantic import SecretStr
 
@@ -6,7 +8,8 @@ from babylon_rl.services import service_in_use
 from babylon_rl.store.registry import next_version, read_models, version_order
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import choose_trainer, trainer_choice
-from babylon_rl.training.lifecycle import plan_iterations
+from babylon_rl.training.freezing import freeze
+from babylon_rl.training.lifecycle import fewer_iterations, iterations_of, plan_iterations
 from babylon_rl.versions import seeded_share
 from babylon_rl_tests.training.sample import NOW
 
@@ -61,6 +64,18 @@ def test_hours_are_gone_through_as_often_as_passes_ask_and_no_oftener(settings, 
     seen = [window for some in plan for window in some]
     assert len(set(seen[: len(WINDOWS)])) == min(len(WINDOWS), len(seen)) and set(seen) <= set(WINDOWS)
     assert plan == plan_iterations(WINDOWS, few, 1, passes) != plan_iterations(WINDOWS, few, 2, passes)
+
+
+def test_fewer_iterations_than_asked_for_are_explained_with_the_way_to_get_them(read_sample, settings):
+    few = settings.model_copy(update={"iterations": 10, "epochs": 1, "windows_per_iteration": 20})
+    with read_sample.connect(autocommit=True) as connection:
+        batch = freeze(connection, few, NOW, max_trajectories=200).batch
+        said = fewer_iterations(batch)
+        assert said is not None and said.startswith("1 of 10 iterations: an iteration takes up to 20 hours (WINDOWS_PER_ITERATION), ")
+        assert f"{batch.batch_id} has {len(batch.windows)}, and each trains once (EPOCHS)" in said
+        epochs = int(re.search(r"`--epochs (\d+)`", said)[1])
+        whole = freeze(connection, few.model_copy(update={"epochs": epochs}), NOW, max_trajectories=200).batch
+    assert iterations_of(whole) == 10 and fewer_iterations(whole) is None
 
 
 def test_a_batch_of_the_older_form_keeps_its_plan(settings):

@@ -9,11 +9,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_rl.errors import BabylonError, CheckpointError, ExportError, ModelUnavailable, UsageError
+from babylon_rl.files.durable import sha256
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.export.model import export_version, find_version
+from babylon_rl.types import BenchmarkReport
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
 from babylon_rl_tests.training.sample import NOW, make_model
@@ -62,6 +64,28 @@ def test_an_exported_adapter_is_the_checkpoint_and_loads_on_the_base(
     trained = with_adapter(tiny_base, version.checkpoint)
     assert torch.equal(logits(loaded), logits(trained))
     assert not torch.allclose(logits(loaded), logits(base(tiny_base)), atol=0.1)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_card_of_an_export_has_the_benchmark_and_what_was_trained_with(
+    version: Model, here: Settings, tiny_base: Path, tmp_path: Path, merged: bool
+) -> None:
+    own = {"model": "v1.0.0", "pnl": 81.2, "low": 60.0, "high": 101.0, "improvement": 40.5, "improvementLow": 10.0, "improvementHigh": 71.0}
+    report = BenchmarkReport(
+        batch_id="b", version="v1.0.0", reference="base", decision="pass", reason="It earns more.", markets=48, min_improvement=0.0,
+        rows=[{"model": "base"}, own], table_markdown="", data_version="", plot_path=None, created_at=NOW,
+    )  # fmt: skip
+    before = (Path(version.checkpoint or "") / "README.md").read_text()
+    assert "`babylon-rl models card v1.0.0`" in before
+    export_version(version, tmp_path / "out", here, report, merged=merged)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| Decision | pass: It earns more. |" in card and "| Above base, $ an hour | +40.5 (+10.0 to +71.0) |" in card
+    assert "| P&L, $ an hour | +81.2 (+60.0 to +101.0) |" in card and "| Markets | 48, unseen in training |" in card
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["files"]["README.md"] == sha256(tmp_path / "out" / "README.md")
+    assert (Path(version.checkpoint or "") / "README.md").read_text() == before
+    if not merged:
+        verify(tmp_path / "out", tiny_base)
 
 
 def test_a_merged_model_needs_neither_peft_nor_the_base(version: Model, here: Settings, tiny_base: Path, tmp_path: Path) -> None:

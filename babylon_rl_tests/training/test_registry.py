@@ -11,6 +11,7 @@ import pytest
 
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -24,7 +25,7 @@ from babylon_rl.training import checkpoint_checks as look
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.publishing import action_grammar, prompt_version
+from babylon_rl.training.publishing import action_grammar, data_version, prompt_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.tiny_model import make_manifest
@@ -105,6 +106,10 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
     mean = sum(e.score for e in episodes) / len(episodes)
     scores = [manifest.metrics["avgReward"], model.avg_reward, shown["avgReward"]]
     assert scores == pytest.approx([mean] * 3) and f"| avgReward | {mean:.6g} |" in card
+    groups = stored_scores(connection, list(manifest.windows))
+    assert manifest.judge_version == "; ".join({group.judge_version for group in groups.values()}) and "heuristic, version 1" in card
+    assert manifest.trajectories == sum(len(e.trajectory_ids) for e in episodes) and manifest.data_version == data_version(episodes)
+    assert f"| Data | {manifest.data_version} |" in card and "| batch_size | 4 |" in card and f"| seed | {batch.seed} |" in card
     losses = [manifest.metrics["loss"], lineage.loss, trained.steps[-1].loss, model.eval_metrics["training"]["iterations"][-1]["loss"]]
     assert losses == pytest.approx([losses[0]] * 4)
     note_tracking(connection, batch.batch_id, batch.batch_id, "https://w/run", NOW)

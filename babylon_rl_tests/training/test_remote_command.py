@@ -34,8 +34,8 @@ def test_recorded_play_trains_by_command(played_database, serverless, stand_in, 
     assert run(["train", "--iterations", "1", "--from", HOURS[0], "--to", "2025-11-15T12:00"]) == 0
     said = capsys.readouterr().out
     for line in (
-        "Training on 60 sequences of 10 episodes in 2 groups (40% scripted, 60% with logprobs)",
-        "Not trained: 24 sequences recorded without logprobs",
+        "Training on 120 sequences of 10 episodes in 2 groups (40% scripted, 60% with logprobs)",
+        "Not trained: 48 sequences recorded without logprobs",
         "Iteration 1/1: checkpoint step 1",
         f"Inference endpoint: {stand_in.url}, model name wandb-artifact:///stand-in/babylon-rl-training/babylon-agent:step1",
     ):

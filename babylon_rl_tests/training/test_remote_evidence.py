@@ -13,16 +13,18 @@ from pydantic import SecretStr
 from babylon_rl.errors import BatchConflict, NoTrainer, SettingsError
 from babylon_rl.settings import load_settings
 from babylon_rl.training.backends.gpu import GpuTrainer, with_signs_of_life
-from babylon_rl.training.backends.openpipe_art import Event, JobProgress, of_checkpoint, read_events
+from babylon_rl.training.backends.openpipe_art import JobEvent, JobProgress, of_checkpoint, read_events
 from babylon_rl.training.backends.protocol import trainer_choice
 
 LOSSES = st.lists(st.floats(-10, 10), max_size=8)
 
 
-def make_events(losses: list[float], announced: int | None = None, end: str = "training_ended") -> list[Event]:
-    steps = [Event(f"s{n}", "gradient_step", {"loss": loss, "grad_norm": 2.0, "num_trainable_tokens": 3}) for n, loss in enumerate(losses)]
-    started = Event("a", "training_started", {"num_sequences": len(losses) if announced is None else announced})
-    return [started, *steps, Event("z", end, {"error_message": "no room"} if end == "training_failed" else {})]
+def make_events(losses: list[float], announced: int | None = None, end: str = "training_ended") -> list[JobEvent]:
+    steps = [
+        JobEvent(f"s{n}", "gradient_step", {"loss": loss, "grad_norm": 2.0, "num_trainable_tokens": 3}) for n, loss in enumerate(losses)
+    ]
+    started = JobEvent("a", "training_started", {"num_sequences": len(losses) if announced is None else announced})
+    return [started, *steps, JobEvent("z", end, {"error_message": "no room"} if end == "training_failed" else {})]
 
 
 @pytest.mark.slow
@@ -39,7 +41,7 @@ def test_the_order_of_events_and_their_repetition_change_nothing(losses: list[fl
 @given(LOSSES.filter(bool), st.sampled_from([math.nan, math.inf, -math.inf, None, "much"]))
 def test_one_loss_that_is_no_number_spoils_the_job(losses: list[float], bad: object) -> None:
     events = make_events(losses)
-    spoilt = [*events, Event("x", "gradient_step", {"loss": bad})]
+    spoilt = [*events, JobEvent("x", "gradient_step", {"loss": bad})]
     assert math.isnan(read_events(spoilt).loss)
 
 

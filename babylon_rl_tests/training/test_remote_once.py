@@ -60,7 +60,7 @@ def assert_trained_once(connection, batch, stand_in) -> None:
     """Every trajectory of the batch in one job that stands, every job in one step, every step in the registered line."""
     standing = [job for job in stand_in.service.trained() if not job.deleted]
     marks = [mark for job in standing for mark in job.trajectories]
-    assert len(marks) == len(set(marks)) == 36 and {mark[0] for mark in marks} == {batch.batch_id}
+    assert len(marks) == len(set(marks)) == TRAINABLE and {mark[0] for mark in marks} == {batch.batch_id}
     assert [job.step for job in standing] == [1, 2]
     (model,) = read_models(connection)
     assert read_remote(read_model_directory(model)).step == 2 and verify(read_model_directory(model)).batch_id == batch.batch_id

@@ -76,11 +76,11 @@ def test_preflight_says_what_would_train(played, remote, batch):
     train(played, batch, remote)
     found = read_batch(played, batch.batch_id).preflight
     assert (found["groups"], found["sequences"], found["trainableSequences"], found["logprobShare"]) == (2, SEQUENCES, TRAINABLE, 0.6)
-    assert found["untrained"] == {"recorded without logprobs": 24} and found["trainableTokens"] > TRAINABLE
+    assert found["untrained"] == {"recorded without logprobs": SEQUENCES - TRAINABLE} and found["trainableTokens"] > TRAINABLE
     assert 0 < found["spread"]["min"] <= found["spread"]["mean"] <= found["spread"]["max"] < 1
     lines = preflight_lines(found, "base")
-    assert lines[0].startswith("Training on 60 sequences of 10 episodes in 2 groups (40% scripted, 60% with logprobs)")
-    assert "  Not trained: 24 sequences recorded without logprobs" in lines
+    assert lines[0].startswith("Training on 120 sequences of 10 episodes in 2 groups (40% scripted, 60% with logprobs)")
+    assert "  Not trained: 48 sequences recorded without logprobs" in lines
     assert any("KL_PENALTY" in line for line in lines)
 
 
@@ -236,9 +236,9 @@ def test_what_each_trajectory_contributed_is_stored_and_decides_what_is_marked(p
     assert trained.model.metrics["baselineTrajectories"] == SEQUENCES - TRAINABLE
     assert {episode.contributes for episode in read_batch_episodes(played, batch.batch_id)} == {"trained", "baseline"}
     lines = preflight_lines(read_batch(played, batch.batch_id).preflight, "base")
-    assert "  Baseline only: 24 trajectories of 4 episodes; nothing of them trains, and they are not marked as used" in lines
+    assert "  Baseline only: 48 trajectories of 4 episodes; nothing of them trains, and they are not marked as used" in lines
     left = count_freezable(played, remote, PLAYED_NOW)
-    assert (left.trajectories, left.not_trainable) == (0, {"used as baseline alone": 24})
+    assert (left.trajectories, left.not_trainable) == (0, {"used as baseline alone": 48})
 
 
 def test_the_recorded_game_is_refused_before_anything_is_paid(connection, settings, remote, stand_in):

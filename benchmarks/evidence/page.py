@@ -1,8 +1,9 @@
-"""Renders docs/evidence/evidence.md: one table of all players, the learning curve, each generation, and limits."""
+"""Renders docs/evidence/evidence.md: one table of all players, the learning curve, generations without a version, and limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
+from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import markdown_table
 from benchmarks.evidence.results import (
     Document,
@@ -18,17 +19,15 @@ from benchmarks.evidence.results import (
     spread,
 )
 
-COLUMNS = (
-    "seed", "generation", "player", "P&L, $ an hour", "over the base", "over its parent", "win rate", "accuracy", "invalid", "HOLD",
-    "markets", "gate",
-)  # fmt: skip
+COLUMNS = ("seed", "generation", "player", "P&L", "over the base", "over its parent", "HOLD", "gate, markets")
 WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how many markets show them
 
 
 def table(results: Sequence[Document]) -> str:
     """All players in the same markets, as a Markdown table."""
-    lines = [_point(result, point) for result in results for point in points(result)]
-    lines += [["", "", *_figures(row), str(row["markets"]), ""] for row in scripts(results)]
+    lines = [["", "0", *_figures(base_of(results[0])), ""]]
+    lines += [_point(result, point) for result in results for point in points(result)[1:]]
+    lines += [["", "", *_figures(row), ""] for row in scripts(results)]
     return markdown_table(COLUMNS, lines)
 
 
@@ -36,22 +35,19 @@ def page(results: Sequence[Document], players: str, curve: str) -> str:
     """The page as Markdown; ``players`` and ``curve`` are the file names of its plots."""
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
     minutes = max(result["processorSeconds"] for result in results) / 60
+    without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
+    unusable = sum(row["invalid"] for result in results for row in result["standings"])
     return f"""# Evidence
 
-Made by `make evidence`: {generations} generations with each of {len(results)} seeds. In each, agents play {results[0]["windows"]} new hours
-(scripted ones and one that asks the newest version, in generation 1 the base), the hours are judged, a version is trained on them from the
-one before, and it plays the benchmark. Seeds share nothing but the base and what it earned up to the first look that can pass a version,
-and in a first confirmation: that was played once. It took up to {minutes:.0f} minutes of processor time a seed, with that.
-
-Everybody below played the same {markets} unseen market hours (companies, questions and headlines that no training hour holds), alone
-in each, models at temperature 0. Dollars an hour with 95 % intervals by bootstrap over markets; differences are paired market by market.
-Those over the base hold over all looks that the gate may take at a growing benchmark; all others are for one look. *gate* says over how
-many markets its verdict is: it looks on at more of them while it is undecided.
-
-A mean over seeds has two intervals. The one over markets is about these trained versions in other markets of the kind, the one over seeds
-(Student's below {FEWEST_TO_RESAMPLE} seeds) about other trainings in these markets: what to expect of training anew.
+Made by `make evidence`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed.
+In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the deployed one
+(at first from the base), and it plays the benchmark.
 
 {_headline(results)}
+
+The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
+markets. Differences are paired market by market; those over the base hold over all looks of the gate. An undecided gate plays more markets.
+Unusable answers of all players: {unusable}.
 
 {table(results)}
 
@@ -62,16 +58,16 @@ A mean over seeds has two intervals. The one over markets is about these trained
 ![P&L by generation, a line per seed, with the scripted players as bands]({curve})
 
 {_learning(results)}
-
-What became of every generation:
-
-{chr(10).join(_story(point) for result in results for point in points(result)[1:])}
+{"".join(f"{line}{chr(10)}" for line in without)}
+An interval over markets is about these versions in other markets, one over seeds (Student's below {FEWEST_TO_RESAMPLE}) about other
+trainings.
 
 ## What this does not show
 
-Scores are the heuristic's unless JUDGE_MODEL was set; the markets are simulated, and their news carries a signal by construction; most
-training sequences were composed by scripted strategies, whose best player bounds what can be imitated. The benchmark's markets are the same
-for all versions and generations: a version that is better in them is better in markets of this kind, not in a real game's.
+* Scores are the heuristic's unless `JUDGE_MODEL` was set.
+* Markets are simulated, and their news carries a signal by construction ([market fit](market-fit.md)).
+* Most training sequences come from scripted strategies, which bounds what can be imitated.
+* All versions meet the same markets: a version that is better in them is better in markets of this kind, not in a real game's.
 """
 
 
@@ -82,9 +78,13 @@ def _headline(results: Sequence[Document]) -> str:
     better = sum(row["improvementLow"] > 0 for row, _ in last.values())
     differences = over_seeds(last)
     each = {seed: _signed(row["improvement"], row["improvementLow"], row["improvementHigh"]) for seed, (row, _) in last.items()}
+    earns = {row["model"]: f"{row['pnl']:+.0f}" for row in scripts(results)}
+    teacher = max((row for row in scripts(results) if row["model"] in STRATEGIES), key=lambda row: row["pnl"])["model"]
     return (
         f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.**\n\n"
-        f"* Over the base, dollars an hour: {_seeds(each, differences, 'versions')}\n* {_needed(last.values())}"
+        f"* Newest version over the base, dollars an hour: {_seeds(each, differences)}\n"
+        f"* For scale: doing nothing earns {earns['nothing']}, the best script that they learned from ({teacher}) {earns[teacher]}, "
+        f"the news reader {earns['news-reader']}.\n* {_needed(last.values())}"
     )
 
 
@@ -97,8 +97,8 @@ def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     confidence = confidence_of(len(ANALYSES))
     takes = ", ".join(f"{snapshots_needed(usd, widest, confidence=confidence)} for ${usd:.0f}" for usd in WANTED_USD)
     return (
-        f"To show an improvement with {_percent(POWER)} power, a look of the gate needs so many paired markets: {takes} an hour (at the "
-        f"widest spread between markets seen, ${widest.between:.0f}). No version passes with fewer than {FEWEST_MARKETS}."
+        f"With {_percent(POWER)} power a look of the gate needs so many paired markets: {takes} an hour (at the widest spread seen, "
+        f"${widest.between:.0f}), and {FEWEST_MARKETS} at least."
     )
 
 
@@ -113,20 +113,20 @@ def _learning(results: Sequence[Document]) -> str:
         if both:
             differences = over_seeds(both)
             each = {seed: _interval(interval) for seed, interval in differences.each.items()}
-            lines.append(f"* Generation {generation} over generation 1, dollars an hour: {_seeds(each, differences, 'pairs of versions')}")
+            lines.append(f"* Generation {generation} over generation 1: {_seeds(each, differences)}")
     lines += [_setback(result, point) for result in results for point in points(result)[2:] if _is_worse(result, point)]
     return "\n".join(lines) or "No seed has two versions to compare."
 
 
-def _seeds(each: Mapping[int, str], found: OverSeeds, what: str) -> str:
+def _seeds(each: Mapping[int, str], found: OverSeeds) -> str:
     """Every seed's difference, and their mean with both intervals."""
     each_seed, number = ", ".join(f"seed {seed} {interval}" for seed, interval in each.items()), len(each)
     if number == 1:
         return f"{each_seed}. One seed says nothing of another training."
-    undecided = ": it holds 0, so this does not show that training anew does better" if found.seeds.low <= 0 <= found.seeds.high else ""
+    undecided = ": it holds 0, so a gain by training again is not shown" if found.seeds.low <= 0 <= found.seeds.high else ""
     return (
-        f"{each_seed}. Mean of {number} seeds {found.markets.mean:+.0f}: {_ends(found.markets)} over markets for these {number} {what}, "
-        f"{_ends(found.seeds)} over seeds (wide, as {number} seeds are few){undecided}."
+        f"{each_seed}. Mean of {number} seeds {found.markets.mean:+.0f}: {_ends(found.markets)} over markets, "
+        f"{_ends(found.seeds)} over seeds{undecided}."
     )
 
 
@@ -142,22 +142,21 @@ def _setback(result: Document, point: Point) -> str:
     return (
         f"* Seed {point.seed}, generation {point.generation} is a step back: {point.row['model']} earns "
         f"{_interval(difference(point.row, parent))} dollars an hour against its parent {parent['model']}, and holds in "
-        f"{_percent(point.row['holdShare'])} of its decisions. The gate, which compares it with {point.about['reference']}, says: "
-        f"{_verdict(point.about)}."
+        f"{_percent(point.row['holdShare'])} of its decisions. The gate, which compares it with {point.about['reference']}, says "
+        f"{point.about['decision'].replace('_', ' ')}."
     )
 
 
 def _point(result: Document, point: Point) -> list[str]:
     if point.row is None:
-        return [str(point.seed), str(point.generation), "no version", *["-"] * 8, "not reached"]
-    parent = parent_of(result, point) if point.generation else None
+        return [str(point.seed), str(point.generation), "no version", *["-"] * 4, "not reached"]
+    parent = parent_of(result, point)
     figures = _figures(point.row, None if parent is None else difference(point.row, parent))
-    gate = _verdict(point.about) if point.generation else ""
-    return [str(point.seed), str(point.generation), *figures, str(point.row["markets"]), gate]
+    return [str(point.seed), str(point.generation), *figures, _verdict(point.about)]
 
 
 def _verdict(about: Document) -> str:
-    return f"{about['decision'].replace('_', ' ')}, {about['gateMarkets']} markets"
+    return f"{about['decision'].replace('_', ' ')}, {about['gateMarkets']}"
 
 
 def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:
@@ -167,21 +166,13 @@ def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:
         _signed(row["pnl"], row["low"], row["high"]),
         "" if improvement is None else _signed(improvement, row["improvementLow"], row["improvementHigh"]),
         "" if over_parent is None else _interval(over_parent),
-        _percent(row["winRate"]),
-        _percent(row["accuracy"]),
-        str(row["invalid"]),
         _percent(row["holdShare"]),
     ]
 
 
-def _story(point: Point) -> str:
+def _failure(point: Point) -> str:
     about = point.about
-    where = f"* Seed {point.seed}, generation {point.generation}, played by {about['player']}:"
-    if point.row is None:
-        return f"{where} no version. {about['failure']}"
-    own = 1 - (about["scriptedShare"] or 0)
-    trained = f"{about['sequences']} sequences, {own:.0%} of them {about['player']}'s own answers"
-    return f"{where} {point.row['model']} ({trained}), **{about['decision'].replace('_', ' ')}**. {about['reason']}"
+    return f"* Seed {point.seed}, generation {point.generation}, played by {about['player']}: no version. {about['failure']}"
 
 
 def _ends(found: Interval) -> str:

@@ -1,4 +1,4 @@
-"""Measures the recorded game and the simulated market: `python -m benchmarks.market_fit [--database URL] [--write]` prints a table.
+"""Measures the recorded game and the simulated market: `python -m benchmarks.market_fit [--database URL] [--write]` prints two tables.
 
 The recorded game is the sample that the tests use, on an embedded server of its own, or the database given. ``--write`` writes
 docs/evidence/market-fit.md and its pictures anew.
@@ -19,7 +19,7 @@ from babylon_rl.market.simulation.generation import generate
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from benchmarks.market_fit.measure import measure
-from benchmarks.market_fit.page import comparison, page
+from benchmarks.market_fit.page import comparison, constants_table, page
 from benchmarks.market_fit.plots import GAME, OURS, moves_png, told_png
 from benchmarks.market_fit.sources import recorded, simulated
 
@@ -53,9 +53,9 @@ def main() -> None:
         game = measure(recorded(connection))
     model = MarketModel()
     ours = measure(simulated(generate(CONFIG, model)))
-    print("\n".join(comparison(game, ours, CONFIG)))
+    print("\n".join([*comparison(game, ours, CONFIG), "", *constants_table(game, model)]))
     if arguments.write:
-        (DOCS / "evidence" / "market-fit.md").write_text(page(game, ours, CONFIG, model))
+        (DOCS / "evidence" / "market-fit.md").write_text(page(game, ours, CONFIG))
         fits = {GAME: game, OURS: ours}
         (DOCS / "images" / "market-fit-told.png").write_bytes(told_png(fits))
         (DOCS / "images" / "market-fit-moves.png").write_bytes(moves_png(fits))

@@ -1,6 +1,6 @@
-"""docs/evidence/market-fit.md: the recorded game and the simulated market measured alike, and the reason of each constant."""
+"""docs/evidence/market-fit.md: the recorded game and the simulated market measured alike; the table of constants with their reasons."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,96 +10,81 @@ from benchmarks.market_fit.constants import constants
 from benchmarks.market_fit.measure import EventFit, MarketFit, PostFit, StockFit, TextFit
 from benchmarks.market_fit.movements import QuestionFit, TradeFit
 
-_OPENING = """# What the simulated market was fitted to
+_PAGE = """# The simulated market and the recorded game
 
-Made by `python -m benchmarks.market_fit --write`, which loads the recorded game that the tests use, measures it, generates a simulated
-market and measures that with the same functions (`benchmarks/market_fit/measure.py`).
+`python -m benchmarks.market_fit` measures both with the same functions. It prints all {rows} measurements, and for every constant
+of `MarketModel` the measured value, the chosen one and the reason; `--write` makes this page.
+[0012](../decisions/0012-what-is-fitted.md) lists what is fitted, chosen and added.
 
-The recorded game: {hours:.1f} hours in {sessions} stretches, {events} world events, {posts} posts. **Its organizations, questions,
-events, posts and tick times are real. Its prices, probabilities and orders were made up when the sample was put together**, as no public
-recording holds real ones: what is measured of them says how they were made, and only the rows marked real say
-something about the game; the others are marked made.
+The recorded game has {hours:.1f} hours in {sessions} stretches, {events} events and {posts} posts. **Its organizations, questions,
+events, posts and tick times are real. Its prices, probabilities and orders were made up when the sample was put together**: rows
+marked *made* say nothing about the game.
 
-![What is told](../images/market-fit-told.png)
+![Events, posts and sentiment, recorded and simulated](../images/market-fit-told.png)
 
-![How markets move](../images/market-fit-moves.png)
+![Moves of prices and questions, recorded and simulated](../images/market-fit-moves.png)
 
-In the text columns, a *tone* is the balance of good and bad words by a lexicon of some 130 words (`texts.py`)."""
-_READING = """## What this says
+{table}
 
-* **Events come by the clock.** Every tick brings two, three or four of them with equal chance: no bursts, no memory, five types equally
-  often. {pointed} carry a direction, which never contradicts the hidden answer; the rest carry none. There are no rumours and no false
-  reports.
-* **The texts say nothing.** An event reads "Event related to:" and its question, a post repeats that after its author's name. Direction
-  stands in a column of its own (pointsToward) and not in the text. The tone of a text is that of its question, the same whatever
-  happens, so it agrees with the direction of events no more than the choice of questions makes it.
-* **Sentiment is chance.** The recorded sentiment of posts agrees with the direction of the event they quote in {agrees} (± {error}) of
-  the cases, and no author of the {authors} knows more than another (spread {spread}, 1 is chance). Authors have no trust recorded.
-* **Questions do follow events**, within a tick: {answered} of the events with a direction are answered by an order, which moves the
-  log-odds by {move}, for good. Between events they wander without memory.
-* **Stocks follow nothing**: no momentum, no reversion (variance ratio {memory}), no common factor, no effect of events.
-  Only the size of moves differs by organization, from {low} to {high} % per square root of an hour.
+## Consequences
 
-A policy could learn to trade here only from the log-odds themselves: nothing that agents read tells the future. So a market to learn in
-must differ from the recording in what texts say and in what prices do after them. What is not in any constant:
-
-* **Answers.** In the game and in the simulated market alike the answer is fixed when a question is asked, and the log-odds drift to it.
-  In the game every event with a direction points to the answer, and the price goes there by {drift} in log-odds an hour, much too slowly:
-  whoever buys what any event says and waits, wins. Here a move of *e* points to the answer with probability 1 / (1 + exp(-*e*)), 57 % for
-  the usual event, which is what makes the new price right. So the crowd is calibrated from a question's first moment to its last (tests
-  measure it), and its drift is half its variance. At the recorded volatility of {volatility} that is {fair} an hour: the recorded drift is
-  not reproduced, as all beyond that is money for whoever waits. What can be earned here is the way that a price has yet to go after a
-  text was read. Near the limit of 97 % news move less, as they must where nearly everything is known: a question of a week is all but
-  decided after a day or two.
-* **Texts** about a question stand in the game's frame, "Event related to:" with the question, and posts in "<author>'s take on:"; then
-  follows a clause that says a direction, which the game keeps to itself. They are about as long as the game's. Headlines about stocks
-  have no model in the game and are shorter, 5 to 12 words: a small model's prompt holds them all. A post that comes before its event, or
-  belongs to none, cannot quote one and has 5 to 9 words. Many questions name a company without moving its price, so the measured
-  move after an event naming a stock is less than after one about it.
-* **What a text is about.** In the game all events and posts belong to questions. In the simulated market each belongs to a stock or a
-  question, says so in the field that agents are shown, and speaks of one market alone.
-* **Regimes.** Stocks trend and revert by turns. Without events, the variance of an hour's moves over that of as many single ticks is
-  about 2.4 in a trending hour, 0.9 in a calm and 0.4 in a reverting one; a tick's volatility is nearly the same in all (tests measure
-  both). A reverting market goes back to where it was when it began to revert, and to what news have made of that.
-
-The simulated prices' variance ratio above 1 comes from events, whose effect takes minutes, and from trends.
-
-[decisions/0012-what-is-fitted.md](../decisions/0012-what-is-fitted.md) lists what is fitted and what is chosen, and what a market as
-recorded would take.
+* **As recorded there is nothing to learn.** Texts repeat their question and hide the direction. Sentiment agrees with it in
+  {agrees} (± {error}) of the posts, by chance, and no author knows more than another. Stocks follow no event. Questions do follow
+  events, within a tick and for good.
+* **The recorded answer can be waited for.** Directions never contradict it, and the price goes there by {drift} in log-odds an
+  hour: whoever buys what any event says and waits, wins. In the simulated market a move of *e* points to the answer with
+  probability 1 / (1 + exp(-*e*)), so the price is right on average.
+* **Simulated texts say a direction**, reports more often right than rumours. An event belongs to one stock or one question.
+* **Simulated stocks trend, stay calm or revert by turns**, and news take minutes to move them.
 """
+# Of all measurements, those that the page shows.
+_SHOWN = (
+    "events an hour and question",
+    "events of a tick: variance over mean (1: Poisson)",
+    "events with a direction (pointsToward)",
+    "direction agrees with the answer",
+    "words of an event",
+    "tone agrees with the direction",
+    "posts per event",
+    "posts quoting an event of their tick",
+    "sentiment agrees with the quoted event's direction",
+    "**stocks**: volatility, % per √hour, median",
+    "variance ratio of stocks at an hour (shuffled moves)",
+    "move after an event naming the stock, %: one tick; ten",
+    "volatility of questions in ticks without an event",
+    "drift to the answer, log-odds an hour",
+    "move after an event with a direction: one tick; ten",
+)
 
 Row = tuple[str, str, Callable[[MarketFit], str]]  # what, whether the recorded rows are real, the value as text
 NOTHING = "-"
 
 
-def page(game: MarketFit, ours: MarketFit, config: ScenarioConfig, model: MarketModel) -> str:
-    """The page in Markdown; KeyError when a constant of the model is not explained in it."""
+def page(game: MarketFit, ours: MarketFit, config: ScenarioConfig) -> str:
+    """The page in Markdown."""
+    posts, questions = _posts(game), game.questions
+    assert questions is not None
+    return _PAGE.format(
+        rows=len(ROWS), hours=game.hours, sessions=game.sessions, events=_events(game).count, posts=posts.count,
+        table="\n".join(comparison(game, ours, config, _SHOWN)), agrees=percent(posts.agrees, 1),
+        error=f"{196 * (posts.agrees_error or 0.0):.1f}", drift=number(questions.drift_to_answer),
+    )  # fmt: skip
+
+
+def constants_table(game: MarketFit, model: MarketModel) -> list[str]:
+    """Each constant as measured and chosen, with its reason; KeyError for one without a reason."""
     explained = constants(game)
     if missing := set(model.__struct_fields__) - {field for names, _, _ in explained for field in names.split(", ")}:
         raise KeyError(f"constants.py says nothing about {', '.join(sorted(missing))}")
-    return "\n".join(
-        [
-            *_OPENING.format(hours=game.hours, sessions=game.sessions, events=_events(game).count, posts=_posts(game).count).splitlines(),
-            "",
-            *comparison(game, ours, config),
-            "",
-            *_READING.strip().format(**_numbers(game)).splitlines(),
-            "",
-            "## The constants of the simulated market",
-            "",
-            "| `MarketModel` | measured | chosen | why |",
-            "|---|---|---|---|",
-            *(f"| {name} | {measured} | {_chosen(model, name)} | {why} |" for name, measured, why in explained),
-            "",
-        ]
-    )
+    head = ["| `MarketModel` | measured | chosen | why |", "|---|---|---|---|"]
+    return head + [f"| {name} | {measured} | {_chosen(model, name)} | {why} |" for name, measured, why in explained]
 
 
-def comparison(game: MarketFit, ours: MarketFit, config: ScenarioConfig) -> list[str]:
-    """The table of measurements, also printed by the command."""
+def comparison(game: MarketFit, ours: MarketFit, config: ScenarioConfig, shown: Sequence[str] = ()) -> list[str]:
+    """The table of measurements; all of them if ``shown`` is empty."""
     head = f"{config.minutes / 60:g} h, {config.predictions} questions, {config.perps} stocks, ticks of {config.tick_seconds} s"
     lines = [f"| | recorded game | rows are | simulated market ({head}) |", "|---|---|---|---|"]
-    return lines + [f"| {what} | {value(game)} | {real} | {value(ours)} |" for what, real, value in ROWS]
+    return lines + [f"| {what} | {value(game)} | {real} | {value(ours)} |" for what, real, value in ROWS if not shown or what in shown]
 
 
 def _event(show: Callable[[EventFit], str]) -> Callable[[MarketFit], str]:
@@ -170,7 +155,7 @@ ROWS: tuple[Row, ...] = (
     ("types", "real", _event(_kinds)),
     ("misspelled types", "real", _event(lambda one: percent(one.misspelled))),
     ("with a question; with actors", "real", _event(lambda one: f"{percent(one.with_question)}; {percent(one.with_actors)}")),
-    ("with a direction (pointsToward)", "real", _event(lambda one: percent(one.pointed))),
+    ("events with a direction (pointsToward)", "real", _event(lambda one: percent(one.pointed))),
     ("direction agrees with the answer", "real", _event(lambda one: percent(one.pointed_true))),
     ("events whose question has another in the same tick", "real", _event(lambda one: percent(one.repeated_in_tick))),
     ("words of an event", "real", _event(lambda one: _lengths(one.text))),
@@ -210,7 +195,7 @@ ROWS: tuple[Row, ...] = (
     ("price changes an hour and stock", "made", _stock(lambda one: number(one.changes_per_hour, 1))),
     ("correlation of a tick's move with the next", "made", _stock(lambda one: number(one.lag_one, 3))),
     ("of its size with the next one's", "made", _stock(lambda one: number(one.absolute_lag_one, 3))),
-    ("variance ratio at an hour (shuffled moves)", "made", _stock(_memory)),
+    ("variance ratio of stocks at an hour (shuffled moves)", "made", _stock(_memory)),
     ("correlation between stocks", "made", _stock(lambda one: number(one.correlation, 3))),
     ("excess kurtosis of moves", "made", _stock(lambda one: number(one.excess_kurtosis))),
     (
@@ -220,7 +205,7 @@ ROWS: tuple[Row, ...] = (
     ),
     ("median impact of an order, %", "made", _stock(lambda one: number(one.trade_impact and 100 * one.trade_impact))),
     ("**questions**: volatility, log-odds per √hour", "made", _question(lambda one: number(one.volatility))),
-    ("the same in ticks without an event", "made", _question(lambda one: number(one.quiet_volatility))),
+    ("volatility of questions in ticks without an event", "made", _question(lambda one: number(one.quiet_volatility))),
     ("correlation of a tick's move with the next", "made", _question(lambda one: number(one.lag_one, 3))),
     ("drift to the answer, log-odds an hour", "made", _question(lambda one: number(one.drift_to_answer))),
     ("events with a direction followed by a move within a tick", "made", _question(lambda one: percent(one.answered_share))),
@@ -281,24 +266,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "; ".join(map(_shown, value))
     return value if isinstance(value, str) else f"{value:,.10g}"
-
-
-def _numbers(game: MarketFit) -> dict[str, str]:
-    questions, stocks = game.questions, game.stocks
-    assert questions is not None
-    assert stocks is not None
-    return {
-        "pointed": percent(_events(game).pointed),
-        "agrees": percent(_posts(game).agrees, 1),
-        "error": f"{196 * (_posts(game).agrees_error or 0.0):.1f}",
-        "answered": percent(questions.answered_share),
-        "move": number(questions.response[0], 3),
-        "drift": number(questions.drift_to_answer),
-        "volatility": number(questions.volatility),
-        "fair": number(questions.volatility**2 / 2),
-        "low": f"{100 * stocks.volatilities[0]:.1f}",
-        "high": f"{100 * stocks.volatilities[-1]:.1f}",
-        "authors": str(_posts(game).authors),
-        "spread": number(_posts(game).author_spread),
-        "memory": _memory(stocks),
-    }

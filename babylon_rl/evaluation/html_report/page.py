@@ -12,12 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairRow, by_agent, compare_results
-from babylon_rl.evaluation.gate import RunKey
+from babylon_rl.evaluation.gate import BASE, NOTHING, STRATEGY, RunKey
 from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
-from babylon_rl.evaluation.report import AGENTS
+from babylon_rl.evaluation.report import AGENTS, MARKET_FIT, NEWS_READER, NOTHING_WORDS, ON_PAGE, READER_WORDS, Rival, standing_words
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import dollars, duration, moment, plural
 from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
 
@@ -127,11 +128,12 @@ class Difference:
 class ReportSummary:
     """Agents with complete runs, best mean P&L first, and their paired differences.
 
-    Differences are those of the first MOST_COMPARED agents.
+    Differences are those of the first MOST_COMPARED agents; their intervals are corrected for ``analyses`` interim analyses.
     """
 
     agents: tuple[AgentSummary, ...]
     differences: dict[tuple[str, str], Difference]
+    analyses: int = 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,10 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         lead=_lead(results, summary),
         warnings=_warnings(results, agents),
         agents=agents,
-        columns=[column for column in AGENTS if column.meaning],
+        standing=_standing(summary),
+        looks=summary.analyses,
+        market_fit=MARKET_FIT,
+        columns=[column for column in AGENTS if column.title in ON_PAGE],
         unsigned_dollars=partial(dollars, sign=False),
         end=moment(ends.pop()) if len(ends) == 1 else "end",
         pnl_range=_range([bound for agent in agents for bound in (agent.row.pnl.mean, agent.row.pnl.low, agent.row.pnl.high)]),
@@ -201,7 +206,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
             # the better-placed agent stands first
             difference = difference.negated if places[pair.a] > places[pair.b] else difference
             differences[difference.ours, difference.theirs] = difference
-    return ReportSummary(agents, differences)
+    return ReportSummary(agents, differences, comparison.analyses)
 
 
 def _agent_summary(number: int, row: AgentRow, runs: Sequence[Result]) -> AgentSummary:
@@ -282,6 +287,31 @@ def _lead(results: Sequence[Result], summary: ReportSummary) -> str:
         return f"{winner}; it shares no market with {second.name}, the next."
     ahead = f"{dollars(difference.interval.mean)} ahead of {second.name}"
     return f"{winner}, {ahead}, {'more than chance explains' if difference.clear else 'which may be chance'}."
+
+
+def _standing(summary: ReportSummary) -> str | None:
+    """A sentence on the best-placed model against doing nothing, the best script that played, and the news reader."""
+    ours = next((agent.name for agent in summary.agents if agent.row.role != STRATEGY and agent.name != BASE), None)
+    if ours is None:
+        return None
+    script = next((agent.name for agent in summary.agents if agent.name in STRATEGIES), None)
+    wanted = [
+        (NOTHING_WORDS, NOTHING),
+        ("a script of training hours, as none played" if script is None else f"{script}, the best script that played", script),
+        (READER_WORDS, NEWS_READER),
+    ]
+    markets, rivals = 0, []
+    for words, name in wanted:
+        found = summary.differences.get((ours, name or "")) or summary.differences.get((name or "", ours))
+        if found is None:
+            rivals.append(Rival(words, name))
+            continue
+        if found.interval.low is None:  # one market
+            return None
+        found = found if found.ours == ours else found.negated
+        markets = max(markets, len(found.values))
+        rivals.append(Rival(words, name, found.interval.mean, found.interval.low, found.interval.high))
+    return standing_words(ours, markets, rivals, summary.analyses)
 
 
 def _warnings(results: Sequence[Result], agents: Sequence[AgentSummary]) -> list[str]:

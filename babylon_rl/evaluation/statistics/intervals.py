@@ -117,13 +117,15 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, count)
 
 
-def paired_interval(ours: Values, theirs: Values, *, confidence: float = CONFIDENCE) -> Interval:
-    """Mean of ``ours - theirs``, in the same order of markets, with its interval.
+def paired_interval(
+    ours: Values, theirs: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
+) -> Interval:
+    """Mean of ``ours - theirs``, in the same order of markets, with its interval. ``clusters`` names the market of every pair.
 
     Raises:
         ValueError: they are not of the same length, empty, or not finite.
     """
-    return mean_interval(differences(ours, theirs), confidence=confidence)
+    return mean_interval(differences(ours, theirs), clusters=clusters, confidence=confidence)
 
 
 def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
@@ -427,7 +429,7 @@ def compare_pairs(
     means = cluster_means(gains, clusters)
     varied = means.size >= FEWEST_FOR_EFFECT and np.ptp(means) > 0
     return PairedComparison(
-        mean_interval(gains, clusters=clusters, confidence=confidence),
+        paired_interval(ours, theirs, clusters=clusters, confidence=confidence),
         permutation_test(gains, clusters=clusters),
         superiority(gains, clusters=clusters, confidence=confidence),
         paired_effect(gains, clusters=clusters, confidence=confidence) if varied else None,

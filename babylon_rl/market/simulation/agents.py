@@ -42,7 +42,7 @@ class Agent(Protocol):
 AgentFactory = Callable[[str, int | str], Agent]  # (agent id, seed) -> a fresh agent for one run
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True):
     """A decision and the request behind it."""
 
     action: Action | Invalid
@@ -57,7 +57,7 @@ class AskingAgent(Protocol):
     def name(self) -> str: ...
     def decide(self, seen: Observation) -> Action | Invalid: ...
 
-    def ask(self, seen: Observation) -> Answer:
+    def ask(self, seen: Observation) -> Decision:
         """The action of this tick with the request behind it.
 
         Raises:

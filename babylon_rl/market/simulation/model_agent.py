@@ -11,7 +11,7 @@ import hashlib
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
-from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Answer, Mandate, order
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Decision, Mandate, order
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
 
@@ -61,7 +61,7 @@ class ModelAgent:
         """The model's decision."""
         return self.ask(seen).action
 
-    def ask(self, seen: Observation) -> Answer:
+    def ask(self, seen: Observation) -> Decision:
         """The model's decision, with the request and the answer.
 
         Raises:
@@ -77,12 +77,12 @@ class ModelAgent:
         )
         call = Call(
             answer.model, messages, answer.text, self._version, schema, answer.logprobs, answer.latency_ms, answer.prompt_tokens,
-            answer.completion_tokens, self._temperature, self._max_tokens,
+            answer.completion_tokens, self._temperature, self._max_tokens, answer.finish_reason,
         )  # fmt: skip
         if not one_tick:
-            return Answer(prompting.parse_full(answer.text, seen), call)
+            return Decision(prompting.parse_full(answer.text, seen), call)
         choice = prompting.parse_choice(answer.text, seen)
-        return Answer(choice if isinstance(choice, Invalid) else order(choice, seen, self._stake_usd), call)
+        return Decision(choice if isinstance(choice, Invalid) else order(choice, seen, self._stake_usd), call)
 
 
 def model_agent(

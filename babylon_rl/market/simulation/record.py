@@ -19,8 +19,8 @@ HOLD = Hold()
 class Call(msgspec.Struct, frozen=True):
     """One request to a model and its answer.
 
-    A script's, with the request that it would have had, is named ``scripted/<strategy>``. ``logprobs`` is what the endpoint returned, or
-    None.
+    A script's, with the request that it would have had, is named ``scripted/<strategy>``. ``logprobs`` and ``finish_reason`` are the
+    endpoint's, or None.
     """
 
     model: str
@@ -34,6 +34,7 @@ class Call(msgspec.Struct, frozen=True):
     completion_tokens: int | None = None
     temperature: float = 1.0
     max_tokens: int = 0
+    finish_reason: str | None = None
 
 
 class Remembered(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.market.simulation import orders, prompting
 from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, SellPrediction, WritePost
-from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, Answer, AskingAgent, mandate_of
+from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, AskingAgent, Decision, mandate_of
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
@@ -158,7 +158,7 @@ def encode_run(run: Run) -> bytes:
 class Timed(msgspec.Struct, frozen=True):
     """An answer and how long it took."""
 
-    answer: Answer
+    answer: Decision
     latency_ms: float
 
 
@@ -191,7 +191,7 @@ class Seat:
         if isinstance(self.agent, AskingAgent) and self.asks:
             answer = self.agent.ask(seen)
         else:
-            answer = Answer(self.agent.decide(seen))
+            answer = Decision(self.agent.decide(seen))
         return Timed(answer, 1000.0 * (clock() - started))
 
     def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, timed: Timed) -> None:

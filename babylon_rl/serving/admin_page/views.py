@@ -98,6 +98,7 @@ class Version:
     pnl: Bounds | None
     improvement: Bounds | None
     reference: str
+    markets: int | None
     decision: str | None
     reason: str | None
     children: list["Version"] = field(default_factory=list)
@@ -216,7 +217,7 @@ def _version(model: Model, rollout: Rollout | None) -> Version:
     return Version(
         model, None if rollout is None else rollout.state, _interval(measured, "pnl", "low", "high"),
         _interval(measured, "improvement", "improvementLow", "improvementHigh"), measured.get("reference") or BASE,
-        measured.get("decision"), measured.get("reason"),
+        measured.get("markets"), measured.get("decision"), measured.get("reason"),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class DryTrainer(LocalTrainer):
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token.")
         loss = 1.0 / (1 + iteration.step)
         for step in range(1, self.optimizer_steps + 1):
-            on_step(StepMetrics(iteration.step, step, self.optimizer_steps, loss, tokens // self.optimizer_steps))
+            on_step(StepMetrics(iteration.step, step, self.optimizer_steps, loss, tokens * step // self.optimizer_steps))
         _write_adapter(out, self.base_model, _digest(iteration, parent))
         return IterationResult({}, tokens, loss, len(iteration.sequences))
 

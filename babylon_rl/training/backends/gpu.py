@@ -20,7 +20,16 @@ from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoT
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.openpipe_art import LOSSES, art_groups, count_groups, count_hours, installed, load_art, sent_groups
+from babylon_rl.training.backends.openpipe_art import (
+    LEARNING_RATE,
+    LOSSES,
+    art_groups,
+    count_groups,
+    count_hours,
+    installed,
+    load_art,
+    sent_groups,
+)
 from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,
@@ -70,6 +79,10 @@ class GpuTrainer(LocalTrainer):
     def tokenizer_dir(self) -> Path | None:
         """Directory of the base model."""
         return self._base.directory
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Implement Trainer.hyperparameters."""
+        return {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Implement Trainer.prepare: count the training data as ART takes it."""

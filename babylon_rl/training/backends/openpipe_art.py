@@ -258,7 +258,7 @@ def _has_answers(call: SentCall) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class JobEvent:
     """One event of a job: training_started, gradient_step, training_ended or training_failed."""
 
     id: str
@@ -313,7 +313,7 @@ class JobProgress:
         return self.ended and self.seen == before.seen and self.sequences != 0
 
 
-def read_events(events: Iterable[Event]) -> JobProgress:
+def read_events(events: Iterable[JobEvent]) -> JobProgress:
     """Fold the events of a job; duplicates count once."""
     by_id = {event.id: event for event in events}
     announced: int | None = None

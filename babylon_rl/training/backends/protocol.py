@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from babylon_rl.errors import NoTrainer, require
 from babylon_rl.models.base_model import DRY, base_model_name
@@ -69,7 +69,8 @@ class TrainIteration:
 class StepMetrics:
     """Metrics of one optimizer step: ``step`` of ``steps`` within iteration ``iteration``.
 
-    ``metrics`` holds what the backend knows (kl, entropy, clipFraction, ratio, gradientNorm, tokensPerSecond...).
+    ``trainable_tokens`` counts those of the iteration so far. ``metrics`` holds what the backend knows (kl, entropy, clipFraction, ratio,
+    gradientNorm, learningRate, tokensPerSecond...).
     """
 
     iteration: int
@@ -167,6 +168,10 @@ class Trainer(Protocol):
         """Directory of the tokenizer that every checkpoint contains; None without a model."""
         ...
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """Values that the backend trains with beside the settings, or in place of an unset one (``learning_rate``)."""
+        ...
+
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Plan the training of sequences without scores, before a judge is paid for them."""
         ...
@@ -200,6 +205,10 @@ class LocalTrainer:
     """Base of the trainers of this machine: a checkpoint is a directory, served from here."""
 
     service: Service | None = None
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return none."""
+        return {}
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Return an empty plan: nothing is paid here."""

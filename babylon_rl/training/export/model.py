@@ -1,7 +1,7 @@
 """Export of a version for other servers: the adapter, or merged with its base.
 
 The directory appears completely or not at all, and only after it was loaded again and its distributions were compared with the
-checkpoint's. An adapter keeps its manifest, so that copies can be verified.
+checkpoint's. Its model card has the benchmark's result; the manifest lists all files, so that copies can be verified.
 """
 
 import shutil
@@ -16,11 +16,12 @@ from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, Us
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
+from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify, write_manifest
 from babylon_rl.models.encoding import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
+from babylon_rl.types import BenchmarkReport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,10 @@ class ExportedModel:
     kl: float
 
 
-def export_version(model: Model, target: Path, settings: Settings, *, merged: bool = False) -> ExportedModel:
-    """Export a version into the new or empty directory ``target``; ``merged`` writes a full model.
+def export_version(
+    model: Model, target: Path, settings: Settings, report: BenchmarkReport | None = None, *, merged: bool = False
+) -> ExportedModel:
+    """Export a version into the new or empty directory ``target``; ``merged`` writes a full model. The model card has the ``report``.
 
     Raises:
         UsageError: the version cannot be exported (another producer's, a dry run's, a service's), or the directory holds files.
@@ -64,7 +67,7 @@ def export_version(model: Model, target: Path, settings: Settings, *, merged: bo
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            return _exported(manifest, directory, base_dir, staging, target, merged)
+            return _exported(manifest, directory, base_dir, staging, target, report, merged)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -96,12 +99,21 @@ def _exportable(model: Model, settings: Settings) -> Path:
     return directory
 
 
-def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, merged: bool) -> ExportedModel:
+def _exported(
+    manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, report: BenchmarkReport | None, merged: bool
+) -> ExportedModel:
+    card = model_card(manifest, report)
     if merged:
-        _merge(manifest, directory, base_dir, staging)
+        _merge(directory, base_dir, staging)
+        card = card.replace("library_name: peft", "library_name: transformers")
+        card = card.replace("A LoRA adapter for trading agents", "A model for trading agents, its LoRA adapter merged")
     else:
         copy_tree(directory, staging)
         verify(staging, base_dir)
+        (staging / MANIFEST).unlink()  # written anew with the card's hash
+    (staging / CARD).write_text(card)
+    hashes = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
+    write_manifest(staging, msgspec.structs.replace(manifest, files=hashes))
     # The written files are loaded again before they appear under the target's name.
     kl = _difference(base_dir, directory, staging, merged)
     if not kl <= MOST_KL[merged]:
@@ -116,7 +128,7 @@ def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path
     return ExportedModel(target, tuple(files), merged, kl)
 
 
-def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -> None:
+def _merge(directory: Path, base_dir: Path, staging: Path) -> None:
     """Merge base and adapter into one model in the base's precision, with its tokenizer."""
     require("torch", "transformers", "peft")
     import torch
@@ -128,12 +140,6 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
         whole = _loaded(base_dir, directory).merge_and_unload()
         whole.to(dtype).save_pretrained(str(staging))
         AutoTokenizer.from_pretrained(base_dir).save_pretrained(str(staging))
-    card = model_card(manifest).replace("library_name: peft", "library_name: transformers")
-    (staging / CARD).write_text(card.replace("A LoRA adapter for trading agents", "A model for trading agents, its LoRA adapter merged"))
-    files = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
-    (staging / MANIFEST).write_bytes(
-        msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files), order="sorted"), indent=2) + b"\n"
-    )
 
 
 def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:

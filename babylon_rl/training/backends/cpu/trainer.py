@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.heap import return_freed_memory
@@ -33,7 +33,11 @@ from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.policy import (
+    ALPHA,
+    FROZEN_SHARE,
     KEPT_BYTES,
+    RANK,
+    TARGETS,
     BaseCache,
     BaseStates,
     Group,
@@ -124,14 +128,18 @@ def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", we
 
 
 def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
-    """Sums over the tokens with recorded log-probabilities: their number, ratio and divergence.
+    """Sums over the tokens with recorded log-probabilities: their number, ratio, clipped ratio and divergence.
 
-    The ratio is that of the loss before it is clipped. The divergence, ratio - 1 - log ratio, estimates KL(serving policy || current one)
-    without bias and is never negative (Schulman, "Approximating KL divergence", k3).
+    The ratio is that of the loss before it is clipped to at most RATIO_LIMIT. The divergence, ratio - 1 - log ratio, estimates
+    KL(serving policy || current one) without bias and is never negative (Schulman, "Approximating KL divergence", k3). A token that was
+    rare when it was served and is likely now has a ratio of hundreds: a few of those make most of the means of both.
     """
     log_ratio_n = (logprobs_n.detach() - served_n)[~served_n.isnan()].clamp(-LONGEST_LOG_RATIO, LONGEST_LOG_RATIO)
     ratio_n = log_ratio_n.exp()
-    return {"recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "servedKl": float((ratio_n - 1 - log_ratio_n).sum())}
+    return {
+        "recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "clippedRatio": float(ratio_n.clamp(max=RATIO_LIMIT).sum()),
+        "servedKl": float((ratio_n - 1 - log_ratio_n).sum()),
+    }  # fmt: skip
 
 
 def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
@@ -231,7 +239,8 @@ LEARNING_RATE = 3e-3
 ENTROPY_BONUS = 0.05
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
-SERVED = ("ratio", "servedKl")  # of the policy in training to the one that served, where its log-probabilities were recorded
+# Means over the tokens with recorded log-probabilities, of the policy in training to the one that served them.
+SERVED = ("ratio", "clippedRatio", "servedKl")
 OPTIMIZER_STATE = "trainer_state.safetensors"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -256,6 +265,15 @@ class CpuTrainer(LocalTrainer):
     def tokenizer_dir(self) -> Path | None:
         """Directory of the base model."""
         return self._base_dir
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Implement Trainer.hyperparameters."""
+        return {
+            "learning_rate": self._settings.learning_rate or LEARNING_RATE, "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
+            "entropy_bonus": ENTROPY_BONUS, "ratio_limit": RATIO_LIMIT, "stale_probability": STALE_PROBABILITY,
+            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "lora_targets": list(TARGETS),
+            "frozen_share": FROZEN_SHARE,
+        }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Implement Trainer.prepare."""
@@ -338,8 +356,8 @@ class IterationRun:
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
             # The learning rate decays over all iterations, not within one.
-            self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
-            step = self.take_step(chosen, number)
+            rate = self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
+            step = self.take_step(chosen, number) | {"learningRate": rate}
             step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
             tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
@@ -362,7 +380,7 @@ class IterationRun:
         """Take one optimizer step and return its metrics.
 
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
-        log-probabilities: recordedShare of the tokens, and of these the means of ratio and servedKl.
+        log-probabilities: recordedShare of the tokens, and of these the means of SERVED.
         """
         import torch
 
@@ -434,11 +452,13 @@ class IterationRun:
             rng.shuffle(order)
             yield from optimizer_steps(order, self._settings)
 
-    def _set_rate(self, done: float, number: int) -> None:
+    def _set_rate(self, done: float, number: int) -> float:
         # Only in the first iteration: the optimizer's state goes on from one to the next, so it is warm in the others.
         warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0
+        rate = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
+            group["lr"] = rate
+        return rate
 
     def restore(self, parent: Path | None) -> None:
         """Restore the optimizer state that the previous iteration saved."""

@@ -22,7 +22,7 @@ from babylon_rl.llm.retries import retry_after_s
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.openpipe_art import Event, Installed, installed, load_art
+from babylon_rl.training.backends.openpipe_art import Installed, JobEvent, installed, load_art
 
 PREFIX = "art-"
 _GATE = ".art.lock"  # held while directories are made and removed, so that none goes between its making and its locking
@@ -184,12 +184,12 @@ class ServerlessService:
         """Delete some steps; missing ones are ignored."""
         await self._asked("delete steps", lambda: self._client.models.checkpoints.delete(model_id=self._model.id, steps=list(steps)))
 
-    async def events(self, job_id: str) -> list[Event]:
+    async def events(self, job_id: str) -> list[JobEvent]:
         """List every event of a job so far."""
 
-        async def ask() -> list[Event]:
+        async def ask() -> list[JobEvent]:
             listed = self._client.training_jobs.events.list(training_job_id=job_id)
-            return [Event(str(event.id), str(event.type), dict(event.data or {})) async for event in listed]
+            return [JobEvent(str(event.id), str(event.type), dict(event.data or {})) async for event in listed]
 
         return await self._asked("list a job's events", ask)
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
@@ -17,6 +18,7 @@ from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
+    LEARNING_RATE,
     Counted,
     Installed,
     JobProgress,
@@ -68,6 +70,10 @@ class ServerlessTrainer:
     def tokenizer_dir(self) -> Path | None:
         """Directory of the base's tokenizer. Raises ModelUnavailable."""
         return self._base.directory
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Implement Trainer.hyperparameters."""
+        return dict.fromkeys(NEVER_TAKEN) | {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Plan the training of sequences without scores, before the judge is paid for them.

@@ -1,0 +1,45 @@
+"""The hours or the batch of a run by its tags, checked before its first step, and by `babylon-rl dagster` before the run exists.
+
+Within a run Dagster reads the versions of inputs before an asset's own code, and fails there without a partition, with a traceback.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_END, RANGE_START, SCORING_JOBS, TRAIN_JOB
+from babylon_rl.windows import is_complete, is_window_id
+
+
+def why_no_hour(window: str, first: str, now: datetime) -> str | None:
+    """A sentence if the graph has no such hour (``first`` is its first), or it has not ended; else None."""
+    if not is_window_id(window):
+        return f"{window} is no hour: write one in UTC, as 2025-10-29T14:00; `babylon-rl windows` lists them."
+    if window < first:
+        return f"{window} lies before FIRST_WINDOW ({first}): set FIRST_WINDOW to {window} or earlier."
+    # An hour that has not ended would be read in part, and its content would count as that of the hour.
+    return None if is_complete(window, now) else f"{window} has not ended; an hour is read once it is over."
+
+
+def why_no_part(job: str, tags: Mapping[str, str], first: str, now: datetime) -> str | None:
+    """A sentence if a run of ``job`` names no hours or no batch, or hours that it cannot read; else None.
+
+    Runs of other jobs, such as those of assets, have the partitions that Dagster gives them.
+    """
+    if job == TRAIN_JOB and PARTITION_TAG not in tags:
+        return 'This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.'
+    if job not in SCORING_JOBS:
+        return None
+    ends = [tags[name] for name in (PARTITION_TAG, RANGE_START, RANGE_END) if name in tags]
+    if PARTITION_TAG not in tags and len(ends) < 2:
+        return (
+            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', '
+            "or a range (docs/reference/ui.md)."
+        )
+    if ends[0] > ends[-1]:
+        return f"The range ends before it starts: {ends[0]} to {ends[-1]}."
+    return next(filter(None, (why_no_hour(window, first, now) for window in ends)), None)
+
+
+def no_batch(batch_id: str) -> str:
+    """The sentence on a batch that does not exist."""
+    return f"There is no batch {batch_id}; `babylon-rl batches` lists them."

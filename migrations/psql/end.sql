@@ -1,0 +1,2 @@
+-- End of every migration for psql.
+COMMIT;
