@@ -1,4 +1,4 @@
-"""Chats as the world sends them: roles, contents, reasons of an end, log-probabilities.
+"""Chats as clients and servers send them: roles, contents, finish reasons, log-probabilities.
 
 Serving, recording and training read them here alone, so that an agent is trained on what it was served.
 """
@@ -111,7 +111,7 @@ def finish_reason(recorded: Any) -> str | None:
 
 
 def is_cut(reason: str | None) -> bool:
-    """True where a limit or a filter ended the answer, and not the model."""
+    """True if a limit or a filter ended the answer, not the model."""
     return reason in _CUT
 
 

@@ -239,14 +239,14 @@ def stream(
     if kind not in _READERS:
         raise UsageError(f"There is no frame {kind!r}: take one of {', '.join(_READERS)}.")
     if rows < 1:
-        raise UsageError(f"A part of {rows} rows is none: give rows=1 or more.")
+        raise UsageError(f"rows is {rows}: give 1 or more.")
     if first is not None and end is not None:
         next(window_range(first, end), None)  # refuses a range that runs backwards
     for edge in (first, end):
         if edge is not None:
             window_start(edge)
     settings = settings or load_settings()
-    # Autocommit: whoever takes the parts may take long between two of them.
+    # Autocommit: the caller may take long between two parts.
     with process_database(settings).connect(autocommit=True) as connection:
         ranged = first is not None or end is not None
         records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))

@@ -1,6 +1,6 @@
-"""Freed memory is kept for the next result, or given back to the system; what is imported is kept without a look for garbage.
+"""Memory of a process: freed memory kept or given back, imports excluded from garbage collection.
 
-Of freed memory glibc is told; other C libraries do as they do. A process keeps one heap for all threads either way: each further one
+Only glibc can be configured; other C libraries keep their defaults. A process keeps one heap for all threads either way: each further one
 would have free memory of its own.
 """
 
@@ -14,9 +14,9 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 @contextmanager
 def kept_whole() -> Iterator[None]:
-    """Collect no garbage in the block, nor ever in what it made.
+    """Collect no garbage in the block, and never the objects made there.
 
-    What is imported stays: looking for garbage in it takes a tenth of a start's time.
+    Imports stay: a search for garbage in them takes a tenth of a start's time.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -29,7 +29,7 @@ def kept_whole() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed, for a process that computes.
+    """Keep freed memory, for a process that computes.
 
     The results of an operation are megabytes; where they come from the system each time, it clears every page anew, a tenth of the time.
     """
@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give back what is freed, now and from now on, for a process that stays after large work."""
+    """Give freed memory back from now on, for a process that stays after large work."""
     _set({_ARENA_MAX: 1, _TOP_PAD: 128 * 2**10, _TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10})
     _call("malloc_trim", 0)
 

@@ -1,7 +1,7 @@
-"""HTTP servers: uvicorn with h11 and our settings, sockets, who may ask, limits of bodies, JSON responses and refusals.
+"""HTTP servers: uvicorn with h11, sockets, access, limits of bodies, JSON responses and refusals.
 
-A head has a limit of bytes and none of time: a slow one holds a connection and nobody up (docs/decisions/0027-http-by-kept-parts.md).
-Every application stands behind ``Door``, which refuses what a page of another site has a browser send.
+A head has a limit of bytes and none of time: a slow one holds its own connection only (docs/decisions/0027-http-by-kept-parts.md).
+Every application stands behind ``Door``, which refuses requests that a page of another site makes a browser send.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ def server_config(app: Any, **options: Any) -> "uvicorn.Config":
         "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": 3,
     }
-    # The peer is the connection's: headers that a proxy adds are looked at where access is decided. A line for each request that asks
+    # The peer is the connection's: headers that a proxy adds are read where access is decided. A line for each request that asks
     # for an upgrade, as Java's client does by default, would be a warning.
     hidden: dict[str, Any] = {"access_log": False, "server_header": False, "proxy_headers": False, "log_level": "error"}
     stock: dict[str, Any] = {"http": "h11", "loop": "uvloop", "ws": "none", "lifespan": "on"}
@@ -140,7 +140,7 @@ def in_thread(
 
 
 class Door:
-    """Application in front of a server: what is asked properly, and by whom a browser may ask, is passed on.
+    """Application in front of a server that passes on well-formed requests of permitted origins.
 
     A browser on this machine counts as this machine, whatever site its page is of, and a site can point its own name here.
 
@@ -190,7 +190,7 @@ class Door:
 
 
 def _is_of_another_site(headers: Mapping[bytes, bytes]) -> bool:
-    """True for what a browser sends for a page that is not this server's."""
+    """True for a request that a browser sends for another site's page."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         return site not in (b"none", b"same-origin")
@@ -199,9 +199,9 @@ def _is_of_another_site(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def why_not_local(scope: Mapping[str, Any]) -> str:
-    """Why a request is not of this machine itself, as the end of a sentence about it; empty if it is.
+    """Reason why a request does not come from this machine, as the end of a sentence; empty if it does.
 
-    A proxy on this machine makes everybody look like loopback, so any sign of one counts. nginx asks by HTTP/1.0 unless it is told.
+    A proxy on this machine makes everybody look like loopback, so any sign of one counts. nginx asks by HTTP/1.0 unless it is configured.
     """
     if not _is_address_here(scope["client"][0] if scope.get("client") else ""):
         return "comes from another"
@@ -239,7 +239,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def client_address(scope: Mapping[str, Any]) -> str:
-    """The address of a client; of IPv6 its network, as one client has all of it."""
+    """Address of a client; of IPv6 its network, all of which one client has."""
     host = scope["client"][0] if scope.get("client") else ""
     address = _address(host)
     if address is None or address.version == 4:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-START_TOLERANCE_S = 5.0  # between two readings of one start, which are reckoned from the clock outside of Linux
+START_TOLERANCE_S = 5.0  # between two readings of one start, which are computed from the clock outside of Linux
 _BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
 

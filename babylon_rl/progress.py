@@ -6,4 +6,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Ignore that ``done`` of ``total`` units of ``what`` are finished."""
+    """Ignore the progress of ``what``: ``done`` of ``total`` units."""

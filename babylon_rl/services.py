@@ -76,7 +76,7 @@ def unknown_service(version: str, upstream: str) -> str | None:
     """Reason not to ask a version, as its service is not known here, else None."""
     if upstream == LOCAL or upstream in SERVICES:
         return None
-    return f"{version} cannot be asked: it is at the service {upstream}, which this release does not know ({', '.join(SERVICES)} it does)."
+    return f"{version} cannot be asked: it is at the service {upstream}, which this release does not know (it knows {', '.join(SERVICES)})."
 
 
 def service_in_use(settings: Settings) -> Service | None:

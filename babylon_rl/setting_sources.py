@@ -1,6 +1,6 @@
-"""Sources of settings, the strongest first: the environment, ``.env`` in the working directory, the stored choices of a demo. What is wrong
-with a value is said here too.
+"""Sources of settings: the environment, ``.env`` in the working directory, the stored choices of a demo.
 
+The strongest comes first. Error sentences about values are made here too.
 Functions take the class of all settings, which stands above in ``babylon_rl.settings``.
 """
 
@@ -26,7 +26,7 @@ _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "op
 _FIXED = "it is {} for everybody now: unset it"
 GONE = {
     "READ_DATABASE_URL": "all commands read DATABASE_URL; for heavy reads run the command with the replica's address as DATABASE_URL",
-    "READ_WAIT_SECONDS": "it went with READ_DATABASE_URL; unset it",
+    "READ_WAIT_SECONDS": "it was removed with READ_DATABASE_URL; unset it",
     "WINDOW_DURATION_HOURS": "a window is one hour; train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION "
     "(docs/explanation/differences.md)",
     "GAMMA": "a score belongs to a whole episode, so that nothing is discounted; unset it",
@@ -55,7 +55,7 @@ GONE = {
     "ROLLOUT_SHARE_LIMIT": _FIXED.format("0.02"),
     "ROLLOUT_SLOW_SECONDS": _FIXED.format("10"),
     "ROLLOUT_LOSS_USD": _FIXED.format("25"),
-    "ROLLOUT_EXPECTED_USD": "it is 50 for everybody now: say `babylon-rl ab start --expected`",
+    "ROLLOUT_EXPECTED_USD": "it is 50 for everybody now: give `babylon-rl ab start --expected`",
 }
 
 

@@ -1,7 +1,7 @@
 """Every environment variable of the pipeline, typed, described and validated in one place.
 
-Nothing but this and setting_sources.py reads the environment. ``load_settings`` raises one error that names every variable that is not
-allowed, its value and what is.
+Nothing but this and setting_sources.py reads the environment. ``load_settings`` raises one error that names each variable with a
+refused value, the value and the allowed ones.
 """
 
 import json

@@ -16,11 +16,11 @@ _MOST = sys.float_info.max
 
 
 class NotJson(ValueError):
-    """Bytes that no JSON is read from; the message says at which byte and why."""
+    """Bytes that are no JSON; the message says at which byte and why."""
 
 
 def read_json(data: bytes | str, *, halves: bool = False) -> Any:
-    """Decode JSON of another program. What it returns can be written as JSON again, but for ``halves``.
+    """Decode JSON of another program. The result can be written as JSON again, except with ``halves``.
 
     NaN is read as None, Infinity as the largest number; a byte order mark, control characters in texts and bytes that are no UTF-8 are
     taken. Half of a surrogate pair becomes U+FFFD; with ``halves`` it stays, as the other half may come with the next piece of a text.
@@ -72,7 +72,7 @@ def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
 
 
 def joined(text: str, more: str) -> str:
-    """Append a piece to a text; halves of one character that meet become it."""
+    """Append a piece to a text, joining the halves of a character."""
     if text and more and "\ud800" <= text[-1] <= "\udbff" and "\udc00" <= more[0] <= "\udfff":
         return text[:-1] + (text[-1] + more[0]).encode("utf-16-le", "surrogatepass").decode("utf-16-le") + more[1:]
     return text + more

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-_HASHED_IN_PARTS = 2  # lists of lists: what is hashed for an hour has all its texts in the second
+_HASHED_IN_PARTS = 2  # lists of lists: the content of an hour has all its texts in the second
 _FEW = 100  # elements of an inner list that are encoded at once: each call of the encoder costs what some ten elements do
 _COUNTED = re.compile(r"(\d+) ([a-z ]+) #([0-9a-f]+)")
 

@@ -1,4 +1,4 @@
-"""Partitions of the asset graph, hours and batches; results of hourly assets, and the metadata of all: columns, counts, pictures, links.
+"""Partitions of the asset graph (hours, batches), results of hourly assets, and metadata of all.
 
 An hour's key is its window id, so that UI, CLI, database and logs name it the same way; a batch's key is its batch id.
 

@@ -1,4 +1,4 @@
-"""A run's resource (settings, database and clock), its sign of life and its tags.
+"""Resource of a run (settings, database, clock), its heartbeat and its tags.
 
 The resource reads the environment of the process that runs the asset; launch.py passes the values of its caller instead. The Dagster
 instance may be anybody's: nothing here asks how its storage works.
@@ -83,7 +83,7 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
                 lives = True
             except storage_errors():
                 lives = True
-            # Two beats long: a run that ends by itself has ended by then, and a worker that was told to interrupt it has.
+            # Two beats long: a run that ends by itself has ended by then, and a worker that was asked to interrupt it has.
             if (not lives or (before and stopped)) and not ended.is_set():
                 _LOG.error("Run %s was reported as ended, and another may go on with its work: it stops.", run_id)
                 # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
@@ -110,12 +110,12 @@ def why_dead(heartbeat: Heartbeat) -> str | None:
     """A sentence that says why the run counts as dead; None while it may live."""
     silent = heartbeat.silent_s > SILENT_S
     if not heartbeat.holder:
-        return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None
+        return f"It ended before its first heartbeat, silent for {heartbeat.silent_s:.0f} s." if silent else None
     # True or False for a process of this machine; None elsewhere, where only silence counts.
     running = is_running(heartbeat.holder)
     if running is False or (running is None and silent):
         end = "is gone" if running is False else f"has been silent for {heartbeat.silent_s:.0f} s"
-        return f"What ran it {end}: {described(heartbeat.holder)}, last heard of at {heartbeat.seen_at:%Y-%m-%d %H:%M:%S} UTC."
+        return f"Its process {end}: {described(heartbeat.holder)}, last heartbeat at {heartbeat.seen_at:%Y-%m-%d %H:%M:%S} UTC."
     return None
 
 
@@ -184,7 +184,7 @@ def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
         if how == INTERRUPTED:
             context.log.warning(COMES_BACK)
     except storage_errors() as failed:
-        # What ended the run decides whether its step is tried again; a failure to note it must not take its place.
+        # The error that ended the run decides whether its step is tried again; a failure to tag must not replace it.
         _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
 
 

@@ -1,8 +1,8 @@
 """Sources ``raw_trajectories`` and ``market_data``: the game's tables by hour, never written.
 
 An hour is observed when its content differs from the version that was last reported to this Dagster storage. That version is kept in a
-table of ours and written after the report, so that a crash in between reports again. A storage that is new, wiped or somebody else's is
-told everything (docs/decisions/0002-observed-versions.md).
+table of ours and written after the report, so that a crash in between reports again. A storage that is new, wiped or another project's
+gets everything (docs/decisions/0002-observed-versions.md).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class NewVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """Changed versions by window, for both sources, and the Dagster storage that shall be told.
+    """Changed versions by window, for both sources, and the Dagster storage that gets the report.
 
     ``watermark`` stands for everything written before this observation (None: unknown).
     """
@@ -108,9 +108,9 @@ def _changed(versions: Mapping[str, str], told: Mapping[str, str]) -> dict[str, 
 def report(
     babylon: Babylon, storage: str, changes: Sequence[tuple[dg.AssetKey, str, NewVersion]], tell: Callable[[dg.AssetObservation], object]
 ) -> int:
-    """Report changes by ``tell``, then note them as told; return how many.
+    """Report changes by ``tell``, then note them as reported; return how many.
 
-    A change whose hour was reported by somebody else meanwhile is left to the next look.
+    A change whose hour was reported by somebody else meanwhile is left to the next call.
     """
     count = 0
     with babylon.database.connect(autocommit=True) as connection:

@@ -145,8 +145,8 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judge
     if asked_at is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):
-            fail_batch(connection, batch.batch_id, f"{died} runs died without a word.", now)
-            return f"{batch.batch_id} was given up: {died} runs died without a word."
+            fail_batch(connection, batch.batch_id, f"{died} runs died without an error message.", now)
+            return f"{batch.batch_id} was given up: {died} runs died without an error message."
         if now - runs.seen_at < RETRY_EVERY:
             return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {RETRY_EVERY}."
     return None

@@ -1,6 +1,6 @@
 """App of the Celery workers that execute runs: dagster_celery's own, with our settings.
 
-A run that is terminated in the UI is interrupted by Celery, and only the worker knows that a person wanted it: it says so to Dagster.
+A run that is terminated in the UI is interrupted by Celery, and only the worker knows that a person asked for it: it tells Dagster.
 """
 
 import os
@@ -26,7 +26,7 @@ def worker_app() -> Celery:
         task_acks_late=True,
         # A process for each run: what a library leaves in memory or on a GPU ends with it.
         worker_max_tasks_per_child=1,
-        # A worker that loses the broker executes its run to the end, and looks for the broker for ever.
+        # A worker that loses the broker executes its run to the end, and tries the broker again without limit.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

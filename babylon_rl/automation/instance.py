@@ -131,7 +131,7 @@ def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: 
     connection.commit()
     # The lock keeps another process from reporting the same run, too.
     lock_heartbeats(connection, [run_id])
-    # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
+    # Read anew: a run that ended normally has no process either, and may have ended since the list was read.
     run = instance.get_run_by_id(run_id)
     sentence = None
     if run is not None and run.status in HELD:

@@ -26,7 +26,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now, window_stretches
 
-# What a run says belongs in its event log; a command's own output stays readable.
+# Log lines of a run belong in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Clock = Callable[[], datetime]
 

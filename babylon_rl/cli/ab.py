@@ -53,7 +53,7 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the arms of a test by the data so far. Looking often costs nothing."""
+    """Compare the arms of a test by the data so far. Repeated reading costs nothing."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         if name is not None:
@@ -69,7 +69,7 @@ def status(
 
 @ab.command("stop")
 def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
-    """End a test; its agents follow the rollouts again, and its result stays."""
+    """End a test. Its agents follow the rollouts again, and its result stays."""
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         ab_tests.stop(connection, name, author_of(reason))

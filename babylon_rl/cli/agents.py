@@ -1,6 +1,7 @@
 """Commands ``spawn-agents`` and ``harness``: simulated agents, and a benchmark that ends in a version.
 
-The harness ends with exit code 1 if all scores are equal, no training was possible, or the checkpoint does not load and answer.
+The harness ends with exit code 1 if all scores are equal, no training was possible, the checkpoint does not load and answer, or its
+artifact at Weights & Biases is not the checkpoint.
 """
 
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_n
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
 from babylon_rl.evaluation.gate import BASE
-from babylon_rl.evaluation.harness import answer_of, benchmark_faults, harness_players, learning_faults, missing_hours
+from babylon_rl.evaluation.harness import answer_of, benchmark_faults, harness_players, learning_faults, missing_hours, published_faults
 from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.results import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
@@ -59,7 +60,7 @@ def spawn_agents(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play hours of the market with simulated agents, and write the game's rows. A row per agent and tick."""
+    """Play market hours with simulated agents. Writes the game's rows: one per agent and tick."""
     asking = (0 if model is None else 1) if llm_agents is None else llm_agents
     request = SpawnRequest(agents, asking, windows, seed, duration, start)
     settings = load_settings()
@@ -120,7 +121,7 @@ def harness(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Benchmark agents, record them, train on the records and report.
+    """Benchmark agents, train on their records, report.
 
     Fails unless the scores rank the agents and the new checkpoint loads and answers.
     """
@@ -208,6 +209,7 @@ def _train(state: Harness, market: Snapshot, learning: Learning, force: bool) ->
         answer = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, state.settings)
     except (CheckpointError, ModelUnavailable, CheckFailed) as unusable:
         faults.append(f"The checkpoint does not load and answer: {unusable}")
+    faults += published_faults(trained.model, trained.checkpoint, state.settings)
     return replace(learning, trained=trained, answer=answer, faults=faults)
 
 
@@ -224,6 +226,7 @@ def _training(learning: Learning) -> dict[str, Any]:
         "batchId": trained.batch.batch_id if trained is not None else None,
         "modelVersion": trained.model.version if trained is not None else None,
         "checkpoint": str(trained.checkpoint) if trained is not None else None,
+        "artifact": trained.model.wandb_artifact_id if trained is not None else None,
         "answer": learning.answer,
     }
 
@@ -252,6 +255,6 @@ def _facts(document: dict[str, Any], training: dict[str, Any] | None, model: dic
     if training is not None and training["modelVersion"] is not None:
         answered = training["answer"] or "not asked: a dry run makes checkpoints without a model"
         facts += [("trained", f"{training['modelVersion']} of {training['batchId']}"), ("checkpoint", training["checkpoint"]),
-                  ("it answers", answered)]  # fmt: skip
+                  ("artifact", training["artifact"] or "none at Weights & Biases"), ("it answers", answered)]  # fmt: skip
     latest = f"{model['version']} ({model['status']}), from {model['parent'] or model['baseModel']}" if model is not None else "none yet"
     return [*facts, ("newest", latest)]

@@ -19,7 +19,7 @@ from babylon_rl.training.curves import optimizer_steps
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
-batches = typer.Typer(help="Training jobs, newest first; one of them; cancel one, give up what never ends.", invoke_without_command=True)
+batches = typer.Typer(help="List training jobs; show, cancel or give up one.", invoke_without_command=True)
 app.add_typer(batches, name="batches")
 BATCHES = (
     Column("batch", "batchId"),
@@ -82,7 +82,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such 
 
 @batches.callback()
 def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Training jobs, newest first; those of other producers are shown as foreign."""
+    """List training jobs, newest first; those of other producers are shown as foreign."""
     # The callback runs before `batches show` and its like, too.
     if context.invoked_subcommand is not None:
         return
@@ -104,7 +104,7 @@ def show_batch(
     with_episodes: Annotated[bool, typer.Option("--episodes", help="Also list its episodes with scores and advantages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a batch: loss, the judge's mean score, iterations, and jobs at a training service."""
+    """Show a batch. Loss, the judge's mean score, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _required(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
@@ -147,7 +147,7 @@ def show_batch(
 
 @batches.command("steps")
 def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
-    """List the optimizer steps of a batch: loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
+    """List the optimizer steps of a batch. Loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         steps = optimizer_steps(connection, _required(read_batch(connection, batch_id), batch_id))
     if not steps:
@@ -161,7 +161,7 @@ def cancel(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is stored with the batch.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Fail a batch that has not ended; its trajectories are free again."""
+    """Fail a batch that has not ended. Its trajectories are free again."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         _required(read_batch(connection, batch_id), batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())

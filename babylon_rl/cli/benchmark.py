@@ -44,7 +44,7 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", help="A PNG file for 
 @benchmark.command("standings")
 def standings(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
-    against: Annotated[str | None, typer.Option(help="Whom the others are compared with. Default: the last NAME of several.")] = None,
+    against: Annotated[str | None, typer.Option(help="Player to compare the others with. Default: the last NAME of several.")] = None,
     markets: MarketsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +104,7 @@ def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
 
 @benchmark.command("leaderboard")
 def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
-    """Rank versions, base and agents by their P&L in the gate's markets. No model is asked."""
+    """Rank versions, base and agents by P&L. In the gate's markets; no model is asked."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
@@ -132,12 +132,12 @@ def generate(
     seed: Annotated[str | None, typer.Option(help="A number or a text; the same seed gives the same bytes. Default: 12345.")] = None,
     start: Annotated[str | None, typer.Option(help="The hour (YYYY-MM-DDTHH:00) it begins with. Default: 2025-01-01T00:00.")] = None,
     edition: Annotated[
-        str, typer.Option(help="Whose companies and words: held-out, which no training hour has, or training.")
+        str, typer.Option(help="Edition of companies and words: held-out, which no training hour has, or training.")
     ] = "held-out",
     out: Annotated[Path | None, typer.Option(help="The file; with .gz compressed. Default: ID.json.gz here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a benchmark market to a file: course, outcomes, and the best possible P&L."""
+    """Write a benchmark market to a file. Course, outcomes, and the best possible P&L."""
     options = {
         "minutes": minutes,
         "tick_seconds": tick_seconds,

@@ -54,7 +54,7 @@ def run(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play snapshots with models and agents, and show the P&L of each. A stored run is not played again without --again."""
+    """Play snapshots with models and agents. Shows the P&L of each. A stored run is not played again without --again."""
     if mandate not in MANDATES:
         raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
     settings = load_settings()
@@ -98,7 +98,7 @@ def compare(
     effect: Annotated[float | None, typer.Option(min=0.01, help="Dollars a market: also say how many show such a difference.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare agents in the same markets: paired differences with 95 % intervals, clustered by snapshot."""
+    """Compare agents in the same markets. Paired differences with 95 % intervals, clustered by snapshot."""
     if snapshot and report is None:
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     if gate and directory is not None:

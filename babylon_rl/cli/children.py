@@ -33,7 +33,7 @@ def run_child(
     """Run a program to its end and return its exit code.
 
     SIGINT, SIGTERM and SIGHUP to this process end the program and all its descendants. After that the signal has its usual effect (SIGINT:
-    KeyboardInterrupt). A call in another thread than the main one hears no signals; ``stop_children`` ends its program.
+    KeyboardInterrupt). A call in another thread than the main one gets no signals; ``stop_children`` ends its program.
 
     Args:
         environment: variables on top of this process's own.
@@ -122,7 +122,7 @@ def _note(home: Path, pid: int) -> Path:
 
 def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
     note = {"group": _identity(pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
-    # Whole at once: whoever stops children takes half a note for a damaged one, removes it, and never finds the program again.
+    # Whole at once: `stop` takes half a note for a damaged one, removes it, and never finds the program again.
     write_atomically(_note(home, pid), json.dumps(note).encode())
 
 
@@ -139,7 +139,7 @@ def _lives(identity: Mapping[str, float]) -> bool:
 
 
 def _is_there(identity: Mapping[str, float]) -> bool:
-    # The start is reckoned from the clock, which may have been set meanwhile.
+    # The start is computed from the clock, which may have been set meanwhile.
     return abs(_identity(int(identity["pid"]))["started"] - identity["started"]) < CLOCK_TOLERANCE_S
 
 

@@ -114,7 +114,7 @@ def windows(
     min_agents: Annotated[int | None, typer.Option("--min-agents", min=1, help="Usable episodes that make an hour ready.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the hours: their rows, and their readiness for training."""
+    """List hours with their rows and readiness for training."""
     from babylon_rl.training.freezing import freeze_bounds  # other commands of this file need not wait for it
 
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)

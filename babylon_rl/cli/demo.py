@@ -60,7 +60,10 @@ def demo(
     generations: Annotated[int, typer.Option(min=1, help="How often to play, judge and train; each plays its own hours.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."""
+    """Run the whole loop: simulate, score, train, compare.
+
+    From nothing to a better agent on this machine, compared on unseen markets.
+    """
     began = time.monotonic()
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}

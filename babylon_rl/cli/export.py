@@ -60,7 +60,7 @@ def export(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write training data for other tools: LLM calls as served, with scores. The splits are by window."""
+    """Write training data for other tools. LLM calls as served, with scores. The splits are by window."""
     settings, now = load_settings(), utc_now()
     splits = Splits(split, validation, seed)
     selection = Selection(everything, only_scored, only_trainable)

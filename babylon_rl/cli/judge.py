@@ -37,7 +37,7 @@ CALIBRATION = ("agent", "expected $/h", "+-", "came $/h", "score", "rank")
 
 @judge_group.command("quarantine")
 def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> None:
-    """Groups whose answers could not be used, with the tries (--json: the transcripts)."""
+    """List quarantined groups with their tries. --json has the transcripts."""
     for window in windows or ():
         window_start(window)
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
@@ -97,9 +97,9 @@ def report(
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write the pictures there, as PNG.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the judge's reliability and cost (default: the newest 14 days).
+    """Measure the judge's reliability and cost.
 
-    Agreement with itself, with a second judge, and with the market.
+    Agreement with itself, with a second judge, and with the market, by default of the newest 14 days.
     """
     span = named_range(first, end)
     settings = load_settings()
@@ -159,7 +159,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of the hours; the same seed gives the same hours.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Correlate the judge's scores with the expected P&L of agents of known skill."""
+    """Correlate the judge's scores with expected P&L. Of agents of known skill."""
     # An option that was not given leaves its setting as it is.
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})

@@ -14,7 +14,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
-keys = typer.Typer(help="Bearer keys of the clients of the gateway and the admin API.", no_args_is_help=True)
+keys = typer.Typer(help="Bearer keys for the gateway and the admin API.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A client's name.")]
 

@@ -127,7 +127,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The picture. Default: in BABYLON_RL_HOME/plots.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the trainings of two versions by optimizer step, and draw one over the other. `benchmark compare` compares what they earn."""
+    """Compare the trainings of two versions step by step. Draws one over the other; `benchmark compare` compares what they earn."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
@@ -157,7 +157,7 @@ def _range(rows: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
 
 @models.command("card")
 def card(version: VersionArgument) -> None:
-    """Print a version's model card: what it was trained on and how, and the benchmark's result once there is one."""
+    """Print a version's model card. Its data, its settings, and the benchmark's result once there is one."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         model = find_version(read_models(connection), version)

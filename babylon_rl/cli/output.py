@@ -26,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 # Columns of tables in a file or pipe, and columns that no table reaches, to measure how wide one would be.
 PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
-_Begin = Callable[[str, int], Callable[[int], None]]  # (label, total) -> a display that is told the units done
+_Begin = Callable[[str, int], Callable[[int], None]]  # (label, total) -> a display that gets the units done
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def progress_of_parts(indent: str = "") -> Iterator[Progress]:
 
 @contextmanager
 def progress_of(what: str, total: int, indent: str = "") -> Iterator[Callable[[object], None]]:
-    """Show the progress of one label. Yields a callback that counts a unit, whatever it is given."""
+    """Show the progress of one label. Yields a callback that counts a unit and ignores its arguments."""
     with progress_of_parts(indent) as tell:
         done = count(1)
         tell(what, 0, total)

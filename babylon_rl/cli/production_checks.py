@@ -81,7 +81,7 @@ def _alerts(settings: Settings) -> tuple[str, str]:
     }  # fmt: skip
     channels = [name for name, value in given.items() if value is not None]
     if not channels:
-        return FAIL, "nobody is told: set DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL, then `babylon-rl alerts --test`."
+        return FAIL, "no channel gets alerts: set DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL, then `babylon-rl alerts --test`."
     return PASS, f"alerts go to {', '.join(channels)}; `babylon-rl alerts --test` tries it. Scrape /metrics of gateway and admin API"
 
 

@@ -44,7 +44,7 @@ def deploy(
     reason: ReasonOption = "by hand",
     as_json: JsonOption = False,
 ) -> None:
-    """Put a version in front of agents; with another share, change its rollout."""
+    """Put a version in front of agents. With another share, change its rollout."""
     settings = load_settings()
     agent_ids = [agent.strip() for agent in agents.split(",") if agent.strip()]
     with open_database(settings) as database, database.connect() as connection:
@@ -61,7 +61,7 @@ def rollback(
     reason: ReasonOption = "by hand",
     as_json: JsonOption = False,
 ) -> None:
-    """Take back the version on trial, else the deployed one; nothing automatic deploys it again."""
+    """Take back the version on trial, else the deployed one. Nothing automatic deploys it again."""
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
         _emit(connection, settings, releases.rollback(connection, settings, author_of(reason), version), as_json)
@@ -104,7 +104,7 @@ def agents(
     hours: Annotated[float, typer.Option(min=0, help="Agents that asked the gateway within so many hours.")] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """List each agent's version, and the agents on another one than expected."""
+    """List each agent's version, and unexpected ones."""
     settings, now = load_settings(), utc_now()
     # A hash or nothing stands for the agent in each call, and routing goes by the agent's own id.
     if hides_agents(settings):

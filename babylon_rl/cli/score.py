@@ -42,9 +42,9 @@ def score(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge groups without scores, or whose data have changed since (default: the look-back).
+    """Judge groups without scores, or with changed data.
 
-    Exit code 3 where some wait. A group in quarantine fails nothing: it is said, and the exit code is 0.
+    Exit code 3 where some wait. A group in quarantine fails nothing: it is reported, and the exit code is 0.
     """
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
     if window is not None and (first is not None or end is not None):

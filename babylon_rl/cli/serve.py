@@ -76,12 +76,12 @@ def _refuse_remote(version: str, checkpoint: Path) -> None:
 @serve.command("market")
 def serve_market(
     snapshot: Annotated[Path, typer.Argument(help="A file of `benchmark generate`, or one of the game's.")],
-    host: Annotated[str, typer.Option(help="Where to listen. Off loopback whoever reaches it can play.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen. Off loopback anybody who reaches it can play.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8010,
     idle: Annotated[float, typer.Option(help="Seconds after which a session that does nothing ends.", min=1)] = 600.0,
     out: Annotated[Path | None, typer.Option(help="A directory for the result of every session that ends.")] = None,
 ) -> None:
-    """Let outside agents, in any language, play a snapshot over HTTP: observe, act, advance."""
+    """Serve a snapshot to outside agents over HTTP. In any language, they observe, act and advance."""
     from babylon_rl.evaluation.snapshot_file import load
     from babylon_rl.evaluation.snapshots import snapshot_of
     from babylon_rl.http_server import bind
@@ -102,7 +102,7 @@ def serve_gateway(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=64)] = 1,
 ) -> None:
-    """Serve agents instead of their provider: choose the version, record the call. The server is OpenAI-compatible."""
+    """Serve agents in place of their provider. It chooses the version and records the call. The server is OpenAI-compatible."""
     from babylon_rl.serving.gateway_process import serve as run
 
     run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))
@@ -113,7 +113,7 @@ def serve_admin(
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8090,
 ) -> None:
-    """The admin page and API: status, trainings, versions, cron endpoints."""
+    """Serve the admin page and API. Status, trainings, versions, cron endpoints."""
     from babylon_rl.serving.admin_api import serve as run
 
     run(load_settings(), host, port, lambda line: print(line, file=sys.stderr, flush=True))

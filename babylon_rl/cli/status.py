@@ -27,9 +27,9 @@ SHOWN_OF_ALERT = (
 
 @app.command("status")
 def status(as_json: JsonOption = False) -> None:
-    """State of the whole system: readiness, training, judge, versions, rollout, alerts and health."""
+    """Show readiness, training, judge, versions and health. Also the rollout and alerts."""
     settings = load_settings()
-    # A look changes nothing, so Dagster's schema is not made here.
+    # This command changes nothing, so Dagster's schema is not made here.
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         document = status_document(connection, settings, utc_now())
     emit(to_builtins(document), [listed(["", document.status], list(_lines(document)))], as_json)
@@ -117,7 +117,7 @@ def alerts(
     test: Annotated[bool, typer.Option("--test", help="Send a test message to every channel that is set.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Alerts, those whose cause lasts first: since when, whether sent, and what to do."""
+    """Show alerts: since when, whether sent, and what to do. Those whose cause lasts come first."""
     settings = load_settings()
     if test:
         return _test(settings, as_json)

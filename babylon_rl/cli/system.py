@@ -69,7 +69,7 @@ def migrate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database's schema up to date, or build its optional indexes."""
+    """Update the database's schema, or build optional indexes."""
     if indexes:
         with open_database(load_settings(), prepare=False) as database:
             built = [_index_row(one, check) for one in build_indexes(database, check_only=check)]
@@ -108,7 +108,7 @@ def _index_row(built: BuiltIndex, check: bool) -> dict[str, object]:
 
 @app.command("settings")
 def settings(as_json: JsonOption = False) -> None:
-    """Every setting, its value (secrets masked) and where it came from."""
+    """List all settings with value and source, secrets masked."""
     loaded = load_settings()
     sources = setting_sources(Settings)
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
@@ -121,7 +121,9 @@ def settings(as_json: JsonOption = False) -> None:
 
 @app.command("env")
 def env() -> None:
-    """Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".
+    """Print shell lines that point Dagster and psql here.
+
+    Use it as eval "$(babylon-rl env)".
 
     The embedded database runs only while a command uses it (such as babylon-rl dev); this command starts and holds nothing.
     """
@@ -139,16 +141,19 @@ def env() -> None:
 
 @app.command("dagster", context_settings=_PASSED_ON, add_help_option=False)
 def dagster(context: typer.Context) -> None:
-    """Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."""
+    """Run Dagster's command on this project's instance.
+
+    Such as `babylon-rl dagster job list`. The database stays open meanwhile.
+    """
     raise typer.Exit(_run_dagster(context.args))
 
 
 @app.command("dev")
 def dev(
     port: Annotated[int, typer.Option(help="Port of the UI; the next free one is taken when it is in use.")] = UI_PORT,
-    host: Annotated[str, typer.Option(help="Where to listen. The UI has no login: whoever reaches it can run jobs.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen. The UI has no login: anybody who reaches it can run jobs.")] = "127.0.0.1",
 ) -> None:
-    """The Dagster UI and daemon on this project, until Ctrl-C."""
+    """Run the Dagster UI and daemon until Ctrl-C."""
     free = _free_port(host, port)
     if free != port:
         say(f"Port {port} is in use: taking {free}.")
@@ -170,7 +175,7 @@ def dev(
 
 @app.command("stop")
 def stop() -> None:
-    """Stop what a crash left running: Dagster's processes and the embedded database."""
+    """Stop Dagster and the embedded database after a crash."""
     home = load_settings().home
     stopped = stop_children(home, orphans_only=False) + stop_server(home)
     for sentence in stopped or [f"Nothing that was started from {home} runs."]:
@@ -182,7 +187,10 @@ def verify_system(
     production: Annotated[bool, typer.Option("--production", help="Go through the checklist for production, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try every part: settings, disk, storage, database, clock, data, automation, judge, weights; exit 1 when one fails."""
+    """Check every part of the installation.
+
+    Settings, disk, storage, database, clock, data, automation, judge, weights. Exit code 1 when one fails.
+    """
     from babylon_rl.cli.production_checks import check_production
     from babylon_rl.cli.system_checks import FAIL, check_system
 
@@ -202,7 +210,7 @@ def worker(
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs at once, a process each.")] = 1,
 ) -> None:
-    """Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."""
+    """Execute the daemon's runs from Celery until Ctrl-C. Of all queues, or of some."""
     from babylon_rl.assets.workers import code_version, worker_queues
     from babylon_rl.training.backends.protocol import gpu_is_here
 
@@ -236,7 +244,10 @@ def worker(
 def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would go.")] = False, as_json: JsonOption = False
 ) -> None:
-    """Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed."""
+    """Remove old checkpoints, caches, transcripts and logs.
+
+    Also old gateway calls. Exit code 3 when something cannot be removed.
+    """
     from babylon_rl.automation.cleanup import ADVICE, clean_up
 
     settings = load_settings()

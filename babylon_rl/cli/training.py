@@ -43,7 +43,7 @@ SYNCED = (
 
 @app.command("ready")
 def ready(as_json: JsonOption = False) -> None:
-    """Check the amount and the quality of the data for a training. Exit code 1 when they are not enough."""
+    """Check whether the data suffice for a training. Exit code 1 when they are not enough."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
@@ -84,7 +84,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze a batch, judge it, train it, and register the version.
+    """Freeze, judge and train a batch; register the version.
 
     An interrupted training goes on.
 
@@ -114,7 +114,7 @@ def sync_outcomes(
     end: ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the market outcomes of some hours into market_outcomes."""
+    """Write the outcomes of hours into market_outcomes."""
     from babylon_rl.automation.launch import run_hours
 
     settings = load_settings(lookback_hours=hours)
@@ -269,7 +269,7 @@ def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: 
     chosen = dict(given) if arguments.most is None else {**given, "training_max_trajectories": arguments.most}
     variables = {name.upper(): str(value) for name, value in chosen.items()}
     say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
-    # Whoever starts this command wants automation, whatever the environment says.
+    # This command is for automation, whatever the environment says.
     return run_daemon({**variables, "AUTOMATION_STATUS": "running"})
 
 

@@ -279,7 +279,7 @@ def following(database: Database, batch_id: str, write: Callable[[str], None]) -
         yield
     finally:
         stop.set()
-        # The connection is used by one thread at a time: the last look comes after the other thread has ended.
+        # The connection is used by one thread at a time: the last read comes after the other thread has ended.
         thread.join()
         lines.tell()
         lines.close()

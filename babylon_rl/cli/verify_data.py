@@ -35,7 +35,7 @@ app = typer.Typer()
 HOURS = 24
 _NAMED = 3
 
-# What is odd about eligible rows though it stops nothing: the check's name, the count and the ids in an hour's quality, and the words.
+# Oddities of eligible rows that stop nothing: the check's name, the count and the ids in an hour's quality, and the words.
 _ODDITIES = (
     ("duplicates", "duplicate_rows", "duplicates", "rows repeat the steps of another row of their agent in the hour"),
     ("clocks", "skewed_rows", "clock_skew", "rows have times that contradict each other"),
@@ -47,11 +47,11 @@ _ODDITIES = (
 @app.command("verify-data")
 def verify_data(
     as_of: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now.")
+        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Check as of this time (UTC). Default: now.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL. Exit code 1 when a check fails."""
+    """Check the rows of the newest 24 hours with data. Each check is PASS, WARN or FAIL. Exit code 1 when a check fails."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, as_of or clock_of(connection))

@@ -1,4 +1,4 @@
-"""Decoding of a row into typed steps, or into a rejection reason with the exact place of the fault.
+"""Decoding of a row into typed steps, or into a rejection reason with the fault's place.
 
 ``_decoded`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
 one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault. Only the four fields that can reject

@@ -1,4 +1,4 @@
-"""Quality of recorded rows: the shares that a training asks for, and the checks of ``babylon-rl verify-data``.
+"""Quality of recorded rows: shares for readiness, and checks of ``babylon-rl verify-data``.
 
 The checks are looser than decoding: they ask for what a person would want recorded, not for what makes a row count. Odd rows of an hour
 are counted while it is read (reading.py).
@@ -110,7 +110,7 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
 
 
 def unmatched_sentence(connection: Connection, first: str, now: datetime, end: str | None = None) -> str | None:
-    """Return what to know about logged calls of the hours from ``first`` that belong to no trajectory, or None.
+    """Return a sentence on logged calls of the hours from ``first`` that belong to no trajectory, or None.
 
     Calls of the last hour are left out: a trajectory is written when it ends, after its calls.
     """

@@ -354,7 +354,7 @@ def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> Hour
     jumping: list[str] = []
     for own in agents:
         duplicates += _repeated(own)
-        # Within a row it was looked at while its steps were at hand; between rows their ends and starts are compared here.
+        # Jumps within a row were found while it was reduced; here the end of each row is compared with the start of the next.
         if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
             jumping.append(own[0].agent_id)
     skewed = [row.trajectory_id for own in agents for row in own if row.skewed]

@@ -1,4 +1,4 @@
-"""Benchmark of a batch: its checkpoint against reference, base, parent and all strategies, each asked where it is served.
+"""Benchmark of a batch: its checkpoint against reference, base, parent and all strategies.
 
 A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
 run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
@@ -151,7 +151,7 @@ def version_source(model: Model, role: str, base: ModelSource, settings: Setting
 
 
 def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: Settings) -> list[ModelSource]:
-    """The base and registered versions by name, as a person asks for them.
+    """The base and registered versions by name, as a user names them.
 
     Raises:
         UsageError: a version cannot be played from this machine; the reason of the first.
@@ -221,7 +221,7 @@ def gate_rows(
     """Results of every source in every market; only missing ones are played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
-    ``on_progress`` told ("``activity`` of" a source, markets done, of how many), at the beginning too. A server is started only when
+    ``on_progress`` called with ("``activity`` of" a source, markets done, of how many), at the beginning too. A server is started only when
     something is missing of a model served here.
 
     Raises:

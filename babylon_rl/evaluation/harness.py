@@ -22,12 +22,14 @@ from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.market.spawn import TICKS, SpawnRequest, players_of
 from babylon_rl.models.base_model import base_model_dir
-from babylon_rl.models.checkpoints import verify
+from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.settings import AutomationSettings, Settings
 from babylon_rl.store.batches import BatchGroup
+from babylon_rl.store.registry import Model
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.training.readiness import Readiness
+from babylon_rl.training.tracking import artifact_faults, refusal
 from babylon_rl.versions import content_version
 
 
@@ -75,6 +77,18 @@ def learning_faults(groups: Sequence[BatchGroup], steps: Sequence[TrainingStep])
     if not sum(step.trainable_tokens or 0 for step in steps):
         faults.append("No token carried a gradient in any iteration: the checkpoint is its parent again.")
     return faults
+
+
+def published_faults(model: Model, checkpoint: Path, settings: Settings) -> list[str]:
+    """Faults of the artifact of a training that is tracked online: there is none, or its files are not the checkpoint's.
+
+    The training service's own artifacts have no copy here to be compared with.
+    """
+    if refusal(settings) is not None or settings.wandb_mode != "online" or read_remote(checkpoint) is not None:
+        return []
+    if model.wandb_artifact_id is None:
+        return [f"The training published no artifact. {model.tracking_refusal or 'The log of its run says why.'}"]
+    return artifact_faults(model.wandb_artifact_id, checkpoint, settings)
 
 
 def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenario, settings: Settings) -> str | None:

@@ -42,8 +42,8 @@ from babylon_rl.windows import HOUR, window_of, window_start
 
 FIRST = "2025-02-01T00:00"
 SKILL_MARKETS = 200
-SEED_PREFIX = "skill/"  # no judged hour's market begins so
-# Who never trades is asked nothing, so its hour has no text that a judge could read.
+SEED_PREFIX = "skill/"  # prefix that no judged hour's market has
+# A player that never trades is asked nothing, so its hour has no text that a judge could read.
 PLAYERS = tuple(SpawnedPlayer(f"calibration-{number}", name) for number, name in enumerate((n for n in NAMES if n != NOTHING), start=1))
 
 

@@ -37,7 +37,7 @@ from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"
 TEMPERATURE = 0.0
-PLAYER_ID = "player"  # the same id for everybody, so that luck by id is the same
+PLAYER_ID = "player"  # the same id for all players, so that luck by id is the same
 CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
 UPDATES_PER_RUN = 20
 DECISIONS = "decisions"

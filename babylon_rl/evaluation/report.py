@@ -254,7 +254,7 @@ def _decision(name: str, place: str) -> Column:
 
 
 def _told(name: str, *keys: str) -> Column:
-    """What a decision's data says under the first of ``keys`` that is there."""
+    """Value of a decision's data under the first of ``keys`` that it has."""
 
     def cell(row: tuple[Result, ActionTaken]) -> object:
         value: Any = next((row[1].data[key] for key in keys if key in row[1].data), None)

@@ -25,7 +25,7 @@ def sha256(path: Path) -> str:
 
 
 def kept_while_unchanged(read: Callable[[Path], T]) -> Callable[[Path], T]:
-    """Cache what ``read`` makes of a directory until a file in it has another name, inode, size or time."""
+    """Cache the result of ``read`` for a directory until a file in it has another name, inode, size or time."""
 
     @lru_cache(maxsize=8)
     def known(directory: Path, files: tuple[tuple[str | int, ...], ...]) -> T:
@@ -102,7 +102,7 @@ def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None
 
     Raises:
         FileNotFoundError: ``source`` is no directory.
-        OSError: as it is, and not in a list of many (shutil.Error), so that a full disk can be told by its number.
+        OSError: as it is, and not in a list of many (shutil.Error), so that a full disk is known by its number.
     """
     if not source.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
@@ -146,7 +146,7 @@ class Removal:
         self.bytes += size
 
     def directory(self, path: Path) -> None:
-        """Remove one directory if it is empty; a full one stays without a word."""
+        """Remove one directory if it is empty; a full one stays."""
         try:
             if not self.dry_run and not any(path.iterdir()):
                 path.rmdir()

@@ -2,7 +2,7 @@
 
 The files lie in a folder named by the manifest's hash, so that two sets of one name share no file, however slowly one of them is
 published. Publishing stages files under a temporary prefix, reads them back, compares, and moves them into that folder; a copy of the
-manifest beside the folder comes last and is never replaced, so that one of them is the set. What was interrupted continues with the
+manifest beside the folder comes last and is never replaced, so that one of them is the set. An interrupted publishing continues with the
 missing files. Fetching downloads a set beside its place on this machine and renames it once every file has the hash of the manifest: one
 process downloads, others wait for it, and a part of a set is never seen.
 """
@@ -110,7 +110,7 @@ def content_folder(name: str, manifest_sha: str) -> str:
 
 
 def arriving(final: Path) -> AbstractContextManager[None]:
-    """Lock a fetched set's directory. Whoever puts one in its place, or moves one away, holds it."""
+    """Lock a fetched set's directory. The process that replaces or removes a set holds it."""
     return exclusive(final.parent / f".{final.name}.lock")
 
 
@@ -130,7 +130,7 @@ class FileSet:
     def publish(
         self, directory: Path, hashes: Mapping[str, str], heartbeat: Callable[[], None] = lambda: None, *, manifest: Path | None = None
     ) -> str | None:
-        """Bring the missing files of ``directory`` there; return their folder, None when another set has this name.
+        """Publish the missing files of ``directory``; return their folder, None when another set has this name.
 
         Args:
             hashes: SHA-256 of every file by its name, the manifest excepted.

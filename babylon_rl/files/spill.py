@@ -42,7 +42,7 @@ class Spill(Generic[T]):
 
 
 def _close(file: IO[bytes]) -> None:
-    with suppress(OSError):  # on a full disk what is buffered cannot be written, and nobody wants it any more
+    with suppress(OSError):  # on a full disk the buffer cannot be written, and is not needed any more
         file.close()
 
 

@@ -33,7 +33,7 @@ _CLOSES = (
 )
 _TAG = re.compile(f"(?P<opens>{_OPENS})|{_CLOSES}", re.IGNORECASE)
 GROUPS = 3  # so many may be given up before it is the judge
-LASTING = "No answer: "  # how a fault begins that further tries meet again
+LASTING = "No answer: "  # prefix of a fault that further tries meet again
 LASTING_TRIES = 2  # answers about a group with such a fault, after which it is given up
 _IN_THINKING = f"{LASTING}the judge's text holds no scores outside of its thinking."
 
@@ -212,7 +212,7 @@ class FailureStreak:
         self._faults: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raise once the judge is not worth asking any more.
+        """Raise if further requests to the judge are pointless.
 
         Raises:
             JudgeUnavailable: too many answers in a row, about too many groups, were unusable.

@@ -273,7 +273,7 @@ class JudgeClient:
         if failed.fails_all_requests:
             self._breaker.failed(str(error))
         else:
-            self._breaker.succeeded()  # it is there; it was this request that it did not take
+            self._breaker.succeeded()  # the judge answers; it refused this request only
         return error
 
     def _error(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:

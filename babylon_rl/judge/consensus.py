@@ -25,7 +25,7 @@ FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly 
 MIN_SUBGROUP = 4  # episodes in a sub-group: two anchors, and two to place beside them
 MIN_SCALE_ANCHORS = 4  # anchors that tell a scale from noise
 LEAST_GAIN = 0.1  # of a score; a smaller one is left to the judge
-ERROR_RATE = 0.01  # share of the hours in which noise alone makes a gainer, at each comparison
+ERROR_RATE = 0.01  # share of the hours in which noise alone looks like a gain, at each comparison
 _NOTHING = 1e-9  # sums of the same scores differ in the last bits
 _DECIMALS = 9  # of a score, for the same reason
 
@@ -78,7 +78,7 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
 
 
 def gain(shown: Orders, masked: Orders, suspects: Collection[str], placebo: Orders | None = None) -> Gain:
-    """Gain of flagged passages, from the orders of a group with and without them; ``suspects`` may be gainers.
+    """Gain from flagged passages, by the orders of a group with and without them; ``suspects`` may gain.
 
     The statistic is each agent's change in relation to the group. Its distribution is estimated from the differences between orders and,
     with ``placebo``, the group with harmless passages masked, also from the changes that these make.

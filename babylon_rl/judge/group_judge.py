@@ -160,7 +160,7 @@ class GroupJudge:
             if form is not None:
                 without, masked = await self._judgement(form.group, tally)
                 gained = gain(_scores(orders), _scores(without), form.suspects)
-                # the price of two more orders only where somebody seems to gain
+                # two more orders are paid only where an agent seems to gain
                 if gained.gainers:
                     placebo = await self._orders(form.placebo, range(self._settings.judge_orders), tally)
                     gained = gain(_scores(orders), _scores(without), form.suspects, _scores(placebo))
@@ -174,7 +174,7 @@ class GroupJudge:
         return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained, form, words)
 
     async def _look(self, group: RenderedGroup, orders: Sequence[Order], tally: _AnswerTally) -> Gain | None:
-        """The gain of agents' words, from one order without those of each agent in turn; None of hours outside the sample."""
+        """Gain from agents' words, by orders without each agent's words in turn; None outside the sample."""
         agents = looked_at(group, self._secret, self._settings.judge_look_every)
         if not agents:
             return None
@@ -295,7 +295,7 @@ def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int]]:
 
 
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Await all; the gravest error is raised only after every task has ended.
+    """Await all tasks, then raise the gravest error.
 
     A failure must not cancel the others, whose answers are paid for.
     """
@@ -372,7 +372,7 @@ async def run_pool(
     coming = aiter(groups)
     try:
         async with asyncio.TaskGroup() as tasks:
-            # room is waited for before the next group is read, so that no group waits in memory
+            # wait for room before reading the next group, so that no group waits in memory
             while (group := await anext(coming, None)) is not None:
                 task = tasks.create_task(one(group), name=group.window)
                 under_way[task] = -(-len(group.episodes) // group.max_episodes)
@@ -428,7 +428,7 @@ def score_with_model(
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     run = _ScoringRun(settings, secret, now, len(windows), on_progress, force=force, stale=stale)
     run.scored.notes += unreadable(connection, settings)
-    # whatever ends the run: answers are written, leases returned, pending hours recorded
+    # however the run ends: answers are written, leases returned, pending hours recorded
     store = JudgeStore(connection, clock_from(now))
     leases = Leases(store)
     try:

@@ -67,7 +67,7 @@ class HourHindsight:
 
 @dataclass(frozen=True)
 class HourSecrets:
-    """Secrets of an hour that its texts must not hold in raw form.
+    """Facts of an hour that its texts must not hold in raw form.
 
     These are questions without an answer in the hour, and gameKnowledge by trajectory. ``knowledge`` has the texts and the numbers by
     which each trajectory's own would be recognised.

@@ -185,7 +185,7 @@ class Leases:
 
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
-_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # how the reason of a waiting hour begins; spent_until recognises it
+_LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it
 
 
 class OverBudget(Exception):

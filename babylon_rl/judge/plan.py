@@ -1,4 +1,4 @@
-"""Plan of a scoring: which hours are judged, what a language model is shown of them, and the versions by which scores stand.
+"""Plan of a scoring: hours to judge, their content for a language model, and the versions of scores.
 
 One plan serves every judge. All reading and all decisions happen in one short transaction, before anything is paid, on what the graph has
 stored: episodes and outcomes. Texts are read once, to render the hours that are judged. An hour keeps its scores while nothing has changed,
@@ -32,7 +32,7 @@ from babylon_rl.types import GroupScores, HourEpisodes
 from babylon_rl.versions import content_version
 
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
-HINDSIGHT_RULES = "1"  # of what is called right and what is called a leak
+HINDSIGHT_RULES = "1"  # of correctness and leaks
 
 
 def episode_rules(settings: Settings) -> str:
@@ -47,7 +47,7 @@ def market_rules(settings: HourSettings) -> str:
 
 
 def hindsight_rules(settings: TrainingSettings) -> str:
-    """Rules and settings that say what was right and what leaks: the code version of ``hindsight``."""
+    """Rules and settings of correctness and leaks: the code version of ``hindsight``."""
     return f"rules {HINDSIGHT_RULES}, trains {_trained(settings)}"
 
 
@@ -56,7 +56,7 @@ def _trained(settings: TrainingSettings) -> str:
 
 
 def judge_rules(settings: JudgeSettings) -> str:
-    """The judge, its rubric and what it is shown: the code version of ``scored_groups``."""
+    """The judge, its rubric and the content shown to it: the code version of ``scored_groups``."""
     if settings.judge_model == HEURISTIC:
         return f"{HEURISTIC} {HEURISTIC_VERSION}"
     shown = content_version([*_shown(settings), server_of(settings, settings.judge_model)])[:8]
@@ -113,7 +113,7 @@ def input_versions(
 
 
 class Change(Enum):
-    """What has changed since an hour was judged."""
+    """Changes of an hour since it was judged."""
 
     NOTHING = "nothing"
     DATA = "data"
@@ -123,7 +123,7 @@ class Change(Enum):
 def sources_of_scores(
     connection: Connection, hours: Mapping[str, HourEpisodes], held: Mapping[str, GroupScores], settings: Settings, secret: bytes
 ) -> dict[str, str]:
-    """Present version of what each hour's scores were made from, for the agents that were judged."""
+    """Present version of the sources of each hour's scores, for the judged agents."""
     # the heuristic's scores were made of their episodes alone, whichever judge is set now
     sources = {window: group_version(hours[window]) for window, group in held.items() if group.judge == HEURISTIC}
     asked = {window: hours[window] for window in held if window not in sources}
@@ -134,7 +134,7 @@ def sources_of_scores(
 
 
 def change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings: Settings) -> Change:
-    """What has changed since ``group`` was scored; ``sources`` is the present version of its sources."""
+    """Changes since ``group`` was scored; ``sources`` is the present version of its sources."""
     own = (group.judge, group.judge_version) == (settings.judge_model, judge_version(settings))
     if made_from.sources == sources:
         return Change.NOTHING if own and not made_from.rules_changed else Change.RULES
@@ -329,7 +329,7 @@ def _keep_scores(
 
 
 def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes) -> set[str]:
-    """Those of ``windows`` whose scores this judge gave to what it would be shown now."""
+    """Those of ``windows`` whose scores this judge gave to their present content."""
     from babylon_rl.judge.prompt.render import render_groups
 
     comparable = {window: state.hours[window] for window in windows if _could_stand(state.stored[window], state.hours[window], settings)}
@@ -360,7 +360,7 @@ def release_quarantined(connection: Connection, windows: Sequence[str] | None = 
 def note(connection: Connection, changes: Mapping[str, tuple[Change, str]], settings: Settings) -> None:
     """Record what has changed since some hours were judged: (change, version of the sources now) by window.
 
-    Runs in the caller's transaction, under the hours' locks. From here on a change of the data is told from one of the rules: both are
+    Runs in the caller's transaction, under the hours' locks. From here on a change of the data differs from one of the rules: both are
     compared with what is recorded now.
     """
     rules = rules_version(settings)
@@ -371,7 +371,7 @@ def note(connection: Connection, changes: Mapping[str, tuple[Change, str]], sett
 
 
 def note_changes(connection: Connection, windows: Sequence[str], settings: Settings) -> None:
-    """Mark scores that data or rules have left behind, and release quarantined hours whose request has changed."""
+    """Mark outdated scores, and release quarantined hours whose request has changed."""
     changes = find_changes(connection, windows, settings)
     for some in chunks(changes):
         # Under the locks of the hours, as all who write scores: two that update rows of several hours could wait for each other.

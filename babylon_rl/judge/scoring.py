@@ -27,7 +27,7 @@ from babylon_rl.windows import is_complete
 
 _LOG = logging.getLogger(__name__)
 
-HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
+HOURS_PER_RUN = 24  # of a slow, paid judge
 _FORMULA = {"formula": "0.5*clip((pnl+1000)/2000, 0, 1) + 0.3*winRate + 0.2*min(1, actions/20)", "pnl": "window P&L in dollars"}
 _NEITHER = 0.5  # win rate where nothing was won or lost
 _ENOUGH_ACTIONS = 20  # more of them earn nothing

@@ -31,7 +31,7 @@ class ChatAnswer:
 
     ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
 
-    ``tokenId`` is None where an endpoint does not tell it. ``latency_ms`` is that of the attempt that succeeded.
+    ``tokenId`` is None where an endpoint does not report it. ``latency_ms`` is that of the attempt that succeeded.
     """
 
     text: str

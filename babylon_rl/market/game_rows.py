@@ -26,7 +26,7 @@ from babylon_rl.windows import window_of
 
 _ID_EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC, in milliseconds
 _EPOCH = datetime(1970, 1, 1)
-_CLOSING = timedelta(milliseconds=100)  # the last prices stand so long before the market's end
+_CLOSING = timedelta(milliseconds=100)  # from the last prices to the market's end
 _ANSWERED = timedelta(milliseconds=1)
 
 Paths = Mapping[str, Sequence[float]]

@@ -67,7 +67,7 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
 
 
 class GatewayCall(Call, frozen=True, kw_only=True):
-    """A call that the gateway records, in the trajectory of this id."""
+    """A call that the gateway records, with its trajectory's id."""
 
     trajectory_id: str
 

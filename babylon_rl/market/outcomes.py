@@ -1,4 +1,4 @@
-"""One window's market: the rules that derive it from the game's records, and the rows of market_outcomes that keep it.
+"""One window's market: rules that derive it from the game's records, and its rows of market_outcomes.
 
 Terms are those of docs/reference/glossary.md. Change and label come from unrounded prices; values beyond a column's range are flagged. The
 hidden answers are never read here. A window's rows are replaced as a whole, clamped to the range of the columns; equal content is not

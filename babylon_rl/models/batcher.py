@@ -1,4 +1,4 @@
-"""Requests of all clients, answered in batches side by side, a core each.
+"""Batches of the requests of all clients, side by side, a core each.
 
 Answers under a grammar are short: those that wait for one adapter are finished as one list, so that their prompts share a prefix, and the
 lists of several adapters or of many requests at the same time. Threads that share a batch would wait for each other after every operation;

@@ -1,4 +1,4 @@
-"""A request to ``serve model``: its fields, each served or refused by name.
+"""Request to ``serve model``: its fields, each served or refused by name.
 
 A field that would change the answer is never passed over in silence: an agent whose ``stop`` is ignored acts on another text than it asked
 for. Refusals have the shape of OpenAI's errors.
@@ -63,7 +63,7 @@ class ChatBody(msgspec.Struct, frozen=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def completion_request(self) -> CompletionRequest:
-        """Return what the policy is asked.
+        """Return the completion request for the policy.
 
         Raises:
             RequestRefused: a value that is not served; it names the field.

@@ -27,7 +27,7 @@ from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models, version_order
 
-GOING = ".pruned-"  # begins the name of a directory that is no checkpoint any more, which the next cleanup deletes
+GOING = ".pruned-"  # prefix of a directory that is no checkpoint any more; the next cleanup deletes it
 WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
 
 
@@ -184,7 +184,7 @@ def _fetched(version: str, settings: Settings, stored: _Stored | None = None) ->
 
 
 def absence(version: str, settings: Settings) -> str:
-    """Sentence that says where a version was looked for in vain."""
+    """Sentence that names the places where a version was not found."""
     folder, url = settings.home / "checkpoints", settings.model_storage_url
     if url is None:
         return f"There is no checkpoint {version} in {folder}."

@@ -30,7 +30,7 @@ TOKENIZER = (  # with the chat template: what AutoTokenizer reads, as far as a b
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
-FREE_TEXT = "free text"  # the action grammar of answers that nothing constrained
+FREE_TEXT = "free text"  # the action grammar of unconstrained answers
 FORMAT = 1
 _OS_ERROR = re.compile(r"os error (\d+)")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KEPT_LINES = 4096
-LONGEST_KEPT = 256  # characters: what is kept stays within some MB whatever agents write
+LONGEST_KEPT = 256  # characters, so that the cache stays within some MB
 # A run of whitespace is one word with its line break, so a text is cut only where the break stands alone.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 # Added tokens of this form steer a model (<think>, [INST]), also where its tokenizer does not call them special.
@@ -50,7 +50,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mappi
     typed = _typed(tokenizer)
     if not any(typed.search(message["content"]) for message in plain):
         return tuple(_encode(tokenizer, _rendered(tokenizer, plain), False))
-    # A character that no message holds interrupts typed control tokens, so that those of the template can be told from them.
+    # A character that no message holds interrupts typed control tokens, so that those of the template differ from them.
     held = set().union(*(message["content"] for message in plain))
     mark = next(chr(code) for code in _MARKS if chr(code) not in held)
     shown = _rendered(tokenizer, [{**message, "content": typed.sub(rf"\g<0>{mark}", message["content"])} for message in plain])

@@ -143,7 +143,7 @@ def ahead(node: Trie | None, last: int) -> Ahead | None:
         choice = todo.pop()
         for branch in choice.children.items():
             forced, end = _forced(*branch)
-            if not end.children:  # nothing is left to choose
+            if not end.children:  # no choice is left
                 continue
             if len(tokens) + len(forced) > AHEAD_TOKENS:
                 return None

@@ -25,7 +25,7 @@ class PrepackedLinear(torch.nn.Linear):  # type: ignore[misc]
 
     @property
     def weight(self) -> "Tensor":
-        """[out, in], computed for whoever asks, as peft does for its type."""
+        """[out, in], computed on demand, as peft does for its type."""
         return self._packed.to_dense()
 
     def forward(self, input: "Tensor") -> "Tensor":

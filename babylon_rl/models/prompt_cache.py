@@ -1,6 +1,6 @@
-"""Prompts that were read, with their keys and values: the next ones begin like one of them.
+"""Cache of prompts with their keys and values, for later prompts with the same beginning.
 
-An agent's prompts begin with what it is told each time, those of a market with its first lines. Kept prompts are sorted by adapter and
+An agent's prompts begin with its instructions, those of a market with its first lines. Kept prompts are sorted by adapter and
 tokens, so that the one with which a new prompt has most in common is one of its two neighbours.
 """
 

@@ -1,4 +1,4 @@
-"""Reading of rows of different lengths that lie one after another, without padding.
+"""Forward pass over rows of different lengths, one after another, without padding.
 
 The model computes all rows as one: products see every token at once. Attention is computed for each row alone, over what the row has read;
 what several rows without caches begin with is computed once, and each of them sees it. So in bfloat16 no bit of a row's numbers depends on
@@ -309,7 +309,7 @@ def record_lower(causal: Any, layer: int) -> None:
     """Let every pass with a ``LowerStates`` of this layer record its states there."""
 
     def record(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        # Others may ask the model without rows.
+        # Other callers may use the model without rows.
         reading: Reading | None = named.get("reading")
         if reading is not None and reading.lower is not None:
             reading.lower.states = given[0]

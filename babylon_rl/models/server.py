@@ -121,7 +121,7 @@ def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None],
 
     app = create_app(policy, find_adapter=find_adapter, on_failure=end)
     server = uvicorn.Server(server_config(app))
-    # Before the announcement: whoever reads it may connect at once.
+    # Before the announcement: its reader may connect at once.
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(json.dumps({"host": host, "port": port, "models": [BASE_MODEL_NAME, *policy.adapters]}))

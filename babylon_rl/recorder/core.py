@@ -166,7 +166,7 @@ class RecorderCalls:
     ) -> str:
         """Begin a trajectory and return its id.
 
-        Window and scenario default to the current hour (UTC), ``trajectory_id`` to a fresh id; give one that a gateway was told before. A
+        Window and scenario default to the current hour (UTC), ``trajectory_id`` to a fresh id; give the one that the gateway got. A
         hash of the id decides here whether it is kept; one that is not kept costs next to nothing.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Numbers, texts and tables as people read them.
+"""Formats of numbers, texts and tables for people.
 
 Dollars are without cents from ten on, with a real minus sign; a missing value is a dash.
 """
@@ -121,7 +121,7 @@ def cut(text: str, most: int) -> str:
 
 
 def ticks_of(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two, for an axis."""
+    """Round tick values between two numbers, for an axis."""
     if not high > low:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / most))

@@ -1,4 +1,4 @@
-"""HTML pages from jinja2 templates: one file each, that needs nothing else and runs nothing.
+"""HTML pages from jinja2 templates: one file each, without scripts or other files.
 
 Every value in a template is escaped. Characters that no HTML may hold, or that turn the reading direction around, are replaced. Charts are
 inline SVG (templates/charts.html.j2) in the colours of the page's style: they follow light and dark, which matplotlib's SVG cannot.
@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """5, 25, 50, 75 and 95 % of values lie below these."""
+    """Quantiles of values at 5, 25, 50, 75 and 95 %."""
 
     low: float
     quarter: float

@@ -1,4 +1,4 @@
-"""Plots as PNG: everything that is drawn by matplotlib.
+"""Plots as PNG, drawn by matplotlib.
 
 Figures are drawn without pyplot, which keeps state between calls. Panels of a figure get plain values. Plots of asset pages are kept to
 a few kilobytes by a palette, as Dagster stores them with every event.

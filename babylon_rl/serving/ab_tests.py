@@ -197,7 +197,7 @@ def _arms(test: ABTest, hours: Sequence[AgentHour]) -> list[Arm]:
 
 
 def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio, unknown: str | None) -> str:
-    # First of all: where agents did not come as assigned, the arms differ by more than their versions.
+    # First of all: if agents did not come as assigned, the arms differ by more than their versions.
     if ratio.mismatch:
         return f"Invalid: agents did not come as they were assigned ({ratio}). Nothing measured here can be believed."
     if not found:

@@ -145,7 +145,7 @@ class Access:
             if budget is not None and (wait_s := budget.wait_s(needed)) > 0:
                 message = f"The key {client.name} has used up its {budget.limit} {noun} a minute."
                 raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
-        # After both looks, so that a refused request costs nothing.
+        # After both checks, so that a refused request costs nothing.
         if client.requests is not None:
             client.requests.take(1)
         return client

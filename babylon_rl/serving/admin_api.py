@@ -193,7 +193,7 @@ class AdminApi:
             started = self.control.trigger(request.now)
             message, job_id = started.message, started.job_id
         except BabylonError as refused:
-            # That nothing can be started now is an ordinary answer here: a scheduler calls this every day.
+            # A refusal is an ordinary answer here: a scheduler calls this every day.
             if _status(refused) != 409:
                 raise
             message, job_id = str(refused), None
@@ -294,7 +294,7 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
         if operation.starts and (wait_s := api.starts.wait_s(1)) > 0:
             message = f"At most {api.starts.limit} trainings, scorings and uploads are started a minute."
             raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
-        # Nothing is awaited between the look above and this, so that two requests cannot take the same start.
+        # Nothing is awaited between the check above and this, so that two requests cannot take the same start.
         if operation.starts:
             api.starts.take(1)
         try:

@@ -1,4 +1,4 @@
-"""Chat request: the fields that the gateway reads, all else byte for byte as it came."""
+"""Chat request: the fields that the gateway reads; all others keep their bytes."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from babylon_rl.http_server import refuse_nesting
 from babylon_rl.recorder.calls import PURPOSES
 from babylon_rl.tolerant_json import NotJson, read_exactly
 
-# What the gateway asks for where a request leaves it open; a server's refusal of them names none of the client's fields.
+# Fields that the gateway adds if a request leaves them open; a server's refusal of them names none of the client's fields.
 _ADDED = {"logprobs": True, "return_token_ids": True}
 _MAX_HEADER = 200
 
@@ -54,7 +54,7 @@ class ChatRequest:
             ApiError: it is no chat request.
         """
         document, body = read_object(body)
-        # Only what the gateway itself reads is checked; the rest is the model server's to judge.
+        # Only fields that the gateway itself reads are checked; the model server judges the rest.
         model, messages, stream = document.get("model"), document.get("messages"), document.get("stream")
         if model is not None and not isinstance(model, str):
             raise ApiError(400, "model is not a text.", "invalid_type", "model")

@@ -1,4 +1,4 @@
-"""What a client gets of an answer: nothing that only the gateway asked for. All else keeps its bytes."""
+"""Answer as its client gets it: without the fields that only the gateway asked for. All else keeps its bytes."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _NAME = re.compile(rb'("token"\s*:\s*)"token_id:\d+"([^{}\[\]]*"bytes"\s*:\s*\[(
 
 
 class ClientView:
-    """The answers to one request as its client gets them."""
+    """Answers to one request as the client gets them."""
 
     def __init__(self, request: ChatRequest) -> None:
         self._hides_usage = "stream_options" in request.open_fields

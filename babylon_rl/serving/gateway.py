@@ -82,7 +82,7 @@ class Gateway:
                 extra = [*extra, *call.headers]
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
-            pass  # nobody is there to answer; the call has its status 499
+            pass  # the client has left; the call has the status 499
         # An error of our own: its call is recorded with the status that the server answers, and the error goes on to the log.
         except Exception:
             if call is not None:
@@ -104,7 +104,7 @@ class Gateway:
         at, started = utc_now(), time.perf_counter()
         if scope["method"] != "POST":
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
-        # Before the body is read: nobody without a key makes the gateway take megabytes.
+        # Before the body is read: without a key no client makes the gateway take megabytes.
         client = self.access.admit(scope, headers)
         context = CallContext.of(headers)
         body = await read_json(receive, headers.get("content-type"), BODY_LIMIT, self._body_timeout_s)

@@ -163,7 +163,7 @@ def _pointer(found: Route, settings: Settings) -> RemoteCheckpoint | None:
 def _table(settings: Settings) -> RoutingTable:
     database = process_database(settings)
     with _reading:
-        # Read under the lock, so that of many threads one asks the database and the others take what it got.
+        # Read under the lock, so that one of many threads asks the database and the others take its answer.
         read_at, table = _tables.get(database.url, (float("-inf"), RoutingTable()))
         if time.monotonic() - read_at > MAX_AGE_S:
             with database.connect(autocommit=True) as connection:

@@ -54,13 +54,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class ExternalAgent(msgspec.Struct, frozen=True):
-    """Stand-in for an agent that decides elsewhere: a name and a mandate."""
+    """Placeholder of an agent that decides elsewhere: a name and a mandate."""
 
     name: str
     mandate: Mandate
 
     def decide(self, seen: Observation) -> Invalid:
-        """Nothing is asked of it here."""
+        """Fail: the agent decides elsewhere."""
         return Invalid(f"{self.name} decides at tick {seen.tick} by itself")
 
 
@@ -428,7 +428,7 @@ async def _refused(_: Request, fault: Exception) -> Response:
 
 
 async def _gone(_: Request, fault: Exception) -> Response:
-    return Response(status_code=499)  # nobody is there to read it
+    return Response(status_code=499)  # the client has left
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:

@@ -126,7 +126,7 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
         if why_not is not None:
             return f"Held: {why_not}. {words}"
         deploy(connection, trial.version, settings, ReleaseAuthor(AUTOMATION, describe(guards), now, automatic=True), percentage=share)
-    except ReleaseRefused as refused:  # a person was faster
+    except ReleaseRefused as refused:  # a person ended it first
         return str(refused)
     return f"Advanced to {share:g} %. {words}"
 

@@ -49,7 +49,7 @@ class ResponsesEndpoint:
         start: MutableMapping[str, Any] = {}
 
         async def as_chat() -> MutableMapping[str, Any]:
-            # Read when the endpoint of chats asks for it: nobody without a key makes the gateway take megabytes.
+            # Read when the endpoint of chats asks for it: without a key no client makes the gateway take megabytes.
             if answers:
                 return await receive()
             document, _ = read_object(await read_body(receive, self._longest, self._within_s))

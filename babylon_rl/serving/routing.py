@@ -26,7 +26,7 @@ ALIASES: dict[str, str] = {
     "qwen/qwen3-32b": BY_REGISTRY, "moonshotai/kimi-k2-instruct-0905": BY_REGISTRY, "llama-3.1-8b-instant": BY_REGISTRY,
     "llama-3.3-70b-versatile": BY_REGISTRY, "gpt-4o-mini": BY_REGISTRY, "your-org/babylon-agents/babylon-mmo:latest": BY_REGISTRY,
 }  # fmt: skip
-# OpenAI's names, which its clients and runtimes ask for where nobody chose one.
+# OpenAI's names, which its clients and runtimes send by default.
 _OPENAI_NAMES = re.compile(r"(?:openai/)?(?:gpt-|chatgpt-|o\d(?![^-]))[\w.:-]*")
 _BITS = 53  # of a hash: exactly those of a float, so that no place is 100
 
@@ -91,7 +91,7 @@ def route(
 
 
 def alias_meaning(name: str) -> str | None:
-    """What a model name that is no version stands for, None where it stands for nothing."""
+    """Meaning of a model name that is no version; None without one."""
     return ALIASES.get(name) or (BY_REGISTRY if _OPENAI_NAMES.fullmatch(name) else None)
 
 

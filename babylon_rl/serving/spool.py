@@ -249,7 +249,7 @@ class CallLog:
     def report(self) -> dict[str, Any]:
         """Progress of recording: bytes waiting on disk; calls written, refused and rejected."""
         status = read_status(self._directory)
-        # A segment may be removed between the two looks.
+        # A segment may be removed between the two reads.
         waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
         counts = {"written": status.written, "refused": self._spool.refused, "rejected": status.rejected}
         return {"waitingBytes": waiting, **counts, "problem": status.problem}

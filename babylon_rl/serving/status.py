@@ -55,7 +55,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         return shapes.StatusDocument(
             status="healthy" if all(getattr(automation.health, part) for part in shapes.PARTS) else "degraded",
             automation=automation,
-            # A look at the status must not count a large table anew: what automation has counted will do.
+            # A status request must not count a large table anew: the counts of automation are enough.
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else _progress(connection, current, batches, now),
             judge=_judge(connection, settings, now, judged),

@@ -1,4 +1,4 @@
-"""Errors of upstreams: what a client gets of them.
+"""Errors of upstreams, and the fields of them that a client gets.
 
 Type, param, code, message and all other fields stay as they came, but for keys.
 """
@@ -47,7 +47,7 @@ class ReportedError:
 
     @property
     def message(self) -> str:
-        """What it says, else all of its fields."""
+        """Its message, else all of its fields."""
         said = self.fields.get("message")
         return said if isinstance(said, str) and said else msgspec.json.encode(self.fields).decode()
 

@@ -1,7 +1,4 @@
-"""Token counts of answers.
-
-As the server sends them, else counted from the events of a stream.
-"""
+"""Token counts of answers: those of the server, else of a stream's events."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

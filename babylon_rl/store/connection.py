@@ -278,7 +278,7 @@ def libpq_url(url: str, variable: str = "DATABASE_URL") -> str:
 
 @cache
 def _say_dropped(variable: str, names: str) -> None:
-    """Log it once a process."""
+    """Log it once per process."""
     advice = " Prisma's sslaccept=strict is sslmode=verify-full here." if "sslaccept" in names else ""
     _LOG.warning("%s: %s without effect: only Prisma knows such parameters.%s", variable, names, advice)
 

@@ -44,7 +44,7 @@ class Database:
         """Return the database that the settings name, None without DATABASE_URL.
 
         Raises:
-            SettingsError: an address is none, or names another schema than public.
+            SettingsError: an address is not valid, or names another schema than public.
         """
         if settings.database_url is None:
             return None

@@ -17,7 +17,7 @@ from babylon_rl.store.database import Database
 IndexState = Literal["valid", "invalid", "absent"]
 _LOCK = "babylon_rl indexes"
 
-# True for every window id that names no hour, and for those of 29 February, whose year the pattern does not look at. A pattern is immutable
+# True for every window id that names no hour, and for those of 29 February, whose year the pattern does not check. A pattern is immutable
 # where a comparison with to_char("startTime") is not, as an index must be.
 WITHOUT_HOUR = (
     """COALESCE("windowId", '') !~ '^(?!0000)[0-9]{4}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|"""

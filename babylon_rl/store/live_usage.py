@@ -21,7 +21,7 @@ COUNTED_AGAIN = timedelta(hours=3)  # before the last count: recorded calls may 
 CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
 _EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
-# Calls that did not pass the gateway are told by their ids; agents of calls without a trajectory are not known.
+# Calls that did not pass the gateway are known by their ids; agents of calls without a trajectory are not known.
 # ``before`` sees the rows as they were before ``written``, as parts of one statement share a snapshot: only the difference is new, and an
 # hour may be counted as often as one likes.
 _COUNT_HOURS = """

@@ -1,6 +1,6 @@
-"""Versions of hours that a Dagster storage was told, by source and hour.
+"""Versions of hours that were reported to a Dagster storage, by source and hour.
 
-They are written after the report. Each Dagster storage has rows of its own, so that a new one, or somebody else's, is told everything.
+They are written after the report. Each Dagster storage has rows of its own, so that a new one, or another project's, gets everything.
 """
 
 from collections.abc import Mapping
@@ -34,5 +34,5 @@ def note_versions(connection: Connection, storage: str, source: str, versions: M
 
 
 def forget_versions(connection: Connection, storage: str, source: str) -> None:
-    """Delete what a storage was told of a source, after it has lost it."""
+    """Delete the reports of a source to a storage that has lost them."""
     connection.execute('DELETE FROM babylon_rl.observed_versions WHERE "storage" = %s AND "source" = %s', [storage, source])

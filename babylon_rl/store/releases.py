@@ -16,7 +16,7 @@ from babylon_rl.store.connection import Connection
 
 CHANNEL = "babylon_rl_releases"
 BASE = "base"
-AUTOMATION = "automation"  # the author of what no person did
+AUTOMATION = "automation"  # author of automatic transitions
 ON_TRIAL = ("rolling", "paused")
 State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
 Strategy = Literal["immediate", "gradual", "test"]

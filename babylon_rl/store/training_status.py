@@ -25,7 +25,7 @@ _ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM public.trajectories"
 _PAGES = "SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int"
 _MEANS = """avg("totalReward")::float8, avg("episodeLength")::float8, avg("durationMs")::float8"""
 _TOTALS = f"SELECT count(*), {_MEANS} FROM public.trajectories"
-# The same pages at every look, so that means do not jump between two of them.
+# The same pages at every reading, so that means do not jump between two of them.
 _SAMPLED = f"SELECT {_MEANS} FROM public.trajectories TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
 # Hour by hour, each by the index: the planner would scan the table for a range.
 _ARRIVED = """

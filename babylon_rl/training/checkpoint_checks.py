@@ -243,7 +243,7 @@ def _asked(
     if address.refusal:
         return not_measured(f"{version} lies at {service}, and {address.refusal}")
     sequence = _first_sequence(connection, finished, settings)
-    connection.commit()  # nothing stays open while the service thinks
+    connection.commit()  # no connection stays open while the service answers
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
     answer_format = None if sequence is None else sequence.response_format
     with ChatClient(address.url, address.key, address.model, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False) as client:

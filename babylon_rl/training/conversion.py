@@ -1,4 +1,4 @@
-"""Conversion of frozen episodes to training sequences, and the pre-flight that reports them before anything is posted or paid.
+"""Conversion of frozen episodes to training sequences, and the pre-flight report on them.
 
 A sequence is an LLM call as served, with its advantage. Only the trajectories that the batch froze are read, whatever has arrived since.
 Calls that cannot train are counted by reason. Every text is checked for leaks here too, so that an hour without a hindsight check is as

@@ -1,4 +1,4 @@
-"""Which episodes may train, and the transaction that freezes a batch of them.
+"""Selection of episodes that may train, and the transaction that freezes a batch of them.
 
 A rule that bars a row from training is a reason in ``BarReason`` and, at the same place, its condition in ``RULES``. Counting and freezing
 execute these rules (store/freezing.py), so both always agree, and no reason can be missing from a count. Dropout and a maximum are decided
@@ -150,7 +150,7 @@ def freeze_bounds(
         list(window_range(*windows))  # refuses malformed and backward ranges
         first, end = windows
     else:
-        # Counted back from the data, not from the clock: recordings of long ago are looked at as well.
+        # Counted back from the data, not from the clock: old recordings count as well.
         newest = newest_window_with_rows(connection, complete) or complete
         end = next_window(newest)
         first = window_of(window_start(end) - settings.lookback_hours * HOUR)

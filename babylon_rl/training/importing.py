@@ -62,7 +62,7 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
         ReleaseRefused: the version is taken, perhaps since the upload began.
         TrainingPaused: MODEL_STORAGE_URL does not take it now, or the parent cannot be fetched.
     """
-    # First, so that damage on the way is called that and nothing else that it may look like.
+    # First, so that damage in transit is reported as such.
     if sha256(weights.file) != weights.sha256.lower():
         raise CheckpointError("The file is not what its sha256 says: it was damaged on its way, or the checksum is of another file.")
     parent = _known_parent(connection, weights)

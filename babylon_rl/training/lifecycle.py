@@ -70,7 +70,7 @@ STATES = {
     "completed": "its version is registered and its trajectories are marked as used",
     "failed": "it has ended without a version, and its trajectories are free",
 }
-MAX_DEAD_RUNS = 3  # that ended without a word, since the last finished iteration
+MAX_DEAD_RUNS = 3  # that died silently, since the last finished iteration
 MAX_LOST_RUNS = 25  # with their machine; and starts of one iteration, so that a process that dies each time does not go on for ever
 FIRST_RETRY, RETRY_EVERY = timedelta(minutes=1), timedelta(minutes=30)
 ABANDONED_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: it may be left alone for some days
@@ -149,7 +149,7 @@ FAILURES = (
     FailureRule("a full disk, or a file that cannot be written", (OSError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER),
     FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), FailureEffect.LEFT, FailureEffect.LEFT, _AT_ONCE),
     FailureRule(
-        "a killed process, or an error that nobody foresaw",
+        "a killed process, or an unexpected error",
         (BaseException,), FailureEffect.RETRIED, FailureEffect.RETRIED,
         f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
     ),

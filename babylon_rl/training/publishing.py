@@ -523,7 +523,7 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
 def _killed_imports(checkpoints: Path, now: datetime) -> list[Path]:
     killed = []
     for directory in checkpoints.glob(f"{IMPORTING}*"):
-        with suppress(FileNotFoundError):  # an import that ended just now
+        with suppress(FileNotFoundError):  # an import that has just ended
             written = datetime.fromtimestamp(directory.stat().st_mtime, UTC).replace(tzinfo=None)
             if now - written > IMPORT_ENDED:
                 killed.append(directory)

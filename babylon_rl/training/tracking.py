@@ -22,9 +22,11 @@ from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import fmean, pstdev
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from babylon_rl.errors import require
+from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import load_manifest, read_remote
 from babylon_rl.reporting.numbers import shortened
@@ -38,6 +40,7 @@ from babylon_rl.training.backends.protocol import StepMetrics
 TIMEOUT_S = 180.0
 INIT_TIMEOUT_S = 45.0
 JOB_TYPE = "model"
+FETCH = "fetch"
 _RAISED = re.compile(r"[\w.]+(?:Error|Exception|Timeout\w*): ")  # the line of a traceback that says what happened
 _OPEN_ENDED: dict[str, Any] = {
     "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "disable_git": True, "console": "off",
@@ -180,7 +183,7 @@ def _write(lines: SimpleQueue[str | None], stdin: TextIO) -> None:
             stdin.flush()
         stdin.close()
     except (BrokenPipeError, ValueError):
-        return  # the child has gone; its status and its last words say why
+        return  # the child has ended; its status and its last lines say why
 
 
 def _read(stream: TextIO, lines: list[str]) -> None:
@@ -221,6 +224,31 @@ def record_artifact(connection: Connection, model: Model, settings: Settings, no
         with own_transaction(connection):
             note_artifact(connection, model.training_batch, str(artifact), now)
     return sent
+
+
+def artifact_faults(artifact: str, checkpoint: Path, settings: Settings) -> list[str]:
+    """Fetch a published artifact and compare its files with the checkpoint's; return the differences in words."""
+    with TemporaryDirectory() as directory:
+        request = {"mode": settings.wandb_mode, "job_type": FETCH, "artifact": artifact, "directory": directory}
+        fetched = WandbProcess(request, settings).end()
+        if fetched.answer is None:
+            return [f"The artifact {artifact} cannot be fetched: {fetched.words.partition(': ')[2]}"]
+        there, here = _hashes(Path(directory)), _hashes(checkpoint)
+    other = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    return [f"The artifact {artifact} is not the checkpoint {checkpoint}; different files: {', '.join(other)}."] if other else []
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): sha256(path) for path in directory.rglob("*") if path.is_file()}
+
+
+def _fetch_artifact(request: Mapping[str, Any]) -> dict[str, str]:
+    """Fetch an artifact in the child process, past wandb's cache."""
+    require("wandb")
+    import wandb
+
+    wandb.Api(timeout=60).artifact(request["artifact"]).download(root=request["directory"], skip_cache=True)
+    return {"link": request["directory"]}
 
 
 def _log_artifact(request: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
@@ -415,6 +443,8 @@ def _remember(memory: Path, line: Mapping[str, Any]) -> None:
 def _log(lines: Iterator[str]) -> dict[str, str]:
     """Log incoming lines in the child; return the run's page or directory as ``link``."""
     request = json.loads(next(lines))
+    if request["job_type"] == FETCH:
+        return _fetch_artifact(request)
     if request["job_type"] == JOB_TYPE:
         return _log_artifact(request, json.loads(next(lines)))
     run = open_run(request)

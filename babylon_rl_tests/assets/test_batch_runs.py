@@ -43,7 +43,7 @@ def test_a_batch_with_a_live_run_is_left_alone_and_one_whose_runs_die_thrice_giv
     a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
     assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/4"
     a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
-    assert ask(ready, start_training) == dg.SkipReason(f"{batch} was given up: 3 runs died without a word.")
+    assert ask(ready, start_training) == dg.SkipReason(f"{batch} was given up: 3 runs died without an error message.")
     with ready.babylon.database.connect() as connection:
         assert pending_batches(connection) == []
 

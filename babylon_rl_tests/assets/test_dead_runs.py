@@ -37,7 +37,7 @@ def test_a_run_whose_process_is_gone_is_reported_failed_at_once(ready: Bench, jo
     run = ready.instance.create_run_for_job(job_definition(job, ready.babylon), tags={"dagster/partition": key}, status=STARTED).run_id
     hold(ready, run, gone())
     said = looked(ready)
-    assert said.startswith(f"Run {run} of {key} is ended. What ran it is gone: process ")
+    assert said.startswith(f"Run {run} of {key} is ended. Its process is gone: process ")
     assert status(ready, run) == dg.DagsterRunStatus.FAILURE
     assert ready.instance.get_run_by_id(run).tags[ENDED_TAG] == LOST
     assert looked(ready) == "Every run that has begun is alive."
@@ -61,7 +61,7 @@ def test_a_process_elsewhere_is_dead_once_it_is_silent_and_one_of_this_machine_n
     hold(ready, near, own_name(), silent_s=7 * 24 * 3600)  # the machine slept for a week
     assert looked(ready) == "Every run that has begun is alive."
     hold(ready, far, elsewhere(), silent_s=SILENT_S + 1)
-    assert f"Run {far} of {batch} is ended. What ran it has been silent for 91 s: process " in looked(ready)
+    assert f"Run {far} of {batch} is ended. Its process has been silent for 91 s: process " in looked(ready)
     assert (status(ready, far), status(ready, near)) == (dg.DagsterRunStatus.FAILURE, STARTED)
 
 

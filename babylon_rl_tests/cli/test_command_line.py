@@ -220,6 +220,15 @@ def test_a_command_is_listed_with_the_first_sentence_of_its_own_help(name: str) 
     assert COMMANDS[name][1] == load(name).get_short_help_str(limit=1_000)
 
 
+def test_no_description_of_a_command_is_cut_in_80_columns() -> None:
+    groups = [{name: load(name) for name in COMMANDS}, *(getattr(load(name), "commands", {}) for name in COMMANDS)]
+    for commands in filter(None, groups):
+        # of 80 columns click leaves two free, and puts six beside the longest name
+        room = 72 - max(map(len, commands))
+        described = {name: command.get_short_help_str(limit=1_000) for name, command in commands.items()}
+        assert {name: words for name, words in described.items() if len(words) > room} == {}
+
+
 def test_the_port_of_the_ui_is_looked_for_at_the_address_where_it_listens() -> None:
     with socket.create_server(("127.0.0.2", 0)) as other:
         port = other.getsockname()[1]

@@ -9,14 +9,16 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.harness import answer_of, harness_players, learning_faults
+from babylon_rl.evaluation.harness import answer_of, harness_players, learning_faults, published_faults
 from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.database import Database
+from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.evaluation.runs import small_markets
+from babylon_rl_tests.training.weights_and_biases import weights_and_biases
 
 MARKETS = ("--snapshot", "preset:quick:minutes=12:predictions=2:perps=2:seeds=1-2")
 STRATEGIES = ["conservative", "balanced", "aggressive", "momentum", "contrarian"]
@@ -58,6 +60,33 @@ def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(
     again = ask("harness", *MARKETS, "--train", "--seed", "1", code=1)
     assert not set(again["training"]["hours"]) & set(training["hours"])
     assert again["model"]["version"] == "v1.0.1" and again["model"]["parent"] == "v1.0.0"
+
+
+@pytest.mark.long
+def test_the_artifact_of_a_training_is_fetched_and_compared_with_the_checkpoint(
+    ask: Ask, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with weights_and_biases() as service:
+        key = "0123456789abcdef0123456789abcdef01234567"
+        for name, value in {"TRAINER": "local", "WANDB_API_KEY": key, "WANDB_PROJECT": "p", "WANDB_BASE_URL": service.url}.items():
+            monkeypatch.setenv(name, value)
+        service.corrupted = {"adapter_config.json"}
+        document = ask("harness", *MARKETS, "--train", "--force", "--windows", "1", code=1)
+        checkpoint = Path(document["training"]["checkpoint"])
+        name = document["training"]["artifact"]
+        assert name == "me/p/babylon-agent-v1.0.0:v1.0.0"
+        assert document["faults"][-1] == f"The artifact {name} is not the checkpoint {checkpoint}; different files: adapter_config.json."
+        with database.connect() as connection:
+            (model,) = read_models(connection)
+        service.corrupted = set()
+        assert published_faults(model, checkpoint, load_settings()) == []
+        service.refused = {"ArtifactMembershipByName"}
+        (fault,) = published_faults(model, checkpoint, load_settings())
+        assert fault.startswith(f"The artifact {name} cannot be fetched: ") and "storage of this account" in fault
+        none = replace(model, wandb_artifact_id=None, tracking_refusal="Not sent to Weights & Biases: 401.")
+        assert published_faults(none, checkpoint, load_settings()) == [
+            "The training published no artifact. Not sent to Weights & Biases: 401."
+        ]
 
 
 @pytest.mark.long

@@ -20,12 +20,13 @@ from babylon_rl_tests.serving.admin_rows import fill
 from babylon_rl_tests.serving.admin_server import running_admin
 
 HOURS, LOOKS = 10_000, 9
-# Picture: path, width in CSS pixels, colour scheme, and the height that is kept.
+# Picture: path (from its anchor on), width in CSS pixels, colour scheme, and the height that is kept.
 PICTURES = {
     "admin-page": ("/admin", 1100, "light", 2520),
     "admin-page-dark": ("/admin", 1100, "dark", 1330),
     "admin-page-phone": ("/admin", 375, "light", 1500),
-    "admin-page-agent": ("/admin/agent?id=agent-1", 1100, "light", 900),
+    "admin-page-phone-agents": ("/admin#agents", 375, "dark", 1500),
+    "admin-page-agent": ("/admin/agent?id=agent-3", 1100, "light", 900),
 }
 _PAINT = """
 new Promise(done => new PerformanceObserver(list => {
@@ -44,10 +45,11 @@ def opened(page: Page, url: str, width: int, scheme: str) -> None:
 
 
 def take(page: Page, url: str, file: Path, width: int, scheme: str, height: int) -> None:
-    """Write the upper part of a page as a PNG of 200 colours, with the first of its folded parts open."""
+    """Write a part of a page as a PNG of 200 colours, with the first of its folded parts open."""
     opened(page, url, width, scheme)
     page.evaluate("{ const first = document.querySelector('main details'); if (first) first.open = true }")
-    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    top = page.evaluate("location.hash ? document.querySelector(location.hash).getBoundingClientRect().top + scrollY - 30 : 0")
+    clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
     taken = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
     picture = Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB")
     picture.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
@@ -62,7 +64,7 @@ def main(out: Path) -> None:
         settings = Settings(_env_file=None, babylon_rl_home=Path(scratch) / "home", train_rl_local=True, local_base_model="dry")
         with open_database(settings) as database:
             migrate(database)
-            fill(database, settings, HOURS)
+            fill(database, settings, HOURS, long_ids=True)
             with running_admin(settings, database) as server, browser_page(program, Path(scratch) / "profile", 1100, 900) as page:
                 for name, (path, width, scheme, height) in PICTURES.items():
                     take(page, server.url + path, out / f"{name}.png", width, scheme, height)

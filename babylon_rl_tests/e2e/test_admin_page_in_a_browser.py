@@ -45,6 +45,21 @@ def test_the_page_fits_a_phone_and_breaks_no_rule_of_axe(admin: AdminServer, pag
     assert page.evaluate("window.ran") is None, "nothing of an agent ran"
 
 
+def test_agents_with_ids_of_18_digits_are_read_on_a_phone(settings: Settings, database: Database, page: Page) -> None:
+    fill(database, settings, hours=60, long_ids=True)
+    with running_admin(settings, database) as server:
+        opened(page, f"{server.url}/admin", 375, "light")
+        boxes = page.evaluate("""[...document.querySelectorAll('[aria-label="Agents of the newest hour"] tbody tr')].map(row => {
+            const cells = [...row.children].map(cell => cell.getBoundingClientRect());
+            return [row.children[0].innerText, row.getBoundingClientRect().height, cells.at(-1).width,
+                Math.max(...cells.map(cell => cell.right))];
+        })""")
+    # Beside them the agent whose id is markup, first in the table.
+    assert len(boxes) == 17 and all(name.isdigit() and len(name) == 18 for name, *_ in boxes[1:])
+    for name, height, reason_width, right in boxes[1:]:
+        assert height <= 110 and reason_width >= 300 and right <= 375, (name, height, reason_width, right)
+
+
 def test_the_loss_moves_while_one_looks_and_a_button_asks_before_it_acts(admin: AdminServer, database: Database, page: Page) -> None:
     opened(page, f"{admin.url}/admin", 1200, "light")
     note_step(database, [0.9, 0.25])
@@ -53,6 +68,7 @@ def test_the_loss_moves_while_one_looks_and_a_button_asks_before_it_acts(admin: 
     page.evaluate(f"{cancel}.elements.reason.value = 'enough'")
     page.evaluate(f"{cancel}.requestSubmit()")
     assert page.wait_for("Cancel batch-now?", inside="#ask[open] p")
+    assert page.evaluate("[...document.querySelectorAll('#ask button')].map(b => b.innerText)") == ["Change nothing", "Cancel the training"]
     page.evaluate("document.querySelector('#ask button[value=\"\"]').click()")
     time.sleep(0.3)
     state = f'SELECT "state" FROM babylon_rl.batches WHERE "batchId" = \'{BATCH}\''

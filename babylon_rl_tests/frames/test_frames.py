@@ -137,7 +137,7 @@ def test_parts_of_a_stream_are_the_whole_frame(kind: frames.Kind, settings: Sett
     ("given", "sentence"),
     [
         ({"kind": "trades"}, "no frame 'trades'"),
-        ({"kind": "scores", "rows": 0}, "rows=1"),
+        ({"kind": "scores", "rows": 0}, "rows is 0: give 1 or more"),
         ({"kind": "scores", "first": "today"}, "is not a window"),
         ({"kind": "scores", "first": NEXT, "end": WINDOW}, "runs backwards"),
     ],

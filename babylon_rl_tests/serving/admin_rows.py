@@ -1,6 +1,8 @@
 """A database that fills every part of the admin page, with agents that write what a browser must not run."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
@@ -33,15 +35,30 @@ CASE WHEN n <= 2 THEN 'pending' WHEN n * 7919 %% 211 = 0 THEN 'quarantined' WHEN
 """
 
 
-def fill(database: Database, settings: Settings, hours: int) -> None:
-    """Write ``hours`` hours, the newest of them with episodes, versions with evidence, a rollout, a test and a training."""
+def trade(number: int, pnl: float, calls: Sequence[dict[str, Any]] = (), *, success: bool = True) -> dict[str, Any]:
+    """A step that buys or sells, as the game records it."""
+    action = {
+        "actionType": "TRADING_DECISION",
+        "parameters": {"marketType": "perp", "ticker": "TSLAI", "side": ("long", "short")[number % 2], "amount": 100 + 50 * number},
+        "success": success,
+        "result": {"price": 214.5 - number} if success else None,
+        "error": None if success else "not enough balance",
+    }
+    return make_step(number, pnl=pnl, calls=calls) | {"action": action}
+
+
+def fill(database: Database, settings: Settings, hours: int, *, long_ids: bool = False) -> None:
+    """Write ``hours`` hours, the newest of them with episodes, versions with evidence, a rollout, a test and a training.
+
+    With ``long_ids``, the newest hour's agents have ids of 18 digits.
+    """
     for version in MEASURED:
         add_version(database, version, "deployed" if version == "v1.0.0" else "ready")
     with database.connect(autocommit=True) as connection:
         calls = [make_call(systemPrompt="You trade. " * 20, userPrompt=HOSTILE_TEXT + " x" * 100, response=HOSTILE_TEXT)]
         insert(
             connection, "trajectories",
-            [make_trajectory(f"t{n}", agent, steps=[make_step(step, pnl=10.0 * n * step, calls=calls) for step in range(6)])
+            [make_trajectory(f"t{n}", agent, steps=[trade(step, 10.0 * n * step, calls) for step in range(6)])
              for n, agent in enumerate(["agent-1", "agent-2", "agent-3", "agent-4", "agent-5", HOSTILE_ID])],
         )  # fmt: skip
         sync_windows(connection, [WINDOW], settings, AFTER)
@@ -64,7 +81,7 @@ def fill(database: Database, settings: Settings, hours: int) -> None:
             connection.execute(
                 'UPDATE babylon_rl.model_lineage SET "parentVersion" = %s WHERE "version" = %s', [PARENTS.get(version), version]
             )
-        _live(database, settings)
+        _live(database, settings, long_ids)
         connection.execute(
             """INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "settings", "createdAt",
                    "heartbeatAt", "attempt") VALUES (%s, 'base', 'cpu', 'v1.0.4', 0, 'training', '{"iterations": 4}', %s, %s, 1)""",
@@ -89,7 +106,7 @@ def note_step(database: Database, losses: list[float]) -> None:
         )
 
 
-def _live(database: Database, settings: Settings) -> None:
+def _live(database: Database, settings: Settings, long_ids: bool) -> None:
     """Agents that play with both versions, in a rollout and a test."""
     author = ReleaseAuthor("operator", "looks good", utc_now() - timedelta(hours=6))
     with database.connect() as connection:
@@ -97,7 +114,8 @@ def _live(database: Database, settings: Settings) -> None:
         insert_test(connection, "spring", ["v1.0.0", "v1.0.1"], [50, 50], 50, "operator", "which is better", author.now)
         connection.commit()
         for at in hours_after(author.now, 3):
-            ours, theirs = ([f"live-{arm}-{n}" for n in range(8)] for arm in ("new", "old"))
+            names = ("2473389915174339", "2473389915174340") if long_ids else ("live-new-", "live-old-")
+            ours, theirs = ([f"{name}{n:02}" if long_ids else f"{name}{n}" for n in range(8)] for name in names)
             insert_calls(connection, "v1.0.1", at, ours, calls=3)
             insert_calls(connection, "v1.0.0", at, theirs, calls=3)
             pnls = {name: 60.0 + n for n, name in enumerate(ours)} | {name: 40.0 + n for n, name in enumerate(theirs)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.admin_page.app import LOGIN_LASTS_S, Logins
 from babylon_rl.serving.admin_page.views import MOST_HOURS, hour_strip
@@ -20,7 +21,8 @@ from babylon_rl.store.alerts import see
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key
 from babylon_rl.store.database import Database
 from babylon_rl.windows import HOUR, utc_now, window_of, window_start
-from babylon_rl_tests.serving.admin_rows import BATCH, HOSTILE_ID, HOSTILE_TEXT, MEASURED, fill, note_step
+from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_trajectory
+from babylon_rl_tests.serving.admin_rows import BATCH, HOSTILE_ID, HOSTILE_TEXT, MEASURED, fill, note_step, trade
 from babylon_rl_tests.serving.admin_server import AdminServer, running_admin
 from babylon_rl_tests.serving.gateways import rows, wait_for
 
@@ -115,6 +117,23 @@ def test_decisions_of_an_agent_are_shown_as_data(admin: AdminServer) -> None:
     assert page.count("<details>") == 6 and "rank" in page and "system" in page
     assert HOSTILE_TEXT not in page
     assert "No hour of this agent" in asked(f"{admin.url}/admin/agent?id=nobody")[2]
+
+
+def test_trades_without_prompts_are_shown_with_times_and_results(admin: AdminServer, settings: Settings, database: Database) -> None:
+    steps = [trade(0, 0.0), trade(1, -5.0, success=False), trade(2, -5.0) | {"timestamp": 1e300}]
+    with database.connect(autocommit=True) as connection:
+        played = [make_trajectory("later", "quiet", steps=steps, minute=40), make_trajectory("early", "quiet", steps=steps[:1])]
+        insert(connection, "trajectories", played)
+        sync_windows(connection, [WINDOW], settings, AFTER)
+    page = asked(f"{admin.url}/admin/agent?id=quiet")[2]
+    lines = [" ".join(unescape(re.sub(r"<[^>]+>", "", line)).split()) for line in re.findall(r"<li>(.*?)</li>", page, re.DOTALL)]
+    assert lines == [
+        "10:00:00 TRADING_DECISION marketType=perp ticker=TSLAI side=long amount=100 → price=214.5 P&L before $0",
+        "10:00:00 TRADING_DECISION marketType=perp ticker=TSLAI side=long amount=100 → price=214.5 P&L before $0",
+        "10:00:10 TRADING_DECISION failed marketType=perp ticker=TSLAI side=short amount=150 → not enough balance P&L before −$5.00",
+        "10:40:00 TRADING_DECISION marketType=perp ticker=TSLAI side=long amount=200 → price=212.5 P&L before −$5.00",
+    ]
+    assert "No prompt was recorded in this hour." in page and "<details>" not in page
 
 
 def test_the_live_part_follows_the_training(admin: AdminServer, database: Database) -> None:

@@ -21,7 +21,7 @@ ARTIFACT_FIELDS = (
 class Service:
     """``history`` holds the logged rows of each run by name, ``files`` what was uploaded by path, ``keys`` the credentials shown.
 
-    The operations in ``refused`` are answered by an error.
+    The operations in ``refused`` are answered by an error; the files of artifacts in ``corrupted`` are given back with another byte.
     """
 
     url: str = ""
@@ -31,6 +31,7 @@ class Service:
     keys: set[str] = field(default_factory=set)
     resumed: int = 0
     refused: set[str] = field(default_factory=set)
+    corrupted: set[str] = field(default_factory=set)
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """The service's whole answer to one operation."""
@@ -46,6 +47,7 @@ class Service:
             "Viewer": lambda: {
                 "viewer": {"id": "u1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
             },
+            "GetDefaultEntity": lambda: {"viewer": {"id": "u1", "entity": "me"}},
             "ServerFeaturesQuery": lambda: {"serverInfo": {"features": []}},  # wandb 0.25 ends where this is not answered
             "InputFields": lambda: {"TypeInfo": {"inputFields": [{"name": name} for name in ARTIFACT_FIELDS]}},
             "ArtifactType": lambda: {"project": {"artifact": None}},
@@ -57,6 +59,11 @@ class Service:
             "CreateArtifactFiles": lambda: {"createArtifactFiles": {"files": {"edges": self._places(given)}}},
             "CommitArtifact": lambda: {"commitArtifact": {"artifact": {"id": "a1", "digest": "d"}}},
             "ArtifactByID": lambda: {"artifact": self._artifact()},
+            "ArtifactMembershipByName": lambda: {"project": {"artifactCollectionMembership": self._membership()}},
+            "FetchArtifactManifest": lambda: {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.url}/up/manifest"}}}},
+            "GetArtifactMembershipFileUrls": lambda: {
+                "project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": {"files": self._stored()}}}
+            },
             "CreateRunFiles": lambda: {
                 "createRunFiles": {
                     "runID": "run1",
@@ -107,6 +114,17 @@ class Service:
         life = {"ttlDurationSeconds": -1, "ttlIsInherited": True, "state": "COMMITTED", "versionIndex": 0}
         return {"__typename": "Artifact", "id": "a1", "artifactSequence": sequence, "artifactType": {"name": "model"}} | plain | size | life
 
+    def _membership(self) -> dict[str, Any]:
+        artifact = self._artifact()
+        collection = artifact["artifactSequence"]
+        plain = {"id": "c1", "versionIndex": 0, "createdAt": "2025-11-01T00:00:00", "aliases": []}
+        return {"__typename": "ArtifactCollectionMembership", "artifactCollection": collection, "artifact": artifact} | plain
+
+    def _stored(self) -> dict[str, Any]:
+        names = [path.removeprefix("artifact/") for path in self.files if path.startswith("artifact/")]
+        edges = [{"node": {"__typename": "File", "name": name, "directUrl": f"{self.url}/up/artifact/{name}"}} for name in names]
+        return {"pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}, "edges": edges}
+
     def _places(self, given: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = given.get("input", given).get("artifactFiles") or given.get("files") or []
         common = {"uploadHeaders": [], "storagePath": None, "uploadMultipartUrls": None, "artifact": {"id": "a1"}}
@@ -128,6 +146,10 @@ def weights_and_biases() -> Iterator[Service]:
             else:
                 service.stream(self.path.split("/")[-2], body)
                 self._send({"exitcode": None, "limits": {}})
+
+        def do_GET(self) -> None:
+            path = self.path.removeprefix("/up/")
+            self.answer(service.files[path] + b"!" * (path.removeprefix("artifact/") in service.corrupted))
 
         def do_PUT(self) -> None:
             service.files[self.path.removeprefix("/up/")] = self._content()

@@ -27,7 +27,7 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
     The same results give the same bytes.
 
     Args:
-        results: sound ones, of any agents and markets; runs that ended early are told, and compared with nothing.
+        results: sound ones, of any agents and markets; runs that ended early are listed, and compared with nothing.
         scenarios: markets by ``Result.snapshot``, to show beside each decision what was published then.
 
     Returns:

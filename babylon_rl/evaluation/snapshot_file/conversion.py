@@ -59,7 +59,7 @@ ID_CHARACTERS = 16
 COMPRESSION = 6
 GZIP_MAGIC = b"\x1f\x8b"
 CERTAIN = 1e-6  # prices of 0 and 1 are replayed as this far from them: a pool cannot hold them
-LEANING_WORDS = {"bullish": 1, "bearish": -1}  # how the game's posts say which way they lean
+LEANING_WORDS = {"bullish": 1, "bearish": -1}  # words of the direction in the game's posts
 
 
 class MarketRecording:

@@ -74,7 +74,7 @@ class State(_SnapshotPart, frozen=True, gc=False):
 
 
 class SnapshotEvent(_SnapshotPart, frozen=True):
-    """Something that happened in a tick; ``data`` by type:
+    """Event of a tick; ``data`` by type:
 
     price:updated ``{ticker, oldPrice, newPrice}``; market:trade ``{marketId, agentId, outcome: YES|NO, amount}``; post:created
     ``{authorId, authorName, content}``, in ours with ``about``, and ``trust`` of a person or ``clarity`` and ``rumour`` of a piece of news.
@@ -119,7 +119,7 @@ class OptimalAction(_SnapshotPart, frozen=True, gc=False):
 
 
 class SocialOpportunity(_SnapshotPart, frozen=True, gc=False):
-    """Something worth reading; ``value`` in dollars, ``about`` (ours) the market it is about."""
+    """Post or news worth reading; ``value`` in dollars, ``about`` (ours) the market it is about."""
 
     tick: int
     type: str

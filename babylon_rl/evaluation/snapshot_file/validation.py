@@ -29,11 +29,11 @@ class Findings:
         self._found: dict[tuple[bool, str], tuple[str, int]] = {}
 
     def error(self, kind: str, sentence: str) -> None:
-        """Something that makes the snapshot unusable; without a full stop."""
+        """Record a fault that makes the snapshot unusable; without a full stop."""
         self._add(True, kind, sentence)
 
     def warning(self, kind: str, sentence: str) -> None:
-        """Something to know."""
+        """Record a fault that does not."""
         self._add(False, kind, sentence)
 
     def sentences(self) -> tuple[list[str], list[str]]:
@@ -91,7 +91,7 @@ UNCLEAR = (0.01, 0.99)  # prices of a resolved question that do not tell its ans
 
 
 def check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """Outcomes and prices are those of the states, for every market and no other."""
+    """Check that outcomes and prices are those of the states, for every market and no other."""
     states = snapshot.states()
     # Questions may be created and resolved within the market.
     questions = {market.id for state in (states[0], states[-1]) for market in state.prediction_markets}

@@ -1,4 +1,4 @@
-"""Other forms of a rendered group, which measure what its texts gain: sentences masked, or an agent's words left out.
+"""Forms of a rendered group that measure the gain from its texts: sentences masked, words left out.
 
 A form is made of the rendered texts, so that it differs from the group in nothing else. Its version is its own, and so are its ids,
 places and cached answers.
@@ -82,7 +82,7 @@ def looked_at(group: RenderedGroup, secret: bytes, every: int) -> list[str]:
 
 
 def without_words(group: RenderedGroup, agent: str) -> RenderedGroup:
-    """The group without what ``agent`` said, posted and sent; its actions stay, with their short parameters."""
+    """The group without the words, posts and messages of ``agent``; its actions stay, with short parameters."""
     silent = lambda text: _mapped(("did",), _deed)(_mapped(("said",), lambda _: "")(text))  # noqa: E731
     return _form(group, f"without the words of {agent}", lambda one: silent if one == agent else str)
 

@@ -1,4 +1,4 @@
-"""Defence against injection: escaping, flags on text that addresses a judge, and masks of flagged sentences.
+"""Defence against injection: escaping, flags on text to a judge, masks of flagged sentences.
 
 ``escaped`` keeps the structure of a prompt safe, whatever the text. Flags are found by a few English wordings, by hidden characters and by
 letters that look like others; they only say where to look. Other wordings are missed: what those gain, the look of forms.py measures,

@@ -436,7 +436,7 @@ class JudgeRequest:
 
 
 def order_rounds(settings: JudgeSettings) -> Iterator[range]:
-    """Yield the orders to ask for one after another while a group's orders disagree.
+    """Yield the orders to request one after another while a group's orders disagree.
 
     Up to an even number each time, so that every order comes with its reverse: only between the two does a preference for a place cancel
     out.

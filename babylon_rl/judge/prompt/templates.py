@@ -1,4 +1,4 @@
-"""Sentences that a judge is told: the rubric with the versions of judges, and what is said of an hour, as templates that the market fills.
+"""Sentences for a judge: the rubric, the versions of judges, and templates with an hour's facts.
 
 Agents never read the sentences on an hour. The leak check (leakage.py) is built from the same templates, so no such sentence can stand in a
 training text unseen: build them with ``fill_template`` and nowhere else. A field's type is a pattern that its value must match. Stocks are

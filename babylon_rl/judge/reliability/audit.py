@@ -171,7 +171,7 @@ def report_with_audit(
     on_progress: Progress = no_progress,
 ) -> tuple[ReliabilityReport, AuditResult | None]:
     """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them. See ``audit``. ``connection`` is in autocommit."""
-    # a first report says which judge the hours have; one that was audited is made again, with the new answers
+    # the first report names the judge of the hours; after an audit it is made again, with the new answers
     report = reliability_report(connection, *span, settings, judge=judge)
     about = settings.model_copy(update={"judge_model": report.judge})
     windows = [hour.window for hour in judged_hours(connection, report.judge, *span)] if settings.judge_audit_model else []

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 MAX_POST_CHARACTERS = 280
-REASON_CHARACTERS = 200  # of what was wrong with an answer, which may be quoted in it
+REASON_CHARACTERS = 200  # of the fault of an answer, which may quote it
 
 Outcome = Literal["yes", "no"]
 Side = Literal["long", "short"]
@@ -53,7 +53,7 @@ class ClosePerp(msgspec.Struct, frozen=True, tag_field="action", tag="close_perp
 
 
 class WritePost(msgspec.Struct, frozen=True, tag_field="action", tag="post"):
-    """Say something in public; it moves no market."""
+    """Post a text; it moves no market."""
 
     text: str
 

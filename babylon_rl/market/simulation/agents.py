@@ -51,7 +51,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class AskingAgent(Protocol):
-    """An agent that waits for somebody else's answer. A run asks all such agents of a tick at once, each in a thread."""
+    """An agent that waits for another program's answer. A run asks all such agents of a tick at once, each in a thread."""
 
     @property
     def name(self) -> str: ...
@@ -61,7 +61,7 @@ class AskingAgent(Protocol):
         """The action of this tick with the request behind it.
 
         Raises:
-            ModelUnavailable: whoever is asked stays down; the run ends there and says so.
+            ModelUnavailable: its endpoint stays down; the run ends there and says so.
         """
 
 
@@ -132,7 +132,7 @@ class OneTickTrader:
 
 
 class Style(msgspec.Struct, frozen=True):
-    """Style of positions. Dollars of margin and leverage of each, how long they are held, and how many at once."""
+    """Trading style of positions. Dollars of margin and leverage of each, how long they are held, and how many at once."""
 
     stake_usd: float = STAKE_USD
     leverage: float = 1.0

@@ -19,7 +19,7 @@ HOUR_S = 3600.0
 
 
 class ScenarioConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a market is wanted.
+    """Size of a market to generate.
 
     Attributes:
         minutes: its length; tick_seconds: the length of a tick, in which every agent acts once.

@@ -1,4 +1,4 @@
-"""World events by tick and market, with their hidden effects, and people's posts about them, worded in two editions.
+"""World events by tick and market, their hidden effects, and posts about them, in two editions.
 
 An event's text has a direction; its market mostly goes there over the next ticks. Reports are right more often than rumours and move
 more; a false report (``decoy``) moves its market the other way, a text without a direction (``noise``) moves nothing. What moves a

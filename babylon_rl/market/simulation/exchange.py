@@ -36,7 +36,7 @@ class Exchange(Venue):
         model: MarketModel | None = None,
     ) -> None:
         super().__init__(scenario, agents, start_balance, model or scenario.model or MarketModel())
-        self.posted: list[tuple[int, str, str]] = []  # tick, agent and text of what agents said
+        self.posted: list[tuple[int, str, str]] = []  # tick, agent and text of agents' posts
         self._recovery = 1.0 - exp(-self.model.recovery_per_hour * scenario.tick_seconds / HOUR_S)
         self._open: list[Pool] = []
         self._coming = sorted(scenario.questions, key=lambda question: (question.created_tick, question.number, question.id))

@@ -115,7 +115,7 @@ def stock(config: ScenarioConfig, model: MarketModel, name: str, ticker: str, st
         if temper.random() < hours / model.regime_hours:
             before, regime = regime, _draw(model.regimes, temper.random())
             trend = restless * _trend(regime, temper)
-            if regime != before:  # what the last one made of the price is believed: a reverting market takes nothing back from before
+            if regime != before:  # the price of the last regime stands: a reverting market takes nothing back from before
                 value, distance = max(-LOG_LIMIT, min(LOG_LIMIT, value + distance)), 0.0
         regimes.append(regime.name)
         if tick % every == 0:

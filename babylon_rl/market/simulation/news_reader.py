@@ -1,4 +1,4 @@
-"""Reader of news and posts: the best that is possible without the future.
+"""Reader of news and posts: the best play possible without the future.
 
 It knows how often each is right.
 

@@ -20,7 +20,7 @@ MEMORY_MINUTES = 60.0
 
 
 class Headline(msgspec.Struct, frozen=True):
-    """A world event as it is told.
+    """A world event as agents read it.
 
     ``direction`` is that of its text (+1 good or YES, -1, 0), ``clarity`` how plainly it says so, 0 to 1.
     """
@@ -83,7 +83,7 @@ class Newsroom:
         self._heard.pop(tick + 1, None)
 
     def headlines(self, tick: int) -> tuple[Headline, ...]:
-        """The events told at a tick."""
+        """The events published at a tick."""
         found = self._headlines.get(tick)
         if found is None:
             found = self._headlines[tick] = tuple(
@@ -142,7 +142,7 @@ class Observation(msgspec.Struct, frozen=True):
 
     @property
     def headlines(self) -> tuple[Headline, ...]:
-        """The events told at this tick."""
+        """The events published at this tick."""
         return self._newsroom.headlines(self.tick)
 
     @property
@@ -151,14 +151,14 @@ class Observation(msgspec.Struct, frozen=True):
         return tuple(post for post in self._newsroom.heard(self.tick) if post.author != self.agent_id)
 
     def recent_headlines(self, minutes: float = NEWS_MINUTES) -> tuple[Headline, ...]:
-        """The events told in the last so many minutes, this tick's included, oldest first."""
+        """The events published in the last ``minutes``, this tick's included, oldest first."""
         found: list[Headline] = []
         for tick in range(self._since(minutes), self.tick + 1):
             found += self._newsroom.headlines(tick)
         return tuple(found)
 
     def recent_posts(self, minutes: float = NEWS_MINUTES) -> tuple[Heard, ...]:
-        """The posts new in the last so many minutes, oldest first. This tick's included, the agent's own left out."""
+        """The posts new in the last ``minutes``, oldest first. This tick's included, the agent's own left out."""
         found: list[Heard] = []
         for tick in range(self._since(minutes), self.tick + 1):
             found += self._newsroom.heard(tick)

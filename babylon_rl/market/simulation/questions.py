@@ -18,7 +18,7 @@ LEAST_ROOM = 0.02
 
 @dataclass(frozen=True)
 class Asked:
-    """A question before anybody believes anything: its words and when it is open."""
+    """A question before trading: its words and its open time."""
 
     id: str
     number: int
@@ -56,7 +56,7 @@ def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
 
 
 class Crowd:
-    """Belief of everybody but the agents in one question, from moment to moment. ``asked`` are its words and times."""
+    """Belief of the crowd, all but the agents, in one question, from moment to moment. ``asked`` are its words and times."""
 
     def __init__(self, config: ScenarioConfig, model: MarketModel, asked: Asked, index: int) -> None:
         self.asked = asked

@@ -47,7 +47,7 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One decision with all that belongs to it.
+    """One decision with its action, outcome and money.
 
     Attributes:
         action: what was carried out or refused; hold when the answer was ``Invalid``.

@@ -32,7 +32,7 @@ OnTick = Callable[[int, int], None]
 
 
 class Run:
-    """A scenario as it was played.
+    """A played scenario.
 
     Attributes:
         records: what each agent did, by agent id in the order of seats.
@@ -231,7 +231,7 @@ def _understood(given: object) -> Action | Invalid:
 
 
 def _threads(seats: Sequence[Seat], stack: ExitStack) -> ThreadPoolExecutor | None:
-    """Threads for the agents that wait for an answer, None where one thread does."""
+    """Threads for the agents that wait for an answer, None if one thread is enough."""
     asking = sum(seat.asks for seat in seats)
     if asking < 2:
         return None

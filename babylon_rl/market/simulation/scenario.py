@@ -84,7 +84,7 @@ class WorldEvent(msgspec.Struct, frozen=True):
 
 
 class Author(msgspec.Struct, frozen=True):
-    """Somebody who posts; ``trust`` is the share of posts written from knowledge, 0 to 1."""
+    """Author of posts; ``trust`` is the share of posts written from knowledge, 0 to 1."""
 
     name: str
     trust: float

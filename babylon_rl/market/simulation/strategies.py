@@ -112,7 +112,7 @@ def _contrarian(seen: Observation, rng: Random) -> Choice:
 
 
 def _random(seen: Observation, rng: Random) -> Choice:
-    """Any answer that there is, each as likely, once an impulse."""
+    """Any possible answer, all equally likely, once per impulse."""
     answers = [HOLDING] + [Choice(action, market) for market in markets(seen) for action in ("buy", "sell")]
     return rng.choice(answers) if _impulse(seen, rng) else HOLDING
 

@@ -102,7 +102,7 @@ class AdminPage:
             with self._database.connect() as connection:
                 render(_HERE / "page.html.j2", view=page_view(connection, self._settings, utc_now()), client=Client(), dagster_url="")
         except (BabylonError, psycopg.Error):
-            pass  # each visitor is told why
+            pass  # each visitor gets the reason
 
     def routes(self) -> list[RoutedPath]:
         """The paths of the page."""

@@ -18,8 +18,12 @@ function bodyOf(form) {
   return body;
 }
 
-function confirmed(words) {
+// The dialog's button repeats the words of the button that was pressed.
+function confirmed(words, button) {
   document.getElementById("ask-words").textContent = words;
+  const yes = document.getElementById("ask-yes");
+  yes.textContent = button.textContent;
+  yes.className = button.className;
   ask.returnValue = "";
   ask.showModal();
   return new Promise((resolve) => ask.addEventListener("close", () => resolve(ask.returnValue === "yes"), { once: true }));
@@ -34,8 +38,8 @@ function goneIfEnded(answer) {
 async function call(form) {
   const body = bodyOf(form);
   const words = form.dataset.confirm.replace(/\{(\w+)\}/g, (_, name) => body[name]);
-  if (!(await confirmed(words))) return;
   const button = form.querySelector("button");
+  if (!(await confirmed(words, button))) return;
   button.disabled = true;
   try {
     const answer = await fetch(form.dataset.call, {

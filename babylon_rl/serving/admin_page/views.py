@@ -9,8 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from babylon_rl.episodes.decode import Fault, Step, decode, recorded_value
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.evaluation.compare_results import Bounds
+from babylon_rl.judge.prompt.request import plain
 from babylon_rl.serving import ab_tests
 from babylon_rl.serving.status import status_document
 from babylon_rl.serving.status_shapes import StatusDocument
@@ -20,6 +22,7 @@ from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
 from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, newest_events, read_rollouts, read_routing, read_tests
+from babylon_rl.store.trajectories import TrajectoryRow, trajectories_by_id
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.lifecycle import iterations_of
@@ -27,10 +30,11 @@ from babylon_rl.types import Episode, EpisodeScore, ServedSequence
 from babylon_rl.windows import HOUR, window_of, window_start
 
 MOST_VERSIONS, MOST_AGENTS, MOST_EVENTS = 60, 20, 8
-HOURS_OF_AGENT, DECISIONS_OF_HOUR = 3, 40
+HOURS_OF_AGENT, STEPS_OF_HOUR = 3, 60
 TEXT_CHARACTERS = 6_000  # of one prompt or response
 MOST_HOURS = 10_000
 ONE_ROW_HOURS = 7 * 24
+_EPOCH = datetime(1970, 1, 1)
 # In the order of an hour's life; a gap between hours has no state.
 MEANINGS = {
     "pending": "not over yet", "thin": "too few agents for a group", "ready": "ready to be judged",
@@ -113,13 +117,24 @@ class ReleaseView:
 
 
 @dataclass(frozen=True)
+class StepView:
+    """A recorded step with its outcome; ``calls`` are those that train."""
+
+    at: datetime
+    step: Step
+    parameters: str
+    result: str
+    calls: Sequence[ServedSequence]
+
+
+@dataclass(frozen=True)
 class AgentHourView:
-    """An agent's hour with its score and, on its own page, its decisions."""
+    """An agent's hour with its score and, on its own page, its steps in order."""
 
     episode: Episode
     judge: str | None
     score: EpisodeScore | None
-    decisions: Sequence[ServedSequence] = ()
+    steps: Sequence[StepView] = ()
     left_out: int = 0
 
 
@@ -243,17 +258,43 @@ def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentH
 
 
 def agent_view(connection: Connection, agent_id: str, settings: Settings) -> list[AgentHourView]:
-    """The newest hours of an agent with its decisions, newest first."""
+    """The newest hours of an agent, newest first, each with its steps in order."""
     windows = hours_of_agent(connection, agent_id, HOURS_OF_AGENT)
     held = stored_episodes(connection, windows)
     own = [episode for window in windows for episode in held[window] if episode.agent_id == agent_id]
     hours = []
     for hour in _judged(connection, own):
-        texts = trajectories_with_texts(connection, hour.episode.trajectory_ids, settings)
-        calls = [call for name in hour.episode.trajectory_ids if name in texts for call in texts[name].sequences]
-        kept = calls[-DECISIONS_OF_HOUR:][::-1]
-        hours.append(AgentHourView(hour.episode, hour.judge, hour.score, kept, len(calls) - len(kept)))
+        ids = hour.episode.trajectory_ids
+        texts = trajectories_with_texts(connection, ids, settings)
+        rows = {row.trajectory_id: row for row in trajectories_by_id(connection, ids)}
+        steps = [step for name in ids if name in texts for step in _steps(rows[name], texts[name].sequences)]
+        kept = steps[-STEPS_OF_HOUR:]
+        hours.append(AgentHourView(hour.episode, hour.judge, hour.score, kept, len(steps) - len(kept)))
     return hours
+
+
+def _steps(row: TrajectoryRow, sequences: Sequence[ServedSequence]) -> list[StepView]:
+    """The completed steps of a row, each with its calls."""
+    decoded = decode(row)
+    if isinstance(decoded, Fault):
+        return []
+    calls: dict[int, list[ServedSequence]] = {}
+    for call in sequences:
+        calls.setdefault(call.step, []).append(call)
+    views = []
+    for step in decoded.completed:
+        parameters, result, error = (recorded_value(value) for value in (step.action.parameters, step.action.result, step.action.error))
+        # A step number that is recorded twice has its calls at its first step.
+        views.append(StepView(_began(step, row), step, plain(parameters or ""), plain(error or result or ""), calls.pop(step.number, [])))
+    return views
+
+
+def _began(step: Step, row: TrajectoryRow) -> datetime:
+    """The recorded start of a step, else that of its row."""
+    try:
+        return row.start_time if step.began_ms is None else _EPOCH + timedelta(milliseconds=step.began_ms)
+    except (OverflowError, ValueError):  # a number beyond any calendar
+        return row.start_time
 
 
 def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHourView]:

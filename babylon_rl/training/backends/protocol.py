@@ -1,4 +1,4 @@
-"""Trainers: their protocol, the choice of one by the settings, and the address of its versions.
+"""Protocol of trainers, the choice of one by the settings, and the address of its versions.
 
 Sequences with advantages go in, a numbered checkpoint directory and metrics come out, of the trainers of this machine and of paid services
 alike: on the CPU (cpu/), on a GPU (gpu.py), at a service (serverless/), and a dry one for trials (dry.py). ``prepare`` plans and prices a

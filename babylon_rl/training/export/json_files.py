@@ -106,7 +106,7 @@ def _choice(record: Record) -> dict[str, Any] | None:
         for token in record.logprobs
     ]
     return {
-        # The form needs a reason: of what was recorded without one nobody knows another.
+        # The form needs a reason: a call recorded without one has no other.
         "finish_reason": record.finish_reason or "stop",
         "index": 0,
         "logprobs": {"content": tokens, "refusal": None},

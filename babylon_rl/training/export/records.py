@@ -1,4 +1,4 @@
-"""Records of an export: one per trainable LLM call, as served, with its episode's result.
+"""Records of an export: one per trainable LLM call, with its episode's result.
 
 Every format holds the same records, and every value in them fits every format: numbers are finite, integers have 64 bits, text is UTF-8.
 The judge's words are left out, as they may quote answers that were hidden from the policy.

@@ -98,7 +98,7 @@ class RemoteJobRunner:
         if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
             raise TrainingPaused(_elsewhere(current, job))
         await self._settle_others(job)
-        # Every turn looks first at what became of earlier posts; a new one is made only when the last was refused or given up.
+        # Every turn first checks the outcome of earlier posts; a new one is made only when the last was refused or given up.
         posts = 0
         posting: Posting | None = None
         while True:
@@ -231,7 +231,7 @@ class RemoteJobRunner:
             current = self._again(job)
             if current.state != "posting":
                 return current
-            last = self._now() > deadline  # before it is asked: an answer that takes long is not one that says no
+            last = self._now() > deadline  # before the request: a slow answer is no denial
             end = await self._made(job)
             if end is None and last:
                 end = JobEnd("lost", self._now(), error=f"{current.error or 'the post was not answered'}, and the step never moved")

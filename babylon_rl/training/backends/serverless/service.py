@@ -239,13 +239,13 @@ class ServerlessService:
             if sent:
                 raise Unknown(f"the answer to the post cannot be read ({type(failed).__name__})") from failed
             raise Refused(f"ART's train() did not build the request: {describe(failed, self._key)}.", again=False) from failed
-        except Exception as failed:  # whatever ART or its client raise: once the request has left, nobody knows what became of it
+        except Exception as failed:  # any error of ART or its client: once the request has left, its outcome is unknown
             if sent and not isinstance(failed, Unknown):
                 raise Unknown(f"the post broke off ({type(failed).__name__})") from failed
             raise
         finally:
             jobs.create, self._client._prepare_request, self._client.timeout = create, prepare, READ_TIMEOUT_S
-        # It never called create(): what it did instead is not known here, and it may have posted.
+        # It never called create(), so it may have posted in another way.
         raise Unknown("ART's train() returned without posting a job that could be seen")
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
