@@ -45,6 +45,11 @@ class TrainingStep:
         # A crash leaves no metrics; ``pause_step`` does.
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
+    @property
+    def optimizer_steps(self) -> int | None:
+        """Number of optimizer steps of an iteration that runs; None before its first."""
+        return (self.metrics or {}).get("steps")
+
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     """Write the row of an iteration before it starts."""
@@ -58,12 +63,16 @@ def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> Non
     )
 
 
-def note_losses(connection: Connection, batch_id: str, iteration: int, attempt: int, losses: Sequence[float]) -> None:
-    """Store the losses of an iteration's optimizer steps so far, for people who watch."""
+def note_losses(connection: Connection, batch_id: str, iteration: int, attempt: int, losses: Sequence[float], steps: int) -> None:
+    """Store the losses of an iteration's optimizer steps so far, of ``steps``, for people who watch."""
     with own_transaction(connection):
         connection.execute(
-            'UPDATE babylon_rl.training_steps SET "losses" = %s WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s',
-            [list(losses), batch_id, iteration, attempt],
+            """
+            UPDATE babylon_rl.training_steps
+            SET "losses" = %s, "metrics" = COALESCE("metrics", '{}') || jsonb_build_object('steps', %s::int)
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
+            """,
+            [list(losses), steps, batch_id, iteration, attempt],
         )
 
 
