@@ -1,8 +1,9 @@
 """Alerts: causes for a person, each sent once to every channel that is set.
 
-``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. A channel that
-fails is tried again at the next tick, and one that has taken an alert does not get it twice. Only a process that dies, or a receiver that
-answers too late, between taking a message and saying so can cause a second one. ``raise_alert`` adds a cause that is not in the database.
+``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. While nothing is
+written it looks once an hour, for the causes that come with time. A channel that fails is tried again at the next tick, and one that has
+taken an alert does not get it twice. Only a process that dies, or a receiver that answers too late, between taking a message and saying so
+can cause a second one. ``raise_alert`` adds a cause that is not in the database.
 """
 
 import html
@@ -16,12 +17,15 @@ from functools import partial
 from http.client import HTTPException
 from statistics import fmean
 
+from babylon_rl.reporting.numbers import cut
 from babylon_rl.settings import AlertSettings, Settings
 from babylon_rl.store import alerts as stored
-from babylon_rl.store.alerts import StoredAlert
+from babylon_rl.store.alerts import ROLLBACK_DONE, StoredAlert
 from babylon_rl.store.batches import last_completed_at, read_batches
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.freezing import READ_TABLES
 from babylon_rl.store.judge_requests import spent_on
+from babylon_rl.store.observation import watermark
 from babylon_rl.store.releases import AUTOMATION, RolloutEvent, read_events
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.readiness import readiness, sampled_quality, smaller_batch_due, with_smaller_minimum
@@ -33,6 +37,12 @@ LEAST_SAMPLE = 10  # trajectories below which their quality says nothing
 PERIOD, LEAST_HOURS, LEVEL = timedelta(days=7), 24, 0.01  # of the comparison of scores with P&L
 # Discord refuses a longer message.
 _DISCORD_CHARACTERS = 2000
+# New rows of the game change nothing before their hour is read, which is a write to READ_TABLES.
+_LOOKED_AT = (
+    *READ_TABLES, "babylon_rl.batches", "public.training_batches", "babylon_rl.judge_pending", "babylon_rl.judge_requests",
+    "babylon_rl.rollout_events",
+)  # fmt: skip
+_ARRIVING = ("public.trajectories", "public.llm_call_logs")
 # Begins the error of a batch that a person ended, who need not be alerted.
 _CANCELLED = "Cancelled"
 
@@ -53,10 +63,14 @@ class Cause:
 
 @dataclass
 class Sent:
-    """Outcome of a tick: the causes sent, and the channels that failed with their reasons."""
+    """Outcome of a tick: the causes sent, and the channels that failed with their reasons.
+
+    ``looked`` is for the next tick: the state in which this one, or one before it, looked for causes.
+    """
 
     causes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    looked: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -70,15 +84,22 @@ class DeliveryFailed(Exception):
     """A channel did not take an alert; the message says why, without its address."""
 
 
-def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Sent:
-    """Look for all causes, and send due ones to every configured channel. ``connection`` is in autocommit."""
-    seen = []
-    for cause in CAUSES:
-        for subject, says in cause.look(connection, settings, now).items():
-            seen.append(raise_alert(connection, cause.kind, subject, says, cause.advice, now, after=cause.after))
-    # Before sending: a cause that has ended before it was due is then never sent.
-    stored.resolve(connection, [cause.kind for cause in CAUSES], seen, now)
-    return _send_due(connection, settings, now)
+def send_alerts(connection: Connection, settings: Settings, now: datetime, looked: str | None = None) -> Sent:
+    """Look for all causes, and send due ones to every configured channel. ``connection`` is in autocommit.
+
+    ``looked`` is what the tick before returned: if nothing was written in this hour since, no cause is looked for.
+    """
+    mark = watermark(connection, _LOOKED_AT, window_of(now), settings.model_dump_json(), without_inserts=_ARRIVING)
+    if mark is None or mark != looked:
+        seen = []
+        for cause in CAUSES:
+            for subject, says in cause.look(connection, settings, now).items():
+                seen.append(raise_alert(connection, cause.kind, subject, says, cause.advice, now, after=cause.after))
+        # Before sending: a cause that has ended before it was due is then never sent.
+        stored.resolve(connection, [cause.kind for cause in CAUSES], seen, now)
+    sent = _send_due(connection, settings, now)
+    sent.looked = mark
+    return sent
 
 
 def raise_alert(
@@ -107,10 +128,12 @@ def send_test(settings: AlertSettings, now: datetime) -> Sent:
 
 
 def message(alert: StoredAlert) -> str:
-    """The text of an alert: title, cause, advice and time."""
+    """The plain text of an alert: title, cause, advice and time."""
     title = next((cause.title for cause in CAUSES if cause.kind == alert.kind), alert.kind.replace("_", " ").capitalize())
     ended = "" if alert.resolved_at is None else f" It ended at {alert.resolved_at:%Y-%m-%d %H:%M} UTC."
-    return f"babylon_rl: {title}\n{alert.says}\nWhat to do: {alert.advice}\nSince {alert.first_seen_at:%Y-%m-%d %H:%M} UTC.{ended}"
+    sender, to_do = ("babylon_rl, notice", "") if alert.notice else ("babylon_rl", "What to do: ")
+    text = f"{sender}: {title}\n{alert.says}\n{to_do}{alert.advice}\nSince {alert.first_seen_at:%Y-%m-%d %H:%M} UTC.{ended}"
+    return text.replace("`", "")
 
 
 def _send_due(connection: Connection, settings: AlertSettings, now: datetime) -> Sent:
@@ -156,7 +179,7 @@ def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None
         discord = settings.discord_webhook_url.get_secret_value()
         # A name or group in the text notifies nobody there.
         channels["discord"] = lambda alert: _post(
-            discord, {"content": message(alert)[:_DISCORD_CHARACTERS], "allowed_mentions": {"parse": []}}, alert
+            discord, {"content": cut(message(alert), _DISCORD_CHARACTERS), "allowed_mentions": {"parse": []}}, alert
         )
     if settings.alert_webhook_url is not None:
         webhook = settings.alert_webhook_url.get_secret_value()
@@ -186,7 +209,7 @@ def _post(url: str, body: object, alert: StoredAlert) -> None:
 def _training_failed(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
     since = now - stored.FORGOTTEN_AFTER
     return {
-        batch.batch_id: f"{batch.batch_id} ({batch.version}) failed: {batch.error or 'no reason was recorded'}"
+        batch.batch_id: _sentence(f"{batch.batch_id} ({batch.version}) failed: {batch.error or 'no reason was recorded'}")
         for batch in read_batches(connection, ("failed",))
         if (batch.completed_at or batch.heartbeat_at) >= since and not (batch.error or "").startswith(_CANCELLED)
     }
@@ -199,7 +222,7 @@ def _readiness_blocked(connection: Connection, settings: Settings, now: datetime
     # Some time after the last training fewer trajectories are enough: blocked is what cannot make that smaller batch either.
     found = readiness(connection, with_smaller_minimum(settings), now, may_be_kept=True)
     since = "No training has been completed yet" if last is None else f"The last training was completed at {last:%Y-%m-%d %H:%M} UTC"
-    return {} if found.ready else {"": f"{since}, and no other can start: {found.reason}"}
+    return {} if found.ready else {"": _sentence(f"{since}, and no other can start: {found.reason}")}
 
 
 def _quality_fell(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
@@ -220,7 +243,8 @@ def _judge_budget_spent(connection: Connection, settings: Settings, now: datetim
     if settings.judge_budget_usd is None or not waiting:
         return {}
     spent, _ = spent_on(connection, now)
-    return {"": f"JUDGE_BUDGET_USD is {settings.judge_budget_usd:g}, ${spent:.2f} are spent today, and {len(waiting)} hours wait for it."}
+    wait = "1 hour waits" if len(waiting) == 1 else f"{len(waiting)} hours wait"
+    return {"": f"${spent:.2f} of JUDGE_BUDGET_USD (${settings.judge_budget_usd:g}) is spent today, and {wait} for the judge."}
 
 
 def _rollbacks(connection: Connection, settings: Settings, now: datetime, *, by_guard: bool) -> dict[str, str]:
@@ -233,7 +257,14 @@ def _rollbacks(connection: Connection, settings: Settings, now: datetime, *, by_
 
 def _rollback_sentence(event: RolloutEvent) -> str:
     share = event.to_percentage if event.from_percentage is None else event.from_percentage
-    return f"{event.version} was rolled back at {share:g} % of agents by {event.who}: {event.why}"
+    # "cli: ada" is the user ada of the command line.
+    place, _, person = event.who.partition(": ")
+    who = f"{person} ({place})" if person else place
+    return _sentence(f"{event.version} was rolled back by {who}, at {share:g} % of agents. Reason: {event.why}")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
@@ -259,35 +290,35 @@ def _score_without_pnl(connection: Connection, settings: Settings, now: datetime
 CAUSES = (
     Cause(
         "training_failed", "Training failed", _training_failed,
-        "`babylon-rl batches` shows its state, and its run in Dagster the log; mend the cause, then `babylon-rl train`. Its "
-        "trajectories are free again.",
+        "Correct the cause: `babylon-rl batches show BATCH` and the log of its run in Dagster have the details. Then run "
+        "`babylon-rl train`: its trajectories are free for the next batch.",
     ),
     Cause(
         "readiness_blocked", "No training for a day for lack of data", _readiness_blocked,
-        "`babylon-rl ready` shows which trajectories cannot train and why, `babylon-rl verify-data` the rows. See that "
-        "agents run and record.",
+        "Check that agents run and record. `babylon-rl ready` shows how many trajectories cannot train and why, and "
+        "`babylon-rl verify-data` names the rows.",
         BLOCKED_FOR,
     ),
     Cause(
         "quality_fell", "Data quality fell", _quality_fell,
-        "`babylon-rl verify-data` names the rows and their faults; look at what the agents record since the quality fell.",
+        "Check what the agents have recorded since then: `babylon-rl verify-data` names the rows and their faults.",
     ),
     Cause(
         "judge_budget_spent", "Judge budget spent", _judge_budget_spent,
-        "Raise JUDGE_BUDGET_USD, choose a cheaper JUDGE_MODEL, or wait: the hours are judged by themselves tomorrow (UTC).",
+        "Raise JUDGE_BUDGET_USD, choose a cheaper JUDGE_MODEL, or wait: automation judges the hours after midnight UTC.",
     ),
     Cause(
         "guard_tripped", "A guard stopped a rollout", partial(_rollbacks, by_guard=True),
-        "`babylon-rl models` shows the versions; no automatic rollout takes this one again. `babylon-rl models deploy` "
-        "does, if you disagree.",
+        "Look at the guard that failed. Automation does not release this version again; if you disagree, "
+        "`babylon-rl models deploy VERSION` does.",
     ),
     Cause(
-        "rollback_done", "A version was rolled back", partial(_rollbacks, by_guard=False),
-        "Nothing; `babylon-rl models` shows which version agents get now.",
+        ROLLBACK_DONE, "A version was rolled back", partial(_rollbacks, by_guard=False),
+        "`babylon-rl models` shows the version that agents get now.",
     ),
     Cause(
         "score_without_pnl", "The judge's scores rise and P&L does not", _score_without_pnl,
-        "`babylon-rl judge report` shows how far the judge agrees with P&L. Read what agents write to it, and hold releases "
-        "until you know.",
+        "Release nothing until the cause is known: read what the agents write, and compare the judge with P&L by "
+        "`babylon-rl judge report`.",
     ),
 )  # fmt: skip

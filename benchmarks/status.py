@@ -1,7 +1,8 @@
 """The status document on ten million slim rows: `python benchmarks/status.py [--rows N] [--keep DIR] [--database URL]`.
 
 Fills an embedded server of its own as benchmarks/ten_million_rows.py does, reads the look-back's hours, and prints the milliseconds of the
-document, its best of ten, and of each of its statements; then those of training-data and of one tick of the alerts.
+document, its best of ten, and of each of its statements; then those of training-data and of a tick of the alerts, after a write and
+without one.
 """
 
 import sys
@@ -40,6 +41,8 @@ def measure(url: str, home: Path, many: ManyRows) -> None:
         print_times("status", database, lambda: status_document(connection, settings, now))
         print_times("training-data", database, lambda: control.training_data(connection, now))
         print_times("alerts", database, lambda: send_alerts(connection, settings, now))
+        looked = send_alerts(connection, settings, now).looked
+        print_times("alerts, nothing written since the last tick", database, lambda: send_alerts(connection, settings, now, looked))
         counted = status_document(connection, settings, now).trajectory_stats
     say(f"{counted.count:,} trajectories ({counted.counted}) of {many.rows:,}")
 

@@ -34,6 +34,7 @@ from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, 
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
+from babylon_rl.reporting.numbers import shortened
 from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection, database_sentence
@@ -229,6 +230,7 @@ def _how_it_ends(ended: BaseException) -> str | None:
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 NOTED_WITHIN_S = 3.0
+REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -362,7 +364,7 @@ def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babyl
 
 
 def failure_reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """First line of the error of a run's first failed step, or None."""
+    """The error of a run's first failed step on one line, or None."""
     try:
         entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     except storage_errors():
@@ -375,5 +377,5 @@ def failure_reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
         if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
             return "it was interrupted; what it had finished is kept, and the same run again goes on"
         given = failed.user_failure_data.description if failed.user_failure_data is not None else error and error.message
-        return first_line(given or "", "no reason was recorded")
+        return shortened(given or "no reason was recorded", REASON_CHARACTERS)
     return None

@@ -73,9 +73,8 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
         def on_step(step: StepMetrics) -> None:
             tracker.step(step)
             babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
-            context.log.info(
-                f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
-            )
+            done = f"iteration {step.iteration}, optimizer step {step.step} of {step.steps}"
+            context.log.info(f"{done}: loss {step.loss:.4f}, {step.trainable_tokens} tokens")
 
         def on_preflight(batch: Batch) -> None:
             for line in _preflight(batch):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from babylon_rl.assets.resources import ENDED_TAG, LOST, TAKEN_OVER, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, GOES_ON_AFTER_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.instance import HELD
 from babylon_rl.judge.judge_store import spent_until
 from babylon_rl.serving.dagster_client import PARTITION_TAG
@@ -40,7 +40,8 @@ class Runs:
     """The runs of one batch, as Dagster records them.
 
     ``live``: one is alive. ``attempt``: the number of the next. ``failed``, and of these ``deaths`` and ``lost``: since the last finished
-    iteration. ``seen_at``: the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any.
+    iteration. ``seen_at``: the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any. ``newest``:
+    the newest run's id.
     """
 
     live: bool
@@ -50,6 +51,7 @@ class Runs:
     lost: int
     seen_at: datetime
     ended: str | None
+    newest: str | None
 
     @property
     def hopeless(self) -> bool:
@@ -81,7 +83,13 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
         lost=failed.count(LOST),
         seen_at=max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])]),
         ended=records[0].dagster_run.tags.get(ENDED_TAG) if records else None,
+        newest=records[0].dagster_run.run_id if records else None,
     )
+
+
+def goes_on_after(run_id: str | None) -> dict[str, str]:
+    """Tag of a run that goes on where another ended; empty for the first run of a batch."""
+    return {} if run_id is None else {GOES_ON_AFTER_TAG: run_id}
 
 
 def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:

@@ -8,7 +8,7 @@ import dagster as dg
 
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import END_OF_HOURS, batches, end_of_hours
-from babylon_rl.assets.resources import ENDED_TAG, LOST, WAITS, Babylon
+from babylon_rl.assets.resources import ENDED_TAG, LOST, WAITS, Babylon, failure_reason
 from babylon_rl.assets.sources import observe, report
 from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.batch_runs import (
@@ -17,6 +17,7 @@ from babylon_rl.automation.batch_runs import (
     evidence_is_tried_again,
     evidence_key,
     evidence_runs,
+    goes_on_after,
     in_words,
     judge_asked_at,
     naive,
@@ -65,16 +66,16 @@ MOST_OBSERVATIONS = 500
 SWEPT = "swept"
 SENSOR_TAG = "dagster/sensor_name"
 RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
-_READ = "Read the run's page in the UI (Runs, the red one) and mend what it names. "
-_NIGHTLY = "It runs again next night by itself, or launch it at once."
+_READ = "Read the page of the run in Dagster's UI (Runs) and correct the cause. "
+_NIGHTLY = "The job runs again next night by itself; it can be launched at once."
 _AGAIN = {
-    TRAIN_JOB: f"Its batch is trained; then materialize {', '.join(EVIDENCE_ASSETS)} of it.",
+    TRAIN_JOB: f"Its batch is trained: then materialize {', '.join(EVIDENCE_ASSETS)} of the batch.",
     cleanup_job.name: _NIGHTLY,
     JUDGE_REPORT_JOB: _NIGHTLY,
     OBSERVE_JOB: _NIGHTLY,
-    AB_TEST_JOB: "It runs again within the hour while a test runs, or launch it at once.",
+    AB_TEST_JOB: "The job runs again within the hour while a test runs; it can be launched at once.",
 }
-_HOURS_AGAIN = "Its hours are tried again every hour by themselves, or materialize them at once."
+_HOURS_AGAIN = "Its hours are tried again every hour by themselves; they can be materialized at once."
 
 
 @dg.sensor(
@@ -138,7 +139,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             else:
                 # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
                 key = f"{batch.batch_id}/{runs.attempt}"
-                assets, tags = trained_keys(babylon.settings), training_tags(babylon.settings, batch.backend)
+                assets, tags = trained_keys(babylon.settings), training_tags(babylon.settings, batch.backend) | goes_on_after(runs.newest)
                 requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=assets, tags=tags))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
@@ -170,7 +171,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
                 continue
             selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
             run_key = f"{prefix}{next_number(own, prefix)}"
-            tags = job_tags(babylon.settings, EVIDENCE)
+            tags = job_tags(babylon.settings, EVIDENCE) | goes_on_after(records[0].dagster_run.run_id if records else None)
             request = dg.RunRequest(run_key=run_key, partition_key=batch_id, asset_selection=selection, tags=tags)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
         reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand.")
@@ -263,7 +264,9 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 )
 def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     with babylon.database.connect(autocommit=True) as connection:
-        return dg.SkipReason(send_alerts(connection, babylon.settings, babylon.now()).sentence)
+        sent = send_alerts(connection, babylon.settings, babylon.now(), context.cursor)
+        context.update_cursor(sent.looked)
+        return dg.SkipReason(sent.sentence)
 
 
 @dg.run_failure_sensor(
@@ -288,10 +291,17 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
             # finish_evidence asks for it again.
             if batch.batch_id in undecided_batches(connection, now) and evidence_is_tried_again(evidence_runs(runs, batch.batch_id)):
                 return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
-        what = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START) or "no partition"
-        says = f"Run {run.run_id} of {run.job_name} ({what}) failed: {context.failure_event.message}"
+        part = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START)
+        reason = failure_reason(context.instance, run.run_id) or context.failure_event.message or "no reason was recorded."
+        says = f"Run {run.run_id} of {_job_words(run)}{f' ({part})' if part else ''} failed: {reason}"
         raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, _advice(run), now)
     return dg.SkipReason(f"Noted {run.run_id}.")
+
+
+def _job_words(run: dg.DagsterRun) -> str:
+    # A run of assets alone has a job of Dagster's own.
+    names = sorted(key.to_user_string() for key in run.asset_selection or ())
+    return ", ".join(names) if names and run.job_name.startswith("__") else run.job_name
 
 
 def _advice(run: dg.DagsterRun) -> str:

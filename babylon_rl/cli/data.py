@@ -161,7 +161,7 @@ def _verdict(summaries: Sequence[WindowSummary], lookback_start: str, settings: 
     if len(ready) < READY_WINDOWS:
         return f"Not ready: {len(ready)} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
     older = sum(window < lookback_start for window in ready)
-    beyond = f" {older} of them are beyond LOOKBACK_HOURS ({settings.lookback_hours}): only --from and --to train them." if older else ""
+    beyond = f" Beyond LOOKBACK_HOURS ({settings.lookback_hours}): {older} of them, which only --from and --to train." if older else ""
     return f"READY FOR TRAINING: {len(ready)} windows with {READY_AGENTS}+ agents.{beyond}"
 
 

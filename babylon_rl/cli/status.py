@@ -76,7 +76,7 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
             f"{rollout.version} {rollout.state} at {rollout.percentage:g} % since {rollout.step_since}" + (guards and f": {guards}"),
         )
     for alert in found.alerts:
-        yield "alert", f"{alert.cause}: {alert.says} {alert.advice}"
+        yield "notice" if alert.notice else "alert", f"{alert.cause}: {alert.says} {alert.advice}"
     health = found.automation.health
     # The label stands beside the first line of the block. Weights & Biases is no part of a healthy system and cannot fail it.
     for name, words in health.details.items():
@@ -91,7 +91,7 @@ def _training(found: StatusDocument) -> str:
     if progress is None:
         return "none under way"
     loss = next((loss for loss in reversed(progress.losses) if loss is not None), None)
-    text = f"{progress.batch_id} is {progress.state}, {progress.fraction:.0%}, iteration {progress.iteration} of {progress.iterations}"
+    text = f"{progress.batch_id} is {progress.state}, {progress.fraction:.0%} done, {progress.activity}"
     text += "" if loss is None else f", loss {loss:.4f}"
     if progress.eta_seconds is None:
         return f"{text}; its end is not known: no training of this kind has been completed"

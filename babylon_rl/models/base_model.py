@@ -94,6 +94,11 @@ def base_model_dir(settings: Settings) -> Path:
     return final
 
 
+def is_converting(settings: Settings) -> bool:
+    """True while a process of this state directory converts the packaged model."""
+    return any((settings.home / "models").glob(f".{DIRECTORY}-*"))
+
+
 def base_model_name(settings: TrainingSettings) -> str:
     """Name of the CPU base: the last part of LOCAL_BASE_MODEL, else the packaged model's."""
     configured = settings.local_base_model

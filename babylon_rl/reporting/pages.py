@@ -5,6 +5,7 @@ inline SVG (templates/charts.html.j2) in the colours of the page's style: they f
 Their coordinates are rounded to a tenth of a pixel and long series thinned, so that the size of a picture has a bound.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from babylon_rl.reporting.numbers import DASH, MINUS, dollars, moment, number, percent, shortened, ticks_of
 
@@ -39,13 +40,18 @@ def _environment(directory: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(shortened=shortened, pixels=pixels)
+    environment.filters.update(shortened=shortened, pixels=pixels, with_code=with_code)
     environment.globals.update(
         dollars=dollars, percent=percent, number=number, moment=moment, ticks_of=ticks_of, DASH=DASH, MINUS=MINUS,
         Scale=Scale, line_points=line_points, scatter_offset=scatter_offset, thinned=thinned,
         style=Markup((TEMPLATES / "style.css").read_text("utf-8")),
     )  # fmt: skip
     return environment
+
+
+def with_code(sentence: str) -> Markup:
+    """Escaped HTML of a sentence; what it has between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_clean(sentence)))))
 
 
 def _clean(value: Any) -> Any:

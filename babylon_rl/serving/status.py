@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from babylon_rl.errors import NoTrainer
 from babylon_rl.judge.prompt.templates import judge_version
+from babylon_rl.models.base_model import is_converting
 from babylon_rl.serving import status_shapes as shapes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.alerts import read_alerts
@@ -28,7 +29,7 @@ from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.lifecycle import fit_durations, progress_of
+from babylon_rl.training.lifecycle import BatchProgress, fit_durations, progress_of
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.tracking import refusal
 from babylon_rl.types import BenchmarkReport
@@ -57,7 +58,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             automation=automation,
             # A status request must not count a large table anew: the counts of automation are enough.
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
-            progress=None if current is None else _progress(connection, current, batches, now),
+            progress=None if current is None else progress_document(connection, settings, current, batches, now),
             judge=_judge(connection, settings, now, judged),
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
@@ -107,17 +108,31 @@ def _automation(
     )  # fmt: skip
 
 
-def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], now: datetime) -> shapes.ProgressDocument:
+def progress_document(
+    connection: Connection, settings: Settings, current: Batch, batches: Sequence[Batch], now: datetime
+) -> shapes.ProgressDocument:
+    """Progress of an unfinished batch; ``batches`` are the past ones whose durations tell its end."""
     fit = fit_durations(batches, current.backend)
     progress = progress_of(current, read_steps(connection, current.batch_id), fit, now)
     remaining_s = progress.remaining_s
     return shapes.ProgressDocument(
-        batch_id=current.batch_id, state=current.state, fraction=round(progress.fraction, 4), iteration=progress.finished,
-        iterations=progress.iterations, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
+        batch_id=current.batch_id, state=current.state, activity=_activity(settings, current, progress),
+        fraction=round(progress.fraction, 4), iteration=progress.finished, iterations=progress.iterations, step=progress.step,
+        steps=progress.steps, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
         eta_seconds=None if remaining_s is None else round(remaining_s, 1),
         eta_at=None if remaining_s is None else moment(now + timedelta(seconds=round(remaining_s))),
         eta_error=None if fit is None or fit.error is None else round(fit.error, 4), fitted_to=0 if fit is None else fit.runs,
     )  # fmt: skip
+
+
+def _activity(settings: Settings, current: Batch, progress: BatchProgress) -> str:
+    if current.state == "training" and progress.steps:
+        return f"iteration {progress.finished + 1} of {progress.iterations}, optimizer step {progress.step} of {progress.steps}"
+    if current.state in ("preparing", "scoring", "training") and is_converting(settings):
+        return "converts the weights of its base model, once"
+    words = {"pending": "waits for a run", "preparing": "reads its episodes", "scoring": "judges its hours"}
+    words |= {"training": f"prepares iteration {progress.finished + 1} of {progress.iterations}", "uploading": "publishes its checkpoint"}
+    return words.get(current.state, current.state)
 
 
 def _judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:

@@ -48,16 +48,20 @@ class DataCollection(Shape):
 class ProgressDocument(Shape):
     """Progress of the current job.
 
-    ``fraction`` is 0 to 1, its end as fitted to ``fittedTo`` past runs and to its own pace.
+    ``fraction`` is 0 to 1, by optimizer steps, its end as fitted to ``fittedTo`` past runs and to its own pace. ``step`` of ``steps`` are
+    those of the iteration that runs, ``iteration`` the finished ones; ``activity`` says in words what the job does.
 
     ``etaError``: mean relative error with which past runs predict each other; null below two.
     """
 
     batch_id: str
     state: str
+    activity: str
     fraction: float
     iteration: int
     iterations: int
+    step: int
+    steps: int
     losses: list[float | None]
     elapsed_seconds: float
     eta_seconds: float | None
@@ -144,11 +148,12 @@ class RolloutDocument(Shape):
 
 
 class AlertDocument(Shape):
-    """An alert whose cause lasts; ``sentAt`` is null while no channel has it."""
+    """An alert whose cause lasts; ``sentAt`` is null while no channel has it. A notice asks nothing of a person."""
 
     cause: str
     says: str
     advice: str
+    notice: bool
     first_seen_at: Time | None
     sent_at: Time | None
 

@@ -11,6 +11,7 @@ from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 AGAIN_AFTER = timedelta(days=1)
+ROLLBACK_DONE = "rollback_done"  # by a person, who knows of it
 FORGOTTEN_AFTER = timedelta(days=7)  # events are seen, and a late channel is served, for so long
 
 # ``anew``: its last end is long ago, or it ended before it was due.
@@ -74,6 +75,11 @@ class StoredAlert:
     def open(self) -> bool:
         """True while the cause lasts."""
         return self.resolved_at is None
+
+    @property
+    def notice(self) -> bool:
+        """True if nothing is wrong and nothing is to be done."""
+        return self.kind == ROLLBACK_DONE
 
 
 _ALERTS = f"SELECT {listed(columns_of(StoredAlert))} FROM babylon_rl.alerts "

@@ -48,6 +48,11 @@ class TrainingStep:
         # A crash leaves no metrics; ``pause_step`` does.
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
+    @property
+    def planned_steps(self) -> int | None:
+        """Number of optimizer steps that an iteration which runs will have; None before its first."""
+        return (self.metrics or {}).get("steps")
+
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     """Write the row of an iteration before it starts."""
@@ -61,17 +66,20 @@ def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> Non
     )
 
 
-def note_optimizer_steps(connection: Connection, batch_id: str, iteration: int, attempt: int, steps: Sequence[Mapping[str, float]]) -> None:
-    """Store the optimizer steps of an iteration so far, each with its ``loss``, for people who watch."""
+def note_optimizer_steps(
+    connection: Connection, batch_id: str, iteration: int, attempt: int, taken: Sequence[Mapping[str, float]], steps: int
+) -> None:
+    """Store the optimizer steps of an iteration so far, of ``steps``, each with its ``loss``, for people who watch."""
     # JSON has no NaN.
-    finite = [{name: value for name, value in step.items() if math.isfinite(value)} for step in steps]
+    finite = [{name: value for name, value in step.items() if math.isfinite(value)} for step in taken]
     with own_transaction(connection):
         connection.execute(
             """
-            UPDATE babylon_rl.training_steps SET "losses" = %s, "optimizerSteps" = %s
+            UPDATE babylon_rl.training_steps
+            SET "losses" = %s, "optimizerSteps" = %s, "metrics" = COALESCE("metrics", '{}') || jsonb_build_object('steps', %s::int)
             WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
             """,
-            [[step["loss"] for step in steps], Jsonb(finite), batch_id, iteration, attempt],
+            [[step["loss"] for step in taken], Jsonb(finite), steps, batch_id, iteration, attempt],
         )
 
 

@@ -238,8 +238,6 @@ _LOG = logging.getLogger(__name__)
 RESULT_FILE = "iteration.json"
 WORK = ".work"
 HEARTBEAT_EVERY_S = 10.0
-# As the game's monitors show a batch; within ``training`` by finished iterations.
-FRACTIONS = {"pending": 0.0, "preparing": 0.1, "scoring": 0.3, "training": 0.6, "uploading": 0.9, "completed": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,13 +372,16 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     taken: list[dict[str, float]] = []
+    steps = 0
 
     def note_taken() -> None:
-        note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken)
+        note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken, steps)
 
     beat = run.rare_beat(note_taken)
 
     def step(metrics: StepMetrics) -> None:
+        nonlocal steps
+        steps = metrics.steps
         taken.append(metrics.metrics | {"loss": metrics.loss, "trainableTokens": metrics.trainable_tokens})
         beat()
         on_step(metrics)
@@ -493,11 +494,16 @@ class DurationFit:
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """Progress of a batch; ``remaining_s`` is None where nothing is known yet."""
+    """Progress of a batch, by optimizer steps; ``remaining_s`` is None where nothing is known yet.
+
+    ``step`` of ``steps`` are those of the iteration that runs, 0 before its first.
+    """
 
     fraction: float
     finished: int
     iterations: int
+    step: int
+    steps: int
     elapsed_s: float
     remaining_s: float | None
     losses: Sequence[float | None]
@@ -529,19 +535,22 @@ def progress_of(batch: Batch, steps: Sequence[TrainingStep], fit: DurationFit | 
     iterations = max(1, iterations_of(batch))
     done = {step.iteration: step for step in steps if step.finished_at is not None}
     losses = [done[number].loss for number in sorted(done)]
-    share = min(1.0, len(done) / iterations)
-    fraction = FRACTIONS.get(batch.state, 0.0)
-    if batch.state == "training":
-        fraction += (FRACTIONS["uploading"] - fraction) * share
+    # Of an iteration that was begun several times the newest start counts.
+    running = next((step for step in reversed(steps) if step.iteration not in done), None)
+    step, of_steps = (0, 0) if running is None else (len(running.losses), running.planned_steps or 0)
+    share = min(1.0, (len(done) + (step / of_steps if of_steps else 0.0)) / iterations)
+    fraction = 1.0 if batch.state in ("uploading", "completed") else share
     elapsed_s = 0.0 if batch.started_at is None else max(0.0, (now - batch.started_at).total_seconds())
     total_s = None if fit is None else fit.seconds(batch.trajectories)
-    ended = max((step.finished_at for step in done.values() if step.finished_at is not None), default=None)
-    if ended is not None and batch.started_at is not None:
+    if share and batch.started_at is not None:
+        # Losses are stored with a heartbeat.
+        ended = [step.finished_at for step in done.values() if step.finished_at is not None] + [batch.heartbeat_at] * bool(step)
+        began = min(step.started_at for step in steps)
         # The run's own pace weighs as much as is done, so that one early iteration does not throw the estimate about.
-        own_s = (ended - batch.started_at).total_seconds() / share
+        own_s = (began - batch.started_at).total_seconds() + (max(ended) - began).total_seconds() / share
         total_s = own_s if total_s is None else share * own_s + (1 - share) * total_s
     remaining_s = None if total_s is None else max(0.0, total_s - elapsed_s)
-    return BatchProgress(fraction, len(done), iterations, elapsed_s, remaining_s, losses)
+    return BatchProgress(fraction, len(done), iterations, step, of_steps, elapsed_s, remaining_s, losses)
 
 
 def _line(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:

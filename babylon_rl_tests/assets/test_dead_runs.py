@@ -9,7 +9,18 @@ import pytest
 
 from babylon_rl.assets import resources
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.resources import BATCH_TAG, ENDED_TAG, LOST, SILENT_S, TAKEN_OVER, VERSION_TAG
+from babylon_rl.assets.resources import (
+    BATCH_TAG,
+    COMES_BACK,
+    ENDED_TAG,
+    GOES_ON_AFTER_TAG,
+    INTERRUPTED,
+    LOST,
+    SILENT_S,
+    TAKEN_OVER,
+    VERSION_TAG,
+    failure_reason,
+)
 from babylon_rl.automation.batch_runs import FAILURE_REASON_TAG
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
@@ -51,7 +62,8 @@ def test_a_batch_whose_runs_were_lost_with_their_machine_goes_on_and_is_not_give
         hold(ready, run, name)
         assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
         looked(ready)
-        assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/{attempt + 1}"
+        (request,) = ask(ready, start_training).run_requests
+        assert (request.run_key, request.tags[GOES_ON_AFTER_TAG]) == (f"{batch}/{attempt + 1}", run)
 
 
 def test_a_process_elsewhere_is_dead_once_it_is_silent_and_one_of_this_machine_never_while_it_runs(ready: Bench):
@@ -128,6 +140,18 @@ def test_every_run_says_that_it_is_alive_and_a_verdict_from_elsewhere_stops_it(r
     with pytest.raises((KeyboardInterrupt, dg.DagsterExecutionInterruptedError)):
         Bench(ready.instance, whose).run("train", batch, asset_selection=TRAINING)
     assert [found.holder for found in seen] == [own_name()]
+    # Its page says that it comes back, and how to prevent that.
+    (ended,) = ready.instance.get_runs(dg.RunsFilter(tags={ENDED_TAG: INTERRUPTED}))
+    assert COMES_BACK in [entry.user_message for entry in ready.instance.all_logs(ended.run_id)]
+
+
+def test_the_reason_of_a_failed_run_is_whole_and_on_one_line(bench: Bench):
+    @dg.asset
+    def odd() -> None:
+        raise ValueError("Partition range batch-0 to batch-0 is\n  no range.")
+
+    failed = dg.materialize([odd], instance=bench.instance, raise_on_error=False)
+    assert failure_reason(bench.instance, failed.run_id) == "ValueError: Partition range batch-0 to batch-0 is no range."
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.resources import ENDED_TAG, WAITS
+from babylon_rl.assets.resources import ENDED_TAG, GOES_ON_AFTER_TAG, WAITS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, start_training
 from babylon_rl.errors import ModelUnavailable
@@ -42,8 +42,8 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     ask(ready, end_dead_runs)
     for attempt in (2, 3, 4):  # one that was lost with its machine does not count
         (request,) = ask(ready, finish_evidence).run_requests
-        assert request.run_key == f"{batch}/benchmark/{attempt}"
-        add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
+        assert request.run_key == f"{batch}/benchmark/{attempt}" and request.tags[GOES_ON_AFTER_TAG] == lost
+        lost = add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
     assert "given up after 3 runs" in ask(ready, finish_evidence).skip_message
 
 

@@ -88,7 +88,7 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
         rows = connection.execute("SELECT cause, says, advice FROM babylon_rl.alerts").fetchall()
         assert sorted(cause for cause, *_ in rows) == ["run_failed/hours 2025-10-31", "run_failed/score 2025-10-31"]
         assert "The disk is full." in rows[0][1]
-        assert rows[0][2].endswith("Its hours are tried again every hour by themselves, or materialize them at once.")
+        assert rows[0][2].endswith("Its hours are tried again every hour by themselves; they can be materialized at once.")
         completed(connection, "batch-2", 1, 1)
         assert send_alerts(connection, bench.babylon.settings, NOW).sentence == "Nothing to send."  # no channel is set
     # finish_evidence asks for the evidence of a completed batch three times.
@@ -99,8 +99,8 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
     with bench.babylon.database.connect() as connection:
         rows = connection.execute("SELECT cause, advice FROM babylon_rl.alerts WHERE cause LIKE 'run_failed/%%'").fetchall()
     ends = {cause.split("/")[1].split()[0]: advice.split(". ", 1)[1] for cause, advice in rows}
-    assert ends["train"] == "Its batch is trained; then materialize benchmark_report, released_model, leaderboard of it."
-    assert ends["cleanup"] == "It runs again next night by itself, or launch it at once."
+    assert ends["train"] == "Its batch is trained: then materialize benchmark_report, released_model, leaderboard of the batch."
+    assert ends["cleanup"] == "The job runs again next night by itself; it can be launched at once."
 
 
 @pytest.mark.long

@@ -70,7 +70,7 @@ def test_windows_beyond_the_look_back_are_named_in_the_verdict(sample_database: 
                FROM trajectories t LIMIT 1"""
         )
     ready = before.removeprefix("READY FOR TRAINING: ").partition(" ")[0]
-    assert ask("windows")["verdict"] == f"{before} {ready} of them are beyond LOOKBACK_HOURS (168): only --from and --to train them."
+    assert ask("windows")["verdict"] == f"{before} Beyond LOOKBACK_HOURS (168): {ready} of them, which only --from and --to train."
 
 
 def test_state_of_each_window(sample_database: Database, settings: Settings, ask: Ask) -> None:

@@ -41,7 +41,8 @@ def _fill(url: str) -> None:
         assert batch is not None
         begun = TrainingStep(1, 1, "dry", 0, batch.windows[:1], 1, NOW, None, None, None, None, None)
         begin_step(connection, batch.batch_id, begun)
-        note_optimizer_steps(connection, batch.batch_id, 1, 1, [{"loss": loss, "ratio": 1.5, "trainableTokens": 7} for loss in (0.5, 0.25)])
+        taken = [{"loss": loss, "ratio": 1.5, "trainableTokens": 7} for loss in (0.5, 0.25)]
+        note_optimizer_steps(connection, batch.batch_id, 1, 1, taken, 2)
         connection.commit()
         for model, gain in (("base", -3.0), ("v1.0.0", 5.0)):
             results = [_result(f"s{number}", gain + number) for number in range(3)]

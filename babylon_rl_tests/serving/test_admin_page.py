@@ -20,6 +20,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.alerts import see
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key
 from babylon_rl.store.database import Database
+from babylon_rl.store.write_ahead import note_optimizer_steps
 from babylon_rl.windows import HOUR, utc_now, window_of, window_start
 from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_trajectory
 from babylon_rl_tests.serving.admin_rows import BATCH, HOSTILE_ID, HOSTILE_TEXT, MEASURED, fill, note_step, trade
@@ -110,6 +111,15 @@ def test_guards_arms_reasons_links_and_alerts_are_those_of_the_database(admin: A
     assert re.findall(r'role="alert"><strong>(.*?)</strong> (.*?)</p>', page) == [("The quality is 50 %.", "Look at the rows.")]
 
 
+def test_a_notice_is_no_alert_and_commands_are_code(admin: AdminServer, database: Database) -> None:
+    advice, before = "`babylon-rl <models>` shows it.", utc_now() - HOUR
+    with database.connect(autocommit=True) as connection:
+        see(connection, "rollback_done", "rollback_done/v1", "v1 was rolled back.", advice, before, timedelta(0))
+    page = asked(f"{admin.url}/admin")[2]
+    assert '<p class="note" role="status"><strong>v1 was rolled back.</strong> <code>babylon-rl &lt;models&gt;</code> shows it.</p>' in page
+    assert 'role="alert"' not in page and "`" not in page
+
+
 def test_decisions_of_an_agent_are_shown_as_data(admin: AdminServer) -> None:
     status, _, page = asked(f"{admin.url}/admin/agent?id={urllib.parse.quote(HOSTILE_ID)}")
     assert status == 200 and "<script" not in page and "<img" not in page
@@ -139,6 +149,10 @@ def test_trades_without_prompts_are_shown_with_times_and_results(admin: AdminSer
 def test_the_live_part_follows_the_training(admin: AdminServer, database: Database) -> None:
     before = admin.get("/admin/live.json").body
     assert before["state"] == f"{BATCH} training" and "40 so far; last 0.5100" in before["training"]
+    assert "0 % done: prepares iteration 1 of 4" in before["training"]
+    with database.connect(autocommit=True) as connection:
+        note_optimizer_steps(connection, BATCH, 1, 1, [{"loss": 0.9}] * 8, 20)
+    assert "10 % done: iteration 1 of 4, optimizer step 8 of 20" in admin.get("/admin/live.json").body["training"]
     note_step(database, [0.9, 0.25])
     assert "2 so far; last 0.2500" in admin.get("/admin/live.json").body["training"]
 

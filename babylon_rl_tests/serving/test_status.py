@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from pydantic import SecretStr
 
 from babylon_rl.cli import run
+from babylon_rl.models.base_model import DIRECTORY
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store import training_status
@@ -22,6 +23,7 @@ from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.registry import note_tracking_refusal
 from babylon_rl.store.releases import insert_rollout
 from babylon_rl.store.scores import Quarantined, keep_pending, quarantine
+from babylon_rl.store.write_ahead import note_optimizer_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
@@ -68,6 +70,7 @@ def busy(connection: Any, settings: Settings, read_sample: Database) -> str:
             ' "startedAt", "finishedAt", "loss") VALUES (%s, %s, %s, \'dry\', 0, \'{}\', 1, %s, %s, %s)',
             [frozen.batch_id, iteration, attempt, NOW - 9 * MINUTE, NOW - 4 * MINUTE if loss else None, loss],
         )
+    note_optimizer_steps(connection, frozen.batch_id, 2, attempt, [{"loss": 0.7}, {"loss": 0.6}], 4)
     report = [{"model": "v1.0.1", "improvement": 40.5, "improvementLow": 10.0, "improvementHigh": 71.0}, {"model": "base"}]
     connection.execute(
         'INSERT INTO babylon_rl.benchmark_reports ("batchId", "version", "reference", "decision", "reason", "markets", "minImprovement",'
@@ -142,8 +145,8 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
         'SELECT count(*)::int AS n, avg("totalReward")::float8 AS r, avg("episodeLength")::float8 AS l, avg("durationMs")::float8 AS d'
         " FROM trajectories",
     )
-    # One of three iterations is done after 6 of 10 minutes; the past runs say 6 s a trajectory, exactly.
-    eta_s = 6 * 60 * 3 / 3 + 6.0 * jobs[0]["trajectories"] * 2 / 3 - 600
+    # One and a half of three iterations are done, a minute to begin with and 5 for them; the past runs say 6 s a trajectory, exactly.
+    eta_s = (60 + 5 * 60 * 2) / 2 + 6.0 * jobs[0]["trajectories"] / 2 - 600
     health = found["automation"]["health"]
     assert health["details"].pop("storage").endswith(f" GB free at {settings.home}/checkpoints")
     # Every field of the document stands here: one that is added or left out fails.
@@ -176,7 +179,8 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
             "ready": False, "reason": "Need more scenario groups (3/10 minimum)", "countedAt": None,
         },
         "progress": {
-            "batchId": busy, "state": "training", "fraction": 0.7, "iteration": 1, "iterations": 3, "losses": [0.75],
+            "batchId": busy, "state": "training", "activity": "iteration 2 of 3, optimizer step 2 of 4", "fraction": 0.5,
+            "iteration": 1, "iterations": 3, "step": 2, "steps": 4, "losses": [0.75],
             "elapsedSeconds": 600.0, "etaSeconds": pytest.approx(eta_s, abs=0.1),
             "etaAt": shown(NOW + timedelta(seconds=round(eta_s))), "etaError": pytest.approx(0.0, abs=1e-6), "fittedTo": 3,
         },
@@ -201,7 +205,7 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
         },
         "alerts": [
             {
-                "cause": "quality_fell", "says": "It is low.", "advice": "Look.", "firstSeenAt": shown(NOW - HOUR),
+                "cause": "quality_fell", "says": "It is low.", "advice": "Look.", "notice": False, "firstSeenAt": shown(NOW - HOUR),
                 "sentAt": shown(NOW - MINUTE),
             }
         ],
@@ -214,6 +218,26 @@ def test_every_field_agrees_with_the_database(busy: str, connection: Any, settin
         "timestamp": shown(NOW),
     }  # fmt: skip
     assert came["day"] > 0 and len(jobs) == 4 and [model["parent"] for model in models] == [None, None, "v1.0.0", None]
+
+
+def test_no_step_is_no_progress_and_a_conversion_of_weights_has_its_word(connection: Any, settings: Settings) -> None:
+    frozen = freeze(connection, settings, NOW, max_trajectories=200, seed=1, minimum=0, settled=False).batch
+    assert frozen is not None
+    connection.commit()
+
+    def shown(state: Any) -> tuple[float, str]:
+        if state != "pending":
+            move_batch(connection, frozen.batch_id, state, NOW)
+        progress = status_document(connection, settings, NOW).progress
+        assert progress is not None
+        return progress.fraction, progress.activity
+
+    assert [shown(state) for state in ("pending", "preparing", "scoring", "training")] == [
+        (0.0, "waits for a run"), (0.0, "reads its episodes"), (0.0, "judges its hours"), (0.0, "prepares iteration 1 of 3")
+    ]  # fmt: skip
+    converting = settings.home / "models" / f".{DIRECTORY}-x1"
+    converting.mkdir(parents=True)
+    assert shown("training") == (0.0, "converts the weights of its base model, once")
 
 
 def test_an_empty_database_has_a_status(database: Database, settings: Settings) -> None:

@@ -148,7 +148,8 @@ def test_a_command_whose_database_stays_away_ends_with_a_sentence(
 FULL = """
     CREATE FUNCTION babylon_dagster.full() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN RAISE EXCEPTION ''could not extend file: No space left on device'' USING ERRCODE = ''disk_full''; END';
-    CREATE TRIGGER full_disk BEFORE INSERT ON babylon_dagster.event_logs FOR EACH ROW EXECUTE FUNCTION babylon_dagster.full();
+    CREATE TRIGGER full_disk BEFORE INSERT ON babylon_dagster.event_logs FOR EACH ROW
+        WHEN (NEW.dagster_event_type = 'STEP_OUTPUT') EXECUTE FUNCTION babylon_dagster.full();
 """
 
 

@@ -1,6 +1,7 @@
 """Alerts: each cause is sent once to every channel, through outages of the receiver."""
 
 import json
+import re
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl import alerts
-from babylon_rl.alerts import raise_alert, send_alerts, send_test
+from babylon_rl.alerts import message, raise_alert, send_alerts, send_test
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import send_alerts_sensor
 from babylon_rl.cli import run
@@ -22,6 +23,8 @@ from babylon_rl.training.batches import cancel_batch, fail_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import window_of
 from babylon_rl_tests.alert_receiver import alert_receiver
+from babylon_rl_tests.assets.conftest import COUNTED
+from babylon_rl_tests.plans import RecordedDatabase
 from babylon_rl_tests.training.sample import NOW
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -63,7 +66,7 @@ def test_a_failed_training_is_sent_once_with_what_to_do(tick, receiver, connecti
     assert tick(NOW + MINUTE).sentence == "Nothing to send." == tick(NOW + DAY).sentence
     (body,) = receiver.bodies
     assert body["text"].startswith(f"babylon_rl: Training failed\n{batch_id} (")
-    assert "the loss left its bounds\nWhat to do: `babylon-rl batches`" in body["text"] and "Since 2025-10-30 12:00 UTC." in body["text"]
+    assert "the loss left its bounds.\nWhat to do: Correct the cause" in body["text"] and "Since 2025-10-30 12:00 UTC." in body["text"]
 
 
 def test_a_training_that_a_person_cancelled_is_no_alert(tick, receiver, connection, settings):
@@ -178,17 +181,30 @@ def test_a_spent_judge_budget_tells_how_many_hours_wait(tick, receiver, connecti
     keep_pending(connection, "openai/x", {"2025-10-29T14:00": "JUDGE_BUDGET_USD is 5: ...", "2025-10-29T15:00": "the judge is down"}, NOW)
     connection.commit()
     tick(judge_budget_usd=5.0)
-    assert "$0.00 are spent today, and 1 hours wait" in receiver.bodies[0]["text"]
+    assert "\n$0.00 of JUDGE_BUDGET_USD ($5) is spent today, and 1 hour waits for the judge.\n" in receiver.bodies[0]["text"]
 
 
 def test_rollbacks_by_a_guard_and_by_a_person_are_told_apart(tick, receiver, connection):
-    for number, who in enumerate([AUTOMATION, "ada"]):
+    for number, who in enumerate([AUTOMATION, "cli: ada"]):
         insert_rollout(connection, f"v1.0.{number}", "rolling", "gradual", 10.0, (), None, who="ada", why="new", now=NOW)
         before = read_rollouts(connection, ("rolling",))[0]
         change_rollout(connection, before, replace(before, state="rolled_back"), who=who, why="errors fail", now=NOW)
     connection.commit()
     assert tick().causes == ["guard_tripped/v1.0.0 2025-10-30T12:00:00", "rollback_done/v1.0.1 2025-10-30T12:00:00"]
-    assert "v1.0.1 was rolled back at 10 % of agents by ada: errors fail" in receiver.bodies[1]["text"]
+    guard, person = (body["text"].splitlines() for body in receiver.bodies)
+    assert guard[:2] == [
+        "babylon_rl: A guard stopped a rollout",
+        "v1.0.0 was rolled back by automation, at 10 % of agents. Reason: errors fail.",
+    ]
+    assert guard[2].startswith("What to do: ")
+    # A person knows of it, and nothing is wrong.
+    assert person[:3] == [
+        "babylon_rl, notice: A version was rolled back",
+        "v1.0.1 was rolled back by ada (cli), at 10 % of agents. Reason: errors fail.",
+        "babylon-rl models shows the version that agents get now.",
+    ]
+    assert [alert.kind for alert in read_alerts(connection) if alert.notice] == ["rollback_done"]
+    connection.commit()
     assert tick(NOW + 8 * DAY).causes == [] and not any(alert.open for alert in read_alerts(connection))
 
 
@@ -231,6 +247,48 @@ def test_a_cause_raised_elsewhere_is_sent_by_the_next_tick_and_once(tick, receiv
     assert tick().causes == ["run_failed/9f2c"]
     assert receiver.bodies[0]["text"].startswith("babylon_rl: Run failed\nRun 9f2c of hours failed.\nWhat to do: See its log.")
     assert tick(NOW + HOUR).causes == [] and read_alerts(connection)[0].open
+
+
+def test_sentences_end_with_a_full_stop_and_messages_have_no_backticks(connection, settings):
+    connection.execute("TRUNCATE babylon_rl.alerts")
+    fail_a_batch(connection, settings, reason="no `room`")
+    keep_pending(connection, "openai/x", {"2025-10-29T14:00": "JUDGE_BUDGET_USD is 5: ..."}, NOW)
+    insert_rollout(connection, "v1.0.0", "rolling", "gradual", 10.0, (), None, who="ada", why="new", now=NOW)
+    before = read_rollouts(connection, ("rolling",))[0]
+    change_rollout(connection, before, replace(before, state="rolled_back"), who="ada", why="by hand", now=NOW)
+    connection.execute('UPDATE training_batches SET "completedAt" = %s', [NOW - 2 * DAY])
+    connection.commit()
+    connection.autocommit = True
+    send_alerts(connection, settings.model_copy(update={"judge_budget_usd": 5.0}), NOW)
+    alerts = read_alerts(connection)
+    assert {alert.kind for alert in alerts} == {
+        "training_failed", "judge_budget_spent", "rollback_done", "readiness_blocked", "quality_fell",
+    }  # fmt: skip
+    for alert in alerts:
+        assert alert.says.endswith(".") and alert.advice.endswith(".") and ".." not in alert.says
+        assert "`" not in message(alert) and not re.search(r"\b(\w+) \1\b", message(alert))
+
+
+def test_while_nothing_is_written_no_cause_is_looked_for_until_the_next_hour(read_sample, settings, receiver):
+    database = RecordedDatabase(read_sample.url)
+    babylon = settings.model_copy(update={"alert_webhook_url": SecretStr(receiver.url)} | QUIET)
+
+    def looked(now, before):
+        del database.sent[:]
+        with database.connect(autocommit=True) as connection:
+            sent = send_alerts(connection, babylon, now, before)
+            connection.execute(COUNTED)
+        return any("babylon_rl.episodes" in statement.text for statement in database.sent), sent.looked
+
+    did, mark = looked(NOW, None)
+    assert did and looked(NOW + MINUTE, mark) == (False, mark)
+    with database.connect(autocommit=True) as connection:
+        fail_a_batch(connection, settings)
+        connection.execute(COUNTED)
+    did, later = looked(NOW + 2 * MINUTE, mark)
+    assert did and later != mark and len(receiver.bodies) == 1
+    did, hour = looked(NOW + HOUR, later)
+    assert did and hour != later
 
 
 def test_a_test_message_reaches_every_channel(receiver, settings):

@@ -63,7 +63,7 @@ def test_an_iteration_that_was_begun_again_counts_once(connection: Connection, t
     before = optimizer_steps(connection, batch)
     for attempt, losses in ((2, [9.0]), (3, [])):
         begin_step(connection, batch.batch_id, TrainingStep(4, attempt, "dry", 3, [], 1, NOW, None, None, None, None, None))
-        note_optimizer_steps(connection, batch.batch_id, 4, attempt, [{"loss": loss} for loss in losses])
+        note_optimizer_steps(connection, batch.batch_id, 4, attempt, [{"loss": loss} for loss in losses], 9)
     rows = optimizer_steps(connection, batch)
     assert rows[:-1] == before and (rows[-1]["iteration"], rows[-1]["step"], rows[-1]["loss"]) == (4, 7, 9.0)
     assert [step.losses for step in read_steps(connection, batch.batch_id)][-2:] == [[9.0], []]

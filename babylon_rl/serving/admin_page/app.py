@@ -128,7 +128,7 @@ class AdminPage:
 
     def _live(self, connection: Connection, request: Request, client: Client) -> Response:
         """State of the running training as HTML in JSON, and the page's version."""
-        training = training_view(connection)
+        training = training_view(connection, self._settings, utc_now())
         html = render(_HERE / "training.html.j2", training=training)
         state = "" if training is None else f"{training.batch.batch_id} {training.batch.state}"
         return Response(msgspec.json.encode({"training": html, "state": state}), media_type="application/json", headers=_HEADERS)

@@ -14,8 +14,8 @@ from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.judge.prompt.request import plain
 from babylon_rl.serving import ab_tests
-from babylon_rl.serving.status import status_document
-from babylon_rl.serving.status_shapes import StatusDocument
+from babylon_rl.serving.status import PAST_RUNS, progress_document, status_document
+from babylon_rl.serving.status_shapes import ProgressDocument, StatusDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.batches import Batch, read_batches
@@ -81,6 +81,7 @@ class Training:
     """
 
     batch: Batch
+    progress: ProgressDocument | None
     losses: Sequence[float]
     finished: int
     iterations: int
@@ -165,7 +166,7 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> Page
     tree = lineage(models[:MOST_VERSIONS], rollouts)
     test = next(iter(read_tests(connection)), None)
     return PageView(
-        status, bars(status, settings), hour_strip(states), training_view(connection), tree, _bounds(tree),
+        status, bars(status, settings), hour_strip(states), training_view(connection, settings, now), tree, _bounds(tree),
         max(0, len(models) - MOST_VERSIONS), release_view(connection, models),
         None if test is None else ab_tests.report(connection, test.name, settings), newest_agents(connection, list(states)),
     )  # fmt: skip
@@ -186,9 +187,9 @@ def _counted(name: str, have: int, need: int) -> Bar:
     return Bar(name, have, need, f"{have:,} of {need:,}")
 
 
-def training_view(connection: Connection) -> Training | None:
+def training_view(connection: Connection, settings: Settings, now: datetime) -> Training | None:
     """The training that runs, else the newest one."""
-    batches = read_batches(connection, limit=20)
+    batches = read_batches(connection, limit=PAST_RUNS)
     # The oldest live one trains, the others wait behind it.
     batch = next((one for one in reversed(batches) if one.live), batches[0] if batches else None)
     if batch is None:
@@ -196,7 +197,8 @@ def training_view(connection: Connection) -> Training | None:
     # Of an iteration that was begun several times the newest start counts.
     steps = {step.iteration: step for step in read_steps(connection, batch.batch_id)}.values()
     losses = [loss for step in steps for loss in (step.losses or ([] if step.loss is None else [step.loss])) if math.isfinite(loss)]
-    return Training(batch, losses, sum(step.finished_at is not None for step in steps), iterations_of(batch))
+    progress = progress_document(connection, settings, batch, batches, now) if batch.live else None
+    return Training(batch, progress, losses, sum(step.finished_at is not None for step in steps), iterations_of(batch))
 
 
 def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
