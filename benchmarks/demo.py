@@ -2,7 +2,7 @@
 
 Copies the tracked files to a temporary directory, runs `make setup`, `make demo` and `make demo` again there, and prints seconds and
 the peak memory of each with all its processes: python benchmarks/demo.py. ``--write`` keeps the demo's result in demo.json, from which
-tests read the output that README.md and the tutorial show.
+tests read the output that README.md shows.
 """
 
 import argparse
