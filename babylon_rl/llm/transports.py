@@ -264,9 +264,10 @@ class LitellmTransport:
         self._timeout_s = timeout_s
         self._litellm = litellm_quietly()
         # litellm follows the environment's proxies, which do not reach this machine's servers; the name in small letters counts first
-        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        name = "no_proxy" if os.environ.get("no_proxy") else "NO_PROXY"
+        direct = os.environ.get(name, "")
         if direct != "*":
-            os.environ["no_proxy"] = ",".join(dict.fromkeys([*filter(None, direct.split(",")), "localhost", "127.0.0.1", "::1"]))
+            os.environ[name] = ",".join(dict.fromkeys([*filter(None, direct.split(",")), "localhost", "127.0.0.1", "::1"]))
         import openai  # after litellm is set up: all its errors are openai's
 
         # Litellm fails with such errors on an answer that is no chat completion.

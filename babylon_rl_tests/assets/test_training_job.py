@@ -36,8 +36,8 @@ def test_preflight_is_said_before_the_first_step_and_kept_with_the_checkpoint(re
     batch = a_batch(ready)
     result = ready.run("train", batch, asset_selection=TRAINING)
     logged = [record.event_log_entry.user_message for record in ready.instance.get_records_for_run(result.run_id).records]
-    said = [message for message in logged if message.startswith(("Training on ", "  Spread of scores", "iteration 1, step 1"))]
-    assert [message.split(" of ")[0] for message in said] == [said[0].split(" of ")[0], "  Spread", "iteration 1, step 1"]
+    said = [message for message in logged if message.startswith(("Training on ", "  Spread of scores", "iteration 1, optimizer step 1"))]
+    assert [message.split(" of ")[0] for message in said] == [said[0].split(" of ")[0], "  Spread", "iteration 1, optimizer step 1"]
     assert re.match(r"Training on \d+ sequences of \d+ episodes in 5 groups", said[0])
     kept = ready.materializations("trained_checkpoint")[batch].metadata["preflight"].value
     assert kept.splitlines()[0] == f"* {said[0]}" and "* Spread of scores in a group: " in kept

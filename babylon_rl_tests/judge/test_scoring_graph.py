@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 from psycopg.pq import TransactionStatus
 
+from babylon_rl.assets.partitions import AS_LOADED
 from babylon_rl.assets.resources import ENDED_TAG, WAITS
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
 from babylon_rl.automation.sensors import start_training
@@ -24,7 +25,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.training.batches import QUARANTINED_REASON, prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
-from babylon_rl.windows import WINDOW_FORMAT, next_window, utc_now
+from babylon_rl.windows import next_window, utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
@@ -259,7 +260,7 @@ def test_hours_before_the_first_partition_are_refused_before_a_judge_is_paid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = filled(database, 2)
-    monkeypatch.setattr("babylon_rl.automation.launch.hours", dg.HourlyPartitionsDefinition(start_date=second, fmt=WINDOW_FORMAT))
+    monkeypatch.setattr("babylon_rl.automation.launch.AS_LOADED", AS_LOADED.model_copy(update={"first_window": second}))
     code, _, said = command("score", "--from", first, "--to", next_window(second), *options)
     assert code == 2 and f"{first} lies before FIRST_WINDOW ({second})" in said and judge.stats()["requests"] == 0
 

@@ -147,7 +147,7 @@ def test_the_asset_shows_the_newest_test(connection, database, settings, version
     start(connection, "first", ["v1.0.0", "v1.0.1"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0}, hours=4)
     made = dg.materialize([ab_test_report], resources=resources).asset_materializations_for_node("ab_test_report")[0].metadata
-    assert "v1.0.1 is shown to earn more" in made["verdict"].value and "data:image/png" in made["course"].value
+    assert "v1.0.1 is shown to earn more" in made["verdict"].value and "data:image/png" in made["pictures"].value
 
 
 @pytest.mark.slow
