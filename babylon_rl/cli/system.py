@@ -164,6 +164,8 @@ def dev(
             + f" ({DEMO_FILE} in the state directory)"
         )
     say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
+    if Path("dagster.yaml").exists():
+        say("Dagster's warning of dagster.yaml in this folder means nothing: it uses the copy with your settings.")
     try:
         address = {"DAGSTER_URL": f"http://{f'[{host}]' if ':' in host else host}:{free}"}
         code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], more=address, migrated=True)

@@ -66,10 +66,6 @@ def test_the_first_visit_begins_without_a_dialog(ui: str):
     assert ask(ui, "{ shouldShowNux }") == {"shouldShowNux": False}
 
 
-def test_a_jobs_page_says_that_conditions_are_off_where_they_are(ui: str):
-    assert ask(ui, "{ instance { autoMaterializePaused } }") == {"instance": {"autoMaterializePaused": True}}
-
-
 def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
     with running_dev(tmp_path / "home") as dev:
         started = [*dev.group(STARTED), dev.postgres()]
@@ -77,8 +73,8 @@ def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
         dev.process.wait()
         # It began on a database without tables, and made them.
         assert "Migrated 127.0.0.1:" in dev.log.read_text()
-        # Dagster's of a dagster.yaml in the working directory, which is the clone.
-        assert "will not be used" not in dev.log.read_text()
+        # Dagster warns of the dagster.yaml in the working directory, which is the clone's.
+        assert "Dagster's warning of dagster.yaml in this folder" in dev.log.read_text()
         said = dev.babylon_rl("stop")
         assert "dagster dev" in said and "embedded database" in said
         assert living(started, 1) == []
