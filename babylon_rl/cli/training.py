@@ -55,7 +55,7 @@ def ready(as_json: JsonOption = False) -> None:
         ["freezable trajectories", state.total_trajectories],
         ["of them in hours without scores", state.unscored_trajectories],
         [f"hours with {settings.training_min_group_size}+ of them", state.scenario_groups],
-        [f"quality of the newest {state.quality.rows} rows", f"{state.quality.mean:.1%}"],
+        *([[f"quality of the newest {state.quality.rows} rows", f"{state.quality.mean:.1%}"]] if state.quality.rows else []),
         *([f"not trainable: {reason}", number] for reason, number in state.not_trainable.items()),
     ]
     least = with_smaller_minimum(settings).training_min_trajectories

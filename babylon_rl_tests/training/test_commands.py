@@ -62,6 +62,7 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     before = command("ready", "--json")
     assert before.returncode == 1
     assert json.loads(before.stdout)["reason"] == "Need 1000 more trajectories"
+    assert "quality of the newest" not in command("ready").stdout, "no row has been read yet"
     trained = command("train", "--iterations", "10", "--epochs", "10", "--seed", "3")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout
