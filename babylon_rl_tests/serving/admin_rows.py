@@ -75,7 +75,7 @@ def fill(database: Database, settings: Settings, hours: int, *, long_ids: bool =
         for version, (pnl, low, high, gain, gain_low, gain_high, reference, decision) in MEASURED.items():
             evidence = {
                 "pnl": pnl, "low": low, "high": high, "improvement": gain, "improvementLow": gain_low, "improvementHigh": gain_high,
-                "reference": reference, "decision": decision, "reason": "as measured",
+                "reference": reference, "decision": decision, "reason": "as measured", "markets": 48,
             }  # fmt: skip
             connection.execute('UPDATE trained_models SET "evalMetrics" = %s WHERE version = %s', [Jsonb({"benchmark": evidence}), version])
             connection.execute(
@@ -100,7 +100,7 @@ def note_step(database: Database, losses: list[float]) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute(
             """INSERT INTO babylon_rl.training_steps ("batchId", "iteration", "attempt", "backend", "stepBefore", "windows", "sequences",
-                   "startedAt", "losses") VALUES (%s, 1, 1, 'cpu', 0, '{}', 10, now(), %s)
+                   "startedAt", "losses", "metrics") VALUES (%s, 1, 1, 'cpu', 0, '{}', 10, now(), %s, '{"steps": 60}')
                ON CONFLICT ("batchId", "iteration", "attempt") DO UPDATE SET "losses" = EXCLUDED."losses" """,
             [BATCH, losses],
         )

@@ -149,7 +149,7 @@ def test_trades_without_prompts_are_shown_with_times_and_results(admin: AdminSer
 def test_the_live_part_follows_the_training(admin: AdminServer, database: Database) -> None:
     before = admin.get("/admin/live.json").body
     assert before["state"] == f"{BATCH} training" and "40 so far; last 0.5100" in before["training"]
-    assert "0 % done: prepares iteration 1 of 4" in before["training"]
+    assert "17 % done: iteration 1 of 4, optimizer step 40 of 60" in before["training"]
     with database.connect(autocommit=True) as connection:
         note_optimizer_steps(connection, BATCH, 1, 1, [{"loss": 0.9}] * 8, 20)
     assert "10 % done: iteration 1 of 4, optimizer step 8 of 20" in admin.get("/admin/live.json").body["training"]
