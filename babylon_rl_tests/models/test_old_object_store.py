@@ -29,7 +29,13 @@ def conditions(status: int, code: str) -> Refusal:
     return lambda environ: (status, code) if "HTTP_IF_NONE_MATCH" in environ else None
 
 
+def ignored_conditions(environ: dict[str, Any]) -> tuple[int, str] | None:
+    environ.pop("HTTP_IF_NONE_MATCH", None)
+    return None
+
+
 REFUSALS: dict[str, Refusal] = {
+    "nothing, and passes over conditions": ignored_conditions,
     "checksums": checksums,
     "deletions without Content-MD5": deletions_without_md5,
     "bulk deletions": lambda environ: (501, "NotImplemented") if deletes_many(environ) else None,
@@ -42,7 +48,7 @@ REFUSALS: dict[str, Refusal] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_server_that_refuses_newer_requests_takes_files_and_deletions(kind: str, object_store: ObjectStore, tmp_path: Path) -> None:
+def test_a_server_that_refuses_or_passes_over_newer_requests_takes_files_and_deletions(kind: str, object_store: ObjectStore, tmp_path: Path) -> None:
     location, source = Location(object_store.bucket()), tmp_path / "file"
     object_store.refuse = REFUSALS[kind]
     source.write_bytes(b"content")
