@@ -72,13 +72,14 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
     ended = threading.Event()
 
     def renew() -> None:
-        holder, stopped = own_name(), False
+        holder, stopped, begins = own_name(), False, True
         while True:
             before = stopped
             try:
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
-                stopped = instance is not None and _is_stopped(instance, run_id)
+                # The first beat does not look: the run has just begun, and writes its tags.
+                stopped = instance is not None and not begins and _is_stopped(instance, run_id)
             # A database error, of Dagster's storage too, says nothing about the run: it goes on.
             except (psycopg.Error, BabylonError):
                 lives = True
@@ -90,6 +91,7 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
                 # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
                 _thread.interrupt_main()
                 return
+            begins = False
             if ended.wait(BEAT_EVERY_S):
                 return
 

@@ -68,5 +68,5 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
 
     batch = json.loads(run_again("batches", "show", result["batchId"]).stdout)
     card = (checkpoint / "README.md").read_text()
-    assert "| Scores by | heuristic |" in card
+    assert "| Scores by | heuristic, version " in card
     assert all(hour["window"] in card and hour["window"] in json.dumps(batch) for hour in windows), "the version is traced to its hours"

@@ -114,7 +114,7 @@ def test_the_page_of_the_report_links_to_the_decisions(play, make_version, datab
         made = job.execute_in_process(instance=instance, partition_key=batch, run_config=QUIET, asset_selection=[key])
     [report] = made.asset_materializations_for_node("benchmark_report")
     assert report.metadata["decisions"].value == str(runs_directory(settings.home, "v1.0.0"))
-    assert report.metadata["look_at_decisions"].value == "`babylon-rl benchmark compare v1.0.0 base --gate --report page`"
+    assert report.metadata["look_at_decisions"].value == "babylon-rl benchmark compare v1.0.0 base --gate --report page"
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ REFUSALS: dict[str, Refusal] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_server_that_refuses_or_passes_over_newer_requests_takes_files_and_deletions(kind: str, object_store: ObjectStore, tmp_path: Path) -> None:
+def test_a_server_that_refuses_or_passes_over_newer_requests_takes_files_and_deletions(
+    kind: str, object_store: ObjectStore, tmp_path: Path
+) -> None:
     location, source = Location(object_store.bucket()), tmp_path / "file"
     object_store.refuse = REFUSALS[kind]
     source.write_bytes(b"content")

@@ -64,7 +64,8 @@ def test_a_run_is_a_trace_of_its_steps_judge_requests_and_iterations(
         bench.instance.add_dynamic_partitions("batch", [batch.batch_id])
         trained = bench.run("train", batch.batch_id, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
         decided = bench.run("train", batch.batch_id, asset_selection=[dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")])
-        failed = bench.run("score", "2025-12-31T23:00", raise_on_error=False)
+        connection.execute("ALTER TABLE babylon_rl.episode_scores RENAME TO gone")
+        failed = bench.run("score", windows[0], raise_on_error=False)
     stop_traces()
     # Its log says the same: what happened to the run's hours, its batch and its version, and why a run failed.
     said = [json.loads(line) for line in out.getvalue().splitlines()]
@@ -75,9 +76,9 @@ def test_a_run_is_a_trace_of_its_steps_judge_requests_and_iterations(
     (gate,) = [line for line in said if line.get("decision")]
     assert gate["event"].startswith(f"the gate's decision on {batch.version} is not_compared: ")
     assert (gate["run"], gate["batch"], gate["version"]) == (decided.run_id, batch.batch_id, batch.version)
-    _, ended = [line for line in said if line["run"] == failed.run_id]
-    assert (ended["level"], ended["window"]) == ("error", "2025-12-31T23:00") and ended["event"].startswith("it failed: ")
-    assert "has not ended" in ended["event"] and KEY not in out.getvalue()
+    *_, ended = [line for line in said if line["run"] == failed.run_id]
+    assert (ended["level"], ended["window"]) == ("error", windows[0]) and ended["event"].startswith("it failed: ")
+    assert "episode_scores" in ended["event"] and KEY not in out.getvalue()
     # The trace of a run has the run's own id, a step in it, and in the step what it asked and trained.
     (run,) = [each for each in receiver.named("run score") if each.trace == UUID(scored.run_id).hex]
     (step,) = [each for each in receiver.named("step scored_groups") if each.parent == run.span]

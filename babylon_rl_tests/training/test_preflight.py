@@ -78,5 +78,5 @@ def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_o
     assert [step.windows for step in ended.steps] == [[HOURS[0]]] * 2
     found = ended.batch.preflight
     assert found is not None and found["trainableTokens"] == ended.steps[0].trainable_tokens
-    assert found["untrained"] == {"whose answer is not one that their schema allows": 30}
+    assert found["untrained"] == {"whose answer is not one that their schema allows": 60}
     assert {e.window for e in read_batch_episodes(played, batch.batch_id) if e.dropped is None} == {HOURS[0]}

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import msgspec
 import pytest
+from psycopg.types.json import Jsonb
 from pydantic import SecretStr
 
 from babylon_rl.assets.partitions import batches
@@ -31,6 +33,7 @@ from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import prepare_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers, log_artifact
+from babylon_rl.types import Judgement
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 from babylon_rl_tests.training.weights_and_biases import Service, weights_and_biases
 
@@ -256,7 +259,10 @@ def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what
     )
     batch = freeze(connection, offline, SAMPLE_NOW).batch
     prepare_batch(connection, batch.batch_id, offline, SAMPLE_NOW)
-    judged = connection.execute("""UPDATE babylon_rl.group_scores SET "judgement" = '{"usd": 0.25}'""").rowcount
+    judgement = Judgement(
+        orders=2, tau=1.0, requests=2, prompt_tokens=9, completion_tokens=9, usd=0.25, seconds=1.0, shown_version="as shown"
+    )
+    judged = connection.execute('UPDATE babylon_rl.group_scores SET "judgement" = %s', [Jsonb(msgspec.to_builtins(judgement))]).rowcount
     connection.commit()
     (there / batch.version).mkdir(parents=True)
     (there / batch.version / MANIFEST).write_text("of another checkpoint")
