@@ -35,7 +35,8 @@ ORDERS = 2  # requests for each hour
 # Of a run; more runs wait in the broker than there are workers. Hours are judged when the scenario asks, by whom it says.
 SETTINGS = {
     "JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6",
-    "AUTOMATION_STATUS": "stopped",
+    # Hours are added while the UI runs, and without automation its graph would end with those that were there.
+    "AUTOMATION_STATUS": "stopped", "LAST_WINDOW": "2100-01-01T00:00",
 }  # fmt: skip
 QUEUES = ("hours",)
 TERMINATE = "mutation($run: String!) { terminateRun(runId: $run) { __typename } }"
