@@ -309,7 +309,9 @@ def last_window(database: Database, settings: Settings, now: datetime) -> dict[s
         newest = newest_window_with_rows(connection, newest_complete(now))
     if settings.last_window is not None or newest is None or newest < settings.first_window or window_end(newest) > now - RECENT:
         return {}
-    say(f"The graph ends with {newest}, the newest hour with rows; later hours appear when rows of them come.")
+    # The sensor observe_changes loads the graph again when later rows come.
+    later = "later hours appear when rows of them come" if settings.automation_status == "running" else "start `dev` again for later ones"
+    say(f"The graph ends with {newest}, the newest hour with rows; {later}.")
     return {"LAST_WINDOW": newest}
 
 
