@@ -94,7 +94,7 @@ def test_the_admin_api_s_client_launches_a_training_and_a_scoring_once(ui: str):
     assert "batch-unknown" in partitions[0] and set(HOURS) <= partitions[1]
 
 
-def test_hours_are_backfilled(ui: str, backfill: str):
+def wait_for(ui: str, backfill: str) -> None:
     query = (
         "query($id: String!) { partitionBackfillOrError(backfillId: $id) "
         "{ ... on PartitionBackfill { status error { message } } ... on Error { message } } }"
@@ -104,6 +104,10 @@ def test_hours_are_backfilled(ui: str, backfill: str):
         assert time.monotonic() < deadline, found
         time.sleep(1)
     assert found == {"status": "COMPLETED_SUCCESS", "error": None}
+
+
+def test_hours_are_backfilled(ui: str, backfill: str):
+    wait_for(ui, backfill)
     query = (
         'query { assetNodeOrError(assetKey: {path: ["window_groups"]}) { ... on AssetNode { assetMaterializations '
         "{ partition metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }"
@@ -120,6 +124,7 @@ NEWEST = """query($name: String!) { assetCheckExecutions(assetKey: {path: ["wind
 
 
 def test_execute_all_of_a_checks_tab_gives_list_and_detail_one_verdict(ui: str, backfill: str):
+    wait_for(ui, backfill)
     node = ask(ui, CHECKS)["assetNodeOrError"]
     names = [check["name"] for check in node["assetChecksOrError"]["checks"]]
     chosen = [{"assetKey": {"path": ["window_groups"]}, "name": name} for name in names]
