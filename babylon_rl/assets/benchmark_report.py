@@ -18,8 +18,7 @@ from babylon_rl.assets.partitions import (
     counts,
     described,
     embedded,
-    table,
-    with_interval,
+    results_table,
 )
 from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving, kept_open
@@ -89,7 +88,7 @@ def benchmark_report(
         )
     tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
-    metadata["results"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in map(with_interval, report.rows)])
+    metadata["results"] = results_table(report.rows, SHOWN)
     # A report without its own plot gets a simple bar plot.
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table, with_interval
+from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, results_table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.traces import traced_step
@@ -49,7 +49,7 @@ def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]
     best = board.best
     # Headline numbers first, then table and plot.
     metadata = counts(len(rows), best_version=best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked))
-    metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in map(with_interval, rows)])
+    metadata["rows"] = results_table(rows, SHOWN)
     metadata |= embedded([Picture("P&L with intervals", png)])
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(board.data_version))

@@ -65,13 +65,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
 
 
 def embedded(pictures: Sequence[Picture]) -> dict[str, dg.MarkdownMetadataValue]:
-    """All pictures of a page as one entry of its metadata, in Markdown as data URIs; empty without pictures."""
+    """One metadata entry with all pictures of a page, in Markdown; empty without pictures."""
     shown = (f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})" for picture in pictures)
     return {"pictures": dg.MetadataValue.md("\n\n".join(shown))} if pictures else {}
 
 
-def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a report in whole dollars and percent, with its interval as one text: tables of pages are narrow."""
+def results_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> dg.TableMetadataValue | dg.TextMetadataValue:
+    """A table of a report's rows, with the columns of ``titles`` in whole dollars and percent."""
+    return table([{title: shown.get(name) for name, title in titles.items()} for shown in map(_with_interval, rows)])
+
+
+def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a report in whole dollars and percent, with its interval as one text."""
     whole = {name: round(row[name]) for name in ("pnl", "improvement") if row.get(name) is not None}
     shares = {name: percent(row[name]) for name in ("winRate", "holdShare") if row.get(name) is not None}
     bounds = row.get("low"), row.get("high")

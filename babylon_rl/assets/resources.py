@@ -201,7 +201,10 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 
 def shorten_storage_errors() -> None:
-    """Leave statement and values out of the errors of Dagster's storage in this process: pages of them would hide the reason."""
+    """Leave statement and values out of the errors of Dagster's storage.
+
+    Pages of them would hide the reason. Holds for this process.
+    """
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -332,9 +335,9 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 
 
 def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Give a run of a command its job in the code location, so that the UI shows it on the start page and the job's page.
+    """Note for a command's run its job in the code location.
 
-    Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
+    The UI shows it then on the start page and the job's page. Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
     """
     if run.remote_job_origin is not None:
         return
@@ -355,7 +358,10 @@ def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> 
 
 
 def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babylon: Babylon) -> None:
-    """Cancel a run without hours or a batch, or with wrong ones: a failed one would leave every asset that it planned red."""
+    """Cancel a run without valid hours or batch.
+
+    A failed run would leave every asset that it planned red.
+    """
     batch_id = run.tags.get(PARTITION_TAG)
     why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
     if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, str(batch_id)):

@@ -1,5 +1,6 @@
-"""The hours or the batch of a run by its tags, checked before its first step, and by `babylon-rl dagster` before the run exists.
+"""Check of the hours or the batch in a run's tags.
 
+It is made before the first step, and by `babylon-rl dagster` before the run exists.
 Within a run Dagster reads the versions of inputs before an asset's own code, and fails there without a partition, with a traceback.
 """
 
@@ -11,7 +12,7 @@ from babylon_rl.windows import is_complete, is_window_id
 
 
 def why_no_hour(window: str, first: str, now: datetime) -> str | None:
-    """A sentence if the graph has no such hour (``first`` is its first), or it has not ended; else None."""
+    """Why an hour cannot be read, or None; ``first`` is the first hour of the graph."""
     if not is_window_id(window):
         return f"{window} is no hour: write one in UTC, as 2025-10-29T14:00; `babylon-rl windows` lists them."
     if window < first:
@@ -21,7 +22,7 @@ def why_no_hour(window: str, first: str, now: datetime) -> str | None:
 
 
 def why_no_part(job: str, tags: Mapping[str, str], first: str, now: datetime) -> str | None:
-    """A sentence if a run of ``job`` names no hours or no batch, or hours that it cannot read; else None.
+    """Why a run of ``job`` with these tags cannot be made, or None.
 
     Runs of other jobs, such as those of assets, have the partitions that Dagster gives them.
     """

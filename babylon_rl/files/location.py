@@ -156,9 +156,10 @@ class Location:
         try:
             if self.local is not None:
                 os.link(self.path(name), self.path(final))
-            # Also looked for, as a store may not know the condition, and say nothing.
-            elif self._protocols() & _CONDITIONAL and self.size(final) is None:
-                self._fs.pipe_file(self.path(final), self._fs.cat_file(self.path(name)), mode="create")
+            elif self._protocols() & _CONDITIONAL:
+                # Also looked for, as a store may not know the condition, and say nothing.
+                if self.size(final) is None:
+                    self._fs.pipe_file(self.path(final), self._fs.cat_file(self.path(name)), mode="create")
             else:
                 self._place_if_missing(name, final)
         # Not FileExistsError alone: s3fs knows S3's answer by a detail that other stores leave out.
