@@ -337,7 +337,8 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Note for a command's run its job in the code location.
 
-    The UI shows it then on the start page and the job's page. Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
+    The UI shows it then on the start page and the job's page.
+    Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
     """
     if run.remote_job_origin is not None:
         return
