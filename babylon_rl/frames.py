@@ -122,6 +122,7 @@ COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
         FrameColumn("rewardMean", _NUMBER, "mean score of the episodes in the iteration's hours, 0 to 1"),
         FrameColumn("rewardSpread", _NUMBER, "mean over these hours of their population standard deviation"),
         FrameColumn("kl", _NUMBER, "KL(policy || base) in nats a choice; missing with KL_PENALTY=0"),
+        FrameColumn("klParent", _NUMBER, "KL(policy || parent version) in nats a choice; missing in the first generation"),
         FrameColumn("servedKl", _NUMBER, "estimate (k3) of KL(serving policy || policy), nats a token; missing where nothing was recorded"),
         FrameColumn("ratio", _NUMBER, "mean probability of the recorded tokens over the one that they were served with, before clipping"),
         FrameColumn("clippedRatio", _NUMBER, "the same with each token's ratio clipped, as in the loss: a few large ones do not make it"),

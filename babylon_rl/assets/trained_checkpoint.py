@@ -35,7 +35,8 @@ from babylon_rl.training.tracking import Tracker, WandbResult, batch_costs, iter
 POOL = "trainer"
 # What is measured of the policy in an iteration, by the heads of a table that is narrow enough for a page.
 POLICY = {
-    "entropy": "entropy", "kl": "KL", "topActionShare": "top act", "ratio": "ratio", "servedKl": "served KL", "gradientNorm": "gradient",
+    "entropy": "entropy", "kl": "KL", "klParent": "parent KL", "topActionShare": "top act", "turnedShare": "turned", "ratio": "ratio",
+    "servedKl": "served KL", "gradientNorm": "gradient",
 }  # fmt: skip
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(

@@ -55,6 +55,7 @@ STEPS = (
     Column("reward", "rewardMean", 3),
     Column("spread", "rewardSpread", 3),
     Column("KL", "kl", 4),
+    Column("parent KL", "klParent", 4),
     Column("served KL", "servedKl", 4),
     Column("ratio", "ratio", 3),
     Column("clipped", "clippedRatio", 3),

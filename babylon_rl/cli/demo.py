@@ -171,7 +171,8 @@ def _on_policy(step: TrainingStep) -> dict[str, Any]:
 
 
 def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
-    from babylon_rl.training.backends.cpu.trainer import KL_BOUND, RATIO_LIMIT
+    from babylon_rl.training.backends.cpu.bounds import KL_BOUND
+    from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT
 
     measured = [one for one in iterations if all(name in one for name in ON_POLICY)]
     for one in measured:

@@ -230,6 +230,7 @@ class _Training:
     prepared: Prepared
     begun: bool
     parent: Model | None = None
+    generation: int = 1
     directory: Path | None = None
     conversion: Conversion = field(init=False)
     train_plan: TrainPlan = field(init=False)
@@ -294,6 +295,7 @@ def _plan(this: _Training) -> None:
         this.parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
     else:
         this.parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
+    this.generation = generation_from(this.parent, models)
     line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
     this.conversion = convert(run.connection, this.prepared.remaining, settings, line)
     this.directory = None if this.parent is None else parent_checkpoint(this.parent, settings, run.trainer.base_identity())
@@ -306,6 +308,15 @@ def _plan(this: _Training) -> None:
     )
     this.plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
     this.episodes = this.prepared.remaining
+
+
+def generation_from(parent: Model | None, models: Sequence[Model]) -> int:
+    """Generation of a version that continues from ``parent``: 1 from the base, else one more than the parent's."""
+    parents = {model.version: model.parent_version for model in models if not model.foreign}
+    generation, version = 1, None if parent is None else parent.version
+    while version is not None:
+        generation, version = generation + 1, parents.get(version)
+    return generation
 
 
 def _record_preflight(this: _Training) -> None:
@@ -348,7 +359,7 @@ def _refuse(this: _Training) -> None:
 
 def _train(this: _Training) -> None:
     """Then: every iteration is a finished step, committed one by one."""
-    this.steps = train_iterations(this.run, this.conversion, this.plan, this.directory, this.on_step)
+    this.steps = train_iterations(this.run, this.conversion, this.plan, this.directory, this.generation, this.on_step)
 
 
 def _publish(this: _Training) -> Model:

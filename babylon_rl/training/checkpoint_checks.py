@@ -22,7 +22,7 @@ from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
-from babylon_rl.training.backends.cpu.trainer import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.backends.cpu.bounds import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, ModelAddress, TrainSequence, address_of
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
@@ -156,19 +156,22 @@ def trainable(finished: Finished) -> CheckpointVerdict:
 
 @by_a_trainer
 def in_bounds(finished: Finished) -> CheckpointVerdict:
-    """Check KL from the base and the largest action share, where the backend measures them."""
+    """Check KL from base and parent, and the shares of actions, where the backend measures them."""
     metrics = dict(finished.steps[-1].metrics or {}) if finished.steps else {}
     # Bound, and the measured value in words.
     bounds = {
         "kl": (KL_BOUND, "{:.3f} nats a choice away from the base (bound {:g}, where the base would give such answers one time in 50)"),
         "topActionShare": (COLLAPSED_SHARE, "the commonest action has {:.0%} (bound {:.0%})"),
+        "klParent": (PARENT_BOUND, "{:.3f} nats a choice away from its parent (bound {:g})"),
+        "turnedShare": (TURNED_SHARE, "one action has {:.0%} where the parent chose another one (bound {:.0%})"),
     }
+    always = ("kl", "topActionShare")  # the others need a parent
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
         return not_measured(f"the backend {finished.batch.backend} tells neither KL nor the shares of actions.")
     # Not `value > bound`: a value that is no number is beyond every bound.
     beyond = [name for name, value in measured.items() if not value <= bounds[name][0]]
-    missing = [name for name in bounds if name not in measured]
+    missing = [name for name in always if name not in measured]
     sentence = "; ".join(bounds[name][1].format(value, bounds[name][0]) for name, value in measured.items())
     unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
     # Within one bound with the other not measured is neither a pass nor an error.

@@ -15,6 +15,7 @@ CURVES = {
     "rewardMean": "mean score",
     "rewardSpread": "spread of scores in a group",
     "kl": "KL from the base, nats a choice",
+    "klParent": "KL from the parent, nats a choice",
     "servedKl": "KL from the serving policy, nats a token",
     "ratio": "ratio to the serving policy",
     "clippedRatio": "the same, as the loss clips it",

@@ -326,9 +326,9 @@ def passes_within(batch: Batch) -> int:
 
 
 def train_iterations(
-    run: BatchRun, conversion: Conversion, plan: Sequence[Sequence[str]], parent: Path | None, on_step: OnStep
+    run: BatchRun, conversion: Conversion, plan: Sequence[Sequence[str]], origin: Path | None, generation: int, on_step: OnStep
 ) -> list[TrainingStep]:
-    """Train the missing iterations in order, each from the previous one, the first from ``parent``.
+    """Train the missing iterations in order, each from the previous one, the first from ``origin``.
 
     An iteration whose windows have lost their sequences since the training began trains on those of the whole batch.
 
@@ -337,7 +337,7 @@ def train_iterations(
         TrainingError: an iteration was started too often by runs that died.
         BatchConflict: the batch ended, or a newer run has it.
     """
-    done = finished_steps(run.connection, run.batch.batch_id)
+    done, parent = finished_steps(run.connection, run.batch.batch_id), origin
     steps = []
     for number, windows in enumerate(plan, start=1):
         directory = run.work / str(number)
@@ -350,7 +350,9 @@ def train_iterations(
                     refuse_empty(conversion, run.batch.batch_id)
                 # From the batch's seed and the number alone: trained again after a crash, the iteration comes out the same.
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
-                iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch))
+                iteration = TrainIteration(
+                    run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch), generation, origin
+                )
                 _train(run, iteration, parent, directory, on_step)
             done[number] = _finish(run, number, directory)
         steps.append(done[number])

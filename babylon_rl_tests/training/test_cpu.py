@@ -15,6 +15,8 @@ from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.cpu.bounds import Measured, refuse_diverged
+from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT
 from babylon_rl.training.backends.cpu.policy import (
     BaseCache,
     PackedPolicy,
@@ -28,15 +30,12 @@ from babylon_rl.training.backends.cpu.policy import (
     trainable,
 )  # fmt: skip
 from babylon_rl.training.backends.cpu.trainer import (
-    ENTROPY_BONUS,
-    LEARNING_RATE,
+    ENTROPY_BONUSES,
+    LEARNING_RATES,
     OPTIMIZER_STATE,
-    RATIO_LIMIT,
     CpuTrainer,
     IterationRun,
-    Measured,
     optimizer_steps,
-    refuse_diverged,
 )
 from babylon_rl.training.backends.protocol import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
@@ -116,7 +115,7 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
     assert {"entropy", "kl", "clipFraction", "gradientNorm", "learningRate", "tokensPerSecond"} == set(told[0].metrics)
     rates = [one.metrics["learningRate"] for one in told]
-    assert rates[0] == LEARNING_RATE == CpuTrainer(cpu_settings).hyperparameters()["learning_rate"]
+    assert rates[0] == LEARNING_RATES[0] == CpuTrainer(cpu_settings).hyperparameters()["learning_rate"][0]
     assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
     assert told[-1].trainable_tokens == result.trainable_tokens
     assert result.metrics["optimizerSteps"] == count
@@ -392,7 +391,7 @@ def test_an_episode_weighs_the_same_whatever_its_length(cpu_settings: Settings, 
     told = first_loss(cpu_settings, tmp_path / "out", [*short, *long])
     (buy,), sells = scores(tiny_base, None, [(f"{GOOD} 0", BUY)]), scores(tiny_base, None, [(f"{BAD} {tick}", SELL) for tick in range(3)])
     flat = [value for one in sells for value in one]
-    expected = -(1.0 * sum(buy) / len(buy) + 2.0 * sum(flat) / len(flat)) / 2 - ENTROPY_BONUS * told.metrics["entropy"]
+    expected = -(1.0 * sum(buy) / len(buy) + 2.0 * sum(flat) / len(flat)) / 2 - ENTROPY_BONUSES[0] * told.metrics["entropy"]
     assert told.loss == pytest.approx(expected, rel=0.05)
 
 
@@ -415,7 +414,7 @@ def test_recorded_log_probabilities_make_the_ratio_real(cpu_settings: Settings, 
     losses = {}
     for number, (name, logprobs) in enumerate(cases.items()):
         told = first_loss(cpu_settings, tmp_path / str(number), [make_sequence(BUY, 1.0, logprobs=logprobs)])
-        losses[name] = told.loss + ENTROPY_BONUS * told.metrics["entropy"]
+        losses[name] = told.loss + ENTROPY_BONUSES[0] * told.metrics["entropy"]
     assert losses["twice as likely now"] == pytest.approx(2 * losses["none"], rel=0.05)
     assert {losses[name] for name in ("another tokenizer's", "no ids", "incomplete", "not numbers")} == {losses["none"]}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from babylon_rl.models.scoring import divergence
-from babylon_rl.training.backends.cpu.trainer import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
+from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
 
 pytestmark = pytest.mark.slow  # torch is imported
 
@@ -51,10 +51,28 @@ def test_a_negative_advantage_stops_pushing_once_its_token_is_rare() -> None:
     assert gradient[1:] == pytest.approx([1.0, -1.0])
 
 
-def test_the_guard_holds_for_recorded_tokens_too_and_never_gives_nan() -> None:
-    loss, gradient = loss_of([-8.0], [-1.0], [-0.01])
-    assert (loss, gradient) == ([0.0], [0.0])
+def test_the_guard_leaves_recorded_tokens_to_their_ratio_and_never_gives_nan() -> None:
+    rare = math.log(STALE_PROBABILITY / 2)
+    assert loss_of([rare], [-1.0], [rare])[1] == pytest.approx([1.0])
+    assert loss_of([-8.0], [-1.0], [-0.01])[1] == pytest.approx([math.exp(-7.99)])  # served often, rare by now: next to no push
     assert all(math.isfinite(value) for value in loss_of([-80.0], [1.0], [-0.01])[1])
+
+
+@pytest.mark.parametrize(("recorded", "sign"), [(True, 1), (False, -1)])
+def test_a_right_answer_above_95_percent_is_still_pushed_up_where_answers_are_recorded(recorded: bool, sign: int) -> None:
+    likely, pushed = 0.96, 0.0
+    # Two answers, weighed by the policy; the right one wins 88 % of the prompts.
+    for share, scores in ((0.88, (1.0, 0.0)), (0.12, (0.0, 1.0))):
+        logits = torch.tensor([likely, 1 - likely]).log().requires_grad_()
+        logprobs = torch.log_softmax(logits, -1)
+        weight, won = logprobs.detach().exp(), torch.tensor(scores)
+        served = logprobs.detach() if recorded else torch.full((2,), NAN)
+        losses = token_loss(logprobs, torch.zeros(2), won - (weight * won).sum(), served, None, PLAIN)
+        (weight * losses).sum().backward()
+        assert logits.grad is not None
+        pushed -= share * float(logits.grad[0])
+    assert pushed * sign > 0
+    assert not recorded or pushed == pytest.approx(likely * (1 - likely) * 0.76, rel=1e-3)
 
 
 def test_every_guard_can_be_switched_off() -> None:

@@ -15,8 +15,9 @@ import torch
 
 from babylon_rl.models.policy import Policy
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, LossWeights, token_loss
 from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, make_items, pack
-from babylon_rl.training.backends.cpu.trainer import ART_WEIGHTS, IterationRun, LossWeights, token_loss
+from babylon_rl.training.backends.cpu.trainer import IterationRun
 from babylon_rl_tests.tiny_model import make_adapter
 from babylon_rl_tests.training.sequences import BUY, GOOD, make_iteration, make_lesson, make_sequence
 from babylon_rl_tests.unpacked import branch_logprobs
@@ -125,7 +126,9 @@ def test_only_our_guard_of_negative_advantages_differs(art: Oracle) -> None:
     differs = (guarded - theirs).abs() > TOLERANCE
     assert differs.any() and (guarded[differs] == 0).all()
     new, advantages = torch.tensor(rows["new_logprobs"]), torch.tensor(rows["advantages"]).roll(-1, 1)
+    recorded = torch.tensor(rows["logprobs"]).roll(-1, 1)
     assert (advantages[differs] < 0).all() and (new[differs] < math.log(LossWeights(0.0, 0.0).stale_probability)).all()
+    assert recorded[differs].isnan().all()
 
 
 @pytest.fixture

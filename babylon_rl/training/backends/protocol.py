@@ -49,7 +49,8 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
 class TrainIteration:
     """One resumable step (1-based) of a batch, with its sequences.
 
-    They are trained ``passes`` times; ``seed`` fixes every random draw of the trainer.
+    They are trained ``passes`` times; ``seed`` fixes every random draw of the trainer. ``generation`` is that of the version in training:
+    1 from the base, 2 from a version of generation 1. ``origin`` is the directory of the version that the batch continues from.
     """
 
     batch_id: str
@@ -58,6 +59,8 @@ class TrainIteration:
     seed: int
     steps: int = 1
     passes: int = 1
+    generation: int = 1
+    origin: Path | None = None
 
     @property
     def windows(self) -> list[str]:

@@ -1,13 +1,7 @@
-"""CPU trainer: LoRA with group-relative loss, bounds on its policy, and shared prompts (policy.py).
+"""CPU trainer: LoRA with group-relative loss (loss.py), a trust region and bounds (bounds.py), and shared prompts (policy.py).
 
-Loss per token that had alternatives: ``-clip(ratio, 0, 5) * advantage * logp``. The ratio is to the serving policy where its
-log-probabilities were recorded (CISPO: the ratio carries no gradient), else 1, which is group-relative REINFORCE. This is exactly
-openpipe-art's default loss when three guards are off (``ART_WEIGHTS``). The guards: a negative advantage has no effect once its token is
-below ``stale_probability``; an entropy bonus; a penalty on the exact KL divergence from the base over the legal tokens.
-
-The bounds are measured after an iteration on some of its rows, against the base itself, so that they are known with KL_PENALTY=0 too.
-Actions are recognised by the grammar of an answer: of free texts action shares are not measured. Training stops before publication when the
-loss is not finite, or the policy leaves its bounds.
+Learning rate and entropy bonus follow from the generation of the version in training: its first one, from the base, has all to learn; a
+later one has most of it to lose. Training stops before publication when the loss is not finite, or the policy leaves its bounds.
 
 Pre-flight counts trainable tokens with the tokenizer alone. The result is deterministic for a seed on one machine, whatever the number of
 threads. A step accumulates the gradients of several packs, then clips and applies them. It has at least GRADIENT_ACCUMULATION_STEPS times
@@ -15,16 +9,14 @@ threads. A step accumulates the gradients of several packs, then clips and appli
 """
 
 import gc
-import math
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import Diverged, NothingToTrain
+from babylon_rl.errors import NothingToTrain
 from babylon_rl.heap import return_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
@@ -32,6 +24,20 @@ from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.cpu.bounds import (
+    PARENT_BOUND,
+    Parent,
+    distributions,
+    measure,
+    read,
+    read_parent,
+    refuse_diverged,
+    refuse_no_number,
+    step_back,
+    total_weight,
+    weighted_kl,
+)
+from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
     FROZEN_SHARE,
@@ -68,175 +74,10 @@ from babylon_rl.training.backends.protocol import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-EPSILON, EPSILON_HIGH = 1.0, 4.0
-RATIO_LIMIT = 1 + EPSILON_HIGH
-STALE_PROBABILITY = 0.05
-LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
-COLLAPSED_SHARE = 0.95  # as COLLAPSE of the gate, there of decisions, here of probability
-KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
-MEASURED_PACKS = 8  # each is computed twice, as the base and as trained; their mean KL has a standard error of 0.3 nats
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the loss terms, in units of the policy term, per token.
-
-    0 switches a term off. The ratio is clipped to [1 - ``epsilon``, 1 + ``epsilon_high``]. A token below ``stale_probability`` is not
-    pushed down further, which affects negative advantages only.
-    """
-
-    entropy: float
-    kl: float
-    stale_probability: float = STALE_PROBABILITY
-    epsilon: float = EPSILON
-    epsilon_high: float = EPSILON_HIGH
-
-
-ART_WEIGHTS = LossWeights(entropy=0.0, kl=0.0, stale_probability=0.0)
-
-
-def token_loss(
-    logprobs_n: "Tensor",
-    entropy_n: "Tensor",
-    advantages_n: "Tensor",
-    served_n: "Tensor",
-    kl_n: "Tensor | None",
-    weights: LossWeights,
-) -> "Tensor":
-    """[N] losses of N tokens.
-
-    Args:
-        logprobs_n: under the policy in training, with gradients.
-        entropy_n: over the tokens that were legal, in nats, with gradients.
-        advantages_n: of each token's episode.
-        served_n: recorded log-probabilities, NaN where there are none.
-        kl_n: divergence of the policy from the base at each token, with gradients; None when its weight is 0.
-    """
-    ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
-    # The ratio is detached: it weighs the gradient of the log-probability and has none itself (CISPO).
-    push_n = (ratio_n.clamp(1 - weights.epsilon, 1 + weights.epsilon_high) * advantages_n).masked_fill(stale_n, 0.0)
-    loss = -push_n * logprobs_n - weights.entropy * entropy_n
-    if kl_n is not None:
-        loss = loss + weights.kl * kl_n
-    return loss
-
-
-def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "Tensor":
-    """[N] booleans: the ratio left its bounds, or the guard of negative advantages applies."""
-    ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
-    return stale_n | (ratio_n < 1 - weights.epsilon) | (ratio_n > 1 + weights.epsilon_high)
-
-
-def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
-    """Sums over the tokens with recorded log-probabilities: their number, ratio, clipped ratio and divergence.
-
-    The ratio is that of the loss before it is clipped to at most RATIO_LIMIT. The divergence, ratio - 1 - log ratio, estimates
-    KL(serving policy || current one) without bias and is never negative (Schulman, "Approximating KL divergence", k3). A token that was
-    rare when it was served and is likely now has a ratio of hundreds: a few of those make most of the means of both.
-    """
-    log_ratio_n = (logprobs_n.detach() - served_n)[~served_n.isnan()].clamp(-LONGEST_LOG_RATIO, LONGEST_LOG_RATIO)
-    ratio_n = log_ratio_n.exp()
-    return {
-        "recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "clippedRatio": float(ratio_n.clamp(max=RATIO_LIMIT).sum()),
-        "servedKl": float((ratio_n - 1 - log_ratio_n).sum()),
-    }  # fmt: skip
-
-
-def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
-    import torch
-
-    # Where nothing was recorded a token stands for its own serving policy: log ratio 0, ratio 1.
-    ratio_n = (current_n - torch.where(torch.isnan(served_n), current_n, served_n)).exp()
-    return ratio_n, (advantages_n < 0) & (current_n.exp() < weights.stale_probability)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Measured distance and action shares of a policy.
-
-    ``kl`` is the mean divergence from the base, in nats a choice. ``action_shares`` is the policy's mean probability of each token at the
-    first choice of an answer, empty without grammars.
-    """
-
-    kl: float
-    action_shares: dict[int, float]
-
-    @property
-    def top_action_share(self) -> float | None:
-        """Largest action share, 0 to 1; None when no answer had a grammar."""
-        return max(self.action_shares.values(), default=None)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Measured values under their stored names."""
-        share = self.top_action_share
-        return {"kl": self.kl} if share is None else {"kl": self.kl, "topActionShare": share}
-
-
-def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> Measured:
-    """Measure up to ``MEASURED_PACKS`` packs (one row each)."""
-    import torch
-
-    from babylon_rl.models.scoring import legal_logprobs
-
-    shares: Counter[int] = Counter()
-    kl, spots_seen, firsts_seen = 0.0, 0, 0
-    policy.model.eval()
-    # An evenly spaced sample of the packs.
-    looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
-    base = policy.base_states(looked_at, items)
-    own = policy.states(looked_at, items, base)
-    with torch.no_grad():
-        for packed, hidden_nd, of_base in zip(looked_at, own, base, strict=True):
-            spots = choices(packed, items)
-            kl += float(policy.divergence(hidden_nd, of_base.at_choices_nd, items, spots).sum())
-            spots_seen += len(spots)
-            # The first choice of each answer under a grammar decides its action.
-            first = {(m, n): place for place, (m, n, _) in reversed(list(enumerate(spots)))}
-            places = [place for place in first.values() if items[spots[place][1]].encoded.legal_t[spots[place][2]] is not None]
-            if places:
-                legal_n = [items[n].encoded.legal_t[t] or () for _, n, t in (spots[place] for place in places)]
-                logprobs_nm = legal_logprobs(hidden_nd[places], policy.head, legal_n)
-                for tokens, row in zip(legal_n, logprobs_nm.exp().tolist(), strict=True):
-                    shares.update(dict(zip(tokens, row, strict=False)))
-                firsts_seen += len(places)
-    policy.model.train()
-    return Measured(kl / spots_seen, {token: total / firsts_seen for token, total in shares.items()})
-
-
-def refuse_diverged(measured: Measured, iteration: int) -> None:
-    """Refuse a policy outside its bounds, before publication.
-
-    Raises:
-        Diverged: the policy is no number, too far from the base, or has collapsed into one action.
-    """
-    cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
-    share = measured.top_action_share
-    if share is not None and share > COLLAPSED_SHARE:
-        raise Diverged(
-            f"After iteration {iteration} one action has {share:.0%} of the policy (bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
-        )
-    if not measured.kl <= KL_BOUND:  # NaN included
-        raise Diverged(
-            f"After iteration {iteration} the policy is {measured.kl:.2f} nats a choice away from its base (bound {KL_BOUND:g}). {cure} "
-            "A KL_PENALTY above 0 holds it nearer."
-        )
-
-
-def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
-    """Refuse an optimizer step that would damage the weights.
-
-    Raises:
-        Diverged: the loss or the gradient's norm is not finite.
-    """
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"Step {step} of iteration {iteration} has loss {loss} and gradient norm {norm}; nothing was published. Lower LEARNING_RATE."
-        )
-
-
-LEARNING_RATE = 3e-3
-ENTROPY_BONUS = 0.05
+# By generation, the last one for all later ones too. The best of a policy that has become good is easily lost: at 1e-3 it was.
+LEARNING_RATES = (3e-3, 1e-3, 2e-4)
+# The first generation explores more, so that a base that holds on most prompts tries something else.
+ENTROPY_BONUSES = (0.05, 0.03)
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
 # Means over the tokens with recorded log-probabilities, of the policy in training to the one that served them.
@@ -269,10 +110,10 @@ class CpuTrainer(LocalTrainer):
     def hyperparameters(self) -> dict[str, Any]:
         """Implement Trainer.hyperparameters."""
         return {
-            "learning_rate": self._settings.learning_rate or LEARNING_RATE, "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
-            "entropy_bonus": ENTROPY_BONUS, "ratio_limit": RATIO_LIMIT, "stale_probability": STALE_PROBABILITY,
-            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "lora_targets": list(TARGETS),
-            "frozen_share": FROZEN_SHARE,
+            "learning_rate": self._settings.learning_rate or list(LEARNING_RATES), "final_rate_share": FINAL_RATE_SHARE,
+            "optimizer": "AdamW", "entropy_bonus": list(ENTROPY_BONUSES), "ratio_limit": RATIO_LIMIT,
+            "stale_probability": STALE_PROBABILITY, "parent_bound": PARENT_BOUND, "device_packs": DEVICE_PACKS, "lora_rank": RANK,
+            "lora_alpha": ALPHA, "lora_targets": list(TARGETS), "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -333,6 +174,11 @@ def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterat
         yield step
 
 
+def of_generation(values: Sequence[float], generation: int) -> float:
+    """The value of a generation, from 1; of later ones than there are values, the last."""
+    return values[min(generation, len(values)) - 1]
+
+
 class IterationRun:
     """Training of a policy on the items of one iteration."""
 
@@ -342,13 +188,21 @@ class IterationRun:
         import torch
 
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
-        self._rate = settings.learning_rate or LEARNING_RATE
+        self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
+        self._parent: Parent | None = None
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
-        self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
+        self._weights = weights or LossWeights(of_generation(ENTROPY_BONUSES, iteration.generation), settings.kl_penalty)
 
     def train(self, on_step: OnStep) -> IterationResult:
-        """Take every optimizer step, then measure the policy. Raises Diverged: the loss or the policy left its bounds."""
+        """Take the optimizer steps within the trust region, then measure the policy.
+
+        Raises:
+            Diverged: the loss or the policy left its bounds.
+        """
         packs = pack([item.encoded for item in self._items])
+        if self._iteration.generation > 1:
+            moved = self._iteration.origin if self._iteration.step > 1 else None
+            self._parent = read_parent(self._policy, self._items, packs, moved)
         plan = list(self._plan(packs))
         totals, told, tokens = Counter[str](), Counter[str](), 0
         at_start: dict[str, float] = {}
@@ -357,7 +211,10 @@ class IterationRun:
             began_s = time.perf_counter()
             # The learning rate decays over all iterations, not within one.
             rate = self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
-            step = self.take_step(chosen, number) | {"learningRate": rate}
+            taken = self.take_step(chosen, number)
+            if taken is None:
+                break
+            step = taken | {"learningRate": rate}
             step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
             tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
@@ -367,24 +224,31 @@ class IterationRun:
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
         # Bounds are checked on the finished policy; a violation publishes nothing.
-        measured = measure(self._policy, self._items, packs)
+        if self._parent is None:
+            found, within = read(self._policy, self._items, packs), dict[str, float]()
+        else:
+            found, within = step_back(self._policy, self._items, packs, self._parent)
+        measured = measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}
         loss = means.pop("loss")
-        means |= at_start | measured.metrics  # kl of what came out, known without a penalty too
-        means["optimizerSteps"] = float(len(plan))
+        means |= at_start | measured.metrics | within  # of what came out, kl known without a penalty too
+        means["optimizerSteps"] = float(told["loss"])
         means["prefixSharing"] = sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs)
         return IterationResult(means, tokens, loss)
 
-    def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float]:
-        """Take one optimizer step and return its metrics.
+    def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float] | None:
+        """Take one optimizer step and return its metrics; None, without a step, where the policy is beyond the trust region.
 
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
-        log-probabilities: recordedShare of the tokens, and of these the means of SERVED.
+        log-probabilities: recordedShare of the tokens, and of these the means of SERVED. With a parent: klParent before the step.
         """
         import torch
 
         step = self.gradients(packs)
+        # An iteration takes one step at least: what it goes too far is taken back (step_back).
+        if number > 1 and step.get("klParent", 0.0) > PARENT_BOUND:
+            return None
         if recorded := step.pop("recorded"):
             tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
             step |= {"recordedShare": recorded / tokens} | {name: step[name] / recorded for name in SERVED}
@@ -410,6 +274,8 @@ class IterationRun:
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if self._parent is not None:
+            return {**totals, "klParent": totals["klParent"] / total_weight(packs, self._items)}
         return dict(totals)
 
     def _gradient(
@@ -434,7 +300,12 @@ class IterationRun:
             "entropy": float((weight_n * entropy_n.detach()).sum()),
             "clipFraction": float(clipped(logprobs_n, advantages_n, served_n, self._weights).sum()) / tokens,
         } | served_sums(logprobs_n, served_n)
-        return (metrics if kl_n is None else metrics | {"kl": float((weight_n * kl_n.detach()).sum())}), gradients
+        if kl_n is not None:
+            metrics["kl"] = float((weight_n * kl_n.detach()).sum())
+        if self._parent is not None:
+            own = distributions(hidden_nd.detach(), self._policy.head, self._items, group)
+            metrics["klParent"] = weighted_kl(dict(zip(group, own, strict=True)), self._parent.at, self._items, self._policy.head)
+        return metrics, gradients
 
     def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
         """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""

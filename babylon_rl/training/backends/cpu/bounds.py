@@ -1,0 +1,263 @@
+"""Bounds of the policy that the CPU trainer publishes, and its trust region around the parent.
+
+The parent is the version that a training continues from. Its distributions at all choices of the batch are read once, before training; a
+policy beyond ``PARENT_BOUND`` of it takes no further step, and goes back on the straight line between their weights until the whole batch
+is within. The first generation, from the base, has no parent, and ``KL_BOUND`` to the base alone.
+
+A collapse shows at the first choice of an answer, over all prompts: one action has the policy, or it has turned one kind of prompt to
+another action. A prompt's kind is the likeliest action of the parent there, which is known in any game. Actions are recognised by the
+grammar of an answer: of free texts neither is measured.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from babylon_rl.errors import Diverged
+from babylon_rl.models.scoring import divergence, legal_logprobs
+from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices, grouped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLLAPSED_SHARE = 0.95  # as COLLAPSE of the gate, there of decisions, here of probability
+TURNED_SHARE = 0.6
+KIND_PROMPTS = 20  # a kind with fewer prompts is not measured
+KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
+PARENT_BOUND = 0.2  # nats a choice
+MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and their mean has a standard error of 0.3 nats
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """A policy's distributions at the N choices of a pack, without gradients.
+
+    ``legal_bm``: [B, M] log-probabilities over the legal tokens at the choices under a grammar, whose places are ``bound``; ``open_od``:
+    [O, D] hidden states at the others, whose log-probabilities over the vocabulary would be larger.
+    """
+
+    bound: list[int]
+    legal_bm: "Tensor | None"
+    open_od: "Tensor"
+
+    @classmethod
+    def of(cls, hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Distributions":
+        """Distributions at N hidden states; legal tokens None are the whole vocabulary."""
+        bound = [n for n, legal in enumerate(legal_n) if legal is not None]
+        legal_bm = legal_logprobs(hidden_nd[bound], head_vd, [legal for legal in legal_n if legal is not None]) if bound else None
+        return cls(bound, legal_bm, hidden_nd[[n for n, legal in enumerate(legal_n) if legal is None]])
+
+    def kl_from(self, other: "Distributions", head_vd: "Tensor") -> "Tensor":
+        """[N] exact KL(these || others) in nats."""
+        kl_n = head_vd.new_zeros(len(self.bound) + len(self.open_od)).float()
+        is_open_n = kl_n.new_ones(len(kl_n)).bool()
+        if self.legal_bm is not None and other.legal_bm is not None:
+            # Where a set is padded both are -inf, and their difference would be NaN.
+            away_bm = (self.legal_bm - other.legal_bm).masked_fill(self.legal_bm.isinf(), 0.0)
+            kl_n[self.bound] = (self.legal_bm.exp() * away_bm).sum(-1)
+            is_open_n[self.bound] = False
+        if len(self.open_od):
+            kl_n[is_open_n] = divergence(self.open_od, other.open_od, head_vd, [None] * len(self.open_od))
+        return kl_n
+
+
+def distributions(hidden_nd: "Tensor", head_vd: "Tensor", items: Sequence[Item], group: Group) -> list[Distributions]:
+    """Distributions of each pack of a group, from the hidden states at their choices."""
+    spots = [choices(row, items) for row in group]
+    parts = hidden_nd.split([len(row) for row in spots])
+    return [
+        Distributions.of(part, head_vd, [items[n].encoded.legal_t[t] for _, n, t in row]) for part, row in zip(parts, spots, strict=True)
+    ]
+
+
+def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> dict[Pack, Distributions]:
+    """Distributions of the policy at all choices of the packs: one forward pass."""
+    import torch
+
+    def compute(group: Group) -> list[Distributions]:
+        with torch.no_grad():  # holds for a thread alone
+            return distributions(policy.hidden(group, items), policy.head, items, group)
+
+    policy.model.eval()
+    found = [one for group in policy.each(grouped(packs), compute) for one in group]
+    policy.model.train()
+    return dict(zip(packs, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The version that a training continues from: its adapter's weights, and its distributions by pack."""
+
+    weights: "Mapping[str, Tensor]"
+    at: Mapping[Pack, Distributions]
+
+
+def read_parent(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], directory: Path | None) -> Parent:
+    """Read the parent: the policy as it is, or the adapter in ``directory`` where earlier iterations have moved the policy."""
+    present = copied(policy)
+    if directory is not None:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(policy.model, load_peft_weights(str(directory), device="cpu"))
+    parent = Parent(copied(policy), read(policy, items, packs))
+    _place(policy, present, present, 0.0)
+    return parent
+
+
+def copied(policy: PackedPolicy) -> "dict[str, Tensor]":
+    """A copy of the weights in training."""
+    return {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
+
+
+def _place(policy: PackedPolicy, start: "Mapping[str, Tensor]", end: "Mapping[str, Tensor]", share: float) -> None:
+    """Set the weights to those at ``share`` of the way from ``start`` to ``end``."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in policy.parameters.items():
+            parameter.copy_(torch.lerp(start[name], end[name], share))
+
+
+def weighted_kl(
+    found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions], items: Sequence[Item], head_vd: "Tensor"
+) -> float:
+    """Sum of the exact KL(policy || parent) over the choices of packs, each weighed as in the loss, in nats."""
+    return math.fsum(
+        items[n].token_weight * kl
+        for row, one in found.items()
+        for (_, n, _), kl in zip(choices(row, items), one.kl_from(parent[row], head_vd).tolist(), strict=True)
+    )
+
+
+def total_weight(packs: Iterable[Pack], items: Sequence[Item]) -> float:
+    """Sum of the weights of the choices of packs."""
+    return math.fsum(items[n].token_weight * items[n].encoded.trainable_tokens for row in packs for n in row.members)
+
+
+def step_back(
+    policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], parent: Parent
+) -> tuple[dict[Pack, Distributions], dict[str, float]]:
+    """Move the policy towards its parent until its mean KL over all packs is within ``PARENT_BOUND``.
+
+    Returns its distributions, ``klParent`` and ``stepBack``, the share of the way back to the parent that it went, 0 where it was within.
+    """
+    end, share = copied(policy), 1.0
+    found, weight = read(policy, items, packs), total_weight(packs, items)
+    while (kl := weighted_kl(found, parent.at, items, policy.head) / weight) > PARENT_BOUND:
+        # The KL grows with the square of the way; a little less, so that few tries are needed.
+        share *= 0.95 * math.sqrt(PARENT_BOUND / kl)
+        _place(policy, parent.weights, end, share)
+        found = read(policy, items, packs)
+    return found, {"klParent": kl, "stepBack": 1.0 - share}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured distance and action shares of a policy.
+
+    ``kl`` is the mean divergence from the base, in nats a choice. ``action_shares`` is the policy's mean probability of each token at the
+    first choice of a prompt's answers, empty without grammars. ``turned_share``: of the kinds of prompts with ``KIND_PROMPTS`` or more, the
+    largest mean probability of one action other than the parent's; None without such a kind.
+    """
+
+    kl: float
+    action_shares: dict[int, float]
+    turned_share: float | None = None
+
+    @property
+    def top_action_share(self) -> float | None:
+        """Largest action share, 0 to 1; None when no answer had a grammar."""
+        return max(self.action_shares.values(), default=None)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Measured values under their stored names."""
+        values = {"kl": self.kl, "topActionShare": self.top_action_share, "turnedShare": self.turned_share}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def measure(
+    policy: PackedPolicy, items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions] | None
+) -> Measured:
+    """Measure a policy by its distributions at all choices, and its KL from the base on up to ``MEASURED_PACKS`` packs."""
+    actions, turned = action_shares(items, found, parent or {})
+    return Measured(kl_from_base(policy, items, list(found)), actions, turned)
+
+
+def kl_from_base(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> float:
+    """Mean exact KL(policy || base) over the choices of an evenly spaced sample of the packs, in nats."""
+    import torch
+
+    policy.model.eval()
+    looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
+    base = policy.base_states(looked_at, items)
+    own = policy.states(looked_at, items, base)
+    with torch.no_grad():
+        kl_n = torch.cat([
+            policy.divergence(hidden_nd, of_base.at_choices_nd, items, choices(row, items))
+            for row, hidden_nd, of_base in zip(looked_at, own, base, strict=True)
+        ])  # fmt: skip
+    policy.model.train()
+    return float(kl_n.mean())
+
+
+def action_shares(
+    items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions]
+) -> tuple[dict[int, float], float | None]:
+    """Mean probability of each action at the first choice of a prompt, and the turned share (``Measured``)."""
+    shares, kinds, prompts = Counter[int](), defaultdict[int, list[Counter[int]]](list), set[tuple[int, ...]]()
+    for row, one in found.items():
+        spots = choices(row, items)
+        for place, n in enumerate(one.bound):
+            encoded, token = items[spots[n][1]].encoded, spots[n][2]
+            # Spots of an answer are in order: the first one seen of a prompt is that of its action.
+            if encoded.prompt_ids in prompts or one.legal_bm is None:
+                continue
+            prompts.add(encoded.prompt_ids)
+            legal = encoded.legal_t[token] or ()
+            own = Counter(dict(zip(legal, one.legal_bm[place].exp().tolist(), strict=False)))
+            shares.update(own)
+            if row in parent and (before := parent[row].legal_bm) is not None:
+                kinds[legal[int(before[place].argmax())]].append(own)
+    measured = [(kind, alike) for kind, alike in kinds.items() if len(alike) >= KIND_PROMPTS]
+    turned = [sum(own[action] for own in alike) / len(alike) for kind, alike in measured for action in shares if action != kind]
+    return {action: total / len(prompts) for action, total in shares.items()}, max(turned, default=None)
+
+
+def refuse_diverged(measured: Measured, iteration: int) -> None:
+    """Refuse a policy outside its bounds, before publication.
+
+    Raises:
+        Diverged: the policy is no number, too far from the base, or has collapsed into one action.
+    """
+    cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
+    share, turned = measured.top_action_share, measured.turned_share
+    if share is not None and share > COLLAPSED_SHARE:
+        raise Diverged(
+            f"After iteration {iteration} one action has {share:.0%} of the policy (bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
+        )
+    if turned is not None and turned > TURNED_SHARE:
+        raise Diverged(
+            f"After iteration {iteration} one action has {turned:.0%} where the parent chose another one (bound {TURNED_SHARE:.0%}): this "
+            f"kind of prompt collapsed. {cure}"
+        )
+    if not measured.kl <= KL_BOUND:  # NaN included
+        raise Diverged(
+            f"After iteration {iteration} the policy is {measured.kl:.2f} nats a choice away from its base (bound {KL_BOUND:g}). {cure} "
+            "A KL_PENALTY above 0 holds it nearer."
+        )
+
+
+def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
+    """Refuse an optimizer step that would damage the weights.
+
+    Raises:
+        Diverged: the loss or the gradient's norm is not finite.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"Step {step} of iteration {iteration} has loss {loss} and gradient norm {norm}; nothing was published. Lower LEARNING_RATE."
+        )

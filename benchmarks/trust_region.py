@@ -1,0 +1,384 @@
+"""The cures of a training that forgets, each on and off: `python benchmarks/trust_region.py [--seeds N] [--generations N] [--arms ...]`.
+
+Generations are played and trained in memory with the product's market, loss, trainer and bounds, without database, judge and gate. All arms
+continue from the same first generation (scripts and one agent of ours, credit by tick). A later one replays the answers of its parent to
+each prompt for their tick, all of them, weighed by its probabilities. A refused version is not continued from. Then the version plays the
+gate's markets alone: dollars, dollars that its decisions can be expected to bring by the prompt, and the share of reports that it follows.
+
+Arm `on` has every cure, `off` none, `no-CURE` all but one:
+
+* kl: trust region around the parent, and the bound of a kind of prompt
+* rate: by generation, else 3e-3 in each
+* guard: negative advantages of own answers count below STALE_PROBABILITY too
+* scale: advantages divided by 0.12, else by each group's own deviation
+* entropy: a bonus of 0.03, else none
+
+A line of JSON for each arm, seed and generation is kept under the state directory; what is there is not run again. A generation takes two
+to four core-minutes.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from babylon_rl.errors import Diverged
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.judge.scoring import heuristic_score
+from babylon_rl.market.simulation import prompting
+from babylon_rl.market.simulation.agents import (
+    ONE_TICK,
+    QUESTION_STAKE,
+    STAKE_USD,
+    Choice,
+    Decision,
+    order,
+    question_profit,
+    stock_profit,
+)
+from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.config import MarketModel, preset
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.observation import Newsroom, Observation
+from babylon_rl.market.simulation.questions import room
+from babylon_rl.market.simulation.record import AgentRecord, Call
+from babylon_rl.market.simulation.run import Seat, Timed
+from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import STRATEGIES, factory
+from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.checkpoints import saving_weights
+from babylon_rl.models.encoding import encode_prompt
+from babylon_rl.models.grammar import compile_grammar
+from babylon_rl.models.scoring import EncodedSequence
+from babylon_rl.models.threads import set_threads
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.training.backends.cpu import trainer
+from babylon_rl.training.backends.cpu.loss import LossWeights, token_loss
+from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
+from babylon_rl.training.backends.protocol import TrainIteration
+
+FIRST = "first"  # generation 1 of all arms
+CURES = ("kl", "rate", "guard", "scale", "entropy")
+ARMS = {FIRST: frozenset[str](), "on": frozenset[str](), "off": frozenset(CURES)} | {f"no-{cure}": frozenset({cure}) for cure in CURES}
+SCALE = 0.12
+LEAST_PROBABILITY = 0.003  # of an answer, to be in its group
+OWN = "own"
+MODEL = MarketModel()
+KEPT = ("klParent", "stepBack", "turnedShare", "topActionShare", "kl", "entropy", "optimizerSteps")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An answer with its group, advantage and weight in it; ``served_t`` as in Item."""
+
+    group: tuple[int, int]
+    encoded: EncodedSequence
+    advantage: float
+    served_t: tuple[float, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and choices, and the one taken."""
+
+    hour: int
+    tick: int
+    encoded_k: list[EncodedSequence]
+    logprobs_k: list[tuple[float, ...]]
+    probability_k: list[float]
+    choice_k: list[Choice]
+    taken: int
+
+
+class Ours:
+    """Seat of the policy, whose answers are computed for all hours at once."""
+
+    name, mandate = OWN, ONE_TICK
+
+    def decide(self, seen: Observation) -> Any:
+        """Not asked by the run."""
+        raise AssertionError
+
+
+class Player:
+    """A policy with its whole distribution over the legal answers of a prompt."""
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        self.tokenizer, self._model = load_policy(base, adapter)
+        self._policy = PackedPolicy(self._model)
+
+    def legal(self, messages: Any, schema: dict[str, Any]) -> dict[str, EncodedSequence]:
+        """Every legal answer to a prompt, encoded."""
+        prompt, grammar = encode_prompt(self.tokenizer, messages), compile_grammar(schema, self.tokenizer)
+        found = {}
+        for text, tokens in grammar.tokens.items():
+            legal_t = tuple(grammar.legal_t(tokens))
+            found[text] = EncodedSequence(prompt, tokens, legal_t, tuple(len(legal) > 1 for legal in legal_t))
+        return found
+
+    def logprobs(self, sequences: Sequence[EncodedSequence]) -> list[tuple[float, ...]]:
+        """Log-probabilities of each answer's tokens."""
+        items = [Item(one, 0.0, 1.0, (math.nan,) * len(one.response_ids)) for one in sequences]
+        found = [[0.0] * len(one.response_ids) for one in sequences]
+
+        def compute(group: Group) -> Any:
+            spots = [spot for row in group for spot in choices(row, items)]
+            with torch.no_grad():
+                return spots, self._policy.values(self._policy.hidden(group, items), items, spots)[0].tolist()
+
+        self._model.eval()
+        for spots, values in self._policy.each(grouped(pack(sequences)), compute):
+            for (_, n, t), value in zip(spots, values, strict=True):
+                found[n][t] = value
+        return [tuple(row) for row in found]
+
+
+def play_hours(
+    player: Player, hours: Sequence[Scenario], scripts: Sequence[str], seed: str, *, greedy: bool
+) -> tuple[list[Asked], list[dict[str, AgentRecord]]]:
+    """Play hours in lockstep, each with one agent of ours; return its decisions and all records by hour."""
+    rng, asked, rooms = random.Random(seed), list[Asked](), []
+    for hour in hours:
+        exchange, luck = Exchange(hour, [*scripts, OWN]), f"{seed}/{hour.digest[:16]}"
+        seats = [Seat(factory(name, hour)(name, luck), name, exchange, prompting.TRADER_V1) for name in scripts]
+        rooms.append((exchange, [*seats, Seat(Ours(), OWN, exchange)], Newsroom(hour), stream(luck, "order of fills")))
+    for tick in range(hours[0].ticks):
+        seen = [[seat.look(exchange, newsroom) for seat in seats] for exchange, seats, newsroom, _ in rooms]
+        prompts = [(prompting.messages(own, prompting.TRADER_V1, ONE_TICK), prompting.choice_format(own)) for *_, own in seen]
+        legal = [player.legal(*prompt) for prompt in prompts]
+        logprobs = iter(player.logprobs([one for answers in legal for one in answers.values()]))
+        for hour, (exchange, seats, newsroom, fills) in enumerate(rooms):
+            own, texts = seen[hour][-1], list(legal[hour])
+            logprobs_k = [next(logprobs) for _ in texts]
+            probability_k = [math.exp(math.fsum(one)) for one in logprobs_k]
+            taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
+            read = [prompting.parse_choice(text, own) for text in texts]
+            choice_k = [choice for choice in read if isinstance(choice, Choice)]
+            asked.append(Asked(hour, tick, list(legal[hour].values()), logprobs_k, probability_k, choice_k, taken))
+            call = Call(OWN, prompts[hour][0], texts[taken], prompting.TRADER_V1, prompts[hour][1])
+            turns = [(seat, one, seat.decide(one, lambda: 0.0)) for seat, one in zip(seats[:-1], seen[hour], strict=False)]
+            turns.append((seats[-1], own, Timed(Decision(order(choice_k[taken], own, STAKE_USD), call), 0.0)))
+            fills.shuffle(turns)
+            for seat, one, timed in turns:
+                seat.act(exchange, newsroom, one, timed)
+            for settlement in exchange.advance():
+                next(seat for seat in seats if seat.record.agent_id == settlement.agent).record.settle(settlement)
+            fills.shuffle(turns)
+            for seat, *_ in turns:
+                seat.keep_mandate(exchange)
+    for exchange, seats, newsroom, _ in rooms:
+        for seat in seats:
+            seat.look(exchange, newsroom)
+    return asked, [{seat.record.agent_id: seat.record for seat in seats} for _, seats, *_ in rooms]
+
+
+def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> float:
+    """Dollars of a choice held for its tick: by the market's course, or the mean over what the prompt does not tell."""
+    if choice.market is None:
+        return 0.0
+    stock = next((asset for asset in hour.assets if asset.ticker == choice.market), None)
+    move = 0.0
+    for event in hour.events_at(tick)[:1]:
+        if event.about == choice.market:
+            truth, strength = (MODEL.rumour_truth, MODEL.rumour_strength) if event.rumour else (MODEL.report_truth, 1.0)
+            move = event.direction * (2 * truth - 1) * strength * (MODEL.question_effect if stock is None else MODEL.event_effect)
+    if stock is not None:
+        moved = move if expected else math.log(stock.prices[tick + 1] / stock.prices[tick])
+        return stock_profit(choice.direction, STAKE_USD, moved, MODEL.fee)
+    crowd = hour.question(choice.market).crowd
+    now, then = (math.log(yes / (1 - yes)) for yes in (crowd[tick], crowd[tick + 1]))
+    moved = move * room(now, MODEL.question_limit) if expected else then - now
+    return question_profit(choice.direction, STAKE_USD * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
+
+
+def tick_score(profit: float) -> float:
+    """The judge's rule on a window of one tick."""
+    return heuristic_score(profit, 1, int(profit > 0), int(profit < 0))
+
+
+def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
+    """Answers of all agents, in groups of a tick scored by what each earned in it."""
+    ours, rows = {(one.hour, one.tick): one for one in asked}, list[Row]()
+    for (hour, tick), own in ours.items():
+        gained = {name: record.equity[tick + 1] - record.equity[tick] for name, record in records[hour].items()}
+        scores = {name: tick_score(usd if abs(usd) > 1e-9 else 0.0) for name, usd in gained.items()}
+        mean = fmean(scores.values())
+        for name, record in records[hour].items():
+            encoded, served_t = own.encoded_k[own.taken], own.logprobs_k[own.taken]
+            if name != OWN:
+                call = record.calls[tick]
+                encoded = player.legal(call.messages, call.response_format or {})[call.response]
+                served_t = (math.nan,) * len(encoded.response_ids)
+            rows.append(Row((hour, tick), encoded, (scores[name] - mean) / SCALE, served_t, 1.0))
+    return rows
+
+
+def answer_rows(hours: Sequence[Scenario], asked: Sequence[Asked], *, fixed_scale: bool) -> list[Row]:
+    """Every answer to each prompt, scored by its replay for the tick, relative to the mean over the policy."""
+    rows = []
+    for one in asked:
+        scores = [tick_score(dollars(hours[one.hour], one.tick, choice, expected=False)) for choice in one.choice_k]
+        total = math.fsum(one.probability_k)
+        p_k = [probability / total for probability in one.probability_k]
+        mean = math.fsum(p * score for p, score in zip(p_k, scores, strict=True))
+        deviation = math.sqrt(math.fsum(p * (score - mean) ** 2 for p, score in zip(p_k, scores, strict=True)))
+        if deviation > 1e-6:
+            scale = SCALE if fixed_scale else deviation
+            answers = zip(one.encoded_k, scores, one.logprobs_k, p_k, strict=True)
+            rows += [
+                Row((one.hour, one.tick), encoded, (score - mean) / scale, logprobs_t, p)
+                for encoded, score, logprobs_t, p in answers
+                if p >= LEAST_PROBABILITY
+            ]
+    return rows
+
+
+def items_of(rows: Sequence[Row]) -> list[Item]:
+    """Items in which every group weighs the same, as episodes do."""
+    tokens = Counter[tuple[int, int]]()
+    for row in rows:
+        tokens[row.group] += row.encoded.trainable_tokens * row.weight  # type: ignore[assignment]
+    scale = sum(row.encoded.trainable_tokens for row in rows) / len(tokens)
+    return [Item(row.encoded, row.advantage, scale * row.weight / tokens[row.group], row.served_t) for row in rows]
+
+
+def guarded_loss(logprobs_n: Any, entropy_n: Any, advantages_n: Any, served_n: Any, kl_n: Any, weights: LossWeights) -> Any:
+    """The loss with the guard of negative advantages on own answers too."""
+    stale_n = (advantages_n < 0) & (logprobs_n.detach().exp() < weights.stale_probability)
+    return token_loss(logprobs_n, entropy_n, advantages_n.masked_fill(stale_n, 0.0), served_n, kl_n, weights)
+
+
+@contextmanager
+def without(cures: frozenset[str]) -> Iterator[None]:
+    """Train with the guard on own answers within the block, where that cure is off."""
+    trainer.token_loss = guarded_loss if "guard" in cures else token_loss  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.token_loss = token_loss  # type: ignore[attr-defined]
+
+
+def train(
+    settings: Settings, rows: Sequence[Row], parent: Path | None, out: Path, generation: int, cures_off: frozenset[str], seed: int
+) -> Any:
+    """Train a version as the product does, but for the cures that are off. Raises Diverged: it is refused."""
+    rate = trainer.of_generation(trainer.LEARNING_RATES, 1 if "rate" in cures_off else generation)
+    bonus = 0.0 if "entropy" in cures_off and generation > 1 else trainer.of_generation(trainer.ENTROPY_BONUSES, generation)
+    torch.manual_seed(seed)
+    _, model = load_policy(base_model_dir(settings), parent)
+    iteration = TrainIteration("lab", 1, (), seed, generation=1 if "kl" in cures_off else generation)
+    own = settings.model_copy(update={"learning_rate": rate})
+    run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, LossWeights(bonus, settings.kl_penalty))
+    with without(cures_off):
+        result = run.train(lambda _: None)
+    out.mkdir(parents=True, exist_ok=True)
+    with saving_weights(out):
+        model.save_pretrained(str(out), save_embedding_layers=False)
+    return {name: round(result.metrics[name], 4) for name in KEPT if name in result.metrics}
+
+
+def examine(player: Player, markets: Sequence[Scenario]) -> dict[str, float]:
+    """Dollars an hour of the policy alone in each market, by its likeliest answers: earned, expected, and the best by the prompt."""
+    asked, records = play_hours(player, markets, (), "benchmark", greedy=True)
+    reports, followed, expected, soft, best = 0, 0, 0.0, 0.0, 0.0
+    for one in asked:
+        usd = [dollars(markets[one.hour], one.tick, choice, expected=True) for choice in one.choice_k]
+        expected, best = expected + usd[one.taken], best + max(usd)
+        soft += math.fsum(p * value for p, value in zip(one.probability_k, usd, strict=True))
+        for event in markets[one.hour].events_at(one.tick)[:1]:
+            if event.direction and not event.rumour:
+                reports += 1
+                taken = one.choice_k[one.taken]
+                followed += taken.market == event.about and taken.direction == event.direction
+    pnl = fmean(record[OWN].pnl_usd for record in records)
+    totals = {"pnl": pnl, "expected": expected / len(markets), "atTemperature1": soft / len(markets), "best": best / len(markets)}
+    return {name: round(value, 1) for name, value in totals.items()} | {"followed": round(followed / reports, 3)}
+
+
+def run_generation(
+    given: argparse.Namespace, settings: Settings, arm: str, seed: int, generation: int, parent: Path | None
+) -> dict[str, Any]:
+    """Play, train and examine one generation; a line of the result file."""
+    began_s, base = time.perf_counter(), base_model_dir(settings)
+    hours = [
+        generate(preset("hour", seed=f"training/{seed}/{generation * 1000 + number}", edition=given.edition, agents=6))
+        for number in range(given.hours)
+    ]
+    player = Player(base, parent)
+    asked, records = play_hours(player, hours, STRATEGIES if generation == 1 else (), f"{seed}/{generation}", greedy=False)
+    cures_off = ARMS[arm]
+    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in cures_off)
+    played_s = time.perf_counter() - began_s
+    line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
+    out = given.out / f"{arm}-{seed}-{generation}"
+    try:
+        line |= train(settings, rows, parent, out, generation, cures_off, seed * 100 + generation)
+    except Diverged as refused:
+        return line | {"refused": str(refused), "checkpoint": None if parent is None else str(parent)}
+    line["trainSeconds"] = round(time.perf_counter() - began_s - played_s)
+    markets = [snapshot.scenario for snapshot in benchmark_snapshots(given.markets)]
+    return line | examine(Player(base, out), markets) | {"checkpoint": str(out)}
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Means over the seeds, a row for each arm and generation."""
+    heads = ("expected", "atTemperature1", "pnl", "followed", "klParent", "stepBack", "turnedShare", "topActionShare", "entropy")
+    found = ["| arm | generation | seeds | refused | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
+    for arm, generation in dict.fromkeys((line["arm"], line["generation"]) for line in lines):
+        alike = [line for line in lines if (line["arm"], line["generation"]) == (arm, generation)]
+        cells = []
+        for head in heads:
+            values = [line[head] for line in alike if head in line]
+            cells.append(f"{fmean(values):.4g}" if values else "")
+        refused = sum("refused" in line for line in alike)
+        found.append(f"| {arm} | {generation} | {len(alike)} | {refused} | " + " | ".join(cells) + " |")
+    return "\n".join(found)
+
+
+def main() -> None:
+    compared = [arm for arm in ARMS if arm != FIRST]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--hours", type=int, default=24, help="of play in a generation")
+    parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
+    parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
+    parser.add_argument("--edition", default="training", help="of the headlines in training")
+    parser.add_argument("--out", type=Path, help="default: trust-region under the state directory")
+    given = parser.parse_args()
+    set_threads(1)
+    settings = load_settings()
+    given.out = given.out or settings.home / "trust-region"
+    given.out.mkdir(parents=True, exist_ok=True)
+    kept = given.out / "lines.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for seed in range(given.seeds):
+        for arm in given.arms:
+            checkpoint: str | None = None
+            for generation in range(1, given.generations + 1):
+                name = FIRST if generation == 1 else arm
+                found = next((one for one in lines if (one["arm"], one["seed"], one["generation"]) == (name, seed, generation)), None)
+                if found is None:
+                    found = run_generation(given, settings, name, seed, generation, None if checkpoint is None else Path(checkpoint))
+                    with kept.open("a") as file:
+                        file.write(json.dumps(found) + "\n")
+                    lines.append(found)
+                    print(json.dumps(found), flush=True)
+                checkpoint = found["checkpoint"]
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
