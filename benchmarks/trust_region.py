@@ -22,9 +22,8 @@ import json
 import math
 import random
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -35,17 +34,8 @@ import torch
 from babylon_rl.errors import Diverged
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.scoring import heuristic_score
-from babylon_rl.market.simulation import prompting
-from babylon_rl.market.simulation.agents import (
-    ONE_TICK,
-    QUESTION_STAKE,
-    STAKE_USD,
-    Choice,
-    Decision,
-    order,
-    question_profit,
-    stock_profit,
-)
+from babylon_rl.market.simulation import agents, prompting
+from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.exchange import Exchange
@@ -63,7 +53,8 @@ from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.training.backends.cpu import trainer
+from babylon_rl.training.backends.cpu import bounds, trainer
+from babylon_rl.training.backends.cpu.bounds import PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.cpu.loss import LossWeights, token_loss
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
 from babylon_rl.training.backends.protocol import TrainIteration
@@ -159,17 +150,17 @@ def play_hours(
         prompts = [(prompting.messages(own, prompting.TRADER_V1, ONE_TICK), prompting.choice_format(own)) for *_, own in seen]
         legal = [player.legal(*prompt) for prompt in prompts]
         logprobs = iter(player.logprobs([one for answers in legal for one in answers.values()]))
-        for hour, (exchange, seats, newsroom, fills) in enumerate(rooms):
-            own, texts = seen[hour][-1], list(legal[hour])
+        for place, (exchange, seats, newsroom, fills) in enumerate(rooms):
+            own, texts = seen[place][-1], list(legal[place])
             logprobs_k = [next(logprobs) for _ in texts]
             probability_k = [math.exp(math.fsum(one)) for one in logprobs_k]
             taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
             read = [prompting.parse_choice(text, own) for text in texts]
             choice_k = [choice for choice in read if isinstance(choice, Choice)]
-            asked.append(Asked(hour, tick, list(legal[hour].values()), logprobs_k, probability_k, choice_k, taken))
-            call = Call(OWN, prompts[hour][0], texts[taken], prompting.TRADER_V1, prompts[hour][1])
-            turns = [(seat, one, seat.decide(one, lambda: 0.0)) for seat, one in zip(seats[:-1], seen[hour], strict=False)]
-            turns.append((seats[-1], own, Timed(Decision(order(choice_k[taken], own, STAKE_USD), call), 0.0)))
+            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken))
+            call = Call(OWN, prompts[place][0], texts[taken], prompting.TRADER_V1, prompts[place][1])
+            turns = [(seat, one, seat.decide(one, lambda: 0.0)) for seat, one in zip(seats[:-1], seen[place], strict=False)]
+            turns.append((seats[-1], own, Timed(Decision(agents.order(choice_k[taken], own, STAKE_USD), call), 0.0)))
             fills.shuffle(turns)
             for seat, one, timed in turns:
                 seat.act(exchange, newsroom, one, timed)
@@ -196,11 +187,11 @@ def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> flo
             move = event.direction * (2 * truth - 1) * strength * (MODEL.question_effect if stock is None else MODEL.event_effect)
     if stock is not None:
         moved = move if expected else math.log(stock.prices[tick + 1] / stock.prices[tick])
-        return stock_profit(choice.direction, STAKE_USD, moved, MODEL.fee)
+        return agents.stock_profit(choice.direction, STAKE_USD, moved, MODEL.fee)
     crowd = hour.question(choice.market).crowd
     now, then = (math.log(yes / (1 - yes)) for yes in (crowd[tick], crowd[tick + 1]))
     moved = move * room(now, MODEL.question_limit) if expected else then - now
-    return question_profit(choice.direction, STAKE_USD * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
+    return agents.question_profit(choice.direction, STAKE_USD * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
 
 
 def tick_score(profit: float) -> float:
@@ -247,9 +238,9 @@ def answer_rows(hours: Sequence[Scenario], asked: Sequence[Asked], *, fixed_scal
 
 def items_of(rows: Sequence[Row]) -> list[Item]:
     """Items in which every group weighs the same, as episodes do."""
-    tokens = Counter[tuple[int, int]]()
+    tokens = defaultdict[tuple[int, int], float](float)
     for row in rows:
-        tokens[row.group] += row.encoded.trainable_tokens * row.weight  # type: ignore[assignment]
+        tokens[row.group] += row.encoded.trainable_tokens * row.weight
     scale = sum(row.encoded.trainable_tokens for row in rows) / len(tokens)
     return [Item(row.encoded, row.advantage, scale * row.weight / tokens[row.group], row.served_t) for row in rows]
 
@@ -260,16 +251,6 @@ def guarded_loss(logprobs_n: Any, entropy_n: Any, advantages_n: Any, served_n: A
     return token_loss(logprobs_n, entropy_n, advantages_n.masked_fill(stale_n, 0.0), served_n, kl_n, weights)
 
 
-@contextmanager
-def without(cures: frozenset[str]) -> Iterator[None]:
-    """Train with the guard on own answers within the block, where that cure is off."""
-    trainer.token_loss = guarded_loss if "guard" in cures else token_loss  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        trainer.token_loss = token_loss  # type: ignore[attr-defined]
-
-
 def train(
     settings: Settings, rows: Sequence[Row], parent: Path | None, out: Path, generation: int, cures_off: frozenset[str], seed: int
 ) -> Any:
@@ -278,11 +259,14 @@ def train(
     bonus = 0.0 if "entropy" in cures_off and generation > 1 else trainer.of_generation(trainer.ENTROPY_BONUSES, generation)
     torch.manual_seed(seed)
     _, model = load_policy(base_model_dir(settings), parent)
-    iteration = TrainIteration("lab", 1, (), seed, generation=1 if "kl" in cures_off else generation)
     own = settings.model_copy(update={"learning_rate": rate})
-    run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, LossWeights(bonus, settings.kl_penalty))
-    with without(cures_off):
-        result = run.train(lambda _: None)
+    iteration, weights = TrainIteration("lab", 1, (), seed, generation=generation), LossWeights(bonus, settings.kl_penalty)
+    run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, weights)
+    # Without the cure both are measured all the same.
+    trainer.PARENT_BOUND = bounds.PARENT_BOUND = math.inf if "kl" in cures_off else PARENT_BOUND  # type: ignore[attr-defined]
+    bounds.TURNED_SHARE = math.inf if "kl" in cures_off else TURNED_SHARE
+    trainer.token_loss = guarded_loss if "guard" in cures_off else token_loss  # type: ignore[attr-defined]
+    result = run.train(lambda _: None)
     out.mkdir(parents=True, exist_ok=True)
     with saving_weights(out):
         model.save_pretrained(str(out), save_embedding_layers=False)
@@ -302,9 +286,9 @@ def examine(player: Player, markets: Sequence[Scenario]) -> dict[str, float]:
                 reports += 1
                 taken = one.choice_k[one.taken]
                 followed += taken.market == event.about and taken.direction == event.direction
-    pnl = fmean(record[OWN].pnl_usd for record in records)
-    totals = {"pnl": pnl, "expected": expected / len(markets), "atTemperature1": soft / len(markets), "best": best / len(markets)}
-    return {name: round(value, 1) for name, value in totals.items()} | {"followed": round(followed / reports, 3)}
+    pnl = math.fsum(record[OWN].pnl_usd for record in records)
+    sums = {"pnl": pnl, "expected": expected, "atTemperature1": soft, "best": best}
+    return {name: round(usd / len(markets), 1) for name, usd in sums.items()} | {"followed": round(followed / reports, 3)}
 
 
 def run_generation(

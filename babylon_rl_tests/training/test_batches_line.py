@@ -146,3 +146,19 @@ def test_two_databases_that_share_a_state_directory_keep_their_checkpoints(conne
     model = train_batch(connection, going_on.batch_id, settings, NOW, trainer).model
     assert trainer.trained == [3]  # its numbered checkpoints are where they were
     assert model.version == "v1.0.13" and verify(trained.checkpoint).batch_id == batch.batch_id
+
+
+def test_a_trainer_knows_its_generation_and_the_version_that_it_continues_from(connection, settings, two):
+    seen = []
+
+    class Watching(DryTrainer):
+        def train(self, iteration, parent, out, on_step):
+            seen.append((iteration.step, iteration.generation, iteration.origin and iteration.origin.name))
+            return super().train(iteration, parent, out, on_step)
+
+    first, second = two
+    train_batch(connection, first.batch_id, settings, NOW, Watching())
+    with pytest.raises(Killed):
+        train_batch(connection, second.batch_id, settings, NOW, KilledTrainer(2))
+    train_batch(connection, second.batch_id, settings, NOW, Watching())
+    assert seen == [(1, 1, None), (2, 1, None), (3, 1, None), (2, 2, "v1.0.11"), (3, 2, "v1.0.11")]
