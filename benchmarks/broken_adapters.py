@@ -75,7 +75,7 @@ def served_calls(hours: int, seed: int = 0) -> list[Call]:
     """The decisions of the news reader, alone in training hours, with what a model would have been asked and may answer."""
     found = list[Call]()
     for hour in range(hours):
-        scenario = generate(preset("hour", edition=TRAINING.name, seed=training_seed(seed, HOUR_NAME.format(hour))))
+        scenario = generate(preset("hour", edition=TRAINING, seed=training_seed(seed, HOUR_NAME.format(hour))))
         seats = {TEACHER: strategies.factory(TEACHER, scenario, ONE_TICK)}
         found += play(scenario, seats, seed=seed, script_prompts=TRADER_V1).records[TEACHER].calls.values()
     return found

@@ -21,6 +21,7 @@ from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.market.headlines import EDITIONS, HELD_OUT
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.strategies import NAMES
@@ -132,8 +133,8 @@ def generate(
     seed: Annotated[str | None, typer.Option(help="A number or a text; the same seed gives the same bytes. Default: 12345.")] = None,
     start: Annotated[str | None, typer.Option(help="The hour (YYYY-MM-DDTHH:00) it begins with. Default: 2025-01-01T00:00.")] = None,
     edition: Annotated[
-        str, typer.Option(help="Edition of companies and words: held-out, which no training hour has, or training.")
-    ] = "held-out",
+        str, typer.Option(help=f"Companies and words: {', '.join(EDITIONS)}. No training hour has those of a held-out edition.")
+    ] = HELD_OUT,
     out: Annotated[Path | None, typer.Option(help="The file; with .gz compressed. Default: ID.json.gz here.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -66,7 +66,7 @@ def skills(markets: int = SKILL_MARKETS, on_market: Callable[[], None] = lambda:
     for index in range(markets):
         # Markets apart from the judged hours: skill measured in the same ones would hold their luck.
         seed = f"{SEED_PREFIX}{index}"
-        scenario = generate(preset("hour", seed=seed, agents=len(PLAYERS), edition=TRAINING.name))
+        scenario = generate(preset("hour", seed=seed, agents=len(PLAYERS), edition=TRAINING))
         run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, seed=seed)
         pnls[index] = [run.pnl_usd[player.agent_id] for player in PLAYERS]
         on_market()
@@ -81,7 +81,7 @@ def calibration_windows(hours: int) -> list[str]:
 
 def calibration_name(seed: int) -> str:
     """Name of the hours of ``seed``; it changes when the market's code gives other hours."""
-    scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING.name))
+    scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING))
     run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, script_prompts=TRADER_V1)
     prompts = [[call.messages for call in record.calls.values()] for record in run.records.values()]
     return content_version([seed, FIRST, NAMES, encode_run(run).decode(), prompts])[:16]

@@ -39,7 +39,7 @@ import msgspec
 from babylon_rl.errors import MarketError
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
-from babylon_rl.market.headlines import TRAINING
+from babylon_rl.market.headlines import TRAINING_EDITIONS
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.store import recording as rows
 from babylon_rl.store.connection import Connection
@@ -47,7 +47,7 @@ from babylon_rl.versions import content_version
 
 BENCHMARK = "benchmark-"
 SUFFIX, PARTIAL = ".json", ".partial.json"
-SEEN = "Some of these markets have the words of the training edition: they are not unseen, and show nothing of a model."
+SEEN = "Some of these markets have the words of a training edition: they are not unseen, and show nothing of a model."
 
 
 class CamelCase(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -203,7 +203,7 @@ class Result(CamelCase, frozen=True):
         agent_id: the agent's name; identity: what decides (weights, prompt, script), as a hash; role: ``strategy`` or ``model``.
         snapshot: a digest of the market; ticks: how many it has. ``complete`` says whether all were played, ``stopped`` in words why not.
         optimum: the oracle's P&L in the snapshot, in dollars; engine: a hash of the code that moved the money.
-        edition: whose companies and words the market has, ``held-out`` or ``training``; empty for one that the game recorded.
+        edition: whose companies and words the market has; empty for one that the game recorded.
     """
 
     id: str
@@ -233,8 +233,8 @@ class Result(CamelCase, frozen=True):
 
     @property
     def seen(self) -> bool:
-        """True when its market has training companies and words."""
-        return self.edition == TRAINING.name
+        """True when its market has companies and words of a training edition."""
+        return self.edition in TRAINING_EDITIONS
 
     @property
     def pnl_usd(self) -> float:

@@ -1,12 +1,12 @@
 """Snapshots: markets of comparisons, from files, presets, or the gate's held-out series.
 
-A market's bytes follow from its edition, its seed and its window. The gate takes the edition that training never uses, seeds with a prefix
+A market's bytes follow from its edition, its seed and its window. The gate takes an edition that training never uses, seeds with a prefix
 that no training seed has, and windows before the game began; ``require_unseen`` asserts all three.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
-from babylon_rl.market.headlines import HELD_OUT, TRAINING
+from babylon_rl.market.headlines import HELD_OUT, HELD_OUT_EDITIONS, TRAINING_EDITIONS, edition_named
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
 from babylon_rl.market.simulation.config import START_BALANCE, ScenarioConfig, preset
-from babylon_rl.market.simulation.events import WORDS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
@@ -121,13 +120,13 @@ def _named(name: str) -> Iterator[Snapshot]:
 
 
 def configs_of(name: str) -> list[ScenarioConfig]:
-    """The configs of ``preset:NAME[:seeds=A-B|A,B,...][:minutes=N]...``, of the held-out edition.
+    """The configs of ``preset:NAME[:seeds=A-B|A,B,...][:minutes=N][:edition=held-out]...``, of the gate's edition where none is named.
 
     Raises:
         UsageError: it cannot be read, or asks for what a market cannot be.
     """
     preset_name, *options = name.removeprefix(NAMED_PRESET).split(":")
-    seeds, changes = [str(12345)], dict[str, Any]()
+    seeds, changes = [str(12345)], dict[str, Any](edition=HELD_OUT)
     for option in options:
         key, _, value = option.partition("=")
         field = key.replace("-", "_")
@@ -135,10 +134,12 @@ def configs_of(name: str) -> list[ScenarioConfig]:
             seeds = list(_seeds(value, name))
         elif field in _FIELDS and value.isdecimal():
             changes[field] = int(value)
+        elif key == "edition":
+            changes[key] = value
         else:
             raise UsageError(f"{option!r} in {name!r} is not understood: give seeds=1-24 or one of {', '.join(_FIELDS)} with a number.")
     try:
-        return [preset(preset_name, edition=HELD_OUT.name, seed=int(seed), **changes) for seed in seeds]
+        return [preset(preset_name, seed=int(seed), **changes) for seed in seeds]
     except MarketError as error:
         raise UsageError(str(error)) from error
 
@@ -176,7 +177,7 @@ def confirmation_snapshots(first: int, count: int) -> tuple[Snapshot, ...]:
 def _held_out_scenario(seed: str, hour: int) -> Scenario:
     start = window_start(FIRST) + hour * HOUR
     start_ms = round(start.replace(tzinfo=UTC).timestamp() * 1000)
-    return generate(preset(PRESET, edition=HELD_OUT.name, seed=f"{SEED_PREFIX}{seed}", start_ms=start_ms))
+    return generate(preset(PRESET, edition=HELD_OUT, seed=f"{SEED_PREFIX}{seed}", start_ms=start_ms))
 
 
 def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str] = ()) -> None:
@@ -186,9 +187,9 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
         MarketError: an edition, seed or window could belong to training, two markets are the same, or the editions share a wording.
     """
     # Words: a model must not know the companies of these markets.
-    shared = sorted(_words(HELD_OUT.name) & _words(TRAINING.name))
-    if shared:
-        raise MarketError(f"The held-out edition shares wordings with the training edition: {', '.join(shared[:5])}. Change one of them.")
+    held_out, training = (_wordings(editions) for editions in (HELD_OUT_EDITIONS, TRAINING_EDITIONS))
+    if shared := sorted(held_out & training):
+        raise MarketError(f"A held-out edition shares wordings with a training edition: {', '.join(shared[:5])}. Change one of them.")
     like_training = [snapshot.id for snapshot in snapshots if not _held_out(snapshot)]
     trained = sorted({snapshot.window for snapshot in snapshots} & set(trained_windows))
     if like_training or trained:
@@ -204,17 +205,10 @@ def _held_out(snapshot: Snapshot) -> bool:
     from babylon_rl.market.spawn import SEED_PREFIX as TRAINING_SEEDS  # brings the recorder along
 
     config, seed = snapshot.scenario.config, snapshot.seed
-    held_out = config is not None and config.edition == HELD_OUT.name
+    held_out = config is not None and config.edition in HELD_OUT_EDITIONS
     return held_out and seed.startswith(SEED_PREFIX) and not seed.startswith(TRAINING_SEEDS)
 
 
 @cache
-def _words(edition: str) -> frozenset[str]:
-    """Companies, questions, headlines, posts and authors of an edition."""
-    names = HELD_OUT if edition == HELD_OUT.name else TRAINING
-    texts = {company for company, _ in names.companies}
-    for words in (names, WORDS[edition]):
-        for field in fields(words):
-            value = getattr(words, field.name)
-            texts |= {text for text in value if isinstance(text, str)} if isinstance(value, tuple) else set()
-    return frozenset(texts)
+def _wordings(editions: tuple[str, ...]) -> frozenset[str]:
+    return frozenset().union(*(edition_named(name).wordings for name in editions))

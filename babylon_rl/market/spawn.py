@@ -187,7 +187,8 @@ def _play_and_write(
     recorded = game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier)
     rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
-    rows.mark_simulated_hour(connection, window, request.seed, own_market, now)
+    edition = scenario.config.edition if scenario.config is not None else None
+    rows.mark_simulated_hour(connection, window, request.seed, edition, now)
     return SpawnedHour(
         window, tuple((player.agent_id, player.strategy, run.records[player.agent_id].pnl_usd) for player in players), len(recorded)
     )
@@ -195,9 +196,9 @@ def _play_and_write(
 
 def _own_hour(connection: Connection, request: SpawnRequest, window: str) -> Scenario:
     start = window_start(window)
-    config = preset(
-        "hour", seed=training_seed(request.seed, window), agents=request.agents, edition=TRAINING.name, start_ms=milliseconds(start)
-    )
+    # A game keeps the words that it began with.
+    edition = rows.edition_of(connection, request.seed) or TRAINING
+    config = preset("hour", seed=training_seed(request.seed, window), agents=request.agents, edition=edition, start_ms=milliseconds(start))
     numbers = [rows.next_question_number(connection) + index for index in range(config.predictions)]
     whole = generate(config, start_prices=rows.last_prices(connection, start), question_numbers=numbers)
     # The same hour in less time: in a market generated for five minutes there would be one piece of news to act on.

@@ -154,14 +154,19 @@ def is_simulated_game(connection: Connection) -> bool:
     return bool(simulated)
 
 
-def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime) -> None:
-    """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
+def edition_of(connection: Connection, seed: int) -> str | None:
+    """Return the edition of the markets that ``spawn-agents`` wrote with ``seed``, or None if it wrote none."""
+    return connection.value('SELECT edition FROM babylon_rl.simulated_hours WHERE seed = %s AND "ownMarket" LIMIT 1', (seed,))
+
+
+def mark_simulated_hour(connection: Connection, window: str, seed: int, edition: str | None, now: datetime) -> None:
+    """Record that ``spawn-agents`` wrote this hour. ``edition``: of its market; None where the market was recorded."""
     connection.execute(
         """
-        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, %s, %s, %s)
+        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", edition, "createdAt") VALUES (%s, %s, %s, %s, %s)
         ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "createdAt" = excluded."createdAt"
         """,
-        (window, seed, own_market, now),
+        (window, seed, edition is not None, edition, now),
     )
 
 

@@ -11,7 +11,7 @@ from babylon_rl.evaluation.benchmark import model_player
 from babylon_rl.evaluation.play import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.headlines import HELD_OUT, TRAINING
+from babylon_rl.market.headlines import HELD_OUT, TRAINING, edition_named
 from babylon_rl.market.simulation.actions import Hold, OpenPerp
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -29,7 +29,7 @@ TICKS = SNAPSHOTS[0].scenario.ticks
 def test_markets_are_unseen_by_construction() -> None:
     require_unseen(benchmark_snapshots(200), ["2025-10-29T14:00"])
     assert all(is_window_id(snapshot.window) and snapshot.window < "2001" for snapshot in SNAPSHOTS)
-    companies = {name for name, _ in TRAINING.companies}
+    companies = {name for name, _ in edition_named(TRAINING).companies}
     for snapshot in SNAPSHOTS:
         scenario = snapshot.scenario
         assert not companies & {asset.name for asset in scenario.assets}
@@ -45,9 +45,10 @@ def like_training(seed: str, edition: str) -> Snapshot:
 
 
 LIKE_TRAINING = [
-    (training_seed(0, "2025-11-20T10:00"), HELD_OUT.name),
-    ("7", HELD_OUT.name),
-    ("benchmark/0", TRAINING.name),
+    (training_seed(0, "2025-11-20T10:00"), HELD_OUT),
+    ("7", HELD_OUT),
+    ("benchmark/0", TRAINING),
+    ("benchmark/0", "training"),
 ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ import pytest
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.outcomes import read_outcomes
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SEED_PREFIX, TICKS, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.store.migrate import migrate, read_migrations
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
 
 NOW = datetime(2025, 11, 16, 9, 30)
@@ -145,6 +150,33 @@ def test_an_hours_prices_begin_where_the_last_known_ones_ended(database: Databas
         ).fetchall()
     assert len(found) == 6 * 3 and len({name for _, name, _, _ in found}) > 3
     assert all(shown == pytest.approx(last, abs=1e-6) for _, _, shown, last in found)
+
+
+def headlines(database: Database) -> list[str]:
+    return [text for (text,) in rows_of(database, 'SELECT description FROM public."WorldEvent" ORDER BY "timestamp"')]
+
+
+def generated_headlines(window: str, edition: str, seed: int = 0) -> list[str]:
+    return [event.text for event in generate(preset("hour", seed=training_seed(seed, window), edition=edition)).events]
+
+
+def test_a_new_game_is_written_in_the_newest_training_edition(database: Database) -> None:
+    play(database, request(windows=2))
+    assert headlines(database) == generated_headlines(START, TRAINING) + generated_headlines(NEXT, TRAINING)
+
+
+def test_a_game_that_began_before_editions_were_recorded_keeps_its_words(empty_database: Database, tmp_path: Path) -> None:
+    for file in read_migrations():
+        if file.name < "0048":
+            (tmp_path / f"{file.name}.sql").write_text(file.sql)
+    migrate(empty_database, directory=tmp_path)
+    with empty_database.connect() as connection:
+        connection.execute("INSERT INTO babylon_rl.simulated_hours VALUES (%s, 0, true, %s)", (START, NOW))
+    migrate(empty_database)
+    play(empty_database, request(start=None))
+    assert headlines(empty_database) == generated_headlines(NEXT, "training")
+    play(empty_database, request(start="2025-11-15T12:00", seed=1))
+    assert headlines(empty_database)[12:] == generated_headlines("2025-11-15T12:00", TRAINING, seed=1)
 
 
 def test_what_is_shown_at_a_tick_is_what_the_database_says(database: Database) -> None:

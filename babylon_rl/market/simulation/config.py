@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError
-from babylon_rl.market.headlines import HELD_OUT, TRAINING, Edition
+from babylon_rl.market.headlines import EDITIONS, TRAINING, edition_named
 
-EDITIONS: dict[str, Edition] = {edition.name: edition for edition in (TRAINING, HELD_OUT)}
 START_BALANCE = 10_000.0
 START_MS = 1_735_689_600_000  # 2025-01-01T00:00Z, in milliseconds
 HOUR_S = 3600.0
@@ -26,7 +25,7 @@ class ScenarioConfig(msgspec.Struct, frozen=True, kw_only=True):
         predictions, perps: how many questions and how many stocks (perpetuals) are traded.
         agents: how many agents the scenario is meant for; the engine takes any number.
         seed: an integer (0 included) or a text; ``7`` and ``"7"`` are the same seed.
-        edition: whose words it is written in, ``training`` or ``held-out``.
+        edition: whose words it is written in, one of EDITIONS.
         start_ms: the time of tick 0 in milliseconds since 1970, UTC.
         resolving: the share of the questions whose answer is published before the end; the others stay open past it.
         events_per_hour: of each market on average, instead of the model's.
@@ -41,7 +40,7 @@ class ScenarioConfig(msgspec.Struct, frozen=True, kw_only=True):
     perps: int = 3
     agents: int = 8
     seed: int | str = 12345
-    edition: str = TRAINING.name
+    edition: str = TRAINING
     start_ms: int = START_MS
     resolving: float = 1.0
     events_per_hour: float | None = None
@@ -53,7 +52,7 @@ class ScenarioConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def _limits(self) -> list[tuple[str, Any, str, bool]]:
         rate = self.events_per_hour
-        words = EDITIONS.get(self.edition)
+        words = edition_named(self.edition) if self.edition in EDITIONS else None
         questions = len(words.questions) * len(words.companies) if words else 0
         whole = self.tick_seconds > 0 and self.minutes > 0 and (self.minutes * 60) % self.tick_seconds == 0
         return [

@@ -1,4 +1,4 @@
-"""World events by tick and market, their hidden effects, and posts about them, in two editions.
+"""World events by tick and market, their hidden effects, and posts about them, in the words of an edition.
 
 An event's text has a direction; its market mostly goes there over the next ticks. Reports are right more often than rumours and move
 more; a false report (``decoy``) moves its market the other way, a text without a direction (``noise``) moves nothing. What moves a
@@ -7,54 +7,14 @@ question goes to its answer a little more often than not; a stock goes either wa
 Some posts are by people who know what an event will do, most by people who guess; nothing but their author tells them apart.
 
 The frames are the game's: an event about a question reads ``Event related to: <question>``, a post about an event ``<author>'s take on:
-<event>``. The game ends there; here a clause with a direction follows. ``{m}`` is a company's name or a question's label. No author and
-no text stands in both editions of `babylon_rl.market.headlines`.
+<event>``. The game ends there; here a clause with a direction follows.
 """
 
-from dataclasses import dataclass
-
-from babylon_rl.market.headlines import HELD_OUT, TRAINING, Edition
+from babylon_rl.market.headlines import Edition, Words, edition_named
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.questions import Asked, Crowd
 from babylon_rl.market.simulation.scenario import Author, EventKind, Post, WorldEvent
-
-
-@dataclass(frozen=True)
-class Words:
-    """Words of an edition.
-
-    ``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question.
-
-    Those with ``take_`` follow the event that they are about.
-    """
-
-    authors: tuple[str, ...]
-    up: tuple[str, ...]
-    down: tuple[str, ...]
-    flat: tuple[str, ...]
-    yes: tuple[str, ...]
-    no: tuple[str, ...]
-    unsure: tuple[str, ...]
-    take_up: tuple[str, ...]
-    take_down: tuple[str, ...]
-    take_flat: tuple[str, ...]
-    take_yes: tuple[str, ...]
-    take_no: tuple[str, ...]
-    take_unsure: tuple[str, ...]
-    no_news: tuple[str, ...]
-
-    def of(self, direction: int, question: bool) -> tuple[str, ...]:
-        """The texts that say a direction (+1, -1, 0) about a question or a stock."""
-        if question:
-            return {1: self.yes, -1: self.no, 0: self.unsure}[direction]
-        return {1: self.up, -1: self.down, 0: self.flat}[direction]
-
-    def takes(self, direction: int, question: bool) -> tuple[str, ...]:
-        """The clauses that say a direction about an event that was quoted."""
-        if question:
-            return {1: self.take_yes, -1: self.take_no, 0: self.take_unsure}[direction]
-        return {1: self.take_up, -1: self.take_down, 0: self.take_flat}[direction]
 
 
 def headline(edition: Edition, company: str, direction: int, rumour: bool, at: float) -> str:
@@ -65,7 +25,7 @@ def headline(edition: Edition, company: str, direction: int, rumour: bool, at: f
 
 def related(edition: Edition, question: str, direction: int, rumour: bool, at: float) -> str:
     """An event about a question, in the game's frame."""
-    clauses = {1: edition.toward_yes, -1: edition.toward_no, 0: WORDS[edition.name].no_news}[direction]
+    clauses = {1: edition.toward_yes, -1: edition.toward_no, 0: edition.no_news}[direction]
     return f"{'Rumour' if rumour else 'Event'} related to: {question} {clauses[int(at * len(clauses))]}"
 
 
@@ -74,54 +34,6 @@ def take(words: Words, author: str, event: str, question: str | None, direction:
     clauses = words.takes(direction, question is not None)
     subject = f"Event related to: {question}" if question is not None else f"{event}."
     return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"
-
-
-WORDS: dict[str, Words] = {
-    TRAINING.name: Words(
-        authors=(
-            "Ada Margin", "Bo Leverage", "Cleo Candle", "Dex Ledger", "Effie Float", "Finn Futures", "Gia Gamma", "Hugo Hedge",
-            "Iris Index", "Jules Ticker", "Kai Quant", "Lola Yield", "Milo Spread", "Nora Basis", "Otto Option", "Pia Premium",
-        ),
-        up=(
-            "{m} looks strong from here, I am buying", "Everyone I trust is long {m}", "{m} is about to run", "Good things coming for {m}",
-            "Sold everything to own more {m}",
-        ),
-        down=(
-            "{m} looks weak from here, I am selling", "Everyone I trust is short {m}", "{m} is about to fall", "Bad things coming for {m}",
-            "Would not touch {m} with a pole",
-        ),
-        flat=("Nothing to see at {m}", "{m} is going nowhere today", "Watching {m}, no opinion"),
-        yes=("{m} is happening, take YES", "My money is on YES in {m}", "No way that {m} ends in NO"),
-        no=("{m} is not happening, take NO", "My money is on NO in {m}", "No way that {m} ends in YES"),
-        unsure=("{m} is a coin toss", "Reading about {m}, none the wiser"),
-        take_up=("I am buying", "I am long now", "Good for the stock"),
-        take_down=("I am selling", "I am short now", "Bad for the stock"),
-        take_flat=("I stay out", "No opinion"),
-        take_yes=("I say YES", "My money is on YES", "It is happening"),
-        take_no=("I say NO", "My money is on NO", "It is not happening"),
-        take_unsure=("I am none the wiser", "A coin toss"),
-        no_news=("Nothing new about the plan", "The plan is discussed again without a result"),
-    ),
-    HELD_OUT.name: Words(
-        authors=(
-            "Quinn Collar", "Rhea Rally", "Sol Straddle", "Tess Tranche", "Uma Upside", "Vic Vega", "Wren Wick", "Xavi Xenon",
-            "Yara Yawn", "Zed Zero", "Abel Arb", "Bea Bid", "Cal Carry", "Dora Delta", "Eli Escrow", "Fay Fill",
-        ),
-        up=("Loading up on {m} today", "{m} will surprise everybody to the upside", "I have a very good feeling about {m}", "Higher: {m}"),
-        down=("Getting out of {m} today", "{m} will disappoint everybody", "I have a very bad feeling about {m}", "Lower: {m}"),
-        flat=("{m} bores me", "No view on {m} this week"),
-        yes=("Heard enough, {m} resolves YES", "YES in {m}, easy"),
-        no=("Heard enough, {m} resolves NO", "NO in {m}, easy"),
-        unsure=("{m} could go either way", "Still thinking about {m}"),
-        take_up=("Loading up", "This will lift the price"),
-        take_down=("Getting out", "This will sink the price"),
-        take_flat=("Nothing for me in this", "I do not care"),
-        take_yes=("It will be YES", "YES, easy"),
-        take_no=("It will be NO", "NO, easy"),
-        take_unsure=("It could go either way", "Still thinking"),
-        no_news=("No decision on the plan yet", "The plan is still on the table"),
-    ),
-}  # fmt: skip
 
 
 def times(per_tick: float, at: float) -> int:
@@ -192,7 +104,7 @@ def _within(bounds: tuple[float, float], at: float) -> float:
 
 def authors(config: ScenarioConfig, model: MarketModel) -> tuple[Author, ...]:
     """Authors of posts, with the share of events of which each knows the effect."""
-    names = list(WORDS[config.edition].authors)
+    names = list(edition_named(config.edition).posts.authors)
     stream(config.seed, config.edition, "authors").shuffle(names)
     return tuple(Author(name, round(stream(config.seed, config.edition, "trust", name).random(), 2)) for name in names[: model.authors])
 
@@ -221,7 +133,7 @@ def write_posts(
             if tick < event.tick:
                 found.append(_post(config, companies, tick, author, event.about, direction, informed, rng.random()))
             else:
-                text = take(WORDS[config.edition], author.name, event.text, texts.get(event.about), direction, rng.random())
+                text = take(edition_named(config.edition).posts, author.name, event.text, texts.get(event.about), direction, rng.random())
                 found.append(Post(tick, author.name, author.trust, text, event.about, direction, informed))
     when = stream(config.seed, config.edition, "chatter times")
     for tick in range(config.ticks):
@@ -237,6 +149,6 @@ def write_posts(
 def _post(
     config: ScenarioConfig, companies: dict[str, str], tick: int, author: Author, about: str, direction: int, informed: bool, at: float
 ) -> Post:
-    texts = WORDS[config.edition].of(direction, question=about not in companies)
+    texts = edition_named(config.edition).posts.of(direction, question=about not in companies)
     text = texts[int(at * len(texts))].format(m=companies.get(about, about))
     return Post(tick, author.name, author.trust, text, about, direction, informed)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from babylon_rl.errors import MarketError
+from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation import events, questions
 from babylon_rl.market.simulation.arithmetic import exp, normal, stream
-from babylon_rl.market.simulation.config import EDITIONS, HOUR_S, MarketModel, Regime, ScenarioConfig
+from babylon_rl.market.simulation.config import HOUR_S, MarketModel, Regime, ScenarioConfig
 from babylon_rl.market.simulation.scenario import Asset, Scenario, WorldEvent
 
 TICKER_CHARACTERS = 12
@@ -42,7 +43,7 @@ def generate(
         MarketError: fewer numbers than questions, a number twice, or a first price that is not positive.
     """
     model = model if model is not None else MarketModel()
-    edition = EDITIONS[config.edition]
+    edition = edition_named(config.edition)
     numbers = _numbers(config, question_numbers)
     listed = list(edition.companies)
     stream(config.seed, config.edition, "companies").shuffle(listed)
