@@ -24,7 +24,7 @@ from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, requi
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
-from babylon_rl.market.simulation.strategies import NAMES
+from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.store.database import Database, open_database
@@ -62,7 +62,7 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> Com
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
     # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).
     require_unseen(snapshots)
-    played = script_rows(snapshots, [name for name in names if name in NAMES])
+    played = script_rows(snapshots, [name for name in names if name in PLAYERS])
     models = [name for name in names if name not in played]
     if models:
         with open_database(settings, prepare=False) as database:

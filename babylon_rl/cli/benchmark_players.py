@@ -14,7 +14,7 @@ from babylon_rl.evaluation.play import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.strategies import NAMES
+from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import open_database
@@ -47,13 +47,13 @@ def players_named(
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     model = partial(endpoint_player, mandate=mandate, temperature=temperature, prompt=prompt)
     # Everything that is neither a strategy nor an endpoint: base and versions.
-    local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
+    local = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
         client_of = stack.enter_context(model_clients(settings, list(local.values()), serving or served_here))
         players = []
         for player in names:
             name, url = _endpoint(player)
-            if player in NAMES:
+            if player in PLAYERS:
                 players.append(scripted(player, mandate))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
@@ -88,7 +88,7 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
     if unknown:
         raise UsageError(
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
-            f"{', '.join(NAMES)}; any endpoint is NAME=URL."
+            f"{', '.join(PLAYERS)}; any endpoint is NAME=URL."
         )
     return {source.name: source for source in sources_named(names, models, settings)}
 

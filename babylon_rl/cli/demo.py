@@ -29,7 +29,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.report import GENERATIONS, demo_columns, stored_standing
+from babylon_rl.evaluation.report import GENERATIONS, ceiling_words, demo_columns, stored_standing
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.setting_sources import DEMO_FILE
@@ -249,13 +249,14 @@ def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
 
 
 def verdict(document: dict[str, Any]) -> str:
-    """Sentences on the version against the reference, doing nothing, its best script and the news reader."""
+    """Sentences on the version against the reference, doing nothing, its best script, the news reader and the ceiling."""
     # A claim needs an interval above 0; anything else is reported as not shown.
     row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
     if row is None:
         return f"{document['modelVersion']} was not compared: {document['reason']}"
     interval = f"{row['improvementLow']:+.0f} to {row['improvementHigh']:+.0f}"
     change = f"{row['improvement']:+.0f} dollars an hour against {document['reference']} (95 % interval {interval})"
+    stands = f"{stored_standing(row)}\n{ceiling_words(row)}"
     if row["improvementLow"] > 0:
-        return f"{document['modelVersion']} is better: {change}.\n{stored_standing(row)}"
-    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run.\n{stored_standing(row)}"
+        return f"{document['modelVersion']} is better: {change}.\n{stands}"
+    return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run.\n{stands}"

@@ -46,6 +46,11 @@ MODELS = (
     ),
     Column("markets", lambda model: _measured(model).get("markets")),
     Column("gate", lambda model: (decision := _measured(model).get("decision")) and decision.replace("_", " ")),
+    Column(
+        "of the ceiling",
+        lambda model: None if (share := _measured(model).get("ofCeiling")) is None else f"{100 * share:.0f} %",
+        meaning="expected dollars, over those of the best play from the prompt",
+    ),
     Column("hours", lambda model: len(model.windows), meaning="of its training"),
     Column("storage", "storage_path", wide=True),
 )
@@ -58,7 +63,7 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     # The callback runs before `models export` and its like, too.
     if context.invoked_subcommand is not None:
         return
-    from babylon_rl.evaluation.report import stored_standing  # loads numpy
+    from babylon_rl.evaluation.report import ceiling_words, stored_standing  # load numpy
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
@@ -66,7 +71,8 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
     compared = next((model for model in versions if "pnl" in _measured(model)), None)
-    stands = [] if compared is None else ["", stored_standing({**_measured(compared), "model": compared.version})]
+    row = {} if compared is None else {**_measured(compared), "model": compared.version}
+    stands = ["", stored_standing(row), ceiling_words(row)] if row else []
     emit({"models": rows}, [Table(MODELS, versions), *stands], as_json)
 
 

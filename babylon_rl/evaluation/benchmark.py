@@ -36,7 +36,7 @@ from babylon_rl.evaluation.gate import (
     decide,
     next_analysis,
 )
-from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, market_rows, script_rows
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, appraised_row, endpoint_player, gate_job, market_rows, script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
@@ -229,7 +229,14 @@ def gate_rows(
     """
     # A changed market has another fingerprint, and its stored results do not count.
     markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
-    stored = {source.name: read_results(connection, source.name, source.identity, markets) for source in sources}
+    by_id = {snapshot.id: snapshot for snapshot in snapshots}
+    stored = {
+        source.name: {
+            market: appraised_row(row, source.name, source.identity, by_id[market], settings.home)
+            for market, row in read_results(connection, source.name, source.identity, markets).items()
+        }
+        for source in sources
+    }
     missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")

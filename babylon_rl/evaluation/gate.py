@@ -33,6 +33,7 @@ from babylon_rl.evaluation.statistics.intervals import (
     markets_needed,
     mean_interval,
     paired_interval,
+    ratio_interval,
     share_by_snapshot,
 )
 from babylon_rl.store.benchmarks import MarketResult
@@ -129,6 +130,18 @@ class GateRow(PlayerRow[MarketResult]):
         """Largest fall of the P&L from its peak in a market hour, mean over markets."""
         return self.mean(lambda result: max(drawdowns(result.pnl_path))) or 0.0
 
+    @cached_property
+    def expected(self) -> Interval | None:
+        """Expected dollars of its decisions in a market; None where decisions are not at hand."""
+        own = _known(result.expected_usd for result in self.results)
+        return None if own is None else mean_interval(own)
+
+    @cached_property
+    def of_ceiling(self) -> Interval | None:
+        """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
+        own, best = (_known(getattr(result, name) for result in self.results) for name in ("expected_usd", "ceiling_usd"))
+        return None if own is None or best is None else ratio_interval(own, best)
+
     @property
     def pnl_path(self) -> list[float]:
         """Mean P&L at every moment of the hour."""
@@ -157,12 +170,20 @@ class GateRow(PlayerRow[MarketResult]):
         return {
             "model": self.player, "role": self.role, "markets": len(self.results),
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
+            **_ends("expected", self.expected), **_ends("ofCeiling", self.of_ceiling),
             "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
             **_ends("winRate", self.win_rate), **_ends("accuracy", self.accuracy),
             "decisions": self.decisions, "invalid": self.invalid, "invalidShare": shares["invalid"], "refused": self.refused,
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],
             **_ends("improvement", self.improvement),
         }  # fmt: skip
+
+
+def _known(values: Iterable[float | None]) -> list[float] | None:
+    """The values; None where one is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.evaluation.ceiling import ceiling_usd, expected_usd
 from babylon_rl.evaluation.results import (
     BENCHMARK,
     ActionTaken,
@@ -417,6 +418,8 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         predictions=len(traded),
         predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
         equity_usd=tuple(pnls[1:]),
+        expected_usd=expected_usd(result, snapshot),
+        ceiling_usd=ceiling_usd(snapshot),
     )
 
 

@@ -19,7 +19,8 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_of
+from babylon_rl.evaluation.ceiling import GATE_CEILING, ceiling_usd, expected_usd
+from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
 from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.llm.client import ChatClient
@@ -30,7 +31,7 @@ from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import OnTick
 from babylon_rl.market.simulation.run import play as simulate
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.market.simulation.strategies import NAMES
+from babylon_rl.market.simulation.strategies import NAMES, PLAYERS
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
@@ -69,8 +70,8 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
     Raises:
         MarketError: there is none of that name.
     """
-    if name not in strategies.NAMES:
-        raise MarketError(f"There is no strategy {name!r}; there are {', '.join(strategies.NAMES)}.")
+    if name not in PLAYERS:
+        raise MarketError(f"There is no strategy {name!r}; there are {', '.join(PLAYERS)}.")
     # Strategies are code: another engine is another player.
     identity = content_version(["roster", name, mandate, engine_version()])
     return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
@@ -395,10 +396,20 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
 
 
+def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:
+    """A stored row with expected dollars, where the decisions behind it are in the state directory ``home``."""
+    played = gate_files(home, player, snapshot.id).finished()
+    # Of other weights, or of the market before it changed, the id is another.
+    if played is None or played.id != result_id(gate_key(identity, snapshot.fingerprint)):
+        return row
+    return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+
+
+GATE_PLAYERS = (*NAMES, GATE_CEILING.name)  # beside the models of every comparison
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}
 
 
-def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] = NAMES) -> dict[str, tuple[str, list[MarketResult]]]:
+def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] = GATE_PLAYERS) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies in the gate's markets, by name: role and rows.
 
     24 markets of all strategies take about a second. A process plays each once: a strategy's row is a function of the market.

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from babylon_rl.evaluation.ceiling import GATE_CEILING
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
 from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
 from babylon_rl.evaluation.results import ActionTaken, Result
@@ -32,6 +33,8 @@ from babylon_rl.versions import content_version
 CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
 MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
 _PAIRED = f"difference in the same markets, {CORRECTED}"
+_EXPECTED = "of its decisions on average, without the luck of prices"
+_OF_CEILING = f"these as a share of {GATE_CEILING.name}'s"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
 
@@ -74,6 +77,8 @@ def _earnings(who: str, against: str | None, reference: str | None, called: str)
         Column(who, lambda row: f"{row.player} ({row.role})" if row.role != row.player else row.player),
         Column("P&L, $ an hour", lambda row: _interval(row.pnl), meaning="mean and 95 % interval"),
         *([improvement] if against is not None else []),
+        Column("expected, $", lambda row: _interval(row.expected), meaning=_EXPECTED),
+        Column("of the ceiling", lambda row: _share(row.of_ceiling), meaning=_OF_CEILING),
         Column(
             "Sharpe", lambda row: None if row.sharpe is None else f"{row.sharpe:+.2f}", meaning="mean over spread of the changes in an hour"
         ),
@@ -201,7 +206,9 @@ def demo_columns(reference: str) -> list[Column]:
     return [
         Column("model", "model"), Column("P&L", signed("pnl"), meaning="dollars an hour"), Column("interval", ends("low", "high")),
         Column(f"against {reference}", signed("improvement"), meaning=_PAIRED),
-        Column("interval ", ends("improvementLow", "improvementHigh")), Column("win rate", percent("winRate"), meaning=_WIN_RATE),
+        Column("interval ", ends("improvementLow", "improvementHigh")),
+        Column("expected", signed("expected"), meaning=_EXPECTED), Column("of the ceiling", percent("ofCeiling"), meaning=_OF_CEILING),
+        Column("win rate", percent("winRate"), meaning=_WIN_RATE),
         Column("accuracy", percent("accuracy"), meaning=_ACCURACY),
         Column("invalid", lambda row: row.get("invalid"), meaning="unusable answers"),
         Column("HOLD", percent("holdShare"), meaning="of all decisions"),
@@ -384,7 +391,7 @@ FOOTER = (
     "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
     "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    "same stake. " + MARKET_FIT
+    f"same stake. {GATE_CEILING.name} gives the best answer to what the prompt shows: the ceiling of every model. " + MARKET_FIT
 )
 
 
@@ -459,6 +466,17 @@ def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses
     return f"{version} {'; '.join(clauses)}. Dollars in each of the same {markets} markets, paired 95 % intervals{corrected}."
 
 
+def ceiling_words(row: Mapping[str, Any]) -> str:
+    """A sentence on a row's expected dollars and its share of the ceiling."""
+    if row.get("ofCeiling") is None:
+        return f"{row['model']}: its expected dollars are not known, as its decisions are not on this machine."
+    return (
+        f"The decisions of {row['model']} bring {row['expected']:+.0f} dollars an hour on average, without the luck of prices: "
+        f"{100 * row['ofCeiling']:.0f} % ({100 * row['ofCeilingLow']:.0f} to {100 * row['ofCeilingHigh']:.0f} %) of {GATE_CEILING.name}, "
+        "the best play from what the prompt shows."
+    )
+
+
 def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     parts = [
@@ -468,6 +486,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     ]
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
+        parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

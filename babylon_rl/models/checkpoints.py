@@ -192,6 +192,9 @@ def _benchmark(report: BenchmarkReport) -> str:
     ):
         if own.get(value) is not None and own.get(low) is not None:
             facts[name] = f"{own[value]:+.1f} ({own[low]:+.1f} to {own[high]:+.1f})"
+    if own.get("ofCeiling") is not None:
+        facts["Of the best play from the prompt"] = f"{own['ofCeiling']:.0%} ({own['ofCeilingLow']:.0%} to {own['ofCeilingHigh']:.0%})"
+        facts["Expected without the luck of prices, $ an hour"] = f"{own['expected']:+.1f}"
     return _table(facts)
 
 

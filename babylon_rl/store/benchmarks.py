@@ -102,7 +102,8 @@ class MarketResult:
 
     ``actions`` counts buy, sell and hold among the valid decisions, ``refused`` those of them that the exchange did not carry out;
     ``predictions`` are the decisions that traded, right when their direction was the market's over the tick; ``equity_usd`` is the
-    P&L after every tick.
+    P&L after every tick. ``expected_usd`` of the decisions and ``ceiling_usd`` of the best play are not stored: they are computed where
+    the decisions are at hand, and None elsewhere.
     """
 
     snapshot: str
@@ -117,6 +118,8 @@ class MarketResult:
     predictions_right: int
     equity_usd: Sequence[float]
     refused: int = 0
+    expected_usd: float | None = None
+    ceiling_usd: float | None = None
 
     @property
     def pnl_path(self) -> list[float]:

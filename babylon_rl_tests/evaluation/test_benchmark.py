@@ -10,8 +10,8 @@ from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
+from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
@@ -91,7 +91,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     told = [told for told in evaluate.told if told[0] == "benchmark of base"]  # beside those of v1.0.0, which plays at the same time
     assert told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
     found = rows(report)
-    assert list(found) == ["v1.0.0", "base", *NAMES]
+    assert list(found) == ["v1.0.0", "base", *GATE_PLAYERS]
     best = found["v1.0.0"]
     assert best["improvementLow"] > 0 and best["low"] <= best["pnl"] <= best["high"] and best["accuracy"] > 0.6
     assert best["improvement"] == pytest.approx(best["pnl"] - found["base"]["pnl"])
@@ -312,7 +312,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
         report = evaluate(batch, served)
     words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
     assert report.decision == "not_compared" and words[how] in report.reason
-    assert (served.starts, list(rows(report))) == (0, list(NAMES))
+    assert (served.starts, list(rows(report))) == (0, list(GATE_PLAYERS))
     assert record_release(connection, batch, NOW).decision == "not_compared"
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 

@@ -153,6 +153,22 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(parts)
 
 
+def ratio_interval(parts: Values, wholes: Values, *, confidence: float = CONFIDENCE) -> Interval:
+    """Sum of ``parts`` over sum of ``wholes``, one of each a market, with its interval.
+
+    A ratio estimate, linearised (Cochran, Sampling Techniques, 1977, chapter 6), in the interval of means.
+
+    Raises:
+        ValueError: they are not of the same length, empty, not finite, or the wholes sum to 0.
+    """
+    of, whole = finite(parts), finite(wholes)
+    if of.size != whole.size or not whole.sum():
+        raise ValueError(f"{of.size} parts of {whole.size} wholes, which sum to {whole.sum()}, have no ratio.")
+    ratio = of.sum() / whole.sum()
+    # Each market's part in the ratio: their mean is the ratio, and their spread is its error.
+    return mean_interval(ratio + (of - ratio * whole) / whole.mean(), confidence=confidence)
+
+
 def share_by_snapshot(successes: Sequence[int], counts: Sequence[int]) -> Interval:
     """Share of successes among trials, with an interval clustered by snapshot.
 

@@ -32,6 +32,7 @@ from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.news_reader import NewsReader, NewsTrader
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.oracle import Oracle, SwingOracle
+from babylon_rl.market.simulation.prompt_reader import CEILINGS, PromptReader
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
@@ -128,6 +129,7 @@ SCRIPTS: dict[str, Script] = {
 
 
 NAMES = (*STRATEGIES, "nothing", "random", "news-reader", "oracle")
+PLAYERS = (*NAMES, *CEILINGS)  # the latter under the one-tick mandate only
 
 
 def factory(
@@ -140,16 +142,20 @@ def factory(
         stake_usd: dollars of an order; the strategy's own by default.
 
     Raises:
-        MarketError: there is no agent of that name.
+        MarketError: there is no agent of that name, or none under that mandate.
     """
-    if name not in NAMES:
-        raise MarketError(f"There is no agent {name!r}; there are {', '.join(NAMES)}.")
+    if name not in PLAYERS:
+        raise MarketError(f"There is no agent {name!r}; there are {', '.join(PLAYERS)}.")
+    if name in CEILINGS and mandate != ONE_TICK:
+        raise MarketError(f"{name} is the best play for one tick: it has none under the mandate {mandate}.")
     market = model if model is not None else MarketModel()
     stake = stake_usd if stake_usd is not None else STAKES_USD.get(name, STAKE_USD)
 
     def make(agent_id: str, seed: int | str) -> Agent:
         if name == "nothing":
             return Nothing()
+        if name in CEILINGS:
+            return PromptReader(CEILINGS[name], market, stake)
         if name == "oracle" and mandate == FREE:
             return SwingOracle(scenario, market, stake)
         if name == "news-reader" and mandate == FREE:

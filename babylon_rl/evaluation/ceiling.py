@@ -1,0 +1,151 @@
+"""The ceiling of a game: expected dollars of decisions beside those of the best play by the prompt, and errors by kind of headline.
+
+Expected dollars take the noise of prices out: a decision is worth what it brings on average over all that its prompt does not show
+(``market.simulation.prompt_reader``). They are of orders for one tick. The share of the ceiling is a version's expected dollars over those
+of the best play in the same markets. docs/decisions/0034-ceiling.md says why nothing is fitted.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
+from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD
+from babylon_rl.market.simulation.observation import Headline
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_PROMPT, Appraisal, Ceiling, appraised
+from babylon_rl.market.simulation.prompting import choice_of
+from babylon_rl.market.simulation.record import HOLD
+from babylon_rl.market.simulation.scenario import Scenario
+
+GATE_CEILING = CEILING_OF_PROMPT[PROMPT_VERSION]  # of the gate's markets
+KINDS = ("stock report", "question report", "rumour", "neutral", "none")
+READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
+_APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
+
+
+def appraisals(snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> tuple[list[Appraisal], list[float]]:
+    """``appraised`` of a market; a process appraises each once."""
+    key = snapshot.scenario.digest, ceiling.name
+    if key not in _APPRAISED:
+        _APPRAISED[key] = appraised(snapshot.scenario, ceiling)
+    return _APPRAISED[key]
+
+
+def expected_usd(result: Result, snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> float:
+    """Expected dollars of a run's decisions; refused and unusable ones are worth nothing."""
+    worth = zip(appraisals(snapshot, ceiling)[0], _orders(result), strict=True)
+    return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
+
+
+def ceiling_usd(snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> float:
+    """Expected dollars of the best play in a market."""
+    return sum(appraisals(snapshot, ceiling)[1])
+
+
+def _orders(result: Result) -> list[tuple[Action, str]]:
+    """The order of every tick, and whether it was filled, refused or invalid."""
+    return [
+        (msgspec.convert(order, Action), str(taken.data["outcome"]))
+        for order, taken in zip(result.trajectory.actions, result.actions, strict=True)
+    ]
+
+
+@dataclass
+class Errors:
+    """Decisions at headlines of a kind, or at one text.
+
+    ``usd`` are expected dollars of the decisions, ``following_usd`` of following each headline with the same stake, or of holding where
+    it says no direction.
+    """
+
+    name: str
+    direction: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    usd: float = 0.0
+    following_usd: float = 0.0
+
+    @property
+    def decisions(self) -> int:
+        """Number of decisions."""
+        return self.found.total()
+
+    @property
+    def lost_usd(self) -> float:
+        """Expected dollars below following."""
+        return self.following_usd - self.usd
+
+    @property
+    def document(self) -> dict[str, object]:
+        """JSON values: shares 0..1, dollars a decision."""
+        of = max(1, self.decisions)
+        return {
+            "name": self.name, "direction": self.direction, "decisions": self.decisions,
+            **{reading: self.found[reading] / of for reading in READINGS},
+            "usd": self.usd / of, "followingUsd": self.following_usd / of, "lostUsd": self.lost_usd,
+        }  # fmt: skip
+
+
+def errors(results: Iterable[Result], markets: Mapping[str, Snapshot], stake_usd: float = STAKE_USD) -> tuple[list[Errors], list[Errors]]:
+    """Decisions by kind of headline, in the order of KINDS, and by text with the largest loss first.
+
+    ``markets`` are by the results' ``benchmark_id``. Where a tick shows several headlines the first counts.
+    """
+    kinds, texts = {name: Errors(name) for name in KINDS}, dict[str, Errors]()
+    for result in results:
+        snapshot = markets[result.benchmark_id]
+        for appraisal, (action, outcome) in zip(appraisals(snapshot)[0], _orders(result), strict=True):
+            headline = next(iter(appraisal.headlines), None)
+            counted = [kinds[_kind(headline, snapshot.scenario)]]
+            if headline is not None:
+                text = wording(headline, snapshot.scenario)
+                counted.append(texts.setdefault(text, Errors(text, headline.direction)))
+            usd = appraisal.usd(action) if outcome == "filled" else 0.0
+            following = 0.0 if headline is None else appraisal.usd(_following(headline, appraisal, stake_usd))
+            for one in counted:
+                one.found[_reading(action, outcome, headline)] += 1
+                one.usd += usd
+                one.following_usd += following
+    return list(kinds.values()), sorted(texts.values(), key=lambda one: (-one.lost_usd, one.name))
+
+
+def _kind(headline: Headline | None, scenario: Scenario) -> str:
+    if headline is None:
+        return "none"
+    if headline.direction == 0:
+        return "neutral"
+    if headline.rumour:
+        return "rumour"
+    return "stock report" if any(asset.ticker == headline.about for asset in scenario.assets) else "question report"
+
+
+def wording(headline: Headline, scenario: Scenario) -> str:
+    """The headline's text without the company's or the question's own words, and without the mark of a rumour."""
+    for asset in scenario.assets:
+        if asset.ticker == headline.about:
+            return headline.text.removeprefix("Rumour: ").replace(asset.name, "{c}")
+    return f"{{question}} {headline.text.split(scenario.question(headline.about).text)[-1].strip()}"
+
+
+def _following(headline: Headline, appraisal: Appraisal, stake_usd: float) -> Action:
+    if headline.direction == 0:
+        return HOLD
+    if headline.about in appraisal.yes:
+        return BuyPrediction(headline.about, "yes" if headline.direction > 0 else "no", stake_usd * QUESTION_STAKE)
+    return OpenPerp(headline.about, "long" if headline.direction > 0 else "short", stake_usd, 1.0)
+
+
+def _reading(action: Action, outcome: str, headline: Headline | None) -> str:
+    choice = choice_of(action)
+    if outcome != "filled":
+        return "unusable"
+    if choice.market is None:
+        return "hold"
+    if headline is not None and choice.market != headline.about:
+        return "otherMarket"
+    if headline is None or headline.direction == 0:
+        return "trades"
+    return "follows" if choice.direction == headline.direction else "against"

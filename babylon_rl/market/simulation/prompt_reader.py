@@ -1,0 +1,150 @@
+"""Best play by a prompt: the order with the largest expected profit that can be chosen from what the prompt shows.
+
+Expectations are exact, by Bayes' rule from the market's own rates; nothing is fitted. A headline names a market and a direction, and is
+right as often as reports or rumours are. A post that quotes it knows the effect with its author's trust, else it guesses. Own impact and
+its recovery, fees and the depth of a question are in it. Prices, chatter and memory are left out: they say nothing of the next move.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, Invalid, OpenPerp
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Mandate, choose, order, question_profit, stock_profit
+from babylon_rl.market.simulation.arithmetic import exp, log
+from babylon_rl.market.simulation.config import HOUR_S, MarketModel
+from babylon_rl.market.simulation.news_reader import Beliefs
+from babylon_rl.market.simulation.observation import Headline, Heard, Observation
+from babylon_rl.market.simulation.prompting import POSTS_SHOWN, TRADER_V1, TRADER_V2
+from babylon_rl.market.simulation.record import HOLD
+from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.scenario import Scenario
+
+_SURE = 1e9  # odds
+
+
+class Ceiling(msgspec.Struct, frozen=True):
+    """Best play by one prompt.
+
+    Attributes:
+        name: of its player. posts: how many the prompt shows.
+        amounts_usd: dollars that an answer may name; empty where the stake is fixed.
+    """
+
+    name: str
+    posts: int
+    amounts_usd: tuple[float, ...] = ()
+
+
+BY_PROMPT = Ceiling("best-by-prompt", 0)
+WITH_POSTS = Ceiling("best-with-posts", POSTS_SHOWN)
+WITH_AMOUNTS = Ceiling("best-with-amounts", POSTS_SHOWN, (500.0, 1500.0, 5000.0))
+CEILINGS = {ceiling.name: ceiling for ceiling in (BY_PROMPT, WITH_POSTS, WITH_AMOUNTS)}
+CEILING_OF_PROMPT = {TRADER_V1: BY_PROMPT, TRADER_V2: WITH_POSTS}
+
+
+class _Shown(Beliefs):
+    """Beliefs from the headlines and the posts that a prompt shows."""
+
+    def __init__(self, model: MarketModel, posts: int) -> None:
+        super().__init__(model)
+        self._posts = posts
+
+    def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
+        """The probability that an event moves its market up, from its text and the shown posts that quote it."""
+        right = self._model.rumour_truth if event.rumour else self._model.report_truth
+        odds = _odds(right) if event.direction > 0 else 1.0 / _odds(right)
+        for post in seen.recent_posts()[-self._posts :] if self._posts else ():
+            quotes = post.about == event.about and post.text.startswith(f"{post.author}'s take on:")
+            if quotes and post.direction and post.trust is not None:
+                # It knows with probability trust, and guesses right with half of the rest.
+                odds *= _odds((1.0 + post.trust) / 2.0) ** post.direction
+        return odds / (1.0 + odds)
+
+
+def _odds(probability: float) -> float:
+    return probability / (1.0 - probability) if probability < 1.0 else _SURE
+
+
+class Appraisal(msgspec.Struct, frozen=True):
+    """Expected profit of orders for one tick.
+
+    Attributes:
+        headlines: what the prompt shows of news. moves: expected moves of log prices and log-odds, by market.
+        yes: prices of the open questions; recovery: share of an order's impact that is gone after the tick.
+    """
+
+    headlines: tuple[Headline, ...]
+    moves: dict[str, float]
+    yes: dict[str, float]
+    recovery: float
+    model: MarketModel
+
+    def usd(self, action: Action | Invalid) -> float:
+        """Expected dollars of an order that is closed after the tick; 0 of anything else."""
+        if isinstance(action, OpenPerp):
+            direction, usd = 1 if action.side == "long" else -1, action.usd * action.leverage
+            faded = direction * self.recovery * self.model.impact_per_usd * usd
+            return stock_profit(direction, usd, self.moves.get(action.ticker, 0.0) - faded, self.model.fee)
+        if isinstance(action, BuyPrediction):
+            direction, yes, depth = 1 if action.side == "yes" else -1, self.yes[action.market], self.model.pool_shares
+            price = yes if direction > 0 else 1.0 - yes
+            other = depth * math.sqrt(price / (1.0 - price))
+            # The maker's odds are pushed by the square of what was paid in; the crowd takes a part of that back.
+            pushed = ((other + action.usd) / other) ** (2 * direction)
+            move = self.moves.get(action.market, 0.0) + log(1.0 + self.recovery * (1.0 / pushed - 1.0))
+            return question_profit(direction, action.usd, yes, move, self.model.fee, depth)
+        return 0.0
+
+    def best(self, seen: Observation, amounts_usd: Sequence[float]) -> tuple[float, Action]:
+        """The largest expected dollars, and the order that has them; 0 and hold where no order has more."""
+        orders = [order(choose(move, market), seen, usd) for market, move in self.moves.items() for usd in amounts_usd]
+        return max([(0.0, HOLD), *((self.usd(one), one) for one in orders)], key=lambda worth: worth[0])
+
+
+class PromptReader:
+    """An agent that gives the best answer to every prompt, under the one-tick mandate."""
+
+    mandate: Mandate = ONE_TICK
+
+    def __init__(self, ceiling: Ceiling, model: MarketModel, stake_usd: float = STAKE_USD) -> None:
+        self.name = ceiling.name
+        self._model = model
+        self._beliefs = _Shown(model, ceiling.posts)
+        self.amounts_usd = ceiling.amounts_usd or (stake_usd,)
+
+    def appraise(self, seen: Observation) -> Appraisal:
+        """Expected profits at this tick."""
+        moves = self._beliefs.moves(seen, horizon_ticks=1)
+        yes = {question.market: question.yes for question in seen.questions}
+        open_now = {market: move for market, move in moves.items() if market in yes or any(stock.ticker == market for stock in seen.stocks)}
+        recovery = 1.0 - exp(-self._model.recovery_per_hour * seen.tick_seconds / HOUR_S)
+        return Appraisal(seen.recent_headlines(), open_now, yes, recovery, self._model)
+
+    def decide(self, seen: Observation) -> Action:
+        """The order with the largest expected profit; hold where none is above 0."""
+        return self.appraise(seen).best(seen, self.amounts_usd)[1]
+
+
+class _Watcher:
+    """Holds, and keeps the appraisal of every tick."""
+
+    name = "watcher"
+
+    def __init__(self, reader: PromptReader) -> None:
+        self._reader = reader
+        self.appraisals: list[Appraisal] = []
+        self.best_usd: list[float] = []
+
+    def decide(self, seen: Observation) -> Action:
+        self.appraisals.append(self._reader.appraise(seen))
+        self.best_usd.append(self.appraisals[-1].best(seen, self._reader.amounts_usd)[0])
+        return HOLD
+
+
+def appraised(scenario: Scenario, ceiling: Ceiling) -> tuple[list[Appraisal], list[float]]:
+    """Appraisals of a market at every tick, without any order in it, and the expected dollars of the best order of each."""
+    watcher = _Watcher(PromptReader(ceiling, scenario.model or MarketModel()))
+    play(scenario, {watcher.name: lambda agent_id, seed: watcher})
+    return watcher.appraisals, watcher.best_usd

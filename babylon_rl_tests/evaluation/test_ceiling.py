@@ -1,0 +1,93 @@
+"""The ceiling: best play by the prompt, expected dollars of decisions, errors by kind of headline."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_usd
+from babylon_rl.evaluation.gate import compare
+from babylon_rl.evaluation.metrics import result_id
+from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, market_rows, script_rows, scripted
+from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.evaluation.statistics.intervals import ratio_interval
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.prompt_reader import CEILINGS, appraised
+from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import factory
+
+MARKETS = benchmark_snapshots(24)
+
+
+def ran(name: str) -> list[Result]:
+    return [gate_job(scripted(name), snapshot).result(lambda done, of: None) for snapshot in MARKETS]
+
+
+@pytest.mark.parametrize(("name", "usd"), [("best-by-prompt", 257.5), ("best-with-posts", 269.3), ("best-with-amounts", 874.2)])
+def test_expected_dollars_of_the_best_play_are_what_it_earns_on_average(name: str, usd: float) -> None:
+    hours = [generate(preset("hour", seed=f"ceiling/{number}", edition="training")) for number in range(300)]
+    earned = [play(hour, {"p": factory(name, hour, stake_usd=1500.0)}, seed=str(hour.config.seed)).pnl_usd["p"] for hour in hours]
+    expected = [sum(appraised(hour, CEILINGS[name])[1]) for hour in hours]
+    luck = [a - b for a, b in zip(earned, expected, strict=True)]
+    assert abs(fmean(luck)) < 3 * stdev(luck) / math.sqrt(len(luck))
+    assert abs(fmean(expected) - usd) < 3 * stdev(expected) / math.sqrt(len(expected)), "as over 3,000 held-out markets"
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_the_best_play_is_for_one_tick(name: str) -> None:
+    with pytest.raises(MarketError, match="none under the mandate free"):
+        factory(name, MARKETS[0].scenario, "free")
+
+
+def test_no_player_expects_more_than_the_ceiling_and_the_ceiling_is_all_of_it() -> None:
+    compared = compare(script_rows(MARKETS), None, None)
+    shares = {row.player: row.of_ceiling.mean for row in compared.rows if row.of_ceiling is not None}
+    assert shares.pop("best-by-prompt") == pytest.approx(1.0)
+    # The two that know more than the prompt shows do not: what they know is no reason by it.
+    assert max(shares.values()) < 1.0 and shares["nothing"] == 0.0 and 0.95 < shares["conservative"] < 1.0
+    assert shares["contrarian"] < 0.0
+    document = compared.row("conservative").document
+    assert document["expected"] == pytest.approx(fmean(result.expected_usd or 0.0 for result in compared.row("conservative").results))
+    assert document["ofCeilingLow"] < document["ofCeiling"] < document["ofCeilingHigh"]
+
+
+def test_a_stored_row_has_expected_dollars_where_its_decisions_are(tmp_path: Path) -> None:
+    player, snapshot = scripted("balanced"), MARKETS[3]
+    (row,) = market_rows([gate_job(player, snapshot, tmp_path)])
+    stored = replace(row, expected_usd=None, ceiling_usd=None)
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path) == row
+    assert appraised_row(stored, player.name, "other weights", snapshot, tmp_path) == stored
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path / "elsewhere") == stored
+    assert result_id(gate_key(player.identity, snapshot.fingerprint)) == gate_job(player, snapshot, tmp_path).result(lambda *_: None).id
+
+
+def test_errors_stand_by_kind_and_by_text() -> None:
+    markets = {snapshot.id: snapshot for snapshot in MARKETS}
+    (kinds, texts), (wrong, misread) = (errors(ran(name), markets) for name in ("conservative", "contrarian"))
+    assert [one.name for one in kinds] == list(KINDS)
+    assert sum(one.decisions for one in kinds) == 24 * 12
+    by_name = {one.name: one.document for one in kinds}
+    assert by_name["stock report"]["follows"] == 1.0 and by_name["rumour"]["hold"] == 1.0
+    assert by_name["stock report"]["usd"] == pytest.approx(by_name["stock report"]["followingUsd"])
+    assert all(not one.lost_usd for one in texts if one.found["follows"] == one.decisions)
+    against = next(one.document for one in wrong if one.name == "stock report")
+    assert against["against"] > 0.3 and against["usd"] < 0 < against["followingUsd"]
+    assert misread[0].lost_usd == max(one.lost_usd for one in misread) > 100
+    assert all("{c}" in one.name or "{question}" in one.name for one in misread)
+    total = sum(expected_usd(result, markets[result.benchmark_id]) for result in ran("contrarian"))
+    assert sum(one.usd for one in wrong) == pytest.approx(total) and total < sum(ceiling_usd(snapshot) for snapshot in MARKETS)
+
+
+def test_a_ratio_of_sums_is_paired_by_market() -> None:
+    whole = [100.0 + 20 * number for number in range(24)]
+    same = ratio_interval([0.8 * usd for usd in whole], whole)
+    assert (round(same.mean, 6), round(same.low, 6), round(same.high, 6)) == (0.8, 0.8, 0.8)
+    varied = ratio_interval([usd * (0.7 if number % 2 else 0.9) for number, usd in enumerate(whole)], whole)
+    assert varied.low < 0.8 < varied.high
+    with pytest.raises(ValueError, match="no ratio"):
+        ratio_interval([1.0], [0.0])
