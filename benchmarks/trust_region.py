@@ -1,11 +1,9 @@
 """The cures of a training that forgets, each on and off: `python benchmarks/trust_region.py [--seeds N] [--generations N] [--arms ...]`.
 
-Generations are played and trained in memory with the product's market, loss, trainer and bounds, without database, judge and gate. All arms
-continue from the same first generation (scripts and one agent of ours, credit by tick). A later one replays the answers of its parent to
-each prompt for their tick, all of them, weighed by its probabilities. A refused version is not continued from. Then the version plays the
-gate's markets alone: dollars, dollars that its decisions can be expected to bring by the prompt, and the share of reports that it follows.
-
-Arm `on` has every cure, `off` none, `no-CURE` all but one:
+In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of ours,
+credit by tick). A later one replays the legal answers to each prompt for their tick, weighed by the parent's probabilities. A refused
+version is not continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can be expected to bring by the
+prompt, share of reports followed. Arm `on` has every cure, `off` none, `no-CURE` all but one:
 
 * kl: trust region around the parent, and the bound of a kind of prompt
 * rate: by generation, else 3e-3 in each
@@ -13,8 +11,7 @@ Arm `on` has every cure, `off` none, `no-CURE` all but one:
 * scale: advantages divided by 0.12, else by each group's own deviation
 * entropy: a bonus of 0.03, else none
 
-A line of JSON for each arm, seed and generation is kept under the state directory; what is there is not run again. A generation takes two
-to four core-minutes.
+A line of JSON per arm, seed and generation is kept under the state directory and not run again. It takes two to four core-minutes.
 """
 
 import argparse
@@ -35,17 +32,17 @@ from babylon_rl.errors import Diverged
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.scoring import heuristic_score
 from babylon_rl.market.simulation import agents, prompting
-from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision
+from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision, OneTickTrader
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.observation import Newsroom, Observation
+from babylon_rl.market.simulation.observation import Newsroom
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import AgentRecord, Call
 from babylon_rl.market.simulation.run import Seat, Timed
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.market.simulation.strategies import STRATEGIES, factory
+from babylon_rl.market.simulation.strategies import STRATEGIES, Scripted, factory
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import saving_weights
 from babylon_rl.models.encoding import encode_prompt
@@ -93,16 +90,6 @@ class Asked:
     taken: int
 
 
-class Ours:
-    """Seat of the policy, whose answers are computed for all hours at once."""
-
-    name, mandate = OWN, ONE_TICK
-
-    def decide(self, seen: Observation) -> Any:
-        """Not asked by the run."""
-        raise AssertionError
-
-
 class Player:
     """A policy with its whole distribution over the legal answers of a prompt."""
 
@@ -113,11 +100,8 @@ class Player:
     def legal(self, messages: Any, schema: dict[str, Any]) -> dict[str, EncodedSequence]:
         """Every legal answer to a prompt, encoded."""
         prompt, grammar = encode_prompt(self.tokenizer, messages), compile_grammar(schema, self.tokenizer)
-        found = {}
-        for text, tokens in grammar.tokens.items():
-            legal_t = tuple(grammar.legal_t(tokens))
-            found[text] = EncodedSequence(prompt, tokens, legal_t, tuple(len(legal) > 1 for legal in legal_t))
-        return found
+        legal = {text: (tokens, tuple(grammar.legal_t(tokens))) for text, tokens in grammar.tokens.items()}
+        return {text: EncodedSequence(prompt, tokens, t, tuple(len(one) > 1 for one in t)) for text, (tokens, t) in legal.items()}
 
     def logprobs(self, sequences: Sequence[EncodedSequence]) -> list[tuple[float, ...]]:
         """Log-probabilities of each answer's tokens."""
@@ -142,9 +126,17 @@ def play_hours(
     """Play hours in lockstep, each with one agent of ours; return its decisions and all records by hour."""
     rng, asked, rooms = random.Random(seed), list[Asked](), []
     for hour in hours:
+        # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
         exchange, luck = Exchange(hour, [*scripts, OWN]), f"{seed}/{hour.digest[:16]}"
         seats = [Seat(factory(name, hour)(name, luck), name, exchange, prompting.TRADER_V1) for name in scripts]
-        rooms.append((exchange, [*seats, Seat(Ours(), OWN, exchange)], Newsroom(hour), stream(luck, "order of fills")))
+        rooms.append(
+            (
+                exchange,
+                [*seats, Seat(OneTickTrader(Scripted("balanced", OWN, 0)), OWN, exchange)],
+                Newsroom(hour),
+                stream(luck, "order of fills"),
+            )
+        )
     for tick in range(hours[0].ticks):
         seen = [[seat.look(exchange, newsroom) for seat in seats] for exchange, seats, newsroom, _ in rooms]
         prompts = [(prompting.messages(own, prompting.TRADER_V1, ONE_TICK), prompting.choice_format(own)) for *_, own in seen]
@@ -225,14 +217,11 @@ def answer_rows(hours: Sequence[Scenario], asked: Sequence[Asked], *, fixed_scal
         p_k = [probability / total for probability in one.probability_k]
         mean = math.fsum(p * score for p, score in zip(p_k, scores, strict=True))
         deviation = math.sqrt(math.fsum(p * (score - mean) ** 2 for p, score in zip(p_k, scores, strict=True)))
-        if deviation > 1e-6:
+        if deviation > 1e-6:  # else all answers earn the same
             scale = SCALE if fixed_scale else deviation
-            answers = zip(one.encoded_k, scores, one.logprobs_k, p_k, strict=True)
-            rows += [
-                Row((one.hour, one.tick), encoded, (score - mean) / scale, logprobs_t, p)
-                for encoded, score, logprobs_t, p in answers
-                if p >= LEAST_PROBABILITY
-            ]
+            for encoded, score, logprobs_t, p in zip(one.encoded_k, scores, one.logprobs_k, p_k, strict=True):
+                if p >= LEAST_PROBABILITY:
+                    rows.append(Row((one.hour, one.tick), encoded, (score - mean) / scale, logprobs_t, p))
     return rows
 
 
@@ -286,8 +275,7 @@ def examine(player: Player, markets: Sequence[Scenario]) -> dict[str, float]:
                 reports += 1
                 taken = one.choice_k[one.taken]
                 followed += taken.market == event.about and taken.direction == event.direction
-    pnl = math.fsum(record[OWN].pnl_usd for record in records)
-    sums = {"pnl": pnl, "expected": expected, "atTemperature1": soft, "best": best}
+    sums = {"pnl": math.fsum(record[OWN].pnl_usd for record in records), "expected": expected, "atTemperature1": soft, "best": best}
     return {name: round(usd / len(markets), 1) for name, usd in sums.items()} | {"followed": round(followed / reports, 3)}
 
 
@@ -296,19 +284,16 @@ def run_generation(
 ) -> dict[str, Any]:
     """Play, train and examine one generation; a line of the result file."""
     began_s, base = time.perf_counter(), base_model_dir(settings)
-    hours = [
-        generate(preset("hour", seed=f"training/{seed}/{generation * 1000 + number}", edition=given.edition, agents=6))
-        for number in range(given.hours)
-    ]
+    numbers = range(generation * 1000, generation * 1000 + given.hours)
+    hours = [generate(preset("hour", seed=f"training/{seed}/{number}", edition=given.edition, agents=6)) for number in numbers]
     player = Player(base, parent)
     asked, records = play_hours(player, hours, STRATEGIES if generation == 1 else (), f"{seed}/{generation}", greedy=False)
-    cures_off = ARMS[arm]
-    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in cures_off)
+    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in ARMS[arm])
     played_s = time.perf_counter() - began_s
     line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
     out = given.out / f"{arm}-{seed}-{generation}"
     try:
-        line |= train(settings, rows, parent, out, generation, cures_off, seed * 100 + generation)
+        line |= train(settings, rows, parent, out, generation, ARMS[arm], seed * 100 + generation)
     except Diverged as refused:
         return line | {"refused": str(refused), "checkpoint": None if parent is None else str(parent)}
     line["trainSeconds"] = round(time.perf_counter() - began_s - played_s)
@@ -322,10 +307,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     found = ["| arm | generation | seeds | refused | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
     for arm, generation in dict.fromkeys((line["arm"], line["generation"]) for line in lines):
         alike = [line for line in lines if (line["arm"], line["generation"]) == (arm, generation)]
-        cells = []
-        for head in heads:
-            values = [line[head] for line in alike if head in line]
-            cells.append(f"{fmean(values):.4g}" if values else "")
+        values = [[line[head] for line in alike if head in line] for head in heads]
+        cells = [f"{fmean(one):.4g}" if one else "" for one in values]
         refused = sum("refused" in line for line in alike)
         found.append(f"| {arm} | {generation} | {len(alike)} | {refused} | " + " | ".join(cells) + " |")
     return "\n".join(found)
@@ -340,28 +323,27 @@ def main() -> None:
     parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
     parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
     parser.add_argument("--edition", default="training", help="of the headlines in training")
-    parser.add_argument("--out", type=Path, help="default: trust-region under the state directory")
     given = parser.parse_args()
     set_threads(1)
     settings = load_settings()
-    given.out = given.out or settings.home / "trust-region"
-    given.out.mkdir(parents=True, exist_ok=True)
+    given.out = settings.home / "trust-region"
+    given.out.mkdir(exist_ok=True)
     kept = given.out / "lines.jsonl"
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    lines = {(line["arm"], line["seed"], line["generation"]): line for line in known}
     for seed in range(given.seeds):
         for arm in given.arms:
-            checkpoint: str | None = None
+            parent: Path | None = None
             for generation in range(1, given.generations + 1):
                 name = FIRST if generation == 1 else arm
-                found = next((one for one in lines if (one["arm"], one["seed"], one["generation"]) == (name, seed, generation)), None)
-                if found is None:
-                    found = run_generation(given, settings, name, seed, generation, None if checkpoint is None else Path(checkpoint))
+                if (name, seed, generation) not in lines:
+                    line = lines[name, seed, generation] = run_generation(given, settings, name, seed, generation, parent)
                     with kept.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
-                    lines.append(found)
-                    print(json.dumps(found), flush=True)
-                checkpoint = found["checkpoint"]
-    print(table(lines))
+                        file.write(json.dumps(line) + "\n")
+                    print(json.dumps(line), flush=True)
+                checkpoint = lines[name, seed, generation]["checkpoint"]
+                parent = None if checkpoint is None else Path(checkpoint)
+    print(table(list(lines.values())))
 
 
 if __name__ == "__main__":
