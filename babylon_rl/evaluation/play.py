@@ -33,7 +33,8 @@ from babylon_rl.market.simulation.run import play as simulate
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import NAMES, PLAYERS
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.store.benchmarks import MarketResult
+from babylon_rl.store.benchmarks import MarketResult, read_results
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"
@@ -394,6 +395,13 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
     label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
+
+
+def known_rows(connection: Connection, player: str, identity: str, snapshots: Sequence[Snapshot], home: Path) -> dict[str, MarketResult]:
+    """Stored rows of a model by market, with expected dollars where its decisions are at hand."""
+    by_id = {snapshot.id: snapshot for snapshot in snapshots}
+    rows = read_results(connection, player, identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots})
+    return {market: appraised_row(row, player, identity, by_id[market], home) for market, row in rows.items()}
 
 
 def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:

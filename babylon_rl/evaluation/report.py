@@ -20,6 +20,7 @@ import numpy as np
 from babylon_rl.evaluation.ceiling import GATE_CEILING
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
 from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
+from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
@@ -213,6 +214,32 @@ def demo_columns(reference: str) -> list[Column]:
         Column("invalid", lambda row: row.get("invalid"), meaning="unusable answers"),
         Column("HOLD", percent("holdShare"), meaning="of all decisions"),
     ]  # fmt: skip
+
+
+def _readings(*names: str) -> list[Column]:
+    meanings = {
+        "follows": "an order as the headline says", "other market": "an order in a market that the headline does not name",
+        "against": "an order the other way", "trades": "an order in its market where it says no direction",
+        "unusable": "an answer or an order that was not carried out",
+    }  # fmt: skip
+    keys = {"other market": "otherMarket", "HOLD": "hold"}
+    return [Column(name, lambda row, key=keys.get(name, name): _percent(row[key]), meaning=meanings.get(name, "")) for name in names]
+
+
+_DECISION = [
+    Column("$ a decision", lambda row: f"{row['usd']:+.1f}", meaning="expected dollars, without the luck of prices"),
+    Column("following", lambda row: f"{row['followingUsd']:+.1f}", meaning="the same of an order as the headline says"),
+]
+# Of the document of ``Errors``, by kind and by text.
+ERRORS = [
+    Column("headline", "name"), Column("decisions", "decisions"),
+    *_readings("follows", "other market", "against", "HOLD", "trades", "unusable"), *_DECISION,
+]  # fmt: skip
+TEXTS = [
+    Column("text", "name"), Column("says", lambda row: {1: "good, YES", -1: "bad, NO", 0: "nothing"}[row["direction"]]),
+    Column("decisions", "decisions"), *_readings("follows", "other market", "against", "HOLD"),
+    Column("lost, $", lambda row: f"{row['lostUsd']:.0f}", meaning="expected dollars below following, over all of its decisions"),
+]  # fmt: skip
 
 
 def _released(one: dict[str, Any]) -> str:
@@ -487,6 +514,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
         parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
+    parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and verdict.decision != FAIL]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.cli import run
+from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.store.database import Database
 
 SMALL = "preset:quick:minutes=12:predictions=2:perps=2"

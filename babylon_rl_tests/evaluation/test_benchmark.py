@@ -1,8 +1,11 @@
 """A batch from its checkpoint to its release, on a real database and a real endpoint."""
 
+import json
+import re
 from datetime import timedelta
 from threading import Event
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -10,6 +13,7 @@ from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
+from babylon_rl.evaluation.kept import HOURS, fresh_hours, kept_check
 from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.settings import Settings
@@ -123,7 +127,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert metrics["training"] == {"loss": 1}
     assert best["improvement"] > 0
     assert connection.execute('SELECT "policyImprovement" FROM training_batches').fetchall() == [(best["improvement"],)]
-    assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 5
+    assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 6
     assert metrics["benchmark"]["improvementLow"] == best["improvementLow"] and metrics["benchmark"]["decision"] == "pass"
     decided = connection.execute('SELECT "version", "decision", "reportVersion" FROM babylon_rl.releases').fetchall()
     assert decided == [("v1.0.0", "pass", report.data_version)]
@@ -343,3 +347,79 @@ def test_it_works_on_an_autocommit_connection(make_version, database, settings):
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served, database.connect(autocommit=True) as connection:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
         assert record_release(connection, batch, NOW).decision == report.decision == "fail"
+
+
+def simulated(connection: Connection) -> None:
+    """Marks the hour that all versions of ``make_version`` were trained on as simulated."""
+    connection.execute(
+        'INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, 0, true, %s)',
+        ["2025-11-20T10:00", NOW],
+    )
+    connection.commit()
+
+
+def reads_fresh(wrong: float):
+    """Follows the headlines of fresh training hours, but for the share ``wrong`` of texts, which it reads the other way."""
+    words = {event.text: event.direction for snapshot in fresh_hours() for event in snapshot.scenario.events}
+
+    def rule(prompt: str, markets: list[str]) -> str:
+        for market, text in re.findall(r"^\[(.+?)\] (.+)$", prompt, re.MULTILINE):
+            if market in markets and (direction := words.get(text, 0)):
+                buys = (direction > 0) != (crc32(text.encode()) % 100 < 100 * wrong)
+                return json.dumps({"action": "buy" if buys else "sell", "market": market})
+        return hold(prompt, markets)
+
+    return rule
+
+
+def test_a_child_that_is_worse_than_its_parent_is_refused_before_the_gate(evaluate, make_version, connection, settings):
+    make_version("v1.0.0", status="deployed")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": reads_fresh(0.3)}) as served:
+        report = evaluate(batch, served)
+        assert served.asked == {"v1.0.0": HOURS * TICKS, "v1.0.1": HOURS * TICKS}, "nobody played the gate's markets"
+        again = evaluate(batch, served)
+        assert again == report and sum(served.asked.values()) == 2 * HOURS * TICKS, "results are stored once"
+        # Without the decisions their expected dollars are not known: the hour is played again.
+        next((settings.home / "benchmarks" / "v1.0.1").glob("fresh-0000*.json")).unlink()
+        assert evaluate(batch, served) == report and sum(served.asked.values()) == (2 * HOURS + 1) * TICKS
+    assert (report.decision, report.reference, list(rows(report))) == ("fail", None, list(GATE_PLAYERS))
+    assert report.reason.startswith("v1.0.1 is worse than its parent in fresh training hours (v1.0.0; -")
+    assert report.table_markdown.startswith("**fail**: v1.0.1 is worse than its parent")
+    assert evaluate.told == [("fresh training hours of v1.0.1", done, HOURS) for done in (HOURS - 1, HOURS)]
+    release = record_release(connection, batch, NOW)
+    assert release.decision == "fail"
+    assert connection.execute('SELECT "benchmarkScore" FROM trained_models WHERE version = %s', ["v1.0.1"]).fetchone() == (None,)
+
+
+def test_a_child_as_good_as_its_parent_goes_on_to_the_gate(evaluate, make_version, connection):
+    make_version("v1.0.0")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": reads_fresh(0.0)}) as served:
+        report = evaluate(batch, served, benchmark_markets=2)
+    check = rows(report)["v1.0.1"]["checks"][0]
+    assert (check["name"], check["found"]) == ("kept", "pass") and "+0.0 expected dollars an hour over 24" in check["words"]
+    assert f"Before the gate's markets: {check['words']}." in report.table_markdown or report.decision == "fail"
+
+
+@pytest.mark.parametrize("parent", [None, "v1.0.0", "v0.0.9"])
+def test_without_a_parent_or_simulated_hours_nothing_is_played_before_the_gate(evaluate, make_version, connection, parent):
+    make_version("v1.0.0")
+    batch = make_version("v1.0.1", parent=parent)
+    if parent == "v0.0.9":
+        simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": hold, "v1.0.1": reads_news}) as served:
+        report = evaluate(batch, served, benchmark_markets=2)
+    assert served.asked["v1.0.1"] == 2 * TICKS
+    check = rows(report)["v1.0.1"]["checks"][0]
+    why = {None: "was trained from the base", "v1.0.0": "was trained on recorded hours", "v0.0.9": "the parent v0.0.9 is not registered"}
+    assert (check["name"], check["found"]) == ("kept", "pass") and why[parent] in check["words"]
+
+
+@pytest.mark.parametrize(("loss", "found"), [(0.0, "pass"), (5.0, "pass"), (150.0, "fail")])
+def test_a_step_back_is_a_difference_beyond_its_one_sided_interval(loss, found):
+    parent = [250.0 + 15 * (number % 7) for number in range(HOURS)]
+    child = [usd - loss + 30 * ((-1) ** number) for number, usd in enumerate(parent)]
+    assert kept_check("v1.0.1", child, "v1.0.0", parent).found == found

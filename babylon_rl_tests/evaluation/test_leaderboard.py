@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard, leaderboard_png, markdown
+from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news, reads_wrongly
 
