@@ -299,8 +299,8 @@ def evaluate_batch(
 
     The reference is the deployed version, else the newest ancestor that passed, else the base: the first that can be played here. A
     version that cannot be played here is not compared, and the report says why. One that is worse than its parent in fresh training hours
-    fails without playing the gate's markets. An inconclusive comparison is played on, twice and four
-    times as large, while that can be expected to decide.
+    fails without playing the gate's markets. An inconclusive comparison is played on, twice and four times as large, while that can be
+    expected to decide.
 
     Args:
         progress: called with a sentence now and then.

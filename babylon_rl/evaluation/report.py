@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from babylon_rl.evaluation.ceiling import GATE_CEILING
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
 from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
 from babylon_rl.evaluation.kept import KEPT
@@ -35,7 +34,7 @@ CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
 MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
 _PAIRED = f"difference in the same markets, {CORRECTED}"
 _EXPECTED = "of its decisions on average, without the luck of prices"
-_OF_CEILING = f"these as a share of {GATE_CEILING.name}'s"
+_OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
 
@@ -216,32 +215,6 @@ def demo_columns(reference: str) -> list[Column]:
     ]  # fmt: skip
 
 
-def _readings(*names: str) -> list[Column]:
-    meanings = {
-        "follows": "an order as the headline says", "other market": "an order in a market that the headline does not name",
-        "against": "an order the other way", "trades": "an order in its market where it says no direction",
-        "unusable": "an answer or an order that was not carried out",
-    }  # fmt: skip
-    keys = {"other market": "otherMarket", "HOLD": "hold"}
-    return [Column(name, lambda row, key=keys.get(name, name): _percent(row[key]), meaning=meanings.get(name, "")) for name in names]
-
-
-_DECISION = [
-    Column("$ a decision", lambda row: f"{row['usd']:+.1f}", meaning="expected dollars, without the luck of prices"),
-    Column("following", lambda row: f"{row['followingUsd']:+.1f}", meaning="the same of an order as the headline says"),
-]
-# Of the document of ``Errors``, by kind and by text.
-ERRORS = [
-    Column("headline", "name"), Column("decisions", "decisions"),
-    *_readings("follows", "other market", "against", "HOLD", "trades", "unusable"), *_DECISION,
-]  # fmt: skip
-TEXTS = [
-    Column("text", "name"), Column("says", lambda row: {1: "good, YES", -1: "bad, NO", 0: "nothing"}[row["direction"]]),
-    Column("decisions", "decisions"), *_readings("follows", "other market", "against", "HOLD"),
-    Column("lost, $", lambda row: f"{row['lostUsd']:.0f}", meaning="expected dollars below following, over all of its decisions"),
-]  # fmt: skip
-
-
 def _released(one: dict[str, Any]) -> str:
     return "yes" if one["released"] else {FAIL: "refused", PASS: "not confirmed"}.get(one["decision"], "no")
 
@@ -418,7 +391,7 @@ FOOTER = (
     "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
     "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    f"same stake. {GATE_CEILING.name} gives the best answer to what the prompt shows: the ceiling of every model. " + MARKET_FIT
+    "same stake. The ceiling is the best play from what the prompt shows (best-by-prompt), without foresight. " + MARKET_FIT
 )
 
 
@@ -499,8 +472,8 @@ def ceiling_words(row: Mapping[str, Any]) -> str:
         return f"{row['model']}: its expected dollars are not known, as its decisions are not on this machine."
     return (
         f"The decisions of {row['model']} bring {row['expected']:+.0f} dollars an hour on average, without the luck of prices: "
-        f"{100 * row['ofCeiling']:.0f} % ({100 * row['ofCeilingLow']:.0f} to {100 * row['ofCeilingHigh']:.0f} %) of {GATE_CEILING.name}, "
-        "the best play from what the prompt shows."
+        f"{100 * row['ofCeiling']:.0f} % ({100 * row['ofCeilingLow']:.0f} to {100 * row['ofCeilingHigh']:.0f} %) of the best "
+        "play from what the prompt shows."
     )
 
 

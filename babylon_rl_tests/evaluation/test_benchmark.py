@@ -1,11 +1,8 @@
 """A batch from its checkpoint to its release, on a real database and a real endpoint."""
 
-import json
-import re
 from datetime import timedelta
 from threading import Event
 from typing import Any
-from zlib import crc32
 
 import pytest
 
@@ -13,14 +10,14 @@ from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
-from babylon_rl.evaluation.kept import HOURS, fresh_hours, kept_check
-from babylon_rl.evaluation.play import GATE_PLAYERS
+from babylon_rl.evaluation.kept import HOURS, kept_check
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import BenchmarkReport
-from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
+from babylon_rl_tests.evaluation.conftest import NOW, simulated, write_tensors
 from babylon_rl_tests.evaluation.endpoint import (
     Endpoint,
     alternates,
@@ -29,6 +26,7 @@ from babylon_rl_tests.evaluation.endpoint import (
     endpoint,
     hold,
     noise,
+    reads_fresh,
     reads_news,
     reads_wrongly,
 )
@@ -95,11 +93,14 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     told = [told for told in evaluate.told if told[0] == "benchmark of base"]  # beside those of v1.0.0, which plays at the same time
     assert told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
     found = rows(report)
-    assert list(found) == ["v1.0.0", "base", *GATE_PLAYERS]
+    assert list(found) == ["v1.0.0", "base", *NAMES, "best-by-prompt"]
     best = found["v1.0.0"]
     assert best["improvementLow"] > 0 and best["low"] <= best["pnl"] <= best["high"] and best["accuracy"] > 0.6
     assert best["improvement"] == pytest.approx(best["pnl"] - found["base"]["pnl"])
     assert found["base"]["improvement"] is None
+    # Of reports and rumours it follows all; the base trades without a view.
+    assert found["base"]["ofCeiling"] < 0.1 and best["ofCeiling"] > 0.95 and found["best-by-prompt"]["ofCeiling"] == pytest.approx(1.0)
+    assert best["expectedLow"] < best["expected"] < best["expectedHigh"]
     assert [contest["rival"] for contest in best["contests"]] == ["base", "nothing"]
     assert all(contest["low"] > 0 and contest["adjustedP"] < 0.05 for contest in best["contests"])
     assert {criterion["name"]: criterion["met"] for criterion in best["criteria"]} == {
@@ -111,6 +112,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert report.plot_path == str(settings.home / "benchmarks" / "v1.0.0.png")
     assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
     assert "nothing is corrected for how many were tried in them" in report.table_markdown
+    assert "The decisions of v1.0.0 bring +" in report.table_markdown and "| of the ceiling |" in report.table_markdown
 
     assert read_report(connection, batch) == report
     connection.execute(
@@ -316,7 +318,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
         report = evaluate(batch, served)
     words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
     assert report.decision == "not_compared" and words[how] in report.reason
-    assert (served.starts, list(rows(report))) == (0, list(GATE_PLAYERS))
+    assert (served.starts, list(rows(report))) == (0, [*NAMES, "best-by-prompt"])
     assert record_release(connection, batch, NOW).decision == "not_compared"
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 
@@ -349,29 +351,6 @@ def test_it_works_on_an_autocommit_connection(make_version, database, settings):
         assert record_release(connection, batch, NOW).decision == report.decision == "fail"
 
 
-def simulated(connection: Connection) -> None:
-    """Marks the hour that all versions of ``make_version`` were trained on as simulated."""
-    connection.execute(
-        'INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, 0, true, %s)',
-        ["2025-11-20T10:00", NOW],
-    )
-    connection.commit()
-
-
-def reads_fresh(wrong: float):
-    """Follows the headlines of fresh training hours, but for the share ``wrong`` of texts, which it reads the other way."""
-    words = {event.text: event.direction for snapshot in fresh_hours() for event in snapshot.scenario.events}
-
-    def rule(prompt: str, markets: list[str]) -> str:
-        for market, text in re.findall(r"^\[(.+?)\] (.+)$", prompt, re.MULTILINE):
-            if market in markets and (direction := words.get(text, 0)):
-                buys = (direction > 0) != (crc32(text.encode()) % 100 < 100 * wrong)
-                return json.dumps({"action": "buy" if buys else "sell", "market": market})
-        return hold(prompt, markets)
-
-    return rule
-
-
 def test_a_child_that_is_worse_than_its_parent_is_refused_before_the_gate(evaluate, make_version, connection, settings):
     make_version("v1.0.0", status="deployed")
     batch = make_version("v1.0.1", parent="v1.0.0")
@@ -384,7 +363,7 @@ def test_a_child_that_is_worse_than_its_parent_is_refused_before_the_gate(evalua
         # Without the decisions their expected dollars are not known: the hour is played again.
         next((settings.home / "benchmarks" / "v1.0.1").glob("fresh-0000*.json")).unlink()
         assert evaluate(batch, served) == report and sum(served.asked.values()) == (2 * HOURS + 1) * TICKS
-    assert (report.decision, report.reference, list(rows(report))) == ("fail", None, list(GATE_PLAYERS))
+    assert (report.decision, report.reference, list(rows(report))) == ("fail", None, [*NAMES, "best-by-prompt"])
     assert report.reason.startswith("v1.0.1 is worse than its parent in fresh training hours (v1.0.0; -")
     assert report.table_markdown.startswith("**fail**: v1.0.1 is worse than its parent")
     assert evaluate.told == [("fresh training hours of v1.0.1", done, HOURS) for done in (HOURS - 1, HOURS)]
