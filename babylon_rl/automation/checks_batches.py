@@ -47,6 +47,10 @@ CHECKPOINT_CHECKS = {
     ),
 }
 GATE_CHECKS = {
+    "kept": described(
+        "Its expected dollars in fresh training hours are not shown to be below its parent's.",
+        "the version is not released: training undid what its parent could do. A lower LEARNING_RATE, or more hours, help.",
+    ),
     "improvement": described(
         "The whole paired interval of its P&L over the reference is above MIN_IMPROVEMENT.",
         "nothing is broken: the version stays where it is. More hours, or another training, may bring one that passes.",
@@ -127,9 +131,12 @@ def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.Resource
         report = None if batch_id is None else read_report(connection, batch_id)
     candidate = {} if report is None else next((row for row in report.rows if row["model"] == report.version), {})
     verdicts = {verdict["name"]: verdict for verdict in candidate.get("checks", ())}
+    if report is not None and report.decision == "fail" and not candidate:
+        # Refused before the gate's markets: there is no row of it, and one check that failed.
+        verdicts["kept"] = {"name": "kept", "found": "fail", "words": report.reason.removesuffix(".")}
     for key in context.op_execution_context.selected_asset_check_keys:
         # A criterion without a verdict of its own: its opponent is the reference, with which improvement compares.
-        verdict = verdicts.get(key.name, verdicts.get("improvement"))
+        verdict = verdicts.get(key.name, verdicts.get("improvement") if key.name != "kept" else None)
         if report is None or verdict is None:
             yield _not_measured(key, f"batch {batch_id} has no benchmark report." if report is None else report.reason, batch_id)
             continue

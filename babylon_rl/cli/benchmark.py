@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from babylon_rl.cli.benchmark_errors import show_errors
 from babylon_rl.cli.benchmark_run import compare, run
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
@@ -37,6 +38,7 @@ benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("run")(run)
 benchmark.command("compare")(compare)
+benchmark.command("errors")(show_errors)
 DEFAULT_PRESET = "quick"
 MarketsOption = Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="A PNG file for the picture.")]

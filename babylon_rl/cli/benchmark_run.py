@@ -103,7 +103,7 @@ def compare(
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     if gate and directory is not None:
         raise UsageError("--results is for runs of your own: leave it out with --gate.")
-    sound, refused = _gate_results(results) if gate else _named_results(results, directory)
+    sound, refused = gate_results(results) if gate else _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
@@ -124,7 +124,7 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     return markets
 
 
-def _gate_results(names: list[str]) -> tuple[list[Result], list[LeftOut]]:
+def gate_results(names: Sequence[str]) -> tuple[list[Result], list[LeftOut]]:
     """The runs behind the rows of models in the gate's markets, of the weights that played last."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:

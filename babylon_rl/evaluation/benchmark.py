@@ -27,16 +27,20 @@ from babylon_rl.evaluation.gate import (
     BASE,
     CANDIDATE,
     DEPLOYED,
+    FAIL,
     INCONCLUSIVE,
     PARENT,
     PASSED,
     Comparison,
+    GateCheck,
     GateRow,
+    GateVerdict,
     compare,
     decide,
     next_analysis,
 )
-from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, appraised_row, endpoint_player, gate_job, market_rows, script_rows
+from babylon_rl.evaluation.kept import fresh_hours, kept_check, not_asked
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, known_rows, market_rows, script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
@@ -62,12 +66,12 @@ from babylon_rl.store.benchmarks import (
     passed_versions,
     read_confirmations,
     read_report,
-    read_results,
     write_release,
     write_report,
     write_results,
 )
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.recording import are_simulated
 from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, ModelAddress, address_of
 from babylon_rl.types import BenchmarkReport
@@ -217,26 +221,22 @@ def gate_rows(
     on_progress: Progress = no_progress,
     concurrency: int = GATE_CONCURRENCY,
     activity: str = "benchmark",
+    expected: bool = False,
 ) -> dict[str, list[MarketResult]]:
     """Results of every source in every market; only missing ones are played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
     ``on_progress`` called with ("``activity`` of" a source, markets done, of how many), at the beginning too. A server is started only when
-    something is missing of a model served here.
+    something is missing of a model served here. With ``expected`` a market whose decisions are not at hand is missing too.
 
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
     """
     # A changed market has another fingerprint, and its stored results do not count.
     markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
-    by_id = {snapshot.id: snapshot for snapshot in snapshots}
-    stored = {
-        source.name: {
-            market: appraised_row(row, source.name, source.identity, by_id[market], settings.home)
-            for market, row in read_results(connection, source.name, source.identity, markets).items()
-        }
-        for source in sources
-    }
+    stored = {source.name: known_rows(connection, source.name, source.identity, snapshots, settings.home) for source in sources}
+    if expected:
+        stored = {name: {market: row for market, row in rows.items() if row.expected_usd is not None} for name, rows in stored.items()}
     missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
@@ -298,8 +298,9 @@ def evaluate_batch(
     Its picture is written to <home>/benchmarks/<version>.png.
 
     The reference is the deployed version, else the newest ancestor that passed, else the base: the first that can be played here. A
-    version that cannot be played here is not compared, and the report says why. An inconclusive comparison is played on, twice and four
-    times as large, while that can be expected to decide.
+    version that cannot be played here is not compared, and the report says why. One that is worse than its parent in fresh training hours
+    fails without playing the gate's markets. An inconclusive comparison is played on, twice and four times as large, while that can be
+    expected to decide.
 
     Args:
         progress: called with a sentence now and then.
@@ -315,13 +316,17 @@ def evaluate_batch(
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
     players = _players(connection, settings, model)
     trained = trained_windows(read_models(connection))
+    kept = _kept(connection, settings, model, progress, clock, serving, on_progress)
     size: int | None = settings.benchmark_markets
     while size is not None:
         snapshots = benchmark_snapshots(size)
         # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
+        if kept is not None and kept.found == FAIL:
+            comparison, verdict = compare(script_rows(snapshots), None, None), GateVerdict(FAIL, f"{kept.words}.", (kept,))
+            break
         comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
-        verdict = decide(comparison, settings.min_improvement)
+        verdict = decide(comparison, settings.min_improvement, kept)
         undecided = verdict.decision == INCONCLUSIVE
         # Only the sizes that the gate fixed beforehand, so that playing on is no second chance.
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
@@ -345,6 +350,38 @@ def evaluate_batch(
     write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")
     return report
+
+
+def _kept(
+    connection: Connection,
+    settings: Settings,
+    model: Model,
+    say: Say,
+    clock: Callable[[], datetime],
+    serving: Serving,
+    on_progress: Progress,
+) -> GateCheck | None:
+    """The version against its parent in fresh training hours; None where it cannot be played here."""
+    if absent(model, settings) is not None:
+        return None
+    if model.parent_version is None:
+        return not_asked(f"{model.version} was trained from the base, with which the gate compares it")
+    if not are_simulated(connection, model.windows):
+        return not_asked(f"{model.version} was trained on recorded hours, and generated ones are of another game")
+    parent = next((other for other in read_models(connection) if other.version == model.parent_version), None)
+    missing = f"{model.parent_version} is not registered" if parent is None else absent(parent, settings)
+    if parent is None or missing is not None:
+        return not_asked(f"the parent {missing}")
+    pair = [(model, CANDIDATE), (parent, PARENT)]
+    sources = [version_source(one, role, base_of(one, settings), settings) for one, role in pair]
+    rows = gate_rows(
+        connection, settings, sources, fresh_hours(), say, clock=clock, serving=serving, on_progress=on_progress,
+        activity="fresh training hours", expected=True,
+    )  # fmt: skip
+    ours, theirs = ([row.expected_usd or 0.0 for row in rows[source.name]] for source in sources)
+    check = kept_check(model.version, ours, parent.version, theirs)
+    say(f"{check.words}.")
+    return check
 
 
 @dataclass(frozen=True)

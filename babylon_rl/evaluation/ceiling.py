@@ -21,29 +21,34 @@ from babylon_rl.market.simulation.prompting import choice_of
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
 
-GATE_CEILING = CEILING_OF_PROMPT[PROMPT_VERSION]  # of the gate's markets
 KINDS = ("stock report", "question report", "rumour", "neutral", "none")
 READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
 _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
 
 
-def appraisals(snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> tuple[list[Appraisal], list[float]]:
-    """``appraised`` of a market; a process appraises each once."""
+def ceiling_of(snapshot: Snapshot) -> Ceiling:
+    """The best play of what is played in a market of the gate."""
+    return CEILING_OF_PROMPT[PROMPT_VERSION]
+
+
+def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
+    """``appraised`` of a market of the gate; a process appraises each once."""
+    ceiling = ceiling_of(snapshot)
     key = snapshot.scenario.digest, ceiling.name
     if key not in _APPRAISED:
         _APPRAISED[key] = appraised(snapshot.scenario, ceiling)
     return _APPRAISED[key]
 
 
-def expected_usd(result: Result, snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> float:
+def expected_usd(result: Result, snapshot: Snapshot) -> float:
     """Expected dollars of a run's decisions; refused and unusable ones are worth nothing."""
-    worth = zip(appraisals(snapshot, ceiling)[0], _orders(result), strict=True)
+    worth = zip(appraisals(snapshot)[0], _orders(result), strict=True)
     return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
 
 
-def ceiling_usd(snapshot: Snapshot, ceiling: Ceiling = GATE_CEILING) -> float:
+def ceiling_usd(snapshot: Snapshot) -> float:
     """Expected dollars of the best play in a market."""
-    return sum(appraisals(snapshot, ceiling)[1])
+    return sum(appraisals(snapshot)[1])
 
 
 def _orders(result: Result) -> list[tuple[Action, str]]:

@@ -351,8 +351,8 @@ class GateVerdict:
     checks: tuple[GateCheck, ...] = ()
 
 
-def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> GateVerdict:
-    """Judge the candidate of a comparison.
+def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0, kept: GateCheck | None = None) -> GateVerdict:
+    """Judge the candidate of a comparison. ``kept`` is the check against its parent, made before.
 
     Pass needs all of: the lower end of the paired interval of its improvement over the reference above ``min_improvement`` (dollars an
     hour); shown to earn more than the base and than doing nothing too; no more unusable answers than the reference; no action above
@@ -366,6 +366,7 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Gat
     improvement = _improvement(comparison, candidate, min_improvement)
     # Hard faults first, then money, then the number of markets.
     checks = (
+        *([kept] if kept is not None else []),
         _collapse(candidate),
         _valid_answers(candidate, reference),
         improvement,

@@ -8,18 +8,19 @@ the gate compares a version with one reference and is the place for decisions.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from babylon_rl.evaluation.benchmark import identity_of
 from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
-from babylon_rl.evaluation.play import script_rows
+from babylon_rl.evaluation.play import known_rows, script_rows
 from babylon_rl.evaluation.report import COLOURS, CORRECTED, MARKET_FIT, leaderboard_columns
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import legend, markdown_rows
-from babylon_rl.settings import TrainingSettings
-from babylon_rl.store.benchmarks import MarketResult, read_identities, read_reports, read_results
+from babylon_rl.settings import Settings
+from babylon_rl.store.benchmarks import MarketResult, read_identities, read_reports
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
 from babylon_rl.types import BenchmarkReport
@@ -103,7 +104,7 @@ class Leaderboard:
         }
 
 
-def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboard:
+def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """Rank our versions on the newest version's base, that base, and all strategies.
 
     Markets are those that all of them played.
@@ -114,7 +115,7 @@ def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboa
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
     # As many markets as the largest report has played.
     snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
-    stored = _Known(connection, [model for model in models if not model.foreign], snapshots)
+    stored = _Known(connection, [model for model in models if not model.foreign], snapshots, settings.home)
     reasons = [(model, stored.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
     ranked = {model.version: model for model, why in reasons if why is None}
     # Everyone is measured in the same markets, or differences would be those of the markets.
@@ -135,12 +136,11 @@ def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboa
 class _Known:
     """Stored results of the base and its versions in the current ``snapshots``."""
 
-    def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot], home: Path) -> None:
         self._snapshots = snapshots
-        markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
         # Results of other weights under the same name are ignored.
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
-        self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
+        self._results = {name: known_rows(connection, name, identity, snapshots, home) for name, identity in weights.items()}
 
     def missing(self, model: Model, report: BenchmarkReport | None, benchmark_size: int) -> str | None:
         """Reason why a version has no place; None when it has one. ``benchmark_size`` is the number of markets of a benchmark."""

@@ -19,7 +19,7 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.evaluation.ceiling import GATE_CEILING, ceiling_usd, expected_usd
+from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, expected_usd
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
 from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
@@ -33,7 +33,8 @@ from babylon_rl.market.simulation.run import play as simulate
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import NAMES, PLAYERS
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.store.benchmarks import MarketResult
+from babylon_rl.store.benchmarks import MarketResult, read_results
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"
@@ -396,6 +397,13 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
 
 
+def known_rows(connection: Connection, player: str, identity: str, snapshots: Sequence[Snapshot], home: Path) -> dict[str, MarketResult]:
+    """Stored rows of a model by market, with expected dollars where its decisions are at hand."""
+    by_id = {snapshot.id: snapshot for snapshot in snapshots}
+    rows = read_results(connection, player, identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots})
+    return {market: appraised_row(row, player, identity, by_id[market], home) for market, row in rows.items()}
+
+
 def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:
     """A stored row with expected dollars, where the decisions behind it are in the state directory ``home``."""
     played = gate_files(home, player, snapshot.id).finished()
@@ -405,15 +413,15 @@ def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snaps
     return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
 
 
-GATE_PLAYERS = (*NAMES, GATE_CEILING.name)  # beside the models of every comparison
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}
 
 
-def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] = GATE_PLAYERS) -> dict[str, tuple[str, list[MarketResult]]]:
-    """Strategies in the gate's markets, by name: role and rows.
+def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] | None = None) -> dict[str, tuple[str, list[MarketResult]]]:
+    """Strategies in the gate's markets, by name: role and rows. By default all of them, and the best play by the prompt.
 
     24 markets of all strategies take about a second. A process plays each once: a strategy's row is a function of the market.
     """
+    names = (*NAMES, ceiling_of(snapshots[0]).name) if names is None else names
     for name in names:
         missing = [snapshot for snapshot in snapshots if _row_key(name, snapshot) not in _STRATEGY_ROWS]
         for snapshot, row in zip(missing, market_rows([gate_job(scripted(name), snapshot) for snapshot in missing]), strict=True):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from babylon_rl.evaluation.ceiling import GATE_CEILING
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
 from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
+from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
@@ -34,7 +34,7 @@ CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
 MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
 _PAIRED = f"difference in the same markets, {CORRECTED}"
 _EXPECTED = "of its decisions on average, without the luck of prices"
-_OF_CEILING = f"these as a share of {GATE_CEILING.name}'s"
+_OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
 
@@ -391,7 +391,7 @@ FOOTER = (
     "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
     "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    f"same stake. {GATE_CEILING.name} gives the best answer to what the prompt shows: the ceiling of every model. " + MARKET_FIT
+    "same stake. The ceiling is the best play from what the prompt shows (best-by-prompt), without foresight. " + MARKET_FIT
 )
 
 
@@ -472,8 +472,8 @@ def ceiling_words(row: Mapping[str, Any]) -> str:
         return f"{row['model']}: its expected dollars are not known, as its decisions are not on this machine."
     return (
         f"The decisions of {row['model']} bring {row['expected']:+.0f} dollars an hour on average, without the luck of prices: "
-        f"{100 * row['ofCeiling']:.0f} % ({100 * row['ofCeilingLow']:.0f} to {100 * row['ofCeilingHigh']:.0f} %) of {GATE_CEILING.name}, "
-        "the best play from what the prompt shows."
+        f"{100 * row['ofCeiling']:.0f} % ({100 * row['ofCeilingLow']:.0f} to {100 * row['ofCeilingHigh']:.0f} %) of the best "
+        "play from what the prompt shows."
     )
 
 
@@ -487,6 +487,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
         parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
+    parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and verdict.decision != FAIL]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

@@ -1,6 +1,6 @@
 """Rows written by recorders and the simulated game into the game's tables, in sets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -137,6 +137,12 @@ def simulated_seeds(connection: Connection) -> set[int]:
 def has_simulated_hour(connection: Connection, window: str) -> bool:
     """Return True if ``spawn-agents`` has written this hour."""
     return connection.value('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)) is not None
+
+
+def are_simulated(connection: Connection, windows: Collection[str]) -> bool:
+    """Whether all of these hours, one at least, are of a simulated market."""
+    simulated = 'SELECT count(*) FROM babylon_rl.simulated_hours WHERE "ownMarket" AND "window" = ANY(%s)'
+    return bool(windows) and connection.value(simulated, (list(windows),)) == len(set(windows))
 
 
 def is_simulated_game(connection: Connection) -> bool:

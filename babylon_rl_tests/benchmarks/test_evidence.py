@@ -36,6 +36,7 @@ def row(model: str, role: str, pnl: float) -> dict[str, Any]:
     pnls = [round(pnl + float(usd), 4) for usd in PNL * (1 if role == "strategy" else 1 + pnl / 1000)]
     compared = model != "base"
     return {
+        "expected": pnl - 5, "ofCeiling": pnl / 300, "ofCeilingLow": pnl / 300 - 0.05, "ofCeilingHigh": pnl / 300 + 0.05,
         "model": model, "role": role, "markets": MARKETS, "pnl": pnl, "low": pnl - 40, "high": pnl + 40, "pnls": pnls,
         "improvement": pnl + 50 if compared else None, "improvementLow": pnl + 10 if compared else None,
         "improvementHigh": pnl + 90 if compared else None, "winRate": 0.6, "accuracy": None, "invalid": 0, "holdShare": 0.2,
@@ -60,7 +61,7 @@ def result(seed: int, *, collapsed: int | None = None, refused: int | None = Non
         if version is not None:
             rows.append(row(version, "version", 60.0 * number + seed))
             parent = version
-    rows += [row(name, "strategy", 30.0 * place - 100) for place, name in enumerate(NAMES)]
+    rows += [row(name, "strategy", 30.0 * place - 100) for place, name in enumerate((*NAMES, "best-by-prompt"))]
     return {"seed": seed, "windows": 24, "generations": generations, "standings": rows, "seconds": 900.0, "processorSeconds": 1500.0}
 
 
@@ -69,11 +70,23 @@ RESULTS = [result(0), result(1, collapsed=2), result(2, refused=3)]
 
 def test_base_every_version_and_every_script_stand_in_one_table() -> None:
     lines = table(RESULTS).splitlines()
-    assert len(lines) == 2 + 1 + 3 * 3 + len(NAMES)
+    assert len(lines) == 2 + 1 + 3 * 3 + len(NAMES) + 1
     assert all(line.count("|") == lines[0].count("|") for line in lines)
-    for name in (*NAMES, "base", "v1.0.0", "v1.0.1", "v1.0.2"):
+    for name in (*NAMES, "best-by-prompt", "base", "v1.0.0", "v1.0.1", "v1.0.2"):
         assert any(f"| {name} |" in line for line in lines), name
     assert "| 0 | 2 | v1.0.1 | +120 (+80 to +160) | +170 (+130 to +210) | +60 (" in table(RESULTS)
+    assert "| +115 | 40 % (35 % to 45 %) | 20 % | pass, 24 |" in next(line for line in lines if line.startswith("| 0 | 2 |"))
+
+
+def test_results_from_before_the_ceiling_have_no_share_of_it() -> None:
+    old = result(0)
+    old["standings"] = [
+        {name: value for name, value in row.items() if not name.startswith(("expected", "ofCeiling"))}
+        for row in old["standings"]
+        if row["model"] != "best-by-prompt"
+    ]
+    assert "| - | - | 20 % | pass, 24 |" in table([old])
+    assert learning_curve([old]).startswith(b"\x89PNG")
 
 
 def test_a_generation_without_a_version_and_one_that_the_gate_refused_are_shown() -> None:

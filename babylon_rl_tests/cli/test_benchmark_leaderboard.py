@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.cli import run
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.store.database import Database
 
 SMALL = "preset:quick:minutes=12:predictions=2:perps=2"
@@ -27,7 +27,7 @@ def test_the_order_is_told_and_drawn(
     assert run(["benchmark", "leaderboard", "--plot", "board.png", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["markets"], document["reference"], document["unranked"]) == (4, None, [])
-    assert [row["place"] for row in document["rows"]] == list(range(1, len(GATE_PLAYERS) + 1)) and document["rows"][0]["model"] == "oracle"
+    assert [row["place"] for row in document["rows"]] == list(range(1, len(NAMES) + 2)) and document["rows"][0]["model"] == "oracle"
     assert (at_home / "board.png").read_bytes().startswith(b"\x89PNG")
     assert run(["benchmark", "leaderboard"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ import pytest
 from babylon_rl.cli.demo import _parts
 from babylon_rl.cli.output import emit
 from babylon_rl.evaluation.gate import GateRow
-from babylon_rl.evaluation.play import GATE_PLAYERS, script_rows
+from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl_tests.store.servers import ROOT
 from benchmarks.demo import KEPT
@@ -28,7 +28,7 @@ def test_every_line_of_the_page_is_printed_for_the_kept_run(capsys: pytest.Captu
 
 def test_scripts_earn_in_the_same_markets_as_in_the_kept_run() -> None:
     kept = {row["model"]: row for row in json.loads(KEPT.read_text())["rows"]}
-    for name, (role, results) in script_rows(benchmark_snapshots(kept["base"]["markets"]), GATE_PLAYERS).items():
+    for name, (role, results) in script_rows(benchmark_snapshots(kept["base"]["markets"])).items():
         played = GateRow(name, role, {(result.snapshot, name, 0): result for result in results}).document
         measured = [key for key in played if not key.startswith("improvement")]
         assert {key: played[key] for key in measured} == pytest.approx({key: kept[name][key] for key in measured}), name

@@ -23,6 +23,15 @@ def write_tensors(path: Path, *values: float) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack(f"<{len(values)}f", *values))
 
 
+def simulated(connection: Connection) -> None:
+    """Marks the hour that all versions of ``make_version`` were trained on as simulated."""
+    connection.execute(
+        'INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, 0, true, %s)',
+        ["2025-11-20T10:00", NOW],
+    )
+    connection.commit()
+
+
 @pytest.fixture
 def base_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "tiny-base"

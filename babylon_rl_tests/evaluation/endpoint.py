@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 from typing import Any
+from zlib import crc32
 
+from babylon_rl.evaluation.kept import fresh_hours
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl_tests.http_stand_in import Handler, served
 
@@ -60,6 +62,20 @@ def noise(prompt: str, markets: list[str]) -> str:
 def alternates(prompt: str, markets: list[str]) -> str:
     """Trades without a view: which way depends on the prompt's length alone."""
     return json.dumps({"action": "buy" if len(prompt) % 2 else "sell", "market": markets[0]})
+
+
+def reads_fresh(wrong: float) -> Rule:
+    """Follows the headlines of fresh training hours, but for the share ``wrong`` of texts, which it reads the other way."""
+    words = {event.text: event.direction for snapshot in fresh_hours() for event in snapshot.scenario.events}
+
+    def rule(prompt: str, markets: list[str]) -> str:
+        for market, text in re.findall(r"^\[(.+?)\] (.+)$", prompt, re.MULTILINE):
+            if market in markets and (direction := words.get(text, 0)):
+                buys = (direction > 0) != (crc32(text.encode()) % 100 < 100 * wrong)
+                return json.dumps({"action": "buy" if buys else "sell", "market": market})
+        return hold(prompt, markets)
+
+    return rule
 
 
 @dataclass

@@ -10,13 +10,14 @@ from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
-from babylon_rl.evaluation.play import GATE_PLAYERS
+from babylon_rl.evaluation.kept import HOURS, kept_check
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import BenchmarkReport
-from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
+from babylon_rl_tests.evaluation.conftest import NOW, simulated, write_tensors
 from babylon_rl_tests.evaluation.endpoint import (
     Endpoint,
     alternates,
@@ -25,6 +26,7 @@ from babylon_rl_tests.evaluation.endpoint import (
     endpoint,
     hold,
     noise,
+    reads_fresh,
     reads_news,
     reads_wrongly,
 )
@@ -91,11 +93,14 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     told = [told for told in evaluate.told if told[0] == "benchmark of base"]  # beside those of v1.0.0, which plays at the same time
     assert told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
     found = rows(report)
-    assert list(found) == ["v1.0.0", "base", *GATE_PLAYERS]
+    assert list(found) == ["v1.0.0", "base", *NAMES, "best-by-prompt"]
     best = found["v1.0.0"]
     assert best["improvementLow"] > 0 and best["low"] <= best["pnl"] <= best["high"] and best["accuracy"] > 0.6
     assert best["improvement"] == pytest.approx(best["pnl"] - found["base"]["pnl"])
     assert found["base"]["improvement"] is None
+    # Of reports and rumours it follows all; the base trades without a view.
+    assert found["base"]["ofCeiling"] < 0.1 and best["ofCeiling"] > 0.95 and found["best-by-prompt"]["ofCeiling"] == pytest.approx(1.0)
+    assert best["expectedLow"] < best["expected"] < best["expectedHigh"]
     assert [contest["rival"] for contest in best["contests"]] == ["base", "nothing"]
     assert all(contest["low"] > 0 and contest["adjustedP"] < 0.05 for contest in best["contests"])
     assert {criterion["name"]: criterion["met"] for criterion in best["criteria"]} == {
@@ -107,6 +112,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert report.plot_path == str(settings.home / "benchmarks" / "v1.0.0.png")
     assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
     assert "nothing is corrected for how many were tried in them" in report.table_markdown
+    assert "The decisions of v1.0.0 bring +" in report.table_markdown and "| of the ceiling |" in report.table_markdown
 
     assert read_report(connection, batch) == report
     connection.execute(
@@ -123,7 +129,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert metrics["training"] == {"loss": 1}
     assert best["improvement"] > 0
     assert connection.execute('SELECT "policyImprovement" FROM training_batches').fetchall() == [(best["improvement"],)]
-    assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 5
+    assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 6
     assert metrics["benchmark"]["improvementLow"] == best["improvementLow"] and metrics["benchmark"]["decision"] == "pass"
     decided = connection.execute('SELECT "version", "decision", "reportVersion" FROM babylon_rl.releases').fetchall()
     assert decided == [("v1.0.0", "pass", report.data_version)]
@@ -312,7 +318,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
         report = evaluate(batch, served)
     words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
     assert report.decision == "not_compared" and words[how] in report.reason
-    assert (served.starts, list(rows(report))) == (0, list(GATE_PLAYERS))
+    assert (served.starts, list(rows(report))) == (0, [*NAMES, "best-by-prompt"])
     assert record_release(connection, batch, NOW).decision == "not_compared"
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 
@@ -343,3 +349,56 @@ def test_it_works_on_an_autocommit_connection(make_version, database, settings):
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served, database.connect(autocommit=True) as connection:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
         assert record_release(connection, batch, NOW).decision == report.decision == "fail"
+
+
+def test_a_child_that_is_worse_than_its_parent_is_refused_before_the_gate(evaluate, make_version, connection, settings):
+    make_version("v1.0.0", status="deployed")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": reads_fresh(0.3)}) as served:
+        report = evaluate(batch, served)
+        assert served.asked == {"v1.0.0": HOURS * TICKS, "v1.0.1": HOURS * TICKS}, "nobody played the gate's markets"
+        again = evaluate(batch, served)
+        assert again == report and sum(served.asked.values()) == 2 * HOURS * TICKS, "results are stored once"
+        # Without the decisions their expected dollars are not known: the hour is played again.
+        next((settings.home / "benchmarks" / "v1.0.1").glob("fresh-0000*.json")).unlink()
+        assert evaluate(batch, served) == report and sum(served.asked.values()) == (2 * HOURS + 1) * TICKS
+    assert (report.decision, report.reference, list(rows(report))) == ("fail", None, [*NAMES, "best-by-prompt"])
+    assert report.reason.startswith("v1.0.1 is worse than its parent in fresh training hours (v1.0.0; -")
+    assert report.table_markdown.startswith("**fail**: v1.0.1 is worse than its parent")
+    assert evaluate.told == [("fresh training hours of v1.0.1", done, HOURS) for done in (HOURS - 1, HOURS)]
+    release = record_release(connection, batch, NOW)
+    assert release.decision == "fail"
+    assert connection.execute('SELECT "benchmarkScore" FROM trained_models WHERE version = %s', ["v1.0.1"]).fetchone() == (None,)
+
+
+def test_a_child_as_good_as_its_parent_goes_on_to_the_gate(evaluate, make_version, connection):
+    make_version("v1.0.0")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": reads_fresh(0.0)}) as served:
+        report = evaluate(batch, served, benchmark_markets=2)
+    check = rows(report)["v1.0.1"]["checks"][0]
+    assert (check["name"], check["found"]) == ("kept", "pass") and "+0.0 expected dollars an hour over 24" in check["words"]
+    assert f"Before the gate's markets: {check['words']}." in report.table_markdown or report.decision == "fail"
+
+
+@pytest.mark.parametrize("parent", [None, "v1.0.0", "v0.0.9"])
+def test_without_a_parent_or_simulated_hours_nothing_is_played_before_the_gate(evaluate, make_version, connection, parent):
+    make_version("v1.0.0")
+    batch = make_version("v1.0.1", parent=parent)
+    if parent == "v0.0.9":
+        simulated(connection)
+    with endpoint(base=hold, **{"v1.0.0": hold, "v1.0.1": reads_news}) as served:
+        report = evaluate(batch, served, benchmark_markets=2)
+    assert served.asked["v1.0.1"] == 2 * TICKS
+    check = rows(report)["v1.0.1"]["checks"][0]
+    why = {None: "was trained from the base", "v1.0.0": "was trained on recorded hours", "v0.0.9": "the parent v0.0.9 is not registered"}
+    assert (check["name"], check["found"]) == ("kept", "pass") and why[parent] in check["words"]
+
+
+@pytest.mark.parametrize(("loss", "found"), [(0.0, "pass"), (5.0, "pass"), (150.0, "fail")])
+def test_a_step_back_is_a_difference_beyond_its_one_sided_interval(loss, found):
+    parent = [250.0 + 15 * (number % 7) for number in range(HOURS)]
+    child = [usd - loss + 30 * ((-1) ** number) for number, usd in enumerate(parent)]
+    assert kept_check("v1.0.1", child, "v1.0.0", parent).found == found

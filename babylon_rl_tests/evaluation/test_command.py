@@ -3,6 +3,7 @@ import json
 import pytest
 
 from babylon_rl.cli import run
+from babylon_rl.store.database import Database
 
 
 def test_two_strategies_are_compared_without_a_database(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +27,23 @@ def test_any_number_of_agents_stand_in_one_table(capsys: pytest.CaptureFixture[s
     document = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in document["rows"]] == ["oracle", "news-reader", "random", "nothing"]
     assert document["reference"] == "nothing" and document["rows"][0]["improvement"] == document["rows"][0]["pnl"]
+
+
+def test_errors_of_an_agent_stand_by_kind_of_headline_and_by_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["benchmark", "errors", "contrarian", "--texts", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["player"], document["markets"]) == ("contrarian", 24)
+    assert [kind["name"] for kind in document["kinds"]] == ["stock report", "question report", "rumour", "neutral", "none"]
+    assert len(document["texts"]) == 3 and document["texts"][0]["lostUsd"] >= document["texts"][2]["lostUsd"] > 0
+    assert run(["benchmark", "errors", "conservative"]) == 0
+    shown = capsys.readouterr().out
+    assert "stock report" in shown and "100%" in shown and "against: an order the other way" in " ".join(shown.split())
+
+
+def test_errors_of_nobody_are_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    assert run(["benchmark", "errors", "v9.9.9"]) == 2
+    assert "has not played in the gate's markets" in capsys.readouterr().err
 
 
 def test_bad_usage_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

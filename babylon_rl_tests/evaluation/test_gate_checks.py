@@ -11,8 +11,8 @@ from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.store.benchmarks import write_report
 from babylon_rl.types import BenchmarkReport
-from babylon_rl_tests.evaluation.conftest import NOW
-from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint, reads_news
+from babylon_rl_tests.evaluation.conftest import NOW, simulated
+from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint, hold, reads_fresh, reads_news
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,16 @@ def test_a_broken_checkpoint_shows_which_condition_it_fails(materialized, make_v
     assert certain <= failed <= certain | {"better_than_nothing", "enough_markets"}
     assert verdicts["no_collapse"].metadata["found"].value == "fail"
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("fail",)
+
+
+def test_a_version_worse_than_its_parent_fails_kept_and_nothing_else_is_measured(materialized, make_version, connection, settings):
+    make_version("v1.0.0")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    verdicts = materialized(batch, base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": hold})
+    assert verdicts["kept"].description.startswith("Fail: v1.0.1 is worse than its parent in fresh training hours (v1.0.0; -")
+    others = [verdict.description for name, verdict in verdicts.items() if name != "kept"]
+    assert all(words.startswith("Nothing measured: v1.0.1 is worse than its parent") for words in others)
 
 
 @pytest.mark.long

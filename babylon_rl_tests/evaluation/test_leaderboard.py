@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.evaluation.play import GATE_PLAYERS
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard, leaderboard_png, markdown
+from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news, reads_wrongly
 
@@ -36,7 +36,7 @@ def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, co
         evaluate(batch)
     board = leaderboard(connection, settings)
     found = places(board)
-    assert set(found) == {"v1.0.0", "v1.0.1", "base", *GATE_PLAYERS} and sorted(found.values()) == list(range(1, 14))
+    assert set(found) == {"v1.0.0", "v1.0.1", "base", *NAMES, "best-by-prompt"} and sorted(found.values()) == list(range(1, 14))
     assert found["oracle"] == 1 and found["v1.0.1"] < found["base"] < found["v1.0.0"]
     assert (board.markets, board.reference, board.unranked) == (12, "base", ())
     rows = {line.row.player: line.document for line in board.lines}
@@ -94,7 +94,7 @@ def test_a_version_on_weights_of_another_base_is_not_compared_with_this_one(eval
 
 def test_without_any_version_scripts_stand_alone(connection, settings):
     board = leaderboard(connection, settings)
-    assert set(places(board)) == set(GATE_PLAYERS) and board.reference is None and board.markets == 12
+    assert set(places(board)) == {*NAMES, "best-by-prompt"} and board.reference is None and board.markets == 12
     assert leaderboard_png(board).startswith(b"\x89PNG") and json.dumps(board.document, allow_nan=False)
 
 

@@ -71,6 +71,7 @@ def test_the_card_of_an_export_has_the_benchmark_and_what_was_trained_with(
     version: Model, here: Settings, tiny_base: Path, tmp_path: Path, merged: bool
 ) -> None:
     own = {"model": "v1.0.0", "pnl": 81.2, "low": 60.0, "high": 101.0, "improvement": 40.5, "improvementLow": 10.0, "improvementHigh": 71.0}
+    own |= {"expected": 75.0, "ofCeiling": 0.84, "ofCeilingLow": 0.79, "ofCeilingHigh": 0.88}
     report = BenchmarkReport(
         batch_id="b", version="v1.0.0", reference="base", decision="pass", reason="It earns more.", markets=48, min_improvement=0.0,
         rows=[{"model": "base"}, own], table_markdown="", data_version="", plot_path=None, created_at=NOW,
@@ -81,6 +82,7 @@ def test_the_card_of_an_export_has_the_benchmark_and_what_was_trained_with(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| Decision | pass: It earns more. |" in card and "| Above base, $ an hour | +40.5 (+10.0 to +71.0) |" in card
     assert "| P&L, $ an hour | +81.2 (+60.0 to +101.0) |" in card and "| Markets | 48, unseen in training |" in card
+    assert "| Of the best play from the prompt | 84% (79% to 88%) |" in card and "luck of prices, $ an hour | +75.0 |" in card
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["files"]["README.md"] == sha256(tmp_path / "out" / "README.md")
     assert (Path(version.checkpoint or "") / "README.md").read_text() == before

@@ -7,6 +7,7 @@ interrupted one resumes. Nothing is left out: rejected versions and failed train
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import BabylonError, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import base_source, gate_rows
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
+from babylon_rl.evaluation.results import runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
@@ -146,6 +148,8 @@ def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generatio
     # Its gate and its confirmation find what the base played, and play the rest.
     with _database(_settings(directory, base)) as connection:
         write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
+    # With its decisions, from which its expected dollars are computed.
+    shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     result = directory / RESULT

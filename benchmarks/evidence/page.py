@@ -10,6 +10,7 @@ from benchmarks.evidence.results import (
     OverSeeds,
     Point,
     base_of,
+    ceiling,
     difference,
     newest,
     over_seeds,
@@ -19,7 +20,7 @@ from benchmarks.evidence.results import (
     spread,
 )
 
-COLUMNS = ("seed", "generation", "player", "P&L", "over the base", "over its parent", "HOLD", "gate, markets")
+COLUMNS = ("seed", "generation", "player", "P&L", "over the base", "over its parent", "expected", "of the ceiling", "HOLD", "gate, markets")
 WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how many markets show them
 
 
@@ -27,7 +28,8 @@ def table(results: Sequence[Document]) -> str:
     """All players in the same markets, as a Markdown table."""
     lines = [["", "0", *_figures(base_of(results[0])), ""]]
     lines += [_point(result, point) for result in results for point in points(result)[1:]]
-    lines += [["", "", *_figures(row), ""] for row in scripts(results)]
+    best = ceiling(results)
+    lines += [["", "", *_figures(row), ""] for row in ([] if best is None else [best]) + scripts(results)]
     return markdown_table(COLUMNS, lines)
 
 
@@ -47,7 +49,8 @@ In each generation agents play {results[0]["windows"]} new hours, the hours are 
 
 The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
 markets. Differences are paired market by market; those over the base hold over all looks of the gate. An undecided gate plays more markets.
-Unusable answers of all players: {unusable}.
+Expected: dollars an hour that the decisions bring on average, without the luck of prices. Of the ceiling: these as a share of the expected
+dollars of the best play from what the prompt shows, paired by market. Unusable answers of all players: {unusable}.
 
 {table(results)}
 
@@ -149,7 +152,7 @@ def _setback(result: Document, point: Point) -> str:
 
 def _point(result: Document, point: Point) -> list[str]:
     if point.row is None:
-        return [str(point.seed), str(point.generation), "no version", *["-"] * 4, "not reached"]
+        return [str(point.seed), str(point.generation), "no version", *["-"] * 6, "not reached"]
     parent = parent_of(result, point)
     figures = _figures(point.row, None if parent is None else difference(point.row, parent))
     return [str(point.seed), str(point.generation), *figures, _verdict(point.about)]
@@ -166,8 +169,16 @@ def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:
         _signed(row["pnl"], row["low"], row["high"]),
         "" if improvement is None else _signed(improvement, row["improvementLow"], row["improvementHigh"]),
         "" if over_parent is None else _interval(over_parent),
+        *_expected(row),
         _percent(row["holdShare"]),
     ]
+
+
+def _expected(row: Document) -> tuple[str, str]:
+    if row.get("ofCeiling") is None:  # of decisions that were not at hand
+        return "-", "-"
+    share, low, high = (_percent(row[name]) for name in ("ofCeiling", "ofCeilingLow", "ofCeilingHigh"))
+    return f"{row['expected']:+.0f}", f"{share} ({low} to {high})"
 
 
 def _failure(point: Point) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from babylon_rl.reporting import plots
-from benchmarks.evidence.results import Document, points, scripts
+from benchmarks.evidence.results import Document, ceiling, points, scripts
 
 _SEEDS = ("#1f6fb4", "#c8553d", "#2a9d6f", "#8a4fa3", "#b5892b")
-_SCRIPT, _BASE, _GRID = "#8a8f98", "#3d3d3d", "#d4d4d8"
+_SCRIPT, _BASE, _GRID, _CEILING = "#8a8f98", "#3d3d3d", "#d4d4d8", "#b5172f"
 _LEAST_GAP = 0.035  # between names, as a share of the axis
 
 
@@ -23,6 +23,12 @@ def players(results: Sequence[Document]) -> bytes:
     marks += [_mark(row, row["model"], _SCRIPT) for row in sorted(scripts(results), key=lambda row: -row["pnl"])]
     figure, axes = _figure(8, 0.27 * len(marks) + 0.9)
     plots.draw_intervals(axes, marks, unit="dollars of a market hour, mean and 95 % interval", numbers=False)
+    best = ceiling(results)
+    if best is not None:
+        axes.axvline(best["pnl"], color=_CEILING, linewidth=1.2)
+        axes.annotate(
+            "ceiling", (best["pnl"], 1.0), xycoords=("data", "axes fraction"), fontsize=8, color=_CEILING, ha="center", va="bottom"
+        )
     return plots.png_of(figure)
 
 
@@ -40,6 +46,9 @@ def learning_curve(results: Sequence[Document]) -> bytes:
     for row in scripts(results):
         axes.axhspan(row["low"], row["high"], color=_SCRIPT, alpha=0.07, linewidth=0)
         axes.axhline(row["pnl"], color=_SCRIPT, linewidth=0.9, linestyle="--", alpha=0.8)
+    best = ceiling(results)
+    if best is not None:
+        axes.axhline(best["pnl"], color=_CEILING, linewidth=1.4)
     for index, result in enumerate(results):
         offset, colour = (index - (len(results) - 1) / 2) * 0.07, _colour(result["seed"])
         curve = points(result)
@@ -58,7 +67,7 @@ def learning_curve(results: Sequence[Document]) -> bytes:
     axes.set_xlim(-0.3, last + 0.3)
     axes.set_ylabel("P&L, dollars a market hour", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    _name_bands(axes, scripts(results), last + 0.3)
+    _name_bands(axes, scripts(results) + ([] if best is None else [best | {"model": "ceiling"}]), last + 0.3)
     return plots.png_of(figure)
 
 
@@ -68,7 +77,8 @@ def _name_bands(axes: Any, rows: Sequence[Document], right: float) -> None:
     gap, place = (high - low) * _LEAST_GAP, low - high
     for row in sorted(rows, key=lambda row: row["pnl"]):
         place = max(row["pnl"], place + gap)
-        axes.annotate(row["model"], (right, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color="#5d626b", va="center")
+        colour = _CEILING if row["model"] == "ceiling" else "#5d626b"
+        axes.annotate(row["model"], (right, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color=colour, va="center")
 
 
 def _colour(seed: int) -> str:

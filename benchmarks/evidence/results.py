@@ -8,6 +8,7 @@ import numpy as np
 
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.statistics.intervals import Interval, Spread, mean_interval, paired_interval, spread_of
+from babylon_rl.market.simulation.prompt_reader import CEILINGS
 
 Document = dict[str, Any]
 BASE, STRATEGY = "base", "strategy"
@@ -76,8 +77,13 @@ def newest(result: Document) -> Document | None:
 
 
 def scripts(results: Sequence[Document]) -> list[Document]:
-    """The rows of scripted players, which are the same for all seeds."""
-    return [row for row in results[0]["standings"] if row["role"] == STRATEGY]
+    """The rows of scripted players, which are the same for all seeds; without the ceiling."""
+    return [row for row in results[0]["standings"] if row["role"] == STRATEGY and row["model"] not in CEILINGS]
+
+
+def ceiling(results: Sequence[Document]) -> Document | None:
+    """The row of the best play by the prompt; None in results from before it played."""
+    return next((row for row in results[0]["standings"] if row["model"] in CEILINGS), None)
 
 
 def base_of(result: Document) -> Document:
