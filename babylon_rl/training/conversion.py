@@ -121,7 +121,7 @@ def _trains(
     if not call.response.strip():
         left_out[EMPTY] += 1
         return False
-    if is_cut(call.finish_reason) and not settings.train_cut_answers:
+    if is_cut(call.finish_reason):
         left_out[CUT] += 1
         return False
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
