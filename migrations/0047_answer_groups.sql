@@ -21,6 +21,7 @@ CREATE TABLE babylon_rl.answer_groups (
     "window" varchar(50) NOT NULL REFERENCES babylon_rl.windows ("window") ON DELETE CASCADE,
     "trajectoryId" text NOT NULL,
     "callId" text NOT NULL,
+    "modelVersion" text,
     "answers" jsonb NOT NULL,
     PRIMARY KEY ("window", "trajectoryId", "callId")
 );

@@ -85,7 +85,7 @@ def _groups(
     except MarketError as different:
         return (), f"cannot be replayed: {different}"
     groups = tuple(
-        AnswerGroup(call.trajectory_id, call.call_id, tuple((text, usd, tick_score(usd)) for text, usd in call.answers))
+        AnswerGroup(call.trajectory_id, call.call_id, call.model_version, tuple((text, usd, tick_score(usd)) for text, usd in call.answers))
         for call in replayed
     )
     return groups, "" if groups else NO_CALLS
@@ -114,4 +114,4 @@ def _turn(trajectory: Trajectory) -> RecordedTurn:
         return RecordedTurn(*place)
     call = trajectory.sequences[0]
     asks = not call.scripted and call.response_format is not None
-    return RecordedTurn(*place, call.call_id, call.messages, call.response, call.response_format, call.model, asks)
+    return RecordedTurn(*place, call.call_id, call.messages, call.response, call.response_format, call.model, call.model_version, asks)

@@ -48,6 +48,7 @@ class RecordedTurn:
     response: str = ""
     response_format: Mapping[str, Any] | None = None
     model: str = ""
+    model_version: str | None = None
     asks: bool = False
 
 
@@ -57,6 +58,7 @@ class ReplayedCall:
 
     trajectory_id: str
     call_id: str
+    model_version: str | None
     answers: tuple[tuple[str, float], ...]
 
 
@@ -84,7 +86,7 @@ def replay(scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Map
             _same_prompt(agent, turn, observed)
             if turn.asks and turn.response in (answers := _answers(turn)):
                 brought = tuple((text, _brought(table, actions | {agent: _action(turn, text, observed)}, agent)) for text in answers)
-                found.append(ReplayedCall(turn.trajectory_id, turn.call_id, brought))
+                found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, brought))
         table.play(actions)
     table.look()
     for agent, own in turns.items():

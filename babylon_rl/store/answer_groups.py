@@ -17,10 +17,14 @@ _ANSWERS = msgspec.json.Decoder(Answers)
 
 
 class AnswerGroup(msgspec.Struct, frozen=True, gc=False):
-    """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each."""
+    """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each.
+
+    ``model_version`` is the version of ours that was asked, None for another model.
+    """
 
     trajectory_id: str
     call_id: str
+    model_version: str | None
     answers: Answers
 
 
@@ -44,7 +48,7 @@ class ReplayedHour(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def data_version(self) -> str:
         """Hash of the groups, or of the reason."""
-        return content_version([self.window, self.reason, [[g.trajectory_id, g.call_id, g.answers] for g in self.groups]])
+        return content_version([self.window, self.reason, [[g.trajectory_id, g.call_id, g.model_version, g.answers] for g in self.groups]])
 
 
 # The hour as window_groups and market_outcomes last wrote it.
@@ -54,7 +58,7 @@ _ROWS = """
 """
 _HOURS = 'SELECT "window", "reason", "sourcesVersion" FROM babylon_rl.replayed_hours WHERE "window" = ANY(%s) ORDER BY 1'
 _GROUPS = """
-    SELECT "window", "trajectoryId", "callId", "answers"::text FROM babylon_rl.answer_groups
+    SELECT "window", "trajectoryId", "callId", "modelVersion", "answers"::text FROM babylon_rl.answer_groups
     WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"
 """
 _CLEAR = """
@@ -62,9 +66,10 @@ _CLEAR = """
     AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."trajectoryId" = g."trajectoryId" AND i."live")
 """
 _INSERT = """
-    INSERT INTO babylon_rl.answer_groups ("window", "trajectoryId", "callId", "answers")
-    SELECT given."window", given."trajectory", given."call", given."answers"::jsonb
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS given ("window", "trajectory", "call", "answers")
+    INSERT INTO babylon_rl.answer_groups ("window", "trajectoryId", "callId", "modelVersion", "answers")
+    SELECT given."window", given."trajectory", given."call", given."version", given."answers"::jsonb
+    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+         AS given ("window", "trajectory", "call", "version", "answers")
     ON CONFLICT DO NOTHING
 """
 _UPSERT = """
@@ -84,8 +89,8 @@ def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, s
 def read_answer_groups(connection: Connection, windows: Sequence[str]) -> dict[str, list[AnswerGroup]]:
     """Return the stored groups by window; windows without a group are absent."""
     found: dict[str, list[AnswerGroup]] = {}
-    for window, trajectory, call, answers in connection.execute(_GROUPS, (list(windows),)):
-        found.setdefault(window, []).append(AnswerGroup(trajectory, call, _ANSWERS.decode(answers)))
+    for window, trajectory, call, version, answers in connection.execute(_GROUPS, (list(windows),)):
+        found.setdefault(window, []).append(AnswerGroup(trajectory, call, version, _ANSWERS.decode(answers)))
     return found
 
 
@@ -106,7 +111,7 @@ def replace(connection: Connection, hours: Sequence[ReplayedHour], now: datetime
     connection.execute(
         _INSERT,
         ([window for window, _ in groups], [group.trajectory_id for _, group in groups], [group.call_id for _, group in groups],
-         [msgspec.json.encode(group.answers).decode() for _, group in groups]),
+         [group.model_version for _, group in groups], [msgspec.json.encode(group.answers).decode() for _, group in groups]),
     )  # fmt: skip
     connection.execute(
         _UPSERT,
