@@ -30,6 +30,7 @@ GONE = {
     "WINDOW_DURATION_HOURS": "a window is one hour; train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION "
     "(docs/explanation/differences.md)",
     "GAMMA": "a score belongs to a whole episode, so that nothing is discounted; unset it",
+    "TRAIN_CUT_ANSWERS": "an answer that was cut off never trains: raise the agents' token limit",
     "OPENAI_API_BASE": "unset it, and set OPENAI_BASE_URL or JUDGE_BASE_URL",
     "OUTCOME_DELAY_MINUTES": _FIXED.format("5"),
     "SENTIMENT_BAND_PERCENT": _FIXED.format("1"),

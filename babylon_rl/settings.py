@@ -104,6 +104,12 @@ class JudgeSettings(SettingsGroup):
     judge_budget_usd: float | None = Field(None, ge=0, description="The most a run, and a day, may spend on the judge.")
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
+    credit: Literal["hour", "part", "answers"] = Field(
+        "part",
+        description="The comparison that gives a call its advantage. hour: its agent's whole hour. part: its agent's part of the hour, "
+        "each scored by itself. answers: as part, and where a version of ours played in hours that can be replayed, several answers to "
+        "each of its prompts instead.",
+    )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int | None = Field(
         None,
@@ -152,7 +158,6 @@ class TrainingSettings(SettingsGroup):
         description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
     )
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
-    train_cut_answers: bool = Field(False, description="Train on answers that a token limit or a content filter cut off.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")

@@ -261,6 +261,7 @@ def _within(scores: Mapping[str, float]) -> dict[str, float]:
     return {agent: round((score - low) / (high - low), _DECIMALS) for agent, score in scores.items()}
 
 
+ADVANTAGE_SCALE = 0.12  # of the advantages of parts and of answers: (score - group mean) / this, however little a group differs
 _SAME = 9  # decimals in which two scores must agree to be equal: sums of floats differ in the last bits
 
 

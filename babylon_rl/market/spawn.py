@@ -168,10 +168,12 @@ def _play_and_write(
     # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none for the newest free hours.")
-    scenario = _own_hour(connection, request, window) if own_market else _recorded_hour(connection, window, request.tick_seconds)
     # from the database, so that hours played one by one equal hours played in one go
     held = rows.read_accounts(connection, [player.agent_id for player in players])
-    run = _played(scenario, request, players, model, {agent: balance for agent, (balance, _) in held.items()})
+    seats = tuple((player.agent_id, held.get(player.agent_id, (START_BALANCE, 0.0))[0]) for player in players)
+    source = _source(connection, request, window, seats)
+    scenario = market_of(connection, source, request.seed, window, own_market=own_market)
+    run = _played(scenario, request, players, model, dict(seats))
     earlier = {agent: pnl for agent, (_, pnl) in held.items()}
     ids = game_rows.Ids(start)
     if own_market:
@@ -187,22 +189,35 @@ def _play_and_write(
     recorded = game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier)
     rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
-    edition = scenario.config.edition if scenario.config is not None else None
-    rows.mark_simulated_hour(connection, window, request.seed, edition, now)
+    rows.mark_simulated_hour(connection, window, request.seed, own_market, source, now)
     return SpawnedHour(
         window, tuple((player.agent_id, player.strategy, run.records[player.agent_id].pnl_usd) for player in players), len(recorded)
     )
 
 
-def _own_hour(connection: Connection, request: SpawnRequest, window: str) -> Scenario:
-    start = window_start(window)
+def _source(connection: Connection, request: SpawnRequest, window: str, seats: tuple[tuple[str, float], ...]) -> rows.HourSource:
+    first = rows.next_question_number(connection)
+    numbers = tuple(range(first, first + _HOUR.predictions))
+    prices = rows.last_prices(connection, window_start(window))
     # A game keeps the words that it began with.
     edition = rows.edition_of(connection, request.seed) or TRAINING
-    config = preset("hour", seed=training_seed(request.seed, window), agents=request.agents, edition=edition, start_ms=milliseconds(start))
-    numbers = [rows.next_question_number(connection) + index for index in range(config.predictions)]
-    whole = generate(config, start_prices=rows.last_prices(connection, start), question_numbers=numbers)
+    return rows.HourSource(edition, request.agents, request.tick_seconds, numbers, prices, seats)
+
+
+def market_of(connection: Connection, source: rows.HourSource, seed: int, window: str, *, own_market: bool) -> Scenario:
+    """Make the market of an hour: the same source gives the same bytes, for recorded prices as long as the game's rows stay.
+
+    Raises:
+        MarketError: the hour of a real game has no recorded prices, or there is no such edition.
+    """
+    if not own_market:
+        return _recorded_hour(connection, window, source.tick_seconds)
+    config = preset(
+        "hour", seed=training_seed(seed, window), agents=source.agents, edition=source.edition, start_ms=milliseconds(window_start(window))
+    )
+    whole = generate(config, start_prices=source.start_prices, question_numbers=source.question_numbers)
     # The same hour in less time: in a market generated for five minutes there would be one piece of news to act on.
-    return msgspec.structs.replace(whole, tick_seconds=request.tick_seconds)
+    return msgspec.structs.replace(whole, tick_seconds=source.tick_seconds)
 
 
 def _played(
@@ -211,8 +226,7 @@ def _played(
     seats: dict[str, AgentFactory] = {}
     for player in players:
         seats[player.agent_id] = model if player.strategy == MODEL_STRATEGY and model is not None else factory(player.strategy, scenario)
-    money = {agent: balances.get(agent, START_BALANCE) for agent in seats}
-    run = play(scenario, seats, seed=request.seed, start_balance=money, script_prompts=TRADER_V1)
+    run = play(scenario, seats, seed=request.seed, start_balance=balances, script_prompts=TRADER_V1)
     if run.stopped is not None:
         # Raised within the hour's transaction: an hour that was played in part is not written.
         raise ModelUnavailable(f"{window_of(game_rows.moment(scenario, 0))}: {run.stopped}")

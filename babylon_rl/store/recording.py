@@ -4,10 +4,27 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from babylon_rl.errors import SchemaMismatch
 from babylon_rl.store.connection import Connection
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+class HourSource(msgspec.Struct, frozen=True, rename="camel"):
+    """Facts that an hour's market and its players' accounts follow from, beside the seed.
+
+    ``agents`` is the number that the market was made for, ``start_prices`` are by company, and ``seats`` are the players, in order, each
+    with the dollars that it began with.
+    """
+
+    edition: str
+    agents: int
+    tick_seconds: int
+    question_numbers: tuple[int, ...]
+    start_prices: dict[str, float]
+    seats: tuple[tuple[str, float], ...]
 
 
 def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
@@ -162,18 +179,33 @@ def is_simulated_game(connection: Connection) -> bool:
 
 def edition_of(connection: Connection, seed: int) -> str | None:
     """Return the edition of the markets that ``spawn-agents`` wrote with ``seed``, or None if it wrote none."""
-    return connection.value('SELECT edition FROM babylon_rl.simulated_hours WHERE seed = %s AND "ownMarket" LIMIT 1', (seed,))
+    return connection.value(
+        """
+        SELECT coalesce("source" ->> 'edition', 'training') FROM babylon_rl.simulated_hours
+        WHERE seed = %s AND "ownMarket" ORDER BY "window" DESC LIMIT 1
+        """,
+        (seed,),
+    )
 
 
-def mark_simulated_hour(connection: Connection, window: str, seed: int, edition: str | None, now: datetime) -> None:
-    """Record that ``spawn-agents`` wrote this hour. ``edition``: of its market; None where the market was recorded."""
+def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, source: HourSource, now: datetime) -> None:
+    """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
     connection.execute(
         """
-        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", edition, "createdAt") VALUES (%s, %s, %s, %s, %s)
-        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "createdAt" = excluded."createdAt"
+        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "source", "createdAt") VALUES (%s, %s, %s, %s::jsonb, %s)
+        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "source" = excluded."source", "createdAt" = excluded."createdAt"
         """,
-        (window, seed, edition is not None, edition, now),
+        (window, seed, own_market, msgspec.json.encode(source).decode(), now),
     )
+
+
+def read_sources(connection: Connection, windows: Sequence[str]) -> dict[str, tuple[int, bool, HourSource | None]]:
+    """Return (seed, own market, source) of the simulated ones of ``windows``. The source is None for hours from before it was kept."""
+    found = connection.execute(
+        'SELECT "window", seed, "ownMarket", "source"::text FROM babylon_rl.simulated_hours WHERE "window" = ANY(%s)', (list(windows),)
+    )
+    decode = msgspec.json.Decoder(HourSource).decode
+    return {window: (seed, own, None if source is None else decode(source)) for window, seed, own, source in found}
 
 
 def read_accounts(connection: Connection, agents: Sequence[str]) -> dict[str, tuple[float, float]]:

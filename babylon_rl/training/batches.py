@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
+from babylon_rl.judge.answer_groups import sync_answer_groups, without_answers
 from babylon_rl.judge.consensus import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
@@ -39,6 +40,7 @@ from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, rea
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
 from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
 from babylon_rl.training.conversion import (
+    ANSWER_BACKENDS,
     NO_SEQUENCE,
     NO_TOKEN,
     Conversion,
@@ -146,6 +148,8 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
+        if without_answers(effective) is None and batch.backend in ANSWER_BACKENDS:
+            sync_answer_groups(connection, windows, effective, now)
         # Below, an hour without scores leaves the batch as no longer ready. One that only waits for its judge must not be taken for that.
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
@@ -297,7 +301,7 @@ def _plan(this: _Training) -> None:
         this.parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
     this.generation = generation_from(this.parent, models)
     line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
-    this.conversion = convert(run.connection, this.prepared.remaining, settings, line)
+    this.conversion = convert(run.connection, this.prepared.remaining, settings, line, run.batch.backend)
     this.directory = None if this.parent is None else parent_checkpoint(this.parent, settings, run.trainer.base_identity())
     this.train_plan = run.trainer.prepare(run.context(), this.conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
@@ -329,7 +333,7 @@ def _record_preflight(this: _Training) -> None:
             replace(
                 episode,
                 sequences=number,
-                dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN,
+                dropped=_untrained(this, episode, number),
                 trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained],
             )
             for episode in this.prepared.remaining
@@ -345,6 +349,14 @@ def _record_preflight(this: _Training) -> None:
             write_preflight(run.connection, run.batch.batch_id, document, this.parent_version)
         this.episodes = [episode for episode in counted if episode.dropped is None]
     this.on_preflight(required_batch(run.connection, run.batch.batch_id))
+
+
+def _untrained(this: _Training, episode: BatchEpisode, sequences: int) -> str | None:
+    """Reason why an episode leaves the batch. Without an answer in an hour of answer groups it stays, as baseline."""
+    trains = episode.window in this.conversion.by_window and this.train_plan.trains(episode.window)
+    if not sequences:
+        return None if trains and episode.window in this.conversion.replayed else NO_SEQUENCE
+    return None if trains else NO_TOKEN
 
 
 def _refuse(this: _Training) -> None:

@@ -185,12 +185,12 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     """
     effective = batch_settings(finished.batch, settings)
     line = _line_then(connection, finished)
-    again = convert(connection, finished.episodes, effective, line)
+    again = convert(connection, finished.episodes, effective, line, finished.batch.backend)
     # Episodes with fewer sequences than before are converted alone, to count leaks.
     fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in finished.episodes]
     short = [episode for episode, number in fewer if number > 0]
     read, missing = len(again.sequences), sum(number for _, number in fewer if number > 0)
-    leaked = min(missing, convert(connection, short, effective, line).left_out.get(LEAK, 0)) if short else 0
+    leaked = min(missing, convert(connection, short, effective, line, finished.batch.backend).left_out.get(LEAK, 0)) if short else 0
     numbers = {"sequences": read, "missing": missing, "leaked": leaked}
     if leaked:
         sentence = (

@@ -9,8 +9,8 @@ versions and the spread of scores. A training without a trainable token is refus
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
 from statistics import fmean, pstdev
@@ -22,15 +22,17 @@ from babylon_rl.chats import is_cut, log_probability
 from babylon_rl.episodes.reading import by_rows, trajectories_with_texts
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.files.spill import Place, Spill, Spilled
+from babylon_rl.judge.answer_groups import without_answers
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.store.answer_groups import Answers, read_replayed
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.store.write_ahead import RemoteJob
-from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence, choose_trainer, trainer_choice
+from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, TrainPlan, TrainSequence, choose_trainer, trainer_choice
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.types import SCRIPTED, ServedSequence
 
@@ -39,6 +41,10 @@ NO_TOKEN = "no trainable token"  # with sequences, of which the backend can trai
 STALE = "served by too old a version"
 EMPTY = "an empty response"
 LEAK = "leak"
+RECORDED = "recorded in an hour whose answer groups train"
+NO_VERSION = "no version of ours was asked in it"
+ANSWER_BACKENDS = (CPU, DRY_BASE_MODEL)
+AnswersByCall = Mapping[tuple[str, str], Answers]  # trajectory and call
 CUT = "an answer that was cut off"
 
 
@@ -46,7 +52,8 @@ CUT = "an answer that was cut off"
 class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
-    ``per_episode`` is the number of sequences of each (window, agent id).
+    ``per_episode`` is the number of sequences of each (window, agent id). Of ``replayed`` hours ``answer_groups`` train, and nothing else;
+    ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers.
     """
 
     sequences: Sequence[TrainSequence]
@@ -54,14 +61,22 @@ class Conversion:
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
+    replayed: frozenset[str] = frozenset()
+    answer_groups: int = 0
+    not_replayed: Mapping[str, int] = field(default_factory=dict)
 
 
-def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
+def convert(
+    connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = (), backend: str = ""
+) -> Conversion:
     """Build the sequences of judged episodes, TEXTS_AT_ONCE trajectories at a time.
+
+    With CREDIT=answers, of an hour in which a version of ours has answer groups these alone become sequences.
 
     Args:
         episodes: those still in the batch, each with its advantage.
         versions: the line's versions, newest first; a call's staleness is its version's place in it.
+        backend: of the batch; answer groups are for ``ANSWER_BACKENDS``.
     """
     in_window: dict[str, list[BatchEpisode]] = {}
     for episode in episodes:
@@ -72,8 +87,13 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
     # Outcomes are read once per chunk of windows, texts in smaller portions.
+    replayed: dict[str, AnswersByCall] = {}
+    not_replayed: Counter[str] = Counter()
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
+        groups, reasons = answers_that_train(connection, {window: in_window[window] for window in windows}, settings, backend)
+        replayed |= groups
+        not_replayed.update(reasons)
         for some in by_rows([episode for window in windows for episode in in_window[window]]):
             served = trajectories_with_texts(connection, [i for episode in some for i in episode.trajectory_ids], settings)
             for window, own in groupby(some, key=lambda episode: episode.window):
@@ -85,14 +105,20 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
-                    # Also where it is 0: an episode without a sequence leaves the batch by this count.
-                    per_episode[window, episode.agent_id] = len(trainable)
-                    places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(trainable)) for call in trainable))
+                    if window in groups:
+                        left_out[RECORDED] += sum((call.trajectory_id, call.call_id) not in groups[window] for call in trainable)
+                        sequences = [one for call in trainable for one in _answers(call, episode, groups[window])]
+                    else:
+                        sequences = [_sequence(call, episode, len(trainable)) for call in trainable]
+                    # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
+                    per_episode[window, episode.agent_id] = len(sequences)
+                    places.setdefault(window, []).extend(spill.write(sequences))
     # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
-    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness))
+    number = sum(len(own) for own in replayed.values())
+    return Conversion(everything, by_window, per_episode, dict(+left_out), dict(staleness), frozenset(replayed), number, dict(not_replayed))
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -121,7 +147,7 @@ def _trains(
     if not call.response.strip():
         left_out[EMPTY] += 1
         return False
-    if is_cut(call.finish_reason) and not settings.train_cut_answers:
+    if is_cut(call.finish_reason):
         left_out[CUT] += 1
         return False
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
@@ -134,6 +160,42 @@ def _trains(
         left_out[STALE] += 1
         return False
     return True
+
+
+def answers_that_train(
+    connection: Connection, episodes: Mapping[str, Sequence[BatchEpisode]], settings: Settings, backend: str
+) -> tuple[dict[str, AnswersByCall], Counter[str]]:
+    """Return the answers of the hours that train by them, by call, and the number of the other hours by reason.
+
+    Those are the hours in which the batch holds a call of a version of ours: answers of the base alone teach less than scripts. Both are
+    empty unless CREDIT is ``answers``.
+    """
+    if settings.credit != "answers":
+        return {}, Counter()
+    refused = without_answers(settings) or (None if backend in ANSWER_BACKENDS else f"the backend {backend} trains recorded answers alone")
+    if refused is not None:
+        return {}, Counter({refused: len(episodes)})
+    groups: dict[str, AnswersByCall] = {}
+    others: Counter[str] = Counter()
+    stored = read_replayed(connection, list(episodes))
+    for window, own in episodes.items():
+        frozen = {trajectory_id for episode in own for trajectory_id in episode.trajectory_ids}
+        held = [group for group in stored[window].groups if group.trajectory_id in frozen] if window in stored else []
+        if any(group.model_version for group in held):
+            groups[window] = {(group.trajectory_id, group.call_id): group.answers for group in held}
+        else:
+            others[(window in stored and stored[window].reason) or NO_VERSION] += 1
+    return groups, others
+
+
+def _answers(call: ServedSequence, episode: BatchEpisode, groups: AnswersByCall) -> Iterator[TrainSequence]:
+    """Yield the answers to a call's prompt, as sequences of one group."""
+    answers = groups.get((call.trajectory_id, call.call_id), ())
+    for text, _, score in answers:
+        yield TrainSequence(
+            **structs.asdict(structs.replace(call, response=text, logprobs=None, finish_reason=None)), window=episode.window,
+            agent_id=episode.agent_id, advantage=0.0, weight=1.0 / len(answers), score=score, group=f"{call.trajectory_id}/{call.call_id}",
+        )  # fmt: skip
 
 
 def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:
@@ -175,15 +237,19 @@ def preflight_document(
     often = Counter(window for windows in iterations for window in windows)
     baseline = [episode for episode in episodes if episode.contributes == BASELINE]
     number = len(conversion.sequences)
-    shown = [(sequence.scripted, _has_token_logprobs(sequence)) for sequence in conversion.sequences]
+    # The answers of a group get their log-probabilities before an iteration begins.
+    shown = [(s.scripted, bool(s.group) or _has_token_logprobs(s), bool(s.group)) for s in conversion.sequences]
     return {
         "groups": len(trained),
         "groupsDropped": dict(Counter(dropped_groups) + lost),
         "episodes": sum(1 for count in conversion.per_episode.values() if count),
         "sequences": number,
         "scripts": sorted({sequence.model.removeprefix(SCRIPTED) for sequence in conversion.sequences if sequence.scripted}),
-        "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
-        "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
+        "scriptedShare": sum(scripted for scripted, *_ in shown) / number if number else 0.0,
+        "logprobShare": sum(logprobs for _, logprobs, _ in shown) / number if number else 0.0,
+        "answerGroups": conversion.answer_groups,
+        "answers": sum(grouped for *_, grouped in shown),
+        "notReplayed": dict(conversion.not_replayed),
         "leftOut": dict(conversion.left_out),
         "stalenessVersions": dict(conversion.staleness),
         "trainableTokens": plan.trainable_tokens,
@@ -321,6 +387,9 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
             f"  Baseline only: {baseline['trajectories']} trajectories of {_counted(baseline['episodes'], 'episode')}; nothing of them "
             "trains, and they are not marked as used"
         )
+    if document.get("answerGroups"):
+        lines.append(f"  Answer groups: {document['answerGroups']} with {document['answers']} answers; nothing else of their hours trains")
+    lines += [f"  By parts: {_counted(number, 'hour')} ({reason})" for reason, number in (document.get("notReplayed") or {}).items()]
     spread = document.get("spread")
     if spread is not None:
         lines.append(f"  Spread of scores in a group: {spread['min']:.3f} to {spread['max']:.3f}, mean {spread['mean']:.3f}")

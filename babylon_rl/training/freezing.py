@@ -187,8 +187,8 @@ DROPOUT_STEADY = math.ceil(DROPOUT_FREE / (1 - DROPOUT_MOST))  # from so many tr
 # Frozen with a batch, so that a run that is resumed under other settings ends as it began.
 FROZEN_SETTINGS = (
     "learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "iterations", "windows_per_iteration", "kl_penalty",
-    "max_grad_norm", "warmup_steps", "max_staleness_versions", "train_purposes", "train_synthetic", "train_cut_answers",
-    "min_agents_per_window", "min_actions_per_trajectory", "judge_model", "art_model_name", "wandb_project",
+    "max_grad_norm", "warmup_steps", "max_staleness_versions", "train_purposes", "train_synthetic",
+    "credit", "min_agents_per_window", "min_actions_per_trajectory", "judge_model", "art_model_name", "wandb_project",
 )  # fmt: skip
 
 

@@ -104,33 +104,19 @@ def test_scripts_that_wrote_texts_are_named(connection, settings):
     assert preflight_document(replace(whole, sequences=written), [], {}, TrainPlan())["scripts"] == ["balanced", "momentum"]
 
 
-def cut_off(settings, connection, **changes):
-    """Conversion of one episode whose answers ended in each way."""
+def test_a_cut_answer_does_not_train_and_is_counted(database, settings):
     reasons = ("stop", "length", "content_filter", "content-filter", "LENGTH", "odd", 7, None)
     calls = [make_call(response=f"I hold {number}.", finishReason=reason) for number, reason in enumerate(reasons)]
     row = make_trajectory("cut", "agent-1", steps=[make_step(number, calls=[call]) for number, call in enumerate(calls)], minute=5)
-    insert(connection, "trajectories", [row])
-    window = f"{START:%Y-%m-%dT%H}:00"
-    episodes = [BatchEpisode(window, "agent-1", ["cut"], 0.5, 1, 1.5, None, None)]
-    return convert(connection, episodes, settings.model_copy(update=changes))
-
-
-def test_a_cut_answer_does_not_train_and_is_counted(database, settings):
+    episodes = [BatchEpisode(f"{START:%Y-%m-%dT%H}:00", "agent-1", ["cut"], 0.5, 1, 1.5, None, None)]
     with database.connect() as connection:
-        found = cut_off(settings, connection)
+        insert(connection, "trajectories", [row])
+        found = convert(connection, episodes, settings)
     assert found.left_out == {"an answer that was cut off": 4}
     assert [(one.response, one.finish_reason) for one in found.sequences] == [
         ("I hold 0.", "stop"), ("I hold 5.", None), ("I hold 6.", None), ("I hold 7.", None),
     ]  # fmt: skip
     assert {one.weight for one in found.sequences} == {1 / 4}
-
-
-def test_a_cut_answer_trains_with_its_reason_where_the_setting_says_so(database, settings):
-    with database.connect() as connection:
-        found = cut_off(settings, connection, train_cut_answers=True)
-    assert not found.left_out
-    reasons = ["stop", "length", "content_filter", "content_filter", "length", None, None, None]
-    assert [one.finish_reason for one in found.sequences] == reasons
 
 
 def test_what_too_old_a_version_served_is_not_trained(database, settings):

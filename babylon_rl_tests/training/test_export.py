@@ -275,7 +275,7 @@ def test_why_an_answer_ended_is_exported(form: str, database: Database, settings
         assert [choice.get("finish_reason") for choice in choices] == ["length", None, "stop"] * 12
 
 
-def test_what_is_trainable_leaves_out_cut_answers_unless_they_train(database: Database, settings: Settings, tmp_path: Path) -> None:
+def test_what_is_trainable_leaves_out_cut_answers(database: Database, settings: Settings, tmp_path: Path) -> None:
     def row(agent: int) -> dict[str, Any]:
         steps = [make_step(n, calls=[make_call(finishReason="length" if n else "stop")], pnl=float(n * agent)) for n in range(6)]
         return make_trajectory(f"t{agent}", f"agent-{agent}", steps=steps, minute=5, finalPnL=10.0 * agent)
@@ -286,12 +286,8 @@ def test_what_is_trainable_leaves_out_cut_answers_unless_they_train(database: Da
         sync_windows(connection, [WINDOW], settings, NOW)
         score_windows(connection, [WINDOW], settings, NOW)
         connection.commit()
-        done = [
-            exported(connection, [WINDOW], tmp_path / str(train), "jsonl", chosen, selection=Selection(only_trainable=True))
-            for train in (False, True)
-            for chosen in [settings.model_copy(update={"train_cut_answers": train})]
-        ]
-    assert [one.records for one in done] == [6, 36] and done[0].left_out == {"an answer that was cut off": 30}
+        done = exported(connection, [WINDOW], tmp_path, "jsonl", settings, selection=Selection(only_trainable=True))
+    assert done.records == 6 and done.left_out == {"an answer that was cut off": 30}
 
 
 def test_an_episode_without_a_score_is_not_compared_with_those_that_have_one(

@@ -36,6 +36,9 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
     backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so that an episode weighs
     the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio
     of 1. ``score`` (0..1) is for backends that compute the advantages themselves.
+
+    ``group`` names the answer group of an answer that was replayed, not recorded: its ``score`` is of its tick, and its advantage and
+    weight follow from the probabilities of the policy in training (cpu/answers.py).
     """
 
     window: str
@@ -43,6 +46,7 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
     advantage: float
     weight: float
     score: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

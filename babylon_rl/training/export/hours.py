@@ -70,7 +70,7 @@ class Selection:
     """Selection of episodes; without any flag the usable ones of hours that are not quarantined.
 
     ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
-    ``only_trainable`` also groups without spread, empty responses, and cut ones unless TRAIN_CUT_ANSWERS: what does not train.
+    ``only_trainable`` also groups without spread, empty and cut responses: what does not train.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -130,7 +130,7 @@ class ExportHour:
             for episode in some:
                 # Popped, so that a text is let go once it is exported.
                 calls = [call for trajectory_id in episode.trajectory_ids for call in texts.pop(trajectory_id).sequences]
-                served = _served(calls, secrets, self.selection, self.settings.train_cut_answers, self.left_out)
+                served = _served(calls, secrets, self.selection, self.left_out)
                 self.served[episode.agent_id] += len(served)
                 yield from episode_records(episode, served, self.scores, self.score_of(episode.agent_id), self.split)
 
@@ -219,9 +219,7 @@ def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside
     return None
 
 
-def _served(
-    calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, train_cut: bool, left_out: Counter[str]
-) -> list[ServedSequence]:
+def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
     exported = []
     for call in calls:
         if not is_storable(call):
@@ -230,7 +228,7 @@ def _served(
             left_out[LEAK] += 1
         elif selection.only_trainable and not call.response.strip():
             left_out[EMPTY] += 1
-        elif selection.only_trainable and is_cut(call.finish_reason) and not train_cut:
+        elif selection.only_trainable and is_cut(call.finish_reason):
             left_out[CUT] += 1
         else:
             exported.append(call)

@@ -61,18 +61,24 @@ Computed = TypeVar("Computed")
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded sequence with its advantage; ``token_weight`` makes episodes weigh the same."""
+    """One encoded sequence with its advantage; ``token_weight`` makes episodes weigh the same.
+
+    ``group`` and ``score`` are of an answer that was replayed; answers.py gives it advantage, weight and log-probabilities.
+    """
 
     encoded: EncodedSequence
     advantage: float
     token_weight: float
     served_t: tuple[float, ...]
+    group: str = ""
+    score: float = 0.0
 
 
 def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> tuple[list[Item], Counter[str]]:
     """Encode the sequences of an iteration; count the ones left out by reason.
 
-    An episode (window, agent) weighs the same whatever its length: its loss is the mean over its trainable tokens.
+    An episode (window, agent) weighs the same whatever its length: its loss is the mean over its trainable tokens. Answers of groups have
+    the weight of an episode until answers.py divides it among a group.
     """
     left_out: Counter[str] = Counter()
     encodable: list[tuple[TrainSequence, EncodedSequence]] = []
@@ -85,13 +91,17 @@ def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
     # An episode's weight is divided among its trainable tokens.
     tokens = Counter[tuple[str, str]]()
     for sequence, encoded in encodable:
-        tokens[sequence.window, sequence.agent_id] += encoded.trainable_tokens
+        if not sequence.group:
+            tokens[sequence.window, sequence.agent_id] += encoded.trainable_tokens
     # the mean over tokens and episodes of token weights is 1, so that the learning rate means the same for any batch
     scale = sum(tokens.values()) / len(tokens) if tokens else 1.0
     items = [
-        Item(encoded, sequence.advantage, scale / tokens[sequence.window, sequence.agent_id], served_logprobs(sequence, encoded))
+        Item(
+            encoded, sequence.advantage, scale if sequence.group else scale / tokens[sequence.window, sequence.agent_id],
+            served_logprobs(sequence, encoded), sequence.group, sequence.score or 0.0,
+        )
         for sequence, encoded in encodable
-    ]
+    ]  # fmt: skip
     return items, left_out
 
 

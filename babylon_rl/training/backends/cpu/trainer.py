@@ -24,6 +24,7 @@ from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.cpu.answers import weigh_answers
 from babylon_rl.training.backends.cpu.bounds import (
     PARENT_BOUND,
     Parent,
@@ -147,8 +148,10 @@ class CpuTrainer(LocalTrainer):
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
         if iteration.step == 1:
             self._kept = BaseCache(self._room)
+        policy = PackedPolicy(model, self._threads or usable_cores(), self._kept)
+        items = weigh_answers(policy, items, left_out)
         # The optimizer state of the iteration before lies with the parent.
-        run = IterationRun(PackedPolicy(model, self._threads or usable_cores(), self._kept), items, iteration, self._settings)
+        run = IterationRun(policy, items, iteration, self._settings)
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):

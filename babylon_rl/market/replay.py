@@ -1,0 +1,190 @@
+"""Replay of a simulated hour: dollars of every answer that an agent could have given, each played for its tick.
+
+The hour is played again with everybody's recorded answers. At a recorded call the exchange is copied once for each answer that the call's
+schema allows, and the tick is played in the copy with everybody else's recorded answers, in the recorded order of fills. So the recorded
+answer brings what it brought.
+
+A replay that differs from the record says nothing about the hour. Every prompt must be the recorded one to the byte, and every agent's P&L
+the recorded one to the digits that are kept; otherwise the hour is refused. Left out: positions that last, whose worth is known only after
+the tick (they need the end of a longer part in ``_brought``).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.market.simulation import prompting
+from babylon_rl.market.simulation.actions import Action, Invalid
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Decision, Mandate, order
+from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.observation import Newsroom, Observation
+from babylon_rl.market.simulation.run import Seat, Timed
+from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.strategies import STAKES_USD
+from babylon_rl.models.grammar import language
+from babylon_rl.types import SCRIPTED
+from babylon_rl.versions import seeded_share
+
+MOST_ANSWERS = 64  # of a group, the recorded one included
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTurn:
+    """One recorded decision. ``call_id`` is empty where no call is on record; P&L is in dollars, as recorded.
+
+    ``model`` is the one that was asked, or the name of a script, whose stake is its own. ``asks`` marks a call to be replayed with every
+    answer.
+    """
+
+    trajectory_id: str
+    start_pnl: float
+    end_pnl: float
+    call_id: str = ""
+    messages: Sequence[dict[str, str]] = ()
+    response: str = ""
+    response_format: Mapping[str, Any] | None = None
+    model: str = ""
+    model_version: str | None = None
+    asks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedCall:
+    """The answers to one recorded prompt, in the order of its schema, each with the dollars that it brings in its tick."""
+
+    trajectory_id: str
+    call_id: str
+    model_version: str | None
+    answers: tuple[tuple[str, float], ...]
+
+
+def replay(scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Mapping[str, Sequence[RecordedTurn]]) -> list[ReplayedCall]:
+    """Play an hour again and return the answers to its calls that ask, by tick and seat.
+
+    Args:
+        seed: of the run.
+        seats: start balances in dollars by agent id, in the order of seats.
+        turns: each agent's recorded decisions, one a tick.
+
+    Raises:
+        MarketError: the replay differs from the record; the message names the first difference.
+    """
+    table = _Table(scenario, seed, seats)
+    found: list[ReplayedCall] = []
+    for agent, own in turns.items():
+        if len(own) != scenario.ticks:
+            raise MarketError(f"{agent} has {len(own)} recorded decisions of {scenario.ticks}: the others are gone or do not count.")
+    for tick in range(scenario.ticks):
+        seen = table.look()
+        played = {agent: turns[agent][tick] for agent in seats}
+        actions = {agent: _action(turn, turn.response, observed) for (agent, turn), observed in zip(played.items(), seen, strict=True)}
+        for (agent, turn), observed in zip(played.items(), seen, strict=True):
+            _same_prompt(agent, turn, observed)
+            if turn.asks and turn.response in (answers := _answers(turn)):
+                brought = tuple((text, _brought(table, actions | {agent: _action(turn, text, observed)}, agent)) for text in answers)
+                found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, brought))
+        table.play(actions)
+    table.look()
+    for agent, own in turns.items():
+        _same_money(table, agent, own)
+    return found
+
+
+class _Recorded:
+    """Agent whose decisions are given from outside."""
+
+    name = "recorded"
+    mandate: Mandate = ONE_TICK
+
+    def decide(self, seen: Observation) -> Action:
+        raise NotImplementedError("a recorded agent is given its actions")
+
+
+class _Table:
+    """An hour in play: exchange, seats, news, and the order in which orders are filled."""
+
+    def __init__(self, scenario: Scenario, seed: int, seats: Mapping[str, float]) -> None:
+        # As market/simulation/run.py begins a run.
+        self.exchange = Exchange(scenario, list(seats), seats)
+        self.seats = {agent: Seat(_Recorded(), agent, self.exchange) for agent in seats}
+        self.newsroom = Newsroom(scenario)
+        self.fills = stream(f"{seed}/{scenario.digest[:16]}", "order of fills")
+        self._seen: list[Observation] = []
+
+    def look(self) -> list[Observation]:
+        """Let every seat look; its money goes on record."""
+        self._seen = [seat.look(self.exchange, self.newsroom) for seat in self.seats.values()]
+        return self._seen
+
+    def play(self, actions: Mapping[str, Action | Invalid]) -> None:
+        """Carry out one tick's actions, and let it pass."""
+        decided = [Timed(Decision(actions[agent]), 0.0) for agent in self.seats]
+        turns = list(zip(self.seats.values(), self._seen, decided, strict=True))
+        self.fills.shuffle(turns)
+        for seat, observed, decision in turns:
+            seat.act(self.exchange, self.newsroom, observed, decision)
+        for settlement in self.exchange.advance():
+            self.seats[settlement.agent].record.settle(settlement)
+        self.fills.shuffle(turns)
+        for seat, *_ in turns:
+            seat.keep_mandate(self.exchange)
+
+    def copied(self) -> "_Table":
+        """A copy that plays on alone; what never changes is shared."""
+        shared = [*self._unchanging, *self._seen]
+        return copy.deepcopy(self, {id(one): one for one in shared})
+
+    @cached_property
+    def _unchanging(self) -> list[Any]:
+        scenario = self.exchange.scenario
+        return [scenario, self.exchange.model, self.newsroom, *scenario.assets, *scenario.questions]
+
+
+def _brought(table: _Table, actions: Mapping[str, Action | Invalid], agent: str) -> float:
+    """Dollars of one agent in the tick of these actions, its positions closed as its mandate has it."""
+    after = table.copied()
+    after.play(actions)
+    seat = after.seats[agent]
+    return seat.look(after.exchange, after.newsroom).equity - table.seats[agent].record.equity[-1]
+
+
+def _action(turn: RecordedTurn, text: str, seen: Observation) -> Action | Invalid:
+    """The order of an answer, as the agent of this turn gave it."""
+    choice = prompting.parse_choice(text, seen)
+    stake_usd = STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD)
+    return choice if isinstance(choice, Invalid) else order(choice, seen, stake_usd)
+
+
+def _answers(turn: RecordedTurn) -> Sequence[str]:
+    """Answers that the schema of a call allows, in its order; of more than ``MOST_ANSWERS`` a seeded choice with the recorded one."""
+    try:
+        allowed = language((turn.response_format or {}).get("json_schema", {}).get("schema"))
+    except UsageError:  # not finitely many
+        return ()
+    if len(allowed) <= MOST_ANSWERS:
+        return allowed
+    others = sorted((text for text in allowed if text != turn.response), key=lambda text: seeded_share(0, turn.call_id, text))
+    chosen = {turn.response, *others[: MOST_ANSWERS - 1]}
+    return [text for text in allowed if text in chosen]
+
+
+def _same_prompt(agent: str, turn: RecordedTurn, seen: Observation) -> None:
+    if not turn.call_id:
+        return
+    version = prompting.version_of(turn.messages)
+    if version is None or list(turn.messages) != prompting.messages(seen, version, ONE_TICK):
+        raise MarketError(f"The replay of tick {seen.tick} shows {agent} another prompt than the recorded one.")
+
+
+def _same_money(table: _Table, agent: str, own: Sequence[RecordedTurn]) -> None:
+    equity, start = table.seats[agent].record.equity, table.seats[agent].record.account.start
+    earlier = own[0].start_pnl - start
+    for tick, turn in enumerate(own):
+        before, after = round(earlier + equity[tick], 6), round(earlier + equity[tick + 1], 6)
+        if (before, after) != (turn.start_pnl, turn.end_pnl):
+            brought, recorded = after - before, turn.end_pnl - turn.start_pnl
+            raise MarketError(f"The replay of tick {tick} brings {agent} ${brought:.6f}, and ${recorded:.6f} is on record.")

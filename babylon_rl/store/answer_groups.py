@@ -1,0 +1,120 @@
+"""Rows of babylon_rl.replayed_hours and answer_groups: answers that nobody played, replayed for their tick.
+
+They stand in tables of their own, so that no count of what was played can take them in. Hours are written whole, in sets, and only if
+their content changed. Groups that a live batch trains stay as they are, so that a batch that is resumed trains what it began with.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from babylon_rl.store.connection import Connection
+from babylon_rl.versions import content_version
+
+Answers = tuple[tuple[str, float, float], ...]
+_ANSWERS = msgspec.json.Decoder(Answers)
+
+
+class AnswerGroup(msgspec.Struct, frozen=True, gc=False):
+    """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each.
+
+    ``model_version`` is the version of ours that was asked, None for another model.
+    """
+
+    trajectory_id: str
+    call_id: str
+    model_version: str | None
+    answers: Answers
+
+
+class ReplayedHour(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer groups of an hour, in order, or the reason why it has none.
+
+    ``changed`` says whether the call that returned it wrote it.
+    """
+
+    window: str
+    groups: tuple[AnswerGroup, ...] = ()
+    reason: str = ""
+    sources_version: str = ""
+    changed: bool = False
+
+    @property
+    def answers(self) -> int:
+        """Number of answers in all groups."""
+        return sum(len(group.answers) for group in self.groups)
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the groups, or of the reason."""
+        return content_version([self.window, self.reason, [[g.trajectory_id, g.call_id, g.model_version, g.answers] for g in self.groups]])
+
+
+# The hour as window_groups and market_outcomes last wrote it.
+_ROWS = """
+    SELECT w."window", w."dataVersion" || ' ' || coalesce(m."dataVersion", '')
+    FROM babylon_rl.windows w LEFT JOIN babylon_rl.market_windows m USING ("window") WHERE w."window" = ANY(%s)
+"""
+_HOURS = 'SELECT "window", "reason", "sourcesVersion" FROM babylon_rl.replayed_hours WHERE "window" = ANY(%s) ORDER BY 1'
+_GROUPS = """
+    SELECT "window", "trajectoryId", "callId", "modelVersion", "answers"::text FROM babylon_rl.answer_groups
+    WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"
+"""
+_CLEAR = """
+    DELETE FROM babylon_rl.answer_groups g WHERE g."window" = ANY(%s)
+    AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."trajectoryId" = g."trajectoryId" AND i."live")
+"""
+_INSERT = """
+    INSERT INTO babylon_rl.answer_groups ("window", "trajectoryId", "callId", "modelVersion", "answers")
+    SELECT given."window", given."trajectory", given."call", given."version", given."answers"::jsonb
+    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+         AS given ("window", "trajectory", "call", "version", "answers")
+    ON CONFLICT DO NOTHING
+"""
+_UPSERT = """
+    INSERT INTO babylon_rl.replayed_hours ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
+    SELECT given.*, %s::timestamp
+    FROM unnest(%s::text[], %s::int[], %s::int[], %s::text[], %s::text[], %s::text[]) AS given
+    ON CONFLICT ("window") DO UPDATE SET "groups" = excluded."groups", "answers" = excluded."answers", "reason" = excluded."reason",
+        "sourcesVersion" = excluded."sourcesVersion", "dataVersion" = excluded."dataVersion", "computedAt" = excluded."computedAt"
+"""
+
+
+def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
+    """Return the versions of rows and market of those of ``windows`` that window_groups has read."""
+    return dict(connection.execute(_ROWS, (list(windows),)).fetchall())
+
+
+def read_answer_groups(connection: Connection, windows: Sequence[str]) -> dict[str, list[AnswerGroup]]:
+    """Return the stored groups by window; windows without a group are absent."""
+    found: dict[str, list[AnswerGroup]] = {}
+    for window, trajectory, call, version, answers in connection.execute(_GROUPS, (list(windows),)):
+        found.setdefault(window, []).append(AnswerGroup(trajectory, call, version, _ANSWERS.decode(answers)))
+    return found
+
+
+def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, ReplayedHour]:
+    """Return the stored hours, with their groups."""
+    groups = read_answer_groups(connection, windows)
+    return {
+        window: ReplayedHour(window=window, groups=tuple(groups.get(window, ())), reason=reason, sources_version=sources)
+        for window, reason, sources in connection.execute(_HOURS, (list(windows),))
+    }
+
+
+def replace(connection: Connection, hours: Sequence[ReplayedHour], now: datetime) -> None:
+    """Write hours. The caller holds their locks; each has a row in babylon_rl.windows."""
+    windows = [hour.window for hour in hours]
+    connection.execute(_CLEAR, (windows,))
+    groups = [(hour.window, group) for hour in hours for group in hour.groups]
+    connection.execute(
+        _INSERT,
+        ([window for window, _ in groups], [group.trajectory_id for _, group in groups], [group.call_id for _, group in groups],
+         [group.model_version for _, group in groups], [msgspec.json.encode(group.answers).decode() for _, group in groups]),
+    )  # fmt: skip
+    connection.execute(
+        _UPSERT,
+        (now, windows, [len(hour.groups) for hour in hours], [hour.answers for hour in hours], [hour.reason for hour in hours],
+         [hour.sources_version for hour in hours], [hour.data_version for hour in hours]),
+    )  # fmt: skip

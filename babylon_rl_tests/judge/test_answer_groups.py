@@ -1,0 +1,117 @@
+"""Answers that nobody played: an hour is replayed to the byte or not at all, and what was recorded brings what it brought."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, sync_answer_groups, tick_score
+from babylon_rl.llm.client import ChatClient
+from babylon_rl.market import replay
+from babylon_rl.market.simulation.model_agent import model_agent
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.settings import Settings
+from babylon_rl.store.answer_groups import ReplayedHour, read_answer_groups
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl_tests.market.stand_in import by_seed, stand_in
+
+pytestmark = pytest.mark.slow  # databases of their own
+NOW = datetime(2025, 11, 16, 9, 30)
+HOURS = ["2025-11-15T10:00", "2025-11-15T11:00"]
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"credit": "answers"})
+
+
+@pytest.fixture
+def played(database: Database) -> Iterator[Connection]:
+    """Two hours of five scripts and two agents of a version, whose answers are drawn by seed."""
+    with stand_in(by_seed) as served, ChatClient(served.url, None, "v1.0.0") as client, database.connect(autocommit=True) as connection:
+        spawn(connection, SpawnRequest(7, 2, len(HOURS), 3, start=HOURS[0]), NOW, model_agent(client))
+        yield connection
+
+
+def synced(connection: Connection, settings: Settings, windows: list[str] = HOURS) -> dict[str, ReplayedHour]:
+    sync_windows(connection, windows, settings, NOW)
+    return sync_answer_groups(connection, windows, settings, NOW)
+
+
+def test_every_call_of_a_model_has_all_its_answers_and_the_recorded_one_brings_what_it_brought(
+    played: Connection, settings: Settings
+) -> None:
+    hours = synced(played, settings)
+    assert {window: (len(hour.groups), hour.answers, hour.reason) for window, hour in hours.items()} == dict.fromkeys(HOURS, (24, 216, ""))
+    recorded = played.execute(
+        """
+        SELECT t."trajectoryId", t."stepsJson"::jsonb->0->'llmCalls'->0->>'response',
+               coalesce((t."stepsJson"::jsonb->0->'action'->'parameters'->>'pnlChange')::float8, 0)
+        FROM public.trajectories t WHERE t."stepsJson"::jsonb->0->'llmCalls'->0->>'model' = 'v1.0.0'
+        """
+    ).fetchall()
+    replayed = {group.trajectory_id: {text: usd for text, usd, _ in group.answers} for hour in hours.values() for group in hour.groups}
+    assert len(recorded) == 48 and {usd != 0 for _, _, usd in recorded} == {True, False}
+    assert all(replayed[trajectory][response] == usd for trajectory, response, usd in recorded)
+
+
+def test_a_score_is_the_judges_rule_on_the_dollars_of_the_tick(played: Connection, settings: Settings) -> None:
+    answers = [answer for hour in synced(played, settings).values() for group in hour.groups for answer in group.answers]
+    assert all(score == tick_score(usd) for _, usd, score in answers)
+    assert {(text, usd) for text, usd, _ in answers if "hold" in text} == {('{"action": "hold"}', 0.0)}
+    assert tick_score(20.0) > tick_score(5.0) > tick_score(0.0) > tick_score(-5.0) > tick_score(-20.0)
+
+
+def test_an_hour_that_has_not_changed_is_not_replayed_again(played: Connection, settings: Settings) -> None:
+    first = synced(played, settings)
+    again = sync_answer_groups(played, HOURS, settings, LATER)
+    assert [hour.changed for hour in first.values()] == [True, True] and [hour.changed for hour in again.values()] == [False, False]
+    assert {w: hour.data_version for w, hour in again.items()} == {w: hour.data_version for w, hour in first.items()}
+    assert read_answer_groups(played, HOURS) == {window: list(hour.groups) for window, hour in again.items()}
+
+
+def test_no_answer_counts_as_played(played: Connection, settings: Settings) -> None:
+    counted = 'SELECT (SELECT count(*) FROM public.trajectories), (SELECT count(*) FROM public.llm_call_logs), sum("rows") FROM {}'
+    sync_windows(played, HOURS, settings, NOW)
+    before = played.execute(counted.format("babylon_rl.windows")).fetchall()
+    synced(played, settings)
+    assert played.execute(counted.format("babylon_rl.windows")).fetchall() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("UPDATE babylon_rl.simulated_hours SET \"source\" = NULL", NO_SOURCE),
+        ("DELETE FROM babylon_rl.simulated_hours", NOT_SIMULATED),
+        ("UPDATE babylon_rl.simulated_hours SET seed = seed + 1", "cannot be replayed: The replay of tick 0 shows test-agent-1"),
+        ("UPDATE babylon_rl.simulated_hours SET \"source\" = jsonb_set(\"source\", '{edition}', '\"lost\"')", "cannot be replayed: "),
+        ("UPDATE babylon_rl.simulated_hours SET \"source\" = jsonb_set(\"source\", '{seats,0,1}', '9999.5')", "cannot be replayed: The"),
+        ("UPDATE public.trajectories SET \"finalPnL\" = \"finalPnL\" + 1 WHERE \"agentId\" = 'test-agent-6'", "cannot be replayed: The"),
+        ("DELETE FROM public.trajectories WHERE \"agentId\" = 'test-agent-2' AND \"startTime\" < '2025-11-15 11:09'", "cannot be"),
+        ("UPDATE public.trajectories SET \"stepsJson\" = replace(\"stepsJson\", 'v1.0.0', 'scripted/momentum')", NO_CALLS),
+    ],
+)  # fmt: skip
+def test_an_hour_that_is_not_the_recorded_one_has_no_answers_and_says_why(
+    played: Connection, settings: Settings, change: str, reason: str
+) -> None:
+    played.execute(change)
+    for hour in synced(played, settings).values():
+        assert hour.groups == () and hour.reason.startswith(reason)
+
+
+def test_of_many_answers_a_seeded_choice_with_the_recorded_one_is_replayed(
+    played: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = synced(played, settings)[HOURS[0]]
+    monkeypatch.setattr(replay, "MOST_ANSWERS", 3)
+    played.execute("DELETE FROM babylon_rl.replayed_hours")
+    few = synced(played, settings)[HOURS[0]]
+    said = dict(played.execute("SELECT \"trajectoryId\", \"stepsJson\"::jsonb->0->'llmCalls'->0->>'response' FROM public.trajectories"))
+    for all_of_it, some in zip(whole.groups, few.groups, strict=True):
+        assert set(some.answers) < set(all_of_it.answers) and len(some.answers) == 3
+        assert said[some.trajectory_id] in [text for text, _, _ in some.answers]
+    assert len({json.dumps([text for text, _, _ in group.answers]) for group in few.groups}) > 4

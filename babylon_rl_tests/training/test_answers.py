@@ -1,0 +1,103 @@
+"""Answer groups in the CPU trainer: weights by the policy's own probability, and the better answers become likelier."""
+
+import hashlib
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babylon_rl.errors import NothingToTrain
+from babylon_rl.judge.consensus import ADVANTAGE_SCALE
+from babylon_rl.models.checkpoints import WEIGHTS
+from babylon_rl.models.grammar import language
+from babylon_rl.settings import Settings
+from babylon_rl.training.backends.cpu.answers import LEAST_PROBABILITY, SURE, UNLIKELY, answer_logprobs, weigh_answers
+from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, load_policy, make_items
+from babylon_rl.training.backends.cpu.trainer import CpuTrainer
+from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, SCHEMA, SELL, ignore, make_iteration, make_lesson, make_sequence
+
+pytestmark = pytest.mark.slow  # torch is imported
+ANSWERS = language(SCHEMA["json_schema"]["schema"])
+
+
+def group(news: str, right: str = BUY, **changes: Any) -> list[TrainSequence]:
+    """Every answer to one prompt: the right one scores best, its opposite worst."""
+    scores = {right: 0.56, {BUY: SELL, SELL: BUY}[right]: 0.25}
+    return [make_sequence(text, 0.0, news=news, score=scores.get(text, 0.41), group=news, **changes) for text in ANSWERS]
+
+
+def policy_of(base: Path, adapter: Path | None = None) -> tuple[Any, PackedPolicy]:
+    tokenizer, model = load_policy(base, adapter)
+    return tokenizer, PackedPolicy(model, 1)
+
+
+def weighed(base: Path, sequences: list[TrainSequence]) -> tuple[list[Item], Counter[str]]:
+    tokenizer, policy = policy_of(base)
+    items, left_out = make_items(tokenizer, sequences)
+    return weigh_answers(policy, items, left_out), left_out
+
+
+def chance(item: Item) -> float:
+    return math.exp(sum(item.served_t))
+
+
+def test_weights_are_the_policys_probabilities_and_the_expected_advantage_is_zero(tiny_base: Path) -> None:
+    items, left_out = weighed(tiny_base, [*group("a"), *group("b", SELL)])
+    assert left_out[UNLIKELY] == 2 * len(ANSWERS) - len(items)
+    for name in ("a", "b"):
+        own = [item for item in items if item.group == name]
+        tokens = sum(chance(item) * item.encoded.trainable_tokens for item in own)
+        # a token's weight is the probability of its answer, and all tokens of a group together weigh as much as of any other
+        unit = own[0].token_weight * tokens / chance(own[0])
+        assert [item.token_weight for item in own] == pytest.approx([unit * chance(item) / tokens for item in own])
+        assert sum(item.token_weight * item.encoded.trainable_tokens for item in own) == pytest.approx(
+            sum(item.encoded.trainable_tokens for item in items) / 2
+        )
+        whole = sum(chance(item) for item in own)
+        assert 1 - len(ANSWERS) * LEAST_PROBABILITY < whole <= 1 + 1e-5
+        assert sum(chance(item) / whole * item.advantage for item in own) == pytest.approx(0, abs=1e-9)
+        assert max(item.advantage for item in own) - min(item.advantage for item in own) <= (0.56 - 0.25) / ADVANTAGE_SCALE + 1e-9
+
+
+def test_an_answer_group_weighs_as_much_as_an_episode(tiny_base: Path) -> None:
+    lesson = make_lesson(2)
+    alone, _ = weighed(tiny_base, lesson)
+    items, _ = weighed(tiny_base, [*lesson, *group("a")])
+    by_unit = Counter[str]()
+    for item in items:
+        by_unit[item.group] += item.token_weight * item.encoded.trainable_tokens
+    episodes = len({(one.window, one.agent_id) for one in lesson})
+    assert by_unit["a"] == pytest.approx(by_unit[""] / episodes)
+    assert sum(by_unit.values()) == pytest.approx(sum(item.encoded.trainable_tokens for item in items))
+    assert [item.advantage for item in items if not item.group] == [item.advantage for item in alone]
+
+
+def test_a_group_without_a_difference_teaches_nothing(tiny_base: Path) -> None:
+    flat = [make_sequence(text, 0.0, score=0.4, group="flat") for text in ANSWERS]
+    items, left_out = weighed(tiny_base, [*group("a"), *flat])
+    assert {item.group for item in items} == {"a"} and left_out[SURE] == len(ANSWERS)
+    with pytest.raises(NothingToTrain, match="nothing to learn"):
+        weighed(tiny_base, flat)
+
+
+def test_better_answers_become_likelier_and_the_bytes_repeat(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    settings = cpu_settings.model_copy(update={"learning_rate": 5e-3})
+    sequences = [one for tick in range(4) for one in [*group(f"{GOOD} {tick}"), *group(f"{BAD} {tick}", SELL)]]
+    for name, threads in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        result = CpuTrainer(settings, threads).train(make_iteration(sequences, passes=4), None, tmp_path / name, ignore)
+    assert len({hashlib.sha256((tmp_path / name / WEIGHTS).read_bytes()).digest() for name in ("one", "two")}) == 1
+    assert result.sequences + result.metrics[f"leftOut_{UNLIKELY}"] == len(sequences)
+    assert result.metrics["ratioAtStart"] == pytest.approx(1, abs=0.02)
+
+    expected = []
+    for adapter in (None, tmp_path / "one"):
+        tokenizer, policy = policy_of(tiny_base, adapter)
+        items, _ = make_items(tokenizer, [*group(f"{GOOD} 99"), *group(f"{BAD} 99", SELL)])
+        expected.append(
+            sum(math.exp(sum(by_token)) * item.score for item, by_token in zip(items, answer_logprobs(policy, items), strict=True))
+        )
+    assert expected[1] > expected[0] + 0.03
