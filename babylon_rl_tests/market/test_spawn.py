@@ -167,7 +167,7 @@ def test_a_new_game_is_written_in_the_newest_training_edition(database: Database
 
 def test_a_game_that_began_before_editions_were_recorded_keeps_its_words(empty_database: Database, tmp_path: Path) -> None:
     for file in read_migrations():
-        if file.name < "0048":
+        if file.name < "0047":
             (tmp_path / f"{file.name}.sql").write_text(file.sql)
     migrate(empty_database, directory=tmp_path)
     with empty_database.connect() as connection:
