@@ -487,7 +487,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
         parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
-    parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and verdict.decision != FAIL]
+    parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and check.found == PASS]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

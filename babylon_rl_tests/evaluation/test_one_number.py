@@ -14,7 +14,7 @@ from babylon_rl.evaluation.compare_results import sound_results
 from babylon_rl.evaluation.gate import CANDIDATE
 from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.leaderboard import leaderboard, markdown
-from babylon_rl.evaluation.report import demo_columns, stored_standing
+from babylon_rl.evaluation.report import ceiling_words, demo_columns, stored_standing
 from babylon_rl.evaluation.results import runs_directory
 from babylon_rl.evaluation.snapshots import confirmation_snapshots
 from babylon_rl.serving.admin_page.views import lineage
@@ -157,6 +157,18 @@ def test_a_version_is_held_against_doing_nothing_its_best_script_and_the_news_re
     assert sentence in surfaces.report.table_markdown and sentence in surfaces.text("models")
     shown = {"rows": surfaces.report.rows, "modelVersion": VERSION, "reference": "base", "reason": surfaces.report.reason}
     assert verdict(shown).splitlines()[1] == sentence
+
+
+def test_expected_dollars_and_errors_of_a_version_are_the_same_on_every_surface(surfaces: Surfaces) -> None:
+    row, sentence = surfaces.row, ceiling_words(surfaces.row)
+    assert row["ofCeiling"] is not None and sentence.startswith(f"The decisions of {VERSION} bring {row['expected']:+.0f} dollars an hour")
+    shown = {"rows": surfaces.report.rows, "modelVersion": VERSION, "reference": "base", "reason": surfaces.report.reason}
+    assert verdict(shown).splitlines()[2] == sentence
+    assert sentence in surfaces.report.table_markdown and sentence in surfaces.text("models")
+    (stored,) = (line.row.document for line in leaderboard(surfaces.connection, surfaces.settings).lines if line.row.player == VERSION)
+    assert stored["ofCeiling"] == pytest.approx(row["ofCeiling"])
+    kinds = surfaces.document("benchmark", "errors", VERSION)["kinds"]
+    assert sum(kind["usd"] * kind["decisions"] for kind in kinds) / MARKETS == pytest.approx(row["expected"])
 
 
 def test_reports_point_to_what_the_markets_were_fitted_to(surfaces: Surfaces) -> None:
