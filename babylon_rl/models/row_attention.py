@@ -224,8 +224,11 @@ def _fused(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values
     # Without a mask it leaves out what a token cannot see.
     causal = new == read and not reading.rows[place].branches
     mask = None if causal else reading.mask(place, read - new, read, query)
+    if mask is not None and query.device.type != "cpu":
+        # A GPU's fused attention with a mask wants as many heads of keys; what it falls back to keeps all scores.
+        keys, values = (heads.repeat_interleave(len(query) // len(heads), 0) for heads in (keys, values))
     attention = torch.nn.functional.scaled_dot_product_attention
-    return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
+    return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=len(keys) < len(query))[0]
 
 
 def _plain(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
