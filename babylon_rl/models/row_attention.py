@@ -116,6 +116,17 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
     return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
 
 
+def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
+    """The recorded states of a pass over some rows, for each row alone: the inverse of ``joined``."""
+    import torch
+
+    if whole.states is None:
+        raise AssertionError("a pass recorded no states")
+    shared = shared_trunk(rows)
+    trunk, *parts = whole.states.split([shared, *(len(row.tokens) - shared for row in rows)], 1)
+    return [LowerStates(whole.layer, torch.cat([trunk, part], 1) if shared else part) for part in parts]
+
+
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read.
 

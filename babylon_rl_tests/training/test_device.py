@@ -116,6 +116,25 @@ def spots_of(group: Any, items: Any) -> Any:
     return [spot for row in group for spot in choices(row, items)]
 
 
+@pytest.mark.parametrize("most_tokens", [1, 300])
+def test_states_of_a_group_are_those_of_its_packs_alone(tiny_base: Path, most_tokens: int) -> None:
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
+    items, _ = make_items(tokenizer, make_lesson(3))
+    packs = pack([item.encoded for item in items], most_tokens=most_tokens)
+    alone, together = PackedPolicy(model.eval()), PackedPolicy(model, device=AS_ON_A_GPU)
+    assert len(together.grouped(packs)) < len(packs)
+    bases = [policy.base_states(packs, items) for policy in (alone, together)]
+    for one, other in zip(*bases, strict=True):
+        torch.testing.assert_close(one.at_choices_nd, other.at_choices_nd)
+        torch.testing.assert_close(one.lower.states, other.lower.states)
+    for name, weights in together.parameters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights)
+    states = [policy.states(packs, items, base) for policy, base in zip((alone, together), bases, strict=True)]
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_torch_says_which_device_is_here(monkeypatch: pytest.MonkeyPatch, cpu_settings: Settings, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
     assert best_device() == PROCESSOR

@@ -25,7 +25,17 @@ from babylon_rl.chats import is_cut, log_probability
 from babylon_rl.errors import CheckpointError, RequestRefused, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
-from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower, shared_length, shared_trunk
+from babylon_rl.models.row_attention import (
+    LowerStates,
+    Unread,
+    apart,
+    attention_by_row,
+    joined,
+    read_rows,
+    record_lower,
+    shared_length,
+    shared_trunk,
+)
 from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
@@ -307,14 +317,20 @@ class PackedPolicy:
     def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> "list[Tensor]":
         """[N, D] hidden states of each pack at its choices, without gradients; the lower layers are the base's."""
         lower = {row: base.lower for row, base in zip(packs, of_base, strict=True)}
-        return self._each_without_gradients(packs, lambda row: self.hidden([row], items, lower[row]))
+
+        def compute(group: Group) -> "Sequence[Tensor]":
+            below = joined([lower[row] for row in group], [row.unread for row in group])
+            return by_pack(self.hidden(group, items, below), group, items)
+
+        return self._each_without_gradients(packs, compute)
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
         """The base's states of each pack, computed or kept from an earlier pass."""
 
-        def compute(row: Pack) -> BaseStates:
-            lower = LowerStates(self._first_trained)
-            return BaseStates(self.hidden([row], items, lower), lower)
+        def compute(group: Group) -> list[BaseStates]:
+            whole = LowerStates(self._first_trained)
+            at_choices = by_pack(self.hidden(group, items, whole), group, items)
+            return [BaseStates(*one) for one in zip(at_choices, apart(whole, [row.unread for row in group]), strict=True)]
 
         keys = [(row.unread, tuple(before_choices(row, items))) for row in packs]
         missing = [place for place, key in enumerate(keys) if key not in self._kept]
@@ -324,15 +340,16 @@ class PackedPolicy:
             self._kept.keep(keys[place], of_base)
         return [computed[place] if place in computed else self._kept[key] for place, key in enumerate(keys)]
 
-    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Pack], Computed]) -> list[Computed]:
+    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
         import torch
 
-        def without_gradients(group: Group) -> Computed:
+        def without_gradients(group: Group) -> Sequence[Computed]:
             with torch.no_grad():  # holds for a thread alone
-                return compute(group[0])
+                return compute(group)
 
-        # Each alone: in float32 the last bits of what is kept would depend on the packs beside it.
-        return self.each([[row] for row in packs], without_gradients)
+        # Each alone on a processor: in float32 the last bits of what is kept would depend on the packs beside it.
+        groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
+        return [found for group in self.each(groups, without_gradients) for found in group]
 
     def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
         """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""
@@ -341,6 +358,11 @@ class PackedPolicy:
     def divergence(self, hidden_nd: "Tensor", reference_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N] KL divergences of the policy from the base at each spot, in nats."""
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
+
+
+def by_pack(hidden_nd: "Tensor", group: Group, items: Sequence[Item]) -> "tuple[Tensor, ...]":
+    """Divide the hidden states at the choices of a group among its packs."""
+    return tuple(hidden_nd.split([len(choices(row, items)) for row in group]))
 
 
 def before_choices(row: Pack, items: Sequence[Item]) -> list[int]:
