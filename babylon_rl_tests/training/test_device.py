@@ -47,6 +47,8 @@ def test_a_base_is_placed_by_the_rules_of_its_device(cpu_settings: Settings, tin
         assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
         kinds = {(weight.dtype, "lora_" in name) for name, weight in model.named_parameters()}
         assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
+    elsewhere = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=PROCESSOR).model
+    assert {weight.dtype for weight in elsewhere.parameters()} == {best_dtype()}
     for saved in (WEIGHTS, OPTIMIZER_STATE):
         assert {weight.dtype for weight in load_file(tmp_path / "out" / saved).values()} == {torch.float32}
 
