@@ -13,29 +13,29 @@ from babylon_rl.models.checkpoints import BaseIdentity, Manifest
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 
 
-def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: int = 512) -> Path:
-    """Weights are drawn wide, so that distributions are far from uniform and adapters matter."""
+def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: int = 512, family: str = "llama", **changes: Any) -> Path:
+    """Weights are drawn wide, so that distributions are far from uniform and adapters matter; ``changes`` are of its config."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,  # the lowest stays frozen in training
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=positions,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,  # the lowest stays frozen in training
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": positions,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "tie_word_embeddings": True,
+    }
     with quiet_loading():
-        LlamaForCausalLM(config).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape | changes)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

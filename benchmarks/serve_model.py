@@ -76,8 +76,8 @@ def transformers_batching(base: Path, clients: int, tokens: int) -> Callable[[],
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+    from babylon_rl.models.device import best_dtype
     from babylon_rl.models.encoding import encode_prompt
-    from babylon_rl.models.policy import best_dtype
 
     set_threads(usable_cores())
     tokenizer = AutoTokenizer.from_pretrained(base)

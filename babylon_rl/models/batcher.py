@@ -16,15 +16,13 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from babylon_rl.models.generation import Generation, Row
-from babylon_rl.models.policy import MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, Policy
+from babylon_rl.models.policy import Policy
 from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model
 from babylon_rl.models.threads import computing_on, threads_of_torch
 
 FEWEST_APART = 4  # waiting requests that are worth a second batch
 LINGER_S = 0.005
-# Keys and values of all running texts: with the packaged base 23 kB a token.
-CACHE_TOKENS = 32_768
 # Looking for an adapter may cost a request to a storage, and minutes while that is down.
 REMEMBERED_S = 5.0
 FindAdapter = Callable[[str], Path | None]
@@ -76,7 +74,8 @@ class Batcher:
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
         self._policy, self._find_adapter = policy, find_adapter
-        self._threads = threads_of_torch()
+        # On a GPU all is done in one stream.
+        self._threads = 1 if policy.device.gpu else threads_of_torch()
         # The policy itself continues free texts; answers under a grammar are finished by others.
         self._texts = _Worker(policy)
         self._finishers = [_Worker(policy.twin()) for _ in range(self._threads)]
@@ -179,7 +178,7 @@ class Batcher:
         same = [asked for asked in self._bound if asked.row.adapter == self._bound[0].row.adapter]
         # The finisher that asks may itself be loading an adapter, and no other be idle.
         idle = max(1, sum(not worker.jobs for worker in self._finishers))
-        size = min(MICRO_BATCH_ROWS, max(FEWEST_APART, -(-len(self._bound) // idle)))
+        size = min(self._policy.sizes.rows, max(FEWEST_APART, -(-len(self._bound) // idle)))
         batch = same[:size]
         self._bound = [asked for asked in self._bound if asked not in batch]
         return batch
@@ -225,15 +224,15 @@ class Batcher:
         """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
         # The longest that each may become.
-        room = CACHE_TOKENS - sum(len(row.prompt) + row.max_tokens for row in rows)
+        room = self._policy.sizes.cache_tokens - sum(len(row.prompt) + row.max_tokens for row in rows)
         admitted: dict[str | None, list[PendingAnswer]] = {}
         running, prompts = len(rows), 0
         while self._line:
             row = self._line[0].row
             room -= len(row.prompt) + row.max_tokens
-            if running and (running == MICRO_BATCH_ROWS or room < 0):
+            if running and (running == self._policy.sizes.rows or room < 0):
                 break
-            if prompts and prompts + len(row.prompt) > MICRO_BATCH_TOKENS:
+            if prompts and prompts + len(row.prompt) > self._policy.sizes.prompt_tokens:
                 break
             admitted.setdefault(row.adapter, []).append(self._line.pop(0))
             running, prompts = running + 1, prompts + len(row.prompt)

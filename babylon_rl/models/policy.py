@@ -1,10 +1,10 @@
-"""CPU policy: a base model with any number of LoRA adapters, answering in batches.
+"""Policy: a base model with any number of LoRA adapters, answering in batches.
 
-Requests are sorted by adapter and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` prompt tokens and ``MICRO_BATCH_ROWS``
-rows. What the prompts of a micro-batch have in common is computed once, equal prompts too, and what one has in common with a kept prompt
-not at all. Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same answer
-whatever else is in the batch or was asked before: to the last bit where products of matrices sum in the same order for any number of
-rows, as in bf16 on the processors that were measured (docs/decisions/0024-batches-side-by-side.md).
+Requests are sorted by adapter and prompt, and run in micro-batches of so many rows and prompt tokens as the device allows (device.py). What
+the prompts of a micro-batch have in common is computed once, equal prompts too, and what one has in common with a kept prompt not at all.
+Each request draws from its own generator, one number per free token, by inverse CDF. The same seed gives the same answer whatever else is
+in the batch or was asked before: to the last bit where products of matrices sum in the same order for any number of rows, as in bf16 on the
+processors that were measured (docs/decisions/0024-batches-side-by-side.md).
 """
 
 import contextlib
@@ -15,12 +15,12 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, RequestRefused, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
+from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
 from babylon_rl.models.encoding import encode_prompt, end_ids
 from babylon_rl.models.generation import Generation, Row, Top
 from babylon_rl.models.grammar import compile_grammar
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-MICRO_BATCH_TOKENS = 4096
-MICRO_BATCH_ROWS = 16
 BASE = None
 
 
@@ -87,6 +85,7 @@ class Policy:
         tokenizer: "PreTrainedTokenizerBase",
         adapters: dict[str, str] | None = None,
         kept: PromptCache | None = None,
+        device: Device = PROCESSOR,
     ) -> None:
         """Wrap a loaded model.
 
@@ -95,19 +94,29 @@ class Policy:
         """
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.device = device
         self._adapters = dict(adapters or {})
         self._kept = PromptCache() if kept is None else kept
         causal = causal_model(model)
         config = causal.config
+        self.sizes = batch_sizes(device, causal)
         self._ends = end_ids(tokenizer, getattr(getattr(causal, "generation_config", None), "eos_token_id", None))
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._context = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or sys.maxsize)
 
     @classmethod
     def load(
-        cls, base_dir: Path, adapter_dir: Path | None = None, *, dtype: "torch.dtype | None" = None, adapter_name: str = "default"
+        cls,
+        base_dir: Path,
+        adapter_dir: Path | None = None,
+        *,
+        dtype: "torch.dtype | None" = None,
+        adapter_name: str = "default",
+        device: Device | None = None,
     ) -> "Policy":
-        """Load a base model and, if given, one adapter under ``adapter_name``; ``dtype`` None chooses ``best_dtype()``.
+        """Load a base model and, if given, one adapter under ``adapter_name``.
+
+        ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
 
         Raises:
             ModelUnavailable: the directory is no model.
@@ -116,16 +125,15 @@ class Policy:
         require("torch", "transformers", "peft")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from babylon_rl.models.prepacked import prepack
-
+        device = device or best_device()
         try:
             with quiet_loading():
                 tokenizer = AutoTokenizer.from_pretrained(base_dir)
-                model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or best_dtype())
-            prepack(model)
+                model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or device.dtype())
+            model = device.place(model)
         except (OSError, ValueError) as error:
             raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {first_line(error)}") from error
-        policy = cls(model.eval(), tokenizer)
+        policy = cls(model.eval(), tokenizer, device=device)
         if adapter_dir is not None:
             policy.add_adapter(adapter_name, adapter_dir)
         return policy
@@ -134,7 +142,7 @@ class Policy:
         """A policy on the same weights and kept prompts for another thread, with its own active adapter."""
         # deepcopy takes what stands in its memo as copied already: modules are new, tensors are the same.
         shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
-        return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters, self._kept)
+        return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters, self._kept, self.device)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -154,9 +162,9 @@ class Policy:
         try:
             with quiet_loading():
                 if isinstance(self.model, PeftModel):
-                    self.model.load_adapter(source, adapter_name=inner, autocast_adapter_dtype=False)
+                    self.model.load_adapter(source, adapter_name=inner, **self.device.for_adapters)
                 else:
-                    self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, autocast_adapter_dtype=False)
+                    self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, **self.device.for_adapters)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{directory} cannot be loaded as an adapter: {first_line(error)}") from error
         self.model.eval()
@@ -176,7 +184,7 @@ class Policy:
         """Continue new rows to their ends, in micro-batches."""
         # Similar requests become neighbours, so that micro-batches share prefixes.
         order = sorted(rows, key=lambda row: (row.adapter or "", row.pending))
-        for batch in _micro_batches(order):
+        for batch in _micro_batches(order, self.sizes):
             generation = self.generation(batch[0].adapter)
             with self._serving(batch[0].adapter):
                 generation.admit([row for row in batch if not row.done])
@@ -295,33 +303,12 @@ def stop_place(text: str, stop: Sequence[str]) -> int | None:
     return min((place for one in stop if (place := text.find(one)) >= 0), default=None)
 
 
-def best_dtype() -> "torch.dtype":
-    """bfloat16 where the processor multiplies faster in it, else float32.
-
-    By AMX, or by AVX512_BF16 but for Intel's: with AMX switched off, as in some virtual machines, these are half as fast as float32.
-    """
-    import torch
-
-    fast = "amx_bf16" in _cpu_words("flags") or ("avx512_bf16" in _cpu_words("flags") and "GenuineIntel" not in _cpu_words("vendor_id"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-@lru_cache
-def _cpu_words(name: str) -> frozenset[str]:
-    """Words of a line about the first processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith(name)), []))
-
-
-def _micro_batches(order: Iterable[Row]) -> Iterator[list[Row]]:
+def _micro_batches(order: Iterable[Row], sizes: BatchSizes) -> Iterator[list[Row]]:
     """Split ``order`` into batches of one adapter, within the limits on rows and tokens."""
     batch: list[Row] = []
     tokens = 0
     for row in order:
-        full = len(batch) == MICRO_BATCH_ROWS or tokens + len(row.pending) > MICRO_BATCH_TOKENS
+        full = len(batch) == sizes.rows or tokens + len(row.pending) > sizes.prompt_tokens
         if batch and (full or row.adapter != batch[0].adapter):
             yield batch
             batch, tokens = [], 0

@@ -116,6 +116,17 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
     return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
 
 
+def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
+    """The recorded states of a pass over some rows, for each row alone: the inverse of ``joined``."""
+    import torch
+
+    if whole.states is None:
+        raise AssertionError("a pass recorded no states")
+    shared = shared_trunk(rows)
+    trunk, *parts = whole.states.split([shared, *(len(row.tokens) - shared for row in rows)], 1)
+    return [LowerStates(whole.layer, torch.cat([trunk, part], 1) if shared else part) for part in parts]
+
+
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read.
 
@@ -224,8 +235,11 @@ def _fused(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values
     # Without a mask it leaves out what a token cannot see.
     causal = new == read and not reading.rows[place].branches
     mask = None if causal else reading.mask(place, read - new, read, query)
+    if mask is not None and query.device.type != "cpu":
+        # A GPU's fused attention with a mask wants as many heads of keys; what it falls back to keeps all scores.
+        keys, values = (heads.repeat_interleave(len(query) // len(heads), 0) for heads in (keys, values))
     attention = torch.nn.functional.scaled_dot_product_attention
-    return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=True)[0]
+    return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=len(keys) < len(query))[0]
 
 
 def _plain(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":

@@ -8,8 +8,9 @@ import torch
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError
 from babylon_rl.models import generation, row_attention
+from babylon_rl.models.device import BatchSizes, best_dtype
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy, best_dtype
+from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.row_attention import Reading, Unread, attend
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl_tests.models.conftest import fresh, make_adapter
@@ -60,7 +61,7 @@ def test_scoring_gives_the_log_probabilities_that_were_served(policy: Policy, tr
 
 
 def test_an_answer_depends_on_its_seed_and_not_on_its_company(policy: Policy, trade_format: dict[str, Any]) -> None:
-    asked = requests(trade_format, MICRO_BATCH_ROWS + 5)
+    asked = requests(trade_format, BatchSizes.rows + 5)
     together = policy.complete(asked)
     alone = [fresh(policy).complete([one])[0] for one in asked[:6]]
     backwards = fresh(policy).complete(asked[::-1])[::-1]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from babylon_rl.models.policy import Policy, best_dtype
+from babylon_rl.models.device import best_dtype
+from babylon_rl.models.policy import Policy
 from babylon_rl.models.prepacked import PrepackedLinear
 from babylon_rl.training.backends.cpu.policy import load_policy
 

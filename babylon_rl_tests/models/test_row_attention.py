@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from babylon_rl.models.policy import best_dtype
+from babylon_rl.models.device import best_dtype
 from babylon_rl.models.row_attention import Cache, Reading, Unread, attend
 
 pytestmark = pytest.mark.slow  # torch is imported

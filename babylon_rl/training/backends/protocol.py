@@ -1,9 +1,9 @@
 """Protocol of trainers, the choice of one by the settings, and the address of its versions.
 
 Sequences with advantages go in, a numbered checkpoint directory and metrics come out, of the trainers of this machine and of paid services
-alike: on the CPU (cpu/), on a GPU (gpu.py), at a service (serverless/), and a dry one for trials (dry.py). ``prepare`` plans and prices a
-training without posting anything; ``train`` runs one iteration, which is trained completely or not at all. A local trainer's directory
-holds an adapter, a service's a pointer to its step.
+alike: of this package, on the CPU or a GPU (cpu/), of openpipe-art on a GPU (gpu.py), at a service (serverless/), and a dry one for
+trials (dry.py). ``prepare`` plans and prices a training without posting anything; ``train`` runs one iteration, which is trained
+completely or not at all. A local trainer's directory holds an adapter, a service's a pointer to its step.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -289,10 +289,10 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     if chosen == SERVERLESS:
         _require_service(settings)
         return TrainerChoice(SERVERLESS, settings.base_model, WANDB)
-    # Order of choice on this machine: dry runs, a GPU, the CPU.
+    # Order of choice on this machine: dry runs, ART on a GPU, this package's trainer on a GPU or the CPU.
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
-    # LOCAL_BASE_MODEL names a base for the CPU trainer: with it, `local` means the CPU even where a GPU is.
+    # LOCAL_BASE_MODEL names a base for this package's trainer: with it, `local` means that one even where ART is installed.
     if chosen == GPU or (chosen == "local" and settings.local_base_model is None and gpu_is_here()):
         return TrainerChoice(GPU, settings.base_model)
     if settings.local_base_model == DRY_BASE_MODEL:
@@ -307,9 +307,11 @@ def _chosen(settings: Settings) -> str | None:
 def settings_for(backend: str, settings: Settings) -> Settings:
     """Settings for a training whose backend was chosen before, perhaps on another machine.
 
-    ``local`` means that backend then, whether or not a GPU is here.
+    ``local`` means that backend then. Where it does so anyway it stays, so that the trainer of this package takes a GPU that is here,
+    wherever the batch was frozen.
     """
-    if backend in (CPU, GPU) and _chosen(settings) == "local" and settings.local_base_model is None:
+    moved = backend in (CPU, GPU) and _chosen(settings) == "local" and settings.local_base_model is None
+    if moved and trainer_choice(settings).backend != backend:
         return settings.model_copy(update={"trainer": backend})
     return settings
 
@@ -331,7 +333,7 @@ def gpu_is_here() -> bool:
 
 
 def choose_trainer(settings: Settings) -> Trainer:
-    """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL (dry, GPU or CPU).
+    """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL.
 
     Raises:
         NoTrainer: as ``trainer_choice``.

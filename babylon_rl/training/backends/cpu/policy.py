@@ -1,4 +1,4 @@
-"""Policy of the CPU trainer, a base with upper-layer LoRA, over packed rows of encoded calls.
+"""Policy of this package's trainer, a base with upper-layer LoRA, over packed rows of encoded calls.
 
 Calls that cannot train are counted by reason. Pre-flight counts the same, one call after another, and keeps none, so that a batch may hold
 more calls than memory.
@@ -24,8 +24,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from babylon_rl.chats import is_cut, log_probability
 from babylon_rl.errors import CheckpointError, RequestRefused, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.row_attention import LowerStates, Unread, attention_by_row, read_rows, record_lower, shared_length, shared_trunk
+from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
+from babylon_rl.models.row_attention import (
+    LowerStates,
+    Unread,
+    apart,
+    attention_by_row,
+    joined,
+    read_rows,
+    record_lower,
+    shared_length,
+    shared_trunk,
+)
 from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
@@ -48,7 +58,6 @@ SHORTEST_PREFIX = 32
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
-GROUP_TOKENS = 864  # of rows in one pass: small operations are worth it with more, and with two threads each has a group
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")  # in the names of parameters
@@ -175,14 +184,14 @@ def tokens_of(group: Group) -> int:
     return sum(row.tokens for row in group) - (len(group) - 1) * shared_trunk([row.unread for row in group])
 
 
-def grouped(packs: Sequence[Pack]) -> list[list[Pack]]:
-    """Divide packs, in order, into groups of at most ``GROUP_TOKENS``, but of one pack at least.
+def grouped(packs: Sequence[Pack], most_tokens: int = BatchSizes.training_tokens) -> list[list[Pack]]:
+    """Divide packs, in order, into groups of at most ``most_tokens``, but of one pack at least.
 
     A pack that shares less with a group than its packs do among themselves, so that more would be computed, begins the next one.
     """
     groups: list[list[Pack]] = []
     for row in packs:
-        if groups and tokens_of([*groups[-1], row]) <= min(GROUP_TOKENS, tokens_of(groups[-1]) + row.tokens):
+        if groups and tokens_of([*groups[-1], row]) <= min(most_tokens, tokens_of(groups[-1]) + row.tokens):
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -269,15 +278,18 @@ class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
     Groups of rows are computed side by side on up to ``threads`` threads, each by one thread (torch.set_num_threads(1)). Threads that share
-    a row would round differently depending on their number, and would wait for each other on a busy machine.
+    a row would round differently depending on their number, and would wait for each other on a busy machine. A GPU computes one larger
+    group after another.
     """
 
-    def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None) -> None:
+    def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None, device: Device = PROCESSOR) -> None:
         self.model = model
+        self.device = device
         self._threads, self._kept = threads, BaseCache() if kept is None else kept
         # Kept: a new thread may get another of glibc's heaps, beside the memory that the one before it has freed.
         self._computing = cache(ThreadPoolExecutor)
         self._causal = model.get_base_model()
+        self._group_tokens = batch_sizes(device, self._causal).training_tokens
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         layers = {name: LAYER.search(name) for name in self.parameters}
@@ -288,11 +300,18 @@ class PackedPolicy:
         self._first_trained = min(int(found[1]) for found in layers.values() if found)
         record_lower(self._causal, self._first_trained)
 
+    def grouped(self, packs: Sequence[Pack]) -> list[list[Pack]]:
+        """Divide packs into groups for ``each``."""
+        return grouped(packs, self._group_tokens)
+
     def each(self, groups: Sequence[Group], compute: Callable[[Group], Computed]) -> list[Computed]:
         """Apply ``compute`` to every group of packs and return the results in order.
 
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
+        if self.device.gpu:
+            with attention_by_row(self._causal):
+                return [compute(group) for group in groups]
         # Parallel groups together stay within the memory of the longest single row.
         at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(map(tokens_of, groups), default=1)))
         with attention_by_row(self._causal):
@@ -308,14 +327,20 @@ class PackedPolicy:
     def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> "list[Tensor]":
         """[N, D] hidden states of each pack at its choices, without gradients; the lower layers are the base's."""
         lower = {row: base.lower for row, base in zip(packs, of_base, strict=True)}
-        return self._each_without_gradients(packs, lambda row: self.hidden([row], items, lower[row]))
+
+        def compute(group: Group) -> "Sequence[Tensor]":
+            below = joined([lower[row] for row in group], [row.unread for row in group])
+            return by_pack(self.hidden(group, items, below), group, items)
+
+        return self._each_without_gradients(packs, compute)
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
         """The base's states of each pack, computed or kept from an earlier pass."""
 
-        def compute(row: Pack) -> BaseStates:
-            lower = LowerStates(self._first_trained)
-            return BaseStates(self.hidden([row], items, lower), lower)
+        def compute(group: Group) -> list[BaseStates]:
+            whole = LowerStates(self._first_trained)
+            at_choices = by_pack(self.hidden(group, items, whole), group, items)
+            return [BaseStates(*one) for one in zip(at_choices, apart(whole, [row.unread for row in group]), strict=True)]
 
         keys = [(row.unread, tuple(before_choices(row, items))) for row in packs]
         missing = [place for place, key in enumerate(keys) if key not in self._kept]
@@ -325,15 +350,16 @@ class PackedPolicy:
             self._kept.keep(keys[place], of_base)
         return [computed[place] if place in computed else self._kept[key] for place, key in enumerate(keys)]
 
-    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Pack], Computed]) -> list[Computed]:
+    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
         import torch
 
-        def without_gradients(group: Group) -> Computed:
+        def without_gradients(group: Group) -> Sequence[Computed]:
             with torch.no_grad():  # holds for a thread alone
-                return compute(group[0])
+                return compute(group)
 
-        # Each alone: in float32 the last bits of what is kept would depend on the packs beside it.
-        return self.each([[row] for row in packs], without_gradients)
+        # Each alone on a processor: in float32 the last bits of what is kept would depend on the packs beside it.
+        groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
+        return [found for group in self.each(groups, without_gradients) for found in group]
 
     def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
         """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""
@@ -342,6 +368,11 @@ class PackedPolicy:
     def divergence(self, hidden_nd: "Tensor", reference_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N] KL divergences of the policy from the base at each spot, in nats."""
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
+
+
+def by_pack(hidden_nd: "Tensor", group: Group, items: Sequence[Item]) -> "tuple[Tensor, ...]":
+    """Divide the hidden states at the choices of a group among its packs."""
+    return tuple(hidden_nd.split([len(choices(row, items)) for row in group]))
 
 
 def before_choices(row: Pack, items: Sequence[Item]) -> list[int]:
@@ -354,8 +385,10 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
     return [(m, n, t) for m, n in enumerate(row.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
 
 
-def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None" = None) -> tuple[Any, Any]:
-    """Load tokenizer and base with the parent's adapter, or a new neutral one; ``dtype`` None chooses ``best_dtype()``.
+def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None" = None, device: Device | None = None) -> tuple[Any, Any]:
+    """Load tokenizer and base with the parent's adapter, or a new neutral one.
+
+    ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
 
     Raises:
         CheckpointError: the parent is damaged, or does not fit the base.
@@ -364,15 +397,14 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None"
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from babylon_rl.models.prepacked import prepack
-
+    device = device or best_device()
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(base_dir)
-        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or best_dtype(), attn_implementation="sdpa")
-        prepack(base)
+        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or device.dtype(), attn_implementation="sdpa")
+        base = device.place(base)
         if parent is not None:
             try:
-                return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, autocast_adapter_dtype=False)
+                return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, **device.for_adapters)
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 raise CheckpointError(f"{parent} cannot be continued from: {first_line(error)}") from error
         # A new adapter covers the upper layers only.
@@ -380,4 +412,4 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None"
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))
         )
-        return tokenizer, get_peft_model(base, config, autocast_adapter_dtype=False)
+        return tokenizer, get_peft_model(base, config, autocast_adapter_dtype=device.gpu)

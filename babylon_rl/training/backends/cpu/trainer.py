@@ -20,6 +20,7 @@ from babylon_rl.errors import NothingToTrain
 from babylon_rl.heap import return_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
+from babylon_rl.models.device import PROCESSOR, Device, best_device
 from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
@@ -53,7 +54,6 @@ from babylon_rl.training.backends.cpu.policy import (
     PackedPolicy,
     Spot,
     choices,
-    grouped,
     load_policy,
     make_items,
     needed_ids,
@@ -88,11 +88,15 @@ _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class CpuTrainer(LocalTrainer):
-    """Trainer on this machine's processor; ``threads`` None takes ``usable_cores``."""
+    """Trainer on this machine; ``threads`` None takes ``usable_cores``.
+
+    ``device`` None is the processor with TRAINER=cpu, else ``best_device()``.
+    """
 
     name = CPU
 
-    def __init__(self, settings: Settings, threads: int | None = None) -> None:
+    def __init__(self, settings: Settings, threads: int | None = None, device: Device | None = None) -> None:
+        self._device = PROCESSOR if device is None and settings.trainer == CPU else device
         self.base_model = settings.local_base_model or base_model_name(settings)
         self._settings = settings
         self._base_dir = base_model_dir(settings)
@@ -142,13 +146,14 @@ class CpuTrainer(LocalTrainer):
         import torch
 
         torch.manual_seed(iteration.seed)
-        tokenizer, model = load_policy(self._base_dir, parent)
+        device = self._device or best_device()
+        tokenizer, model = load_policy(self._base_dir, parent, device=device)
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
         if iteration.step == 1:
             self._kept = BaseCache(self._room)
-        policy = PackedPolicy(model, self._threads or usable_cores(), self._kept)
+        policy = PackedPolicy(model, self._threads or usable_cores(), self._kept, device)
         items = weigh_answers(policy, items, left_out)
         # The optimizer state of the iteration before lies with the parent.
         run = IterationRun(policy, items, iteration, self._settings)
@@ -272,7 +277,7 @@ class IterationRun:
         of_base = dict(zip(packs, self._policy.base_states(packs, self._items), strict=True)) if self._weights.kl else {}
         totals = Counter[str]()
         # Added in the order of the groups, not in that in which threads finish: sums of floats depend on it.
-        for values, gradients in self._policy.each(grouped(packs), lambda group: self._gradient(group, tokens, of_base)):
+        for values, gradients in self._policy.each(self._policy.grouped(packs), lambda group: self._gradient(group, tokens, of_base)):
             totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
@@ -316,7 +321,7 @@ class IterationRun:
 
         of = self._items
         rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
-        weight_n, advantages_n, served_n = torch.tensor(rows).T
+        weight_n, advantages_n, served_n = torch.tensor(rows, device=self._policy.head.device).T
         return weight_n, advantages_n, served_n
 
     def _plan(self, packs: Sequence[Pack]) -> Iterator[list[Pack]]:
@@ -344,7 +349,9 @@ class IterationRun:
         saved = load_file(parent / OPTIMIZER_STATE)
         for name, parameter in self._policy.parameters.items():
             if f"{name}:exp_avg" in saved:
-                self._optimizer.state[parameter] = {key: saved[f"{name}:{key}"] for key in _STATE_KEYS}
+                # The number of steps stays in the processor's memory; an earlier iteration may have been trained on another device.
+                state = {key: saved[f"{name}:{key}"].to(parameter) for key in _STATE_KEYS[1:]}
+                self._optimizer.state[parameter] = state | {"step": saved[f"{name}:step"]}
 
     def save(self, out: Path) -> None:
         """Save the optimizer state for the next iteration."""
