@@ -273,7 +273,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
-    chosen = _chosen(settings)
+    chosen = chosen_trainer(settings)
     if chosen is None:
         raise NoTrainer(
             "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true (or TRAINER) to train "
@@ -293,7 +293,8 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     return TrainerChoice(CPU, settings.local_base_model or base_model_name(settings))
 
 
-def _chosen(settings: Settings) -> str | None:
+def chosen_trainer(settings: Settings) -> str | None:
+    """Name of the trainer that the settings choose; None without one."""
     return settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
 
 
@@ -302,7 +303,7 @@ def settings_for(backend: str, settings: Settings) -> Settings:
 
     ``local`` means that backend then, whether or not a GPU is here.
     """
-    if backend in (CPU, GPU) and _chosen(settings) == "local" and settings.local_base_model is None:
+    if backend in (CPU, GPU) and chosen_trainer(settings) == "local" and settings.local_base_model is None:
         return settings.model_copy(update={"trainer": backend})
     return settings
 
