@@ -28,6 +28,7 @@ from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.traces import traced_step
+from babylon_rl.training.freezing import drop_before_judging
 from babylon_rl.types import GroupScores, Judgement
 
 OTHER_RULES = (
@@ -86,6 +87,9 @@ def _reports(
         if total > 1:
             context.log.info(f"{what}: {done} of {total} hours")
 
+    dropout = drop_before_judging(connection, windows, babylon.settings, babylon.now())
+    if dropout.dropped:
+        context.log.info(f"Dropout leaves out {len(dropout.dropped)} episodes: the judge is asked about the other {len(dropout.kept)}.")
     scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=tell)
     for sentence in scores.notes:
         context.log.warning(sentence)

@@ -20,6 +20,7 @@ from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows
+from babylon_rl.training.freezing import drop_before_judging
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import next_window, utc_now
 
@@ -74,6 +75,7 @@ def _judge(database: Database, settings: Settings, span: Span, force: bool, stal
         if lacking and (addresses := judge_addresses(settings, settings.judge_model)):
             say(f"Judged by {addresses}.")
         if force or stale:
+            drop_before_judging(connection, lacking, settings, now)
             pending = score_windows(connection, lacking, settings, now, force=force, stale=stale).pending
             recorded = [window for window in lacking if window not in pending]  # the run below records what this wrote
     if recorded:

@@ -329,10 +329,10 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     # equal up to rounding counts as equal, or noise in the last bits would decide ranks
-    rounded = [round(value, _SAME) for value in values]
+    rounded = sorted((round(value, _SAME) for value in values), reverse=True)
     ranked = []
     for agent_id, (score, reasoning) in scores.items():
-        rank = 1 + sum(other > round(score, _SAME) for other in rounded)
+        rank = 1 + rounded.index(round(score, _SAME))
         # a spread this small is rounding: divided by it, noise would look like merit
         advantage = (score - mean) / spread if spread >= NO_SPREAD else 0.0
         ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))

@@ -250,7 +250,7 @@ def _planned(
     connection: Connection, hours: Mapping[str, HourEpisodes], state: _State, settings: Settings, secret: bytes
 ) -> dict[str, PlannedHour]:
     if settings.judge_model == HEURISTIC:
-        return {window: PlannedHour(hour, group_version(hour), group_version(hour)) for window, hour in hours.items()}
+        return {window: PlannedHour(hour, version := group_version(hour), version) for window, hour in hours.items()}
     from babylon_rl.judge.prompt.render import render_groups
 
     agents = {window: state.agents(window) for window in hours}

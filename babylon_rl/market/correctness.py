@@ -7,7 +7,7 @@ ambiguous name resolves to nothing. Unknown facts are None, never a guess.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -133,10 +133,10 @@ def intent(action_type: str, parameters: bytes) -> Intent | None:
     # The first key with a known word for a side decides; the kind follows from it.
     words = next((words for words in (_words(values[key]) for key in _SIDE_KEYS if key in values) if words & _SAID), frozenset())
     kind = _kind(values, words)
-    target = next((values[key] for key in (_QUESTION_KEYS if kind == "prediction" else _STOCK_KEYS) if _is_name(values.get(key))), None)
+    target = next(_names(values, _QUESTION_KEYS if kind == "prediction" else _STOCK_KEYS), None)
     if kind is None or target is None:
         return None
-    return Intent(kind, str(target)[:TARGET_CHARACTERS], _side(kind, words, action_type))
+    return Intent(kind, target[:TARGET_CHARACTERS], _side(kind, words, action_type))
 
 
 def correctness(intent: Intent, targets: Targets, hour: HourMarket) -> Correctness:
@@ -164,9 +164,9 @@ def _kind(parameters: Mapping[str, Any], side: frozenset[str]) -> Kind | None:
         return "prediction"
     if side & (_UP | _DOWN):
         return "stock"
-    if any(_is_name(parameters.get(key)) for key in _STOCK_KEYS[:-2]):
+    if any(_names(parameters, _STOCK_KEYS[:-2])):
         return "stock"
-    return "prediction" if any(_is_name(parameters.get(key)) for key in _QUESTION_KEYS) else None
+    return "prediction" if any(_names(parameters, _QUESTION_KEYS)) else None
 
 
 def _words(value: Any) -> frozenset[str]:
@@ -211,10 +211,11 @@ def _object(text: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _is_name(value: Any) -> bool:
-    return (isinstance(value, str) and bool(value.strip())) or (
-        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
-    )
+def _names(values: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        value = values.get(key)
+        if (isinstance(value, str) and value.strip()) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18):
+            yield str(value)
 
 
 def _plain(name: str) -> str:

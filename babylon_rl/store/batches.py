@@ -315,7 +315,7 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
     )
 
 
-def record_dropped(connection: Connection, batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
+def record_dropped(connection: Connection, batch_id: str | None, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
     """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
     if not episodes:
         return

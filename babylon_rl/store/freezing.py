@@ -215,9 +215,26 @@ def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
 
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
-    """Return those of ``windows`` with a dropout decision of an earlier batch. Dropout is decided once per group."""
-    rows = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%s)', [list(windows)])
+    """Return those of ``windows`` with a dropout decision, of an earlier batch or before they were judged: it is made once per group."""
+    rows = connection.execute(
+        """
+        SELECT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%(windows)s)
+        UNION SELECT "window" FROM babylon_rl.dropout_decisions WHERE "window" = ANY(%(windows)s)
+        """,
+        {"windows": list(windows)},
+    )
     return frozenset(row[0] for row in rows)
+
+
+def record_decisions(connection: Connection, windows: Sequence[str], rate: float, freezable: int, now: datetime) -> None:
+    """Record that the dropout of ``windows`` is decided."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropout_decisions ("window", "rate", "freezable", "decidedAt")
+        SELECT given."window", %s, %s, %s FROM unnest(%s::text[]) AS given ("window")
+        """,
+        [rate, freezable, now, list(windows)],
+    )
 
 
 # Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.

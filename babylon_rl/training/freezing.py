@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
+from babylon_rl.store import scores
 from babylon_rl.store.batches import DROPOUT, Batch, batch_id_taken, lock_registry, read_batch, record_dropped
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import (
@@ -27,10 +28,11 @@ from babylon_rl.store.freezing import (
     insert_batch,
     lock_freezing,
     look_at_newest,
+    record_decisions,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
-from babylon_rl.training.backends.protocol import trainer_choice
+from babylon_rl.training.backends.protocol import chosen_trainer, trainer_choice
 from babylon_rl.versions import seeded_share
 from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
 
@@ -276,19 +278,61 @@ def dropout_rate(freezable_trajectories: int) -> float:
 
 
 def decide_dropout(
-    episodes: Sequence[FreezableEpisode], rate: float, seed: int, min_agents: int, decided: frozenset[str] = frozenset()
+    episodes: Sequence[FreezableEpisode],
+    rate: float,
+    seed: int,
+    min_agents: int,
+    decided: frozenset[str] = frozenset(),
+    least_trajectories: int = 0,
 ) -> Dropout:
-    """Drop episodes by a seeded hash; no group falls below ``min_agents``, windows in ``decided`` stay."""
+    """Drop episodes by a seeded hash; windows in ``decided`` stay.
+
+    No group falls below ``min_agents``, nor its freezable trajectories below ``least_trajectories``.
+    """
     sizes = {episode.window: episode.group_size for episode in episodes}
+    freezable = Counter[str]()
+    for episode in episodes:
+        freezable[episode.window] += episode.trajectories
     dropped = []
     # Lowest share first, so that in a small group it does not depend on the order of the rows who may still leave.
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
         leaves = seeded_share(seed, episode.window, episode.agent_id) < rate and episode.window not in decided
-        if leaves and sizes[episode.window] > min_agents:
+        if leaves and sizes[episode.window] > min_agents and freezable[episode.window] - episode.trajectories >= least_trajectories:
             sizes[episode.window] -= 1
+            freezable[episode.window] -= episode.trajectories
             dropped.append(episode)
     gone = {(episode.window, episode.agent_id) for episode in dropped}
     return Dropout(rate, [e for e in episodes if (e.window, e.agent_id) not in gone], dropped)
+
+
+def drop_before_judging(connection: Connection, windows: Sequence[str], settings: Settings, now: datetime) -> Dropout:
+    """Decide the dropout of hours that a paid judge is about to see, so that it is asked about the kept episodes alone.
+
+    The rule is that of freezing, for the trajectories in the look-back that could train now; batches keep to the decision. So much stays
+    that readiness never waits for the dropped: TRAINING_MIN_TRAJECTORIES, and TRAINING_MIN_GROUP_SIZE in each group. Nothing is decided
+    where judging is free or nothing trains, nor of hours that a batch or this function decided on, or that a paid judge has scored.
+    """
+    if settings.judge_model == HEURISTIC or chosen_trainer(settings) is None:
+        return Dropout(0.0, [], [])
+    least = max(DROPOUT_FREE, settings.training_min_trajectories)
+    with own_transaction(connection):
+        lock_freezing(connection)
+        paid = {window for window, group in scores.read(connection, windows).items() if group.judge != HEURISTIC}
+        wanted = set(windows) - paid - decided_windows(connection, windows)
+        episodes: list[FreezableEpisode] = []
+        total = 0
+        for eligible, _ in look_at_newest(connection, freeze_bounds(connection, settings, now), RULES) if wanted else ():
+            episodes += eligible
+            total += sum(episode.trajectories for episode in eligible)
+            # Older hours raise the rate no more.
+            if episodes and episodes[-1].window < min(wanted) and total * (1 - DROPOUT_MOST) >= least:
+                break
+        ours = [episode for episode in episodes if episode.window in wanted]
+        rate = min(DROPOUT_MOST, 1 - least / total) if total > least else 0.0
+        dropout = decide_dropout(ours, rate, 0, settings.min_agents_per_window, least_trajectories=settings.training_min_group_size)
+        record_decisions(connection, sorted({episode.window for episode in ours}), rate, total, now)
+        record_dropped(connection, None, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)
+    return dropout
 
 
 def _look_and_choose(

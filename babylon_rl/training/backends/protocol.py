@@ -280,7 +280,7 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
-    chosen = _chosen(settings)
+    chosen = chosen_trainer(settings)
     if chosen is None:
         raise NoTrainer(
             "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true (or TRAINER) to train "
@@ -300,7 +300,8 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     return TrainerChoice(CPU, settings.local_base_model or base_model_name(settings))
 
 
-def _chosen(settings: Settings) -> str | None:
+def chosen_trainer(settings: Settings) -> str | None:
+    """Name of the trainer that the settings choose; None without one."""
     return settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
 
 
@@ -310,7 +311,7 @@ def settings_for(backend: str, settings: Settings) -> Settings:
     ``local`` means that backend then. Where it does so anyway it stays, so that the trainer of this package takes a GPU that is here,
     wherever the batch was frozen.
     """
-    moved = backend in (CPU, GPU) and _chosen(settings) == "local" and settings.local_base_model is None
+    moved = backend in (CPU, GPU) and chosen_trainer(settings) == "local" and settings.local_base_model is None
     if moved and trainer_choice(settings).backend != backend:
         return settings.model_copy(update={"trainer": backend})
     return settings
