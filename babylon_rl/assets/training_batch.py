@@ -10,7 +10,7 @@ from babylon_rl.traces import traced_step
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.training.publishing import data_version
 
-UPSTREAM = ("window_groups", "market_outcomes", "scored_groups")
+UPSTREAM = ("window_groups", "market_outcomes", "scored_groups", "answer_groups")
 COLUMNS = column_schema(
     batchId=("text", "The batch"),
     window=("text", "The hour of the episode"),
@@ -25,7 +25,7 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=batches,
     # Which hours a batch holds is in its rows alone; to Dagster it may stand on any of them.
-    deps=[dg.AssetDep("scored_groups", partition_mapping=dg.AllPartitionMapping())],
+    deps=[dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in ("scored_groups", "answer_groups")],
     group_name="training",
     owners=OWNERS,
     kinds={"python", "postgres"},

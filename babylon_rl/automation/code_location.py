@@ -3,6 +3,7 @@
 import dagster as dg
 
 from babylon_rl.assets.ab_test_report import ab_test_report
+from babylon_rl.assets.answer_groups import answer_groups
 from babylon_rl.assets.benchmark_report import benchmark_report, models_here, released_model
 from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.judge_report import checks_of_judge, judge_report
@@ -31,7 +32,7 @@ def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition
         asset.map_asset_specs(
             lambda spec: spec.replace_attributes(automation_condition=when[spec.key], freshness_policy=fresh.get(spec.key))
         )
-        for asset in (window_groups, market_outcomes, hindsight, scored_groups, leaderboard)
+        for asset in (window_groups, market_outcomes, hindsight, answer_groups, scored_groups, leaderboard)
     ]
     decided = released_model.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=fresh[spec.key]))
     moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided]

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import MarketError
-from babylon_rl.judge.scoring import heuristic_score
+from babylon_rl.judge.scoring import heuristic_part_score
 from babylon_rl.market.replay import RecordedTurn, replay
 from babylon_rl.market.spawn import market_of
 from babylon_rl.settings import HEURISTIC, Settings
@@ -92,8 +92,8 @@ def _groups(
 
 
 def tick_score(usd: float) -> float:
-    """Score one decision by the heuristic, on the dollars of its tick alone."""
-    return heuristic_score(usd, 1, int(usd > 0), int(usd < 0))
+    """Score one decision by the heuristic, as a part of an hour: on the dollars of its tick alone."""
+    return heuristic_part_score(usd, int(usd > 0), int(usd < 0))
 
 
 def _turns(

@@ -40,6 +40,11 @@ def heuristic_score(pnl_usd: float, actions: int, wins: int, losses: int) -> flo
     return 0.5 * min(1.0, max(0.0, (pnl_usd + 1000) / 2000)) + 0.3 * win_rate + 0.2 * min(1.0, actions / _ENOUGH_ACTIONS)
 
 
+def heuristic_part_score(pnl_usd: float, wins: int, losses: int) -> float:
+    """Compute the heuristic's score of a part, 0..1: an agent that acts in it has acted enough."""
+    return heuristic_score(pnl_usd, _ENOUGH_ACTIONS, wins, losses)
+
+
 def judge_episode(episode: Episode) -> tuple[float, str]:
     """Score one episode by the heuristic, with the numbers used as reasoning."""
     score = heuristic_score(episode.window_pnl, episode.steps, episode.wins, episode.losses)

@@ -76,7 +76,7 @@ def test_every_asset_and_every_check_says_what_to_do_when_it_is_red():
     graph = defs.resolve_asset_graph()
     described = {key.to_user_string(): graph.get(key).description for key in graph.get_all_asset_keys()}
     described |= {key.to_user_string(): graph.get_check_spec(key).description for key in graph.asset_check_keys}
-    assert len(described) == 13 + 38
+    assert len(described) == 14 + 38
     for name, text in described.items():
         assert len((text or "").partition("**When red:** ")[2]) > 20, name
 
