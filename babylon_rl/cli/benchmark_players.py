@@ -13,7 +13,7 @@ from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
-from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings
@@ -25,10 +25,9 @@ from babylon_rl.store.registry import Model, read_models
 def players_named(
     names: Sequence[str],
     settings: Settings,
-    mandate: Mandate,
+    game: Game,
     *,
     temperature: float = 0.0,
-    prompt: str | None = None,
     attempts: int = 6,
     serving: Serving | None = None,
 ) -> Iterator[list[Player]]:
@@ -45,7 +44,7 @@ def players_named(
     """
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = partial(endpoint_player, mandate=mandate, temperature=temperature, prompt=prompt)
+    model = partial(endpoint_player, game=game, temperature=temperature)
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
@@ -54,7 +53,7 @@ def players_named(
         for player in names:
             name, url = _endpoint(player)
             if player in NAMES:
-                players.append(scripted(player, mandate))
+                players.append(scripted(player, game.mandate))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.base_url}"))

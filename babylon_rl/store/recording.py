@@ -154,14 +154,19 @@ def is_simulated_game(connection: Connection) -> bool:
     return bool(simulated)
 
 
-def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime) -> None:
+def simulated_games(connection: Connection) -> dict[str, str]:
+    """Return the name of the game that was played in each simulated hour, by window."""
+    return dict(connection.execute('SELECT "window", "game" FROM babylon_rl.simulated_hours').fetchall())
+
+
+def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime, game: str) -> None:
     """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
     connection.execute(
         """
-        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, %s, %s, %s)
-        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "createdAt" = excluded."createdAt"
+        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt", "game") VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "createdAt" = excluded."createdAt", "game" = excluded."game"
         """,
-        (window, seed, own_market, now),
+        (window, seed, own_market, now, game),
     )
 
 
