@@ -18,6 +18,7 @@ from babylon_rl.evaluation.benchmark import base_source, gate_rows, trained_wind
 from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.model_endpoints import gateway_agents, served_here
 from babylon_rl.market.simulation.agents import AgentFactory
@@ -307,5 +308,6 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}
-    compared = compare(played | script_rows(snapshots), None, BASE)
+    staked = scripts_at_stake(snapshots, results[versions[-1]]) if versions else {}
+    compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

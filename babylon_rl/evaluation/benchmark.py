@@ -40,6 +40,7 @@ from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_p
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.evaluation.statistics.intervals import permutation_test
 from babylon_rl.evaluation.statistics.live import next_level
 from babylon_rl.files.durable import sha256
@@ -380,6 +381,7 @@ class _Players:
     notes: tuple[str, ...]
     learned_from: tuple[str, ...] | None = None
     game: Game = ONE_TICK_GAME
+    own_trade_usd: float | None = None
 
 
 def _compare(
@@ -395,10 +397,19 @@ def _compare(
     scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
     if not players.sources:
-        return compare(scripts, None, None, players.notes)
+        return compare(scripts, None, None, players.notes, game=players.game)
     results = gate_rows(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
-    return compare(models | scripts, players.sources[0].name, players.reference, players.notes, learned_from=players.learned_from)
+    candidate = players.sources[0].name
+    return compare(
+        models | scripts | scripts_at_stake(snapshots, results[candidate]),
+        candidate,
+        players.reference,
+        players.notes,
+        learned_from=players.learned_from,
+        game=players.game,
+        own_trade_usd=players.own_trade_usd,
+    )
 
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
@@ -421,8 +432,10 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
             notes.append(f"The parent {missing}")
     candidate, game = version_source(model, CANDIDATE, base, settings), game_trained(model, settings)
     batch = read_batch(connection, model.training_batch or "")
-    learned_from = None if batch is None or batch.preflight is None else batch.preflight.get("scripts")
-    return _Players((candidate, *rivals, base), base.name if reference is None else reference[0].version, tuple(notes), learned_from, game)
+    preflight = (batch.preflight if batch is not None else None) or {}
+    versus = base.name if reference is None else reference[0].version
+    sources, scripts = (candidate, *rivals, base), preflight.get("scripts")
+    return _Players(sources, versus, tuple(notes), scripts, game, preflight.get("ownTradePnl"))
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:

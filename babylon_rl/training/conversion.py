@@ -46,7 +46,8 @@ CUT = "an answer that was cut off"
 class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
-    ``per_episode`` is the number of sequences of each (window, agent id).
+    ``per_episode`` is the number of sequences of each (window, agent id). ``own_trades`` and ``own_pnl_usd`` are trades and P&L of the
+    agents whose calls no script wrote.
     """
 
     sequences: Sequence[TrainSequence]
@@ -54,6 +55,8 @@ class Conversion:
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
+    own_trades: int = 0
+    own_pnl_usd: float = 0.0
 
 
 def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
@@ -71,6 +74,7 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
+    own_trades, own_pnl_usd = 0, 0.0
     # Outcomes are read once per chunk of windows, texts in smaller portions.
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
@@ -83,6 +87,9 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                 for episode in group:
                     # Popped, so that texts are let go one after the other. A row that moved to another hour since the freeze is not read.
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
+                    asked = [row for row in trajectories if any(not call.scripted for call in row.sequences)]
+                    own_trades += sum(row.trades for row in asked)
+                    own_pnl_usd += sum(row.delta for row in asked)
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     # Also where it is 0: an episode without a sequence leaves the batch by this count.
@@ -92,7 +99,7 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
-    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness))
+    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness), own_trades, own_pnl_usd)
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -184,6 +191,8 @@ def preflight_document(
         "scripts": sorted({sequence.model.removeprefix(SCRIPTED) for sequence in conversion.sequences if sequence.scripted}),
         "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
         "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
+        "ownTrades": conversion.own_trades,
+        "ownTradePnl": conversion.own_pnl_usd / conversion.own_trades if conversion.own_trades else None,
         "leftOut": dict(conversion.left_out),
         "stalenessVersions": dict(conversion.staleness),
         "trainableTokens": plan.trainable_tokens,
