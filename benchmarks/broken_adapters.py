@@ -14,8 +14,8 @@ from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.record import Call
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.spawn import training_seed
@@ -77,7 +77,7 @@ def served_calls(hours: int, seed: int = 0) -> list[Call]:
     for hour in range(hours):
         scenario = generate(preset("hour", edition=TRAINING, seed=training_seed(seed, HOUR_NAME.format(hour))))
         seats = {TEACHER: strategies.factory(TEACHER, scenario, ONE_TICK)}
-        found += play(scenario, seats, seed=seed, script_prompts=TRADER_V1).records[TEACHER].calls.values()
+        found += play(scenario, seats, seed=seed, game=ONE_TICK_GAME).records[TEACHER].calls.values()
     return found
 
 

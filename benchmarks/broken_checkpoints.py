@@ -17,7 +17,7 @@ from typing import Any
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.benchmark import Serving, evaluate_batch, record_release
 from babylon_rl.files.durable import sha256
-from babylon_rl.market.simulation.prompting import TRADER_V1
+from babylon_rl.market.simulation.games import TRADER_V1
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, Manifest, base_identity, load_manifest, publish, verify
 from babylon_rl.models.server_process import running_server

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import GAMES, Game
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import play
@@ -68,11 +68,11 @@ def request_ms(client: ChatClient) -> float:
     return 1000 * (time.perf_counter() - began) / REQUESTS
 
 
-def decision_ms(client: ChatClient, mandate: Mandate, version: str) -> float:
+def decision_ms(client: ChatClient, game: Game) -> float:
     """A decision of one model agent that plays ten hours of minutes in a market of ten questions and five stocks."""
     scenario = generate(preset("week", minutes=REQUESTS))
     began = time.perf_counter()
-    run = play(scenario, {"model": model_agent(client, mandate=mandate, prompt_version=version)})
+    run = play(scenario, {"model": model_agent(client, game=game)})
     assert run.complete and not run.records["model"].invalid
     return 1000 * (time.perf_counter() - began) / scenario.ticks
 
@@ -83,9 +83,9 @@ def main() -> None:
     with stub() as url, ChatClient(url, None, "stub") as client:
         request_ms(client)
         bare = min(request_ms(client) for _ in range(ROUNDS))
-        for mandate, version in ((ONE_TICK, "trader-v1"), (ONE_TICK, "trader-v2"), (FREE, "trader-v2")):
-            whole = min(decision_ms(client, mandate, version) for _ in range(ROUNDS))
-            found[f"{mandate}, {version}"] = round(whole - bare, 3)
+        for game in GAMES.values():
+            whole = min(decision_ms(client, game) for _ in range(ROUNDS))
+            found[game.name] = round(whole - bare, 3)
     print(
         json.dumps(
             {

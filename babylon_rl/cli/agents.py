@@ -14,7 +14,7 @@ from msgspec import to_builtins
 
 from babylon_rl.cli.benchmark_run import RESULTS, agents_table, write_pages
 from babylon_rl.cli.models import model_document
-from babylon_rl.cli.options import ReportOption
+from babylon_rl.cli.options import GameOption, ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of, progress_of_parts
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
@@ -25,6 +25,7 @@ from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.results import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
@@ -58,16 +59,17 @@ def spawn_agents(
             "OpenAI-compatible endpoint."
         ),
     ] = None,
+    game: GameOption = ONE_TICK_GAME.name,
     as_json: JsonOption = False,
 ) -> None:
     """Play market hours with simulated agents. Writes the game's rows: one per agent and tick."""
     asking = (0 if model is None else 1) if llm_agents is None else llm_agents
-    request = SpawnRequest(agents, asking, windows, seed, duration, start)
+    request = SpawnRequest(agents, asking, windows, seed, duration, start, game_named(game))
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
         # A model is served only if an agent asks one.
-        llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0)) if asking else None
+        llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0, game=request.game)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
     emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)

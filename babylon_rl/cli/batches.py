@@ -11,6 +11,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.serving.status_shapes import BatchDocument
 from babylon_rl.settings import load_settings
 from babylon_rl.store.batches import Batch, read_batch, read_batch_episodes, read_batches, read_foreign_batches
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
@@ -109,11 +110,12 @@ def show_batch(
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _required(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
-        jobs = read_jobs(connection, batch_id)
+        jobs, report = read_jobs(connection, batch_id), read_report(connection, batch_id)
     judged = [episode.score for episode in episodes if episode.score is not None and episode.dropped is None]
     document = batch_document(batch) | {
         "avgReward": fmean(judged) if judged else None,
         "preflight": None if batch.preflight is None else dict(batch.preflight),
+        "warning": None if report is None else next((row["holdFloor"] for row in report.rows if row.get("holdFloor")), None),
         "episodes": [
             document_of(e, "window", "agent_id", "trajectory_ids", "score", "rank", "advantage", "sequences", "dropped")
             | {"contribution": e.contributes, "trainedTrajectoryIds": e.trained_ids}
@@ -133,6 +135,7 @@ def show_batch(
         "avgReward": f"{fmean(judged):.4f}, the judge's mean score of the episodes" if judged else None,
         "episodes": f"{len(episodes)} in {hours} hours, {left_out} of them left out or not judged; --episodes lists them",
         "trajectories": document["trajectories"],
+        "warning": document["warning"],
         "error": document["error"],
     }
     shown = document["iterations"][-MOST_ITERATIONS:]

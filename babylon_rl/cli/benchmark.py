@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from babylon_rl.cli.benchmark_errors import show_errors
+from babylon_rl.cli.benchmark_players import game_of_players
 from babylon_rl.cli.benchmark_run import compare, run
+from babylon_rl.cli.options import GameOfVersionOption
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
@@ -22,9 +24,11 @@ from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult
@@ -49,6 +53,7 @@ def standings(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
     against: Annotated[str | None, typer.Option(help="Player to compare the others with. Default: the last NAME of several.")] = None,
     markets: MarketsOption = None,
+    game: GameOfVersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play the gate's markets with any versions and agents. Shows the P&L of each, and its paired difference to one of them."""
@@ -56,12 +61,12 @@ def standings(
     reference = against or (chosen[-1] if len(chosen) > 1 else None)
     if against is not None and len(chosen) == 1:
         raise UsageError(f"{against} cannot be compared with itself: name another.")
-    _emit_standings(_played(chosen, markets, reference), as_json)
+    _emit_standings(_played(chosen, markets, reference, game_of_players(chosen, game)), as_json)
 
 
-def _played(names: list[str], markets: int | None, reference: str | None) -> Comparison[GateRow]:
+def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison[GateRow]:
     settings = load_settings()
-    snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
+    snapshots = benchmark_snapshots(markets or settings.benchmark_markets, game)
     # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).
     require_unseen(snapshots)
     played = script_rows(snapshots, [name for name in names if name in PLAYERS])
@@ -70,7 +75,8 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> Com
         with open_database(settings, prepare=False) as database:
             require_migrated(database)
             played |= _models_played(settings, database, models, snapshots)
-    return compared({name: played[name] for name in names}, names[0], reference)
+    staked = scripts_at_stake(snapshots, played[models[0]][1]) if models else {}
+    return compared({name: played[name] for name in names} | staked, names[0], reference, game=game)
 
 
 def _models_played(
@@ -102,7 +108,7 @@ def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
         ],
     }  # fmt: skip
     title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
-    emit(document, [Table(gate_columns(comparison.reference), comparison.rows, title)], as_json)
+    emit(document, [Table(gate_columns(comparison.reference, comparison.game.sized), comparison.rows, title)], as_json)
 
 
 @benchmark.command("leaderboard")

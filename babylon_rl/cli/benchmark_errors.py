@@ -4,12 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
+from babylon_rl.cli.benchmark_players import game_of_players
 from babylon_rl.cli.benchmark_run import gate_results
+from babylon_rl.cli.options import GameOfVersionOption
 from babylon_rl.cli.output import Column, JsonOption, Table, emit
 from babylon_rl.evaluation.ceiling import errors
 from babylon_rl.evaluation.play import gate_job, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import load_settings
 
@@ -42,17 +45,19 @@ TEXTS = [
 def show_errors(
     player: Annotated[str, typer.Argument(metavar="PLAYER", help="A version, base, or an agent (conservative, best-by-prompt...).")],
     texts: Annotated[int, typer.Option(min=0, help="Most misread texts to show.")] = 10,
+    game: GameOfVersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show errors by kind of headline in the gate's markets, and the most misread texts. Of stored decisions; no model is asked."""
-    results = _played(player) if player in PLAYERS else gate_results([player])[0]
+    played = game_of_players([player], game)
+    results = _played(player, played) if player in PLAYERS else gate_results([player])[0]
     highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)
-    kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1)})
+    kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1, played)})
     misread = [one for one in by_text if one.lost_usd > 0.0][:texts]
     document: dict[str, Any] = {
         "player": player, "markets": len(results), "kinds": [one.document for one in kinds], "texts": [one.document for one in misread],
     }  # fmt: skip
-    tables = [
+    tables: list[Table | str] = [
         Table(KINDS, document["kinds"], f"{player}, {len(results)} markets: answers by kind of headline"),
         "",
         Table(TEXTS, document["texts"], "Texts that cost most, below following them"),
@@ -60,6 +65,6 @@ def show_errors(
     emit(document, tables, as_json)
 
 
-def _played(agent: str) -> list[Result]:
-    player = scripted(agent)
-    return [gate_job(player, snapshot).result(lambda done, of: None) for snapshot in benchmark_snapshots(load_settings().benchmark_markets)]
+def _played(agent: str, game: Game) -> list[Result]:
+    player, snapshots = scripted(agent, game.mandate), benchmark_snapshots(load_settings().benchmark_markets, game)
+    return [gate_job(player, snapshot).result(lambda done, of: None) for snapshot in snapshots]

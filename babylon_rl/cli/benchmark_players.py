@@ -8,16 +8,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.benchmark import ModelSource, model_clients, sources_named
+from babylon_rl.evaluation.benchmark import ModelSource, absent, game_trained, model_clients, sources_named
 from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
-from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_named
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.models.server_process import Serving
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
+from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.registry import Model, read_models
 
 
@@ -25,10 +26,9 @@ from babylon_rl.store.registry import Model, read_models
 def players_named(
     names: Sequence[str],
     settings: Settings,
-    mandate: Mandate,
+    game: Game,
     *,
     temperature: float = 0.0,
-    prompt: str | None = None,
     attempts: int = 6,
     serving: Serving | None = None,
 ) -> Iterator[list[Player]]:
@@ -45,7 +45,7 @@ def players_named(
     """
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = partial(endpoint_player, mandate=mandate, temperature=temperature, prompt=prompt)
+    model = partial(endpoint_player, game=game, temperature=temperature)
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
@@ -54,7 +54,7 @@ def players_named(
         for player in names:
             name, url = _endpoint(player)
             if player in PLAYERS:
-                players.append(scripted(player, mandate))
+                players.append(scripted(player, game.mandate))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.base_url}"))
@@ -100,3 +100,16 @@ def _registered(settings: Settings) -> dict[str, Model]:
         migrate(database)
         with database.connect() as connection:
             return {model.version: model for model in read_models(connection)}
+
+
+def game_of_players(names: Sequence[str], asked: str | None) -> Game:
+    """The game of that name, else the one that the first version among ``names`` was trained in."""
+    version = next((name for name in names if name not in (*PLAYERS, BASE)), None)
+    if asked is not None or version is None:
+        return game_named(asked or ONE_TICK_GAME.name)
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database:
+        require_migrated(database)
+        with database.connect() as connection:
+            model = next((model for model in read_models(connection) if model.version == version), None)
+            return ONE_TICK_GAME if model is None or absent(model, settings) is not None else game_trained(model, settings)

@@ -20,6 +20,7 @@ from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, 
 from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.games import game_asked
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import newest_markets
 from babylon_rl.store.database import open_database
@@ -60,7 +61,7 @@ def run(
     settings = load_settings()
     directory = out if out is not None else settings.home / RESULTS
     chosen: Mandate = "free" if mandate == "free" else "one-tick"
-    with players_named(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
+    with players_named(model, settings, game_asked(chosen, prompt), temperature=temperature, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
             runs = benchmark_results(

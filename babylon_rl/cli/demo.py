@@ -27,9 +27,11 @@ from babylon_rl.cli.demo_stages import (
     standings,
     train,
 )
+from babylon_rl.cli.options import GameOption
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.evaluation.report import GENERATIONS, ceiling_words, demo_columns, stored_standing
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.models.server_process import kept_open
 from babylon_rl.project_files import clone
 from babylon_rl.setting_sources import DEMO_FILE
@@ -58,24 +60,26 @@ def demo(
     windows: Annotated[int, typer.Option(min=2, help="Hours of market to simulate in each generation.")] = WINDOWS,
     seed: Annotated[int, typer.Option(help="Seed of the simulated market and of the training.")] = 0,
     generations: Annotated[int, typer.Option(min=1, help="How often to play, judge and train; each plays its own hours.")] = 1,
+    game: GameOption = ONE_TICK_GAME.name,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole loop: simulate, score, train, compare.
 
     From nothing to a better agent on this machine, compared on unseen markets.
     """
-    began = time.monotonic()
+    began, played = time.monotonic(), game_named(game)
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
     chosen |= {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen).model_copy(update=QUICK)
     keep_choices(settings, chosen)
-    say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
+    given = f", seed {seed}" + ("" if played == ONE_TICK_GAME else f", game {game}")
+    say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + given)
     # Remains of a killed demo would hold the database.
     for sentence in stop_children(settings.home, orphans_only=True):
         say(sentence)
     with open_database(settings) as database:
-        state = Demo(settings, database, windows, seed, generations)
+        state = Demo(settings, database, windows, seed, generations, game=played)
         with stage(settings, "1. Database"):
             prepare(state)
         plan = planned(state)
@@ -219,8 +223,10 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
         return parts
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
-    parts.append(Table(demo_columns(document["reference"]), rows))
+    played = next((game_named(row["game"]) for row in rows if "game" in row), ONE_TICK_GAME)
+    parts.append(Table(demo_columns(document["reference"], played.sized), rows))
     parts.append(f"\n{verdict(document)}\n")
+    parts += [f"{row['holdFloor']}\n" for row in rows if row.get("holdFloor")]
     for name, value in (
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),

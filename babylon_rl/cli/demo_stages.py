@@ -18,9 +18,11 @@ from babylon_rl.evaluation.benchmark import base_source, gate_rows, trained_wind
 from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.model_endpoints import gateway_agents, served_here
 from babylon_rl.market.simulation.agents import AgentFactory
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
@@ -33,7 +35,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.migrate import migrate
-from babylon_rl.store.recording import simulated_hours, simulated_seeds
+from babylon_rl.store.recording import simulated_games, simulated_hours, simulated_seeds
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
@@ -55,7 +57,8 @@ GATEWAY_SETTINGS = {
 class Demo:
     """State shared by the stages.
 
-    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours. ``serving`` answers for the models.
+    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours of ``game``. ``serving`` answers for the
+    models.
     """
 
     settings: Settings
@@ -64,6 +67,7 @@ class Demo:
     seed: int
     generations: int = 1
     serving: Serving = served_here
+    game: Game = ONE_TICK_GAME
 
 
 @contextmanager
@@ -110,12 +114,13 @@ def planned(state: Demo) -> list[list[str]]:
     They begin with the first hour that was played, or with FIRST_HOUR.
 
     Raises:
-        UsageError: the hours would reach into the future, or another seed's are there.
+        UsageError: the hours would reach into the future, or those of another seed or game are there.
     """
     now, total = utc_now(), (state.windows + 1) * state.generations
     with state.database.connect() as connection:
         there = simulated_hours(connection, state.seed)
         others = simulated_seeds(connection) - {state.seed}
+        games = simulated_games(connection)
     first = window_start(there[0] if there else FIRST_HOUR)
     hours = [window_of(first + HOUR * index) for index in range(total)]
     plan = [hours[index : index + state.windows] for index in range(0, total, state.windows + 1)]
@@ -123,6 +128,12 @@ def planned(state: Demo) -> list[list[str]]:
     if others and not {hour for own in plan for hour in own} <= set(there):
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
+        )
+    other_games = sorted({games[hour] for own in plan for hour in own if hour in games} - {state.game.name})
+    if other_games:
+        raise UsageError(
+            f"{state.settings.home} holds a demo of the game {other_games[0]}. Choose that game, another BABYLON_RL_HOME, or run "
+            "`make clean` first."
         )
     if not is_complete(hours[-1], now):
         raise UsageError(
@@ -149,7 +160,7 @@ def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
     with ExitStack() as stack:
         upstream = stack.enter_context(state.serving(state.settings, adapters))
         url, key = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
-        yield stack.enter_context(gateway_agents(url, key, temperature=1.0))
+        yield stack.enter_context(gateway_agents(url, key, temperature=1.0, game=state.game))
 
 
 def play(state: Demo, hours: Sequence[str]) -> None:
@@ -165,7 +176,7 @@ def play(state: Demo, hours: Sequence[str]) -> None:
             # Consecutive missing hours are one request.
             for first, last in window_stretches(missing, len(missing)):
                 number = len(list(window_range(first, next_window(last))))
-                request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
+                request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first, game=state.game)
                 spawn(connection, request, utc_now(), ask, on_hour)
 
 
@@ -261,7 +272,7 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
     """Play an hour with agents that ask the gateway, show the guards and return them. It also shows who answered them."""
     if hour not in simulated_hours(connection, state.seed):
         connection.commit()
-        request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour)
+        request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour, game=state.game)
         with asking_the_gateway(state) as ask:
             spawn(connection, request, utc_now(), ask)
     calls = Counter(call.version or BASE for call in read_last_calls(connection, trial.step_since))
@@ -279,7 +290,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
 
     Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
     """
-    snapshots = benchmark_snapshots(state.settings.benchmark_markets)
+    snapshots = benchmark_snapshots(state.settings.benchmark_markets, state.game)
     base = base_source(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
         # The markets must be unseen by all registered versions, not only by those played.
@@ -297,5 +308,6 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}
-    compared = compare(played | script_rows(snapshots), None, BASE)
+    staked = scripts_at_stake(snapshots, results[versions[-1]]) if versions else {}
+    compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

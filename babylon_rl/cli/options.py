@@ -18,6 +18,10 @@ LookbackOption = Annotated[
 WindowArgument = Annotated[str, typer.Argument(metavar="WINDOW", help="An hour in UTC, YYYY-MM-DDTHH:00.")]
 WindowsArgument = Annotated[list[str] | None, typer.Argument(metavar="WINDOW...", help="Hours in UTC, YYYY-MM-DDTHH:00.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="A directory for index.html, runs.csv and actions.csv.")]
+GameOfVersionOption = Annotated[
+    str | None, typer.Option("--game", help="What they play: one-tick, posts, amounts or positions. Default: as trained.")
+]
+GameOption = Annotated[str, typer.Option("--game", help="What agents play: one-tick, posts, amounts or positions.")]
 
 
 def refuse_future(window: str, now: datetime) -> None:

@@ -43,17 +43,27 @@ from babylon_rl.evaluation.kept import fresh_hours, kept_check, not_asked
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, known_rows, market_rows, script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
-from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.evaluation.statistics.intervals import permutation_test
 from babylon_rl.evaluation.statistics.live import next_level
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
-from babylon_rl.market.simulation.prompting import format_name
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_of
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify, weights_sha256
+from babylon_rl.models.checkpoints import (
+    MANIFEST,
+    Manifest,
+    base_identity,
+    load_manifest,
+    read_remote,
+    recorded_names,
+    verify,
+    weights_sha256,
+)
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
@@ -138,10 +148,26 @@ def absent(model: Model, settings: Settings) -> str | None:
             return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
-        check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))
+        _game_trained(manifest)
     except CheckpointError as unusable:
         return f"{absent_for} {unusable}"
     return None
+
+
+def game_trained(model: Model, settings: Settings) -> Game:
+    """The game that a version which is not ``absent`` was trained in: the one whose prompt and schema its calls had."""
+    return _game_trained(load_manifest(checkpoint_of(model, settings)))
+
+
+def _game_trained(manifest: Manifest) -> Game:
+    """Raises CheckpointError: no game asks as its training calls did."""
+    game = game_of(recorded_names(manifest.prompt_version), recorded_names(manifest.action_grammar))
+    if game is None:
+        raise CheckpointError(
+            f"{manifest.version} was trained on the prompt {manifest.prompt_version} with the action grammar {manifest.action_grammar}; no "
+            "game asks with both."
+        )
+    return game
 
 
 def version_source(model: Model, role: str, base: ModelSource, settings: Settings) -> ModelSource:
@@ -261,7 +287,8 @@ def gate_rows(
     for source in playing:
         tell(source)
     with model_clients(settings, playing, serving, logprobs=False) as client:
-        players = {source.name: model_player(client(source.name), source.name, source.identity) for source in playing}
+        game = snapshots[0].game if snapshots else ONE_TICK_GAME
+        players = {source.name: model_player(client(source.name), source.name, source.identity, game) for source in playing}
         # By place in what each has left, so that the models' requests meet: an endpoint answers those of several at the same time.
         turns = zip_longest(*([gate_job(players[name], s, settings.home) for s in missing[name]] for name in players))
         jobs = [job for turn in turns for job in turn if job is not None]
@@ -273,9 +300,9 @@ def gate_rows(
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 
-def model_player(client: ChatClient, name: str, identity: str) -> Player:
-    """A model in the gate's markets, where only its weights differ from others'. Mandate, prompt and temperature are fixed."""
-    return replace(endpoint_player(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
+def model_player(client: ChatClient, name: str, identity: str, game: Game = ONE_TICK_GAME) -> Player:
+    """A model in the gate's markets, where only its weights differ from others'. Game and temperature are fixed."""
+    return replace(endpoint_player(lambda: client, name, identity, game), identity=identity)
 
 
 _LOG = logging.getLogger(__name__)
@@ -319,7 +346,7 @@ def evaluate_batch(
     kept = _kept(connection, settings, model, progress, clock, serving, on_progress)
     size: int | None = settings.benchmark_markets
     while size is not None:
-        snapshots = benchmark_snapshots(size)
+        snapshots = benchmark_snapshots(size, players.game)
         # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
         if kept is not None and kept.found == FAIL:
@@ -372,10 +399,13 @@ def _kept(
     missing = f"{model.parent_version} is not registered" if parent is None else absent(parent, settings)
     if parent is None or missing is not None:
         return not_asked(f"the parent {missing}")
+    game = game_trained(model, settings)
+    if game.mandate != ONE_TICK:
+        return not_asked(f"the expected dollars of positions that last, as in the game {game.name}, are not known")
     pair = [(model, CANDIDATE), (parent, PARENT)]
     sources = [version_source(one, role, base_of(one, settings), settings) for one, role in pair]
     rows = gate_rows(
-        connection, settings, sources, fresh_hours(), say, clock=clock, serving=serving, on_progress=on_progress,
+        connection, settings, sources, fresh_hours(game), say, clock=clock, serving=serving, on_progress=on_progress,
         activity="fresh training hours", expected=True,
     )  # fmt: skip
     ours, theirs = ([row.expected_usd or 0.0 for row in rows[source.name]] for source in sources)
@@ -390,13 +420,16 @@ class _Players:
 
     There are none when the candidate is not here.
 
-    Notes say who is missing and why; ``learned_from`` are the scripts whose texts trained the candidate.
+    Notes say who is missing and why; ``learned_from`` are the scripts whose texts trained the candidate. All play the ``game`` that the
+    candidate was trained in.
     """
 
     sources: tuple[ModelSource, ...]
     reference: str | None
     notes: tuple[str, ...]
     learned_from: tuple[str, ...] | None = None
+    game: Game = ONE_TICK_GAME
+    own_trade_usd: float | None = None
 
 
 def _compare(
@@ -412,10 +445,19 @@ def _compare(
     scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
     if not players.sources:
-        return compare(scripts, None, None, players.notes)
+        return compare(scripts, None, None, players.notes, game=players.game)
     results = gate_rows(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
-    return compare(models | scripts, players.sources[0].name, players.reference, players.notes, learned_from=players.learned_from)
+    candidate = players.sources[0].name
+    return compare(
+        models | scripts | scripts_at_stake(snapshots, results[candidate]),
+        candidate,
+        players.reference,
+        players.notes,
+        learned_from=players.learned_from,
+        game=players.game,
+        own_trade_usd=players.own_trade_usd,
+    )
 
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
@@ -436,10 +478,12 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
             rivals.append(version_source(parent, PARENT, base_of(parent, settings), settings))
         else:
             notes.append(f"The parent {missing}")
-    candidate = version_source(model, CANDIDATE, base, settings)
+    candidate, game = version_source(model, CANDIDATE, base, settings), game_trained(model, settings)
     batch = read_batch(connection, model.training_batch or "")
-    learned_from = None if batch is None or batch.preflight is None else batch.preflight.get("scripts")
-    return _Players((candidate, *rivals, base), base.name if reference is None else reference[0].version, tuple(notes), learned_from)
+    preflight = (batch.preflight if batch is not None else None) or {}
+    versus = base.name if reference is None else reference[0].version
+    sources, scripts = (candidate, *rivals, base), preflight.get("scripts")
+    return _Players(sources, versus, tuple(notes), scripts, game, preflight.get("ownTradePnl"))
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
@@ -542,7 +586,7 @@ def confirm(
     base = base_of(model, settings)
     rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
     test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
-    snapshots = confirmation_snapshots(test.first_market, test.markets)
+    snapshots = confirmation_snapshots(test.first_market, test.markets, game_trained(model, settings))
     require_unseen(snapshots, trained_windows(models.values()))
     sources = [version_source(model, CANDIDATE, base, settings), rival]
     results = gate_rows(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
 from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD
 from babylon_rl.market.simulation.observation import Headline
-from babylon_rl.market.simulation.prompt_reader import CEILING_OF_PROMPT, Appraisal, Ceiling, appraised
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised
 from babylon_rl.market.simulation.prompting import choice_of
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
@@ -26,29 +26,32 @@ READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
 _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
 
 
-def ceiling_of(snapshot: Snapshot) -> Ceiling:
-    """The best play of what is played in a market of the gate."""
-    return CEILING_OF_PROMPT[PROMPT_VERSION]
+def ceiling_of(snapshot: Snapshot) -> Ceiling | None:
+    """The best play of what is played in a market of the gate; None of a game whose positions last."""
+    return CEILING_OF_GAME.get(snapshot.game.name)
 
 
 def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
-    """``appraised`` of a market of the gate; a process appraises each once."""
+    """``appraised`` of a market of the gate, in a game with a ceiling; a process appraises each once."""
     ceiling = ceiling_of(snapshot)
+    assert ceiling is not None
     key = snapshot.scenario.digest, ceiling.name
     if key not in _APPRAISED:
         _APPRAISED[key] = appraised(snapshot.scenario, ceiling)
     return _APPRAISED[key]
 
 
-def expected_usd(result: Result, snapshot: Snapshot) -> float:
-    """Expected dollars of a run's decisions; refused and unusable ones are worth nothing."""
+def expected_usd(result: Result, snapshot: Snapshot) -> float | None:
+    """Expected dollars of a run's decisions, None of positions that last; refused and unusable ones are worth nothing."""
+    if ceiling_of(snapshot) is None:
+        return None
     worth = zip(appraisals(snapshot)[0], _orders(result), strict=True)
     return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
 
 
-def ceiling_usd(snapshot: Snapshot) -> float:
-    """Expected dollars of the best play in a market."""
-    return sum(appraisals(snapshot)[1])
+def ceiling_usd(snapshot: Snapshot) -> float | None:
+    """Expected dollars of the best play in a market; None of positions that last."""
+    return None if ceiling_of(snapshot) is None else sum(appraisals(snapshot)[1])
 
 
 def _orders(result: Result) -> list[tuple[Action, str]]:

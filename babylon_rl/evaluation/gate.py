@@ -36,6 +36,7 @@ from babylon_rl.evaluation.statistics.intervals import (
     ratio_interval,
     share_by_snapshot,
 )
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.store.benchmarks import MarketResult
 
 CANDIDATE, DEPLOYED, PARENT, PASSED, BASE, STRATEGY = "candidate", "deployed", "parent", "passed", "base", "strategy"
@@ -143,6 +144,22 @@ class GateRow(PlayerRow[MarketResult]):
         return None if own is None or best is None else ratio_interval(own, best)
 
     @property
+    def mean_stake_usd(self) -> float | None:
+        """Mean stake of the orders that opened a position."""
+        return mean_stake_usd(self.results)
+
+    @property
+    def hourly_sharpe(self) -> float | None:
+        """Mean over standard deviation of the P&L of market hours; None where all are the same."""
+        spread = float(np.std(self.pnls_usd, ddof=1))
+        return self.pnl.mean / spread if spread > 1e-9 else None
+
+    @property
+    def worst_hour_usd(self) -> float:
+        """Lowest P&L of a market hour."""
+        return min(self.pnls_usd)
+
+    @property
     def pnl_path(self) -> list[float]:
         """Mean P&L at every moment of the hour."""
         return _mean_path([result.pnl_path for result in self.results])
@@ -172,6 +189,7 @@ class GateRow(PlayerRow[MarketResult]):
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
             **_ends("expected", self.expected), **_ends("ofCeiling", self.of_ceiling),
             "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
+            "hourlySharpe": self.hourly_sharpe, "worstHour": self.worst_hour_usd, "meanStake": self.mean_stake_usd,
             **_ends("winRate", self.win_rate), **_ends("accuracy", self.accuracy),
             "decisions": self.decisions, "invalid": self.invalid, "invalidShare": shares["invalid"], "refused": self.refused,
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],
@@ -218,7 +236,8 @@ class Comparison(Generic[AnyRow]):
 
     ``pairs`` of a candidate are its own, with the reference first. ``analyses`` is how often the benchmark may be analysed while it grows;
     intervals of differences are as wide as that asks. ``notes`` says in words who is compared with whom and why, and who is missing.
-    ``learned_from``: scripts whose texts trained the candidate, None where that is not known.
+    ``learned_from``: scripts whose texts trained the candidate, None where that is not known. ``game`` is what all of them played.
+    ``own_trade_usd``: mean P&L of a trade of the batch's agents other than scripts, None without any.
     """
 
     rows: tuple[AnyRow, ...]
@@ -228,6 +247,8 @@ class Comparison(Generic[AnyRow]):
     pairs: tuple[Pair, ...] = ()
     analyses: int = 1
     learned_from: tuple[str, ...] | None = None
+    game: Game = ONE_TICK_GAME
+    own_trade_usd: float | None = None
 
     @property
     def markets(self) -> int:
@@ -242,6 +263,19 @@ class Comparison(Generic[AnyRow]):
     def row(self, player: str) -> AnyRow:
         """The row of a player that is in it."""
         return next(row for row in self.rows if row.player == player)
+
+
+def hold_floor(comparison: Comparison[GateRow]) -> str | None:
+    """Warning on a candidate that learned to do nothing because trading lost money; None where it did not."""
+    lost = -(comparison.own_trade_usd or 0.0)
+    held = 0.0 if comparison.candidate is None else comparison.row(comparison.candidate).shares["hold"]
+    if lost <= 0.0 or held <= HOLD_FLOOR:
+        return None
+    return (
+        f"HOLD floor: {comparison.candidate} holds in {held:.0%} of its decisions, and the average trade of the agents that trained it, "
+        f"scripts apart, lost ${lost:.2f}: while trades lose, holding scores best. Train from a version that reads, offer fewer amounts, "
+        "or set CREDIT=answers."
+    )
 
 
 def confidence_of(analyses: int) -> float:
@@ -281,6 +315,8 @@ def compare(
     notes: Sequence[str] = (),
     analyses: int = len(ANALYSES),
     learned_from: Iterable[str] | None = None,
+    game: Game = ONE_TICK_GAME,
+    own_trade_usd: float | None = None,
 ) -> Comparison[GateRow]:
     """Compare players of the gate's markets, market by market.
 
@@ -306,7 +342,17 @@ def compare(
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
     scripts = None if learned_from is None else tuple(learned_from)
-    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, scripts)
+    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, scripts, game, own_trade_usd)
+
+
+def mean_stake_usd(results: Iterable[MarketResult]) -> float | None:
+    """Mean stake of the orders that opened a position, leverage included; None where none did, or stakes were not kept yet."""
+    played = list(results)
+    staked, opened = math.fsum(result.staked_usd for result in played), sum(result.predictions for result in played)
+    return staked / opened if staked and opened else None
+
+
+HOLD_FLOOR = 0.90  # larger shares of holding, where the average trade lost money, were learned from the losses
 
 
 def mean_over_snapshots(values: Iterable[tuple[str, float | None]]) -> float | None:

@@ -25,8 +25,8 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
@@ -82,7 +82,7 @@ def calibration_windows(hours: int) -> list[str]:
 def calibration_name(seed: int) -> str:
     """Name of the hours of ``seed``; it changes when the market's code gives other hours."""
     scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING))
-    run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, script_prompts=TRADER_V1)
+    run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, game=ONE_TICK_GAME)
     prompts = [[call.messages for call in record.calls.values()] for record in run.records.values()]
     return content_version([seed, FIRST, NAMES, encode_run(run).decode(), prompts])[:16]
 

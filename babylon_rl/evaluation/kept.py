@@ -12,6 +12,7 @@ from babylon_rl.evaluation.snapshots import PRESET, Snapshot
 from babylon_rl.evaluation.statistics.intervals import Values, paired_interval
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.generation import generate
 
 KEPT = "kept"
@@ -21,10 +22,10 @@ _TWO_SIDED = 0.90  # whose upper end is that of the one-sided 95 % interval
 
 
 @cache
-def fresh_hours(count: int = HOURS) -> tuple[Snapshot, ...]:
+def fresh_hours(game: Game = ONE_TICK_GAME, count: int = HOURS) -> tuple[Snapshot, ...]:
     """Generated hours of the training edition that nothing trains on."""
     return tuple(
-        Snapshot(f"{FRESH_ID}{index:04d}", generate(preset(PRESET, edition=TRAINING.name, seed=f"{SEED_PREFIX}{index}")))
+        Snapshot(f"{FRESH_ID}{index:04d}", generate(preset(PRESET, edition=TRAINING, seed=f"{SEED_PREFIX}{index}")), game=game)
         for index in range(count)
     )
 

@@ -16,7 +16,9 @@ from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import known_rows, script_rows
 from babylon_rl.evaluation.report import COLOURS, CORRECTED, MARKET_FIT, leaderboard_columns
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
+from babylon_rl.evaluation.stakes import game_of_report
 from babylon_rl.evaluation.statistics.intervals import Interval
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import legend, markdown_rows
 from babylon_rl.settings import Settings
@@ -107,16 +109,27 @@ class Leaderboard:
 def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """Rank our versions on the newest version's base, that base, and all strategies.
 
-    Markets are those that all of them played.
+    Markets are those that all of them played, in the game of the newest version.
 
     Scripts are played on the spot: 24 markets take about a second.
     """
     models, gated = read_models(connection), read_reports(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
+    games = {version: game_of_report(report) for version, report in reports.items()}
+    game = next((games[model.version] for model in models if model.version in games), ONE_TICK_GAME.name)
     # As many markets as the largest report has played.
-    snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
+    most = max([settings.benchmark_markets, *(report.markets for report in reports.values())])
+    snapshots = benchmark_snapshots(most, game_named(game))
     stored = _Known(connection, [model for model in models if not model.foreign], snapshots, settings.home)
-    reasons = [(model, stored.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
+    reasons = [
+        (
+            model,
+            f"It plays {games[model.version]}; the newest version, and this leaderboard, {game}."
+            if games.get(model.version, game) != game
+            else stored.missing(model, reports.get(model.version), settings.benchmark_markets),
+        )
+        for model in models
+    ]
     ranked = {model.version: model for model, why in reasons if why is None}
     # Everyone is measured in the same markets, or differences would be those of the markets.
     common = stored.common(ranked, settings.benchmark_markets)

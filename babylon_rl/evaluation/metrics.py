@@ -33,13 +33,13 @@ from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, kind
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.ledger import Fill, Refusal, Settlement
-from babylon_rl.market.simulation.prompting import choice_of
+from babylon_rl.market.simulation.prompting import choice_of, stake_usd
 from babylon_rl.market.simulation.record import AgentRecord, Outcome
 from babylon_rl.market.simulation.run import Run
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.store.benchmarks import MarketResult
 
-OPENING = ("buy_prediction", "open_perp")
+OPENING, CLOSING = ("buy_prediction", "open_perp"), ("sell_prediction", "close_perp")
 
 
 @dataclass
@@ -392,17 +392,20 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
 def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     """The gate's row of a result: counts of orders, and P&L after every tick.
 
-    An order is right when its direction was the market's over the tick, the player's own impact left out.
+    An opening order is right when its direction was the market's over the tick, the player's own impact left out. A closing counts as sold.
     """
     outcomes = [action.data["outcome"] for action in result.actions]
-    choices = [choice_of(msgspec.convert(order, Action)) for order in result.trajectory.actions]
+    orders = [msgspec.convert(order, Action) for order in result.trajectory.actions]
+    choices = [choice_of(order) for order in orders]
+    done = ["sell" if kind(order) in CLOSING else choice.action for order, choice in zip(orders, choices, strict=True)]
     # Invalid answers are counted apart, not as holds.
-    valid = [choice.action for choice, outcome in zip(choices, outcomes, strict=True) if outcome != "invalid"]
+    valid = [action for action, outcome in zip(done, outcomes, strict=True) if outcome != "invalid"]
     traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
+    opened = [tick for tick in traded if choices[tick].market is not None]
     # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
-    moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in traded}
+    moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in opened}
     # From moment 0 on, where it is 0; the row keeps it from the first tick on.
     pnls = [equity - result.start_balance for equity in result.equity]
     return MarketResult(
@@ -415,11 +418,12 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         invalid=outcomes.count("invalid"),
         refused=outcomes.count("refused"),
         actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
-        predictions=len(traded),
+        predictions=len(opened),
         predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
         equity_usd=tuple(pnls[1:]),
         expected_usd=expected_usd(result, snapshot),
         ceiling_usd=ceiling_usd(snapshot),
+        staked_usd=math.fsum(stake_usd(orders[tick]) for tick in opened),
     )
 
 

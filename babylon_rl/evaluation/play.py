@@ -25,8 +25,9 @@ from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gat
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
-from babylon_rl.market.simulation import prompting, strategies
+from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import OnTick
 from babylon_rl.market.simulation.run import play as simulate
@@ -83,34 +84,43 @@ def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFact
     return strategies.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
 
+def gate_script(name: str, game: Game, stake_usd: float | None = None) -> Player:
+    """A strategy in the gate's markets of a game, at a stake of its own if one is given; its name then says it."""
+
+    def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
+        common = STAKE_USD if game.mandate == ONE_TICK else None
+        return strategies.player(name, snapshot.scenario, game, stake_usd if stake_usd is not None else common)
+
+    own = scripted(name, game.mandate)
+    return replace(own, name=staked(name, stake_usd), identity=content_version([own.identity, game.name, stake_usd]), make=make)
+
+
+def staked(name: str, stake_usd: float | None) -> str:
+    """Name of a strategy that plays with this stake."""
+    return name if stake_usd is None else f"{name} at ${stake_usd:,.0f}"
+
+
 def endpoint_player(
     open_client: Callable[[], ChatClient],
     name: str,
     identity: str,
-    mandate: Mandate = ONE_TICK,
+    game: Game = ONE_TICK_GAME,
     *,
     temperature: float = TEMPERATURE,
-    prompt: str | None = None,
 ) -> Player:
     """A model behind an endpoint.
 
     Args:
         open_client: gives the client, each time the same; called when there is something to ask, from several threads.
         identity: of the served model: a hash of weights, or the endpoint's address and the model's name.
-        prompt: a version of the prompt; by default the one that policies of that mandate are trained on.
-
-    Raises:
-        MarketError: no such prompt, or none for that mandate.
     """
-    default = prompting.TRADER_V1 if mandate == ONE_TICK else prompting.TRADER_V2
-    version = prompting.checked_version(prompt or default, mandate)
 
     def make(_: Snapshot, answers: Path | None) -> AgentFactory:
         # Opened by the run that needs it, which may be in another thread.
         client = open_client() if answers is None else resumable_client(open_client(), answers)
-        return model_agent(client, mandate=mandate, prompt_version=version, temperature=temperature, name=name)
+        return model_agent(client, game=game, temperature=temperature, name=name)
 
-    return Player(name, content_version(["model", identity, mandate, version, temperature]), MODEL, mandate, True, make)
+    return Player(name, content_version(["model", identity, game.name, temperature]), MODEL, game.mandate, True, make)
 
 
 def external_identity(name: str, mandate: str) -> str:
@@ -416,18 +426,27 @@ def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snaps
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}
 
 
-def script_rows(snapshots: Sequence[Snapshot], names: Sequence[str] | None = None) -> dict[str, tuple[str, list[MarketResult]]]:
+def script_rows(
+    snapshots: Sequence[Snapshot], names: Sequence[str] | None = None, stake_usd: float | None = None
+) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies in the gate's markets, by name: role and rows. By default all of them, and the best play by the prompt.
 
-    24 markets of all strategies take about a second. A process plays each once: a strategy's row is a function of the market.
+    With a stake of its own the name says it. 24 markets of all strategies take about a second. A process plays each once: a strategy's row
+    is a function of the market.
     """
-    names = (*NAMES, ceiling_of(snapshots[0]).name) if names is None else names
+    if names is None:
+        ceiling = ceiling_of(snapshots[0])
+        names = NAMES if ceiling is None else (*NAMES, ceiling.name)
+    rows = dict[str, tuple[str, list[MarketResult]]]()
     for name in names:
-        missing = [snapshot for snapshot in snapshots if _row_key(name, snapshot) not in _STRATEGY_ROWS]
-        for snapshot, row in zip(missing, market_rows([gate_job(scripted(name), snapshot) for snapshot in missing]), strict=True):
-            _STRATEGY_ROWS[_row_key(name, snapshot)] = row
-    return {name: (STRATEGY, [_STRATEGY_ROWS[_row_key(name, snapshot)] for snapshot in snapshots]) for name in names}
+        shown = staked(name, stake_usd)
+        missing = [snapshot for snapshot in snapshots if _row_key(shown, snapshot) not in _STRATEGY_ROWS]
+        jobs = [gate_job(gate_script(name, snapshot.game, stake_usd), snapshot) for snapshot in missing]
+        for snapshot, row in zip(missing, market_rows(jobs), strict=True):
+            _STRATEGY_ROWS[_row_key(shown, snapshot)] = row
+        rows[shown] = STRATEGY, [_STRATEGY_ROWS[_row_key(shown, snapshot)] for snapshot in snapshots]
+    return rows
 
 
 def _row_key(name: str, snapshot: Snapshot) -> tuple[str, ...]:
-    return name, snapshot.id, snapshot.scenario.digest, snapshot.seed
+    return name, snapshot.game.name, snapshot.id, snapshot.scenario.digest, snapshot.seed

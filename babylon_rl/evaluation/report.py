@@ -18,13 +18,28 @@ from typing import Any
 import numpy as np
 
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
-from babylon_rl.evaluation.gate import ANALYSES, BASE, CANDIDATE, FAIL, NOTHING, PASS, STRATEGY, Comparison, GateRow, GateVerdict, Pair
+from babylon_rl.evaluation.gate import (
+    ANALYSES,
+    BASE,
+    CANDIDATE,
+    FAIL,
+    NOTHING,
+    PASS,
+    STRATEGY,
+    Comparison,
+    GateRow,
+    GateVerdict,
+    Pair,
+    hold_floor,
+)
 from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.snapshots import PRESET
+from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLUMNS, risk_words, rivals_at_stake
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows
 from babylon_rl.store.benchmarks import MarketResult
@@ -38,8 +53,8 @@ _OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
 
-def gate_columns(reference: str | None) -> list[Column]:
-    """Columns of a ``GateRow``; without a reference there is none of differences."""
+def gate_columns(reference: str | None, sized: bool = False) -> list[Column]:
+    """Columns of a ``GateRow``; without a reference there is none of differences. ``sized``: in a game whose answers choose dollars."""
 
     def shares(row: GateRow) -> str:
         return " / ".join(f"{row.shares[action]:.0%}" for action in ("buy", "sell", "hold"))
@@ -52,6 +67,7 @@ def gate_columns(reference: str | None) -> list[Column]:
             meaning="unusable answers / orders not carried out",
         ),
         Column("buy / sell / hold", shares),
+        *(ROW_COLUMNS if sized else []),
     ]
 
 
@@ -191,8 +207,8 @@ NEEDED = [
 ]
 
 
-def demo_columns(reference: str) -> list[Column]:
-    """Columns of a ``GateRow``'s document, as the demo ends with."""
+def demo_columns(reference: str, sized: bool = False) -> list[Column]:
+    """Columns of a ``GateRow``'s document, as the demo ends with. ``sized``: in a game whose answers choose dollars."""
 
     def percent(name: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda row: _percent(row.get(name))
@@ -212,6 +228,7 @@ def demo_columns(reference: str) -> list[Column]:
         Column("accuracy", percent("accuracy"), meaning=_ACCURACY),
         Column("invalid", lambda row: row.get("invalid"), meaning="unusable answers"),
         Column("HOLD", percent("holdShare"), meaning="of all decisions"),
+        *(DOCUMENT_COLUMNS if sized else []),
     ]  # fmt: skip
 
 
@@ -303,7 +320,6 @@ COLOURS = {
     "strategy": "#a9a9a9",
 }
 BETTER_PNL = 0.10
-NEWS_READER = "news-reader"
 NOTHING_WORDS, READER_WORDS = "doing nothing", "the news reader"
 NO_SCRIPTS = "a script that it learned from, as there is none"
 UNKNOWN_SCRIPTS = "the scripts that it learned from, as its training did not note them"
@@ -407,42 +423,52 @@ def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_i
 
 def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
     """One object per player; the candidate's also holds checks, pairs and success criteria."""
-    decided = {
+    decided: dict[str, Any] = {
         "checks": [asdict(check) for check in verdict.checks],
         "contests": [_pair_document(pair, comparison) for pair in comparison.pairs],
         "criteria": [asdict(criterion) for criterion in criteria(comparison)],
     }
     if comparison.candidate is not None:
         decided["standing"] = [asdict(rival) for rival in standing(comparison)]
+        decided |= {"game": comparison.game.name, "holdFloor": hold_floor(comparison)}
     return [row.document | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A player that a version is held against: ``words`` name it. The difference is in dollars; None where it did not play."""
+    """A player that a version is held against: ``words`` name it. The difference is in dollars; None where it did not play.
+
+    ``risk`` compares it with the version in words, where both play at the same stake.
+    """
 
     words: str
     player: str | None
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    risk: str = ""
 
 
 def standing(comparison: Comparison[GateRow]) -> list[Rival]:
-    """The candidate against doing nothing, the best script that it learned from, and the news reader, in the same markets."""
+    """The candidate against doing nothing, the best script that it learned from, and the news reader, in the same markets.
+
+    In a game whose answers choose dollars also against the best script and the news reader at the candidate's mean stake.
+    """
     ours = comparison.row(comparison.candidate or "")
     rows = {row.player: row for row in comparison.rows}
     scripts = sorted((name for name in comparison.learned_from or () if name in rows), key=lambda name: -rows[name].pnl.mean)
     wanted = [(NOTHING_WORDS, NOTHING), (NO_SCRIPTS if comparison.learned_from is not None else UNKNOWN_SCRIPTS, None)]
     if scripts:
         wanted[1] = (f"{scripts[0]}, the best script that it learned from", scripts[0])
-    rivals = []
-    for words, player in [*wanted, (READER_WORDS, NEWS_READER)]:
+    at_stake = rivals_at_stake(comparison)
+    rivals = list[Rival]()
+    for words, player in [*wanted, (READER_WORDS, NEWS_READER), *at_stake]:
         if player not in rows:
             rivals.append(Rival(words, player))
             continue
         gain = paired_interval(ours.pnls_usd, rows[player].pnls_usd, confidence=comparison.confidence)
-        rivals.append(Rival(words, player, gain.mean, gain.low, gain.high))
+        risk = risk_words(ours, rows[player]) if (words, player) in at_stake else ""
+        rivals.append(Rival(words, player, gain.mean, gain.low, gain.high, risk))
     return rivals
 
 
@@ -461,7 +487,8 @@ def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses
             clauses.append(f"is not compared with {rival.words}{'' if rival.player is None else ', which did not play'}")
             continue
         found = "earns more than" if rival.low > 0 else "earns less than" if rival.high < 0 else "is not shown to differ from"
-        clauses.append(f"{found} {rival.words} ({rival.difference:+.0f}, {rival.low:+.0f} to {rival.high:+.0f})")
+        risk = f"; {rival.risk}" if rival.risk else ""
+        clauses.append(f"{found} {rival.words} ({rival.difference:+.0f}, {rival.low:+.0f} to {rival.high:+.0f}{risk})")
     corrected = f", corrected for {analyses} looks" if analyses > 1 else ""
     return f"{version} {'; '.join(clauses)}. Dollars in each of the same {markets} markets, paired 95 % intervals{corrected}."
 
@@ -479,11 +506,14 @@ def ceiling_words(row: Mapping[str, Any]) -> str:
 
 def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
+    columns = gate_columns(comparison.reference, comparison.game.sized)
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
-        markdown_rows(gate_columns(comparison.reference), comparison.rows),
-        legend(gate_columns(comparison.reference)),
+        markdown_rows(columns, comparison.rows),
+        legend(columns),
     ]
+    if (warning := hold_floor(comparison)) is not None:
+        parts.insert(1, f"**{warning}**")
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
         parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
@@ -491,7 +521,8 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))
-    parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(analyses=comparison.analyses)}")
+    played = "" if comparison.game == ONE_TICK_GAME else f", all playing {comparison.game.name}"
+    parts.append(f"{comparison.markets} unseen markets{played}. {FOOTER.format(analyses=comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,8 +18,8 @@ from babylon_rl.market.headlines import HELD_OUT, HELD_OUT_EDITIONS, TRAINING_ED
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
 from babylon_rl.market.simulation.config import START_BALANCE, ScenarioConfig, preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import oracle_play
@@ -31,7 +31,6 @@ CONFIRMATION_HOUR = 100_000  # hours after FIRST, in 2011: before any game, afte
 SEED_PREFIX = "benchmark/"
 GATE_ID, CONFIRMATION_ID = "benchmark-", "confirmation-"  # the ids of these markets begin so
 PRESET = "hour"  # of the gate's markets
-PROMPT_VERSION = TRADER_V1
 GATE_PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
 NAMED_PRESET = "preset:"
 MOST_SEEDS = 10_000
@@ -47,12 +46,14 @@ class Snapshot:
     Attributes:
         id: in results; ``digest`` says which market it is, whatever it is called.
         known_best: the oracle's dollars, where a snapshot file says them.
+        game: what is played in a market of the gate.
     """
 
     id: str
     scenario: Scenario
     known_best: float | None = None
     start_balance: float = START_BALANCE
+    game: Game = ONE_TICK_GAME
 
     @property
     def digest(self) -> str:
@@ -78,13 +79,14 @@ class Snapshot:
     def fingerprint(self) -> str:
         """Hash of everything that players see and earn in this market. It changes with the market's code, prompts, fees or stakes."""
         # A few strategies stand for all players: they see every prompt and fill.
-        factories = {name: strategies.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
+        stake = STAKE_USD if self.game.mandate == ONE_TICK else None
+        factories = {name: strategies.player(name, self.scenario, self.game, stake) for name in _PROBES}
         seen = []
         for name, factory in factories.items():
-            record = play(self.scenario, {GATE_PLAYER_ID: factory}, seed=self.seed, script_prompts=PROMPT_VERSION).records[GATE_PLAYER_ID]
+            record = play(self.scenario, {GATE_PLAYER_ID: factory}, seed=self.seed, game=self.game).records[GATE_PLAYER_ID]
             calls = [[call.messages, call.response_format, call.response] for call in record.calls.values()]
             seen.append([name, calls, [round(usd, 6) for usd in record.equity]])
-        return content_version([PROMPT_VERSION, self.scenario.digest, seen])
+        return content_version([self.game.prompt_version, self.scenario.digest, seen])
 
 
 def snapshots_named(names: Sequence[str]) -> list[Snapshot]:
@@ -156,20 +158,20 @@ def _seeds(text: str, name: str) -> Iterator[str]:
 
 
 @cache
-def benchmark_snapshots(count: int) -> tuple[Snapshot, ...]:
-    """The first ``count`` markets of the gate; a larger benchmark contains the smaller one."""
-    return tuple(_benchmark_snapshot(index) for index in range(count))
+def benchmark_snapshots(count: int, game: Game = ONE_TICK_GAME) -> tuple[Snapshot, ...]:
+    """The first ``count`` markets of the gate, played as ``game``; a larger benchmark contains the smaller one."""
+    return tuple(_benchmark_snapshot(index, game) for index in range(count))
 
 
 @cache
-def _benchmark_snapshot(index: int) -> Snapshot:
-    return Snapshot(f"{GATE_ID}{index:04d}", _held_out_scenario(str(index), index))
+def _benchmark_snapshot(index: int, game: Game) -> Snapshot:
+    return Snapshot(f"{GATE_ID}{index:04d}", _held_out_scenario(str(index), index), game=game)
 
 
-def confirmation_snapshots(first: int, count: int) -> tuple[Snapshot, ...]:
+def confirmation_snapshots(first: int, count: int, game: Game = ONE_TICK_GAME) -> tuple[Snapshot, ...]:
     """Fresh markets for a confirmation, from number ``first``; none is a gate's market."""
     return tuple(
-        Snapshot(f"{CONFIRMATION_ID}{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index))
+        Snapshot(f"{CONFIRMATION_ID}{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index), game=game)
         for index in range(first, first + count)
     )
 

@@ -11,6 +11,7 @@ from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import MarketError
 from babylon_rl.judge.scoring import heuristic_part_score
 from babylon_rl.market.replay import RecordedTurn, replay
+from babylon_rl.market.simulation.games import game_named
 from babylon_rl.market.spawn import market_of
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import answer_groups as store
@@ -81,7 +82,7 @@ def _groups(
         return (), NO_CALLS
     try:
         scenario = market_of(connection, facts, seed, window, own_market=own_market)
-        replayed = replay(scenario, seed, dict(facts.seats), turns)
+        replayed = replay(scenario, seed, dict(facts.seats), turns, game_named(facts.game))
     except MarketError as different:
         return (), f"cannot be replayed: {different}"
     groups = tuple(

@@ -12,12 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 from babylon_rl.market.model_endpoints import ACTION_TYPE, GatewayCall
-from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
-from babylon_rl.market.simulation.agents import ONE_TICK
+from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, Hold, Invalid, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.ledger import Fill
-from babylon_rl.market.simulation.model_agent import MAX_TOKENS
 from babylon_rl.market.simulation.record import Turn
 from babylon_rl.market.simulation.run import Run
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent
@@ -30,6 +28,7 @@ _CLOSING = timedelta(milliseconds=100)  # from the last prices to the market's e
 _ANSWERED = timedelta(milliseconds=1)
 
 Paths = Mapping[str, Sequence[float]]
+CLOSING = "CLOSE_POSITION"  # action type of a step that sells what is held
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
@@ -187,8 +186,8 @@ def _event_row(scenario: Scenario, event: WorldEvent, number: int) -> dict[str, 
 def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl_usd: Mapping[str, float] | None = None) -> list[Recording]:
     """One recorded trajectory per tick and agent of a run, in simulated time.
 
-    Agents trade under the one-tick mandate. The latency of a model is left out: it is wall time, and the same seed must give the same
-    rows. A call that a gateway has recorded is not written again.
+    P&L is equity: what is open counts at its worth, so that closing it changes nothing. The latency of a model is left out: it is wall
+    time, and the same seed must give the same rows. A call that a gateway has recorded is not written again.
 
     Args:
         market_ids: Market.id by question; earlier_pnl_usd: dollars won before this run, by agent id, 0 if absent.
@@ -208,7 +207,7 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
             clock[0] = _after(run.scenario, tick, 5000 + 37 * (offset % 997))
             recorded_as = turn.call.trajectory_id if isinstance(turn.call, GatewayCall) else None
             trajectory = recorder.start_trajectory(agent, window=window, trajectory_id=recorded_as)
-            recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=0, activeMarkets=len(shown))
+            recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=turn.held, activeMarkets=len(shown))
             recorder.provider_access(trajectory, "BABYLON_MARKETS", {"markets": shown}, "Get current market prices")
             if recorded_as is None:
                 _called(recorder, trajectory, turn)
@@ -236,7 +235,7 @@ def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:
         return
     recorder.llm_call(
         trajectory, model=call.model, messages=call.messages, response=call.response, action_type=ACTION_TYPE,
-        temperature=call.temperature, max_tokens=call.max_tokens or MAX_TOKENS[ONE_TICK], response_format=call.response_format,
+        temperature=call.temperature, max_tokens=call.max_tokens, response_format=call.response_format,
         logprobs=call.logprobs, model_version=call.model if _VERSION.fullmatch(call.model) else None,
         tokens=(call.prompt_tokens, call.completion_tokens or 0) if call.prompt_tokens is not None else None,
         finish_reason=call.finish_reason,
@@ -253,14 +252,20 @@ def _complete(
     if isinstance(action, Hold):
         recorder.complete_step(trajectory, "HOLD", {}, success=True, reward=0.0, result={"held": True})
         return
-    assert isinstance(action, OpenPerp | BuyPrediction)  # under this mandate the run closes what agents open
-    if isinstance(action, BuyPrediction):
+    assert isinstance(action, OpenPerp | BuyPrediction | ClosePerp | SellPrediction)  # players of a game post nothing
+    if isinstance(action, ClosePerp):
+        target = {"ticker": scenario.asset(action.ticker).name, "share": action.share, "marketType": "perp"}
+    elif isinstance(action, SellPrediction):
+        sold = {"marketId": market_ids[action.market], "side": action.side.upper(), "share": action.share}
+        target = {**sold, "marketType": "prediction"}
+    elif isinstance(action, BuyPrediction):
         target = {"marketId": market_ids[action.market], "side": action.side.upper(), "marketType": "prediction"}
     else:  # agents' trajectories name a stock by its organization's name
         target = {"ticker": scenario.asset(action.ticker).name, "side": action.side, "marketType": "perp"}
     filled, profit = isinstance(outcome, Fill), turn.equity_after - turn.equity
     recorder.complete_step(
-        trajectory, ACTION_TYPE,
+        # A closing names no view of the market: it is no trade whose side is right or wrong.
+        trajectory, CLOSING if isinstance(action, ClosePerp | SellPrediction) else ACTION_TYPE,
         {"method": "simulation", "pnlChange": profit, "initialPnL": pnl[0], "finalPnL": pnl[1], **target},
         success=filled, reward=profit / 1000,
         result={"executed": True, "pnl": profit} if filled else None, error=None if isinstance(outcome, Fill) else outcome.reason,

@@ -15,6 +15,7 @@ import msgspec
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.market.simulation.agents import AgentFactory, Decision
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.model_agent import ModelAgent, model_agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
@@ -38,8 +39,8 @@ def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[st
 
 
 @contextmanager
-def model_agents(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
-    """Yield a factory of agents that ask a model, sampled as in training.
+def model_agents(settings: Settings, model: str, *, temperature: float, game: Game = ONE_TICK_GAME) -> Iterator[AgentFactory]:
+    """Yield a factory of agents that ask a model in a game, sampled as in training.
 
     ``model`` is ``base``, a version here or at MODEL_STORAGE_URL, or ``MODEL@URL``.
 
@@ -54,7 +55,7 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
             raise UsageError(f"{model!r}: write MODEL@URL with a URL such as http://127.0.0.1:8000/v1.")
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         with ChatClient(url, key, name) as client:
-            yield model_agent(client, temperature=temperature)
+            yield model_agent(client, game=game, temperature=temperature)
         return
     adapters = {}
     if name != BASE:
@@ -63,7 +64,7 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
             raise ModelUnavailable(f"{absence(name, settings)} `babylon-rl models` lists the versions; base is always there.")
         adapters = {name: directory}
     with served_here(settings, adapters) as local, ChatClient(local, None, name) as client:
-        yield model_agent(client, temperature=temperature)
+        yield model_agent(client, game=game, temperature=temperature)
 
 
 class GatewayCall(Call, frozen=True, kw_only=True):
@@ -92,8 +93,8 @@ class GatewayClient(ChatClient):
 class GatewayAgent(ModelAgent):
     """A model agent whose calls are recorded by the gateway that it asks."""
 
-    def __init__(self, client: GatewayClient, agent_id: str, seed: int | str, temperature: float) -> None:
-        super().__init__(client, agent_id, seed, temperature=temperature)
+    def __init__(self, client: GatewayClient, agent_id: str, seed: int | str, temperature: float, game: Game) -> None:
+        super().__init__(client, agent_id, seed, temperature=temperature, game=game)
         self._gateway = client
 
     def ask(self, seen: Observation) -> Decision:
@@ -104,14 +105,14 @@ class GatewayAgent(ModelAgent):
 
 
 @contextmanager
-def gateway_agents(url: str, key: str | None, *, temperature: float) -> Iterator[AgentFactory]:
-    """Yield a factory of agents that ask the gateway at ``url``, sampled as in training."""
+def gateway_agents(url: str, key: str | None, *, temperature: float, game: Game = ONE_TICK_GAME) -> Iterator[AgentFactory]:
+    """Yield a factory of agents that ask the gateway at ``url`` in a game, sampled as in training."""
     clients: dict[str, GatewayClient] = {}
     with ExitStack() as stack:
 
         def make(agent_id: str, seed: int | str) -> GatewayAgent:
             if agent_id not in clients:
                 clients[agent_id] = stack.enter_context(GatewayClient(url, key, agent_id))
-            return GatewayAgent(clients[agent_id], agent_id, seed, temperature)
+            return GatewayAgent(clients[agent_id], agent_id, seed, temperature, game)
 
         yield make

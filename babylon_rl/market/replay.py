@@ -6,7 +6,7 @@ answer brings what it brought.
 
 A replay that differs from the record says nothing about the hour. Every prompt must be the recorded one to the byte, and every agent's P&L
 the recorded one to the digits that are kept; otherwise the hour is refused. Left out: positions that last, whose worth is known only after
-the tick (they need the end of a longer part in ``_brought``).
+the tick.
 """
 
 import copy
@@ -21,6 +21,7 @@ from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Decision, Mandate, order
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.observation import Newsroom, Observation
 from babylon_rl.market.simulation.run import Seat, Timed
 from babylon_rl.market.simulation.scenario import Scenario
@@ -62,17 +63,21 @@ class ReplayedCall:
     answers: tuple[tuple[str, float], ...]
 
 
-def replay(scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Mapping[str, Sequence[RecordedTurn]]) -> list[ReplayedCall]:
+def replay(
+    scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Mapping[str, Sequence[RecordedTurn]], game: Game = ONE_TICK_GAME
+) -> list[ReplayedCall]:
     """Play an hour again and return the answers to its calls that ask, by tick and seat.
 
     Args:
         seed: of the run.
         seats: start balances in dollars by agent id, in the order of seats.
-        turns: each agent's recorded decisions, one a tick.
+        turns: each agent's recorded decisions, one a tick. game: what they played.
 
     Raises:
         MarketError: the replay differs from the record; the message names the first difference.
     """
+    if game.mandate != ONE_TICK:
+        raise MarketError(f"What a position of the game {game.name} is worth is known only after its tick.")
     table = _Table(scenario, seed, seats)
     found: list[ReplayedCall] = []
     for agent, own in turns.items():
@@ -81,11 +86,13 @@ def replay(scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Map
     for tick in range(scenario.ticks):
         seen = table.look()
         played = {agent: turns[agent][tick] for agent in seats}
-        actions = {agent: _action(turn, turn.response, observed) for (agent, turn), observed in zip(played.items(), seen, strict=True)}
+        actions = {
+            agent: _action(turn, turn.response, observed, game) for (agent, turn), observed in zip(played.items(), seen, strict=True)
+        }
         for (agent, turn), observed in zip(played.items(), seen, strict=True):
-            _same_prompt(agent, turn, observed)
+            _same_prompt(agent, turn, observed, game)
             if turn.asks and turn.response in (answers := _answers(turn)):
-                brought = tuple((text, _brought(table, actions | {agent: _action(turn, text, observed)}, agent)) for text in answers)
+                brought = tuple((text, _brought(table, actions | {agent: _action(turn, text, observed, game)}, agent)) for text in answers)
                 found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, brought))
         table.play(actions)
     table.look()
@@ -152,11 +159,12 @@ def _brought(table: _Table, actions: Mapping[str, Action | Invalid], agent: str)
     return seat.look(after.exchange, after.newsroom).equity - table.seats[agent].record.equity[-1]
 
 
-def _action(turn: RecordedTurn, text: str, seen: Observation) -> Action | Invalid:
+def _action(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Action | Invalid:
     """The order of an answer, as the agent of this turn gave it."""
-    choice = prompting.parse_choice(text, seen)
-    stake_usd = STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD)
-    return choice if isinstance(choice, Invalid) else order(choice, seen, stake_usd)
+    choice = prompting.parse_choice(text, seen, game)
+    if isinstance(choice, Invalid) or game.amounts:
+        return prompting.ordered(text, seen, game)
+    return order(choice, seen, STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD))
 
 
 def _answers(turn: RecordedTurn) -> Sequence[str]:
@@ -172,11 +180,8 @@ def _answers(turn: RecordedTurn) -> Sequence[str]:
     return [text for text in allowed if text in chosen]
 
 
-def _same_prompt(agent: str, turn: RecordedTurn, seen: Observation) -> None:
-    if not turn.call_id:
-        return
-    version = prompting.version_of(turn.messages)
-    if version is None or list(turn.messages) != prompting.messages(seen, version, ONE_TICK):
+def _same_prompt(agent: str, turn: RecordedTurn, seen: Observation, game: Game) -> None:
+    if turn.call_id and list(turn.messages) != prompting.messages(seen, game.prompt_version, game.mandate):
         raise MarketError(f"The replay of tick {seen.tick} shows {agent} another prompt than the recorded one.")
 
 

@@ -19,11 +19,11 @@ from babylon_rl.market import game_rows
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, MarketModel, preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths
-from babylon_rl.market.simulation.strategies import STRATEGIES, factory
+from babylon_rl.market.simulation.strategies import STRATEGIES, player
 from babylon_rl.recorder import milliseconds
 from babylon_rl.store import market as recorded_market
 from babylon_rl.store import recording as rows
@@ -50,7 +50,8 @@ class SpawnedPlayer:
 class SpawnRequest:
     """Size of a simulation: hours, minutes per hour, agents. ``model_agents`` of the ``agents`` ask a model.
 
-    Every hour has ``TICKS`` ticks; ``minutes`` is the time that they take.
+    Every hour has ``TICKS`` ticks; ``minutes`` is the time that they take. All play the same ``game``; the factory of ``model_agents`` must
+    ask in it.
     """
 
     agents: int
@@ -59,6 +60,7 @@ class SpawnRequest:
     seed: int
     minutes: int = 60
     start: str | None = None
+    game: Game = ONE_TICK_GAME
 
     def __post_init__(self) -> None:
         if self.agents < 1 or self.windows < 1 or not 0 <= self.model_agents <= self.agents:
@@ -182,7 +184,8 @@ def _play_and_write(
     rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
     rows.save_accounts(
         connection,
-        {agent: (record.balance[-1], earlier.get(agent, 0.0) + record.pnl_usd) for agent, record in run.records.items()},
+        # With what is still open at its worth: the next hour is another market.
+        {agent: (record.equity[-1], earlier.get(agent, 0.0) + record.pnl_usd) for agent, record in run.records.items()},
         start + HOUR,
     )
     markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
@@ -201,7 +204,7 @@ def _source(connection: Connection, request: SpawnRequest, window: str, seats: t
     prices = rows.last_prices(connection, window_start(window))
     # A game keeps the words that it began with.
     edition = rows.edition_of(connection, request.seed) or TRAINING
-    return rows.HourSource(edition, request.agents, request.tick_seconds, numbers, prices, seats)
+    return rows.HourSource(edition, request.agents, request.tick_seconds, numbers, prices, seats, request.game.name)
 
 
 def market_of(connection: Connection, source: rows.HourSource, seed: int, window: str, *, own_market: bool) -> Scenario:
@@ -224,9 +227,12 @@ def _played(
     scenario: Scenario, request: SpawnRequest, players: Sequence[SpawnedPlayer], model: AgentFactory | None, balances: Mapping[str, float]
 ) -> Run:
     seats: dict[str, AgentFactory] = {}
-    for player in players:
-        seats[player.agent_id] = model if player.strategy == MODEL_STRATEGY and model is not None else factory(player.strategy, scenario)
-    run = play(scenario, seats, seed=request.seed, start_balance=balances, script_prompts=TRADER_V1)
+    for seat in players:
+        if seat.strategy == MODEL_STRATEGY and model is not None:
+            seats[seat.agent_id] = model
+        else:
+            seats[seat.agent_id] = player(seat.strategy, scenario, request.game)
+    run = play(scenario, seats, seed=request.seed, start_balance=balances, game=request.game)
     if run.stopped is not None:
         # Raised within the hour's transaction: an hour that was played in part is not written.
         raise ModelUnavailable(f"{window_of(game_rows.moment(scenario, 0))}: {run.stopped}")

@@ -31,6 +31,7 @@ TOKENIZER = (  # with the chat template: what AutoTokenizer reads, as far as a b
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
 FREE_TEXT = "free text"  # the action grammar of unconstrained answers
+UNKNOWN = "not recorded"  # the prompt of messages that no version wrote
 FORMAT = 1
 _OS_ERROR = re.compile(r"os error (\d+)")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
@@ -340,22 +341,13 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     return manifest
 
 
-def check_inference_config(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
-    """Compare prompt and grammar in use with those of the training.
+def recorded_names(recorded: str | None) -> list[str]:
+    """Names of the prompts or grammars that a manifest records, such as "trader-v1 (80%), trader-v2 (20%)"; the most frequent first.
 
-    Unrecorded ones are skipped.
-
-    Raises:
-        CheckpointError: it was trained on another prompt, or on answers of another grammar.
+    Left out: those that are not recorded, and free text, which may be held to any grammar.
     """
-    for part, trained, used in (
-        ("prompt", manifest.prompt_version, prompt_version),
-        ("action grammar", manifest.action_grammar, action_grammar),
-    ):
-        # Of several prompts or grammars the manifest has names with shares: "trader-v1 (80%), trader-v2 (20%)".
-        names = [] if trained is None else [name.split(" (")[0] for name in trained.split(", ")]
-        if names and used not in names and FREE_TEXT not in names:  # free text may be held to any grammar
-            raise CheckpointError(f"{manifest.version} was trained on the {part} {trained}; it is about to be asked with {used}.")
+    names = [] if recorded is None else [name.split(" (")[0] for name in recorded.split(", ")]
+    return [name for name in names if name not in (UNKNOWN, FREE_TEXT)]
 
 
 def _required(directory: Path) -> tuple[str, ...]:

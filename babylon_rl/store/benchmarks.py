@@ -17,7 +17,7 @@ from babylon_rl.types import BenchmarkReport
 # A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULT = (
     "snapshot", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds", "predictions",
-    "predictionsRight", "equityUsd", "refused",
+    "predictionsRight", "equityUsd", "refused", "stakedUsd",
 )  # fmt: skip
 _RESULTS = f"""
 SELECT {listed(_RESULT, "r")}
@@ -101,9 +101,9 @@ class MarketResult:
     """One player's hour alone in one market.
 
     ``actions`` counts buy, sell and hold among the valid decisions, ``refused`` those of them that the exchange did not carry out;
-    ``predictions`` are the decisions that traded, right when their direction was the market's over the tick; ``equity_usd`` is the
-    P&L after every tick. ``expected_usd`` of the decisions and ``ceiling_usd`` of the best play are not stored: they are computed where
-    the decisions are at hand, and None elsewhere.
+    ``predictions`` are the decisions that opened a position, right when their direction was the market's over the tick, and ``staked_usd``
+    the sum of their stakes, leverage included; ``equity_usd`` is the P&L after every tick. ``expected_usd`` of the decisions and
+    ``ceiling_usd`` of the best play are not stored: they are computed where the decisions are at hand, and None elsewhere.
     """
 
     snapshot: str
@@ -118,6 +118,7 @@ class MarketResult:
     predictions_right: int
     equity_usd: Sequence[float]
     refused: int = 0
+    staked_usd: float = 0.0
     expected_usd: float | None = None
     ceiling_usd: float | None = None
 
@@ -174,7 +175,8 @@ def write_results(
     """Store results and commit; results already stored stay unchanged."""
     rows = [
         [model, identity, markets[r.snapshot], now, r.snapshot, r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
-         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused]
+         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused,
+         r.staked_usd]
         for r in results
     ]  # fmt: skip
     with own_transaction(connection), connection.cursor() as cursor:
@@ -228,9 +230,11 @@ def write_release(
 
 
 def _result(row: Sequence[Any]) -> MarketResult:
-    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity, refused = row
+    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity, refused, staked = row
     actions = {"buy": buys, "sell": sells, "hold": holds}
-    return MarketResult(snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity), refused)
+    return MarketResult(
+        snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity), refused, staked
+    )
 
 
 _IDENTITIES = """

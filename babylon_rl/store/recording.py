@@ -16,7 +16,7 @@ class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     """Facts that an hour's market and its players' accounts follow from, beside the seed.
 
     ``agents`` is the number that the market was made for, ``start_prices`` are by company, and ``seats`` are the players, in order, each
-    with the dollars that it began with.
+    with the dollars that it began with. ``game`` is the name of what they played.
     """
 
     edition: str
@@ -25,6 +25,7 @@ class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     question_numbers: tuple[int, ...]
     start_prices: dict[str, float]
     seats: tuple[tuple[str, float], ...]
+    game: str = "one-tick"
 
 
 def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
@@ -185,6 +186,13 @@ def edition_of(connection: Connection, seed: int) -> str | None:
         WHERE seed = %s AND "ownMarket" ORDER BY "window" DESC LIMIT 1
         """,
         (seed,),
+    )
+
+
+def simulated_games(connection: Connection) -> dict[str, str]:
+    """Return the name of the game that was played in each simulated hour, by window."""
+    return dict(
+        connection.execute("""SELECT "window", coalesce("source" ->> 'game', 'one-tick') FROM babylon_rl.simulated_hours""").fetchall()
     )
 
 

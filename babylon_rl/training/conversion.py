@@ -53,7 +53,8 @@ class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
     ``per_episode`` is the number of sequences of each (window, agent id). Of ``replayed`` hours ``answer_groups`` train, and nothing else;
-    ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers.
+    ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers. ``own_trades`` and ``own_pnl_usd`` are trades and P&L
+    of the agents whose calls no script wrote.
     """
 
     sequences: Sequence[TrainSequence]
@@ -64,6 +65,8 @@ class Conversion:
     replayed: frozenset[str] = frozenset()
     answer_groups: int = 0
     not_replayed: Mapping[str, int] = field(default_factory=dict)
+    own_trades: int = 0
+    own_pnl_usd: float = 0.0
 
 
 def convert(
@@ -86,6 +89,7 @@ def convert(
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
+    own_trades, own_pnl_usd = 0, 0.0
     # Outcomes are read once per chunk of windows, texts in smaller portions.
     replayed: dict[str, AnswersByCall] = {}
     not_replayed: Counter[str] = Counter()
@@ -103,6 +107,9 @@ def convert(
                 for episode in group:
                     # Popped, so that texts are let go one after the other. A row that moved to another hour since the freeze is not read.
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
+                    asked = [row for row in trajectories if any(not call.scripted for call in row.sequences)]
+                    own_trades += sum(row.trades for row in asked)
+                    own_pnl_usd += sum(row.delta for row in asked)
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     if window in groups:
@@ -118,7 +125,10 @@ def convert(
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
     number = sum(len(own) for own in replayed.values())
-    return Conversion(everything, by_window, per_episode, dict(+left_out), dict(staleness), frozenset(replayed), number, dict(not_replayed))
+    return Conversion(
+        everything, by_window, per_episode, dict(+left_out), dict(staleness), frozenset(replayed), number, dict(not_replayed),
+        own_trades, own_pnl_usd,
+    )  # fmt: skip
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -250,6 +260,8 @@ def preflight_document(
         "answerGroups": conversion.answer_groups,
         "answers": sum(grouped for *_, grouped in shown),
         "notReplayed": dict(conversion.not_replayed),
+        "ownTrades": conversion.own_trades,
+        "ownTradePnl": conversion.own_pnl_usd / conversion.own_trades if conversion.own_trades else None,
         "leftOut": dict(conversion.left_out),
         "stalenessVersions": dict(conversion.staleness),
         "trainableTokens": plan.trainable_tokens,

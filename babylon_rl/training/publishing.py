@@ -33,6 +33,7 @@ from babylon_rl.models.checkpoint_store import (
 from babylon_rl.models.checkpoints import (
     FREE_TEXT,
     MANIFEST,
+    UNKNOWN,
     BaseIdentity,
     Manifest,
     batch_named_in,
@@ -79,7 +80,6 @@ from babylon_rl.versions import content_version
 _LOG = logging.getLogger(__name__)
 
 STAGING = "publish"
-UNKNOWN = "not recorded"
 
 
 def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | None = None) -> Path:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.play import Player, benchmark_results
-from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.games import GAMES, ONE_TICK_GAME, POSITIONS, Game
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.conftest import MakeVersion
@@ -27,23 +27,24 @@ def test_base_and_versions_are_served_when_something_is_missing_and_known_by_the
     make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": always_buy}) as served:
         for starts in (1, 1):  # the second time everything is known, and no server starts
-            with players_named(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as players:
+            with players_named(["base", "v1.0.0", "nothing"], here, ONE_TICK_GAME, serving=served.serving) as players:
                 runs = benchmark_results(players, small_markets(1), tmp_path / "r")
             assert [result.agent_id for result in runs.results] == ["base", "v1.0.0", "nothing"] and served.starts == starts
         assert [result.role for result in runs.results] == ["model", "model", "strategy"] and served.asked == {"base": 12, "v1.0.0": 12}
     assert len({player.identity for player in players}) == 3
 
 
-def test_a_mandate_a_prompt_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
-    def identity(mandate: Mandate = "one-tick", prompt: str | None = None, temperature: float = 0.0) -> str:
-        with players_named(["m=http://127.0.0.1:9/v1"], here, mandate, prompt=prompt, temperature=temperature) as (one,):
+def test_a_game_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
+    def identity(game: Game = ONE_TICK_GAME, temperature: float = 0.0) -> str:
+        with players_named(["m=http://127.0.0.1:9/v1"], here, game, temperature=temperature) as (one,):
             assert isinstance(one, Player) and one.name == "m"
             return one.identity
 
-    found = [identity(), identity("free"), identity(prompt="trader-v2"), identity(temperature=1.0)]
-    assert len(set(found)) == 4 and identity() == found[0]
+    found = [*map(identity, GAMES.values()), identity(temperature=1.0)]
+    assert len(set(found)) == 5 and identity() == found[0]
 
 
 def test_nobody_of_that_name_is_a_sentence(here: Settings) -> None:
-    with pytest.raises(UsageError, match=r"no version or agent 'v9.9.9': .* base is always there"), players_named(["v9.9.9"], here, "free"):
+    nobody = players_named(["v9.9.9"], here, POSITIONS)
+    with pytest.raises(UsageError, match=r"no version or agent 'v9.9.9': .* base is always there"), nobody:
         pass

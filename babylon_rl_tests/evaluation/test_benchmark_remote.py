@@ -12,6 +12,7 @@ from babylon_rl.evaluation.benchmark import ModelSource, evaluate_batch, gate_ro
 from babylon_rl.evaluation.leaderboard import leaderboard
 from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.training.backends.protocol import ModelAddress
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
@@ -111,7 +112,7 @@ def test_benchmark_run_asks_it_there_too(make_version, settings, database, tmp_p
     with endpoint(**{"v1.0.0@service": hold}) as service, endpoint() as here:
         make_version("v1.0.0", base_model=BASE, service=service.url)
         chosen = keyed(settings, service).model_copy(update={"database_url": SecretStr(database.url)})
-        with players_named(["v1.0.0"], chosen, "one-tick", serving=here.serving) as players:
+        with players_named(["v1.0.0"], chosen, ONE_TICK_GAME, serving=here.serving) as players:
             runs = benchmark_results(players, small_markets(1), tmp_path / "r")
     assert [result.agent_id for result in runs.results] == ["v1.0.0"]
     assert service.asked == {"v1.0.0@service": 12} and here.starts == 0

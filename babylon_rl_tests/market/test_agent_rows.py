@@ -11,6 +11,7 @@ import pytest
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.game_rows import Ids, recordings
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.record import Turn
@@ -28,7 +29,7 @@ EARLIER = {"balanced": -250.0}
 
 def run_of(ticks: int = 12, **changes: Any) -> Run:
     scenario = opening(make_scenario(), ticks)
-    return play(scenario, {name: factory(name, scenario) for name in STRATEGIES}, script_prompts="trader-v1", **changes)
+    return play(scenario, {name: factory(name, scenario) for name in STRATEGIES}, game=ONE_TICK_GAME, **changes)
 
 
 def rows_of(run: Run) -> list[tuple[str, Turn, Recording]]:

@@ -15,8 +15,9 @@ from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairR
 from babylon_rl.evaluation.gate import BASE, NOTHING, STRATEGY, RunKey
 from babylon_rl.evaluation.html_report.runs import chosen, run_view
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
-from babylon_rl.evaluation.report import AGENTS, MARKET_FIT, NEWS_READER, NOTHING_WORDS, ON_PAGE, READER_WORDS, Rival, standing_words
+from babylon_rl.evaluation.report import AGENTS, MARKET_FIT, NOTHING_WORDS, ON_PAGE, READER_WORDS, Rival, standing_words
 from babylon_rl.evaluation.results import SEEN, Result
+from babylon_rl.evaluation.stakes import NEWS_READER
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import dollars, duration, moment, plural

@@ -82,6 +82,12 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
         return {"buy": 1, "sell": -1, "hold": 0}[self.action]
 
 
+class SizedChoice(Choice, frozen=True, omit_defaults=True):
+    """A choice with its stake in dollars, None for hold."""
+
+    usd: int | None = None
+
+
 HOLDING = Choice("hold")
 
 

@@ -11,11 +11,10 @@ import hashlib
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
-from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Decision, Mandate, order
+from babylon_rl.market.simulation.agents import AgentFactory, Decision, Mandate
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
-
-MAX_TOKENS = {"one-tick": 48, "free": 96}
 
 
 def request_seed(*parts: object) -> int:
@@ -27,12 +26,8 @@ class ModelAgent:
     """One seat whose decisions come from ``client``'s model.
 
     Args:
-        mandate: ``one-tick`` asks for buy, sell or hold with a fixed stake, as policies are trained; ``free`` for actions in full.
-        prompt_version: ``trader-v1`` or ``trader-v2``; a checkpoint is asked as it was trained.
+        game: its prompt and the schema of its answers; a checkpoint is asked as it was trained.
         name: in reports; the model's by default.
-
-    Raises:
-        MarketError: no such prompt, or one without words for the mandate.
     """
 
     def __init__(
@@ -41,21 +36,18 @@ class ModelAgent:
         agent_id: str,
         seed: int | str,
         *,
-        mandate: Mandate = ONE_TICK,
-        prompt_version: str = prompting.TRADER_V1,
-        stake_usd: float = STAKE_USD,
+        game: Game = ONE_TICK_GAME,
         temperature: float = 1.0,
         max_tokens: int | None = None,
         name: str | None = None,
     ) -> None:
         self.name = name if name is not None else client.model
-        self.mandate: Mandate = mandate
+        self.mandate: Mandate = game.mandate
         self._client = client
         self._seed = f"{seed}/{agent_id}"
-        self._version = prompting.checked_version(prompt_version, mandate)
-        self._stake_usd = stake_usd
+        self._game = game
         self._temperature = temperature
-        self._max_tokens = max_tokens if max_tokens is not None else MAX_TOKENS[mandate]
+        self._max_tokens = max_tokens if max_tokens is not None else game.max_tokens
 
     def decide(self, seen: Observation) -> Action | Invalid:
         """The model's decision."""
@@ -67,41 +59,30 @@ class ModelAgent:
         Raises:
             ModelUnavailable: the endpoint stays down, or answers something else than a chat completion.
         """
-        one_tick = self.mandate == ONE_TICK
-        schema = prompting.choice_format(seen) if one_tick else prompting.action_format(seen)
-        messages = prompting.messages(seen, self._version, self.mandate)
+        messages, schema = prompting.request(seen, self._game)
         # the prompt is part of the seed: otherwise every market would draw the same numbers at the same tick
         seed = request_seed(self._seed, seen.tick, messages[-1]["content"])
         answer = self._client.complete_now(
             messages, response_format=schema, temperature=self._temperature, seed=seed, max_tokens=self._max_tokens
         )
         call = Call(
-            answer.model, messages, answer.text, self._version, schema, answer.logprobs, answer.latency_ms, answer.prompt_tokens,
-            answer.completion_tokens, self._temperature, self._max_tokens, answer.finish_reason,
+            answer.model, messages, answer.text, self._game.prompt_version, schema, answer.logprobs, answer.latency_ms,
+            answer.prompt_tokens, answer.completion_tokens, self._temperature, self._max_tokens, answer.finish_reason,
         )  # fmt: skip
-        if not one_tick:
-            return Decision(prompting.parse_full(answer.text, seen), call)
-        choice = prompting.parse_choice(answer.text, seen)
-        return Decision(choice if isinstance(choice, Invalid) else order(choice, seen, self._stake_usd), call)
+        return Decision(prompting.ordered(answer.text, seen, self._game), call)
 
 
 def model_agent(
     client: ChatClient,
     *,
-    mandate: Mandate = ONE_TICK,
-    prompt_version: str = prompting.TRADER_V1,
-    stake_usd: float = STAKE_USD,
+    game: Game = ONE_TICK_GAME,
     temperature: float = 1.0,
     max_tokens: int | None = None,
     name: str | None = None,
 ) -> AgentFactory:
-    """A factory of `ModelAgent`s; wrong arguments raise here, not in the middle of a run. Raises MarketError: as ``ModelAgent``."""
-    prompting.checked_version(prompt_version, mandate)
+    """A factory of `ModelAgent`s."""
 
     def make(agent_id: str, seed: int | str) -> ModelAgent:
-        return ModelAgent(
-            client, agent_id, seed, mandate=mandate, prompt_version=prompt_version, stake_usd=stake_usd, temperature=temperature,
-            max_tokens=max_tokens, name=name,
-        )  # fmt: skip
+        return ModelAgent(client, agent_id, seed, game=game, temperature=temperature, max_tokens=max_tokens, name=name)
 
     return make

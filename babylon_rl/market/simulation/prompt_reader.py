@@ -14,9 +14,10 @@ from babylon_rl.market.simulation.actions import Action, BuyPrediction, Invalid,
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Mandate, choose, order, question_profit, stock_profit
 from babylon_rl.market.simulation.arithmetic import exp, log
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel
+from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS
 from babylon_rl.market.simulation.news_reader import Beliefs
 from babylon_rl.market.simulation.observation import Headline, Heard, Observation
-from babylon_rl.market.simulation.prompting import POSTS_SHOWN, TRADER_V1, TRADER_V2
+from babylon_rl.market.simulation.prompting import POSTS_SHOWN
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
@@ -39,9 +40,9 @@ class Ceiling(msgspec.Struct, frozen=True):
 
 BY_PROMPT = Ceiling("best-by-prompt", 0)
 WITH_POSTS = Ceiling("best-with-posts", POSTS_SHOWN)
-WITH_AMOUNTS = Ceiling("best-with-amounts", POSTS_SHOWN, (500.0, 1500.0, 5000.0))
+WITH_AMOUNTS = Ceiling("best-with-amounts", POSTS_SHOWN, tuple(map(float, AMOUNTS.amounts)))
 CEILINGS = {ceiling.name: ceiling for ceiling in (BY_PROMPT, WITH_POSTS, WITH_AMOUNTS)}
-CEILING_OF_PROMPT = {TRADER_V1: BY_PROMPT, TRADER_V2: WITH_POSTS}
+CEILING_OF_GAME = {ONE_TICK_GAME.name: BY_PROMPT, POSTS.name: WITH_POSTS, AMOUNTS.name: WITH_AMOUNTS}
 
 
 class _Shown(Beliefs):

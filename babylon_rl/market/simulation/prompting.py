@@ -4,8 +4,8 @@ Versions are files in babylon_rl/market/prompts; what a version's placeholders h
 on it. ``trader-v1`` shows markets, news and the last profit; ``trader-v2`` also positions, posts, memory and questions' time left.
 
 Servers with grammars accept the schemas. Under the one-tick mandate an answer is buy, sell or hold of a market by the name that it is shown
-under: {"action": "buy", "market": "Bluff Social"}. Under the free mandate it is an action in full, with amounts from a short list, and only
-what is held can be closed.
+under: {"action": "buy", "market": "Bluff Social"}; in a game with amounts it also names its stake: {..., "usd": 1500}. Under the free
+mandate it is an action in full, with amounts from a short list, and only what is held can be closed.
 """
 
 import json
@@ -18,12 +18,12 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.errors import MarketError
-from babylon_rl.market.simulation.actions import Action, Hold, Invalid, encode_action, parse_action, unfenced
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Choice, Mandate
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, parse_action, unfenced
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, TRADER_V2, Game
 from babylon_rl.market.simulation.ledger import QuestionQuote, Refusal
 from babylon_rl.market.simulation.observation import Heard, Held, Observation
-from babylon_rl.market.simulation.record import Call, Remembered
+from babylon_rl.market.simulation.record import HOLD, Call, Remembered
 
 USD_STEPS = (100, 250, 500, 1000, 2500)
 LEVERAGES = (1, 2, 5)
@@ -31,6 +31,7 @@ SHARES = (0.5, 1)
 SHOWN_CHARACTERS = 40
 
 _choices: msgspec.json.Decoder[Choice] = msgspec.json.Decoder(Choice)
+_sized: msgspec.json.Decoder[SizedChoice] = msgspec.json.Decoder(SizedChoice)
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
@@ -46,23 +47,19 @@ def _labels(stocks: tuple[tuple[str, str], ...], questions: tuple[str, ...]) -> 
     return found | {market: market for market in questions}
 
 
-def format_name(mandate: Mandate) -> str:
-    """Name of the schemas of a mandate's answers."""
-    return "trade" if mandate == ONE_TICK else "action"
-
-
-def choice_format(seen: Observation) -> dict[str, Any]:
+def choice_format(seen: Observation, game: Game = ONE_TICK_GAME) -> dict[str, Any]:
     """The schema of a choice, as OpenAI's ``response_format``. It covers all that can be traded now, and must not be changed in place."""
-    return format_of(tuple(labels(seen)))
+    return format_of(tuple(labels(seen)), game)
 
 
 @lru_cache(maxsize=256)
-def format_of(markets: tuple[str, ...]) -> dict[str, Any]:
+def format_of(markets: tuple[str, ...], game: Game = ONE_TICK_GAME) -> dict[str, Any]:
     """The same over markets by the names they are shown under."""
     forms = [_form({"action": {"const": "hold"}})]
     if markets:
-        forms.insert(0, _form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}}))
-    return _format(format_name(ONE_TICK), forms)
+        usd = {"usd": {"enum": list(game.amounts)}} if game.amounts else {}
+        forms.insert(0, _form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | usd))
+    return _format(game.grammar, forms)
 
 
 def choice_text(choice: Choice, seen: Observation) -> str:
@@ -70,14 +67,15 @@ def choice_text(choice: Choice, seen: Observation) -> str:
     if choice.market is None:
         return json.dumps({"action": choice.action})
     named = {market: label for label, market in labels(seen).items()}
-    return json.dumps({"action": choice.action, "market": named[choice.market]})
+    usd = {"usd": choice.usd} if isinstance(choice, SizedChoice) else {}
+    return json.dumps({"action": choice.action, "market": named[choice.market], **usd})
 
 
-def parse_choice(text: str, seen: Observation) -> Choice | Invalid:
+def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Choice | Invalid:
     """Read an answer, alone or in a code fence. An answer outside the schema is ``Invalid`` with the reason. Never raises."""
     body = unfenced(text)
     try:
-        choice = _choices.decode(body)
+        choice = _sized.decode(body) if game.amounts else _choices.decode(body)
     except msgspec.ValidationError:
         return Invalid(_why_no_choice(body))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -87,7 +85,11 @@ def parse_choice(text: str, seen: Observation) -> Choice | Invalid:
     known = labels(seen)
     if choice.market not in known:
         return Invalid(f"unknown market {str(choice.market)[:SHOWN_CHARACTERS]!r}")
-    return Choice(choice.action, known[choice.market])
+    if not isinstance(choice, SizedChoice):
+        return Choice(choice.action, known[choice.market])
+    if choice.usd not in game.amounts:
+        return Invalid(f"an amount other than {', '.join(map(str, game.amounts))}")
+    return SizedChoice(choice.action, known[choice.market], choice.usd)
 
 
 def _why_no_choice(body: str) -> str:
@@ -96,17 +98,42 @@ def _why_no_choice(body: str) -> str:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return f"not JSON: {error}"
     if isinstance(answer, dict) and answer.get("action") in ("buy", "sell", "hold"):
+        if isinstance(answer.get("market"), str):
+            return "an amount that is no whole number"
         return f"unknown market {str(answer.get('market'))[:SHOWN_CHARACTERS]!r}"
     return "no action among buy, sell, hold"
 
 
 def action_format(seen: Observation) -> dict[str, Any]:
     """The finite schema of an action in full. Amounts that the balance covers, sales of held positions."""
-    amounts = tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
     held = tuple((position.market, position.side) for position in seen.positions)
     return _action_format(
-        tuple(stock.ticker for stock in seen.stocks), tuple(question.market for question in seen.questions), amounts, held
+        tuple(stock.ticker for stock in seen.stocks), tuple(question.market for question in seen.questions), _covered(seen), held
     )
+
+
+def _covered(seen: Observation) -> tuple[int, ...]:
+    """The amounts of an action in full that the balance covers."""
+    return tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
+
+
+def on_menu(action: Action, seen: Observation) -> Action:
+    """The opening order with the nearest amount and leverage of ``action_format``; hold where the balance covers none."""
+    if not isinstance(action, OpenPerp | BuyPrediction):
+        return action
+    covered = _covered(seen)
+    if not covered:
+        return HOLD
+    usd = min(covered, key=lambda step: abs(step - action.usd))
+    if isinstance(action, BuyPrediction):
+        return BuyPrediction(action.market, action.side, usd)
+    return OpenPerp(action.ticker, action.side, usd, min(LEVERAGES, key=lambda times: abs(times - action.leverage)))
+
+
+def action_text(action: Action) -> str:
+    """An action as the text that the grammar of ``action_format`` serves. Whole numbers have no decimal point."""
+    fields = msgspec.to_builtins(action)
+    return json.dumps({name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in fields.items()})
 
 
 @lru_cache(maxsize=256)
@@ -127,7 +154,7 @@ def _action_format(
     if amounts and tickers:
         opened = {"ticker": {"enum": list(tickers)}, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": {"enum": list(LEVERAGES)}}
         forms.append(_form({"action": {"const": "open_perp"}, **opened}))
-    return _format(format_name(FREE), forms)
+    return _format("action", forms)
 
 
 def parse_full(text: str, seen: Observation) -> Action | Invalid:
@@ -143,22 +170,11 @@ def _format(name: str, forms: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": {"anyOf": forms}}}
 
 
-TRADER_V1 = "trader-v1"
-TRADER_V2 = "trader-v2"
 VERSIONS = (TRADER_V1, TRADER_V2)
 POSTS_SHOWN = 2
 DECISIONS_SHOWN = 2
 
 _FOLDER = Path(__file__).parent.parent / "prompts"
-
-
-def checked_version(version: str, mandate: Mandate) -> str:
-    """The version itself. Raises MarketError: there is none of that name, or it has no words for that mandate."""
-    if version not in VERSIONS:
-        raise MarketError(f"There is no prompt {version!r}; there are {', '.join(VERSIONS)}.")
-    if version == TRADER_V1 and mandate != ONE_TICK:
-        raise MarketError(f"{TRADER_V1} asks for orders that last one tick; positions that last need {TRADER_V2}.")
-    return version
 
 
 def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str, str]]:
@@ -199,23 +215,51 @@ def _user_pattern(version: str) -> re.Pattern[str]:
     return re.compile("".join(re.escape(words) + (f"(?:{places.get(name, line)})" if name else "") for words, name, *_ in parts))
 
 
-def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:
-    """The request and the answer that a script would have had. Its amounts are its own, so under the free mandate no schema is named."""
+def request(seen: Observation, game: Game) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The messages of a decision in a game, and the schema of its answer."""
+    schema = choice_format(seen, game) if game.mandate == ONE_TICK else action_format(seen)
+    return messages(seen, game.prompt_version, game.mandate), schema
+
+
+def ordered(text: str, seen: Observation, game: Game) -> Action | Invalid:
+    """The order of an answer in a game; ``Invalid`` with the reason for one that cannot be used. Never raises."""
+    if game.mandate == FREE:
+        return parse_full(text, seen)
+    choice = parse_choice(text, seen, game)
+    if isinstance(choice, Invalid):
+        return choice
+    return order(choice, seen, (choice.usd if isinstance(choice, SizedChoice) else None) or STAKE_USD)
+
+
+def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: Game) -> Call:
+    """The request and the answer that a script would have had. An order that is not on the game's menu is served under no schema."""
+    asked, schema = request(seen, game)
+    legal = game.mandate == ONE_TICK or (not isinstance(action, Invalid) and on_menu(action, seen) == action)
+    text = _scripted_text(action, seen, game)
+    return Call(f"scripted/{name}", asked, text, game.prompt_version, schema if legal else None, max_tokens=game.max_tokens)
+
+
+def _scripted_text(action: Action | Invalid, seen: Observation, game: Game) -> str:
     if isinstance(action, Invalid):
-        text = action.reason
-    else:
-        text = choice_text(choice_of(action), seen) if mandate == ONE_TICK else encode_action(action)
-    schema = choice_format(seen) if mandate == ONE_TICK else None
-    return Call(f"scripted/{name}", messages(seen, version, mandate), text, version, schema)
+        return action.reason
+    return action_text(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
 
 
-def choice_of(action: Action) -> Choice:
-    """The choice that an opening order stands for; hold for anything else."""
+def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
+    """The choice that an opening order stands for, in a game with amounts its stake too; hold for anything else."""
     side = getattr(action, "side", "")
     if isinstance(action, Hold) or side not in ("long", "short", "yes", "no") or not hasattr(action, "usd"):
         return Choice("hold")
     market = getattr(action, "ticker", None) or getattr(action, "market", None)
-    return Choice("buy" if side in ("long", "yes") else "sell", market)
+    choice = Choice("buy" if side in ("long", "yes") else "sell", market)
+    return SizedChoice(choice.action, market, round(stake_usd(action))) if game.amounts else choice
+
+
+def stake_usd(action: Action) -> float:
+    """The stake that opens such a position: dollars times leverage, of a question before ``QUESTION_STAKE``; 0 for no opening order."""
+    if isinstance(action, OpenPerp):
+        return action.usd * action.leverage
+    return action.usd / QUESTION_STAKE if isinstance(action, BuyPrediction) else 0.0
 
 
 @cache

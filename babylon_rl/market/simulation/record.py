@@ -54,6 +54,7 @@ class Turn(msgspec.Struct, frozen=True):
         balance, equity: dollars when the agent decided; equity_after: when its next decision was due, or at the end.
         latency_ms: how long the decision took; call: the request behind it, None for an agent that asks nobody.
         closed: what the mandate closed for the agent before its next decision.
+        held: how many positions were open when the agent decided.
     """
 
     tick: int
@@ -65,17 +66,18 @@ class Turn(msgspec.Struct, frozen=True):
     latency_ms: float
     call: Call | None
     closed: tuple[Fill, ...]
+    held: int = 0
 
 
 class AgentRecord:
     """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions.
 
-    ``balance`` and ``equity`` at moments, one more. ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did
-    to positions, in order.
+    ``balance``, ``equity`` and ``held``, the number of open positions, are at moments, one more. ``calls`` are by tick; ``closed`` is what
+    the mandate closed, ``settled`` what time did to positions, in order.
     """
 
     __slots__ = (
-        "account", "actions", "agent_id", "balance", "calls", "closed", "equity", "last_profit", "latency_ms", "mandate", "name",
+        "account", "actions", "agent_id", "balance", "calls", "closed", "equity", "held", "last_profit", "latency_ms", "mandate", "name",
         "outcomes", "settled",
     )  # fmt: skip
 
@@ -90,6 +92,7 @@ class AgentRecord:
         self.closed: dict[int, list[Fill]] = {}
         self.settled: list[Settlement] = []
         self.balance, self.equity, self.latency_ms = array("d"), array("d"), array("d")
+        self.held = array("I")
         self.last_profit: float | None = None
 
     def acted(self, action: Action, outcome: Outcome) -> None:
@@ -135,7 +138,7 @@ class AgentRecord:
         closed = tuple(self.closed.get(tick, ()))
         return Turn(
             tick, self.actions[tick], self.outcomes[tick], self.balance[tick], self.equity[tick], self.equity[tick + 1],
-            self.latency_ms[tick], self.calls.get(tick), closed,
+            self.latency_ms[tick], self.calls.get(tick), closed, self.held[tick],
         )  # fmt: skip
 
     def remembered(self, since: int, until: int) -> tuple[Remembered, ...]:

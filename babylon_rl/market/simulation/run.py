@@ -13,13 +13,14 @@ from contextlib import ExitStack
 
 import msgspec
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import MarketError, ModelUnavailable
 from babylon_rl.market.simulation import orders, prompting
 from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, SellPrediction, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, AskingAgent, Decision, mandate_of
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation, observe
 from babylon_rl.market.simulation.record import HOLD, AgentRecord
@@ -75,7 +76,7 @@ def play(
     model: MarketModel | None = None,
     start_balance: float | Mapping[str, float] = START_BALANCE,
     on_tick: OnTick | None = None,
-    script_prompts: str | None = None,
+    game: Game | None = None,
     clock: Clock = time.perf_counter,
 ) -> Run:
     """Play a scenario to its end.
@@ -85,18 +86,18 @@ def play(
         seed: of the agents and of the order of fills; the scenario's bytes are mixed in, so that no two markets share their luck.
         start_balance: dollars for each, or by agent id.
         on_tick: called after each tick with the ticks played and all there are; what it raises ends the run.
-        script_prompts: a prompt version; agents that ask nobody leave what they would have been asked as calls.
+        game: agents that ask nobody leave what they would have been asked in it as calls.
         clock: seconds, for latencies.
 
     Returns:
         The run. An endpoint that stays down ends it early, with what was played before; ``stopped`` says so.
 
     Raises:
-        MarketError: a start balance that is missing or below zero, or no such prompt version.
+        MarketError: a start balance that is missing or below zero, or an agent of another mandate than the game's.
     """
     exchange = Exchange(scenario, list(agents), start_balance, model)
     luck = f"{seed}/{scenario.digest[:16]}"
-    seats = [Seat(make(agent_id, luck), agent_id, exchange, script_prompts) for agent_id, make in agents.items()]
+    seats = [Seat(make(agent_id, luck), agent_id, exchange, game) for agent_id, make in agents.items()]
     run = Run(scenario, seed, exchange, {seat.record.agent_id: seat.record for seat in seats})
     newsroom, order_of_fills = Newsroom(scenario), stream(luck, "order of fills")
     with ExitStack() as stack:
@@ -169,20 +170,22 @@ class Seat:
     ``advance``, the record's ``settle`` and ``keep_mandate``, and ``look`` once more at the end.
     """
 
-    def __init__(self, agent: Agent, agent_id: str, exchange: Exchange, script_prompts: str | None = None) -> None:
+    def __init__(self, agent: Agent, agent_id: str, exchange: Exchange, game: Game | None = None) -> None:
         mandate = mandate_of(agent)
         self.agent = agent
         self.asks = isinstance(agent, AskingAgent)
         self.record = AgentRecord(agent_id, agent.name, mandate, exchange.accounts[agent_id])
         self._mandate = mandate
-        wanted = script_prompts is not None and not self.asks
-        self._prompts = prompting.checked_version(script_prompts, mandate) if wanted and script_prompts is not None else None
+        if game is not None and game.mandate != mandate:
+            raise MarketError(f"{agent.name} trades under the {mandate} mandate; the game {game.name} is played under {game.mandate}.")
+        self._game = None if self.asks else game
 
     def look(self, exchange: Exchange, newsroom: Newsroom) -> Observation:
         """The agent's present view; its money goes on record."""
         seen = observe(exchange, newsroom, self.record)
         self.record.balance.append(seen.balance)
         self.record.equity.append(seen.equity)
+        self.record.held.append(self.record.account.open_positions)
         return seen
 
     def decide(self, seen: Observation, clock: Clock) -> Timed:
@@ -199,8 +202,8 @@ class Seat:
         record, call = self.record, timed.answer.call
         record.latency_ms.append(timed.latency_ms)
         action = _understood(timed.answer.action)
-        if self._prompts is not None:
-            call = prompting.scripted_call(record.name, seen, action, self._prompts, self._mandate)
+        if self._game is not None:
+            call = prompting.scripted_call(record.name, seen, action, self._game)
         if call is not None:
             record.calls[exchange.tick] = call
         if isinstance(action, Invalid):

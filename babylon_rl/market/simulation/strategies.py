@@ -11,6 +11,7 @@ from random import Random
 import msgspec
 
 from babylon_rl.errors import MarketError
+from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import (
     FREE,
     HOLDING,
@@ -29,10 +30,12 @@ from babylon_rl.market.simulation.agents import (
 )
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.news_reader import NewsReader, NewsTrader
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.oracle import Oracle, SwingOracle
+from babylon_rl.market.simulation.oracle import SWING_LEVERAGE, Oracle, SwingOracle
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, PromptReader
+from babylon_rl.market.simulation.prompting import on_menu
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
@@ -165,6 +168,37 @@ def factory(
         return PositionTrader(Scripted(name, agent_id, seed), msgspec.structs.replace(STYLES[name], stake_usd=stake))
 
     return make
+
+
+class _OnTheMenu:
+    """An agent whose orders are the nearest ones of the menu of an action in full."""
+
+    mandate: Mandate = FREE
+
+    def __init__(self, agent: Agent) -> None:
+        self.name, self._agent = agent.name, agent
+
+    def decide(self, seen: Observation) -> Action | Invalid:
+        """The nearest order that an answer could name."""
+        action = self._agent.decide(seen)
+        return action if isinstance(action, Invalid) else on_menu(action, seen)
+
+
+def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = None) -> AgentFactory:
+    """The factory of a strategy in a game, such that an answer of the game can name each of its orders.
+
+    Args:
+        stake_usd: dollars of an order, times leverage. By default the strategy's own, in a game with amounts the usual stake.
+
+    Raises:
+        MarketError: there is no agent of that name.
+    """
+    if game.mandate == ONE_TICK:
+        return factory(name, scenario, stake_usd=STAKE_USD if game.amounts and stake_usd is None else stake_usd)
+    # A margin times the strategy's leverage is its stake; the news reader divides by its leverage itself.
+    times = 1.0 if stake_usd is None or name == "news-reader" else STYLES[name].leverage if name in STYLES else SWING_LEVERAGE
+    own = factory(name, scenario, game.mandate, stake_usd=None if stake_usd is None else stake_usd / times)
+    return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
 
 
 def _strategy(name: str, scenario: Scenario, model: MarketModel, stake_usd: float, agent_id: str, seed: int | str) -> Strategy:

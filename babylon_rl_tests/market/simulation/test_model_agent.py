@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.errors import MarketError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, OpenPerp
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
+from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import GAMES, POSITIONS, Game
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent, request_seed
 from babylon_rl.market.simulation.prompting import messages
@@ -70,12 +70,12 @@ def test_answers_become_orders_of_a_fixed_stake_that_last_one_tick() -> None:
         '{"action": "sell", "market": "Q1"}',
         '```json\n{"action": "buy", "market": "Q2"}\n```',
     )
-    run, _ = asked(saying(*answers), scenario=make_market(), stake_usd=1000.0)
+    run, _ = asked(saying(*answers), scenario=make_market())
     record = run.records["agent-0"]
     assert record.actions[:4] == [
-        OpenPerp(STOCK, "long", 1000.0),
-        BuyPrediction(MARKET, "no", 350.0),
-        BuyPrediction("Q2", "yes", 350.0),
+        OpenPerp(STOCK, "long", 1500.0),
+        BuyPrediction(MARKET, "no", 525.0),
+        BuyPrediction("Q2", "yes", 525.0),
         Hold(),
     ]
     assert [len(record.turn(tick).closed) for tick in range(4)] == [1, 1, 1, 0] and not record.invalid
@@ -86,10 +86,10 @@ def test_answers_become_orders_of_a_fixed_stake_that_last_one_tick() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mandate", [ONE_TICK, FREE])
-def test_the_same_seed_asks_the_same_and_every_answer_of_the_grammar_is_an_action(mandate: Mandate) -> None:
+@pytest.mark.parametrize("game", GAMES.values(), ids=lambda game: game.name)
+def test_the_same_seed_asks_the_same_and_every_answer_of_the_grammar_is_an_action(game: Game) -> None:
     scenario = generate(preset("quick", seed=4))
-    runs = [asked(agents=2, scenario=scenario, mandate=mandate, prompt_version="trader-v2", seed=seed)[0] for seed in (0, 0, 1)]
+    runs = [asked(agents=2, scenario=scenario, game=game, seed=seed)[0] for seed in (0, 0, 1)]
     assert encode_run(runs[0]) == encode_run(runs[1]) != encode_run(runs[2])
     for record in runs[0].records.values():
         assert not record.invalid and set(record.refused) <= {"opposite_side"} and record.account.trades > 5
@@ -98,7 +98,7 @@ def test_the_same_seed_asks_the_same_and_every_answer_of_the_grammar_is_an_actio
 
 def test_the_grammar_offers_what_can_be_done() -> None:
     opened = '{"action":"open_perp","ticker":"ACME","side":"long","usd":2500,"leverage":2}'
-    run, endpoint = asked(saying(opened), scenario=make_market(), mandate=FREE, prompt_version="trader-v2")
+    run, endpoint = asked(saying(opened), scenario=make_market(), game=POSITIONS)
     texts = [language(request["response_format"]["json_schema"]["schema"]) for request in endpoint.seen]
     assert not any("close_perp" in text for text in texts[0])
     assert json.dumps({"action": "close_perp", "ticker": "ACME", "share": 0.5}) in texts[1]
@@ -159,15 +159,13 @@ def test_an_invalid_answer_costs_its_turn_and_says_why(answer: str, reason: str)
     ],
 )
 def test_an_invalid_action_in_full_costs_its_turn_too(answer: str, reason: str) -> None:
-    run, _ = asked(saying(answer), scenario=make_market(), mandate=FREE, prompt_version="trader-v2")
+    run, _ = asked(saying(answer), scenario=make_market(), game=POSITIONS)
     ((said, times),) = run.records["agent-0"].invalid.items()
     assert reason in said and times == 1 and len(said) < 300 and run.complete
 
 
 def test_a_refused_order_is_told_in_the_next_prompt() -> None:
-    run, endpoint = asked(
-        saying('{"action":"close_perp","ticker":"ACME"}', "hm"), scenario=make_market(), mandate=FREE, prompt_version="trader-v2"
-    )
+    run, endpoint = asked(saying('{"action":"close_perp","ticker":"ACME"}', "hm"), scenario=make_market(), game=POSITIONS)
     assert run.records["agent-0"].refused == {"nothing_to_close": 1}
     assert endpoint.seen[1]["messages"][1]["content"].endswith("last refused")
     assert endpoint.seen[2]["messages"][1]["content"].endswith("last refused; invalid")
@@ -220,14 +218,6 @@ def test_the_agents_of_a_tick_are_asked_at_once() -> None:
 
     run, endpoint = asked(together, agents=4, scenario=make_market())
     assert run.complete and len(endpoint.seen) == 80
-
-
-def test_wrong_arguments_are_refused_before_anything_is_asked() -> None:
-    with ChatClient("http://127.0.0.1:1", None, "m") as client:
-        with pytest.raises(MarketError, match="no prompt 'trader-v9'; there are trader-v1, trader-v2"):
-            model_agent(client, prompt_version="trader-v9")
-        with pytest.raises(MarketError, match="trader-v1 asks for orders that last one tick"):
-            model_agent(client, mandate=FREE)
 
 
 def test_a_requests_seed_is_the_same_everywhere() -> None:

@@ -11,6 +11,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, AgentFactory
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSITIONS, POSTS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.observation import Observation
@@ -114,7 +115,7 @@ def test_agents_see_the_same_quotes_and_the_order_of_fills_is_drawn() -> None:
 
 def test_scripts_leave_what_they_would_have_been_asked_on_request() -> None:
     scenario = generate(preset("hour", seed=5))
-    run = play(scenario, {"a": factory("balanced", scenario)}, script_prompts="trader-v1")
+    run = play(scenario, {"a": factory("balanced", scenario)}, game=ONE_TICK_GAME)
     calls = run.records["a"].calls
     assert list(calls) == list(range(12)) and {call.model for call in calls.values()} == {"scripted/balanced"}
     for call in calls.values():
@@ -124,10 +125,10 @@ def test_scripts_leave_what_they_would_have_been_asked_on_request() -> None:
         trade = schema["json_schema"]["schema"]["anyOf"][0]["properties"]
         assert answer == {"action": "hold"} or (answer["action"] in trade["action"]["enum"] and answer["market"] in trade["market"]["enum"])
     assert not play(scenario, {"a": factory("balanced", scenario)}).records["a"].calls
-    free = play(scenario, {"a": factory("balanced", scenario, "free")}, script_prompts="trader-v2")
+    free = play(scenario, {"a": factory("balanced", scenario, "free")}, game=POSITIONS)
     assert json.loads(free.records["a"].calls[0].response)["action"] in ("hold", "open_perp", "buy_prediction")
-    with pytest.raises(MarketError, match="trader-v1 asks for orders that last one tick"):
-        play(scenario, {"a": factory("balanced", scenario, "free")}, script_prompts="trader-v1")
+    with pytest.raises(MarketError, match="balanced trades under the free mandate; the game posts is played under one-tick"):
+        play(scenario, {"a": factory("balanced", scenario, "free")}, game=POSTS)
 
 
 class Own:

@@ -1,0 +1,116 @@
+"""Every game: an hour is spawned, its calls are read back, and answers are legal under their own schema."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from babylon_rl.episodes.reading import read_window, trajectories_with_texts
+from babylon_rl.errors import MarketError
+from babylon_rl.llm.client import ChatClient
+from babylon_rl.market.game_rows import CLOSING
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game, game_asked, game_named, game_of
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.model_agent import model_agent
+from babylon_rl.market.simulation.prompting import version_of
+from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.strategies import STRATEGIES, player
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.models.grammar import language
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.recording import simulated_games
+from babylon_rl.training.publishing import action_grammar, prompt_version
+from babylon_rl_tests.market.stand_in import by_seed, stand_in
+
+NOW, START = datetime(2025, 11, 16, 9, 30), "2025-11-15T10:00"
+EACH = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
+
+
+def spawned(database: Database, game: Game, windows: int = 1) -> list[tuple[Any, ...]]:
+    """Trajectories of hours with five scripts and one agent that asks a model."""
+    with stand_in(by_seed) as served, ChatClient(served.url, None, "m") as client, database.connect() as connection:
+        spawn(connection, SpawnRequest(6, 1, windows, 0, start=START, game=game), NOW, model_agent(client, game=game))
+        return connection.execute("SELECT * FROM trajectories ORDER BY id").fetchall()
+
+
+@EACH
+def test_an_hour_of_a_game_reads_back_with_answers_that_are_legal_under_their_own_schema(
+    game: Game, copy_of: Callable[[str], Database], settings: Settings
+) -> None:
+    database = copy_of("migrated")
+    rows = spawned(database, game)
+    with database.connect() as connection:
+        ids = [row[0] for row in connection.execute('SELECT "trajectoryId" FROM trajectories').fetchall()]
+        read = trajectories_with_texts(connection, ids, settings)
+        assert simulated_games(connection) == {START: game.name}
+    calls = [call for trajectory in read.values() for call in trajectory.sequences]
+    assert len(calls) == len(rows) == 6 * 12 and sum(not call.model.startswith("scripted/") for call in calls) == 12
+    for call in calls:
+        assert call.response_format is not None and version_of(call.messages) == game.prompt_version
+        assert call.response in language(call.response_format["json_schema"]["schema"])
+    names = (prompt_version(calls), action_grammar(calls))
+    assert names == (game.prompt_version, game.grammar) and game_of([names[0]], [names[1]]) == game
+    answers = [json.loads(call.response) for call in calls]
+    stakes = {answer.get("usd") for answer in answers if answer["action"] != "hold"}
+    assert stakes <= set(game.amounts) if game.amounts else (stakes == {None}) == (game.mandate == ONE_TICK)
+    assert spawned(copy_of("migrated"), game) == rows  # the same seed gives the same rows
+
+
+def test_closing_a_winner_earns_nothing_by_itself_and_the_next_hour_begins_with_all_that_is_held(
+    copy_of: Callable[[str], Database], settings: Settings
+) -> None:
+    database = copy_of("migrated")
+    spawned(database, POSITIONS, windows=2)
+    with database.connect() as connection:
+        steps = connection.execute("""SELECT "agentId", "stepsJson"::jsonb->0, "finalPnL" FROM trajectories ORDER BY id""").fetchall()
+        hours = [read_window(connection, window, settings) for window in (START, "2025-11-15T11:00")]
+        held = {agent: float(balance) for agent, balance in connection.execute('SELECT id, "virtualBalance" FROM "User"').fetchall()}
+    assert {step["action"]["actionType"] for _, step, _ in steps} >= {CLOSING, "TRADING_DECISION", "HOLD"}
+    assert max(step["environmentState"]["openPositions"] for _, step, _ in steps) > 1
+    # P&L is equity: a tick's change is that of everything held, whatever was closed in it.
+    for agent in {agent for agent, _, _ in steps}:
+        own = [(step, end) for name, step, end in steps if name == agent]
+        starts = [step["environmentState"]["agentPnL"] for step, _ in own]
+        assert [end for _, end in own][:-1] == pytest.approx(starts[1:], abs=0.01)  # balances have cents
+        assert held[agent] == pytest.approx(10_000 + own[-1][1], abs=0.01)
+        earned = [next(one.window_pnl for one in hour.usable_episodes if one.agent_id == agent) for hour in hours]
+        assert sum(earned) == pytest.approx(own[-1][1], abs=0.02)
+
+
+def test_equity_does_not_change_when_a_position_is_closed() -> None:
+    scenario = generate(preset("hour", seed=3))
+    record = play(scenario, {"a": player("aggressive", scenario, POSITIONS)}, game=POSITIONS).records["a"]
+    closings = [turn for turn in map(record.turn, range(12)) if type(turn.action).__name__ in ("ClosePerp", "SellPrediction")]
+    assert closings and record.account.wins + record.account.losses
+    for turn in closings:
+        # At the moment of closing; what follows is the change of what is still held.
+        profit = getattr(turn.outcome, "profit", None)
+        assert profit is not None and (turn.held > 1 or turn.equity_after == pytest.approx(turn.equity, abs=0.01))
+
+
+@EACH
+def test_scripts_play_what_an_answer_of_the_game_can_name(game: Game) -> None:
+    scenario = generate(preset("hour", seed=5))
+    run = play(scenario, {name: player(name, scenario, game) for name in STRATEGIES}, game=game)
+    for record in run.records.values():
+        for call in record.calls.values():
+            assert call.response_format is not None
+            assert call.response in language(call.response_format["json_schema"]["schema"])
+
+
+def test_a_game_is_found_by_its_name_its_mandate_and_its_calls() -> None:
+    assert [game_named(name) for name in GAMES] == list(GAMES.values()) == [ONE_TICK_GAME, POSTS, AMOUNTS, POSITIONS]
+    with pytest.raises(MarketError, match="no game 'chess'; there are one-tick, posts, amounts, positions"):
+        game_named("chess")
+    assert [game_asked(ONE_TICK), game_asked(ONE_TICK, "trader-v2"), game_asked(FREE)] == [ONE_TICK_GAME, POSTS, POSITIONS]
+    with pytest.raises(MarketError, match="no prompt 'trader-v9'; there are trader-v1, trader-v2"):
+        game_asked(ONE_TICK, "trader-v9")
+    with pytest.raises(MarketError, match="trader-v1 asks for orders that last one tick"):
+        game_asked(FREE, "trader-v1")
+    assert game_of([], []) == ONE_TICK_GAME and game_of(["trader-v2"], []) == POSTS
+    assert game_of(["trader-v2"], ["trade-usd", "action"]) == AMOUNTS and game_of(["trader-v1"], ["action"]) is None
