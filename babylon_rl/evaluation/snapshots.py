@@ -139,7 +139,9 @@ def configs_of(name: str) -> list[ScenarioConfig]:
         elif key == "edition":
             changes[key] = value
         else:
-            raise UsageError(f"{option!r} in {name!r} is not understood: give seeds=1-24 or one of {', '.join(_FIELDS)} with a number.")
+            raise UsageError(
+                f"{option!r} in {name!r} is not understood: give seeds=1-24, an edition, or one of {', '.join(_FIELDS)} with a number."
+            )
     try:
         return [preset(preset_name, seed=int(seed), **changes) for seed in seeds]
     except MarketError as error:

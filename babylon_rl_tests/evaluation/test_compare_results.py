@@ -14,6 +14,7 @@ from babylon_rl.evaluation.play import benchmark_results
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
 from babylon_rl.evaluation.snapshots import snapshot_of
+from babylon_rl.market.headlines import TRAINING_EDITIONS
 from babylon_rl.market.simulation.config import preset
 from babylon_rl_tests.evaluation.runs import results, roster
 
@@ -128,9 +129,10 @@ def test_of_former_engines_the_one_with_most_results_is_compared(sound: list[Res
     assert {run.engine for run in compare_results(fewer).runs} == {"8"}
 
 
-def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize("edition", TRAINING_EDITIONS)
+def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path, edition: str) -> None:
     assert "training edition" not in " ".join(compare_results(sound).notes)
-    market = snapshot_of(from_scenario(benchmark_scenario(preset("quick", edition="training", seed=3, minutes=12))))
+    market = snapshot_of(from_scenario(benchmark_scenario(preset("quick", edition=edition, seed=3, minutes=12))))
     (seen,) = benchmark_results(roster("nothing"), [market], tmp_path / "runs").results
     assert "training edition: they are not unseen" in " ".join(compare_results([*sound, seen]).notes)
     assert "training edition" in write_report([seen], tmp_path / "report")[0].read_text()

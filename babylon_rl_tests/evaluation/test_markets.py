@@ -9,7 +9,8 @@ import pytest
 from babylon_rl.errors import MarketError, ModelUnavailable
 from babylon_rl.evaluation.benchmark import model_player
 from babylon_rl.evaluation.play import MODEL, STRATEGY, Player, scripted
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshot_file import benchmark_scenario
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen, snapshots_named
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.headlines import HELD_OUT, TRAINING, edition_named
 from babylon_rl.market.simulation.actions import Hold, OpenPerp
@@ -37,6 +38,12 @@ def test_markets_are_unseen_by_construction() -> None:
         assert not {event.text for event in training.events} & {event.text for event in scenario.events}
         assert not {post.text for post in training.posts} & {post.text for post in scenario.posts}
     assert len({snapshot.scenario.digest for snapshot in benchmark_snapshots(200)}) == 200
+
+
+def test_markets_of_an_earlier_edition_can_be_played_again() -> None:
+    earlier, newest = (snapshots_named([f"preset:quick:minutes=12:seeds=7{edition}"])[0] for edition in (":edition=held-out", ""))
+    assert earlier.scenario == benchmark_scenario(preset("quick", minutes=12, seed=7, edition="held-out"))
+    assert newest.scenario == benchmark_scenario(preset("quick", minutes=12, seed=7, edition=HELD_OUT))
 
 
 def like_training(seed: str, edition: str) -> Snapshot:
