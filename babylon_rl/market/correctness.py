@@ -122,6 +122,7 @@ class Targets:
         return next(iter(matches)) if len(matches) == 1 else None
 
 
+@lru_cache(maxsize=1024)  # agents repeat themselves
 def intent(action_type: str, parameters: bytes) -> Intent | None:
     """Target and side that a trading step names; None without a target.
 
