@@ -61,6 +61,17 @@ def test_a_version_trained_on_amounts_is_compared_in_amounts_beside_scripts_at_i
     ]
 
 
+@pytest.mark.long
+def test_the_deployed_version_of_another_game_is_the_reference_in_the_candidates(connection, settings, make_version) -> None:
+    make_version("v1.0.0", status="deployed", game=ONE_TICK_GAME)
+    batch = make_version("v1.0.1", parent="v1.0.0", game=POSTS)
+    decided_at_once = settings.model_copy(update={"benchmark_markets": 2})
+    with endpoint(base=hold, **{"v1.0.0": reads_news, "v1.0.1": hold}) as served:
+        report = evaluate_batch(connection, batch, decided_at_once, lambda line: None, clock=lambda: NOW, serving=served.serving)
+    assert (report.reference, game_of_report(report)) == ("v1.0.0", "posts")
+    assert "v1.0.0 was trained in one-tick and plays posts here." in report.reason
+
+
 @EACH
 def test_scripts_play_the_gates_markets_of_every_game(game: Game) -> None:
     snapshots = benchmark_snapshots(3, game)
