@@ -479,6 +479,11 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
         else:
             notes.append(f"The parent {missing}")
     candidate, game = version_source(model, CANDIDATE, base, settings), game_trained(model, settings)
+    asked = {rival.version: rival for rival in (reference[0] if reference is not None else None, parent) if rival is not None}
+    for rival in (asked[source.name] for source in rivals):
+        trained = game_trained(rival, settings)
+        if trained != game:
+            notes.append(f"{rival.version} was trained in {trained.name} and plays {game.name} here.")
     batch = read_batch(connection, model.training_batch or "")
     preflight = (batch.preflight if batch is not None else None) or {}
     versus = base.name if reference is None else reference[0].version

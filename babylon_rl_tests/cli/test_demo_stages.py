@@ -1,10 +1,13 @@
 """The demo's hours, generation by generation, and what a training that came to nothing leaves to the next run of the same demo."""
 
+from dataclasses import replace
+
 import pytest
 
 from babylon_rl.cli.demo import generations_table
 from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, train
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
+from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -47,6 +50,13 @@ def test_hours_of_another_seed_are_not_mixed_in(demo: Demo) -> None:
     played(demo, ["2026-02-03T04:00"], seed=5)
     with pytest.raises(UsageError, match="another seed"):
         planned(demo)
+
+
+def test_hours_of_another_game_are_not_mixed_in(demo: Demo) -> None:
+    played(demo, ["2026-02-03T04:00"])
+    with pytest.raises(UsageError, match="holds a demo of the game one-tick"):
+        planned(replace(demo, game=POSTS))
+    assert planned(demo)[0][0] == "2026-02-03T04:00"
 
 
 def test_generations_that_find_no_room_before_now_are_refused(demo: Demo) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.files.durable import sha256
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -57,12 +58,14 @@ def connection(database: Database) -> Iterator[Connection]:
 def make_version(connection: Connection, settings: Settings, base_dir: Path, tmp_path: Path) -> MakeVersion:
     """``make_version("v1.0.0", parent=None, status="ready")``: registers a version with its batch; returns the batch id.
 
-    With ``service=URL`` its weights are at a training service there, and agents call ``VERSION@service``.
+    ``game`` is the one of its training calls. With ``service=URL`` its weights are at a training service there, and agents call
+    ``VERSION@service``.
     """
 
     def make(
-        version: str, *, parent: str | None = None, status: str = "ready", base_model: str = "tiny-base", service: str | None = None
-    ) -> str:
+        version: str, *, parent: str | None = None, status: str = "ready", base_model: str = "tiny-base", service: str | None = None,
+        game: Game | None = None,
+    ) -> str:  # fmt: skip
         batch, staging, final = f"batch-{version}", tmp_path / f"making-{version}", settings.home / "checkpoints" / version
         staging.mkdir()
         if service is not None:
@@ -74,9 +77,9 @@ def make_version(connection: Connection, settings: Settings, base_dir: Path, tmp
         else:
             write_tensors(staging / "adapter_model.safetensors", float(version[-1]))
             (staging / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-        publish(
-            staging, final, Manifest(version=version, base=base_identity(base_dir, "tiny-base"), created_at="2025-11-20", batch_id=batch)
-        )
+        asked_as = {} if game is None else {"prompt_version": game.prompt_version, "action_grammar": game.grammar}
+        base = base_identity(base_dir, "tiny-base")
+        publish(staging, final, Manifest(version=version, base=base, created_at="2025-11-20", batch_id=batch, **asked_as))
         deployed = NOW if status == "deployed" else None
         connection.execute(
             'INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt")'

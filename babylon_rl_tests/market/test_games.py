@@ -22,8 +22,11 @@ from babylon_rl.market.simulation.strategies import STRATEGIES, player
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.grammar import language
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.database import Database
 from babylon_rl.store.recording import simulated_games
+from babylon_rl.training.backends.protocol import TrainPlan
+from babylon_rl.training.conversion import convert, preflight_document
 from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
 
@@ -80,6 +83,21 @@ def test_closing_a_winner_earns_nothing_by_itself_and_the_next_hour_begins_with_
         assert held[agent] == pytest.approx(10_000 + own[-1][1], abs=0.01)
         earned = [next(one.window_pnl for one in hour.usable_episodes if one.agent_id == agent) for hour in hours]
         assert sum(earned) == pytest.approx(own[-1][1], abs=0.02)
+
+
+def test_a_batch_knows_whether_the_average_trade_of_its_own_agents_lost_money(
+    copy_of: Callable[[str], Database], settings: Settings
+) -> None:
+    database = copy_of("migrated")
+    spawned(database, AMOUNTS)
+    with database.connect() as connection:
+        hour = read_window(connection, START, settings).episodes
+        episodes = [BatchEpisode(START, one.agent_id, one.trajectory_ids, 0.5, 1, 1.5, None, None) for one in hour]
+        found = convert(connection, episodes, settings)
+    own = max(hour, key=lambda one: int(one.agent_id.rsplit("-", 1)[1]))  # the last seat asks the model
+    assert own.trades > 3 and (found.own_trades, round(found.own_pnl_usd, 4)) == (own.trades, round(own.window_pnl, 4))
+    document = preflight_document(found, episodes, {}, TrainPlan())
+    assert document["ownTradePnl"] == pytest.approx(own.window_pnl / own.trades) and document["ownTrades"] == own.trades
 
 
 def test_equity_does_not_change_when_a_position_is_closed() -> None:

@@ -4,6 +4,7 @@ The schema constrains a model that is served with grammars; whatever any other e
 raises: an answer that cannot be used is an ``Invalid`` that says why, and costs the turn.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -76,8 +77,13 @@ def kind(action: Action) -> str:
 
 
 def encode_action(action: Action) -> str:
-    """The action as the JSON text that `parse_action` reads."""
-    return msgspec.json.encode(action).decode()
+    """The action as the JSON text that `parse_action` reads, and that a grammar serves: whole numbers have no decimal point."""
+    fields = msgspec.to_builtins(action)
+    return json.dumps({name: int(value) if _whole(value) else value for name, value in fields.items()})
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
 
 
 def parse_action(text: str, markets: Iterable[str] | None = None, tickers: Iterable[str] | None = None) -> Action | Invalid:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, parse_action, unfenced
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, encode_action, parse_action, unfenced
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, TRADER_V2, Game
 from babylon_rl.market.simulation.ledger import QuestionQuote, Refusal
@@ -130,12 +130,6 @@ def on_menu(action: Action, seen: Observation) -> Action:
     return OpenPerp(action.ticker, action.side, usd, min(LEVERAGES, key=lambda times: abs(times - action.leverage)))
 
 
-def action_text(action: Action) -> str:
-    """An action as the text that the grammar of ``action_format`` serves. Whole numbers have no decimal point."""
-    fields = msgspec.to_builtins(action)
-    return json.dumps({name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in fields.items()})
-
-
 @lru_cache(maxsize=256)
 def _action_format(
     tickers: tuple[str, ...], questions: tuple[str, ...], amounts: tuple[int, ...], held: tuple[tuple[str, str], ...]
@@ -242,7 +236,7 @@ def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: 
 def _scripted_text(action: Action | Invalid, seen: Observation, game: Game) -> str:
     if isinstance(action, Invalid):
         return action.reason
-    return action_text(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
+    return encode_action(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
 
 
 def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
