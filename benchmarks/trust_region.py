@@ -1,4 +1,4 @@
-"""The cures of a training that forgets, each on and off: `python benchmarks/trust_region.py [--seeds N] [--generations N] [--arms ...]`.
+"""The cures of the trust region, each on and off: `python benchmarks/trust_region.py [--seeds N] [--generations N] [--arms ...]`.
 
 In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of ours,
 credit by tick). A later one replays the legal answers to each prompt for their tick, weighed by the parent's probabilities. A refused

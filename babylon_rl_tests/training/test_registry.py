@@ -168,6 +168,11 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     assert not look.trainable(replace(found, steps=[replace(first, trainable_tokens=0)])).passed
     far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
     assert not far.passed and far.tried and "99.000 nats a choice away from the base (bound 4, " in far.words
+    near = {"kl": 0.5, "topActionShare": 0.5, "klParent": 0.19, "turnedShare": 0.4}
+    assert look.in_bounds(replace(found, steps=[replace(last, metrics=near)])).passed
+    for name, words in (("klParent", "0.700 nats a choice away from its parent"), ("turnedShare", "one action has 70% where the parent")):
+        beyond = look.in_bounds(replace(found, steps=[replace(last, metrics=near | {name: 0.7})]))
+        assert not beyond.passed and beyond.tried and words in beyond.words
     unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
     assert not unmeasured.passed and not unmeasured.tried
     assert unmeasured.words == "Nothing measured: the backend cpu tells neither KL nor the shares of actions."
