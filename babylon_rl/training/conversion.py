@@ -349,7 +349,7 @@ def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[Bat
     if choice.service is None or batch.backend != choice.backend:
         return
     # Without scores the plan is an upper bound: if it is empty, the training is too.
-    conversion = convert(connection, episodes, settings)
+    conversion = convert(connection, episodes, settings, backend=batch.backend)
     plan = choose_trainer(settings).could_train(conversion.sequences)
     if plan.trainable_tokens == 0 and conversion.sequences:
         with own_transaction(connection):
