@@ -24,8 +24,9 @@ from babylon_rl.models.scoring import causal_model
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import protocol
 from babylon_rl.training.backends.cpu import trainer as cpu_trainer
+from babylon_rl.training.backends.cpu.bounds import measure, read, read_parent, weighted_kl
 from babylon_rl.training.backends.cpu.policy import PackedPolicy, choices, load_policy, make_items, pack, tokens_of
-from babylon_rl.training.backends.cpu.trainer import OPTIMIZER_STATE, CpuTrainer, IterationRun, measure
+from babylon_rl.training.backends.cpu.trainer import OPTIMIZER_STATE, CpuTrainer, IterationRun
 from babylon_rl.training.backends.protocol import IterationResult
 from babylon_rl_tests.tiny_model import make_adapter, make_base
 from babylon_rl_tests.training.sequences import BUY, SCHEMA, ignore, make_iteration, make_lesson, make_messages, make_sequence
@@ -212,7 +213,10 @@ def test_every_tensor_of_a_training_step_is_on_the_device_of_the_model(
     run = IterationRun(policy, items, make_iteration(make_lesson(4)), cpu_settings.model_copy(update={"kl_penalty": 0.1}))
     with OnOneDevice():
         step = run.take_step(packs)
-        measure(policy, items, packs)
+        found = read(policy, items, packs)
+        parent = read_parent(policy, items, packs, None)
+        weighted_kl(found, parent.at, items, policy.head)
+        measure(policy, items, found, parent.at)
     assert {"kl", "ratio", "gradientNorm"} <= set(step)
 
 
