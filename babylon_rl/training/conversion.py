@@ -1,8 +1,9 @@
 """Conversion of frozen episodes to training sequences, and the pre-flight report on them.
 
-A sequence is an LLM call as served, with its advantage. Only the trajectories that the batch froze are read, whatever has arrived since.
-Calls that cannot train are counted by reason. Every text is checked for leaks here too, so that an hour without a hindsight check is as
-safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the batch.
+A sequence is an LLM call as served, with the advantage of its part of the hour, or of the whole hour. Only the trajectories that the batch
+froze are read, whatever has arrived since. Calls that cannot train are counted by reason. Every text is checked for leaks here too, so
+that an hour without a hindsight check is as safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the
+batch.
 
 The pre-flight lists kept and dropped groups with reasons, sequences, trainable tokens, the share with log-probabilities, staleness in
 versions and the spread of scores. A training without a trainable token is refused here, with the cause and the cure.
@@ -26,7 +27,7 @@ from babylon_rl.judge.answer_groups import without_answers
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store.answer_groups import Answers, read_replayed
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
 from babylon_rl.store.connection import Connection, own_transaction
@@ -54,7 +55,8 @@ class Conversion:
 
     ``per_episode`` is the number of sequences of each (window, agent id). Of ``replayed`` hours ``answer_groups`` train, and nothing else;
     ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers. ``own_trades`` and ``own_pnl_usd`` are trades and P&L
-    of the agents whose calls no script wrote.
+    of the agents whose calls no script wrote. ``by_hour`` counts the sequences that have their episode's advantage although CREDIT asks
+    for their part's: their hours were judged as a whole.
     """
 
     sequences: Sequence[TrainSequence]
@@ -67,6 +69,7 @@ class Conversion:
     not_replayed: Mapping[str, int] = field(default_factory=dict)
     own_trades: int = 0
     own_pnl_usd: float = 0.0
+    by_hour: int = 0
 
 
 def convert(
@@ -89,7 +92,7 @@ def convert(
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
-    own_trades, own_pnl_usd = 0, 0.0
+    own_trades, own_pnl_usd, by_hour = 0, 0.0, 0
     # Outcomes are read once per chunk of windows, texts in smaller portions.
     replayed: dict[str, AnswersByCall] = {}
     not_replayed: Counter[str] = Counter()
@@ -116,7 +119,8 @@ def convert(
                         left_out[RECORDED] += sum((call.trajectory_id, call.call_id) not in groups[window] for call in trainable)
                         sequences = [one for call in trainable for one in _answers(call, episode, groups[window])]
                     else:
-                        sequences = [_sequence(call, episode, len(trainable)) for call in trainable]
+                        sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
+                        by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
                     # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
                     per_episode[window, episode.agent_id] = len(sequences)
                     places.setdefault(window, []).extend(spill.write(sequences))
@@ -127,7 +131,7 @@ def convert(
     number = sum(len(own) for own in replayed.values())
     return Conversion(
         everything, by_window, per_episode, dict(+left_out), dict(staleness), frozenset(replayed), number, dict(not_replayed),
-        own_trades, own_pnl_usd,
+        own_trades, own_pnl_usd, by_hour,
     )  # fmt: skip
 
 
@@ -208,14 +212,16 @@ def _answers(call: ServedSequence, episode: BatchEpisode, groups: AnswersByCall)
         )  # fmt: skip
 
 
-def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:
+def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int, settings: JudgeSettings) -> TrainSequence:
+    own = next((part for part in episode.parts if part.start_minute <= call.minute < part.end_minute), None) if settings.by_part else None
     return TrainSequence(
         **structs.asdict(call),
         window=episode.window,
         agent_id=episode.agent_id,
-        advantage=episode.advantage or 0.0,
+        advantage=(episode.advantage or 0.0) if own is None else own.advantage,
         weight=1.0 / calls,
-        score=episode.score,
+        score=episode.score if own is None else own.score,
+        part=None if own is None else own.start_minute,
     )
 
 
@@ -264,6 +270,7 @@ def preflight_document(
         "ownTradePnl": conversion.own_pnl_usd / conversion.own_trades if conversion.own_trades else None,
         "leftOut": dict(conversion.left_out),
         "stalenessVersions": dict(conversion.staleness),
+        "creditByHour": conversion.by_hour,
         "trainableTokens": plan.trainable_tokens,
         "trainableSequences": plan.sequences,
         "untrained": dict(plan.untrained),
@@ -408,6 +415,10 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     if document["stalenessVersions"]:
         ages = (f"{number} x {age}" for age, number in sorted(document["stalenessVersions"].items()))
         lines.append(f"  Staleness in versions: {', '.join(ages)}")
+    if document.get("creditByHour"):
+        lines.append(
+            f"  Advantage of the whole hour: {_counted(document['creditByHour'], 'sequence')}; their hours were not judged by part"
+        )
     if document.get("estimatedUsd") is not None:
         lines.append(f"  Estimated cost: ${document['estimatedUsd']:.2f}")
     if document.get("ignoredSettings"):

@@ -22,6 +22,7 @@ RUBRIC_VERSION = "1"
 # cost nothing, as the form is not part of their version.
 FORM = 2
 HEURISTIC_VERSION = "1"  # of the formula in scoring.py
+HEURISTIC_BY_PART = f"{HEURISTIC_VERSION}, by part"
 RUBRIC: dict[str, Any] = {
     "weights": {"profit and loss": 40, "market timing": 30, "risk management": 20, "opportunity capture": 10},
     "bands": {"0.9-1.0": "excellent", "0.7-0.8": "good", "0.5-0.6": "average", "0.3-0.4": "poor", "0.0-0.2": "very poor"},
@@ -67,11 +68,16 @@ def system_prompt() -> str:
     return "\n".join(lines)
 
 
+def rubric_version(settings: JudgeSettings) -> str:
+    """Version of the rubric and of the form of answers: a score for each episode, or marks for its parts."""
+    return f"{RUBRIC_VERSION}, by part" if settings.by_part else RUBRIC_VERSION
+
+
 def judge_version(settings: JudgeSettings) -> str:
     """Version that comparable scores of a judge share: the rubric and the number of orders."""
     if settings.judge_model == HEURISTIC:
-        return HEURISTIC_VERSION
-    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
+        return HEURISTIC_BY_PART if settings.by_part else HEURISTIC_VERSION
+    return f"{rubric_version(settings)}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
 
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
