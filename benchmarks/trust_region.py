@@ -341,8 +341,7 @@ def main() -> None:
                     with kept.open("a") as file:
                         file.write(json.dumps(line) + "\n")
                     print(json.dumps(line), flush=True)
-                checkpoint = lines[name, seed, generation]["checkpoint"]
-                parent = None if checkpoint is None else Path(checkpoint)
+                parent = Path(kept_in) if (kept_in := lines[name, seed, generation]["checkpoint"]) else None
     print(table(list(lines.values())))
 
 
