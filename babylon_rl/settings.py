@@ -120,6 +120,11 @@ class JudgeSettings(SettingsGroup):
         "", description="Fields that a judge is not shown, separated by commas: NAME drops it, NAME=hash replaces it by a hash."
     )
 
+    @property
+    def by_part(self) -> bool:
+        """True where the parts of an hour are judged by themselves."""
+        return self.credit != "hour"
+
     @field_validator("judge_model", "judge_audit_model")
     @classmethod
     def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:

@@ -33,7 +33,8 @@ SCRIPTED = "scripted/"  # names of models that are scripts begin so
 class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One LLM call exactly as served, built from the call's own columns only.
 
-    ``finish_reason`` is OpenAI's name of why the answer ended, None where none was recorded.
+    ``finish_reason`` is OpenAI's name of why the answer ended, None where none was recorded. ``minute`` is the hour's, in which its step
+    began.
     """
 
     trajectory_id: str
@@ -48,6 +49,7 @@ class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     response_format: dict[str, Any] | None = None
     logprobs: list[dict[str, Any]] | None = None
     finish_reason: str | None = None
+    minute: int = 0
 
     @property
     def scripted(self) -> bool:
@@ -55,12 +57,20 @@ class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
         return self.model.startswith(SCRIPTED)
 
 
+class MinutePnl(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """P&L of a trajectory's steps that began in one minute of the hour, in dollars: at the first step, and after the last."""
+
+    minute: int
+    start_pnl: float
+    end_pnl: float
+
+
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One eligible row, reduced to the content of episodes.
 
     ``recorded`` is a digest of the recorded steps, ``content`` of steps and calls. ``sequences`` holds those that train, or nothing if the
-    reading was requested without texts; ``trainable_sequences`` counts them in both cases. The last four fields serve the hour's quality:
-    the first call's prompts are short (None without a call), its times contradict each other, its P&L jumps, and the larger of its first
+    reading was requested without texts; ``trainable_sequences`` counts them in both cases. Four fields serve the hour's quality: the first
+    call's prompts are short (None without a call), its times contradict each other, its P&L jumps, and the larger of its first
     and last balance (dollars).
     """
 
@@ -84,6 +94,7 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     skewed: bool = False
     jumped: bool = False
     stake: float = 0.0
+    minutes: tuple[MinutePnl, ...] = ()
 
     @property
     def delta(self) -> float:
@@ -101,7 +112,8 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One agent's eligible trajectories in one window: a row of babylon_rl.episodes.
 
     In order of (startTime, trajectoryId). ``window_pnl`` is the P&L at the end less the P&L at the start, in dollars; lifetime counters are
-    never summed. ``win_rate`` is the share of wins among trajectories that won or lost, None without any. ``sequences`` is not stored.
+    never summed. ``win_rate`` is the share of wins among trajectories that won or lost, None without any. ``sequences`` is not
+    stored. ``minutes`` are in order, and empty of an hour that was read before they were kept.
     """
 
     window: str
@@ -123,6 +135,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     actions: dict[str, int]
     content: str
     sequences: tuple[ServedSequence, ...] = ()
+    minutes: tuple[MinutePnl, ...] = ()
 
     @property
     def used(self) -> bool:
@@ -262,6 +275,19 @@ class EpisodeScore(msgspec.Struct, frozen=True, rename="camel"):
     gain: float | None = None
 
 
+class PartScore(msgspec.Struct, frozen=True, rename="camel"):
+    """Score of one agent's part of an hour, 0 to 1, relative to the others who acted in it: a row of babylon_rl.part_scores.
+
+    The part reaches from ``start_minute`` of the hour to before ``end_minute``.
+    """
+
+    agent_id: str
+    start_minute: int
+    end_minute: int
+    score: float
+    advantage: float
+
+
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Facts on how a language model reached the scores of a group, all tries included.
 
@@ -306,7 +332,8 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
     A row of babylon_rl.group_scores and its episodes.
 
     ``judgement`` is set only where a language model judged. ``spread`` is the population standard deviation of the scores,
-    ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them.
+    ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them. ``parts``, by time
+    and agent, are empty where the hour was judged as a whole.
     """
 
     window: str
@@ -319,6 +346,7 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
     input_version: str
     changed: bool = False
     judgement: Judgement | None = None
+    parts: tuple[PartScore, ...] = ()
 
     @property
     def group_size(self) -> int:
@@ -332,15 +360,16 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def has_spread(self) -> bool:
-        """False when all scores are equal: there is no training signal."""
-        return self.spread >= NO_SPREAD
+        """False when all scores are equal, those of each part where it was judged by part: there is no training signal."""
+        return any(part.advantage for part in self.parts) if self.parts else self.spread >= NO_SPREAD
 
     @property
     def data_version(self) -> str:
         """Hash of the judgement; the same inputs judged the same way give the same hash."""
         # Without the judgement: its seconds and dollars differ between two runs that say the same.
         rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
-        return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
+        parts = [[part.agent_id, part.start_minute, part.end_minute, part.score, part.advantage] for part in self.parts]
+        return content_version([self.window, self.judge, self.judge_version, self.input_version, rows, *parts])
 
 
 class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -333,7 +333,7 @@ class _Metrics(msgspec.Struct):
 
 
 # A change of the rules below, of the struct's types or of what an episode counts takes another version: every hour is read again.
-EPISODE_RULES = "1"
+EPISODE_RULES = "2"
 _FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
 _BENCHMARK = "benchmark-"

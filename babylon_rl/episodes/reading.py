@@ -94,6 +94,7 @@ def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
         trainable_sequences=sum([row.trainable_sequences for row in own]),
         content=content_version([[row.trajectory_id, row.content] for row in own]),
         sequences=tuple(sequence for row in own for sequence in row.sequences),
+        minutes=tuple(sorted((minute for row in own for minute in row.minutes), key=attrgetter("minute"))),
     )
 
 

@@ -26,7 +26,7 @@ from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.tolerant_json import NotJson, read_json
-from babylon_rl.types import MessageSource, ServedSequence, Trajectory
+from babylon_rl.types import MessageSource, MinutePnl, ServedSequence, Trajectory
 from babylon_rl.windows import HOUR, window_start
 
 TRADING = ("TRADING", "BUY", "SELL", "HOLD")
@@ -215,7 +215,7 @@ def is_served(call: CallFacts) -> bool:
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
 
 
-def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: MessageSource) -> ServedSequence | None:
+def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: MessageSource, minute: int = 0) -> ServedSequence | None:
     """Return the call as it was served, or None without a prompt or a response."""
     # A logged call may hold a longer chat; a call in a step has one system and one user text.
     messages = call.messages if source == "llm_call_logs" and call.messages else _prompts(call)
@@ -234,6 +234,7 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
         response_format=call.response_format if isinstance(call.response_format, dict) else None,
         logprobs=_token_logprobs(call.logprobs),
         finish_reason=finish_reason(call.finish_reason),
+        minute=minute,
     )
 
 
@@ -250,7 +251,7 @@ def _token_logprobs(recorded: Any) -> list[dict[str, Any]] | None:
     return recorded if all(isinstance(token, dict) for token in recorded) else None
 
 
-def synthetic(step: Step, trajectory_id: str, index: int) -> ServedSequence:
+def synthetic(step: Step, trajectory_id: str, index: int, minute: int = 0) -> ServedSequence:
     """Build a text from the state and action of a step without a recorded prompt.
 
     It is labelled synthetic and does not train unless a setting allows it.
@@ -267,6 +268,7 @@ def synthetic(step: Step, trajectory_id: str, index: int) -> ServedSequence:
         source="synthetic",
         purpose=ACTION,
         model="synthetic",
+        minute=minute,
     )
 
 
@@ -316,6 +318,7 @@ def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> 
     first = _first_call(steps)
     first_state, last_state = steps[0].environment_state, steps[-1].environment_state
     content = digest(row.steps_json)
+    minutes = step_minutes(row.window, row.start_time, [step.began_ms for step in steps])
     return Trajectory(
         trajectory_id=row.trajectory_id,
         # An hour holds many rows of few agents: equal texts are kept once.
@@ -337,7 +340,33 @@ def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> 
         skewed=is_skewed(row, steps),
         jumped=jumps(steps, decoded.end_pnl),
         stake=max(first_state.agent_balance, last_state.agent_balance),
+        minutes=minute_pnls(minutes, steps, decoded.end_pnl),
     )
+
+
+def step_minutes(window: str, start: datetime, began_ms: Sequence[float | None]) -> list[int]:
+    """Minute of the hour (0 to 59) in which each step began; it never falls.
+
+    A step without a time of its own, or with one before the trajectory's start, began with the step before it.
+    """
+    opens = _ms(_bounds(window)[0])
+    minute = min(59, max(0, int((_ms(start) - opens) // 60_000)))
+    minutes = []
+    for moment in began_ms:
+        # a NaN compares false, as no time
+        if moment is not None and moment >= opens + 60_000 * (minute + 1):
+            minute = int(min(59, (moment - opens) // 60_000))
+        minutes.append(minute)
+    return minutes
+
+
+def minute_pnls(minutes: Sequence[int], steps: Sequence[StepFacts], end_pnl: float) -> tuple[MinutePnl, ...]:
+    """Return the P&L of a trajectory by minute: from the first step of each to the first of the next, or to the end."""
+    if minutes[0] == minutes[-1]:
+        return (MinutePnl(minutes[0], steps[0].environment_state.agent_pnl, end_pnl),)
+    first = [place for place, minute in enumerate(minutes) if place == 0 or minute != minutes[place - 1]]
+    pnls = [*(steps[place].environment_state.agent_pnl for place in first), end_pnl]
+    return tuple(MinutePnl(minutes[place], start, end) for place, (start, end) in zip(first, pairwise(pnls), strict=True))
 
 
 def is_short(call: CallFacts) -> bool:
@@ -417,12 +446,16 @@ def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
 def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its completed steps."""
     calls = [step.llm_calls or () for step in steps]
-    return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, rules)
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [step.began_ms for step in steps])
+    return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, minutes, rules)
 
 
 def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
     """Return the trajectory with one synthetic text per step."""
-    texts = tuple(synthetic(step, trajectory.trajectory_id, index) for index, step in enumerate(steps))
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [step.began_ms for step in steps])
+    texts = tuple(
+        synthetic(step, trajectory.trajectory_id, index, minute) for index, (step, minute) in enumerate(zip(steps, minutes, strict=True))
+    )
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
 
 
@@ -457,17 +490,19 @@ def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRule
     calls = calls_by_step(ordered, trajectory.trajectory_id, places, logged_call)
     numbers = [places.numbers[index] for index in done]
     kinds = [places.action_types[index] for index in done]
-    return _with_texts(counted, numbers, kinds, [calls[index] for index in done], rules)
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [places.began_ms[index] for index in done])
+    return _with_texts(counted, numbers, kinds, [calls[index] for index in done], minutes, rules)
 
 
 def _with_texts(
-    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[StepCall]], rules: SequenceRules
-) -> Trajectory:
+    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[StepCall]],
+    minutes: Sequence[int], rules: SequenceRules,
+) -> Trajectory:  # fmt: skip
     source: MessageSource = trajectory.message_source
     sequences: list[ServedSequence] = []
-    for number, action_type, own in zip(numbers, action_types, calls, strict=True):
+    for number, action_type, own, minute in zip(numbers, action_types, calls, minutes, strict=True):
         for place in rules.training(own, action_type):
-            served = sequence(own[place], trajectory.trajectory_id, number, place, source)
+            served = sequence(own[place], trajectory.trajectory_id, number, place, source, minute)
             if served is not None:
                 sequences.append(served)
     return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))

@@ -19,7 +19,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from babylon_rl.types import NO_SPREAD, EpisodeScore, GroupScores, Judgement
+from babylon_rl.judge.parts import Part
+from babylon_rl.types import NO_SPREAD, EpisodeScore, GroupScores, Judgement, PartScore
 
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
 MIN_SUBGROUP = 4  # episodes in a sub-group: two anchors, and two to place beside them
@@ -30,6 +31,7 @@ _NOTHING = 1e-9  # sums of the same scores differ in the last bits
 _DECIMALS = 9  # of a score, for the same reason
 
 Orders = Sequence[Mapping[str, float]]  # score by agent in each order
+Marks = Mapping[str, Mapping[Part, float]]  # score by agent and part
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,11 @@ def without_agents(group: GroupScores, dropped: Collection[str]) -> GroupScores:
     remaining = {score.agent_id: (score.score, score.reasoning) for score in group.scores if score.agent_id not in dropped}
     if len(remaining) == group.group_size or not remaining:
         return group
-    rest = group_scores(group.window, group.judge, group.judge_version, remaining, group.input_version)
+    marks: dict[str, dict[Part, float]] = {}
+    for part in group.parts:
+        if part.agent_id in remaining:
+            marks.setdefault(part.agent_id, {})[Part(part.start_minute, part.end_minute)] = part.score
+    rest = group_scores(group.window, group.judge, group.judge_version, remaining, group.input_version, marks)
     # the judge's own numbers stay; only the comparison within the group changes
     before = {score.agent_id: score for score in group.scores}
     scores = tuple(replace(before[score.agent_id], rank=score.rank, advantage=score.advantage) for score in rest.scores)
@@ -301,7 +307,13 @@ def scores_document(group: GroupScores) -> dict[str, Any]:
             }
             for score in group.scores
         ],
+        **({"parts": [_part_document(part) for part in group.parts]} if group.parts else {}),
     }
+
+
+def _part_document(part: PartScore) -> dict[str, Any]:
+    start, end = part.start_minute, part.end_minute
+    return {"agentId": part.agent_id, "startMinute": start, "endMinute": end, "score": part.score, "advantage": part.advantage}
 
 
 def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
@@ -317,8 +329,10 @@ def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
     return facts | flags | ({} if judgement.words is None else {"words": words})
 
 
-def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:
-    """Rank ``scores`` (agent id -> score 0..1, reasoning) and compute advantages.
+def group_scores(
+    window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str, marks: Marks | None = None
+) -> GroupScores:
+    """Rank ``scores`` (agent id -> score 0..1, reasoning) and compute advantages, those of parts by ``marks``.
 
     Raises:
         ValueError: the group is empty.
@@ -337,7 +351,22 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
         advantage = (score - mean) / spread if spread >= NO_SPREAD else 0.0
         ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))
     ranked.sort(key=lambda entry: (entry.rank, entry.agent_id))
-    return GroupScores(window, judge, judge_version, tuple(ranked), mean, spread, 0.0, input_version)
+    return GroupScores(window, judge, judge_version, tuple(ranked), mean, spread, 0.0, input_version, parts=part_scores(marks or {}))
+
+
+def part_scores(marks: Marks) -> tuple[PartScore, ...]:
+    """Scores of parts with advantages on the fixed scale, in order of time and agent. A part without spread has advantages of 0."""
+    scores: dict[Part, dict[str, float]] = {}
+    for agent_id, own in sorted(marks.items()):
+        for part, score in own.items():
+            scores.setdefault(part, {})[agent_id] = score
+    found = []
+    for part, group in sorted(scores.items()):
+        mean, spread = _moments(list(group.values()))
+        for agent_id, score in group.items():
+            advantage = (score - mean) / ADVANTAGE_SCALE if spread >= NO_SPREAD else 0.0
+            found.append(PartScore(agent_id, part.start, part.end, score, advantage))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from babylon_rl.episodes.decode import EPISODE_RULES
 from babylon_rl.episodes.reading import group_version
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.request import RenderedGroup
-from babylon_rl.judge.prompt.templates import FORM, HEURISTIC_VERSION, RUBRIC_VERSION, judge_version
+from babylon_rl.judge.prompt.templates import FORM, RUBRIC_VERSION, judge_version
 from babylon_rl.market.outcomes import MARKET_RULES, stored_outcomes
 from babylon_rl.settings import HEURISTIC, HourSettings, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store import judge_inputs, judge_requests, scores
@@ -58,7 +58,7 @@ def _trained(settings: TrainingSettings) -> str:
 def judge_rules(settings: JudgeSettings) -> str:
     """The judge, its rubric and the content shown to it: the code version of ``scored_groups``."""
     if settings.judge_model == HEURISTIC:
-        return f"{HEURISTIC} {HEURISTIC_VERSION}"
+        return f"{HEURISTIC} {judge_version(settings)}"
     shown = content_version([*_shown(settings), server_of(settings, settings.judge_model)])[:8]
     return f"{settings.judge_model}, rubric {judge_version(settings)}, form {FORM}, shown by settings #{shown}"
 

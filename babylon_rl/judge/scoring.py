@@ -4,31 +4,36 @@ The judge is a language model (group_judge.py), or where none is set the heurist
 the other. One plan (plan.py) decides for both which hours are judged.
 
 The heuristic is a formula: 0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in
-dollars and a win rate of 0.5 when nothing was won or lost. Everywhere it appears it is labelled as the heuristic.
+dollars and a win rate of 0.5 when nothing was won or lost. Where parts of an hour are judged, it is applied to each of them, and an agent
+that acted in a part has the whole 0.2: agents take about one action in a part, so that this term would not tell them apart. Everywhere it
+appears it is labelled as the heuristic.
 """
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from msgspec.structs import replace as changed
 
 from babylon_rl.judge.consensus import ScoringResult, group_scores
+from babylon_rl.judge.parts import hour_parts, part_results
 from babylon_rl.judge.plan import PlannedHour, plan_hours, rules_version
-from babylon_rl.judge.prompt.templates import HEURISTIC_VERSION
+from babylon_rl.judge.prompt.templates import HEURISTIC_BY_PART, judge_version
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import chunks, quarantined
-from babylon_rl.types import Episode, GroupScores
+from babylon_rl.types import Episode, GroupScores, HourEpisodes
 from babylon_rl.windows import is_complete
 
 _LOG = logging.getLogger(__name__)
 
 HOURS_PER_RUN = 24  # of a slow, paid judge
 _FORMULA = {"formula": "0.5*clip((pnl+1000)/2000, 0, 1) + 0.3*winRate + 0.2*min(1, actions/20)", "pnl": "window P&L in dollars"}
+_PART_FORMULA = {"formula": "mean over parts of 0.5*clip((pnl+1000)/2000, 0, 1) + 0.3*winRate + 0.2", "pnl": "P&L of the part in dollars"}
 _NEITHER = 0.5  # win rate where nothing was won or lost
 _ENOUGH_ACTIONS = 20  # more of them earn nothing
 
@@ -38,6 +43,31 @@ def heuristic_score(pnl_usd: float, actions: int, wins: int, losses: int) -> flo
     decided = wins + losses
     win_rate = wins / decided if decided else _NEITHER
     return 0.5 * min(1.0, max(0.0, (pnl_usd + 1000) / 2000)) + 0.3 * win_rate + 0.2 * min(1.0, actions / _ENOUGH_ACTIONS)
+
+
+def heuristic_part_score(pnl_usd: float, wins: int, losses: int) -> float:
+    """Compute the heuristic's score of a part, 0..1: an agent that acts in it has acted enough."""
+    return heuristic_score(pnl_usd, _ENOUGH_ACTIONS, wins, losses)
+
+
+def judge_by_part(hour: HourEpisodes, version: str) -> GroupScores:
+    """Score a group by the heuristic: each agent in each part in which it acted, and the hour by the mean of these."""
+    parts = hour_parts(hour.usable_episodes)
+    marks = {
+        episode.agent_id: {part: heuristic_part_score(*result) for part, result in part_results(episode, parts).items()}
+        for episode in hour.usable_episodes
+    }
+    scores = {}
+    for episode in hour.usable_episodes:
+        own = marks[episode.agent_id]
+        score = math.fsum(own.values()) / len(own)
+        counted = f"{len(own)} part{'' if len(own) == 1 else 's'}"
+        scores[episode.agent_id] = (
+            score,
+            f"Heuristic (a formula, no judge model), mean of {counted} of the hour: window P&L ${episode.window_pnl:.2f}, "
+            f"{episode.wins} wins, {episode.losses} losses, {episode.steps} actions: {score:.4f}.",
+        )
+    return group_scores(hour.window, HEURISTIC, HEURISTIC_BY_PART, scores, version, marks)
 
 
 def judge_episode(episode: Episode) -> tuple[float, str]:
@@ -110,21 +140,23 @@ def _write(
     connection: Connection, hours: Mapping[str, PlannedHour], settings: Settings, now: datetime, force: bool
 ) -> dict[str, GroupScores]:
     """Score planned hours with the heuristic and store the scores, under the hours' locks."""
-    judged = {
-        window: group_scores(
-            window, HEURISTIC, HEURISTIC_VERSION, {e.agent_id: judge_episode(e) for e in planned.hour.usable_episodes}, planned.version
-        )
-        for window, planned in hours.items()
-    }
+    judged = {window: _judged(planned.hour, planned.version, settings) for window, planned in hours.items()}
     if judged:
-        fresh = []
+        fresh, formula = [], _PART_FORMULA if settings.by_part else _FORMULA
         for window, group in judged.items():
             shown = hashlib.sha256("\n".join(score.reasoning for score in group.scores).encode()).hexdigest()
-            fresh.append(store.NewScores(group, hours[window].trajectories, {"rubric": _FORMULA, "shown": shown}))
+            fresh.append(store.NewScores(group, hours[window].trajectories, {"rubric": formula, "shown": shown}))
         store.release(connection, list(judged))
         store.replace(connection, fresh, now, force=force)
         store.keep_made_from(connection, {window: planned.sources for window, planned in hours.items()}, rules_version(settings))
     return {window: changed(group, changed=True) for window, group in judged.items()}
+
+
+def _judged(hour: HourEpisodes, version: str, settings: JudgeSettings) -> GroupScores:
+    if settings.by_part:
+        return judge_by_part(hour, version)
+    scores = {episode.agent_id: judge_episode(episode) for episode in hour.usable_episodes}
+    return group_scores(hour.window, HEURISTIC, judge_version(settings), scores, version)
 
 
 def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, GroupScores]:

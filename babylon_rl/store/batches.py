@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.types import PartScore
 
 DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 # States in which a batch still holds its trajectories.
@@ -88,8 +90,9 @@ class Batch:
 class BatchEpisode:
     """An episode of a batch with its judgement.
 
-    ``trajectory_ids`` are the frozen ones. ``dropped`` is the reason why the episode left the batch, None while it is in.
-    ``trained_ids`` are its trajectories with a trainable token, None before a training has counted them.
+    ``trajectory_ids`` are the frozen ones, ``parts`` the scores of its parts, empty where its hour was judged as a whole. ``dropped`` is
+    the reason why the episode left the batch, None while it is in. ``trained_ids`` are its trajectories with a trainable token, None before
+    a training has counted them.
     """
 
     window: str
@@ -101,6 +104,7 @@ class BatchEpisode:
     sequences: int | None
     dropped: str | None
     trained_ids: Sequence[str] | None = None
+    parts: Sequence[PartScore] = ()
 
     @property
     def contributes(self) -> str | None:
@@ -160,7 +164,8 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
                e."sequences", e."dropped",
                -- NULL: not counted yet; an empty list: nothing of it trained.
                CASE WHEN count(i."contribution") > 0
-                    THEN COALESCE(array_agg(i."trajectoryId" ORDER BY i."position") FILTER (WHERE i."contribution" = 'trained'), '{}') END
+                    THEN COALESCE(array_agg(i."trajectoryId" ORDER BY i."position") FILTER (WHERE i."contribution" = 'trained'), '{}') END,
+               e."parts"
         FROM babylon_rl.batch_episodes e
         JOIN babylon_rl.batch_items i USING ("batchId", "window", "agentId")
         WHERE e."batchId" = %s
@@ -169,7 +174,7 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
         """,
         [batch_id],
     )
-    return [BatchEpisode(*row) for row in rows]
+    return [BatchEpisode(*row[:-1], msgspec.convert(row[-1], tuple[PartScore, ...])) for row in rows]
 
 
 def last_completed_at(connection: Connection) -> datetime | None:
@@ -267,13 +272,15 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
     connection.execute(
         """
         UPDATE babylon_rl.batch_episodes e
-        SET "score" = n."score", "rank" = n."rank", "advantage" = n."advantage", "sequences" = n."sequences", "dropped" = n."dropped"
-        FROM unnest(%s::text[], %s::text[], %s::float8[], %s::int[], %s::float8[], %s::int[], %s::text[])
-             AS n("window", "agentId", "score", "rank", "advantage", "sequences", "dropped")
+        SET "score" = n."score", "rank" = n."rank", "advantage" = n."advantage", "sequences" = n."sequences", "dropped" = n."dropped",
+            "parts" = n."parts"
+        FROM unnest(%s::text[], %s::text[], %s::float8[], %s::int[], %s::float8[], %s::int[], %s::text[], %s::jsonb[])
+             AS n("window", "agentId", "score", "rank", "advantage", "sequences", "dropped", "parts")
         WHERE e."batchId" = %s AND e."window" = n."window" AND e."agentId" = n."agentId"
         """,
         [[e.window for e in episodes], [e.agent_id for e in episodes], [e.score for e in episodes], [e.rank for e in episodes],
-         [e.advantage for e in episodes], [e.sequences for e in episodes], [e.dropped for e in episodes], batch_id],
+         [e.advantage for e in episodes], [e.sequences for e in episodes], [e.dropped for e in episodes],
+         [Jsonb(msgspec.to_builtins(e.parts)) for e in episodes], batch_id],
     )  # fmt: skip
     connection.execute(
         """

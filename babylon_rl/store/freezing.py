@@ -26,8 +26,10 @@ from babylon_rl.windows import next_window, window_end, window_start
 
 # Our tables that the statement reads. It reads trajectories too, but new ones change nothing before their hour is read.
 READ_TABLES = tuple(
-    f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
-)
+    f"babylon_rl.{name}" for name in (
+        "windows", "episodes", "group_scores", "episode_scores", "part_scores", "batch_items", "leaks", "dropped_episodes"
+    )
+)  # fmt: skip
 BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
@@ -37,10 +39,13 @@ BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order i
 _FREEZABLE = """
 WITH hour AS (
     SELECT w."window", w."state" = 'quarantined' AS "quarantined", w."window" <= %(settled)s AS "settled",
-           COALESCE(NOT g."stale" AND g."spread" < %(no_spread)s, FALSE) AS "flat",
+           COALESCE(NOT g."stale" AND COALESCE(parts."flat", g."spread" < %(no_spread)s), FALSE) AS "flat",
            g."window" IS NOT NULL AND consumed."one" IS NOT NULL AS "judgedForGood"
     FROM babylon_rl.windows w
     LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window"
+    CROSS JOIN LATERAL (
+        SELECT bool_and(p."advantage" = 0) AS "flat" FROM babylon_rl.part_scores p WHERE p."window" = w."window"
+    ) parts
     LEFT JOIN LATERAL (
         SELECT TRUE AS "one" FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed" LIMIT 1
     ) consumed ON TRUE

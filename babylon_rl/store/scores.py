@@ -1,7 +1,7 @@
 """Scores of groups: stored, stale, in quarantine or pending.
 
-Tables babylon_rl.group_scores, episode_scores, judge_quarantine and judge_pending, and the game's reward_judgments and columns of
-trajectories. "updatedAt" of trajectories is never touched: it is the producer's last change.
+Tables babylon_rl.group_scores, episode_scores, part_scores, judge_quarantine and judge_pending, and the game's reward_judgments and
+columns of trajectories. "updatedAt" of trajectories is never touched: it is the producer's last change.
 
 Quarantine: the judge's answers are unusable. Pending: not judged yet. An hour in quarantine has that state in babylon_rl.windows too; it
 leaves when a person asks for another try, when another judge scores it, or when its request would differ from the failed one.
@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.store.columns import columns_of, listed, loaded, updates
 from babylon_rl.store.connection import Connection
-from babylon_rl.types import EpisodeScore, GroupScores
+from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
 
 class NewScores(NamedTuple):
@@ -51,13 +51,18 @@ _MARK_STALE = """
 """
 
 # The judgement's hash of what was shown is a column of its own.
-_GROUPS = (*columns_of(GroupScores, but=("scores", "changed")), "shownVersion")
+_GROUPS = (*columns_of(GroupScores, but=("scores", "changed", "parts")), "shownVersion")
 _WRITTEN_GROUPS = (*_GROUPS, "groupSize", "dataVersion", "judgedAt")
 _SCORES = columns_of(EpisodeScore)
+_PARTS = columns_of(PartScore)
 _READ_GROUPS = f"""SELECT {listed(_GROUPS)} FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY "window\""""
 _READ_SCORES = f"""
     SELECT "window", {listed(_SCORES)} FROM babylon_rl.episode_scores
     WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
+"""
+_READ_PARTS = f"""
+    SELECT "window", {listed(_PARTS)} FROM babylon_rl.part_scores
+    WHERE "window" = ANY(%s) ORDER BY "window", "startMinute", "agentId" COLLATE "C"
 """
 
 _DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
@@ -69,6 +74,11 @@ _INSERT_GROUPS = f"""
 _INSERT_SCORES = f"""
     INSERT INTO babylon_rl.episode_scores ("window", {listed(_SCORES)})
     SELECT "window", {listed(_SCORES)} FROM jsonb_populate_recordset(NULL::babylon_rl.episode_scores, %(scores)s)
+"""
+
+_INSERT_PARTS = f"""
+    INSERT INTO babylon_rl.part_scores ("window", {listed(_PARTS)})
+    SELECT "window", {listed(_PARTS)} FROM jsonb_populate_recordset(NULL::babylon_rl.part_scores, %(parts)s)
 """
 
 # What the game's tables hold of a score, for each of its trajectories.
@@ -147,12 +157,15 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScore
     scores: dict[str, list[EpisodeScore]] = {}
     for window, *values in connection.execute(_READ_SCORES, parameters).fetchall():
         scores.setdefault(window, []).append(loaded(EpisodeScore, _SCORES, values))
+    parts: dict[str, list[PartScore]] = {}
+    for window, *values in connection.execute(_READ_PARTS, parameters).fetchall():
+        parts.setdefault(window, []).append(loaded(PartScore, _PARTS, values))
     groups: dict[str, GroupScores] = {}
     for row in connection.execute(_READ_GROUPS, parameters).fetchall():
         document = dict(zip(_GROUPS, row, strict=True))
         judgement = document["judgement"] and {**document["judgement"], "shown_version": document["shownVersion"]}
-        held = tuple(scores.get(document["window"], ()))
-        groups[document["window"]] = msgspec.convert({**document, "judgement": judgement or None, "scores": held}, GroupScores)
+        held = {"scores": tuple(scores.get(document["window"], ())), "parts": tuple(parts.get(document["window"], ()))}
+        groups[document["window"]] = msgspec.convert({**document, "judgement": judgement or None, **held}, GroupScores)
     return groups
 
 
@@ -164,6 +177,7 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
     """
     documents = [_group_document(new.group, now) for new in groups]
     scores = [{"window": new.group.window, **msgspec.to_builtins(score)} for new in groups for score in new.group.scores]
+    parts = [{"window": new.group.window, **msgspec.to_builtins(part)} for new in groups for part in new.group.parts]
     judged: list[dict[str, Any]] = [
         {
             "window": group.window,
@@ -180,12 +194,16 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
         for score in group.scores
     ]
     ids = [trajectory for row in judged for trajectory in row["trajectoryIds"]]
-    parameters = {"groups": Jsonb(documents), "scores": Jsonb(scores), "judged": Jsonb(judged), "ids": ids, "now": now, "force": force}
+    parameters = {
+        "groups": Jsonb(documents), "scores": Jsonb(scores), "parts": Jsonb(parts), "judged": Jsonb(judged), "ids": ids, "now": now,
+        "force": force,
+    }  # fmt: skip
     # Our rows are written anew; the game's are updated.
     windows = [new.group.window for new in groups]
     delete(connection, windows)
     connection.execute(_INSERT_GROUPS, parameters)
     connection.execute(_INSERT_SCORES, parameters)
+    connection.execute(_INSERT_PARTS, parameters)
     # Judgements before scores: both ask ``_OPEN``, which reads the score that the second statement writes.
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)

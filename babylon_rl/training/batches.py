@@ -106,7 +106,8 @@ class Trained:
 
 def batch_settings(batch: Batch, settings: Settings) -> Settings:
     """Overlay ``settings`` with those frozen in the batch: a resumed run ends as it began, on any machine."""
-    return settings_for(batch.backend, settings.model_copy(update=dict(batch.settings)))
+    # A batch from before CREDIT was frozen was judged, and perhaps trained in part, by the hour.
+    return settings_for(batch.backend, settings.model_copy(update={"credit": "hour"} | dict(batch.settings)))
 
 
 def required_batch(connection: Connection, batch_id: str) -> Batch:
@@ -386,7 +387,8 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool
     if own is None:
         return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
     reason = None if scores.has_spread else NO_SPREAD_REASON
-    return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason)
+    parts = [part for part in scores.parts if part.agent_id == episode.agent_id]
+    return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason, parts=parts)
 
 
 def _prepared(connection: Connection, batch: Batch) -> Prepared:

@@ -1,8 +1,9 @@
 """Conversion of frozen episodes to training sequences, and the pre-flight report on them.
 
-A sequence is an LLM call as served, with its advantage. Only the trajectories that the batch froze are read, whatever has arrived since.
-Calls that cannot train are counted by reason. Every text is checked for leaks here too, so that an hour without a hindsight check is as
-safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the batch.
+A sequence is an LLM call as served, with the advantage of its part of the hour, or of the whole hour. Only the trajectories that the batch
+froze are read, whatever has arrived since. Calls that cannot train are counted by reason. Every text is checked for leaks here too, so
+that an hour without a hindsight check is as safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the
+batch.
 
 The pre-flight lists kept and dropped groups with reasons, sequences, trainable tokens, the share with log-probabilities, staleness in
 versions and the spread of scores. A training without a trainable token is refused here, with the cause and the cure.
@@ -25,7 +26,7 @@ from babylon_rl.files.spill import Place, Spill, Spilled
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.windows import reading_chunks
@@ -46,7 +47,8 @@ CUT = "an answer that was cut off"
 class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
-    ``per_episode`` is the number of sequences of each (window, agent id).
+    ``per_episode`` is the number of sequences of each (window, agent id). ``by_hour`` counts those that have their episode's advantage
+    although CREDIT asks for their part's: their hours were judged as a whole.
     """
 
     sequences: Sequence[TrainSequence]
@@ -54,6 +56,7 @@ class Conversion:
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
+    by_hour: int = 0
 
 
 def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
@@ -71,6 +74,7 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
+    by_hour = 0
     # Outcomes are read once per chunk of windows, texts in smaller portions.
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
@@ -87,12 +91,14 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     # Also where it is 0: an episode without a sequence leaves the batch by this count.
                     per_episode[window, episode.agent_id] = len(trainable)
-                    places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(trainable)) for call in trainable))
+                    sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
+                    by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
+                    places.setdefault(window, []).extend(spill.write(sequences))
     # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
-    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness))
+    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness), by_hour)
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -136,14 +142,16 @@ def _trains(
     return True
 
 
-def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:
+def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int, settings: JudgeSettings) -> TrainSequence:
+    own = next((part for part in episode.parts if part.start_minute <= call.minute < part.end_minute), None) if settings.by_part else None
     return TrainSequence(
         **structs.asdict(call),
         window=episode.window,
         agent_id=episode.agent_id,
-        advantage=episode.advantage or 0.0,
+        advantage=(episode.advantage or 0.0) if own is None else own.advantage,
         weight=1.0 / calls,
-        score=episode.score,
+        score=episode.score if own is None else own.score,
+        part=None if own is None else own.start_minute,
     )
 
 
@@ -186,6 +194,7 @@ def preflight_document(
         "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
         "leftOut": dict(conversion.left_out),
         "stalenessVersions": dict(conversion.staleness),
+        "creditByHour": conversion.by_hour,
         "trainableTokens": plan.trainable_tokens,
         "trainableSequences": plan.sequences,
         "untrained": dict(plan.untrained),
@@ -327,6 +336,10 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     if document["stalenessVersions"]:
         ages = (f"{number} x {age}" for age, number in sorted(document["stalenessVersions"].items()))
         lines.append(f"  Staleness in versions: {', '.join(ages)}")
+    if document.get("creditByHour"):
+        lines.append(
+            f"  Advantage of the whole hour: {_counted(document['creditByHour'], 'sequence')}; their hours were not judged by part"
+        )
     if document.get("estimatedUsd") is not None:
         lines.append(f"  Estimated cost: ${document['estimatedUsd']:.2f}")
     if document.get("ignoredSettings"):

@@ -329,8 +329,10 @@ def _manifest(
 
 
 def data_version(episodes: Sequence[BatchEpisode]) -> str:
-    """Hash of episodes with their trajectories and advantages."""
-    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in episodes])
+    """Hash of episodes with their trajectories and advantages, those of their parts included."""
+    return content_version(
+        [[e.window, e.agent_id, list(e.trajectory_ids), e.advantage, *(part.advantage for part in e.parts)] for e in episodes]
+    )
 
 
 def _batch_of(directory: Path) -> str | None:

@@ -12,7 +12,8 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.answers import LASTING
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
+from babylon_rl.judge.group_judge import GroupJudge, run_pool
+from babylon_rl.judge.group_outcomes import GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups

@@ -22,6 +22,7 @@ RUBRIC_VERSION = "1"
 # cost nothing, as the form is not part of their version.
 FORM = 2
 HEURISTIC_VERSION = "1"  # of the formula in scoring.py
+HEURISTIC_BY_PART = f"{HEURISTIC_VERSION}, by part"
 RUBRIC: dict[str, Any] = {
     "weights": {"profit and loss": 40, "market timing": 30, "risk management": 20, "opportunity capture": 10},
     "bands": {"0.9-1.0": "excellent", "0.7-0.8": "good", "0.5-0.6": "average", "0.3-0.4": "poor", "0.0-0.2": "very poor"},
@@ -49,29 +50,45 @@ _ANSWER = (
     'Answer with JSON only: {"scores": [{"id": "...", "explanation": "...", "score": 0.0}]}, one entry for each episode, each id copied '
     "exactly as it stands in its tag, the explanation one or two sentences, the score a number from 0 to 1."
 )
+_MARKS = (
+    "The user message names parts of the hour by their times, and for each episode the steps that it took in each. Each part is a "
+    "comparison of its own: mark what an agent did in it against what the others did in the same part, whatever they did before and after."
+)
+_ANSWER_MARKS = (
+    'Answer with JSON only: {"scores": [{"id": "...", "explanation": "...", "marks": [0.0, 0.0]}]}, one entry for each episode, each id '
+    "copied exactly as it stands in its tag, the explanation one or two sentences, the marks one number from 0 to 1 for each part of the "
+    "hour, in their order; where the episode has no step in a part, 0 stands for it."
+)
 
 
-def system_prompt() -> str:
-    """System prompt of every request."""
+def system_prompt(by_part: bool = False) -> str:
+    """System prompt of every request; ``by_part`` asks for marks of the hour's parts."""
     weights = "; ".join(f"{name} {share} %" for name, share in RUBRIC["weights"].items())
     bands = ", ".join(f"{band} {word}" for band, word in RUBRIC["bands"].items())
+    scale = "mark each part of each one's episode" if by_part else "score each one's episode"
     lines = [
-        "You judge trading agents that all lived through the same hour of a simulated market, and score each one's episode from 0 to 1.",
+        f"You judge trading agents that all lived through the same hour of a simulated market, and {scale} from 0 to 1.",
         f"Weigh: {weights}.",
         f"Bands: {bands}.",
         *RUBRIC["sentences"],
+        *([_MARKS] if by_part else []),
         _STEPS,
         _DATA,
-        _ANSWER,
+        _ANSWER_MARKS if by_part else _ANSWER,
     ]
     return "\n".join(lines)
+
+
+def rubric_version(settings: JudgeSettings) -> str:
+    """Version of the rubric and of the form of answers: a score for each episode, or marks for its parts."""
+    return f"{RUBRIC_VERSION}, by part" if settings.by_part else RUBRIC_VERSION
 
 
 def judge_version(settings: JudgeSettings) -> str:
     """Version that comparable scores of a judge share: the rubric and the number of orders."""
     if settings.judge_model == HEURISTIC:
-        return HEURISTIC_VERSION
-    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
+        return HEURISTIC_BY_PART if settings.by_part else HEURISTIC_VERSION
+    return f"{rubric_version(settings)}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
 
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
@@ -134,6 +151,7 @@ ACTION = Template(
 WINDOW_PNL = Template(
     "window_pnl", "outcome", "From the hour's start to its end {agent:text} made {pnl:number} dollars in {steps:number} steps."
 )
+PARTS_PNL = Template("parts_pnl", "outcome", "By part {agent:text} made these dollars in these steps: {parts:text}.")
 HIDDEN_ANSWER = Template(
     "hidden_answer", "hidden_answer",
     f'{HIDDEN} the engine decided when it made the question "{{question:text}}" ({{market:text}}) that the answer is {{answer:answer}}.',
@@ -151,7 +169,8 @@ ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has a
 
 # The leak check finds these sentences and no others: a template that is missing here could leak unseen.
 TEMPLATES = (
-    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE, SCORE, ADVANTAGE,
+    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE,
+    SCORE, ADVANTAGE,
 )  # fmt: skip
 
 
@@ -250,6 +269,15 @@ def news_context(outcomes: WindowOutcomes) -> list[str]:
         for text in news:
             subjects.setdefault(_renamed(text, names), {})[subject] = None
     return [fill_template(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
+
+
+def parts_pnl(agent: str, parts: Iterable[tuple[int, int, int, float | None]]) -> list[str]:
+    """Sentences on an agent's parts: number, first and last step, and dollars (None where these are private)."""
+    entries = [
+        f"{number}: {UNKNOWN if pnl is None else f'{pnl:.5g}'} in {first if first == last else f'{first} to {last}'}"
+        for number, first, last, pnl in parts
+    ]
+    return [fill_template(PARTS_PNL, agent=agent, parts=line) for line in _lists(entries)]
 
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -148,19 +149,20 @@ class Counted:
 
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
-    """Build the groups of an iteration, one per window, newest first."""
-    # Sequences are collected by episode first, then episodes by window.
-    episodes: dict[tuple[str, str], list[TrainSequence]] = {}
+    """Build the groups of an iteration, one per window or part of one, newest window first."""
+    # Sequences are collected by episode first, then episodes by group; -1 stands for the whole window.
+    episodes: dict[tuple[str, int, str], list[TrainSequence]] = {}
     for sequence in sequences:
-        episodes.setdefault((sequence.window, sequence.agent_id), []).append(sequence)
-    groups: dict[str, list[SentEpisode]] = {}
-    for (window, agent_id), own in sorted(episodes.items()):
+        part = -1 if sequence.part is None else sequence.part
+        episodes.setdefault((sequence.window, part, sequence.agent_id), []).append(sequence)
+    groups: dict[tuple[str, int], list[SentEpisode]] = {}
+    for (window, part, agent_id), own in sorted(episodes.items()):
         calls = [_call(sequence, base) for sequence in own]
         first = own[0]
         reward = first.advantage if first.score is None else first.score
         ids = sorted({sequence.trajectory_id for sequence in own})
-        groups.setdefault(window, []).append(SentEpisode(window, agent_id, ids, reward, calls))
-    return [groups[window] for window in sorted(groups, reverse=True)]
+        groups.setdefault((window, part), []).append(SentEpisode(window, agent_id, ids, reward, calls))
+    return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
@@ -192,7 +194,8 @@ def count_hours(
     sequences: Sequence[TrainSequence], base: BaseTokens, without_logprobs: bool, *, judged: bool = True
 ) -> tuple[dict[str, int], Counted]:
     """Count trainable tokens by hour, and the totals of all hours, as ``count_groups``."""
-    hours = {group[0].window: count_groups([group], base, without_logprobs, judged=judged) for group in sent_groups(sequences, base)}
+    by_hour = groupby(sent_groups(sequences, base), key=lambda group: group[0].window)
+    hours = {window: count_groups(groups, base, without_logprobs, judged=judged) for window, groups in by_hour}
     untrained = sum((Counter(hour.untrained) for hour in hours.values()), Counter[str]())
     trajectories = frozenset[str]().union(*(hour.trajectories for hour in hours.values()))
     sequences_n, tokens_n = sum(hour.sequences for hour in hours.values()), sum(hour.tokens for hour in hours.values())

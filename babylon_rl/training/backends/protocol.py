@@ -29,13 +29,14 @@ CPU = "cpu"
 
 
 class TrainSequence(ServedSequence, frozen=True, kw_only=True):
-    """LLM call as served, with its episode's advantage.
+    """LLM call as served, with its advantage.
 
-    ``messages`` is the prompt (the trainer applies the chat template of the base) and ``response`` the answer. ``advantage`` is the
-    episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in this iteration), for
+    ``messages`` is the prompt (the trainer applies the chat template of the base) and ``response`` the answer. ``advantage`` is that of
+    its agent in the part of the hour that begins at minute ``part``: (score - mean of the part) / ADVANTAGE_SCALE; where ``part`` is None,
+    its episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in this iteration), for
     backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so that an episode weighs
     the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio
-    of 1. ``score`` (0..1) is for backends that compute the advantages themselves.
+    of 1. ``score`` (0..1), of the part or the episode, is for backends that compute the advantages themselves.
     """
 
     window: str
@@ -43,6 +44,7 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
     advantage: float
     weight: float
     score: float | None = None
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
