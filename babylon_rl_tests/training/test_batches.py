@@ -376,7 +376,7 @@ def test_groups_without_spread_leave_the_batch(connection, settings):
     assert prepared.dropped_groups == {"2025-10-29T14:00": "no spread of scores"}
     assert list(prepared.batch.windows) == ["2025-10-29T13:00"] and prepared.batch.trajectories == 53
     assert count_freezable(connection, settings, NOW).windows.get("2025-10-29T14:00") is None  # flat: it would come back for ever
-    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0')
+    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0')
     connection.commit()
     with pytest.raises(NothingToTrain, match="no spread of scores"):
         prepare_batch(connection, frozen.batch_id, settings, NOW)
