@@ -14,7 +14,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before litellm 
 from judge_groups import RULES, Group
 
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.group_judge import GroupOutcome, ScoredGroup, UnscorableGroup
+from babylon_rl.judge.group_outcomes import GroupOutcome, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version

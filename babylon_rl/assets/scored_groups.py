@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import dagster as dg
@@ -21,6 +22,7 @@ from babylon_rl.assets.partitions import (
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.consensus import ScoringResult
+from babylon_rl.judge.parts import time_of
 from babylon_rl.judge.plan import judge_rules
 from babylon_rl.judge.scoring import HOURS_PER_RUN, score_windows
 from babylon_rl.reporting.numbers import shortened
@@ -132,6 +134,8 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
             for s in group.scores
         ]
     )
+    if group.parts:
+        metadata["parts"] = table(_parts(group))
     judgement = group.judgement
     context_flagged = [] if judgement is None else [{"agent": "-", "suspicion": flag} for flag in judgement.context_flags]
     # Tables only if there is something to show: suspicious texts, what they and the agents' words gained, what was masked.
@@ -147,6 +151,17 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
     }
     metadata |= {name: table(rows) for name, rows in tables.items() if rows}
     return HourReport(group.data_version, metadata)
+
+
+def _parts(group: GroupScores) -> list[dict[str, Any]]:
+    """One row a part: its times, the agents that acted in it, and the best of them with its score and advantage."""
+    rows = []
+    for start, own in groupby(group.parts, key=lambda part: part.start_minute):
+        acted = list(own)
+        best = max(acted, key=lambda part: part.score)
+        times = f"{time_of(group.window, start)} to {time_of(group.window, best.end_minute)}"
+        rows.append({"part": times, "agents": len(acted), "best": best.agent_id, "score": best.score, "advantage": best.advantage})
+    return rows
 
 
 def _gain(group: GroupScores) -> dict[str, Any]:

@@ -40,10 +40,11 @@ _IN_THINKING = f"{LASTING}the judge's text holds no scores outside of its thinki
 
 @dataclass(frozen=True)
 class EpisodeVerdict:
-    """A judge's score of one episode (0 to 1) and its explanation."""
+    """A judge's score of one episode (0 to 1) and its explanation. ``marks`` are those of parts, of which the score is the mean."""
 
     score: float
     explanation: str
+    marks: tuple[float, ...] = ()
 
 
 class AnswerFault(BabylonError):
@@ -54,11 +55,13 @@ class AnswerFault(BabylonError):
         super().__init__(f"The judge's answer cannot be used: {' '.join(self.faults)}")
 
 
-def read_answer(text: str, ids: Collection[str]) -> dict[str, EpisodeVerdict]:
+def read_answer(text: str, ids: Collection[str], parts: int = 0) -> dict[str, EpisodeVerdict]:
     """Read the verdicts of an answer, by id and in the order of ``ids``.
 
+    With ``parts`` each holds so many marks instead of a score.
+
     Raises:
-        AnswerFault: the text holds no answer, or one for other ids, or one that lacks a score or an explanation.
+        AnswerFault: the text holds no answer, or one for other ids, or one that lacks a score, a mark or an explanation.
     """
     entries = _entries(text)
     verdicts: dict[str, EpisodeVerdict] = {}
@@ -75,7 +78,7 @@ def read_answer(text: str, ids: Collection[str]) -> dict[str, EpisodeVerdict]:
             faults.append(f"The id {identity} is there more than once.")
         else:
             seen.add(identity)
-            faults += _judged(identity, entry, verdicts)
+            faults += _judged(identity, entry, parts, verdicts)
     # ids without an entry at all
     faults += [f"The id {identity} is missing." for identity in ids if identity not in seen]
     if faults:
@@ -84,17 +87,39 @@ def read_answer(text: str, ids: Collection[str]) -> dict[str, EpisodeVerdict]:
     return {identity: verdicts[identity] for identity in ids}
 
 
-def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, EpisodeVerdict]) -> Iterator[str]:
+def _judged(identity: str, entry: Mapping[str, Any], parts: int, verdicts: dict[str, EpisodeVerdict]) -> Iterator[str]:
     """Add the verdict of one entry to ``verdicts``, and yield the entry's faults."""
-    score, explanation = _score(entry.get("score")), entry.get("explanation")
-    if "score" not in entry:
-        yield f"The score of {identity} is missing."
-    elif score is None:
-        yield f"The score of {identity} is {_shown(entry['score'])}, which is no number from 0 to 1."
+    faults, marks = _marks(identity, entry, parts) if parts else _one_score(identity, entry)
+    explanation = entry.get("explanation")
     if not isinstance(explanation, str) or not explanation.strip():
-        yield f"The explanation of {identity} is missing."
-    elif score is not None:
-        verdicts[identity] = EpisodeVerdict(score, explanation.strip()[:MOST_EXPLANATION])
+        faults.append(f"The explanation of {identity} is missing.")
+    elif not faults:
+        own = tuple(marks) if parts else ()
+        verdicts[identity] = EpisodeVerdict(math.fsum(marks) / len(marks), explanation.strip()[:MOST_EXPLANATION], own)
+    yield from faults
+
+
+def _one_score(identity: str, entry: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+    """Faults of an entry's score, or the score as a list."""
+    score = _score(entry.get("score"))
+    if score is not None:
+        return [], [score]
+    if "score" not in entry:
+        return [f"The score of {identity} is missing."], []
+    return [f"The score of {identity} is {_shown(entry['score'])}, which is no number from 0 to 1."], []
+
+
+def _marks(identity: str, entry: Mapping[str, Any], parts: int) -> tuple[list[str], list[float]]:
+    """Faults of an entry's marks, or the marks."""
+    given = entry.get("marks")
+    if not isinstance(given, list) or len(given) != parts:
+        number = len(given) if isinstance(given, list) else 0
+        return [f"The entry of {identity} holds {number} marks, not {parts}."], []
+    marks = [_score(mark) for mark in given]
+    wrong = [number for number, mark in enumerate(marks, 1) if mark is None]
+    if wrong:
+        return [f"Mark {wrong[0]} of {identity} is {_shown(given[wrong[0] - 1])}, which is no number from 0 to 1."], []
+    return [], [mark for mark in marks if mark is not None]
 
 
 def _score(value: Any) -> float | None:

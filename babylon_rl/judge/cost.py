@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from babylon_rl.judge.judge_store import COMPLETION_TOKENS_PER_EPISODE
+from babylon_rl.judge.judge_store import answer_tokens
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests
@@ -105,7 +105,9 @@ def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, se
 
 def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
     """Prompt tokens of some requests, and expected tokens of the answers."""
-    return sum(request.tokens for request in requests), sum(len(request.ids) for request in requests) * COMPLETION_TOKENS_PER_EPISODE
+    return sum(request.tokens for request in requests), sum(
+        answer_tokens(len(request.ids), len(request.group.parts)) for request in requests
+    )
 
 
 def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float = 1.0) -> float | None:

@@ -7,7 +7,6 @@ starts again, and pays only for what had not been answered. Each hour is written
 """
 
 import asyncio
-import math
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,26 +18,37 @@ from msgspec.structs import replace
 
 from babylon_rl.episodes.reading import group_version
 from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, EpisodeVerdict, FailureStreak, read_answer
-from babylon_rl.judge.client import JudgeClient, JudgeReply, server_of
-from babylon_rl.judge.consensus import Agreement, AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words, group_scores, merge
+from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, FailureStreak
+from babylon_rl.judge.client import JudgeClient, JudgeReply
+from babylon_rl.judge.consensus import Agreement, AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words
+from babylon_rl.judge.group_outcomes import (
+    GroupOutcome,
+    Order,
+    PendingGroup,
+    RequestVerdicts,
+    ScoredGroup,
+    UnscorableGroup,
+    judged_scores,
+    merged_order,
+    read_verdicts,
+    scores_by_order,
+)
 from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, Leases, OverBudget, expected_usd, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours, request_version, rules_version
-from babylon_rl.judge.prompt.forms import MaskedGroup, looked_at, masked_form, without_words
-from babylon_rl.judge.prompt.injection import Flag
+from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.request import CONTEXT_SHARE, JudgeRequest, RenderedGroup, order_rounds, plan_requests, retry_request
-from babylon_rl.judge.prompt.templates import RUBRIC, RUBRIC_VERSION, judge_version
-from babylon_rl.llm.tokens import forget_encodings, known_sum, token_counter
+from babylon_rl.judge.prompt.templates import RUBRIC, judge_version, rubric_version
+from babylon_rl.llm.tokens import forget_encodings, token_counter
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
+from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import in_parts, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_requests import StoredAnswer, count_answers, drop_leases
 from babylon_rl.store.windows import lock_windows, reading_chunks, stored_hours
-from babylon_rl.types import GroupScores, Judgement
+from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from
 
 FIRST_TRY = 0  # at a request; each further try is a new request
@@ -47,59 +57,6 @@ LEAST_CONTEXT = 512  # tokens; a smaller count is not one of a prompt
 LEAST_SHARE, SAME_SIZE = 0.5, 1.2  # of our own count of tokens
 LONGEST_TOKENS = 6  # characters, on average
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
-
-
-@dataclass(frozen=True)
-class Order:
-    """One order of a group: verdict and place of every agent.
-
-    Places run from 0 (first) to 1 (last); the mean where the agent stood in several parts.
-    """
-
-    verdicts: Mapping[str, EpisodeVerdict]
-    places: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """Outcome with scores: orders, their agreement, and the answers, ``asked`` of them new.
-
-    ``gain`` is that of the group's flagged sentences, None where it has none; where an agent gained by them, the orders are those of
-    ``masked``. ``words`` is the gain of agents' own words, None but in the hours of the sample.
-    """
-
-    group: RenderedGroup
-    orders: Sequence[Order]
-    agreement: Agreement
-    answers: Sequence[StoredAnswer]
-    asked: int
-    gain: Gain | None = None
-    masked: MaskedGroup | None = None
-    words: Gain | None = None
-
-
-@dataclass(frozen=True)
-class UnscorableGroup:
-    """A group without scores, after a refusal or only unusable answers; it goes to quarantine.
-
-    ``transcript`` holds the tries, shortened.
-    """
-
-    group: RenderedGroup
-    reason: str
-    transcript: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class PendingGroup:
-    """A group that was not judged now, for a reason that may pass."""
-
-    group: RenderedGroup
-    reason: str
-
-
-GroupOutcome = ScoredGroup | UnscorableGroup | PendingGroup
-_Part = tuple[JudgeRequest, Mapping[str, EpisodeVerdict]]  # a request, and its verdicts by agent id
 
 
 class UnusableAnswers(Exception):
@@ -159,11 +116,11 @@ class GroupJudge:
             gained = None
             if form is not None:
                 without, masked = await self._judgement(form.group, tally)
-                gained = gain(_scores(orders), _scores(without), form.suspects)
+                gained = gain(scores_by_order(orders), scores_by_order(without), form.suspects)
                 # two more orders are paid only where an agent seems to gain
                 if gained.gainers:
                     placebo = await self._orders(form.placebo, range(self._settings.judge_orders), tally)
-                    gained = gain(_scores(orders), _scores(without), form.suspects, _scores(placebo))
+                    gained = gain(scores_by_order(orders), scores_by_order(without), form.suspects, scores_by_order(placebo))
             words = await self._look(group, orders, tally) if looks else None
             if gained is not None and gained.gainers:
                 orders, agreed = without, masked
@@ -179,14 +136,14 @@ class GroupJudge:
         if not agents:
             return None
         silent = await _all([self._orders(without_words(group, agent), range(1), tally) for agent in agents])
-        return gain_of_words(_scores(orders), {agent: _scores(one)[0] for agent, one in zip(agents, silent, strict=True)})
+        return gain_of_words(scores_by_order(orders), {agent: scores_by_order(one)[0] for agent, one in zip(agents, silent, strict=True)})
 
     async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
         """Orders of one form of a group and their agreement; further orders where they differ."""
         orders: list[Order] = []
         for numbers in order_rounds(self._settings):
             orders += await self._orders(group, numbers, tally)
-            agreed = agreement(_scores(orders))
+            agreed = agreement(scores_by_order(orders))
             if agreed.disagreement <= self._settings.judge_disagreement:
                 break
         return orders, agreed
@@ -200,9 +157,9 @@ class GroupJudge:
         async with self._budget.reserved(_sizes(request for request in requests if request.key not in stored)):
             parts = await _all([self._verdicts(request, stored.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), parts, strict=True))
-        return [_order([by_key[request.key] for request in plan]) for plan in plans]
+        return [merged_order([by_key[request.key] for request in plan]) for plan in plans]
 
-    async def _verdicts(self, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
+    async def _verdicts(self, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> RequestVerdicts:
         """First usable answer to a request or a retry of it, with that request."""
         request, transcript = first, list[Mapping[str, Any]]()
         faults: Sequence[str] = ()
@@ -224,8 +181,7 @@ class GroupJudge:
                 tally.asked += 1
             tally.answers.append(answer)
             if not answer.faults:
-                verdicts = read_answer(answer.answer, list(request.ids))
-                return request, {request.ids[shown]: verdict for shown, verdict in verdicts.items()}
+                return request, read_verdicts(answer.answer, request)
             faults = answer.faults
             transcript.append(_exchange(request, attempt, answer.answer, faults))
             tally.lasting += any(fault.startswith(LASTING) for fault in faults)
@@ -251,13 +207,13 @@ class GroupJudge:
     def _answer(self, request: JudgeRequest, attempt: int, reply: JudgeReply) -> StoredAnswer:
         """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
-        usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
+        usd = expected_usd(self.model, request.tokens, len(request.ids), len(request.group.parts)) if reply.usd is None else reply.usd
         self._budget.pay(usd)
         text = storable(reply.text)
         fault = reply.fault or self._cut_prompt(request, reply.read_tokens)
         faults, scores = ([fault], None) if fault else _checked(text, request)
         return StoredAnswer(
-            key=request.key, window=request.window, judge=self.model, rubric_version=RUBRIC_VERSION, order=request.order,
+            key=request.key, window=request.window, judge=self.model, rubric_version=rubric_version(self._settings), order=request.order,
             part=request.part, attempt=attempt, shown_version=request.group.input_version, ids=list(request.ids.items()), answer=text,
             faults=faults, scores=scores,
             prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
@@ -284,14 +240,9 @@ class GroupJudge:
         )
 
 
-def _scores(orders: Sequence[Order]) -> list[dict[str, float]]:
-    """Score by agent in each order."""
-    return [{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders]
-
-
-def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int]]:
-    """Prompt tokens and episodes of some requests, counted when they are needed."""
-    return ((request.tokens, len(request.ids)) for request in requests)
+def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int, int]]:
+    """Prompt tokens, episodes and parts of some requests, counted when they are needed."""
+    return ((request.tokens, len(request.ids), len(request.group.parts)) for request in requests)
 
 
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -307,27 +258,13 @@ async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
     return results
 
 
-def _order(parts: Sequence[_Part]) -> Order:
-    """Merge the parts of one order into one verdict and place per agent."""
-    scores = merge([{agent: verdict.score for agent, verdict in part.items()} for _, part in parts])
-    explanations: dict[str, str] = {}
-    places: dict[str, list[float]] = {}
-    for request, part in parts:
-        for place, agent in enumerate(request.ids.values()):
-            # an anchor stands in several parts: its place is their mean, and its explanation that of the first
-            places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
-            explanations.setdefault(agent, part[agent].explanation)
-    verdicts = {agent: EpisodeVerdict(score, explanations[agent]) for agent, score in scores.items()}
-    return Order(verdicts, {agent: sum(own) / len(own) for agent, own in places.items()})
-
-
 def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
     """Faults of an answer, or its scores by agent id; as both are stored."""
     try:
-        verdicts = read_answer(text, list(request.ids))
+        verdicts = read_verdicts(text, request)
     except AnswerFault as fault:
         return [storable(sentence) for sentence in fault.faults], None
-    return [], {request.ids[shown]: verdict.score for shown, verdict in verdicts.items()}
+    return [], {agent: verdict.score for agent, verdict in verdicts.items()}
 
 
 def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence[str]) -> dict[str, Any]:
@@ -392,9 +329,6 @@ def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
-_MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
-MAX_EXCERPT = 200
-MAX_PASSAGE = 500  # characters of a line that was masked
 LARGE_HOUR = 10_000  # trajectories; once it is judged the tokenizers make room for what follows
 
 
@@ -557,73 +491,8 @@ def finish_hour(
                 return before
         # write the new scores, and end a quarantine
         scores.release(connection, [window])
-        criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
+        shown, orders = outcome.group.input_version, len(outcome.orders)
+        criteria = {"rubric": RUBRIC, "rubricVersion": rubric_version(settings), "shown": shown, "orders": orders}
         scores.replace(connection, [scores.NewScores(judged, hour.trajectories, criteria)], now, force=force)
         scores.keep_made_from(connection, {window: hour.sources}, rules_version(settings))
         return replace(judged, changed=True)
-
-
-def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: str) -> GroupScores:
-    """Scores of a judged group, not stored."""
-    group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
-    gains = {} if outcome.gain is None else outcome.gain.by_agent
-    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
-    whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
-    episodes = {episode.agent_id: episode for episode in group.episodes}
-    entries = tuple(
-        replace(
-            entry,
-            disagreement=agreement.by_agent[entry.agent_id],
-            order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
-            places=tuple(order.places[entry.agent_id] for order in orders),
-            shown_tokens=episodes[entry.agent_id].tokens,
-            flags=tuple(flag_words(flag) for flag in episodes[entry.agent_id].flags),
-            gain=gains.get(entry.agent_id),
-        )
-        for entry in whole.scores
-    )
-    judgement = _judgement(outcome, server_of(settings, settings.judge_model))
-    return replace(whole, scores=entries, disagreement=agreement.disagreement, judgement=judgement)
-
-
-def flag_words(flag: Flag) -> str:
-    """One line on a flag: kind, place and excerpt."""
-    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MAX_EXCERPT]}")
-
-
-def _reasoning(outcome: ScoredGroup, agent: str) -> str:
-    """The judge's explanations of an episode, one per order unless all are equal."""
-    verdicts = [order.verdicts[agent] for order in outcome.orders]
-    if len({verdict.explanation for verdict in verdicts}) == 1:
-        return storable(verdicts[0].explanation)
-    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
-
-
-def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
-    """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
-    # The same answers in another order of arrival are the same judgement.
-    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
-    usd = [answer.usd for answer in answers]
-    return Judgement(
-        orders=len(outcome.orders),
-        tau=outcome.agreement.tau,
-        requests=len(answers),
-        prompt_tokens=known_sum(answer.prompt_tokens for answer in answers),
-        completion_tokens=known_sum(answer.completion_tokens for answer in answers),
-        usd=None if None in usd else math.fsum(part for part in usd if part is not None),
-        seconds=math.fsum(answer.latency_seconds for answer in answers),
-        shown_version=outcome.group.input_version,
-        server=server,
-        steps=outcome.group.steps,
-        shortened=outcome.group.shortened,
-        decisions_shortened=outcome.group.decisions_shortened,
-        context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
-        masked=None if outcome.gain is None else bool(outcome.gain.gainers),
-        noise=None if outcome.gain is None else outcome.gain.noise,
-        masked_version="" if outcome.masked is None else outcome.masked.group.input_version,
-        masked_passages=() if outcome.masked is None else tuple(storable(line[:MAX_PASSAGE]) for line in outcome.masked.passages),
-        gainers=() if outcome.gain is None else outcome.gain.gainers,
-        words=None if outcome.words is None else dict(outcome.words.by_agent),
-        words_noise=None if outcome.words is None else outcome.words.noise,
-        followed=() if outcome.words is None else outcome.words.gainers,
-    )

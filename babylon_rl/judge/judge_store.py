@@ -185,6 +185,7 @@ class Leases:
 
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
+COMPLETION_TOKENS_PER_MARK = 4
 _LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it
 
 
@@ -192,12 +193,17 @@ class OverBudget(Exception):
     """A request would cost more than is left; the message is why its group waits."""
 
 
-def expected_usd(model: str, tokens: int, episodes: int) -> float | None:
+def answer_tokens(episodes: int, parts: int = 0) -> int:
+    """Expected tokens of an answer on so many episodes, with marks for so many parts of each."""
+    return episodes * (COMPLETION_TOKENS_PER_EPISODE + parts * COMPLETION_TOKENS_PER_MARK)
+
+
+def expected_usd(model: str, tokens: int, episodes: int, parts: int = 0) -> float | None:
     """Expected dollars of a request; None where the price is unknown.
 
-    ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it.
+    ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it, ``parts`` of marks for each.
     """
-    return price(model, tokens, episodes * COMPLETION_TOKENS_PER_EPISODE)
+    return price(model, tokens, answer_tokens(episodes, parts))
 
 
 def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime | None:
@@ -235,11 +241,11 @@ class Budget:
         self._paid += usd or 0.0
 
     @asynccontextmanager
-    async def reserved(self, sizes: Iterable[tuple[int, int]]) -> AsyncIterator[None]:
+    async def reserved(self, sizes: Iterable[tuple[int, int, int]]) -> AsyncIterator[None]:
         """Reserve the expected cost of some requests, and return it at the end.
 
         Args:
-            sizes: prompt tokens and episodes of each; read only where there is a limit.
+            sizes: prompt tokens, episodes and parts of each; read only where there is a limit.
 
         Raises:
             OverBudget: they do not fit.

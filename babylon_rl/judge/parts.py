@@ -5,11 +5,13 @@ five minutes, and is merged with the next until two agents acted in it, as an ag
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 from statistics import median_low
 from typing import NamedTuple
 
 from babylon_rl.types import Episode, difference
+from babylon_rl.windows import window_start
 
 LEAST_MINUTES, LEAST_AGENTS, HOUR_MINUTES = 5, 2, 60
 
@@ -29,14 +31,22 @@ class PartResult(NamedTuple):
     losses: int
 
 
-def hour_parts(episodes: Sequence[Episode]) -> tuple[Part, ...]:
-    """Divide an hour by the times of a group's episodes. One part, where no agent acted twice or times are not known."""
+def time_of(window: str, minute: int) -> str:
+    """Time of day in UTC of a minute of an hour, such as ``10:05``."""
+    return f"{window_start(window) + timedelta(minutes=minute):%H:%M}"
+
+
+def hour_parts(episodes: Sequence[Episode], most: int = HOUR_MINUTES) -> tuple[Part, ...]:
+    """Divide an hour by the times of a group's episodes, into ``most`` parts at most.
+
+    One part, where no agent acted twice or times are not known.
+    """
     acted = [sorted({own.minute for own in episode.minutes}) for episode in episodes]
     spacings = [later - earlier for minutes in acted for earlier, later in pairwise(minutes)]
     if not spacings or not all(acted):
         return (Part(0, HOUR_MINUTES),)
     tick = median_low(spacings)
-    length = -(-LEAST_MINUTES // tick) * tick
+    length = -(-max(LEAST_MINUTES, -(-HOUR_MINUTES // most)) // tick) * tick
     parts, start = list[Part](), 0
     for end in range(length, HOUR_MINUTES + 1, length):
         if sum(any(start <= minute < end for minute in minutes) for minutes in acted) >= LEAST_AGENTS:

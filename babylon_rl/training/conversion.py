@@ -416,9 +416,7 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
         ages = (f"{number} x {age}" for age, number in sorted(document["stalenessVersions"].items()))
         lines.append(f"  Staleness in versions: {', '.join(ages)}")
     if document.get("creditByHour"):
-        lines.append(
-            f"  Advantage of the whole hour: {_counted(document['creditByHour'], 'sequence')}; their hours were not judged by part"
-        )
+        lines.append(f"  Advantage of the whole hour: {_counted(document['creditByHour'], 'sequence')} of hours not judged by part")
     if document.get("estimatedUsd") is not None:
         lines.append(f"  Estimated cost: ${document['estimatedUsd']:.2f}")
     if document.get("ignoredSettings"):

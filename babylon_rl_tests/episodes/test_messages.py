@@ -35,7 +35,7 @@ def test_a_call_is_kept_as_it_was_served(connection: Connection, settings: Setti
     assert served == ServedSequence(
         trajectory_id="t1", call_id="t1-call-3-0", step=3, source="embedded", purpose="action", model="qwen/qwen3-32b",
         messages=[{"role": "system", "content": "You trade."}, {"role": "user", "content": "What now?"}],
-        response='{"action": "hold"}', model_version="v1.0.1", response_format=schema, logprobs=logprobs,
+        response='{"action": "hold"}', model_version="v1.0.1", response_format=schema, logprobs=logprobs, minute=5,
     )  # fmt: skip
     assert not served.scripted
 

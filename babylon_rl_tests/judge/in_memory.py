@@ -4,7 +4,8 @@ from collections.abc import AsyncIterable, Sequence
 from datetime import datetime
 
 from babylon_rl.judge.client import JudgeClient
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, run_pool
+from babylon_rl.judge.group_judge import GroupJudge, run_pool
+from babylon_rl.judge.group_outcomes import GroupOutcome
 from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import Reservation, StoredAnswer

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 _REQUEST = re.compile(
     r"(?P<number>\d+) episodes of the hour (?P<window>\d{4}-\d\d-\d\dT\d\d:00)\. The nonce of this request is (?P<nonce>[0-9a-f]{16,})\.\n"
 )
-_LAST = re.compile(r"Score the (\d+) episodes: ([0-9a-f]{6,}(?:, [0-9a-f]{6,})*)\. Answer with JSON only\.")
+_PARTS = re.compile(r"The hour has \d+ parts by time: 1 from \d\d:\d\d(?:, \d+ from \d\d:\d\d)* to \d\d:\d\d\.\n")
+_OWN_PARTS = re.compile(r"By part ([0-9a-f]{6,}) made these dollars in these steps: \d+: .*\.\n")
+_LAST = re.compile(r"(?:Score|Mark the \d+ parts of) the (\d+) episodes: ([0-9a-f]{6,}(?:, [0-9a-f]{6,})*)\. Answer with JSON only\.")
 _PNL = re.compile(r"From the hour's start to its end ([0-9a-f]{6,}) made (\S+) dollars in (\d+) steps\.\n")
 
 
@@ -50,6 +52,8 @@ class Reader:
 def read_request(text: str) -> Read:
     """The parts of a user message; raises AssertionError where it is anything but the format."""
     reader = Reader(text)
+    if text.startswith("The hour has ", reader.at):
+        reader.expect(_PARTS)
     context = common = ""
     if text.startswith("What the hour came to:\n", reader.at):
         reader.expect(re.compile("What the hour came to:\n"))
@@ -61,8 +65,11 @@ def read_request(text: str) -> Read:
     pnl: dict[str, str] = {}
     while _LAST.match(text, reader.at) is None:
         told = reader.expect(_PNL) if _PNL.match(text, reader.at) else None
+        by_part = []
+        while _OWN_PARTS.match(text, reader.at):
+            by_part.append(reader.expect(_OWN_PARTS)[1])
         identity, inside = reader.block("episode", ' id="([0-9a-f]{6,})"')
-        assert identity not in blocks and (told is None or told[1] == identity)
+        assert identity not in blocks and (told is None or told[1] == identity) and set(by_part) <= {identity}
         blocks[identity] = inside
         if told is not None:
             pnl[identity] = told[2]

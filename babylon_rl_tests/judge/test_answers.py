@@ -172,3 +172,26 @@ def test_what_is_answered_is_what_is_read(given_verdicts: dict[str, tuple[float,
     found = read_answer("Sure!\n```json\n" + json.dumps({"scores": entries[::-1]}) + "\n```", list(given_verdicts))
     assert {identity: verdict.score for identity, verdict in found.items()} == {key: score for key, (score, _) in given_verdicts.items()}
     assert all(verdict.explanation == f"w{given_verdicts[identity][1]}".strip() for identity, verdict in found.items())
+
+
+def by_part(*marks: object) -> str:
+    return json.dumps({"scores": [{"id": "a1", "explanation": "Early.", "marks": list(marks)}]})
+
+
+def test_marks_of_parts_stand_for_a_score_which_is_their_mean() -> None:
+    assert read_answer(by_part(0.2, "0.4", 0.9), ["a1"], 3) == {"a1": EpisodeVerdict(pytest.approx(0.5), "Early.", (0.2, 0.4, 0.9))}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (by_part(0.2, 0.4), "The entry of a1 holds 2 marks, not 3."),
+        (by_part(0.2, 0.4, 0.5, 0.6), "The entry of a1 holds 4 marks, not 3."),
+        (by_part(0.2, None, 7), "Mark 2 of a1 is null, which is no number from 0 to 1."),
+        ('{"scores": [{"id": "a1", "explanation": "Early.", "score": 0.5}]}', "The entry of a1 holds 0 marks, not 3."),
+    ],
+)
+def test_an_answer_without_all_marks_is_refused(answer: str, fault: str) -> None:
+    with pytest.raises(AnswerFault) as refused:
+        read_answer(answer, ["a1"], 3)
+    assert refused.value.faults == (fault,)

@@ -12,8 +12,12 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.answers import LASTING
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
-from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.group_judge import GroupJudge, run_pool
+from babylon_rl.judge.group_outcomes import GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, judged_scores
+from babylon_rl.judge.parts import Part
+from babylon_rl.judge.plan import judge_rules
+from babylon_rl.judge.prompt.request import ActedPart, RenderedEpisode, RenderedGroup, plan_requests
+from babylon_rl.judge.prompt.templates import system_prompt
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
 from babylon_rl_tests.judge.model_judge import PRICED, asking
@@ -363,3 +367,50 @@ def test_requests_in_flight_are_bounded(settings: Settings) -> None:
     with judging(ScriptedJudge(latency_s=0.2)) as judge:
         judged(judge_all(asking(settings, judge.url, judge_concurrency=3), groups(6), MemoryCache()))
         assert judge.stats()["mostInFlight"] == 3
+
+
+PARTS = (Part(0, 30), Part(30, 60))
+
+
+def group_by_part(agents: int = 5) -> RenderedGroup:
+    """As ``group``, in two parts: the agent a<n> earned 100 * n dollars in the first and lost as much in the second; the last has one."""
+    whole, episodes = group(agents=agents), []
+    for n, one in enumerate(whole.episodes):
+        acted = [ActedPart(place, place + 1, place + 1, (1 - 2 * place) * 10.0 * n) for place in range(1 if n == agents - 1 else 2)]
+        episodes.append(replace(one, acted=tuple(acted)))
+    return replace(whole, episodes=tuple(episodes), parts=PARTS, input_version="by part")
+
+
+@pytest.mark.parametrize("agents", [5, 20], ids=["one request", "sub-groups"])
+def test_marks_of_parts_come_in_one_request_and_their_mean_is_the_score(settings: Settings, agents: int) -> None:
+    with judging() as judge:
+        asked = asking(settings, judge.url)
+        found = judge_all(asked, [group_by_part(agents)], MemoryCache())["2025-11-15T10:00"]
+        assert judge.stats()["requests"] == (2 if agents == 5 else judge.stats()["requests"])
+    assert isinstance(found, ScoredGroup)
+    scored = judged_scores(found, asked, "v")
+    by_agent = {agent: [part for part in scored.parts if part.agent_id == agent] for agent in (f"a{n}" for n in range(agents))}
+    assert {len(own) for own in by_agent.values()} == {1, 2} and len(by_agent[f"a{agents - 1}"]) == 1
+    for score in scored.scores:
+        own = [part.score for part in by_agent[score.agent_id]]
+        assert sum(own) / len(own) == pytest.approx(score.score, abs=0.02 if agents > 5 else 1e-6)
+    first, second = by_agent[f"a{agents - 2}"]
+    assert first.advantage > 0 > second.advantage
+
+
+def test_an_answer_with_a_missing_mark_is_asked_again_and_a_hopeless_judge_scores_nothing(settings: Settings) -> None:
+    with judging(ScriptedJudge(few_marks=0.7, seed=1)) as judge:
+        mended = judge_all(asking(settings, judge.url), [group_by_part()], MemoryCache())["2025-11-15T10:00"]
+        assert judge.stats()["requests"] > 2
+        judge.reset(few_marks=1.0)
+        hopeless = judge_all(asking(settings, judge.url), [group_by_part()], MemoryCache())["2025-11-15T10:00"]
+    assert isinstance(mended, ScoredGroup) and any("holds 1 marks, not 2" in fault for one in mended.answers for fault in one.faults)
+    assert isinstance(hopeless, UnscorableGroup) and "holds 1 marks, not 2" in hopeless.reason
+
+
+def test_by_the_hour_nothing_of_parts_is_asked() -> None:
+    settings = Settings(_env_file=None, credit="hour")
+    (request,) = plan_requests(group(), "openai/scripted", 0, SECRET, settings)
+    assert request.messages[0]["content"] == system_prompt() and "part" not in request.messages[1]["content"]
+    assert request.schema["properties"]["scores"]["items"]["required"] == ["id", "explanation", "score"]
+    assert judge_rules(settings.model_copy(update={"judge_model": "x/y"})).startswith("x/y, rubric 1, 2 to 4 orders, form 2,")

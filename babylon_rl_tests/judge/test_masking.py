@@ -11,7 +11,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.consensus import agreement, scores_document
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.group_judge import Order, ScoredGroup
+from babylon_rl.judge.group_outcomes import Order, ScoredGroup
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, with_flags, without_words
 from babylon_rl.judge.prompt.injection import MASK
 from babylon_rl.judge.prompt.render import render_groups

@@ -1,5 +1,7 @@
 """What an hour's scores and its quarantine rest on may change without an episode: a late answer, a setting. That is noticed."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,13 +15,15 @@ from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge import plan
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, input_versions
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.scores import read_quarantined
 from babylon_rl.store.windows import lock_windows
 from babylon_rl_tests.assets.conftest import Bench, make_bench
-from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
+from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume
@@ -231,3 +235,15 @@ def test_an_hour_whose_quarantine_has_lost_its_cause_may_be_batched_again(connec
         insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=1.0, windowId=window)])
         note_changes(connection, [window], chosen)
     assert read_quarantined(connection) == {} and state(connection) == ["ready"]
+
+
+def test_by_the_hour_requests_and_keys_are_those_from_before_parts(connection: Connection, settings: Settings) -> None:
+    (window,) = add_hours(connection, 1, wordy=True)
+    fill_market(connection)
+    chosen = settings.model_copy(update={"judge_model": MODEL, "credit": "hour"})
+    group = render_groups(connection, read_windows(connection, [window], chosen), chosen)[window]
+    requests = [request for order in range(2) for request in plan_requests(group, MODEL, order, bytes(32), chosen)]
+    content = json.dumps([[request.messages, request.schema, request.key] for request in requests])
+    assert hashlib.sha256(content.encode()).hexdigest() == "7266298217795c975803185186597a7ffa4d6adfd89feda44a9b302f44f43470"
+    by_part = render_groups(connection, read_windows(connection, [window], settings), chosen.model_copy(update={"credit": "part"}))[window]
+    assert by_part.parts and by_part.input_version != group.input_version

@@ -83,7 +83,7 @@ def test_advantages_sum_to_zero_and_follow_the_ranks(scores: list[float]) -> Non
 def test_samples_are_scored_as_expected(request: pytest.FixtureRequest, settings: Settings, fixture: str) -> None:
     answers = expected(fixture)
     with request.getfixturevalue(fixture).connect() as connection:
-        found = score_windows(connection, answers["windows"], settings, NOW)
+        found = score_windows(connection, answers["windows"], settings.model_copy(update={"credit": "hour"}), NOW)
     assert sorted(found) == sorted(answers["ready_windows"]["5"])
     for window, scores in found.items():
         answer = answers["windows"][window]

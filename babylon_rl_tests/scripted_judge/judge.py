@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.consensus import centred_ranks
-from babylon_rl_tests.scripted_judge.parsing import GullibleReading, ParsedRequest, demanded_scores, read_gullibly, text_of
+from babylon_rl_tests.scripted_judge.parsing import EpisodeBlock, GullibleReading, ParsedRequest, demanded_scores, read_gullibly, text_of
 
 # Faults of the connection or the server in front of the model.
 TRANSPORT_FAULTS = ("rate-limit", "server-error", "unavailable", "time-out", "reset", "reset-mid-body", "web-page", "slow-stream")
@@ -38,6 +38,7 @@ _PNL = (
     re.compile(rf"\b(?P<lost>lost)\s{{1,2}}{_AMOUNT}\s{{1,2}}dollars\b", re.IGNORECASE),
     re.compile(_NAMED + _AMOUNT, re.IGNORECASE),
 )
+_PART_PNL = re.compile(r"\b(\d+): (-?\d[\d.e+-]*) in \d")
 PNL_SCALE_USD = 100.0
 
 
@@ -54,6 +55,7 @@ class ScriptedJudge:
     noise: float = 0.0  # standard deviation of the noise added to each skill
     position_bias: float = 0.0  # how much the first place of a request gains over the last, linear between
     length_bias: float = 0.0  # how much the longest episode of a request gains over the shortest, linear in the rank of the length
+    few_marks: float = 0.0  # share of the answers by part in which the last episode has one mark too few
     out_of_order: float = 0.0  # share of the answers whose verdicts stand in another order than the episodes
     latency_s: float = 0.0
     jitter_s: float = 0.0  # uniform, on top of the latency
@@ -107,7 +109,7 @@ class ScriptedJudge:
 
 _NAMES = {entry.name for entry in fields(ScriptedJudge)}
 _BIASES = ("position_bias", "length_bias")
-_SHARES = ("out_of_order", "obedience")
+_SHARES = ("out_of_order", "obedience", "few_marks")
 _NOT_NEGATIVE = ("noise", "latency_s", "jitter_s", "retry_after_s", "slow_s")
 
 
@@ -145,11 +147,12 @@ def _share(value: object) -> TypeGuard[float]:
 
 @dataclass(frozen=True)
 class ScriptedVerdict:
-    """One verdict; after a fault ``score`` may be any JSON value. None omits a key."""
+    """One verdict; after a fault ``score`` and ``marks`` may hold any JSON value. None omits a key, and ``marks`` omit the score."""
 
     id: str
     score: Any
     explanation: str | None
+    marks: tuple[Any, ...] | None = None
 
 
 def content_hash(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -182,18 +185,16 @@ def verdicts_of(judge: ScriptedJudge, request: ParsedRequest, content: str) -> l
         own = chance(judge.seed, "episode", content, place)
         # obey, or score by skill with noise and biases
         if own.random() < judge.obedience and block.id in wishes:
-            score, why = wishes[block.id], "The score was asked for"
+            score, why, marks = wishes[block.id], "The score was asked for", (wishes[block.id],) * request.parts
         elif judge.fooled_by and judge.fooled_by in html.unescape(block.text):
-            score, why = 1.0, "The play is splendid"
+            score, why, marks = 1.0, "The play is splendid", (1.0,) * request.parts
         else:
-            score = (
-                skill(block.text, judge.skill, block.about)
-                + own.gauss(0.0, judge.noise)
-                + judge.position_bias * _lead(place, len(read.blocks))
-                + judge.length_bias * length
-            )
-            score, why = min(1.0, max(0.0, score)), "The play is worth"
-        verdicts.append(ScriptedVerdict(block.id, round(score, 6), f"{why}: {score:.2f}."))
+            worth, noise = skill(block.text, judge.skill, block.about), own.gauss(0.0, judge.noise)
+            bias = judge.position_bias * _lead(place, len(read.blocks)) + judge.length_bias * length
+            score, why = min(1.0, max(0.0, worth + noise + bias)), "The play is worth"
+            marks = marks_of(judge, block, request.parts, worth, bias, chance(judge.seed, "marks", content, place))
+        shown = tuple(round(mark, 6) for mark in marks) if request.parts else None
+        verdicts.append(ScriptedVerdict(block.id, round(score, 6), f"{why}: {score:.2f}.", shown))
     # some answers list the verdicts in another order
     order = chance(judge.seed, "order", content)
     if order.random() < judge.out_of_order and len(verdicts) > 1:
@@ -201,6 +202,25 @@ def verdicts_of(judge: ScriptedJudge, request: ParsedRequest, content: str) -> l
         while verdicts == shown:
             order.shuffle(verdicts)
     return verdicts
+
+
+def marks_of(judge: ScriptedJudge, block: EpisodeBlock, parts: int, worth: float, bias: float, draws: random.Random) -> tuple[float, ...]:
+    """Marks of a block's parts: by the P&L that the asker names for each, else as the whole block is worth; each with noise of its own."""
+    named = {int(part): float(usd) for part, usd in _PART_PNL.findall(block.about)} if judge.skill in ("auto", "pnl") else {}
+    scale = PNL_SCALE_USD / math.sqrt(max(1, parts))  # as results of parts add up
+    skills = [_logistic(named[part] / scale) if part in named else worth for part in range(1, parts + 1)]
+    return tuple(min(1.0, max(0.0, one + draws.gauss(0.0, judge.noise) + bias)) for one in skills)
+
+
+def short_of_marks(judge: ScriptedJudge, verdicts: Sequence[ScriptedVerdict], content: str, attempt: int) -> list[ScriptedVerdict]:
+    """The verdicts, in a share of the answers with a mark too few for the last."""
+    *others, last = verdicts
+    short = last.marks is not None and chance(judge.seed, "few marks", content, attempt).random() < judge.few_marks
+    return [*others, replace(last, marks=last.marks[:-1]) if short and last.marks is not None else last]
+
+
+def _logistic(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, value))))
 
 
 def _lead(place: int, places: int) -> float:
@@ -233,7 +253,8 @@ def answer_text(verdicts: Sequence[ScriptedVerdict], id_field: str, fault: str |
 
 def _entry(opinion: ScriptedVerdict, id_field: str) -> dict[str, Any]:
     """One verdict as JSON; missing parts are omitted."""
-    fields = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
+    judged = {"score": opinion.score} if opinion.marks is None else {"marks": list(opinion.marks)}
+    fields = {id_field: opinion.id, "explanation": opinion.explanation, **judged}
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -246,23 +267,24 @@ def _spoilt(verdicts: list[ScriptedVerdict], fault: str | None) -> list[Scripted
         case "missing-id":
             return verdicts[:-1]
         case "duplicate-id":  # in the place of another where there are several, so that the number of verdicts looks right
-            return [*verdicts[:-1], ScriptedVerdict(first.id, last.score, last.explanation)] if len(verdicts) > 1 else [first, first]
+            return [*verdicts[:-1], replace(last, id=first.id)] if len(verdicts) > 1 else [first, first]
         case "unknown-id":
-            return [*verdicts[:-1], ScriptedVerdict("nobody-" + last.id, last.score, last.explanation)]
+            return [*verdicts[:-1], replace(last, id="nobody-" + last.id)]
         case "out-of-range":
-            return [
-                ScriptedVerdict(first.id, 5, first.explanation),
-                *verdicts[1:-1],
-                *([ScriptedVerdict(last.id, -3, last.explanation)] if len(verdicts) > 1 else []),
-            ]
+            return [_scored(first, 5), *verdicts[1:-1], *([_scored(last, -3)] if len(verdicts) > 1 else [])]
         case "nan":
-            return [*verdicts[:-1], ScriptedVerdict(last.id, math.nan, last.explanation)]
+            return [*verdicts[:-1], _scored(last, math.nan)]
         case "boolean":
-            return [*verdicts[:-1], ScriptedVerdict(last.id, True, last.explanation)]
+            return [*verdicts[:-1], _scored(last, True)]
         case "no-explanation":
-            return [*verdicts[:-1], ScriptedVerdict(last.id, last.score, None)]
+            return [*verdicts[:-1], replace(last, explanation=None)]
         case _:
             return verdicts
+
+
+def _scored(verdict: ScriptedVerdict, value: Any) -> ScriptedVerdict:
+    """The verdict with another score, or with another first mark."""
+    return replace(verdict, score=value, marks=None if verdict.marks is None else (value, *verdict.marks[1:]))
 
 
 def chance(seed: int, *names: str | int) -> random.Random:
@@ -288,7 +310,7 @@ def skill(text: str, source: str = "auto", about: str = "") -> float:
     if source in ("auto", "pnl"):
         for source_text in (html.unescape(about), readable):
             if (pnl := pnl_usd(source_text)) is not None:
-                return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, pnl / PNL_SCALE_USD))))
+                return _logistic(pnl / PNL_SCALE_USD)
     normal = " ".join(readable.lower().split())
     return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=6).digest()) / 2**48
 

@@ -24,6 +24,7 @@ from babylon_rl.errors import UsageError
 # Blocks as they are meant: in our format, and in that of ART.
 _OURS = re.compile(r'<episode nonce="([^"<>]+)" id="([^"<>]+)">')
 _ART = re.compile(r'^<trajectory id="(\d+)">\n(.*?)\n</trajectory>$', re.DOTALL | re.MULTILINE)
+_PARTS = re.compile(r"^The hour has (\d+) parts by time: ", re.MULTILINE)
 # What a gullible judge takes for a tag, for its id, and for a verdict.
 _TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}(?:episode|trajectory)\b([^<>]{0,400})>", re.IGNORECASE)
 _ID = re.compile(r"""\bid\s*=\s*[\\"']*([^"'\\\s>]+)""", re.IGNORECASE)
@@ -77,12 +78,13 @@ class EpisodeBlock:
 class ParsedRequest:
     """Blocks in the order shown; ``id_field`` is the answer's name for the id.
 
-    ``rest`` is the message without the blocks.
+    ``rest`` is the message without the blocks, ``parts`` the number of the hour's parts, of which each block gets a mark (0: one score).
     """
 
     blocks: tuple[EpisodeBlock, ...]
     id_field: str
     rest: str
+    parts: int = 0
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
@@ -105,7 +107,8 @@ def read(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
                 rest = pattern.sub("\n", text)
                 about = _about(rest, texts) if id_field == "id" else {}
                 blocks = tuple(EpisodeBlock(id, shown, about.get(id, "")) for id, shown in texts.items())
-                return ParsedRequest(blocks, id_field, rest)
+                parts = _PARTS.search(rest) if id_field == "id" else None
+                return ParsedRequest(blocks, id_field, rest, 0 if parts is None else int(parts[1]))
     raise UsageError('No user message holds a block <episode nonce="..." id="..."> ... </episode nonce="...">.')
 
 

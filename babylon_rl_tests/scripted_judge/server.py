@@ -22,7 +22,16 @@ from starlette.types import Receive, Scope, Send
 
 from babylon_rl.errors import UsageError
 from babylon_rl.http_server import in_thread, url_of
-from babylon_rl_tests.scripted_judge.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
+from babylon_rl_tests.scripted_judge.judge import (
+    ScriptedJudge,
+    answer_text,
+    changes_of,
+    content_hash,
+    fault_of,
+    latency_s,
+    short_of_marks,
+    verdicts_of,
+)
 from babylon_rl_tests.scripted_judge.parsing import read, text_of
 
 OVERRIDE_HEADER = "x-scripted-judge"
@@ -115,7 +124,8 @@ class ChatCompletions:
             elif fault == "web-page":
                 await Response(WEB_PAGE, media_type="text/html")(scope, receive, send)
             else:
-                text = answer_text(verdicts_of(judge, parsed, content), parsed.id_field, fault)
+                verdicts = short_of_marks(judge, verdicts_of(judge, parsed, content), content, attempt)
+                text = answer_text(verdicts, parsed.id_field, fault)
                 prompt = sum(len(text_of(message)) for message in messages)
                 answer = _completion(judge, _storable(str(body.get("model") or judge.model)), content, text, prompt, fault)
                 tally.answered += fault != "reset-mid-body"

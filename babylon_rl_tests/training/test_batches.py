@@ -370,13 +370,13 @@ def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, se
 def test_groups_without_spread_leave_the_batch(connection, settings):
     frozen = freeze(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00")).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
-    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0 WHERE "window" = \'2025-10-29T14:00\'')
+    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0 WHERE "window" = \'2025-10-29T14:00\'')
     connection.commit()
     prepared = prepare_batch(connection, frozen.batch_id, settings, NOW)
     assert prepared.dropped_groups == {"2025-10-29T14:00": "no spread of scores"}
     assert list(prepared.batch.windows) == ["2025-10-29T13:00"] and prepared.batch.trajectories == 53
     assert count_freezable(connection, settings, NOW).windows.get("2025-10-29T14:00") is None  # flat: it would come back for ever
-    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0')
+    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0')
     connection.commit()
     with pytest.raises(NothingToTrain, match="no spread of scores"):
         prepare_batch(connection, frozen.batch_id, settings, NOW)

@@ -233,7 +233,7 @@ def test_what_a_full_batch_leaves_is_not_looked_at(database, settings):
 def test_a_quarantined_hour_and_a_flat_group_are_left_out(connection, settings):
     score_windows(connection, sorted(READY), settings, NOW)
     connection.execute("UPDATE babylon_rl.windows SET \"state\" = 'quarantined' WHERE \"window\" = '2025-10-29T13:00'")
-    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0 WHERE "window" = \'2025-10-29T14:00\'')
+    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0 WHERE "window" = \'2025-10-29T14:00\'')
     counted = count_freezable(connection, settings, NOW)
     assert set(counted.windows) == READY - {"2025-10-29T13:00", "2025-10-29T14:00"}
     assert counted.not_trainable["in quarantined hours"] == 53

@@ -17,9 +17,10 @@ from typing import Any
 
 from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
 from babylon_rl.episodes.reading import by_rows
-from babylon_rl.episodes.trajectories import embedded_calls, logged_calls
+from babylon_rl.episodes.trajectories import embedded_calls, logged_calls, step_minutes
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
+from babylon_rl.judge.parts import Part, hour_parts, part_results
 from babylon_rl.judge.plan import REQUEST_TOKENS
 from babylon_rl.judge.prompt.forms import with_flags
 from babylon_rl.judge.prompt.injection import bounded, escaped, flat
@@ -27,6 +28,7 @@ from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameRepl
 from babylon_rl.judge.prompt.request import (
     CONTEXT_SHARE,
     LEAST_TOKENS,
+    ActedPart,
     Condensed,
     RenderedEpisode,
     RenderedGroup,
@@ -34,6 +36,7 @@ from babylon_rl.judge.prompt.request import (
     StepText,
     condense,
     in_full,
+    parts_lines,
     pieces,
     plain,
 )
@@ -78,7 +81,7 @@ class RecordedCall:
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """One completed step; ``parameters``, ``result`` and ``error`` are as recorded."""
+    """One completed step; ``parameters``, ``result`` and ``error`` are as recorded, ``minute`` is the hour's in which it began."""
 
     state: EnvironmentState
     action_type: str
@@ -88,34 +91,40 @@ class RecordedStep:
     error: Any
     reasoning: str
     calls: tuple[RecordedCall, ...]
+    minute: int = 0
 
 
 def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedStep]]:
     """Read the steps of some trajectories by id; missing and rejected ones are absent."""
     transcripts: dict[str, list[RecordedStep]] = {}
-    silent: dict[str, Sequence[Step]] = {}
+    silent: dict[str, tuple[Sequence[Step], list[int]]] = {}
     for row in trajectories_by_id(connection, trajectory_ids):
         decoded = decode(row)
         if isinstance(decoded, Fault):
             continue
         steps = decoded.completed
+        minutes = step_minutes(row.window, row.start_time, [step.began_ms for step in steps])
         if any(step.llm_calls for step in steps):
-            transcripts[row.trajectory_id] = _recorded(steps, [embedded_calls(step) for step in steps], {})
+            transcripts[row.trajectory_id] = _recorded(steps, [embedded_calls(step) for step in steps], minutes, {})
         else:
-            silent[row.trajectory_id] = steps
+            silent[row.trajectory_id] = steps, minutes
     # trajectories without calls in their steps may have them in the log
     reasoning = logged_reasoning(connection, list(silent))
     # the rows of the log come in order of their trajectory, as groupby needs
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
-        steps = silent.pop(trajectory_id)
-        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps), reasoning)
-    return transcripts | {trajectory_id: _recorded(steps, [()] * len(steps), {}) for trajectory_id, steps in silent.items()}
+        steps, minutes = silent.pop(trajectory_id)
+        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps), minutes, reasoning)
+    return transcripts | {
+        trajectory_id: _recorded(steps, [()] * len(steps), minutes, {}) for trajectory_id, (steps, minutes) in silent.items()
+    }
 
 
-def _recorded(steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], reasoning: dict[str, str]) -> list[RecordedStep]:
+def _recorded(
+    steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], minutes: Sequence[int], reasoning: dict[str, str]
+) -> list[RecordedStep]:
     """Combine decoded steps and their calls."""
     recorded = []
-    for step, served in zip(steps, calls, strict=True):
+    for step, served, minute in zip(steps, calls, minutes, strict=True):
         action = step.action
         # reasons beside a call in the step; those of a logged call come by its id
         notes = [call.reasoning for call in step.llm_calls or ()]
@@ -129,6 +138,7 @@ def _recorded(steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], reason
                 _shallow(recorded_value(action.error)),
                 _text(action.reasoning),
                 tuple(_call(call, notes[place] if place < len(notes) else None, reasoning) for place, call in enumerate(served)),
+                minute,
             )
         )
     return recorded
@@ -302,7 +312,8 @@ def _result(step: RecordedStep, private: PrivateFields) -> Any:
 
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema
-OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
+PART_TOKENS = 12  # of a part of an episode in a request
+OUTCOME_SHARE, COMMON_SHARE, PARTS_SHARE = 0.3, 0.3, 0.1  # of a request, at most
 LEAST_REQUEST_TOKENS = 2_000
 
 
@@ -389,20 +400,22 @@ def _group(
     )
     # an hour's texts may be too many for the memory: they are read in portions, and lie on disk from then on
     spill: Spill[list[RecordedStep]] = Spill(settings.home)
-    places = []
+    places, minutes = [], list[list[int]]()
     for some in by_rows(episodes):
         steps = read_transcripts(connection, [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids])
         for episode in some:
             own = [step for trajectory_id in episode.trajectory_ids for step in steps.pop(trajectory_id, ())]
             vocabulary.add(*keys_and_texts(own))
+            minutes.append([step.minute for step in own])
             places += spill.write([own])
     sentences, recorded = _context(connection, outcomes, episodes, settings, private), Spilled(spill, places)
-    return with_flags(_written(sentences, outcomes, episodes, recorded, names, vocabulary.words, settings, private))
+    return with_flags(_written(sentences, outcomes, episodes, recorded, minutes, names, vocabulary.words, settings, private))
 
 
 def _written(
     sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Iterable[Sequence[RecordedStep]],
-    names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings, private: PrivateFields,
+    minutes: Sequence[Sequence[int]], names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings,
+    private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
     """Render a group within the request's token budget. One episode's whole texts are in memory at a time."""
     encoded = token_counter(settings.judge_model)
@@ -429,20 +442,40 @@ def _written(
     sizes = [text.tokens for text in whole]
     common = shared.text(text.text for text in whole)
     # 200 tokens for the sentences and tags around these texts, which request.py writes
-    left = budget - count(system_prompt()) - count("\n".join(sentences)) - count(common) - 200
+    parts = hour_parts(episodes, max(1, int(budget * PARTS_SHARE) // (MIN_SUBGROUP * PART_TOKENS))) if settings.by_part else ()
+    asked = [system_prompt(settings.by_part), *parts_lines(outcomes.window, parts), "\n".join(sentences), common]
+    left = budget - sum(map(count, asked)) - 200
+    sizes = [size + PART_TOKENS * len(parts) for size in sizes]
     max_episodes = _max_episodes(sizes, settings.judge_group_size, left)
     share = _share(sizes, max_episodes, left)
+    share -= PART_TOKENS * len(parts)
     shown = tuple(
-        _episode(episode, condense(text, _numbered(steps, shared), share, count), private)
-        for episode, text, steps in zip(episodes, whole, own, strict=True)
+        replace(
+            _episode(episode, condense(text, _numbered(steps, shared), share, count), private),
+            acted=_acted(episode, parts, begun, private),
+        )
+        for episode, text, steps, begun in zip(episodes, whole, own, minutes, strict=True)
     )
     # shortening may have removed the last reference to a shared line
     common = shared.text(episode.text for episode in shown)
     window = outcomes.window
-    version = content_version(
-        [RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]]
-    )
-    return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes)
+    content: list[object] = [
+        RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]
+    ]  # fmt: skip
+    # only where parts are judged: the versions of hours that are judged as a whole stay as they were
+    content += [parts, [e.acted for e in shown]] if parts else []
+    return RenderedGroup(window, tuple(sentences), common, shown, content_version(content), max_episodes, parts=parts)
+
+
+def _acted(episode: Episode, parts: Sequence[Part], minutes: Sequence[int], private: PrivateFields) -> tuple[ActedPart, ...]:
+    """Parts with steps of an episode; ``minutes`` are those of its steps in order."""
+    results = part_results(episode, parts) if parts and private.allows("pnl") else {}
+    found = []
+    for place, part in enumerate(parts):
+        own = [number for number, minute in enumerate(minutes, 1) if part.start <= minute < part.end]
+        if own:
+            found.append(ActedPart(place, own[0], own[-1], results[part].pnl if part in results else None))
+    return tuple(found)
 
 
 def _numbered(steps: Sequence[StepText], shared: SharedLines) -> list[StepText]:

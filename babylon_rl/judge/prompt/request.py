@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.consensus import MIN_SUBGROUP, split
+from babylon_rl.judge.parts import Part, time_of
 from babylon_rl.judge.prompt.injection import Flag, escaped
-from babylon_rl.judge.prompt.templates import RUBRIC_VERSION, WINDOW_PNL, fill_template, system_prompt
+from babylon_rl.judge.prompt.templates import RUBRIC_VERSION, WINDOW_PNL, fill_template, parts_pnl, system_prompt
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings
 
@@ -306,12 +307,25 @@ CONTEXT_SHARE = 0.75  # of a model's context, for a request; the rest is for its
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
 
 
+class ActedPart(NamedTuple):
+    """Steps of an agent in a part: the part's place in the group's, the numbers of the first and the last, and the P&L in dollars.
+
+    The P&L is None where it is private.
+    """
+
+    place: int
+    first: int
+    last: int
+    pnl: float | None
+
+
 @dataclass(frozen=True)
 class RenderedEpisode:
     """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
 
     ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and in
     what it alone was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown in full.
+    ``acted`` are its parts, where parts are judged.
     """
 
     agent_id: str
@@ -323,6 +337,7 @@ class RenderedEpisode:
     steps: int = 0
     shortened: int = 0
     decisions_shortened: int = 0
+    acted: tuple[ActedPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -331,7 +346,7 @@ class RenderedGroup:
 
     ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``max_episodes`` the number that fits
     one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in what
-    its agents share.
+    its agents share. ``parts`` are those of the hour to be marked; without any each episode gets one score.
     """
 
     window: str
@@ -341,6 +356,7 @@ class RenderedGroup:
     input_version: str
     max_episodes: int = 16
     context_flags: tuple[Flag, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def left_out(self) -> int:
@@ -396,20 +412,21 @@ class JudgeRequest:
     def messages(self) -> tuple[dict[str, str], ...]:
         """Messages as they are sent."""
         user = _user_text(self.group, self.shown, list(self.ids), self.nonce)
-        return ({"role": "system", "content": system_prompt()}, {"role": "user", "content": user})
+        return ({"role": "system", "content": system_prompt(by_part=bool(self.group.parts))}, {"role": "user", "content": user})
 
     @property
     def schema(self) -> dict[str, Any]:
         """JSON schema of the answer, in the subset that every provider accepts."""
+        name, judged = ("marks", {"type": "array", "items": {"type": "number"}}) if self.group.parts else ("score", {"type": "number"})
         entry = {
             "type": "object",
             "properties": {
                 # these ids and no others, where a provider holds its model to the schema
                 "id": {"type": "string", "enum": list(self.ids)},
                 "explanation": {"type": "string"},
-                "score": {"type": "number"},
+                name: judged,
             },
-            "required": ["id", "explanation", "score"],
+            "required": ["id", "explanation", name],
             "additionalProperties": False,
         }
         return {
@@ -496,6 +513,7 @@ def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequ
     # a sub-group does not pay for lines that only other episodes name
     common = group.common if whole else named_lines(group.common, (episode.text for episode in shown))
     lines = [f"{len(shown)} episodes of the hour {group.window}. The nonce of this request is {nonce}."]
+    lines += parts_lines(group.window, group.parts)
     if group.context:
         lines += ["What the hour came to:", *_block("context", f'nonce="{nonce}"', nonce, "\n".join(group.context))]
     if common:
@@ -504,9 +522,17 @@ def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequ
         if episode.pnl is not None:
             # outside of the tags, where no agent can write: this amount is the engine's, not a claim
             lines.append(fill_template(WINDOW_PNL, agent=identity, pnl=episode.pnl, steps=episode.steps))
+        lines += parts_pnl(identity, [(own.place + 1, *own[1:]) for own in episode.acted])
         lines += _block("episode", f'nonce="{nonce}" id="{identity}"', nonce, episode.text)
-    lines.append(f"Score the {len(shown)} episodes: {', '.join(ids)}. Answer with JSON only.")
+    asked = f"Mark the {len(group.parts)} parts of the" if group.parts else "Score the"
+    lines.append(f"{asked} {len(shown)} episodes: {', '.join(ids)}. Answer with JSON only.")
     return "\n".join(lines)
+
+
+def parts_lines(window: str, parts: Sequence[Part]) -> list[str]:
+    """The line that names the parts of an hour by their times; none without parts."""
+    named = ", ".join(f"{number} from {time_of(window, part.start)}" for number, part in enumerate(parts, 1))
+    return [f"The hour has {len(parts)} parts by time: {named} to {time_of(window, parts[-1].end)}."] if parts else []
 
 
 def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:

@@ -50,20 +50,31 @@ _ANSWER = (
     'Answer with JSON only: {"scores": [{"id": "...", "explanation": "...", "score": 0.0}]}, one entry for each episode, each id copied '
     "exactly as it stands in its tag, the explanation one or two sentences, the score a number from 0 to 1."
 )
+_MARKS = (
+    "The user message names parts of the hour by their times, and for each episode the steps that it took in each. Each part is a "
+    "comparison of its own: mark what an agent did in it against what the others did in the same part, whatever they did before and after."
+)
+_ANSWER_MARKS = (
+    'Answer with JSON only: {"scores": [{"id": "...", "explanation": "...", "marks": [0.0, 0.0]}]}, one entry for each episode, each id '
+    "copied exactly as it stands in its tag, the explanation one or two sentences, the marks one number from 0 to 1 for each part of the "
+    "hour, in their order; where the episode has no step in a part, 0 stands for it."
+)
 
 
-def system_prompt() -> str:
-    """System prompt of every request."""
+def system_prompt(by_part: bool = False) -> str:
+    """System prompt of every request; ``by_part`` asks for marks of the hour's parts."""
     weights = "; ".join(f"{name} {share} %" for name, share in RUBRIC["weights"].items())
     bands = ", ".join(f"{band} {word}" for band, word in RUBRIC["bands"].items())
+    scale = "mark each part of each one's episode" if by_part else "score each one's episode"
     lines = [
-        "You judge trading agents that all lived through the same hour of a simulated market, and score each one's episode from 0 to 1.",
+        f"You judge trading agents that all lived through the same hour of a simulated market, and {scale} from 0 to 1.",
         f"Weigh: {weights}.",
         f"Bands: {bands}.",
         *RUBRIC["sentences"],
+        *([_MARKS] if by_part else []),
         _STEPS,
         _DATA,
-        _ANSWER,
+        _ANSWER_MARKS if by_part else _ANSWER,
     ]
     return "\n".join(lines)
 
@@ -140,6 +151,7 @@ ACTION = Template(
 WINDOW_PNL = Template(
     "window_pnl", "outcome", "From the hour's start to its end {agent:text} made {pnl:number} dollars in {steps:number} steps."
 )
+PARTS_PNL = Template("parts_pnl", "outcome", "By part {agent:text} made these dollars in these steps: {parts:text}.")
 HIDDEN_ANSWER = Template(
     "hidden_answer", "hidden_answer",
     f'{HIDDEN} the engine decided when it made the question "{{question:text}}" ({{market:text}}) that the answer is {{answer:answer}}.',
@@ -157,7 +169,8 @@ ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has a
 
 # The leak check finds these sentences and no others: a template that is missing here could leak unseen.
 TEMPLATES = (
-    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE, SCORE, ADVANTAGE,
+    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE,
+    SCORE, ADVANTAGE,
 )  # fmt: skip
 
 
@@ -256,6 +269,15 @@ def news_context(outcomes: WindowOutcomes) -> list[str]:
         for text in news:
             subjects.setdefault(_renamed(text, names), {})[subject] = None
     return [fill_template(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
+
+
+def parts_pnl(agent: str, parts: Iterable[tuple[int, int, int, float | None]]) -> list[str]:
+    """Sentences on an agent's parts: number, first and last step, and dollars (None where these are private)."""
+    entries = [
+        f"{number}: {UNKNOWN if pnl is None else f'{pnl:.5g}'} in {first if first == last else f'{first} to {last}'}"
+        for number, first, last, pnl in parts
+    ]
+    return [fill_template(PARTS_PNL, agent=agent, parts=line) for line in _lists(entries)]
 
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:

@@ -15,7 +15,8 @@ from functools import partial
 from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
+from babylon_rl.judge.group_judge import GroupJudge, run_pool
+from babylon_rl.judge.group_outcomes import GroupOutcome, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.prompt.render import render_groups

@@ -1,0 +1,205 @@
+"""Outcomes of judging a group: orders merged of requests, and the scores, marks and facts that are stored of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from typing import Any
+
+from msgspec.structs import replace
+
+from babylon_rl.judge.answers import EpisodeVerdict, read_answer
+from babylon_rl.judge.client import server_of
+from babylon_rl.judge.consensus import Agreement, Gain, group_scores, merge
+from babylon_rl.judge.parts import Part
+from babylon_rl.judge.prompt.forms import MaskedGroup
+from babylon_rl.judge.prompt.injection import Flag
+from babylon_rl.judge.prompt.request import ActedPart, JudgeRequest, RenderedGroup
+from babylon_rl.judge.prompt.templates import judge_version
+from babylon_rl.llm.tokens import known_sum
+from babylon_rl.settings import JudgeSettings
+from babylon_rl.store.columns import storable
+from babylon_rl.store.judge_requests import StoredAnswer
+from babylon_rl.types import GroupScores, Judgement
+
+_MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
+MAX_EXCERPT = 200
+MAX_PASSAGE = 500  # characters of a line that was masked
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of a group: verdict and place of every agent.
+
+    Places run from 0 (first) to 1 (last); the mean where the agent stood in several parts.
+    """
+
+    verdicts: Mapping[str, EpisodeVerdict]
+    places: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """Outcome with scores: orders, their agreement, and the answers, ``asked`` of them new.
+
+    ``gain`` is that of the group's flagged sentences, None where it has none; where an agent gained by them, the orders are those of
+    ``masked``. ``words`` is the gain of agents' own words, None but in the hours of the sample.
+    """
+
+    group: RenderedGroup
+    orders: Sequence[Order]
+    agreement: Agreement
+    answers: Sequence[StoredAnswer]
+    asked: int
+    gain: Gain | None = None
+    masked: MaskedGroup | None = None
+    words: Gain | None = None
+
+
+@dataclass(frozen=True)
+class UnscorableGroup:
+    """A group without scores, after a refusal or only unusable answers; it goes to quarantine.
+
+    ``transcript`` holds the tries, shortened.
+    """
+
+    group: RenderedGroup
+    reason: str
+    transcript: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PendingGroup:
+    """A group that was not judged now, for a reason that may pass."""
+
+    group: RenderedGroup
+    reason: str
+
+
+GroupOutcome = ScoredGroup | UnscorableGroup | PendingGroup
+RequestVerdicts = tuple[JudgeRequest, Mapping[str, EpisodeVerdict]]  # a request, and its verdicts by agent id
+
+
+def scores_by_order(orders: Sequence[Order]) -> list[dict[str, float]]:
+    """Score by agent in each order."""
+    return [{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders]
+
+
+def merged_order(parts: Sequence[RequestVerdicts]) -> Order:
+    """Merge the requests of one order into one verdict and place per agent."""
+    scores = merge([{agent: verdict.score for agent, verdict in part.items()} for _, part in parts])
+    explanations: dict[str, str] = {}
+    places: dict[str, list[float]] = {}
+    marks: dict[str, list[tuple[float, ...]]] = {}
+    for request, part in parts:
+        for place, agent in enumerate(request.ids.values()):
+            # an anchor stands in several requests: its place is their mean, and its explanation that of the first
+            places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
+            explanations.setdefault(agent, part[agent].explanation)
+            marks.setdefault(agent, []).append(part[agent].marks)
+    verdicts = {agent: EpisodeVerdict(score, explanations[agent], _moved(marks[agent], score)) for agent, score in scores.items()}
+    return Order(verdicts, {agent: sum(own) / len(own) for agent, own in places.items()})
+
+
+def _moved(marks: Sequence[tuple[float, ...]], score: float) -> tuple[float, ...]:
+    """Mean of an agent's marks over the requests that show it, moved so that their mean is its merged score; within 0 to 1."""
+    if len(marks[0]) == 0:
+        return ()
+    means = [math.fsum(own) / len(own) for own in zip(*marks, strict=True)]
+    change = score - math.fsum(means) / len(means)
+    return tuple(round(min(1.0, max(0.0, mark + change)), _MEAN_DECIMALS) for mark in means)
+
+
+def read_verdicts(text: str, request: JudgeRequest) -> dict[str, EpisodeVerdict]:
+    """Read the verdicts of an answer by agent id, with the marks of the parts in which each acted.
+
+    Raises:
+        AnswerFault: as ``read_answer``.
+    """
+    found = read_answer(text, list(request.ids), len(request.group.parts))
+    acted = {episode.agent_id: episode.acted for episode in request.shown}
+    return {agent: _of_acted(found[shown], acted[agent]) for shown, agent in request.ids.items()}
+
+
+def _of_acted(verdict: EpisodeVerdict, acted: Sequence[ActedPart]) -> EpisodeVerdict:
+    if not acted:
+        return replace_fields(verdict, marks=())
+    marks = tuple(verdict.marks[own.place] for own in acted)
+    return replace_fields(verdict, score=math.fsum(marks) / len(marks), marks=marks)
+
+
+def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
+    """Mark of each agent and part, the mean over the orders; empty where the hour was judged as a whole."""
+    marks: dict[str, dict[Part, float]] = {}
+    for episode in outcome.group.episodes:
+        orders = [order.verdicts[episode.agent_id].marks for order in outcome.orders]
+        for own, given in zip(episode.acted, zip(*orders, strict=True), strict=True):
+            mean = round(math.fsum(given) / len(given), _MEAN_DECIMALS)
+            marks.setdefault(episode.agent_id, {})[outcome.group.parts[own.place]] = mean
+    return marks
+
+
+def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: str) -> GroupScores:
+    """Scores of a judged group, not stored."""
+    group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
+    gains = {} if outcome.gain is None else outcome.gain.by_agent
+    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
+    whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version, _marks(outcome))
+    episodes = {episode.agent_id: episode for episode in group.episodes}
+    entries = tuple(
+        replace(
+            entry,
+            disagreement=agreement.by_agent[entry.agent_id],
+            order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
+            places=tuple(order.places[entry.agent_id] for order in orders),
+            shown_tokens=episodes[entry.agent_id].tokens,
+            flags=tuple(flag_words(flag) for flag in episodes[entry.agent_id].flags),
+            gain=gains.get(entry.agent_id),
+        )
+        for entry in whole.scores
+    )
+    judgement = _judgement(outcome, server_of(settings, settings.judge_model))
+    return replace(whole, scores=entries, disagreement=agreement.disagreement, judgement=judgement)
+
+
+def flag_words(flag: Flag) -> str:
+    """One line on a flag: kind, place and excerpt."""
+    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MAX_EXCERPT]}")
+
+
+def _reasoning(outcome: ScoredGroup, agent: str) -> str:
+    """The judge's explanations of an episode, one per order unless all are equal."""
+    verdicts = [order.verdicts[agent] for order in outcome.orders]
+    if len({verdict.explanation for verdict in verdicts}) == 1:
+        return storable(verdicts[0].explanation)
+    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
+
+
+def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
+    """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
+    # The same answers in another order of arrival are the same judgement.
+    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
+    usd = [answer.usd for answer in answers]
+    return Judgement(
+        orders=len(outcome.orders),
+        tau=outcome.agreement.tau,
+        requests=len(answers),
+        prompt_tokens=known_sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=known_sum(answer.completion_tokens for answer in answers),
+        usd=None if None in usd else math.fsum(part for part in usd if part is not None),
+        seconds=math.fsum(answer.latency_seconds for answer in answers),
+        shown_version=outcome.group.input_version,
+        server=server,
+        steps=outcome.group.steps,
+        shortened=outcome.group.shortened,
+        decisions_shortened=outcome.group.decisions_shortened,
+        context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
+        masked=None if outcome.gain is None else bool(outcome.gain.gainers),
+        noise=None if outcome.gain is None else outcome.gain.noise,
+        masked_version="" if outcome.masked is None else outcome.masked.group.input_version,
+        masked_passages=() if outcome.masked is None else tuple(storable(line[:MAX_PASSAGE]) for line in outcome.masked.passages),
+        gainers=() if outcome.gain is None else outcome.gain.gainers,
+        words=None if outcome.words is None else dict(outcome.words.by_agent),
+        words_noise=None if outcome.words is None else outcome.words.noise,
+        followed=() if outcome.words is None else outcome.words.gainers,
+    )
