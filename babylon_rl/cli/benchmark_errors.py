@@ -44,7 +44,7 @@ def show_errors(
     texts: Annotated[int, typer.Option(min=0, help="Most misread texts to show.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Show errors by kind of headline in the gate's markets, and the most misread texts. Of stored decisions; no model is asked."""
+    """Show answers by kind of headline, and misread texts. In the gate's markets, of stored decisions; no model is asked."""
     results = _played(player) if player in PLAYERS else gate_results([player])[0]
     highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)
     kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1)})
@@ -52,7 +52,7 @@ def show_errors(
     document: dict[str, Any] = {
         "player": player, "markets": len(results), "kinds": [one.document for one in kinds], "texts": [one.document for one in misread],
     }  # fmt: skip
-    tables = [
+    tables: list[Table | str] = [
         Table(KINDS, document["kinds"], f"{player}, {len(results)} markets: answers by kind of headline"),
         "",
         Table(TEXTS, document["texts"], "Texts that cost most, below following them"),
