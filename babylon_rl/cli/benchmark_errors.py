@@ -48,7 +48,7 @@ def show_errors(
     game: GameOfVersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show errors by kind of headline in the gate's markets, and the most misread texts. Of stored decisions; no model is asked."""
+    """Show answers by kind of headline, and misread texts. In the gate's markets, of stored decisions; no model is asked."""
     played = game_of_players([player], game)
     results = _played(player, played) if player in PLAYERS else gate_results([player])[0]
     highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)

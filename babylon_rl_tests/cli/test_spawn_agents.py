@@ -138,4 +138,4 @@ def test_the_demo_says_what_ratio_and_kl_compare_and_what_bounds_them(capsys: py
 
 def test_a_line_of_the_table_leaves_empty_what_is_not_known() -> None:
     cells = [column.cell(make_row("base", None)) for column in demo_columns("base")]
-    assert cells == ["base", "+80", "+10 to +150", None, None, "61 %", None, None, "20 %"]
+    assert cells == ["base", "+80", "+10 to +150", None, None, None, None, "61 %", None, None, "20 %"]
