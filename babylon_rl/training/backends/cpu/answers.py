@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
-from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, Spot, choices, grouped, pack
+from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, Spot, choices, pack
 from babylon_rl.types import NO_SPREAD
 
 LEAST_PROBABILITY = 0.003
@@ -78,7 +78,7 @@ def answer_logprobs(policy: PackedPolicy, items: Sequence[Item]) -> list[tuple[f
 
     found = [[0.0] * len(item.encoded.response_ids) for item in items]
     policy.model.eval()
-    for spots, values in policy.each(grouped(pack([item.encoded for item in items])), compute):
+    for spots, values in policy.each(policy.grouped(pack([item.encoded for item in items])), compute):
         for (_, n, t), value in zip(spots, values, strict=True):
             found[n][t] = value
     return [tuple(by_token) for by_token in found]

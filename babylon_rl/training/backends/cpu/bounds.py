@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from babylon_rl.errors import Diverged
 from babylon_rl.models.scoring import divergence, legal_logprobs
-from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices, grouped
+from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> 
             return distributions(policy.hidden(group, items), policy.head, items, group)
 
     policy.model.eval()
-    found = [one for group in policy.each(grouped(packs), compute) for one in group]
+    found = [one for group in policy.each(policy.grouped(packs), compute) for one in group]
     policy.model.train()
     return dict(zip(packs, found, strict=True))
 
