@@ -114,3 +114,11 @@ def test_tables_of_games_with_a_fixed_stake_stay_as_they_are() -> None:
     row = {"meanStake": 1234.4, "hourlySharpe": 0.517, "worstHour": -310.2, "maxDrawdown": 88.0}
     cells = [column.cell(row) for column in demo_columns("base", sized=True)[-4:]]
     assert cells == ["1234", "+0.52", "-310", "88"] and ONE_TICK_GAME.sized is False
+
+
+@pytest.mark.parametrize("game", [AMOUNTS, POSITIONS], ids=["amounts", "positions"])
+def test_scripts_at_a_stake_stake_that_much(game: Game) -> None:
+    rows = script_rows(benchmark_snapshots(6, game), AT_THE_STAKE, 3000.0)
+    for name, (_, results) in rows.items():
+        mean = sum(one.staked_usd for one in results) / sum(one.predictions for one in results)
+        assert name.endswith(" at $3,000") and mean == pytest.approx(3000.0, rel=0.01), name

@@ -102,16 +102,13 @@ class Swings:
         return len(self._best) - 1 - (tick - self.first)
 
 
-SWING_LEVERAGE = 3.0
-
-
 class SwingOracle:
     """An agent that holds positions in markets that it knows will move. One action a tick, closing first, then the largest gain."""
 
     name = "oracle"
     mandate: Mandate = FREE
 
-    def __init__(self, scenario: Scenario, model: MarketModel, stake_usd: float = STAKE_USD, leverage: float = SWING_LEVERAGE) -> None:
+    def __init__(self, scenario: Scenario, model: MarketModel, stake_usd: float = STAKE_USD, leverage: float = 3.0) -> None:
         self._stake_usd = stake_usd
         self._leverage = leverage
         stock_cost = model.fee + 0.5 * model.impact_per_usd * stake_usd * leverage

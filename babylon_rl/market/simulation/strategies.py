@@ -33,7 +33,7 @@ from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.news_reader import NewsReader, NewsTrader
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.oracle import SWING_LEVERAGE, Oracle, SwingOracle
+from babylon_rl.market.simulation.oracle import Oracle, SwingOracle
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, PromptReader
 from babylon_rl.market.simulation.prompting import on_menu
 from babylon_rl.market.simulation.record import AgentRecord
@@ -195,10 +195,17 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
     """
     if game.mandate == ONE_TICK:
         return factory(name, scenario, stake_usd=STAKE_USD if game.amounts and stake_usd is None else stake_usd)
-    # A margin times the strategy's leverage is its stake; the news reader divides by its leverage itself.
-    times = 1.0 if stake_usd is None or name == "news-reader" else STYLES[name].leverage if name in STYLES else SWING_LEVERAGE
-    own = factory(name, scenario, game.mandate, stake_usd=None if stake_usd is None else stake_usd / times)
-    return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
+    if stake_usd is None:
+        own = factory(name, scenario, game.mandate)
+        return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
+    # Without leverage the margin is the stake, of stocks and questions alike; the news reader divides by its leverage itself. The size
+    # counts here, not whether an answer could name it.
+    if name == "oracle":
+        return lambda agent_id, seed: SwingOracle(scenario, MarketModel(), stake_usd, 1.0)
+    if name in STYLES:
+        style = msgspec.structs.replace(STYLES[name], stake_usd=stake_usd, leverage=1.0)
+        return lambda agent_id, seed: PositionTrader(Scripted(name, agent_id, seed), style)
+    return factory(name, scenario, game.mandate, stake_usd=stake_usd)
 
 
 def _strategy(name: str, scenario: Scenario, model: MarketModel, stake_usd: float, agent_id: str, seed: int | str) -> Strategy:
