@@ -31,11 +31,13 @@ import torch
 from babylon_rl.errors import Diverged
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.scoring import heuristic_score
+from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation import agents, prompting
-from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision, OneTickTrader
+from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision, OneTickTrader
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.games import Game, game_named
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.observation import Newsroom
 from babylon_rl.market.simulation.questions import room
@@ -121,14 +123,14 @@ class Player:
 
 
 def play_hours(
-    player: Player, hours: Sequence[Scenario], scripts: Sequence[str], seed: str, *, greedy: bool
+    player: Player, hours: Sequence[Scenario], scripts: Sequence[str], seed: str, game: Game, *, greedy: bool
 ) -> tuple[list[Asked], list[dict[str, AgentRecord]]]:
     """Play hours in lockstep, each with one agent of ours; return its decisions and all records by hour."""
     rng, asked, rooms = random.Random(seed), list[Asked](), []
     for hour in hours:
         # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
         exchange, luck = Exchange(hour, [*scripts, OWN]), f"{seed}/{hour.digest[:16]}"
-        seats = [Seat(factory(name, hour)(name, luck), name, exchange, prompting.TRADER_V1) for name in scripts]
+        seats = [Seat(factory(name, hour)(name, luck), name, exchange, game) for name in scripts]
         rooms.append(
             (
                 exchange,
@@ -139,7 +141,7 @@ def play_hours(
         )
     for tick in range(hours[0].ticks):
         seen = [[seat.look(exchange, newsroom) for seat in seats] for exchange, seats, newsroom, _ in rooms]
-        prompts = [(prompting.messages(own, prompting.TRADER_V1, ONE_TICK), prompting.choice_format(own)) for *_, own in seen]
+        prompts = [prompting.request(own, game) for *_, own in seen]
         legal = [player.legal(*prompt) for prompt in prompts]
         logprobs = iter(player.logprobs([one for answers in legal for one in answers.values()]))
         for place, (exchange, seats, newsroom, fills) in enumerate(rooms):
@@ -150,7 +152,7 @@ def play_hours(
             read = [prompting.parse_choice(text, own) for text in texts]
             choice_k = [choice for choice in read if isinstance(choice, Choice)]
             asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken))
-            call = Call(OWN, prompts[place][0], texts[taken], prompting.TRADER_V1, prompts[place][1])
+            call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             turns = [(seat, one, seat.decide(one, lambda: 0.0)) for seat, one in zip(seats[:-1], seen[place], strict=False)]
             turns.append((seats[-1], own, Timed(Decision(agents.order(choice_k[taken], own, STAKE_USD), call), 0.0)))
             fills.shuffle(turns)
@@ -262,9 +264,9 @@ def train(
     return {name: round(result.metrics[name], 4) for name in KEPT if name in result.metrics}
 
 
-def examine(player: Player, markets: Sequence[Scenario]) -> dict[str, float]:
+def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str, float]:
     """Dollars an hour of the policy alone in each market, by its likeliest answers: earned, expected, and the best by the prompt."""
-    asked, records = play_hours(player, markets, (), "benchmark", greedy=True)
+    asked, records = play_hours(player, markets, (), "benchmark", game, greedy=True)
     reports, followed, expected, soft, best = 0, 0, 0.0, 0.0, 0.0
     for one in asked:
         usd = [dollars(markets[one.hour], one.tick, choice, expected=True) for choice in one.choice_k]
@@ -283,11 +285,11 @@ def run_generation(
     given: argparse.Namespace, settings: Settings, arm: str, seed: int, generation: int, parent: Path | None
 ) -> dict[str, Any]:
     """Play, train and examine one generation; a line of the result file."""
-    began_s, base = time.perf_counter(), base_model_dir(settings)
+    began_s, base, game = time.perf_counter(), base_model_dir(settings), game_named(given.game)
     numbers = range(generation * 1000, generation * 1000 + given.hours)
     hours = [generate(preset("hour", seed=f"training/{seed}/{number}", edition=given.edition, agents=6)) for number in numbers]
     player = Player(base, parent)
-    asked, records = play_hours(player, hours, STRATEGIES if generation == 1 else (), f"{seed}/{generation}", greedy=False)
+    asked, records = play_hours(player, hours, STRATEGIES if generation == 1 else (), f"{seed}/{generation}", game, greedy=False)
     rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in ARMS[arm])
     played_s = time.perf_counter() - began_s
     line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
@@ -298,7 +300,7 @@ def run_generation(
         return line | {"refused": str(refused), "checkpoint": None if parent is None else str(parent)}
     line["trainSeconds"] = round(time.perf_counter() - began_s - played_s)
     markets = [snapshot.scenario for snapshot in benchmark_snapshots(given.markets)]
-    return line | examine(Player(base, out), markets) | {"checkpoint": str(out)}
+    return line | examine(Player(base, out), markets, game) | {"checkpoint": str(out)}
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
@@ -322,7 +324,8 @@ def main() -> None:
     parser.add_argument("--hours", type=int, default=24, help="of play in a generation")
     parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
     parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
-    parser.add_argument("--edition", default="training", help="of the headlines in training")
+    parser.add_argument("--edition", default=TRAINING, help="of the headlines in training")
+    parser.add_argument("--game", default="one-tick", choices=("one-tick", "posts"))
     given = parser.parse_args()
     set_threads(1)
     settings = load_settings()

@@ -174,7 +174,7 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
         """,
         [batch_id],
     )
-    return [BatchEpisode(*row[:-1], msgspec.convert(row[-1], tuple[PartScore, ...])) for row in rows]
+    return [BatchEpisode(*row, parts=msgspec.convert(parts, tuple[PartScore, ...])) for *row, parts in rows]
 
 
 def last_completed_at(connection: Connection) -> datetime | None:
