@@ -38,6 +38,9 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 _numbers = itertools.count(1)
+# The definitions are loaded once, with the settings of that moment: a demo that was played in the state directory chooses none of them.
+_no_demo = pytest.MonkeyPatch()
+_no_demo.setattr("babylon_rl.settings.demo_choices", lambda *_: {})
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -64,6 +67,7 @@ def pytest_collection() -> Iterator[None]:
     try:
         return (yield)
     finally:
+        _no_demo.undo()
         gc.freeze()
         gc.enable()
 

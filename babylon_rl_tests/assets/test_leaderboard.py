@@ -20,7 +20,7 @@ def test_its_page_has_the_order_and_the_picture(make_bench: Callable[..., Bench]
     assert bench.run("train", "batch-1", asset_selection=LEADERBOARD).success
     (made,) = bench.materializations("leaderboard").values()
     metadata = made.metadata
-    assert (metadata["dagster/row_count"].value, metadata["markets"].value, metadata["versions"].value) == (9, 4, 0)
+    assert (metadata["dagster/row_count"].value, metadata["markets"].value, metadata["versions"].value) == (10, 4, 0)
     assert "| 1 | oracle (strategy) |" in metadata["leaderboard"].value and metadata["pictures"].value.startswith("![")
     assert next(record.data["who"] for record in metadata["rows"].records) == "oracle"  # type: ignore[attr-defined]
     assert (bench.babylon.settings.home / "benchmarks" / "leaderboard.png").is_file()
