@@ -162,7 +162,8 @@ def test_outcomes_of_an_hour(ask: Ask) -> None:
 
 def test_scores_of_an_hour(sample_database: Database, settings: Settings, ask: Ask) -> None:
     with sample_database.connect() as connection:
-        score_windows(connection, [WINDOW], settings, datetime(2026, 1, 1))
+        # The expected ranking is that of whole hours.
+        score_windows(connection, [WINDOW], settings.model_copy(update={"credit": "hour"}), datetime(2026, 1, 1))
     document = ask("scores", WINDOW)
     theirs = expected("sample_database")["windows"][WINDOW]
     assert (document["judge"], document["groupSize"]) == ("heuristic", 12)
