@@ -174,7 +174,7 @@ def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpis
         """,
         [batch_id],
     )
-    return [BatchEpisode(*row, parts=msgspec.convert(parts, tuple[PartScore, ...])) for *row, parts in rows]
+    return [BatchEpisode(*(*row, msgspec.convert(parts, tuple[PartScore, ...]))) for *row, parts in rows]
 
 
 def last_completed_at(connection: Connection) -> datetime | None:

@@ -63,7 +63,7 @@ def test_by_part_the_calls_of_an_agent_have_the_advantages_of_their_parts(hour: 
 def market(window: str) -> Scenario:
     """The market of the first simulated hour of an empty database."""
     start = milliseconds(window_start(window))
-    config = preset("hour", seed=training_seed(0, window), agents=6, edition=TRAINING.name, start_ms=start)
+    config = preset("hour", seed=training_seed(0, window), agents=6, edition=TRAINING, start_ms=start)
     return generate(config, start_prices={}, question_numbers=list(range(1, config.predictions + 1)))
 
 

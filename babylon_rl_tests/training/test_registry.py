@@ -14,9 +14,9 @@ from babylon_rl.errors import TrainingPaused
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
-from babylon_rl.market.simulation.games import game_asked
+from babylon_rl.market.simulation.games import TRADER_V1, TRADER_V2, game_asked
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompting import TRADER_V1, TRADER_V2, version_of
+from babylon_rl.market.simulation.prompting import version_of
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, load_manifest, model_card, recorded_names
