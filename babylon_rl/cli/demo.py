@@ -119,7 +119,7 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
     model = "the base model" if player == BASE else player
     seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
     with stage(state.settings, f"2. Market: {_title(state, earlier)}{len(hours)} hours, {seats}"):
-        play(state, hours)
+        play(state, hours, player)
 
 
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.judge.scoring import stored_scores
+from babylon_rl.market.headlines import TRAINING, TRAINING_EDITIONS
 from babylon_rl.market.model_endpoints import gateway_agents, served_here
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
@@ -44,6 +45,8 @@ from babylon_rl.windows import HOUR, is_complete, next_window, utc_now, window_o
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
 FIRST_HOUR = "2025-03-03T00:00"
+# The base learns to read from few texts that come often; what can read learns more from many.
+BASE_EDITION = TRAINING_EDITIONS[0]
 RELEASE_AGENTS = 12  # that ask the gateway while a version is on trial
 STAGES = "demo-stages.jsonl"
 # The demo's gateway, whatever the environment says of the real one: agents get what the registry says, and every call is recorded.
@@ -163,8 +166,8 @@ def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
         yield stack.enter_context(gateway_agents(url, key, temperature=1.0, game=state.game))
 
 
-def play(state: Demo, hours: Sequence[str]) -> None:
-    """Play and record those of ``hours`` that are missing."""
+def play(state: Demo, hours: Sequence[str], player: str) -> None:
+    """Play and record those of ``hours`` that are missing; ``player`` answers for the model agents."""
     with state.database.connect() as connection:
         there = set(simulated_hours(connection, state.seed))
         connection.commit()
@@ -176,7 +179,8 @@ def play(state: Demo, hours: Sequence[str]) -> None:
             # Consecutive missing hours are one request.
             for first, last in window_stretches(missing, len(missing)):
                 number = len(list(window_range(first, next_window(last))))
-                request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first, game=state.game)
+                edition = BASE_EDITION if player == BASE else TRAINING
+                request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first, game=state.game, edition=edition)
                 spawn(connection, request, utc_now(), ask, on_hour)
 
 

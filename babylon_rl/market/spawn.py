@@ -51,7 +51,7 @@ class SpawnRequest:
     """Size of a simulation: hours, minutes per hour, agents. ``model_agents`` of the ``agents`` ask a model.
 
     Every hour has ``TICKS`` ticks; ``minutes`` is the time that they take. All play the same ``game``; the factory of ``model_agents`` must
-    ask in it.
+    ask in it. ``edition`` names the texts of the hours' markets; None: those that the seed's hours have so far, else the newest.
     """
 
     agents: int
@@ -61,6 +61,7 @@ class SpawnRequest:
     minutes: int = 60
     start: str | None = None
     game: Game = ONE_TICK_GAME
+    edition: str | None = None
 
     def __post_init__(self) -> None:
         if self.agents < 1 or self.windows < 1 or not 0 <= self.model_agents <= self.agents:
@@ -202,8 +203,8 @@ def _source(connection: Connection, request: SpawnRequest, window: str, seats: t
     first = rows.next_question_number(connection)
     numbers = tuple(range(first, first + _HOUR.predictions))
     prices = rows.last_prices(connection, window_start(window))
-    # A game keeps the words that it began with.
-    edition = rows.edition_of(connection, request.seed) or TRAINING
+    # A game keeps its words unless others are asked for.
+    edition = request.edition or rows.edition_of(connection, request.seed) or TRAINING
     return rows.HourSource(edition, request.agents, request.tick_seconds, numbers, prices, seats, request.game.name)
 
 

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.demo_stages import AGENTS, RELEASE_AGENTS, Demo, planned, play, release
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.access import key_hash, new_key
 from babylon_rl.serving.releases import ReleaseAuthor, deploy
@@ -16,6 +17,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.database import Database
+from babylon_rl.store.recording import read_sources
 from babylon_rl.store.releases import read_routing
 from babylon_rl.training.batches import Trained, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -71,7 +73,9 @@ def test_agents_get_versions_at_the_rollouts_share_and_train_the_next_one_with_t
     assert Counter(calls) == {(agent, chosen, 200): TICKS for agent, chosen in expected.items()}
     assert set(expected.values()) == {None, version}
 
-    play(demo, second)
+    play(demo, second, version)
+    with demo.database.connect() as connection:  # what can read goes on to the larger edition
+        assert {source.edition for _, _, source in read_sources(connection, second).values() if source is not None} == {TRAINING}
     assert answered(demo.database)[len(calls) :] == [(f"test-agent-{AGENTS}", version, 200)] * TICKS * len(second)
     following = trained(demo, second)
     assert following.model.parent_version == version
