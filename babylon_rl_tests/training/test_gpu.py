@@ -107,7 +107,7 @@ def test_an_iteration_leaves_an_adapter_and_the_next_continues_from_it(played, b
     trained = train(played, batch, settings, Backend)
     assert [step.loss for step in trained.steps] == [0.25, 0.25] and trained.model.backend == "gpu"
     assert {WEIGHTS, ADAPTER_CONFIG} <= {path.name for path in trained.checkpoint.iterdir()}
-    assert lora_of(trained.checkpoint / WEIGHTS) == 20  # ten episodes in each of two iterations
+    assert lora_of(trained.checkpoint / WEIGHTS) == 240  # twelve parts of ten episodes in each of two iterations
     assert not list(settings.home.rglob(".art"))
 
 
