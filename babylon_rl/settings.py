@@ -105,10 +105,10 @@ class JudgeSettings(SettingsGroup):
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
     credit: Literal["hour", "part", "answers"] = Field(
-        "part",
+        "answers",
         description="The comparison that gives a call its advantage. hour: its agent's whole hour. part: its agent's part of the hour, "
-        "each scored by itself. answers: as part, and where a version of ours played in hours that can be replayed, several answers to "
-        "each of its prompts instead.",
+        "each scored by itself. answers: as hour, and where a version of ours played in hours that can be replayed, all answers to each of "
+        "its prompts instead.",
     )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int | None = Field(
@@ -123,7 +123,7 @@ class JudgeSettings(SettingsGroup):
     @property
     def by_part(self) -> bool:
         """True where the parts of an hour are judged by themselves."""
-        return self.credit != "hour"
+        return self.credit == "part"
 
     @field_validator("judge_model", "judge_audit_model")
     @classmethod

@@ -1,7 +1,7 @@
 """Answer groups: the answers to a recorded prompt, each replayed for its tick, judged as a group.
 
 The judge is the one of the hours. A language model would have to be shown hours that nobody played; it judges recorded hours alone, so
-with one as judge no hour has answer groups, and a training takes its parts.
+with one as judge no hour has answer groups, and a training takes what was recorded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ def without_answers(settings: Settings) -> str | None:
     if settings.credit != "answers":
         return f"CREDIT is {settings.credit}"
     if settings.judge_model != HEURISTIC:
-        return f"{settings.judge_model} judges recorded hours alone, and nobody played these answers: credit by parts"
+        return f"{settings.judge_model} judges recorded hours alone, and nobody played these answers"
     return None
 
 

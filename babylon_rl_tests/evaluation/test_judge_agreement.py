@@ -101,6 +101,7 @@ def test_the_heuristic_is_measured_on_real_hours_and_kept(database: Database, se
     def tell(what: str, done: int, total: int) -> None:
         told.append((what, done, total))
 
+    settings = settings.model_copy(update={"credit": "part"})
     with database.connect(autocommit=True) as connection:
         first = measure(connection, settings, NOW, hours=4, skill_markets=20, on_progress=tell)
         assert (first.judge, first.judge_version, first.orders, first.hours, first.not_judged) == ("heuristic", "1, by part", 1, 4, 0)

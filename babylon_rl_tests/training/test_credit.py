@@ -29,6 +29,12 @@ from babylon_rl_tests.scored import read_hours, score_windows
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings that judge hours by part."""
+    return settings.model_copy(update={"credit": "part"})
+
+
+@pytest.fixture
 def hour(database: Database, settings: Settings) -> Iterator[Connection]:
     """A simulated hour of six scripts, read and judged."""
     with database.connect() as connection:

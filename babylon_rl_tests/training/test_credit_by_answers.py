@@ -80,7 +80,7 @@ def test_answers_train_in_place_of_the_episodes_of_hours_in_which_a_version_was_
     [
         ({"credit": "part"}, "cpu", None),
         ({}, "gpu", "the backend gpu trains recorded answers alone"),
-        ({"judge_model": "gpt-x"}, "cpu", "gpt-x judges recorded hours alone, and nobody played these answers: credit by parts"),
+        ({"judge_model": "gpt-x"}, "cpu", "gpt-x judges recorded hours alone, and nobody played these answers"),
     ],
 )
 def test_elsewhere_the_recorded_sequences_train_and_the_reason_is_given(

@@ -85,7 +85,14 @@ def failing(error: Exception, at: str = "train", log: str = "") -> type[Backend]
 
 @pytest.fixture
 def settings(settings: Settings, base_directory: Path) -> Settings:
-    chosen = {"base_model": str(base_directory), "local_base_model": None, "iterations": 2, "epochs": 2, "lookback_hours": 24}
+    chosen = {
+        "base_model": str(base_directory),
+        "local_base_model": None,
+        "iterations": 2,
+        "epochs": 2,
+        "lookback_hours": 24,
+        "credit": "part",
+    }
     return settings.model_copy(update=chosen)
 
 
