@@ -1,4 +1,4 @@
-"""TRL's side of cpu_trainer.py and methods.py, under a Python of its own: `ITS_PYTHON benchmarks/cpu_trainer_trl.py ASKED.json` prints JSON.
+"""TRL's side of cpu_trainer.py and methods.py, under a Python of its own: `PYTHON cpu_trainer_trl.py ASKED.json` prints JSON.
 
 GRPOTrainer with the same adapter, precision, sequences and advantages; in place of its rollouts it is given the recorded tokens, so that it
 neither generates nor asks a reward. With `out` it saves the adapter there, after one pass, or after `cpu_seconds` of the processor.
