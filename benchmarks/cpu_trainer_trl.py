@@ -1,7 +1,8 @@
-"""TRL's side of cpu_trainer.py, under a Python of its own: `PATH_TO_ITS_PYTHON benchmarks/cpu_trainer_trl.py ASKED.json` prints JSON.
+"""TRL's side of cpu_trainer.py and methods.py, under a Python of its own: `PYTHON cpu_trainer_trl.py ASKED.json` prints JSON.
 
 GRPOTrainer with the same adapter, precision, sequences and advantages; in place of its rollouts it is given the recorded tokens, so that it
-neither generates nor asks a reward. Nothing of this package is imported.
+neither generates nor asks a reward. With `out` it saves the adapter there, after one pass, or after `cpu_seconds` of the processor.
+Nothing of this package is imported.
 """
 
 import json
@@ -51,6 +52,8 @@ class Stopwatch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.ends.append((time.perf_counter(), time.process_time()))
+        limit = ASKED.get("cpu_seconds")
+        control.should_training_stop = control.should_training_stop or (limit is not None and time.process_time() >= limit)
 
 
 def main():
@@ -75,6 +78,8 @@ def main():
         train_dataset=Dataset.from_dict({"prompt": ["."] * len(SEQUENCES)}), peft_config=lora, callbacks=[watch],
     )  # fmt: skip
     trainer.train()
+    if "out" in ASKED:
+        trainer.model.save_pretrained(ASKED["out"], save_embedding_layers=False)
     (clock, cpu), (clock_end, cpu_end) = watch.ends[0], watch.ends[-1]
     print(json.dumps({"seconds": clock_end - clock, "cpu_seconds": cpu_end - cpu}))
 
