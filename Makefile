@@ -64,8 +64,9 @@ docs: setup ## The docs with their generated reference as a site: build/docs/ind
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet
 	@echo "docs: build/docs/index.html"
 
-evidence: setup ## Make the runs behind docs/evidence/evidence.md again (resumable)
-	@$(RUN)python -m benchmarks.evidence
+evidence: setup ## Make the runs behind docs/evidence again: ten seeds, five generations, two games (resumable; a night on 2 cores)
+	@$(RUN)python -m benchmarks.evidence --game posts
+	@$(RUN)python -m benchmarks.evidence --game amounts
 
 lock: ## Make requirements.lock from requirements.in again; UPGRADE=1 takes the newest versions
 	@scripts/lock.sh

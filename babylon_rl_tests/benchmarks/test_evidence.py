@@ -17,6 +17,7 @@ from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.benchmark import base_source
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import read_results
@@ -90,7 +91,7 @@ def test_results_from_before_the_ceiling_have_no_share_of_it() -> None:
 
 
 def test_a_generation_without_a_version_and_one_that_the_gate_refused_are_shown() -> None:
-    text = page(RESULTS, "evidence.png", "evidence-learning.png")
+    text = page(RESULTS, "evidence.png", "evidence-learning.png", "one-tick")
     assert "| 1 | 2 | no version |" in text
     assert f"* Seed 1, generation 2, played by v1.0.0: no version. {COLLAPSED}" in text
     assert "| fail, 24 |" in next(line for line in table(RESULTS).splitlines() if line.startswith("| 2 | 3 | v1.0.2 |"))
@@ -124,17 +125,17 @@ def test_the_page_gives_every_seed_and_both_intervals_of_their_mean() -> None:
         newest = next(row for row in each["standings"] if row["model"] == "v1.0.2")
         newest["pnls"] = [pnl + usd for pnl in base_of(each)["pnls"]]
         newest |= {"improvement": usd, "improvementLow": usd - 60, "improvementHigh": usd + 60}
-    text = page(results, "a.png", "b.png")
+    text = page(results, "a.png", "b.png", "one-tick")
     assert "seed 0 +279 (+219 to +339), seed 1 +329 (+269 to +389), seed 2 +95 (+35 to +155). Mean of 3 seeds +234: " in text
     assert "over markets, -72 to +540 over seeds: it holds 0" in text
-    assert "One seed says nothing of another training." in page(results[:1], "a.png", "b.png")
+    assert "One seed says nothing of another training." in page(results[:1], "a.png", "b.png", "one-tick")
 
 
 def test_the_page_says_how_many_markets_a_wanted_improvement_needs() -> None:
     varied = result(0)
     newest = next(row for row in varied["standings"] if row["model"] == "v1.0.2")
     newest["pnls"] = [float(usd) for usd in 5 * PNL]
-    text = page([varied], "a.png", "b.png")
+    text = page([varied], "a.png", "b.png", "one-tick")
     told = re.search(r"needs so many paired markets: (\d+) for \$50, (\d+) for \$100, (\d+) for \$200 an hour", text)
     assert told is not None
     assert int(told[1]) > int(told[2]) > int(told[3]) >= 2
@@ -151,7 +152,7 @@ def test_nothing_is_claimed_when_no_seed_brought_a_version() -> None:
     for one in empty["generations"]:
         one |= {"modelVersion": None, "failure": COLLAPSED}
     empty["standings"] = [row for row in empty["standings"] if row["role"] != "version"]
-    text = page([empty], "a.png", "b.png")
+    text = page([empty], "a.png", "b.png", "one-tick")
     assert "**No generation of any seed brought a version.**" in text
     assert players([empty]).startswith(b"\x89PNG")
     assert learning_curve([empty]).startswith(b"\x89PNG")
@@ -191,14 +192,14 @@ def test_a_database_in_the_settings_file_is_refused(tmp_path: Path, monkeypatch:
 def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
     monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
-    seeds = tmp_path / "evidence" / "3-generations-of-24-hours"
+    seeds = tmp_path / "evidence" / "posts-3-generations-of-24-hours"
     for each in RESULTS:
         directory = seeds / f"seed-{each['seed']}"
         directory.mkdir(parents=True)
         (directory / evidence.RESULT).write_text(json.dumps(each))
     assert evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"] == RESULTS
     assert {path.name for path in seeds.iterdir()} == {"seed-0", "seed-1", "seed-2"}, "the base did not play"
-    assert {path.name for path in (tmp_path / "docs").iterdir()} == {evidence.PAGE, evidence.PLAYERS, evidence.CURVE}
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {"evidence-posts.md", "evidence-posts.png", "evidence-posts-learning.png"}
 
 
 @pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])
@@ -213,7 +214,7 @@ def test_an_interrupted_evidence_ends_all_its_seeds_and_keeps_what_the_base_play
     command = [sys.executable, "-c", few_markets, "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
     environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": "", "BENCHMARK_MARKETS": "2"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
-    seed = tmp_path / "evidence" / "2-generations-of-2-hours" / "seed-0"
+    seed = tmp_path / "evidence" / "posts-2-generations-of-2-hours" / "seed-0"
     while process.poll() is None and not list((seed / "children").glob("*.json")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -222,7 +223,7 @@ def test_an_interrupted_evidence_ends_all_its_seeds_and_keeps_what_the_base_play
     assert not list((seed / "children").glob("*.json")), "its program is ended"
     assert not (seed.with_name("seed-1")).exists(), "the seed that waited is not begun"
     settings = load_settings(babylon_rl_home=seed, database_url=None)
-    markets = {snapshot.id: snapshot.fingerprint for snapshot in (*benchmark_snapshots(2), *confirmation_snapshots(0, 1))}
+    markets = {snapshot.id: snapshot.fingerprint for snapshot in (*benchmark_snapshots(2, POSTS), *confirmation_snapshots(0, 1, POSTS))}
     with open_database(settings) as database, database.connect() as connection:
         known = read_results(connection, "base", base_source(settings).identity, markets)
     assert known.keys() == markets.keys(), "the seed's gate finds what the base played"

@@ -1,4 +1,4 @@
-"""Several generations with several seeds, summarized in docs/evidence/evidence.md: `make evidence`, or `python -m benchmarks.evidence`.
+"""Several generations with several seeds, summarized in docs/evidence/: `make evidence`, or `python -m benchmarks.evidence --game NAME`.
 
 Each seed is a demo in a state directory of its own, with a thread for every core, so that the last seed at work has them all. The base
 plays first, once for all seeds, where they may need it to compare their first versions. A finished seed is read from its result file; an
@@ -27,6 +27,7 @@ from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
 from babylon_rl.evaluation.results import runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.market.simulation.games import GAMES, POSTS, Game, game_named
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.setting_sources import ENV_FILE, setting_sources
@@ -45,17 +46,17 @@ RESULT, LOG = "result.json", "demo.log"
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 
-def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int | None = None) -> dict[str, Any]:
+def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int | None = None, game: Game = POSTS) -> dict[str, Any]:
     """Play, judge, train and play again with seeds 0 to ``seeds`` - 1, and write the page and its pictures into ``out``.
 
-    ``at_once`` seeds run side by side, by default what ``side_by_side`` says.
+    Each game has a page of its own. ``at_once`` seeds run side by side, by default what ``side_by_side`` says.
     """
     settings = load_settings()
     # An empty variable, which gives a seed its own database, does not win over that file.
     if setting_sources(Settings)["database_url"] == ENV_FILE:
         raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
-    root = settings.home / "evidence" / f"{generations}-generations-of-{windows}-hours"
+    root = settings.home / "evidence" / f"{game.name}-{generations}-generations-of-{windows}-hours"
     directories = {seed: root / f"seed-{seed}" for seed in range(seeds)}
     missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
     for seed in directories:
@@ -64,8 +65,8 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     if missing:
         at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
-            played = base_play(root / BASE, base)
-            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows) for seed, own in missing.items()]
+            played = base_play(root / BASE, base, game)
+            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, game) for seed, own in missing.items()]
             try:
                 wait(runs)
             except KeyboardInterrupt:
@@ -76,10 +77,11 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     results = [dict(json.loads((own / RESULT).read_text())) for own in directories.values()]
     require_comparable(results)
     out.mkdir(parents=True, exist_ok=True)
-    (out / PLAYERS).write_bytes(players(results))
-    (out / CURVE).write_bytes(learning_curve(results))
-    (out / PAGE).write_text(page(results, PLAYERS, CURVE), encoding="utf-8")
-    return {"seeds": results, "page": str(out / PAGE)}
+    page_name, players_name, curve_name = (name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE))
+    (out / players_name).write_bytes(players(results))
+    (out / curve_name).write_bytes(learning_curve(results))
+    (out / page_name).write_text(page(results, players_name, curve_name, game.name), encoding="utf-8")
+    return {"seeds": results, "page": str(out / page_name)}
 
 
 def side_by_side(seeds: int, cores: int) -> int:
@@ -120,7 +122,7 @@ class BasePlay:
     results: list[MarketResult]
 
 
-def base_play(directory: Path, base: Path) -> BasePlay:
+def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
     """Let the base play the markets up to the first look at which a version can pass the gate, and those of a first confirmation.
 
     Markets that it played earlier are not played again.
@@ -129,7 +131,7 @@ def base_play(directory: Path, base: Path) -> BasePlay:
     source = base_source(settings)
     looks = analysis_sizes(settings.benchmark_markets)
     passing = next((markets for markets in looks if markets >= FEWEST_MARKETS), looks[-1])
-    snapshots = (*benchmark_snapshots(passing), *confirmation_snapshots(0, CONFIRMATION_MARKETS))
+    snapshots = (*benchmark_snapshots(passing, game), *confirmation_snapshots(0, CONFIRMATION_MARKETS, game))
     with (
         stage(settings, f"The base in {len(snapshots)} markets, once for all seeds"),
         _database(settings) as connection,
@@ -141,7 +143,7 @@ def base_play(directory: Path, base: Path) -> BasePlay:
     return BasePlay(source.identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots}, played[source.name])
 
 
-def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int) -> None:
+def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, game: Game) -> None:
     """Run the demo of a seed to its end, and write its result file."""
     log = directory / LOG
     say(f"seed {seed}: {log} says how far it is")
@@ -150,7 +152,7 @@ def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generatio
         write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
-    arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
+    arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--game", game.name, "--json"]
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     result = directory / RESULT
     printed = result.with_suffix(".printed")
@@ -194,8 +196,9 @@ def _spent(*directories: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
-    parser.add_argument("--generations", type=int, default=3, help="how often each seed plays, judges and trains; at least 2")
+    parser.add_argument("--game", default=POSTS.name, choices=tuple(GAMES), help="what is played and trained")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to N-1")
+    parser.add_argument("--generations", type=int, default=5, help="how often each seed plays, judges and trains; at least 2")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of market to simulate in each generation; at least 2")
     parser.add_argument(
         "--at-once", type=int, help="seeds side by side, each 1.8 GB, 3.3 in float32; by default as many as keep all cores busy"
@@ -206,7 +209,7 @@ def main() -> int:
     if asked.seeds < 1 or asked.generations < 2 or asked.windows < 2 or (asked.at_once or 1) < 1:
         parser.error("--seeds and --at-once are at least 1, --generations and --windows at least 2")
     try:
-        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once)
+        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once, game_named(asked.game))
     except BabylonError as failed:
         print(failed, file=sys.stderr)
         return failed.exit_code

@@ -33,15 +33,16 @@ def table(results: Sequence[Document]) -> str:
     return markdown_table(COLUMNS, lines)
 
 
-def page(results: Sequence[Document], players: str, curve: str) -> str:
+def page(results: Sequence[Document], players: str, curve: str, game: str) -> str:
     """The page as Markdown; ``players`` and ``curve`` are the file names of its plots."""
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
-    return f"""# Evidence
+    return f"""# Evidence in the game {game}
 
-Made by `make evidence`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed.
+Made by `python -m benchmarks.evidence --game {game}`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f}
+minutes of processor time a seed.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the deployed one
 (at first from the base), and it plays the benchmark.
 
