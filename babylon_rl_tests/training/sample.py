@@ -11,6 +11,11 @@ from babylon_rl.store.registry import Model
 from babylon_rl.training.lifecycle import JUDGE, PREPARE, PUBLISH, REGISTER, TRAIN
 
 NOW = datetime(2025, 10, 30, 12, 0, 0)
+# By CREDIT: takes the spread out of all groups, or with a condition out of some.
+WITHOUT_SPREAD = {
+    "hour": 'UPDATE babylon_rl.group_scores SET "spread" = 0',
+    "part": 'UPDATE babylon_rl.part_scores SET "advantage" = 0',
+}
 
 
 def value(connection: Connection, query: str, *parameters: Any) -> Any:

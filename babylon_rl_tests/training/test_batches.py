@@ -16,7 +16,7 @@ from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import IterationResult
 from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.freezing import count_freezable, freeze
-from babylon_rl_tests.training.sample import NOW, value
+from babylon_rl_tests.training.sample import NOW, WITHOUT_SPREAD, value
 
 
 @contextmanager
@@ -367,16 +367,18 @@ def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, se
     assert all(e.advantage == stored[e.window + e.agent_id] for e in prepared.remaining)
 
 
-def test_groups_without_spread_leave_the_batch(connection, settings):
+@pytest.mark.parametrize("credit", WITHOUT_SPREAD)
+def test_groups_without_spread_leave_the_batch(connection, settings, credit):
+    settings = settings.model_copy(update={"credit": credit})
     frozen = freeze(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00")).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
-    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0 WHERE "window" = \'2025-10-29T14:00\'')
+    connection.execute(f"{WITHOUT_SPREAD[credit]} WHERE \"window\" = '2025-10-29T14:00'")
     connection.commit()
     prepared = prepare_batch(connection, frozen.batch_id, settings, NOW)
     assert prepared.dropped_groups == {"2025-10-29T14:00": "no spread of scores"}
     assert list(prepared.batch.windows) == ["2025-10-29T13:00"] and prepared.batch.trajectories == 53
     assert count_freezable(connection, settings, NOW).windows.get("2025-10-29T14:00") is None  # flat: it would come back for ever
-    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0')
+    connection.execute(WITHOUT_SPREAD[credit])
     connection.commit()
     with pytest.raises(NothingToTrain, match="no spread of scores"):
         prepare_batch(connection, frozen.batch_id, settings, NOW)

@@ -28,7 +28,7 @@ from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.plans import RecordedDatabase
 from babylon_rl_tests.scored import score_windows
-from babylon_rl_tests.training.sample import NOW, value
+from babylon_rl_tests.training.sample import NOW, WITHOUT_SPREAD, value
 
 READY = {f"2025-10-29T{hour}:00" for hour in ("04", "13", "14", "15", "16", "17")} | {"2025-10-30T01:00"}
 
@@ -230,10 +230,12 @@ def test_what_a_full_batch_leaves_is_not_looked_at(database, settings):
     assert DROPOUT_STEADY <= frozen.freezable.trajectories < total
 
 
-def test_a_quarantined_hour_and_a_flat_group_are_left_out(connection, settings):
+@pytest.mark.parametrize("credit", WITHOUT_SPREAD)
+def test_a_quarantined_hour_and_a_flat_group_are_left_out(connection, settings, credit):
+    settings = settings.model_copy(update={"credit": credit})
     score_windows(connection, sorted(READY), settings, NOW)
     connection.execute("UPDATE babylon_rl.windows SET \"state\" = 'quarantined' WHERE \"window\" = '2025-10-29T13:00'")
-    connection.execute('UPDATE babylon_rl.part_scores SET "advantage" = 0 WHERE "window" = \'2025-10-29T14:00\'')
+    connection.execute(f"{WITHOUT_SPREAD[credit]} WHERE \"window\" = '2025-10-29T14:00'")
     counted = count_freezable(connection, settings, NOW)
     assert set(counted.windows) == READY - {"2025-10-29T13:00", "2025-10-29T14:00"}
     assert counted.not_trainable["in quarantined hours"] == 53
