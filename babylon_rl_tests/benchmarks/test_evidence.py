@@ -199,7 +199,11 @@ def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_
         (directory / evidence.RESULT).write_text(json.dumps(each))
     assert evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"] == RESULTS
     assert {path.name for path in seeds.iterdir()} == {"seed-0", "seed-1", "seed-2"}, "the base did not play"
-    assert {path.name for path in (tmp_path / "docs").iterdir()} == {"evidence-posts.md", "evidence-posts.png", "evidence-posts-learning.png"}
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {
+        "evidence-posts.md",
+        "evidence-posts.png",
+        "evidence-posts-learning.png",
+    }
 
 
 @pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])

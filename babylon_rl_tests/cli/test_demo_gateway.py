@@ -33,6 +33,7 @@ def demo(database: Database, settings: Settings, tiny_base: Path) -> Demo:
     chosen = {
         "database_url": SecretStr(database.url), "train_rl_local": True, "local_base_model": str(tiny_base), "iterations": 2,
         "windows_per_iteration": 1, "training_min_trajectories": 10, "learning_rate": 0.01, "kl_penalty": 0.0,
+        "credit": "hour",  # so that recorded calls train
     }  # fmt: skip
     return Demo(settings.model_copy(update=chosen), database, 2, seed=4, generations=2)
 
