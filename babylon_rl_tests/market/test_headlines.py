@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from babylon_rl.market.headlines import EDITIONS, HELD_OUT, HELD_OUT_EDITIONS, TRAINING, TRAINING_EDITIONS, Edition, edition_named
+from babylon_rl.market.headlines import EDITIONS, HELD_OUT_EDITIONS, TRAINING_EDITIONS, Edition, edition_named
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate, ticker_of
 
@@ -46,7 +46,7 @@ def test_an_edition_says_nothing_twice_and_names_the_company_where_it_should(edi
 
 
 def test_new_editions_are_large_enough_to_learn_to_read_and_to_measure_it() -> None:
-    training, held_out = edition_named(TRAINING), edition_named(HELD_OUT)
+    training, held_out = edition_named(TRAINING_EDITIONS[-1]), edition_named(HELD_OUT_EDITIONS[-1])
     assert len(training.good) == len(training.bad) >= 90 and len(training.companies) >= 40
     assert min(len(held_out.good), len(held_out.bad)) >= 18 and len(held_out.companies) >= 20
 
