@@ -52,7 +52,7 @@ def test_new_editions_are_large_enough_to_learn_to_read_and_to_measure_it() -> N
 
 
 def test_a_pair_says_good_news_first() -> None:
-    training = edition_named(TRAINING)
+    training = edition_named(TRAINING_EDITIONS[-1])
     assert {"Profit at {c} rises 38%", "Under a new boss, creditors trust {c}"} <= set(training.good)
     assert {"Profit at {c} falls 38%", "Under a new boss, creditors abandon {c}"} <= set(training.bad)
     assert "The last permit is granted" in training.toward_yes and "The last permit is refused" in training.toward_no
