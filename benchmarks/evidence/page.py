@@ -1,4 +1,4 @@
-"""Renders docs/evidence/evidence.md: one table of all players, the learning curve, generations without a version, and limits."""
+"""Renders a page of evidence: one table of all players, the learning curve, generations without a version, and limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

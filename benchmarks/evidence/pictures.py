@@ -1,4 +1,4 @@
-"""The two plots of docs/evidence/evidence.md: P&L of all players, and P&L by generation."""
+"""The two plots of a page of evidence: P&L of all players, and P&L by generation."""
 
 from collections.abc import Sequence
 from typing import Any
