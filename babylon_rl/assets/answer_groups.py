@@ -34,7 +34,7 @@ COLUMNS = column_schema(
     description=described(
         "With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
         "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",
-        "the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and its parts train.",
+        "the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and it trains by the hour.",
     ),
 )
 @traced_step

@@ -57,12 +57,15 @@ def score(
         if dry_run:
             _say_cost(database, settings, span, force, stale or judge is not None, as_json)
             return
-        held, lacking = _judge(database, settings, span, force, stale or judge is not None)
+        held, lacking = _judge(database, settings, span, force, stale or judge is not None, drops=judge is None)
         _show(database, settings, held, lacking, as_json)
 
 
-def _judge(database: Database, settings: Settings, span: Span, force: bool, stale: bool) -> tuple[list[str], list[str]]:
-    """Judge hours without current scores; return all requested hours, and those judged."""
+def _judge(database: Database, settings: Settings, span: Span, force: bool, stale: bool, drops: bool) -> tuple[list[str], list[str]]:
+    """Judge hours without current scores; return all requested hours, and those judged.
+
+    ``drops``: dropout is decided first. A judge that is tried once decides nothing for later batches.
+    """
     from babylon_rl.automation.launch import refuse_impossible, run_hours
 
     now = utc_now()
@@ -75,7 +78,8 @@ def _judge(database: Database, settings: Settings, span: Span, force: bool, stal
         if lacking and (addresses := judge_addresses(settings, settings.judge_model)):
             say(f"Judged by {addresses}.")
         if force or stale:
-            drop_before_judging(connection, lacking, settings, now)
+            if drops:
+                drop_before_judging(connection, lacking, settings, now)
             pending = score_windows(connection, lacking, settings, now, force=force, stale=stale).pending
             recorded = [window for window in lacking if window not in pending]  # the run below records what this wrote
     if recorded:

@@ -16,16 +16,19 @@ from babylon_rl.market.spawn import market_of
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import answer_groups as store
 from babylon_rl.store.answer_groups import AnswerGroup, ReplayedHour
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import HourSource, read_sources
-from babylon_rl.store.windows import chunks, lock_windows, stored_episodes
+from babylon_rl.store.windows import lock_windows, stored_episodes
 from babylon_rl.types import Episode, Trajectory
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
 ANSWER_RULES = "1"
+HOURS_AT_ONCE = 6  # about a second of replay, for which their locks are held
 NOT_SIMULATED = "nobody played it by spawn-agents: only hours whose market can be made again are replayed"
 NO_SOURCE = "it was played by an earlier version, which did not keep the edition and the start of its market"
+OTHERS = "others than those whom spawn-agents seated played in it, and their calls would be left out"
 NO_CALLS = "no call of a model under a finite schema: scripts alone played it"
 
 
@@ -46,11 +49,11 @@ def without_answers(settings: Settings) -> str | None:
 def sync_answer_groups(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, ReplayedHour]:
     """Update the stored answer groups of some hours; an hour is replayed only if its rows or the rules have changed.
 
-    Hours that are not complete at ``now``, or that window_groups has not read, are absent. Up to a week of hours is one transaction, under
-    each hour's lock.
+    Hours that are not complete at ``now``, or that window_groups has not read, are absent. HOURS_AT_ONCE hours are one transaction,
+    under each hour's lock.
     """
     synced: dict[str, ReplayedHour] = {}
-    for chunk in chunks(window for window in windows if is_complete(window, now)):
+    for chunk in in_parts(sorted({window for window in windows if is_complete(window, now)}), HOURS_AT_ONCE):
         with connection.transaction():
             lock_windows(connection, chunk)
             versions = store.rows_versions(connection, chunk)
@@ -77,6 +80,8 @@ def _groups(
     seed, own_market, facts = source
     if facts is None:
         return (), NO_SOURCE
+    if {episode.agent_id for episode in episodes} - dict(facts.seats).keys():
+        return (), OTHERS
     turns = _turns(connection, dict(facts.seats), episodes, settings)
     if not any(turn.asks for own in turns.values() for turn in own):
         return (), NO_CALLS

@@ -170,7 +170,8 @@ def _action(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Act
 def _answers(turn: RecordedTurn) -> Sequence[str]:
     """Answers that the schema of a call allows, in its order; of more than ``MOST_ANSWERS`` a seeded choice with the recorded one."""
     try:
-        allowed = language((turn.response_format or {}).get("json_schema", {}).get("schema"))
+        named = (turn.response_format or {}).get("json_schema")
+        allowed = language(named["schema"]) if isinstance(named, dict) and isinstance(named.get("schema"), dict) else ()
     except UsageError:  # not finitely many
         return ()
     if len(allowed) <= MOST_ANSWERS:

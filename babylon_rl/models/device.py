@@ -28,7 +28,7 @@ class Device:
 
     @property
     def gpu(self) -> bool:
-        """True if it is computed on as on a GPU."""
+        """True if computed as on a GPU."""
         return self.free_bytes is not None
 
     def dtype(self) -> "torch.dtype":

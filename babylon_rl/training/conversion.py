@@ -408,7 +408,7 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
         )
     if document.get("answerGroups"):
         lines.append(f"  Answer groups: {document['answerGroups']} with {document['answers']} answers; nothing else of their hours trains")
-    lines += [f"  By parts: {_counted(number, 'hour')} ({reason})" for reason, number in (document.get("notReplayed") or {}).items()]
+    lines += [f"  By the hour: {_counted(number, 'hour')} ({reason})" for reason, number in (document.get("notReplayed") or {}).items()]
     spread = document.get("spread")
     if spread is not None:
         lines.append(f"  Spread of scores in a group: {spread['min']:.3f} to {spread['max']:.3f}, mean {spread['mean']:.3f}")

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, sync_answer_groups, tick_score
+from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, OTHERS, sync_answer_groups, tick_score
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import replay
 from babylon_rl.market.simulation.model_agent import model_agent
@@ -82,6 +82,13 @@ def test_no_answer_counts_as_played(played: Connection, settings: Settings) -> N
     assert played.execute(counted.format("babylon_rl.windows")).fetchall() == before
 
 
+GUEST = """
+    INSERT INTO public."User" SELECT (jsonb_populate_record(u, '{"id": "guest", "username": "guest"}')).* FROM public."User" u
+    WHERE id = 'test-agent-2';
+    UPDATE public.trajectories SET "agentId" = 'guest' WHERE "agentId" = 'test-agent-2'
+"""
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -92,6 +99,7 @@ def test_no_answer_counts_as_played(played: Connection, settings: Settings) -> N
         ("UPDATE babylon_rl.simulated_hours SET \"source\" = jsonb_set(\"source\", '{seats,0,1}', '9999.5')", "cannot be replayed: The"),
         ("UPDATE public.trajectories SET \"finalPnL\" = \"finalPnL\" + 1 WHERE \"agentId\" = 'test-agent-6'", "cannot be replayed: The"),
         ("DELETE FROM public.trajectories WHERE \"agentId\" = 'test-agent-2' AND \"startTime\" < '2025-11-15 11:09'", "cannot be"),
+        (GUEST, OTHERS),
         ("UPDATE public.trajectories SET \"stepsJson\" = replace(\"stepsJson\", 'v1.0.0', 'scripted/momentum')", NO_CALLS),
     ],
 )  # fmt: skip

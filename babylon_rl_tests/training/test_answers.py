@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.models.grammar import language
@@ -79,8 +78,11 @@ def test_a_group_without_a_difference_teaches_nothing(tiny_base: Path) -> None:
     flat = [make_sequence(text, 0.0, score=0.4, group="flat") for text in ANSWERS]
     items, left_out = weighed(tiny_base, [*group("a"), *flat])
     assert {item.group for item in items} == {"a"} and left_out[SURE] == len(ANSWERS)
-    with pytest.raises(NothingToTrain, match="nothing to learn"):
-        weighed(tiny_base, flat)
+
+
+def test_an_iteration_that_teaches_nothing_does_not_end_its_batch(tiny_base: Path) -> None:
+    items, _ = weighed(tiny_base, [make_sequence(text, 0.0, score=0.4, group="flat") for text in ANSWERS])
+    assert len(items) > 1 and {item.advantage for item in items} == {0.0}
 
 
 def test_better_answers_become_likelier_and_the_bytes_repeat(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:

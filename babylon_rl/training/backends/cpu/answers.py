@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, Spot, choices, pack
 from babylon_rl.types import NO_SPREAD
@@ -23,10 +22,8 @@ UNLIKELY, SURE = "unlikely_answer", "sure_answer"
 def weigh_answers(policy: PackedPolicy, items: Sequence[Item], left_out: Counter[str]) -> list[Item]:
     """Return the items of an iteration, with advantage, weight and log-probabilities of those in answer groups.
 
-    A group weighs as much as an episode. Answers that are left out are counted by reason.
-
-    Raises:
-        NothingToTrain: no item is left.
+    A group weighs as much as an episode. Answers that are left out are counted by reason. Where no group teaches anything all stay, with
+    advantage 0.
     """
     groups: dict[str, list[Item]] = {}
     for item in items:
@@ -36,32 +33,32 @@ def weigh_answers(policy: PackedPolicy, items: Sequence[Item], left_out: Counter
         return list(items)
     answers = [item for group in groups.values() for item in group]
     logprobs = iter(answer_logprobs(policy, answers))
-    kept = [item for item in items if not item.group]
+    kept, sure = [item for item in items if not item.group], list[Item]()
     for group in groups.values():
         likely = weighed(group, [next(logprobs) for _ in group])
-        left_out[SURE if not likely else UNLIKELY] += len(group) - len(likely)
-        kept += likely
-    if not kept:
-        raise NothingToTrain(
-            "The policy is sure of its answer to every prompt, or all its answers score the same: there is nothing to learn."
-        )
+        teaches = any(item.advantage for item in likely)
+        left_out[UNLIKELY if teaches else SURE] += len(group) - (len(likely) if teaches else 0)
+        kept += likely if teaches else []
+        sure += [] if teaches else likely
+    # An iteration that teaches nothing must not end a batch whose others do: entropy and KL alone have gradients then.
+    kept = kept or sure
     # As in make_items: the mean weight of a token is 1, so that the learning rate means the same for any batch.
     scale = sum(item.encoded.trainable_tokens for item in kept) / sum(item.encoded.trainable_tokens * item.token_weight for item in kept)
     return [replace(item, token_weight=item.token_weight * scale) for item in kept]
 
 
 def weighed(group: Sequence[Item], logprobs: Sequence[tuple[float, ...]]) -> list[Item]:
-    """Weigh the answers of one group, given their log-probabilities by token; none is left without a difference of scores."""
+    """Weigh the likely answers of one group, given their log-probabilities by token. Without a difference of scores advantages are 0."""
     chances = [math.exp(math.fsum(by_token)) for by_token in logprobs]
     least = LEAST_PROBABILITY * math.fsum(chances)
     likely = [one for one in zip(group, logprobs, chances, strict=True) if one[2] >= least]
     whole = math.fsum(chance for _, _, chance in likely)
     mean = math.fsum(chance * item.score for item, _, chance in likely) / whole
-    if all(abs(item.score - mean) < NO_SPREAD for item, _, _ in likely):
-        return []
+    flat = all(abs(item.score - mean) < NO_SPREAD for item, _, _ in likely)
     tokens = math.fsum(chance * item.encoded.trainable_tokens for item, _, chance in likely)
+    scale = math.inf if flat else ADVANTAGE_SCALE
     return [
-        replace(item, advantage=(item.score - mean) / ADVANTAGE_SCALE, token_weight=item.token_weight * chance / tokens, served_t=by_token)
+        replace(item, advantage=(item.score - mean) / scale, token_weight=item.token_weight * chance / tokens, served_t=by_token)
         for item, by_token, chance in likely
     ]
 

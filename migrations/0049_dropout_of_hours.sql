@@ -1,4 +1,4 @@
-\set migration 0050_dropout_of_hours
+\set migration 0049_dropout_of_hours
 \ir psql/begin.sql
 -- Dropout of an hour that was decided before a paid judge was asked: a batch that takes the hour later drops nobody else.
 
