@@ -55,7 +55,7 @@ def test_the_lineage_page_shows_every_asset(ui: str, backfill: str, tmp_path: Pa
     if program is None:
         pytest.skip("there is no Chromium here (Debian: apt install chromium)")
     assets = [node["assetKey"]["path"][-1] for node in ask(ui, "{ assetNodes { assetKey { path } } }")["assetNodes"]]
-    assert len(assets) == 13
+    assert len(assets) == 14
     with browser_page(program, tmp_path / "profile", *GRAPH_SIZE) as page:
         open_graph(page, ui)
         text = page.wait_for("Global asset lineage", *assets)
