@@ -422,7 +422,7 @@ def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_i
 
 
 def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
-    """One object per player; the candidate's also holds checks, pairs and success criteria."""
+    """One object per player, with the game that all played; the candidate's also holds checks, pairs and success criteria."""
     decided: dict[str, Any] = {
         "checks": [asdict(check) for check in verdict.checks],
         "contests": [_pair_document(pair, comparison) for pair in comparison.pairs],
@@ -430,8 +430,9 @@ def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[
     }
     if comparison.candidate is not None:
         decided["standing"] = [asdict(rival) for rival in standing(comparison)]
-        decided |= {"game": comparison.game.name, "holdFloor": hold_floor(comparison)}
-    return [row.document | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
+        decided["holdFloor"] = hold_floor(comparison)
+    played = {"game": comparison.game.name}
+    return [row.document | played | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
 
 
 @dataclass(frozen=True)

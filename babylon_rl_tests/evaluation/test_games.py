@@ -15,8 +15,9 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.stakes import AT_THE_STAKE, game_of_report, scripts_at_stake
 from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game
 from babylon_rl.market.simulation.prompt_reader import WITH_AMOUNTS
-from babylon_rl_tests.evaluation.conftest import NOW
-from babylon_rl_tests.evaluation.endpoint import endpoint, hold, reads_news
+from babylon_rl.types import BenchmarkReport
+from babylon_rl_tests.evaluation.conftest import NOW, simulated
+from babylon_rl_tests.evaluation.endpoint import endpoint, hold, reads_fresh, reads_news
 from babylon_rl_tests.evaluation.results import result
 
 EACH = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
@@ -71,6 +72,27 @@ def test_the_deployed_version_of_another_game_is_the_reference_in_the_candidates
         report = evaluate_batch(connection, batch, decided_at_once, lambda line: None, clock=lambda: NOW, serving=served.serving)
     assert (report.reference, game_of_report(report)) == ("v1.0.0", "posts")
     assert "v1.0.0 was trained in one-tick and plays posts here." in report.reason
+
+
+@pytest.mark.slow
+def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, settings, make_version) -> None:
+    make_version("v1.0.0", game=POSTS)
+    batch = make_version("v1.0.1", parent="v1.0.0", game=POSTS)
+    simulated(connection)
+    few = settings.model_copy(update={"benchmark_markets": 2})
+
+    def evaluated(batch: str) -> BenchmarkReport:
+        with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": hold}) as served:
+            return evaluate_batch(connection, batch, few, lambda line: None, clock=lambda: NOW, serving=served.serving)
+
+    refused = evaluated(batch)
+    assert refused.decision == "fail" and refused.reference is None and game_of_report(refused) == "posts"
+    assert {row["game"] for row in refused.rows} == {"posts"} and "all playing posts" in refused.table_markdown
+    # Nothing says in which game a version is that is not here: it does not choose the leaderboard's.
+    absent = evaluated(make_version("v1.0.2", base_model="dry"))
+    assert absent.decision == "not_compared" and game_of_report(absent) is None
+    board = leaderboard(connection, few)
+    assert {"best-with-posts"} <= {line.row.player for line in board.lines}
 
 
 @EACH
