@@ -168,7 +168,8 @@ class _Known:
         shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
         # A version that shares too few markets would make the common set small for all.
         if shared < max(_FEWEST, min(benchmark_size, most)):
-            return f"It and the base share {shared} of the markets as they are now: {again}."
+            # One without a reference was not compared, or refused before the gate's markets: the report says why.
+            return report.reason if report.reference is None else f"It and the base share {shared} of the markets as they are now: {again}."
         return None
 
     def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:

@@ -93,6 +93,7 @@ def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, se
     assert absent.decision == "not_compared" and game_of_report(absent) is None
     board = leaderboard(connection, few)
     assert {"best-with-posts"} <= {line.row.player for line in board.lines}
+    assert {one.version: one.reason for one in board.unranked}["v1.0.1"] == refused.reason
 
 
 @EACH
