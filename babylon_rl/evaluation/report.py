@@ -40,6 +40,7 @@ from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, 
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.games import ONE_TICK_GAME
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows
 from babylon_rl.store.benchmarks import MarketResult
@@ -495,8 +496,13 @@ def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses
 
 
 def ceiling_words(row: Mapping[str, Any]) -> str:
-    """A sentence on a row's expected dollars and its share of the ceiling."""
-    if row.get("ofCeiling") is None:
+    """A sentence on a row's expected dollars and its share of the ceiling, or on why they are not known."""
+    game = row.get("game", ONE_TICK_GAME.name)
+    if game not in CEILING_OF_GAME:
+        return f"{row['model']}: expected dollars are of orders for one tick, and {game} is played with positions that last."
+    if "ofCeiling" not in row:
+        return f"{row['model']}: its report is from before expected dollars were computed."
+    if row["ofCeiling"] is None:
         return f"{row['model']}: its expected dollars are not known, as its decisions are not on this machine."
     return (
         f"The decisions of {row['model']} bring {row['expected']:+.0f} dollars an hour on average, without the luck of prices: "
@@ -517,7 +523,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
         parts.insert(1, f"**{warning}**")
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
-        parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
+        parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document | {"game": comparison.game.name}))
     parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and check.found == PASS]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))

@@ -12,6 +12,7 @@ from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_u
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, market_rows, script_rows, scripted
+from babylon_rl.evaluation.report import ceiling_words
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import ratio_interval
@@ -64,6 +65,20 @@ def test_a_stored_row_has_expected_dollars_where_its_decisions_are(tmp_path: Pat
     assert appraised_row(stored, player.name, "other weights", snapshot, tmp_path) == stored
     assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path / "elsewhere") == stored
     assert result_id(gate_key(player.identity, snapshot.fingerprint)) == gate_job(player, snapshot, tmp_path).result(lambda *_: None).id
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"ofCeiling": None}, "its expected dollars are not known, as its decisions are not on this machine."),
+        ({"ofCeiling": None, "game": "posts"}, "its expected dollars are not known, as its decisions are not on this machine."),
+        ({"ofCeiling": None, "game": "positions"}, "orders for one tick, and positions is played with positions that last."),
+        ({"game": "posts"}, "its report is from before expected dollars were computed."),
+        ({}, "its report is from before expected dollars were computed."),
+    ],
+)
+def test_unknown_expected_dollars_have_their_own_reason(row: dict[str, object], why: str) -> None:
+    assert ceiling_words({"model": "v1.0.0", **row}).endswith(why)
 
 
 def test_errors_stand_by_kind_and_by_text() -> None:
