@@ -431,12 +431,14 @@ def script_rows(
 ) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies in the gate's markets, by name: role and rows. By default all of them, and the best play by the prompt.
 
-    With a stake of its own the name says it. 24 markets of all strategies take about a second. A process plays each once: a strategy's row
-    is a function of the market.
+    A stake of its own is rounded to whole dollars, and the name says it. 24 markets of all strategies take about a second. A process plays
+    each once: a strategy's row is a function of the market.
     """
     if names is None:
         ceiling = ceiling_of(snapshots[0])
         names = NAMES if ceiling is None else (*NAMES, ceiling.name)
+    # What the name says is what is staked: rows are known by their names.
+    stake_usd = None if stake_usd is None else float(round(stake_usd))
     rows = dict[str, tuple[str, list[MarketResult]]]()
     for name in names:
         shown = staked(name, stake_usd)

@@ -96,6 +96,15 @@ def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, se
     assert {one.version: one.reason for one in board.unranked}["v1.0.1"] == refused.reason
 
 
+def test_a_stake_is_what_the_name_says_whatever_was_played_before() -> None:
+    snapshots = benchmark_snapshots(2, AMOUNTS)
+    played = [script_rows(snapshots, ["conservative"], stake)["conservative at $2,718"] for stake in (2717.6, 2718.4)]
+    ((_, first), (_, second)) = played
+    assert first == second
+    mean = sum(one.staked_usd for one in first) / sum(one.predictions for one in first)
+    assert mean == pytest.approx(2718.0, abs=1e-6)
+
+
 @EACH
 def test_scripts_play_the_gates_markets_of_every_game(game: Game) -> None:
     snapshots = benchmark_snapshots(3, game)
