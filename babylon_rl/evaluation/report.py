@@ -39,7 +39,7 @@ from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLU
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
-from babylon_rl.market.simulation.games import ONE_TICK_GAME
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows
@@ -407,9 +407,17 @@ FOOTER = (
     "look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
     "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
-    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    "same stake. The ceiling is the best play from what the prompt shows (best-by-prompt), without foresight. " + MARKET_FIT
+    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn{stakes}. "
+    "{ceiling}" + MARKET_FIT
 )
+
+
+def _footer(game: Game, analyses: int) -> str:
+    """What the numbers of a report mean, in the game that was played."""
+    best = CEILING_OF_GAME.get(game.name)
+    ceiling = "" if best is None else f"The ceiling is the best play from what the prompt shows ({best.name}), without foresight. "
+    stakes = "; players stake different dollars" if game.sized else " with the same stake"
+    return FOOTER.format(analyses=analyses, stakes=stakes, ceiling=ceiling)
 
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
@@ -529,7 +537,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))
     played = "" if comparison.game == ONE_TICK_GAME else f", all playing {comparison.game.name}"
-    parts.append(f"{comparison.markets} unseen markets{played}. {FOOTER.format(analyses=comparison.analyses)}")
+    parts.append(f"{comparison.markets} unseen markets{played}. {_footer(comparison.game, comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
 
 

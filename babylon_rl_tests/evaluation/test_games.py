@@ -144,6 +144,20 @@ def test_a_version_that_learned_to_do_nothing_is_named() -> None:
         assert hold_floor(other) is None and rows_of(other, decide(other))[0]["holdFloor"] is None
 
 
+@pytest.mark.parametrize(
+    ("game", "best", "same_stake"),
+    [
+        (ONE_TICK_GAME, "(best-by-prompt)", True), (POSTS, "(best-with-posts)", True), (AMOUNTS, "(best-with-amounts)", False),
+        (POSITIONS, None, False),
+    ],
+)  # fmt: skip
+def test_a_reports_last_words_are_of_its_game(game: Game, best: str | None, same_stake: bool) -> None:
+    comparison = compare(script_rows(benchmark_snapshots(2, game), ["nothing", "oracle"]), None, None, game=game)
+    words = markdown(comparison, decide(comparison)).splitlines()[-1]
+    assert ("with the same stake. " in words) == same_stake and ("players stake different dollars. " in words) != same_stake
+    assert ("The ceiling is" in words) == (best is not None) and (best or "") in words
+
+
 def test_tables_of_games_with_a_fixed_stake_stay_as_they_are() -> None:
     plain, more = [column.title for column in gate_columns("base")], [column.title for column in gate_columns("base", sized=True)]
     assert more[: len(plain)] == plain and more[len(plain) :] == ["mean stake, $", "Sharpe of hours", "worst hour, $"]
