@@ -56,7 +56,7 @@ def show_errors(
         raise UsageError(
             f"Errors are of orders for one tick, and {played.name} is played with positions that last: choose {', '.join(CEILING_OF_GAME)}."
         )
-    results = _played(player, played) if player in PLAYERS else gate_results([player])[0]
+    results = _played(player, played) if player in PLAYERS else gate_results([player], played)[0]
     highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)
     kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1, played)})
     misread = [one for one in by_text if one.lost_usd > 0.0][:texts]

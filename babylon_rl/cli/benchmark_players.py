@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.benchmark import ModelSource, absent, game_trained, model_clients, sources_named
+from babylon_rl.errors import CheckpointError, UsageError
+from babylon_rl.evaluation.benchmark import ModelSource, game_trained, model_clients, sources_named
 from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
+from babylon_rl.evaluation.stakes import game_of_report
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_named
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.registry import Model, read_models
@@ -103,7 +105,10 @@ def _registered(settings: Settings) -> dict[str, Model]:
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:
-    """The game of that name, else the one that the first version among ``names`` was trained in."""
+    """The game of that name, else the one that the first version among ``names`` was trained in.
+
+    That is in its report, so that it is known where the version itself is not; else in its checkpoint.
+    """
     version = next((name for name in names if name not in (*PLAYERS, BASE)), None)
     if asked is not None or version is None:
         return game_named(asked or ONE_TICK_GAME.name)
@@ -112,4 +117,11 @@ def game_of_players(names: Sequence[str], asked: str | None) -> Game:
         require_migrated(database)
         with database.connect() as connection:
             model = next((model for model in read_models(connection) if model.version == version), None)
-            return ONE_TICK_GAME if model is None or absent(model, settings) is not None else game_trained(model, settings)
+            report = None if model is None or model.training_batch is None else read_report(connection, model.training_batch)
+    reported = None if report is None or report.version != version else game_of_report(report)
+    if reported is not None:
+        return game_named(reported)
+    try:
+        return ONE_TICK_GAME if model is None else game_trained(model, settings)
+    except CheckpointError:
+        return ONE_TICK_GAME

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_players import players_named
-from babylon_rl.cli.options import ReportOption
+from babylon_rl.cli.benchmark_players import game_of_players, players_named
+from babylon_rl.cli.options import GameOfVersionOption, ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, LeftOut, by_agent, compare_results, result_files, sound_results
@@ -17,12 +17,12 @@ from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
 from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
-from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, snapshots_named
+from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.games import game_asked
+from babylon_rl.market.simulation.games import Game, game_asked
 from babylon_rl.settings import load_settings
-from babylon_rl.store.benchmarks import newest_markets
+from babylon_rl.store.benchmarks import played_markets
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
 
@@ -90,6 +90,7 @@ def compare(
     gate: Annotated[
         bool, typer.Option("--gate", help="Names are of versions or base in the gate's markets, played on this machine.")
     ] = False,
+    game: GameOfVersionOption = None,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
     snapshot: Annotated[
@@ -104,7 +105,9 @@ def compare(
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     if gate and directory is not None:
         raise UsageError("--results is for runs of your own: leave it out with --gate.")
-    sound, refused = gate_results(results) if gate else _named_results(results, directory)
+    if game is not None and not gate:
+        raise UsageError("--game is for the gate's markets: give --gate too.")
+    sound, refused = gate_results(results, game_of_players(results, game)) if gate else _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
@@ -125,17 +128,20 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     return markets
 
 
-def gate_results(names: Sequence[str]) -> tuple[list[Result], list[LeftOut]]:
-    """The runs behind the rows of models in the gate's markets, of the weights that played last."""
+def gate_results(names: Sequence[str], game: Game) -> tuple[list[Result], list[LeftOut]]:
+    """The runs behind the rows of models in the gate's markets as they are now, of the weights that played ``game`` last."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
         with database.connect(autocommit=True) as connection:
-            markets = {name: newest_markets(connection, name, GATE_ID) for name in names}
+            markets = {name: played_markets(connection, name, GATE_ID) for name in names}
     sound, refused = list[Result](), list[LeftOut]()
-    for name, played in markets.items():
-        if not played:
+    for name, stored in markets.items():
+        if not stored:
             raise UsageError(f"{name!r} has not played in the gate's markets: name a version that was compared, or base.")
+        played = _of_game(stored, game)
+        if not played:
+            raise UsageError(f"{name!r} has not played {game.name} in the gate's markets as they are now: --game names another game.")
         ids, directory = {result_id(gate_key(identity, market)) for identity, market in played}, runs_directory(settings.home, name)
         here, not_sound = sound_results(file for file in sorted(directory.glob(f"*{SUFFIX}")) if not file.name.endswith(PARTIAL))
         confirmed = sum(result.benchmark_id.startswith(CONFIRMATION_ID) for result in here)
@@ -150,6 +156,15 @@ def gate_results(names: Sequence[str]) -> tuple[list[Result], list[LeftOut]]:
             )
         sound, refused = sound + here, refused + not_sound
     return sound, refused
+
+
+def _of_game(played: Sequence[tuple[str, str, str]], game: Game) -> list[tuple[str, str]]:
+    """Identity and fingerprint of the markets among ``played`` that were played as a game, of the weights that did so last."""
+    count = 1 + max(int(snapshot.removeprefix(GATE_ID)) for _, snapshot, _ in played)
+    # The game is in a market's fingerprint.
+    now = {snapshot.id: snapshot.fingerprint for snapshot in benchmark_snapshots(count, game)}
+    found = [(identity, market) for identity, snapshot, market in played if now[snapshot] == market]
+    return [(identity, market) for identity, market in found if identity == found[0][0]]
 
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:

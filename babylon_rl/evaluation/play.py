@@ -401,7 +401,7 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
     """
     if home is None:  # the row that is used alone says nothing of optimality: the oracle need not play
         snapshot = replace(snapshot, known_best=0.0)
-    files = gate_files(home, player.name, snapshot.id) if home is not None else None
+    files = gate_files(home, player.name, snapshot.id, snapshot.game.name) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
     label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
@@ -416,11 +416,13 @@ def known_rows(connection: Connection, player: str, identity: str, snapshots: Se
 
 def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:
     """A stored row with expected dollars, where the decisions behind it are in the state directory ``home``."""
-    played = gate_files(home, player, snapshot.id).finished()
-    # Of other weights, or of the market before it changed, the id is another.
-    if played is None or played.id != result_id(gate_key(identity, snapshot.fingerprint)):
-        return row
-    return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+    # Runs of every game once had the name that those of the first game still have.
+    for files in dict.fromkeys((snapshot.game.name, ONE_TICK_GAME.name)):
+        played = gate_files(home, player, snapshot.id, files).finished()
+        # Of other weights, of another game, or of the market before it changed, the id is another.
+        if played is not None and played.id == result_id(gate_key(identity, snapshot.fingerprint)):
+            return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+    return row
 
 
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}

@@ -11,12 +11,13 @@ from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_usd
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
-from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, market_rows, script_rows, scripted
+from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, gate_script, market_rows, script_rows, scripted
 from babylon_rl.evaluation.report import ceiling_words
-from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.results import Result, gate_files
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import ratio_interval
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, appraised
 from babylon_rl.market.simulation.run import play
@@ -65,6 +66,17 @@ def test_a_stored_row_has_expected_dollars_where_its_decisions_are(tmp_path: Pat
     assert appraised_row(stored, player.name, "other weights", snapshot, tmp_path) == stored
     assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path / "elsewhere") == stored
     assert result_id(gate_key(player.identity, snapshot.fingerprint)) == gate_job(player, snapshot, tmp_path).result(lambda *_: None).id
+
+
+def test_decisions_of_a_game_are_found_under_the_name_that_all_games_once_had(tmp_path: Path) -> None:
+    snapshot, player = benchmark_snapshots(1, POSTS)[0], gate_script("balanced", POSTS)
+    (row,) = market_rows([gate_job(player, snapshot, tmp_path)])
+    stored = replace(row, expected_usd=None, ceiling_usd=None)
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path) == row
+    gate_files(tmp_path, player.name, snapshot.id, "posts").path(".json").rename(
+        gate_files(tmp_path, player.name, snapshot.id).path(".json")
+    )
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path) == row
 
 
 @pytest.mark.parametrize(
