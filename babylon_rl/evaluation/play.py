@@ -39,6 +39,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"
+KNOW_MORE = ("news-reader", "oracle")  # than a prompt shows
 TEMPERATURE = 0.0
 PLAYER_ID = "player"  # the same id for all players, so that luck by id is the same
 CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
@@ -56,6 +57,7 @@ class Player:
         name: in tables. identity: a hash of what decides; results of another identity are another player's.
         asks: whether it waits for an endpoint, so that several of its markets are played at once.
         make: the factory of its agents for one market; the path is where a model's answers are kept while the run lasts.
+        by_prompt: whether it decides by what the prompt shows, so that its decisions have an expected value by it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Player:
     mandate: Mandate
     asks: bool
     make: Make
+    by_prompt: bool = True
 
 
 def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
@@ -76,7 +79,11 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
         raise MarketError(f"There is no strategy {name!r}; there are {', '.join(PLAYERS)}.")
     # Strategies are code: another engine is another player.
     identity = content_version(["roster", name, mandate, engine_version()])
-    return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
+
+    def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
+        return strategy_agent(name, snapshot.scenario, mandate)
+
+    return Player(name, identity, STRATEGY, mandate, False, make, by_prompt=name not in KNOW_MORE)
 
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
@@ -376,6 +383,8 @@ def market_rows(
             failures.append(stopped)
             return stopped
         row = market_result(outcome, job.snapshot)
+        if not job.player.by_prompt:
+            row = replace(row, expected_usd=None)
         on_row(job, row)
         return row
 

@@ -49,7 +49,7 @@ from babylon_rl.versions import content_version
 CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
 MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
 _PAIRED = f"difference in the same markets, {CORRECTED}"
-_EXPECTED = "of its decisions on average, without the luck of prices"
+_EXPECTED = "of its decisions on average, without the luck of prices (a dash for players that know more than the prompt shows)"
 _OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 

@@ -50,7 +50,12 @@ def test_no_player_expects_more_than_the_ceiling_and_the_ceiling_is_all_of_it() 
     compared = compare(script_rows(MARKETS), None, None)
     shares = {row.player: row.of_ceiling.mean for row in compared.rows if row.of_ceiling is not None}
     assert shares.pop("best-by-prompt") == pytest.approx(1.0)
-    # The two that know more than the prompt shows do not: what they know is no reason by it.
+    # What the news reader and the oracle know more than the prompt shows is no reason by it.
+    assert not {"news-reader", "oracle"} & set(shares)
+    document = compared.row("oracle").document
+    assert document["expected"] is document["ofCeiling"] is document["ofCeilingLow"] is None
+    staked = compare(script_rows(MARKETS, ["news-reader", "balanced"], 3000.0), None, None)
+    assert [row.expected is None for row in staked.rows] == [True, False]
     assert max(shares.values()) < 1.0 and shares["nothing"] == 0.0 and 0.95 < shares["conservative"] < 1.0
     assert shares["contrarian"] < 0.0
     document = compared.row("conservative").document

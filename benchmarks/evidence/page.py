@@ -73,7 +73,8 @@ In each generation agents play {results[0]["windows"]} new hours, the hours are 
 The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
 markets. Differences are paired market by market; those over the base hold over all looks of the gate. An undecided gate plays more markets.
 Expected: dollars an hour that the decisions bring on average, without the luck of prices. Of the ceiling: these as a share of the expected
-dollars of the best play from what the prompt shows, paired by market. Unusable answers of all players: {unusable}.
+dollars of the best play from what the prompt shows, paired by market. Both are a dash for players that know more than the prompt. Unusable
+answers of all players: {unusable}.
 
 {table(results)}
 {stakes(results)}
