@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_usd
+from babylon_rl.evaluation.ceiling import KINDS, Errors, ceiling_usd, errors, expected_usd
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, gate_script, market_rows, script_rows, scripted
@@ -17,7 +17,7 @@ from babylon_rl.evaluation.results import Result, gate_files
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import ratio_interval
 from babylon_rl.market.simulation.config import preset
-from babylon_rl.market.simulation.games import POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, POSTS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, appraised
 from babylon_rl.market.simulation.run import play
@@ -113,6 +113,27 @@ def test_errors_stand_by_kind_and_by_text() -> None:
     assert all("{c}" in one.name or "{question}" in one.name for one in misread)
     total = sum(expected_usd(result, markets[result.benchmark_id]) for result in ran("contrarian"))
     assert sum(one.usd for one in wrong) == pytest.approx(total) and total < sum(ceiling_usd(snapshot) for snapshot in MARKETS)
+
+
+@pytest.mark.parametrize("stake", [500.0, 5000.0])
+def test_following_stakes_what_the_decision_staked(stake: float) -> None:
+    snapshots = benchmark_snapshots(12, AMOUNTS)
+    markets = {snapshot.id: snapshot for snapshot in snapshots}
+
+    def found(name: str) -> tuple[list[Errors], list[Errors]]:
+        player = gate_script(name, AMOUNTS, stake)
+        return errors([gate_job(player, snapshot).result(lambda done, of: None) for snapshot in snapshots], markets)
+
+    kinds, texts = found("conservative")
+    reports = next(one for one in kinds if one.name == "stock report")
+    assert reports.document["follows"] == 1.0 and reports.usd == reports.following_usd > 0
+    assert not any(one.lost_usd for one in texts if one.found["follows"] == one.decisions)
+    # The other way loses by the same stake.
+    against = next(
+        one for one in found("contrarian")[1] if one.found["against"] == one.decisions and one.name in {text.name for text in texts}
+    )
+    followed = next(text for text in texts if text.name == against.name)
+    assert against.following_usd / against.decisions == pytest.approx(followed.following_usd / followed.decisions, rel=0.2)
 
 
 def test_a_ratio_of_sums_is_paired_by_market() -> None:
