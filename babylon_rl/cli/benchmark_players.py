@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from babylon_rl.cli.output import say
 from babylon_rl.errors import CheckpointError, UsageError
 from babylon_rl.evaluation.benchmark import ModelSource, game_trained, model_clients, sources_named
 from babylon_rl.evaluation.gate import BASE
@@ -28,7 +29,7 @@ from babylon_rl.store.registry import Model, read_models
 def players_named(
     names: Sequence[str],
     settings: Settings,
-    game: Game,
+    game: Game | None,
     *,
     temperature: float = 0.0,
     attempts: int = 6,
@@ -36,9 +37,11 @@ def players_named(
 ) -> Iterator[list[Player]]:
     """Yield players in the order of ``names``; models are served until the block ends.
 
-    The server for base and versions starts with the first request to one of them.
+    The server for base and versions starts with the first request to one of them. Says which game is played, and which versions were
+    trained in another.
 
     Args:
+        game: what they play; by default what the first version among them was trained in, without any the first game.
         attempts: tries of a request to an endpoint of the user's.
         serving: gives the URL of a server for base and adapters; by default one on this machine.
 
@@ -47,9 +50,14 @@ def players_named(
     """
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = partial(endpoint_player, game=game, temperature=temperature)
     # Everything that is neither a strategy nor an endpoint: base and versions.
-    local = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    game = game or next(iter(trained.values()), ONE_TICK_GAME)
+    say(f"They play {game.name}.")
+    for version, other in trained.items():
+        if other != game:
+            say(f"{version} was trained in {other.name} and plays {game.name} here.")
+    model = partial(endpoint_player, game=game, temperature=temperature)
     with ExitStack() as stack:
         client_of = stack.enter_context(model_clients(settings, list(local.values()), serving or served_here))
         players = []
@@ -80,10 +88,13 @@ def _always(client: ChatClient) -> Callable[[], ChatClient]:
     return lambda: client
 
 
-def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
-    """Sources of base and versions, with the identity of their weights. The database is opened only if a version is named."""
+def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSource], dict[str, Game]]:
+    """Sources of base and versions, with the identity of their weights, and the games that the versions were trained in.
+
+    The database is opened only if a version is named.
+    """
     if not names:
-        return {}
+        return {}, {}
     versions = [name for name in names if name != BASE]
     models = _registered(settings) if versions else {}
     unknown = [name for name in versions if name not in models]
@@ -92,7 +103,8 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(PLAYERS)}; any endpoint is NAME=URL."
         )
-    return {source.name: source for source in sources_named(names, models, settings)}
+    sources = {source.name: source for source in sources_named(names, models, settings)}
+    return sources, {name: game_trained(models[name], settings) for name in versions}
 
 
 def _registered(settings: Settings) -> dict[str, Model]:

@@ -20,7 +20,7 @@ from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, 
 from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.games import Game, game_asked
+from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import played_markets
 from babylon_rl.store.database import open_database
@@ -40,10 +40,15 @@ def run(
     ],
     repeats: Annotated[int, typer.Option(min=1, help="How often each plays each snapshot, with other seeds.")] = 1,
     seed: Annotated[str, typer.Option(help="Of the repeats; a number or a text.")] = "0",
+    game: GameOfVersionOption = None,
     mandate: Annotated[
-        str, typer.Option(help="one-tick: a stake for a tick, as policies are trained; free: positions that last.")
-    ] = "one-tick",
-    prompt: Annotated[str | None, typer.Option(help="A version of the prompt. Default: trader-v1 under one-tick, else trader-v2.")] = None,
+        str | None,
+        typer.Option(help="Instead of --game. one-tick: a stake for a tick, as policies are trained; free: positions that last."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Instead of --game: a version of the prompt. Default: trader-v1 under one-tick, else trader-v2."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of models.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Runs of models at once.")] = 8,
     attempts: Annotated[int, typer.Option(min=1, help="Tries of a request to an endpoint of yours before it counts as down.")] = 6,
@@ -56,12 +61,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Play snapshots with models and agents. Shows the P&L of each. A stored run is not played again without --again."""
-    if mandate not in MANDATES:
-        raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
+    chosen = _game_chosen(game, mandate, prompt)
     settings = load_settings()
     directory = out if out is not None else settings.home / RESULTS
-    chosen: Mandate = "free" if mandate == "free" else "one-tick"
-    with players_named(model, settings, game_asked(chosen, prompt), temperature=temperature, attempts=attempts) as players:
+    with players_named(model, settings, chosen, temperature=temperature, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
             runs = benchmark_results(
@@ -78,6 +81,18 @@ def run(
     if record:
         _record(runs.files)
     _emit_run(runs, directory, markets, report, as_json)
+
+
+def _game_chosen(game: str | None, mandate: str | None, prompt: str | None) -> Game | None:
+    """The game of that name, or of a mandate and a prompt; None where nothing is asked."""
+    if mandate not in (None, *MANDATES):
+        raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
+    if game is not None and (mandate, prompt) != (None, None):
+        raise UsageError("--game says mandate and prompt: leave out --mandate and --prompt.")
+    if game is not None:
+        return game_named(game)
+    asked: Mandate = "free" if mandate == "free" else "one-tick"
+    return None if (mandate, prompt) == (None, None) else game_asked(asked, prompt)
 
 
 def compare(
