@@ -74,10 +74,9 @@ def test_the_deployed_version_of_another_game_is_the_reference_in_the_candidates
     assert "v1.0.0 was trained in one-tick and plays posts here." in report.reason
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, settings, make_version) -> None:
-    make_version("v1.0.0", game=POSTS)
-    batch = make_version("v1.0.1", parent="v1.0.0", game=POSTS)
+    parent, batch = make_version("v1.0.0", game=POSTS), make_version("v1.0.1", parent="v1.0.0", game=POSTS)
     simulated(connection)
     few = settings.model_copy(update={"benchmark_markets": 2})
 
@@ -85,6 +84,7 @@ def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, se
         with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": hold}) as served:
             return evaluate_batch(connection, batch, few, lambda line: None, clock=lambda: NOW, serving=served.serving)
 
+    evaluated(parent)
     refused = evaluated(batch)
     assert refused.decision == "fail" and refused.reference is None and game_of_report(refused) == "posts"
     assert {row["game"] for row in refused.rows} == {"posts"} and "all playing posts" in refused.table_markdown
@@ -92,7 +92,7 @@ def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, se
     absent = evaluated(make_version("v1.0.2", base_model="dry"))
     assert absent.decision == "not_compared" and game_of_report(absent) is None
     board = leaderboard(connection, few)
-    assert {"best-with-posts"} <= {line.row.player for line in board.lines}
+    assert {"v1.0.0", "base", "best-with-posts"} <= {line.row.player for line in board.lines}
     assert {one.version: one.reason for one in board.unranked}["v1.0.1"] == refused.reason
 
 
