@@ -8,11 +8,13 @@ from babylon_rl.cli.benchmark_players import game_of_players
 from babylon_rl.cli.benchmark_run import gate_results
 from babylon_rl.cli.options import GameOfVersionOption
 from babylon_rl.cli.output import Column, JsonOption, Table, emit
+from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.ceiling import errors
 from babylon_rl.evaluation.play import gate_job, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots
 from babylon_rl.market.simulation.games import Game
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import load_settings
 
@@ -50,7 +52,11 @@ def show_errors(
 ) -> None:
     """Show answers by kind of headline, and misread texts. In the gate's markets, of stored decisions; no model is asked."""
     played = game_of_players([player], game)
-    results = _played(player, played) if player in PLAYERS else gate_results([player])[0]
+    if played.name not in CEILING_OF_GAME:
+        raise UsageError(
+            f"Errors are of orders for one tick, and {played.name} is played with positions that last: choose {', '.join(CEILING_OF_GAME)}."
+        )
+    results = _played(player, played) if player in PLAYERS else gate_results([player], played)[0]
     highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)
     kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1, played)})
     misread = [one for one in by_text if one.lost_usd > 0.0][:texts]

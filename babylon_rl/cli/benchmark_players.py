@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.benchmark import ModelSource, absent, game_trained, model_clients, sources_named
+from babylon_rl.cli.output import say
+from babylon_rl.errors import CheckpointError, UsageError
+from babylon_rl.evaluation.benchmark import ModelSource, game_trained, model_clients, sources_named
 from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
+from babylon_rl.evaluation.stakes import game_of_report
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_named
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.registry import Model, read_models
@@ -26,7 +29,7 @@ from babylon_rl.store.registry import Model, read_models
 def players_named(
     names: Sequence[str],
     settings: Settings,
-    game: Game,
+    game: Game | None,
     *,
     temperature: float = 0.0,
     attempts: int = 6,
@@ -34,9 +37,11 @@ def players_named(
 ) -> Iterator[list[Player]]:
     """Yield players in the order of ``names``; models are served until the block ends.
 
-    The server for base and versions starts with the first request to one of them.
+    The server for base and versions starts with the first request to one of them. Says which game is played, and which versions were
+    trained in another.
 
     Args:
+        game: what they play; by default what the first version among them was trained in, without any the first game.
         attempts: tries of a request to an endpoint of the user's.
         serving: gives the URL of a server for base and adapters; by default one on this machine.
 
@@ -45,9 +50,14 @@ def players_named(
     """
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = partial(endpoint_player, game=game, temperature=temperature)
     # Everything that is neither a strategy nor an endpoint: base and versions.
-    local = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    game = game or next(iter(trained.values()), ONE_TICK_GAME)
+    say(f"They play {game.name}.")
+    for version, other in trained.items():
+        if other != game:
+            say(f"{version} was trained in {other.name} and plays {game.name} here.")
+    model = partial(endpoint_player, game=game, temperature=temperature)
     with ExitStack() as stack:
         client_of = stack.enter_context(model_clients(settings, list(local.values()), serving or served_here))
         players = []
@@ -78,10 +88,13 @@ def _always(client: ChatClient) -> Callable[[], ChatClient]:
     return lambda: client
 
 
-def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
-    """Sources of base and versions, with the identity of their weights. The database is opened only if a version is named."""
+def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSource], dict[str, Game]]:
+    """Sources of base and versions, with the identity of their weights, and the games that the versions were trained in.
+
+    The database is opened only if a version is named.
+    """
     if not names:
-        return {}
+        return {}, {}
     versions = [name for name in names if name != BASE]
     models = _registered(settings) if versions else {}
     unknown = [name for name in versions if name not in models]
@@ -90,7 +103,8 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(PLAYERS)}; any endpoint is NAME=URL."
         )
-    return {source.name: source for source in sources_named(names, models, settings)}
+    sources = {source.name: source for source in sources_named(names, models, settings)}
+    return sources, {name: game_trained(models[name], settings) for name in versions}
 
 
 def _registered(settings: Settings) -> dict[str, Model]:
@@ -103,7 +117,10 @@ def _registered(settings: Settings) -> dict[str, Model]:
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:
-    """The game of that name, else the one that the first version among ``names`` was trained in."""
+    """The game of that name, else the one that the first version among ``names`` was trained in.
+
+    That is in its report, so that it is known where the version itself is not; else in its checkpoint.
+    """
     version = next((name for name in names if name not in (*PLAYERS, BASE)), None)
     if asked is not None or version is None:
         return game_named(asked or ONE_TICK_GAME.name)
@@ -112,4 +129,11 @@ def game_of_players(names: Sequence[str], asked: str | None) -> Game:
         require_migrated(database)
         with database.connect() as connection:
             model = next((model for model in read_models(connection) if model.version == version), None)
-            return ONE_TICK_GAME if model is None or absent(model, settings) is not None else game_trained(model, settings)
+            report = None if model is None or model.training_batch is None else read_report(connection, model.training_batch)
+    reported = None if report is None or report.version != version else game_of_report(report)
+    if reported is not None:
+        return game_named(reported)
+    try:
+        return ONE_TICK_GAME if model is None else game_trained(model, settings)
+    except CheckpointError:
+        return ONE_TICK_GAME

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_players import players_named
-from babylon_rl.cli.options import ReportOption
+from babylon_rl.cli.benchmark_players import game_of_players, players_named
+from babylon_rl.cli.options import GameOfVersionOption, ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, LeftOut, by_agent, compare_results, result_files, sound_results
@@ -17,12 +17,12 @@ from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
 from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
-from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, snapshots_named
+from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.market.simulation.games import game_asked
+from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
-from babylon_rl.store.benchmarks import newest_markets
+from babylon_rl.store.benchmarks import played_markets
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
 
@@ -40,10 +40,15 @@ def run(
     ],
     repeats: Annotated[int, typer.Option(min=1, help="How often each plays each snapshot, with other seeds.")] = 1,
     seed: Annotated[str, typer.Option(help="Of the repeats; a number or a text.")] = "0",
+    game: GameOfVersionOption = None,
     mandate: Annotated[
-        str, typer.Option(help="one-tick: a stake for a tick, as policies are trained; free: positions that last.")
-    ] = "one-tick",
-    prompt: Annotated[str | None, typer.Option(help="A version of the prompt. Default: trader-v1 under one-tick, else trader-v2.")] = None,
+        str | None,
+        typer.Option(help="Instead of --game. one-tick: a stake for a tick, as policies are trained; free: positions that last."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Instead of --game: a version of the prompt. Default: trader-v1 under one-tick, else trader-v2."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of models.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Runs of models at once.")] = 8,
     attempts: Annotated[int, typer.Option(min=1, help="Tries of a request to an endpoint of yours before it counts as down.")] = 6,
@@ -56,12 +61,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Play snapshots with models and agents. Shows the P&L of each. A stored run is not played again without --again."""
-    if mandate not in MANDATES:
-        raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
+    chosen = _game_chosen(game, mandate, prompt)
     settings = load_settings()
     directory = out if out is not None else settings.home / RESULTS
-    chosen: Mandate = "free" if mandate == "free" else "one-tick"
-    with players_named(model, settings, game_asked(chosen, prompt), temperature=temperature, attempts=attempts) as players:
+    with players_named(model, settings, chosen, temperature=temperature, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
             runs = benchmark_results(
@@ -80,6 +83,18 @@ def run(
     _emit_run(runs, directory, markets, report, as_json)
 
 
+def _game_chosen(game: str | None, mandate: str | None, prompt: str | None) -> Game | None:
+    """The game of that name, or of a mandate and a prompt; None where nothing is asked."""
+    if mandate not in (None, *MANDATES):
+        raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
+    if game is not None and (mandate, prompt) != (None, None):
+        raise UsageError("--game says mandate and prompt: leave out --mandate and --prompt.")
+    if game is not None:
+        return game_named(game)
+    asked: Mandate = "free" if mandate == "free" else "one-tick"
+    return None if (mandate, prompt) == (None, None) else game_asked(asked, prompt)
+
+
 def compare(
     results: Annotated[
         list[str], typer.Argument(metavar="A B...", help="Results directories or files, or names of agents whose results --results holds.")
@@ -90,6 +105,7 @@ def compare(
     gate: Annotated[
         bool, typer.Option("--gate", help="Names are of versions or base in the gate's markets, played on this machine.")
     ] = False,
+    game: GameOfVersionOption = None,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
     snapshot: Annotated[
@@ -104,7 +120,9 @@ def compare(
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     if gate and directory is not None:
         raise UsageError("--results is for runs of your own: leave it out with --gate.")
-    sound, refused = gate_results(results) if gate else _named_results(results, directory)
+    if game is not None and not gate:
+        raise UsageError("--game is for the gate's markets: give --gate too.")
+    sound, refused = gate_results(results, game_of_players(results, game)) if gate else _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
@@ -125,17 +143,20 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     return markets
 
 
-def gate_results(names: Sequence[str]) -> tuple[list[Result], list[LeftOut]]:
-    """The runs behind the rows of models in the gate's markets, of the weights that played last."""
+def gate_results(names: Sequence[str], game: Game) -> tuple[list[Result], list[LeftOut]]:
+    """The runs behind the rows of models in the gate's markets as they are now, of the weights that played ``game`` last."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
         with database.connect(autocommit=True) as connection:
-            markets = {name: newest_markets(connection, name, GATE_ID) for name in names}
+            markets = {name: played_markets(connection, name, GATE_ID) for name in names}
     sound, refused = list[Result](), list[LeftOut]()
-    for name, played in markets.items():
-        if not played:
+    for name, stored in markets.items():
+        if not stored:
             raise UsageError(f"{name!r} has not played in the gate's markets: name a version that was compared, or base.")
+        played = _of_game(stored, game)
+        if not played:
+            raise UsageError(f"{name!r} has not played {game.name} in the gate's markets as they are now: --game names another game.")
         ids, directory = {result_id(gate_key(identity, market)) for identity, market in played}, runs_directory(settings.home, name)
         here, not_sound = sound_results(file for file in sorted(directory.glob(f"*{SUFFIX}")) if not file.name.endswith(PARTIAL))
         confirmed = sum(result.benchmark_id.startswith(CONFIRMATION_ID) for result in here)
@@ -150,6 +171,15 @@ def gate_results(names: Sequence[str]) -> tuple[list[Result], list[LeftOut]]:
             )
         sound, refused = sound + here, refused + not_sound
     return sound, refused
+
+
+def _of_game(played: Sequence[tuple[str, str, str]], game: Game) -> list[tuple[str, str]]:
+    """Identity and fingerprint of the markets among ``played`` that were played as a game, of the weights that did so last."""
+    count = 1 + max(int(snapshot.removeprefix(GATE_ID)) for _, snapshot, _ in played)
+    # The game is in a market's fingerprint.
+    now = {snapshot.id: snapshot.fingerprint for snapshot in benchmark_snapshots(count, game)}
+    found = [(identity, market) for identity, snapshot, market in played if now[snapshot] == market]
+    return [(identity, market) for identity, market in found if identity == found[0][0]]
 
 
 def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:

@@ -350,7 +350,10 @@ def evaluate_batch(
         # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
         if kept is not None and kept.found == FAIL:
-            comparison, verdict = compare(script_rows(snapshots), None, None), GateVerdict(FAIL, f"{kept.words}.", (kept,))
+            comparison, verdict = (
+                compare(script_rows(snapshots), None, None, game=players.game),
+                GateVerdict(FAIL, f"{kept.words}.", (kept,)),
+            )
             break
         comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement, kept)

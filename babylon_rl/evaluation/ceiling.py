@@ -17,7 +17,7 @@ from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
 from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD
 from babylon_rl.market.simulation.observation import Headline
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised
-from babylon_rl.market.simulation.prompting import choice_of
+from babylon_rl.market.simulation.prompting import choice_of, stake_usd
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
 
@@ -66,8 +66,8 @@ def _orders(result: Result) -> list[tuple[Action, str]]:
 class Errors:
     """Decisions at headlines of a kind, or at one text.
 
-    ``usd`` are expected dollars of the decisions, ``following_usd`` of following each headline with the same stake, or of holding where
-    it says no direction.
+    ``usd`` are expected dollars of the decisions, ``following_usd`` of following each headline with the decision's own stake (the usual one
+    where it has none), or of holding where the headline says no direction.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Errors:
         }  # fmt: skip
 
 
-def errors(results: Iterable[Result], markets: Mapping[str, Snapshot], stake_usd: float = STAKE_USD) -> tuple[list[Errors], list[Errors]]:
+def errors(results: Iterable[Result], markets: Mapping[str, Snapshot]) -> tuple[list[Errors], list[Errors]]:
     """Decisions by kind of headline, in the order of KINDS, and by text with the largest loss first.
 
     ``markets`` are by the results' ``benchmark_id``. Where a tick shows several headlines the first counts.
@@ -112,9 +112,13 @@ def errors(results: Iterable[Result], markets: Mapping[str, Snapshot], stake_usd
                 text = wording(headline, snapshot.scenario)
                 counted.append(texts.setdefault(text, Errors(text, headline.direction)))
             usd = appraisal.usd(action) if outcome == "filled" else 0.0
-            following = 0.0 if headline is None else appraisal.usd(_following(headline, appraisal, stake_usd))
+            reading, stake = _reading(action, outcome, headline), stake_usd(action) or STAKE_USD
+            following = 0.0
+            if headline is not None:
+                # Of an order that follows, its own dollars, to the last digit.
+                following = usd if reading == "follows" else appraisal.usd(_following(headline, appraisal, stake))
             for one in counted:
-                one.found[_reading(action, outcome, headline)] += 1
+                one.found[reading] += 1
                 one.usd += usd
                 one.following_usd += following
     return list(kinds.values()), sorted(texts.values(), key=lambda one: (-one.lost_usd, one.name))
@@ -138,12 +142,12 @@ def wording(headline: Headline, scenario: Scenario) -> str:
     return f"{{question}} {headline.text.split(scenario.question(headline.about).text)[-1].strip()}"
 
 
-def _following(headline: Headline, appraisal: Appraisal, stake_usd: float) -> Action:
+def _following(headline: Headline, appraisal: Appraisal, stake: float) -> Action:
     if headline.direction == 0:
         return HOLD
     if headline.about in appraisal.yes:
-        return BuyPrediction(headline.about, "yes" if headline.direction > 0 else "no", stake_usd * QUESTION_STAKE)
-    return OpenPerp(headline.about, "long" if headline.direction > 0 else "short", stake_usd, 1.0)
+        return BuyPrediction(headline.about, "yes" if headline.direction > 0 else "no", stake * QUESTION_STAKE)
+    return OpenPerp(headline.about, "long" if headline.direction > 0 else "short", stake, 1.0)
 
 
 def _reading(action: Action, outcome: str, headline: Headline | None) -> str:

@@ -109,13 +109,13 @@ class Leaderboard:
 def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """Rank our versions on the newest version's base, that base, and all strategies.
 
-    Markets are those that all of them played, in the game of the newest version.
+    Markets are those that all of them played, in the game of the newest version whose game is known.
 
     Scripts are played on the spot: 24 markets take about a second.
     """
     models, gated = read_models(connection), read_reports(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
-    games = {version: game_of_report(report) for version, report in reports.items()}
+    games = {version: name for version, report in reports.items() if (name := game_of_report(report)) is not None}
     game = next((games[model.version] for model in models if model.version in games), ONE_TICK_GAME.name)
     # As many markets as the largest report has played.
     most = max([settings.benchmark_markets, *(report.markets for report in reports.values())])
@@ -168,7 +168,8 @@ class _Known:
         shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
         # A version that shares too few markets would make the common set small for all.
         if shared < max(_FEWEST, min(benchmark_size, most)):
-            return f"It and the base share {shared} of the markets as they are now: {again}."
+            # One without a reference was not compared, or refused before the gate's markets: the report says why.
+            return report.reason if report.reference is None else f"It and the base share {shared} of the markets as they are now: {again}."
         return None
 
     def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:

@@ -39,6 +39,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"
+KNOW_MORE = ("news-reader", "oracle")  # than a prompt shows
 TEMPERATURE = 0.0
 PLAYER_ID = "player"  # the same id for all players, so that luck by id is the same
 CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
@@ -56,6 +57,7 @@ class Player:
         name: in tables. identity: a hash of what decides; results of another identity are another player's.
         asks: whether it waits for an endpoint, so that several of its markets are played at once.
         make: the factory of its agents for one market; the path is where a model's answers are kept while the run lasts.
+        by_prompt: whether it decides by what the prompt shows, so that its decisions have an expected value by it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Player:
     mandate: Mandate
     asks: bool
     make: Make
+    by_prompt: bool = True
 
 
 def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
@@ -76,7 +79,11 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
         raise MarketError(f"There is no strategy {name!r}; there are {', '.join(PLAYERS)}.")
     # Strategies are code: another engine is another player.
     identity = content_version(["roster", name, mandate, engine_version()])
-    return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
+
+    def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
+        return strategy_agent(name, snapshot.scenario, mandate)
+
+    return Player(name, identity, STRATEGY, mandate, False, make, by_prompt=name not in KNOW_MORE)
 
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
@@ -376,6 +383,8 @@ def market_rows(
             failures.append(stopped)
             return stopped
         row = market_result(outcome, job.snapshot)
+        if not job.player.by_prompt:
+            row = replace(row, expected_usd=None)
         on_row(job, row)
         return row
 
@@ -401,7 +410,7 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
     """
     if home is None:  # the row that is used alone says nothing of optimality: the oracle need not play
         snapshot = replace(snapshot, known_best=0.0)
-    files = gate_files(home, player.name, snapshot.id) if home is not None else None
+    files = gate_files(home, player.name, snapshot.id, snapshot.game.name) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
     label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
@@ -416,11 +425,13 @@ def known_rows(connection: Connection, player: str, identity: str, snapshots: Se
 
 def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:
     """A stored row with expected dollars, where the decisions behind it are in the state directory ``home``."""
-    played = gate_files(home, player, snapshot.id).finished()
-    # Of other weights, or of the market before it changed, the id is another.
-    if played is None or played.id != result_id(gate_key(identity, snapshot.fingerprint)):
-        return row
-    return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+    # Runs of every game once had the name that those of the first game still have.
+    for files in dict.fromkeys((snapshot.game.name, ONE_TICK_GAME.name)):
+        played = gate_files(home, player, snapshot.id, files).finished()
+        # Of other weights, of another game, or of the market before it changed, the id is another.
+        if played is not None and played.id == result_id(gate_key(identity, snapshot.fingerprint)):
+            return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+    return row
 
 
 _STRATEGY_ROWS: dict[tuple[str, ...], MarketResult] = {}
@@ -431,12 +442,14 @@ def script_rows(
 ) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies in the gate's markets, by name: role and rows. By default all of them, and the best play by the prompt.
 
-    With a stake of its own the name says it. 24 markets of all strategies take about a second. A process plays each once: a strategy's row
-    is a function of the market.
+    A stake of its own is rounded to whole dollars, and the name says it. 24 markets of all strategies take about a second. A process plays
+    each once: a strategy's row is a function of the market.
     """
     if names is None:
         ceiling = ceiling_of(snapshots[0])
         names = NAMES if ceiling is None else (*NAMES, ceiling.name)
+    # What the name says is what is staked: rows are known by their names.
+    stake_usd = None if stake_usd is None else float(round(stake_usd))
     rows = dict[str, tuple[str, list[MarketResult]]]()
     for name in names:
         shown = staked(name, stake_usd)

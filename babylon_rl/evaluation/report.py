@@ -39,7 +39,8 @@ from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLU
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
-from babylon_rl.market.simulation.games import ONE_TICK_GAME
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows
 from babylon_rl.store.benchmarks import MarketResult
@@ -48,7 +49,7 @@ from babylon_rl.versions import content_version
 CORRECTED = f"corrected for the gate's {len(ANALYSES)} looks"
 MARKET_FIT = "Generated markets come from the simulation of training hours; docs/evidence/market-fit.md says how like the game it is."
 _PAIRED = f"difference in the same markets, {CORRECTED}"
-_EXPECTED = "of its decisions on average, without the luck of prices"
+_EXPECTED = "of its decisions on average, without the luck of prices (a dash for players that know more than the prompt shows)"
 _OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
 
@@ -406,9 +407,17 @@ FOOTER = (
     "look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
     "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
     "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
-    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
-    "same stake. The ceiling is the best play from what the prompt shows (best-by-prompt), without foresight. " + MARKET_FIT
+    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn{stakes}. "
+    "{ceiling}" + MARKET_FIT
 )
+
+
+def _footer(game: Game, analyses: int) -> str:
+    """What the numbers of a report mean, in the game that was played."""
+    best = CEILING_OF_GAME.get(game.name)
+    ceiling = "" if best is None else f"The ceiling is the best play from what the prompt shows ({best.name}), without foresight. "
+    stakes = "; players stake different dollars" if game.sized else " with the same stake"
+    return FOOTER.format(analyses=analyses, stakes=stakes, ceiling=ceiling)
 
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
@@ -422,7 +431,7 @@ def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_i
 
 
 def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
-    """One object per player; the candidate's also holds checks, pairs and success criteria."""
+    """One object per player, with the game that all played; the candidate's also holds checks, pairs and success criteria."""
     decided: dict[str, Any] = {
         "checks": [asdict(check) for check in verdict.checks],
         "contests": [_pair_document(pair, comparison) for pair in comparison.pairs],
@@ -430,8 +439,9 @@ def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[
     }
     if comparison.candidate is not None:
         decided["standing"] = [asdict(rival) for rival in standing(comparison)]
-        decided |= {"game": comparison.game.name, "holdFloor": hold_floor(comparison)}
-    return [row.document | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
+        decided["holdFloor"] = hold_floor(comparison)
+    played = {"game": comparison.game.name}
+    return [row.document | played | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
 
 
 @dataclass(frozen=True)
@@ -494,8 +504,13 @@ def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses
 
 
 def ceiling_words(row: Mapping[str, Any]) -> str:
-    """A sentence on a row's expected dollars and its share of the ceiling."""
-    if row.get("ofCeiling") is None:
+    """A sentence on a row's expected dollars and its share of the ceiling, or on why they are not known."""
+    game = row.get("game", ONE_TICK_GAME.name)
+    if game not in CEILING_OF_GAME:
+        return f"{row['model']}: expected dollars are of orders for one tick, and {game} is played with positions that last."
+    if "ofCeiling" not in row:
+        return f"{row['model']}: its report is from before expected dollars were computed."
+    if row["ofCeiling"] is None:
         return f"{row['model']}: its expected dollars are not known, as its decisions are not on this machine."
     return (
         f"The decisions of {row['model']} bring {row['expected']:+.0f} dollars an hour on average, without the luck of prices: "
@@ -516,13 +531,13 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
         parts.insert(1, f"**{warning}**")
     if comparison.candidate is not None:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
-        parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document))
+        parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document | {"game": comparison.game.name}))
     parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and check.found == PASS]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))
     played = "" if comparison.game == ONE_TICK_GAME else f", all playing {comparison.game.name}"
-    parts.append(f"{comparison.markets} unseen markets{played}. {FOOTER.format(analyses=comparison.analyses)}")
+    parts.append(f"{comparison.markets} unseen markets{played}. {_footer(comparison.game, comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,7 @@ seed. Files are written atomically:
 
     <home>/benchmarks/<name>/benchmark-0003-gate.json                result of a market of the gate
     <home>/benchmarks/<name>/benchmark-0003-gate.decisions.jsonl.gz  its decisions; 11 KB in all
+    <home>/benchmarks/<name>/benchmark-0003-gate-posts.json          the same of another game than one-tick
 
 An interrupted run of a model is played again up to where it was with the answers that it had, and asks only from there on. The gate's
 files are for looking at only: a market that a name plays again, with other weights or since the market's code changed, replaces its files.
@@ -40,6 +41,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.market.headlines import TRAINING_EDITIONS
+from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.store import recording as rows
 from babylon_rl.store.connection import Connection
@@ -337,9 +339,9 @@ class RunFiles:
             self.path(suffix).unlink(missing_ok=True)
 
 
-def gate_files(home: Path, name: str, snapshot: str) -> RunFiles:
-    """The files of a model's run in a market of the gate."""
-    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY)
+def gate_files(home: Path, name: str, snapshot: str, game: str = ONE_TICK_GAME.name) -> RunFiles:
+    """The files of a model's run in a market of the gate, played as the game of that name."""
+    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY if game == ONE_TICK_GAME.name else f"{_GATE_KEY}-{game}")
 
 
 def runs_directory(home: Path, name: str) -> Path:

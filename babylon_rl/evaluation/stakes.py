@@ -7,7 +7,7 @@ with Sharpe ratio, worst hour and drawdown. In games with one fixed stake there 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from babylon_rl.evaluation.gate import Comparison, GateRow, mean_stake_usd
+from babylon_rl.evaluation.gate import NOT_COMPARED, Comparison, GateRow, mean_stake_usd
 from babylon_rl.evaluation.play import script_rows, staked
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.games import ONE_TICK_GAME
@@ -75,6 +75,11 @@ DOCUMENT_COLUMNS = [
 ]
 
 
-def game_of_report(report: BenchmarkReport) -> str:
-    """Name of the game that a stored report's players played."""
-    return next((str(row["game"]) for row in report.rows if "game" in row), ONE_TICK_GAME.name)
+def game_of_report(report: BenchmarkReport) -> str | None:
+    """Name of the game of a stored report's version; None where that is not known, as of a version that could not be played."""
+    games = [str(row["game"]) for row in report.rows if "game" in row]
+    if any(row["model"] == report.version for row in report.rows):
+        # Reports from before there were several games are of the first.
+        return next(iter(games), ONE_TICK_GAME.name)
+    # Of a version that is not here the scripts alone played, in no game of its own.
+    return None if report.decision == NOT_COMPARED else next(iter(games), None)

@@ -32,12 +32,10 @@ FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < 
 ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 """
 
-_NEWEST_MARKETS = """
-SELECT DISTINCT ON (r."snapshot") r."identity", r."market" FROM babylon_rl.benchmark_results r
-WHERE r."model" = %s AND starts_with(r."snapshot", %s) AND r."identity" = (
-    SELECT n."identity" FROM babylon_rl.benchmark_results n WHERE n."model" = r."model" ORDER BY n."playedAt" DESC, n."identity" LIMIT 1
-)
-ORDER BY r."snapshot", r."playedAt" DESC, r."market"
+_PLAYED_MARKETS = """
+SELECT r."identity", r."snapshot", r."market" FROM babylon_rl.benchmark_results r
+WHERE r."model" = %s AND starts_with(r."snapshot", %s)
+ORDER BY r."playedAt" DESC, r."identity", r."snapshot", r."market"
 """
 
 # The first stored result of a key stands.
@@ -144,12 +142,12 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
     return {row[0]: _result(row) for row in rows}
 
 
-def newest_markets(connection: Connection, model: str, prefix: str) -> list[tuple[str, str]]:
-    """Identity and fingerprint of each market that a model's newest weights have played.
+def played_markets(connection: Connection, model: str, prefix: str) -> list[tuple[str, str, str]]:
+    """Weights' identity, snapshot id and fingerprint of each market that a model has played, the newest first.
 
-    The markets' ids begin with ``prefix``. Of a market that was played again since it changed, the newer fingerprint.
+    The markets' ids begin with ``prefix``. A market has a fingerprint for each game that was played in it; before it changed it had others.
     """
-    return connection.execute(_NEWEST_MARKETS, [model, prefix]).fetchall()
+    return connection.execute(_PLAYED_MARKETS, [model, prefix]).fetchall()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import read_results
 from babylon_rl.store.database import open_database
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence.page import page, table
+from benchmarks.evidence.page import page, stakes, table
 from benchmarks.evidence.pictures import learning_curve, players
-from benchmarks.evidence.results import base_of, over_seeds, require_comparable
+from benchmarks.evidence.results import base_of, over_seeds, require_comparable, scripts
 
 MARKETS = 24
 COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
@@ -170,6 +170,34 @@ def test_seeds_that_were_played_in_other_markets_are_not_put_side_by_side(change
     other["standings"][-1] = other["standings"][-1] | change
     with pytest.raises(UsageError, match="not played in the same markets"):
         require_comparable([result(0), other])
+
+
+def at_a_stake(seed: int, usd: str) -> dict[str, Any]:
+    one = result(seed)
+    for each in one["standings"]:
+        each |= {"meanStake": 1500.0, "hourlySharpe": 0.4, "worstHour": -300.0, "maxDrawdown": 90.0 + seed}
+    one["standings"] += [
+        row(f"{name} at ${usd}", "strategy", 40.0 + seed)
+        | {"meanStake": float(usd.replace(",", "")), "hourlySharpe": 0.5, "worstHour": -310.0, "maxDrawdown": 80.0}
+        for name in ("conservative", "news-reader")
+    ]
+    return one
+
+
+def test_scripts_at_a_stake_stand_beside_the_version_of_their_own_seed() -> None:
+    results = [at_a_stake(0, "1,847"), at_a_stake(1, "2,000")]
+    require_comparable(results)
+    assert {row["model"] for row in scripts(results)} == set(NAMES)
+    assert " at $" not in table(results)
+    lines = stakes(results).splitlines()
+    own = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(("| 0 ", "| 1 "))]
+    assert [cells[:2] for cells in own] == [
+        ["0", "v1.0.2"], ["0", "conservative at $1,847"], ["0", "news-reader at $1,847"],
+        ["1", "v1.0.2"], ["1", "conservative at $2,000"], ["1", "news-reader at $2,000"],
+    ]  # fmt: skip
+    assert own[1][2:] == ["+40 (+0 to +80)", "1847", "+0.50", "-310", "80"]
+    assert stakes(results) in page(results, "a.png", "b.png", "amounts")
+    assert stakes(RESULTS) == "", "one fixed stake"
 
 
 def test_the_deployed_version_plays_next() -> None:

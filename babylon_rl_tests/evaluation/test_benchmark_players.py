@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.play import Player, benchmark_results
-from babylon_rl.market.simulation.games import GAMES, ONE_TICK_GAME, POSITIONS, Game
+from babylon_rl.market.simulation.games import GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.conftest import MakeVersion
@@ -42,6 +42,22 @@ def test_a_game_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
 
     found = [*map(identity, GAMES.values()), identity(temperature=1.0)]
     assert len(set(found)) == 5 and identity() == found[0]
+
+
+def test_a_version_plays_the_game_that_it_was_trained_in_unless_another_is_asked(
+    here: Settings, make_version: MakeVersion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_version("v1.0.0", game=POSITIONS)
+    make_version("v1.0.1", game=POSTS)
+
+    def said(names: list[str], game: Game | None) -> list[str]:
+        with players_named(names, here, game) as players:
+            assert {player.mandate for player in players} == {(game or POSTS).mandate if "v1.0.1" in names else "one-tick"}
+        return capsys.readouterr().err.splitlines()
+
+    assert said(["nothing", "v1.0.1", "v1.0.0"], None) == ["They play posts.", "v1.0.0 was trained in positions and plays posts here."]
+    assert said(["v1.0.0", "v1.0.1"], POSITIONS) == ["They play positions.", "v1.0.1 was trained in posts and plays positions here."]
+    assert said(["nothing", "base"], None) == ["They play one-tick."]
 
 
 def test_nobody_of_that_name_is_a_sentence(here: Settings) -> None:

@@ -8,14 +8,16 @@ from statistics import fmean, stdev
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_usd
+from babylon_rl.evaluation.ceiling import KINDS, Errors, ceiling_usd, errors, expected_usd
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
-from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, market_rows, script_rows, scripted
-from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, gate_script, market_rows, script_rows, scripted
+from babylon_rl.evaluation.report import ceiling_words
+from babylon_rl.evaluation.results import Result, gate_files
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import ratio_interval
 from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.games import AMOUNTS, POSTS
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, appraised
 from babylon_rl.market.simulation.run import play
@@ -48,7 +50,12 @@ def test_no_player_expects_more_than_the_ceiling_and_the_ceiling_is_all_of_it() 
     compared = compare(script_rows(MARKETS), None, None)
     shares = {row.player: row.of_ceiling.mean for row in compared.rows if row.of_ceiling is not None}
     assert shares.pop("best-by-prompt") == pytest.approx(1.0)
-    # The two that know more than the prompt shows do not: what they know is no reason by it.
+    # What the news reader and the oracle know more than the prompt shows is no reason by it.
+    assert not {"news-reader", "oracle"} & set(shares)
+    document = compared.row("oracle").document
+    assert document["expected"] is document["ofCeiling"] is document["ofCeilingLow"] is None
+    staked = compare(script_rows(MARKETS, ["news-reader", "balanced"], 3000.0), None, None)
+    assert [row.expected is None for row in staked.rows] == [True, False]
     assert max(shares.values()) < 1.0 and shares["nothing"] == 0.0 and 0.95 < shares["conservative"] < 1.0
     assert shares["contrarian"] < 0.0
     document = compared.row("conservative").document
@@ -66,6 +73,31 @@ def test_a_stored_row_has_expected_dollars_where_its_decisions_are(tmp_path: Pat
     assert result_id(gate_key(player.identity, snapshot.fingerprint)) == gate_job(player, snapshot, tmp_path).result(lambda *_: None).id
 
 
+def test_decisions_of_a_game_are_found_under_the_name_that_all_games_once_had(tmp_path: Path) -> None:
+    snapshot, player = benchmark_snapshots(1, POSTS)[0], gate_script("balanced", POSTS)
+    (row,) = market_rows([gate_job(player, snapshot, tmp_path)])
+    stored = replace(row, expected_usd=None, ceiling_usd=None)
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path) == row
+    gate_files(tmp_path, player.name, snapshot.id, "posts").path(".json").rename(
+        gate_files(tmp_path, player.name, snapshot.id).path(".json")
+    )
+    assert appraised_row(stored, player.name, player.identity, snapshot, tmp_path) == row
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"ofCeiling": None}, "its expected dollars are not known, as its decisions are not on this machine."),
+        ({"ofCeiling": None, "game": "posts"}, "its expected dollars are not known, as its decisions are not on this machine."),
+        ({"ofCeiling": None, "game": "positions"}, "orders for one tick, and positions is played with positions that last."),
+        ({"game": "posts"}, "its report is from before expected dollars were computed."),
+        ({}, "its report is from before expected dollars were computed."),
+    ],
+)
+def test_unknown_expected_dollars_have_their_own_reason(row: dict[str, object], why: str) -> None:
+    assert ceiling_words({"model": "v1.0.0", **row}).endswith(why)
+
+
 def test_errors_stand_by_kind_and_by_text() -> None:
     markets = {snapshot.id: snapshot for snapshot in MARKETS}
     (kinds, texts), (wrong, misread) = (errors(ran(name), markets) for name in ("conservative", "contrarian"))
@@ -81,6 +113,27 @@ def test_errors_stand_by_kind_and_by_text() -> None:
     assert all("{c}" in one.name or "{question}" in one.name for one in misread)
     total = sum(expected_usd(result, markets[result.benchmark_id]) for result in ran("contrarian"))
     assert sum(one.usd for one in wrong) == pytest.approx(total) and total < sum(ceiling_usd(snapshot) for snapshot in MARKETS)
+
+
+@pytest.mark.parametrize("stake", [500.0, 5000.0])
+def test_following_stakes_what_the_decision_staked(stake: float) -> None:
+    snapshots = benchmark_snapshots(12, AMOUNTS)
+    markets = {snapshot.id: snapshot for snapshot in snapshots}
+
+    def found(name: str) -> tuple[list[Errors], list[Errors]]:
+        player = gate_script(name, AMOUNTS, stake)
+        return errors([gate_job(player, snapshot).result(lambda done, of: None) for snapshot in snapshots], markets)
+
+    kinds, texts = found("conservative")
+    reports = next(one for one in kinds if one.name == "stock report")
+    assert reports.document["follows"] == 1.0 and reports.usd == reports.following_usd > 0
+    assert not any(one.lost_usd for one in texts if one.found["follows"] == one.decisions)
+    # The other way loses by the same stake.
+    against = next(
+        one for one in found("contrarian")[1] if one.found["against"] == one.decisions and one.name in {text.name for text in texts}
+    )
+    followed = next(text for text in texts if text.name == against.name)
+    assert against.following_usd / against.decisions == pytest.approx(followed.following_usd / followed.decisions, rel=0.2)
 
 
 def test_a_ratio_of_sums_is_paired_by_market() -> None:

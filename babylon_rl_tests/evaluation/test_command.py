@@ -46,6 +46,11 @@ def test_errors_of_nobody_are_a_sentence(capsys: pytest.CaptureFixture[str], mon
     assert "has not played in the gate's markets" in capsys.readouterr().err
 
 
+def test_errors_of_positions_that_last_are_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["benchmark", "errors", "conservative", "--game", "positions"]) == 2
+    assert "positions is played with positions that last: choose one-tick, posts, amounts." in capsys.readouterr().err
+
+
 def test_bad_usage_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["benchmark", "standings", "nothing", "--against", "nothing"]) == 2
     assert "cannot be compared with itself" in capsys.readouterr().err

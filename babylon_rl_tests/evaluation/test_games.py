@@ -15,8 +15,9 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.stakes import AT_THE_STAKE, game_of_report, scripts_at_stake
 from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game
 from babylon_rl.market.simulation.prompt_reader import WITH_AMOUNTS
-from babylon_rl_tests.evaluation.conftest import NOW
-from babylon_rl_tests.evaluation.endpoint import endpoint, hold, reads_news
+from babylon_rl.types import BenchmarkReport
+from babylon_rl_tests.evaluation.conftest import NOW, simulated
+from babylon_rl_tests.evaluation.endpoint import endpoint, hold, reads_fresh, reads_news
 from babylon_rl_tests.evaluation.results import result
 
 EACH = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
@@ -73,6 +74,37 @@ def test_the_deployed_version_of_another_game_is_the_reference_in_the_candidates
     assert "v1.0.0 was trained in one-tick and plays posts here." in report.reason
 
 
+@pytest.mark.long
+def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, settings, make_version) -> None:
+    parent, batch = make_version("v1.0.0", game=POSTS), make_version("v1.0.1", parent="v1.0.0", game=POSTS)
+    simulated(connection)
+    few = settings.model_copy(update={"benchmark_markets": 2})
+
+    def evaluated(batch: str) -> BenchmarkReport:
+        with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": hold}) as served:
+            return evaluate_batch(connection, batch, few, lambda line: None, clock=lambda: NOW, serving=served.serving)
+
+    evaluated(parent)
+    refused = evaluated(batch)
+    assert refused.decision == "fail" and refused.reference is None and game_of_report(refused) == "posts"
+    assert {row["game"] for row in refused.rows} == {"posts"} and "all playing posts" in refused.table_markdown
+    # Nothing says in which game a version is that is not here: it does not choose the leaderboard's.
+    absent = evaluated(make_version("v1.0.2", base_model="dry"))
+    assert absent.decision == "not_compared" and game_of_report(absent) is None
+    board = leaderboard(connection, few)
+    assert {"v1.0.0", "base", "best-with-posts"} <= {line.row.player for line in board.lines}
+    assert {one.version: one.reason for one in board.unranked}["v1.0.1"] == refused.reason
+
+
+def test_a_stake_is_what_the_name_says_whatever_was_played_before() -> None:
+    snapshots = benchmark_snapshots(2, AMOUNTS)
+    played = [script_rows(snapshots, ["conservative"], stake)["conservative at $2,718"] for stake in (2717.6, 2718.4)]
+    ((_, first), (_, second)) = played
+    assert first == second
+    mean = sum(one.staked_usd for one in first) / sum(one.predictions for one in first)
+    assert mean == pytest.approx(2718.0, abs=1e-6)
+
+
 @EACH
 def test_scripts_play_the_gates_markets_of_every_game(game: Game) -> None:
     snapshots = benchmark_snapshots(3, game)
@@ -110,6 +142,20 @@ def test_a_version_that_learned_to_do_nothing_is_named() -> None:
     # One that trades, or holds though trades won, or of which nothing is known, is not warned of.
     for other in (played(9, -3.1), played(11, 3.1), played(11, None)):
         assert hold_floor(other) is None and rows_of(other, decide(other))[0]["holdFloor"] is None
+
+
+@pytest.mark.parametrize(
+    ("game", "best", "same_stake"),
+    [
+        (ONE_TICK_GAME, "(best-by-prompt)", True), (POSTS, "(best-with-posts)", True), (AMOUNTS, "(best-with-amounts)", False),
+        (POSITIONS, None, False),
+    ],
+)  # fmt: skip
+def test_a_reports_last_words_are_of_its_game(game: Game, best: str | None, same_stake: bool) -> None:
+    comparison = compare(script_rows(benchmark_snapshots(2, game), ["nothing", "oracle"]), None, None, game=game)
+    words = markdown(comparison, decide(comparison)).splitlines()[-1]
+    assert ("with the same stake. " in words) == same_stake and ("players stake different dollars. " in words) != same_stake
+    assert ("The ceiling is" in words) == (best is not None) and (best or "") in words
 
 
 def test_tables_of_games_with_a_fixed_stake_stay_as_they_are() -> None:

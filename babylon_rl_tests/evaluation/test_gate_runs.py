@@ -19,6 +19,7 @@ from babylon_rl.evaluation.compare_results import compare_results, result_files,
 from babylon_rl.evaluation.gate import CANDIDATE
 from babylon_rl.evaluation.results import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
@@ -34,12 +35,12 @@ def play(connection, settings):
     """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules, with settings ``by``."""
     times = itertools.count()
 
-    def entered(version: str, by=settings, **rules) -> None:
+    def entered(version: str, by=settings, snapshots=SNAPSHOTS, **rules) -> None:
         base = base_source(by)
         [model] = [model for model in read_models(connection) if model.version == version]
         sources, now = [version_source(model, CANDIDATE, base, by), base], NOW + timedelta(hours=next(times))
         with endpoint(**rules) as served:
-            gate_rows(connection, by, sources, SNAPSHOTS, len, clock=lambda: now, serving=served.serving)
+            gate_rows(connection, by, sources, snapshots, len, clock=lambda: now, serving=served.serving)
 
     return entered
 
@@ -158,6 +159,24 @@ def test_runs_of_former_weights_are_not_taken_for_those_behind_the_rows(play, ma
     play("v1.0.0", by=away, base=reads_news, **{"v1.0.0": reads_news})
     assert "v1.0.0: the decisions in 12 of 12 markets are not on this machine" in compared(settings.home, code=2)
     assert [(row["agent"], row["snapshots"]) for row in compared(away.home)["agents"]] == [("v1.0.0", 12), ("base", 12)]
+
+
+def test_runs_of_two_games_under_a_name_are_kept_and_compared_apart(play, make_version, settings, compared, capsys):
+    make_version("v1.0.0")
+    rules = {"base": hold, "v1.0.0": reads_news}
+    play("v1.0.0", snapshots=SNAPSHOTS[:3], **rules)
+    play("v1.0.0", snapshots=benchmark_snapshots(4, POSTS), base=reads_news, **{"v1.0.0": hold})
+    files = {file.name for file in result_files(runs_directory(settings.home, "v1.0.0"))}
+    assert {"benchmark-0000-gate.json", "benchmark-0000-gate-posts.json"} <= files and len(files) == 3 + 4
+    [first], [posts] = compared(settings.home)["pairs"], compared(settings.home, "--game", "posts")["pairs"]
+    assert (first["snapshots"], first["difference"]["mean"] > 0) == (3, True)
+    assert (posts["snapshots"], posts["difference"]["mean"] < 0) == (4, True)
+    for options, markets, held in ([], 3, False), (["--game", "posts"], 4, True):
+        assert run(["benchmark", "errors", "v1.0.0", *options, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        shares = {kind["name"]: kind["hold"] for kind in document["kinds"]}
+        assert document["markets"] == markets and (shares["stock report"] == 1.0) == held
+    assert "'v1.0.0' has not played amounts in the gate's markets as they are now" in compared(settings.home, "--game", "amounts", code=2)
 
 
 @pytest.mark.parametrize(

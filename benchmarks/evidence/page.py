@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
 from babylon_rl.market.simulation.strategies import STRATEGIES
-from babylon_rl.reporting.numbers import markdown_table
+from babylon_rl.reporting.numbers import Column, legend, markdown_rows, markdown_table
 from benchmarks.evidence.results import (
     Document,
     OverSeeds,
     Point,
+    at_stake,
     base_of,
     ceiling,
     difference,
@@ -33,6 +35,26 @@ def table(results: Sequence[Document]) -> str:
     return markdown_table(COLUMNS, lines)
 
 
+def stakes(results: Sequence[Document]) -> str:
+    """The newest version of each seed beside the scripts at its mean stake; empty in games with one fixed stake."""
+    rows = [
+        {"seed": result["seed"], **row}
+        for result in results
+        if (version := newest(result)) is not None and (scripted := at_stake(result))
+        for row in [version, *scripted]
+    ]
+    if not rows:
+        return ""
+    columns = [
+        Column("seed", "seed"),
+        Column("player", "model"),
+        Column("P&L", lambda row: _signed(row["pnl"], row["low"], row["high"])),
+        *DOCUMENT_COLUMNS,
+    ]
+    heading = "Each seed's newest version beside the scripts at its own mean stake:"
+    return f"\n{heading}\n\n{markdown_rows(columns, rows)}\n\n{legend(columns)}\n"
+
+
 def page(results: Sequence[Document], players: str, curve: str, game: str) -> str:
     """The page as Markdown; ``players`` and ``curve`` are the file names of its plots."""
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
@@ -51,10 +73,11 @@ In each generation agents play {results[0]["windows"]} new hours, the hours are 
 The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
 markets. Differences are paired market by market; those over the base hold over all looks of the gate. An undecided gate plays more markets.
 Expected: dollars an hour that the decisions bring on average, without the luck of prices. Of the ceiling: these as a share of the expected
-dollars of the best play from what the prompt shows, paired by market. Unusable answers of all players: {unusable}.
+dollars of the best play from what the prompt shows, paired by market. Both are a dash for players that know more than the prompt. Unusable
+answers of all players: {unusable}.
 
 {table(results)}
-
+{stakes(results)}
 ![Mean P&L with 95 % intervals of all players]({players})
 
 ## The learning curve

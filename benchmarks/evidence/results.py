@@ -9,6 +9,7 @@ import numpy as np
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.statistics.intervals import Interval, Spread, mean_interval, paired_interval, spread_of
 from babylon_rl.market.simulation.prompt_reader import CEILINGS
+from babylon_rl.market.simulation.strategies import NAMES
 
 Document = dict[str, Any]
 BASE, STRATEGY = "base", "strategy"
@@ -53,7 +54,7 @@ def require_comparable(results: Sequence[Document]) -> None:
     first = {row["model"]: row for row in results[0]["standings"]}
     for result in results[1:]:
         for row in result["standings"]:
-            if row["markets"] != first[BASE]["markets"] or (row["role"] == STRATEGY and row["pnls"] != first[row["model"]]["pnls"]):
+            if row["markets"] != first[BASE]["markets"] or (_same_for_all(row) and row["pnls"] != first[row["model"]]["pnls"]):
                 raise UsageError(
                     f"Seed {result['seed']} and seed {results[0]['seed']} were not played in the same markets ({row['model']}): "
                     "BENCHMARK_MARKETS or the market's code changed between them. Remove the older one's directory under evidence/ "
@@ -78,7 +79,17 @@ def newest(result: Document) -> Document | None:
 
 def scripts(results: Sequence[Document]) -> list[Document]:
     """The rows of scripted players, which are the same for all seeds; without the ceiling."""
-    return [row for row in results[0]["standings"] if row["role"] == STRATEGY and row["model"] not in CEILINGS]
+    return [row for row in results[0]["standings"] if _same_for_all(row) and row["model"] not in CEILINGS]
+
+
+def at_stake(result: Document) -> list[Document]:
+    """The rows of scripts at the mean stake of the seed's newest version; none in games with one fixed stake."""
+    return [row for row in result["standings"] if row["role"] == STRATEGY and not _same_for_all(row)]
+
+
+def _same_for_all(row: Document) -> bool:
+    """Whether a row is of a script that plays the same with every seed."""
+    return row["role"] == STRATEGY and row["model"] in (*NAMES, *CEILINGS)
 
 
 def ceiling(results: Sequence[Document]) -> Document | None:
