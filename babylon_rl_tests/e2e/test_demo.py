@@ -41,7 +41,7 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["modelVersion"] == "v1.0.0"
-    assert [row["model"] for row in result["rows"]] == ["v1.0.0", "base", *NAMES]
+    assert [row["model"] for row in result["rows"]] == ["v1.0.0", "base", *NAMES, "best-by-prompt"]
     assert all(row["markets"] == 3 and row["invalid"] == 0 for row in result["rows"])
     kept = json.loads(KEPT.read_text())
     assert result.keys() == kept.keys(), "`python benchmarks/demo.py --write` keeps the run that the pages show"
