@@ -30,7 +30,8 @@ import torch
 
 from babylon_rl.errors import Diverged
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.judge.scoring import heuristic_score
+from babylon_rl.judge.answer_groups import tick_score
+from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation import agents, prompting
 from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision, OneTickTrader
@@ -53,6 +54,7 @@ from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.cpu import bounds, trainer
+from babylon_rl.training.backends.cpu.answers import LEAST_PROBABILITY
 from babylon_rl.training.backends.cpu.bounds import PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.cpu.loss import LossWeights, token_loss
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
@@ -61,8 +63,6 @@ from babylon_rl.training.backends.protocol import TrainIteration
 FIRST = "first"  # generation 1 of all arms
 CURES = ("kl", "rate", "guard", "scale", "entropy")
 ARMS = {FIRST: frozenset[str](), "on": frozenset[str](), "off": frozenset(CURES)} | {f"no-{cure}": frozenset({cure}) for cure in CURES}
-SCALE = 0.12
-LEAST_PROBABILITY = 0.003  # of an answer, to be in its group
 OWN = "own"
 MODEL = MarketModel()
 KEPT = ("klParent", "stepBack", "turnedShare", "topActionShare", "kl", "entropy", "optimizerSteps")
@@ -188,11 +188,6 @@ def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> flo
     return agents.question_profit(choice.direction, STAKE_USD * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
 
 
-def tick_score(profit: float) -> float:
-    """The judge's rule on a window of one tick."""
-    return heuristic_score(profit, 1, int(profit > 0), int(profit < 0))
-
-
 def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
     """Answers of all agents, in groups of a tick scored by what each earned in it."""
     ours, rows = {(one.hour, one.tick): one for one in asked}, list[Row]()
@@ -206,7 +201,7 @@ def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[st
                 call = record.calls[tick]
                 encoded = player.legal(call.messages, call.response_format or {})[call.response]
                 served_t = (math.nan,) * len(encoded.response_ids)
-            rows.append(Row((hour, tick), encoded, (scores[name] - mean) / SCALE, served_t, 1.0))
+            rows.append(Row((hour, tick), encoded, (scores[name] - mean) / ADVANTAGE_SCALE, served_t, 1.0))
     return rows
 
 
@@ -220,7 +215,7 @@ def answer_rows(hours: Sequence[Scenario], asked: Sequence[Asked], *, fixed_scal
         mean = math.fsum(p * score for p, score in zip(p_k, scores, strict=True))
         deviation = math.sqrt(math.fsum(p * (score - mean) ** 2 for p, score in zip(p_k, scores, strict=True)))
         if deviation > 1e-6:  # else all answers earn the same
-            scale = SCALE if fixed_scale else deviation
+            scale = ADVANTAGE_SCALE if fixed_scale else deviation
             for encoded, score, logprobs_t, p in zip(one.encoded_k, scores, one.logprobs_k, p_k, strict=True):
                 if p >= LEAST_PROBABILITY:
                     rows.append(Row((one.hour, one.tick), encoded, (score - mean) / scale, logprobs_t, p))

@@ -1,4 +1,4 @@
-"""Asset ``answer_groups``: answers that an hour's models could have given, each replayed for its tick and judged as a group."""
+"""Asset ``answer_groups``: answers of an hour's models, replayed and judged by prompt."""
 
 from collections.abc import Iterator
 from typing import Any

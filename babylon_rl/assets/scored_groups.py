@@ -154,7 +154,7 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
 
 
 def _parts(group: GroupScores) -> list[dict[str, Any]]:
-    """One row a part: its times, the agents that acted in it, and the best of them with its score and advantage."""
+    """One row a part: times, number of agents, and the best agent."""
     rows = []
     for start, own in groupby(group.parts, key=lambda part: part.start_minute):
         acted = list(own)
