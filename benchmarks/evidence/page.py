@@ -72,8 +72,8 @@ def page(results: Sequence[Document], players: str, curve: str, game: str, ungat
 
 Made by `python -m benchmarks.evidence --game {game}`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f}
 minutes of processor time a seed.
-In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the deployed one
-(at first from the base), and it plays the benchmark.
+In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
+that the gate did not refuse (at first from the base), and it plays the benchmark.
 
 {_headline(results)}
 
