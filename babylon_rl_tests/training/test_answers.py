@@ -92,7 +92,8 @@ def test_better_answers_become_likelier_and_the_bytes_repeat(cpu_settings: Setti
         (tmp_path / name).mkdir()
         result = CpuTrainer(settings, threads).train(make_iteration(sequences, passes=4), None, tmp_path / name, ignore)
     assert len({hashlib.sha256((tmp_path / name / WEIGHTS).read_bytes()).digest() for name in ("one", "two")}) == 1
-    assert result.sequences + result.metrics[f"leftOut_{UNLIKELY}"] == len(sequences)
+    # each group stands for the call that was played
+    assert result.sequences == 8 and result.metrics["answers"] + result.metrics[f"leftOut_{UNLIKELY}"] == len(sequences)
     assert result.metrics["ratioAtStart"] == pytest.approx(1, abs=0.02)
 
     expected = []

@@ -112,11 +112,12 @@ class CpuTrainer(LocalTrainer):
         """Directory of the base model."""
         return self._base_dir
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Implement Trainer.hyperparameters."""
         return {
-            "learning_rate": self._settings.learning_rate or list(LEARNING_RATES), "final_rate_share": FINAL_RATE_SHARE,
-            "optimizer": "AdamW", "entropy_bonus": list(ENTROPY_BONUSES), "ratio_limit": RATIO_LIMIT,
+            "learning_rate": self._settings.learning_rate or of_generation(LEARNING_RATES, generation),
+            "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
+            "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT,
             "stale_probability": STALE_PROBABILITY, "parent_bound": PARENT_BOUND, "device_packs": DEVICE_PACKS, "lora_rank": RANK,
             "lora_alpha": ALPHA, "lora_targets": list(TARGETS), "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
@@ -165,7 +166,9 @@ class CpuTrainer(LocalTrainer):
             run.save(out)
         (out / "README.md").unlink(missing_ok=True)  # the model card is written on publication
         metrics = result.metrics | {f"leftOut_{reason}": float(count) for reason, count in left_out.items()}
-        return IterationResult(metrics, result.trainable_tokens, result.loss, len(items))
+        answers = [item.group for item in items if item.group]
+        metrics |= {"answers": float(len(answers))} if answers else {}
+        return IterationResult(metrics, result.trainable_tokens, result.loss, len(items) - len(answers) + len(set(answers)))
 
 
 def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterator[list[Pack]]:
@@ -236,6 +239,7 @@ class IterationRun:
             found, within = read(self._policy, self._items, packs), dict[str, float]()
         else:
             found, within = step_back(self._policy, self._items, packs, self._parent)
+            within |= {"skippedSteps": float(len(plan) - told["loss"])}
         measured = measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}
