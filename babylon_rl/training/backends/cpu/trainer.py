@@ -28,7 +28,9 @@ from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.answers import weigh_answers
 from babylon_rl.training.backends.cpu.bounds import (
     PARENT_BOUND,
+    AtChoices,
     Parent,
+    at_choices,
     distributions,
     measure,
     read,
@@ -155,9 +157,12 @@ class CpuTrainer(LocalTrainer):
         if iteration.step == 1:
             self._kept = BaseCache(self._room)
         policy = PackedPolicy(model, self._threads or usable_cores(), self._kept, device)
-        items = weigh_answers(policy, items, left_out)
+        # One pass gives the weights of answers and, of a policy that is the parent still, its distributions.
+        replayed = any(item.group for item in items)
+        at = at_choices(read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
+        items = weigh_answers(items, at or {}, left_out)
         # The optimizer state of the iteration before lies with the parent.
-        run = IterationRun(policy, items, iteration, self._settings)
+        run = IterationRun(policy, items, iteration, self._settings, at=at)
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):
@@ -194,10 +199,12 @@ class IterationRun:
     """Training of a policy on the items of one iteration."""
 
     def __init__(
-        self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings, weights: LossWeights | None = None
-    ) -> None:
+        self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings,
+        weights: LossWeights | None = None, at: AtChoices | None = None,
+    ) -> None:  # fmt: skip
         import torch
 
+        self._at = at
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
         self._parent: Parent | None = None
@@ -213,7 +220,8 @@ class IterationRun:
         packs = pack([item.encoded for item in self._items])
         if self._iteration.generation > 1:
             moved = self._iteration.origin if self._iteration.step > 1 else None
-            self._parent = read_parent(self._policy, self._items, packs, moved)
+            self._parent = read_parent(self._policy, self._items, packs, moved, self._at)
+            self._at = None
         plan = list(self._plan(packs))
         totals, told, tokens = Counter[str](), Counter[str](), 0
         at_start: dict[str, float] = {}
