@@ -33,8 +33,8 @@ NO_CALLS = "no call of a model under a finite schema: scripts alone played it"
 
 
 def answer_rules(settings: Settings) -> str:
-    """Rules and settings of answer groups: the code version of ``answer_groups``."""
-    return f"rules {ANSWER_RULES}, credit {settings.credit}, judge {settings.judge_model}"
+    """Rules and settings of answer groups: the code version of ``answer_groups``. Settings that make none are alike."""
+    return f"rules {ANSWER_RULES}, credit {settings.credit}, judge {settings.judge_model}" if without_answers(settings) is None else "none"
 
 
 def without_answers(settings: Settings) -> str | None:
