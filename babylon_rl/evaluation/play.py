@@ -66,7 +66,7 @@ class Player:
     mandate: Mandate
     asks: bool
     make: Make
-    game: Game | None = ONE_TICK_GAME
+    game: Game | None = None
 
 
 def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
