@@ -330,11 +330,10 @@ def _manifest(
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
             **({"answers": float(conversion.answers)} if conversion.replayed else {}),
             # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
-            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
-            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
+            **({name: of(one[name] for one in bounded) for name, of in (("skippedSteps", sum), ("stepBack", max))} if bounded else {}),
         },
         trainer={
-            "backend": run.batch.backend, "seed": run.batch.seed, 
+            "backend": run.batch.backend, "seed": run.batch.seed,
             "settings": {**run.batch.settings, **run.trainer.hyperparameters(generation)},
         },
     )  # fmt: skip
