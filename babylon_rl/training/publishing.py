@@ -330,7 +330,8 @@ def _manifest(
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
             **({"answers": float(conversion.answers)} if conversion.replayed else {}),
             # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
-            **({name: of(one[name] for one in bounded) for name, of in (("skippedSteps", sum), ("stepBack", max))} if bounded else {}),
+            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
+            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
         },
         trainer={
             "backend": run.batch.backend, "seed": run.batch.seed,
