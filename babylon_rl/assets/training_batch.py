@@ -43,7 +43,9 @@ def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
         prepared = prepare_batch(connection, batch_id, babylon.settings, babylon.now())
     tag_run(context, version=prepared.batch.version)
-    return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(data_version(prepared.remaining)))
+    return dg.MaterializeResult(
+        metadata=_metadata(prepared), data_version=dg.DataVersion(data_version(prepared.remaining, prepared.answers))
+    )
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:

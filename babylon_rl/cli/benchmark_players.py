@@ -5,6 +5,7 @@ A name is a strategy, base, a version of the registry, or NAME=URL of any endpoi
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from babylon_rl.cli.output import say
@@ -64,7 +65,8 @@ def players_named(
         for player in names:
             name, url = _endpoint(player)
             if player in PLAYERS:
-                players.append(scripted(player, game.mandate))
+                script = scripted(player, game.mandate)
+                players.append(replace(script, game=script.game and game))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.base_url}"))

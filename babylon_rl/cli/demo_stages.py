@@ -36,7 +36,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.migrate import migrate
-from babylon_rl.store.recording import simulated_games, simulated_hours, simulated_seeds
+from babylon_rl.store.recording import read_sources, simulated_hours, simulated_seeds
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
@@ -124,16 +124,16 @@ def planned(state: Demo) -> list[list[str]]:
     with state.database.connect() as connection:
         there = simulated_hours(connection, state.seed)
         others = simulated_seeds(connection) - {state.seed}
-        games = simulated_games(connection)
-    first = window_start(there[0] if there else FIRST_HOUR)
-    hours = [window_of(first + HOUR * index) for index in range(total)]
+        first = window_start(there[0] if there else FIRST_HOUR)
+        hours = [window_of(first + HOUR * index) for index in range(total)]
+        played = [source for *_, source in read_sources(connection, hours).values()]
     plan = [hours[index : index + state.windows] for index in range(0, total, state.windows + 1)]
     # Two seeds cannot share a database, as their hours would overlap.
     if others and not {hour for own in plan for hour in own} <= set(there):
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
         )
-    other_games = sorted({games[hour] for own in plan for hour in own if hour in games} - {state.game.name})
+    other_games = sorted({ONE_TICK_GAME.name if source is None else source.game for source in played} - {state.game.name})
     if other_games:
         raise UsageError(
             f"{state.settings.home} holds a demo of the game {other_games[0]}. Choose that game, another BABYLON_RL_HOME, or run "

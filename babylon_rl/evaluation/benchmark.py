@@ -3,12 +3,7 @@
 A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
 run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
 is asked again, by whatever batch. When the markets played decide nothing and a few times as many would, they are played too (gate.py). A
-release is the gate's decision on record; serving/promotion.py does what follows from it.
-
-Confirmation tests a passed version against the deployed one in fresh markets, that no decision has used before. The gate's markets are the
-same for every version, so luck in them is kept over generations. Here every test has markets of its own and a level from an online
-procedure (statistics/live.py), so that of all versions ever promoted at most 5 % are expected to be no better than the one they replaced.
-Only the two play. docs/decisions/0007-gate.md has the reasons.
+release is the gate's decision on record; serving/promotion.py does what follows from it (docs/decisions/0007-gate.md).
 """
 
 import logging
@@ -43,10 +38,8 @@ from babylon_rl.evaluation.kept import fresh_hours, kept_check, not_asked
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, known_rows, market_rows, script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
-from babylon_rl.evaluation.statistics.intervals import permutation_test
-from babylon_rl.evaluation.statistics.live import next_level
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
@@ -69,12 +62,8 @@ from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import (
-    Confirmation,
     MarketResult,
-    begin_confirmation,
-    end_confirmation,
     passed_versions,
-    read_confirmations,
     read_report,
     write_release,
     write_report,
@@ -307,7 +296,6 @@ def model_player(client: ChatClient, name: str, identity: str, game: Game = ONE_
 
 _LOG = logging.getLogger(__name__)
 PLOTS = "benchmarks"
-FLIPS = 1_000_000  # of signs: levels fall to some 1e-5 after a hundred tests without a discovery
 
 
 def evaluate_batch(
@@ -556,52 +544,3 @@ def _metrics(report: BenchmarkReport, row: Mapping[str, Any] | None) -> dict[str
         "minImprovement": report.min_improvement, "reportVersion": report.data_version,
     }  # fmt: skip
     return decided | {name: value for name, value in (row or {}).items() if name not in ("model", "role", "markets")}
-
-
-def confirm(
-    connection: Connection,
-    version: str,
-    settings: Settings,
-    say: Say,
-    *,
-    clock: Callable[[], datetime],
-    serving: Serving = served_here,
-    on_progress: Progress = no_progress,
-) -> Confirmation | str:
-    """Test once whether a version earns more than the deployed one, else than the base.
-
-    Returns a sentence where one of them cannot be played here.
-
-    The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
-
-    Raises:
-        ModelUnavailable: the endpoint stays down; what was played is kept.
-    """
-    models = {model.version: model for model in read_models(connection)}
-    begun = next((test for test in read_confirmations(connection) if test.version == version), None)
-    if begun is not None and begun.ended_at is not None:
-        return begun
-    newest = deployed_model(models.values())
-    # A test that was begun keeps its rival, whatever was deployed since: its level was fixed for that comparison.
-    reference = begun.reference if begun is not None else None if newest is None else newest.version
-    if reference is not None and reference not in models:
-        return f"{version} was not confirmed: {reference}, which its test began against, is not registered any more."
-    model, deployed = models[version], None if reference is None else models[reference]
-    for player in (model, deployed):
-        missing = None if player is None else absent(player, settings)
-        if missing is not None:
-            return f"{version} was not confirmed: {missing}"
-    base = base_of(model, settings)
-    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
-    test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
-    snapshots = confirmation_snapshots(test.first_market, test.markets, game_trained(model, settings))
-    require_unseen(snapshots, trained_windows(models.values()))
-    sources = [version_source(model, CANDIDATE, base, settings), rival]
-    results = gate_rows(
-        connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
-    )
-    ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
-    # One-sided (docs/decisions/0007-gate.md): the question is whether it earns more, not whether it differs.
-    difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
-    end_confirmation(connection, test.number, difference.mean, difference.p, clock())
-    return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())

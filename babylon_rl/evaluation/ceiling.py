@@ -13,12 +13,11 @@ import msgspec
 
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
-from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD
+from babylon_rl.market.simulation.actions import Action
+from babylon_rl.market.simulation.agents import STAKE_USD, directed
 from babylon_rl.market.simulation.observation import Headline
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised
 from babylon_rl.market.simulation.prompting import choice_of, stake_usd
-from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
 
 KINDS = ("stock report", "question report", "rumour", "neutral", "none")
@@ -27,12 +26,12 @@ _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
 
 
 def ceiling_of(snapshot: Snapshot) -> Ceiling | None:
-    """The best play of what is played in a market of the gate; None of a game whose positions last."""
-    return CEILING_OF_GAME.get(snapshot.game.name)
+    """The best play of what is played in a generated market; None of a game whose positions last, or of a recorded market."""
+    return None if snapshot.scenario.config is None else CEILING_OF_GAME.get(snapshot.game.name)
 
 
 def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
-    """``appraised`` of a market of the gate, in a game with a ceiling; a process appraises each once."""
+    """``appraised`` of a market that has a ceiling; a process appraises each once."""
     ceiling = ceiling_of(snapshot)
     assert ceiling is not None
     key = snapshot.scenario.digest, ceiling.name
@@ -114,9 +113,11 @@ def errors(results: Iterable[Result], markets: Mapping[str, Snapshot]) -> tuple[
             usd = appraisal.usd(action) if outcome == "filled" else 0.0
             reading, stake = _reading(action, outcome, headline), stake_usd(action) or STAKE_USD
             following = 0.0
-            if headline is not None:
-                # Of an order that follows, its own dollars, to the last digit.
-                following = usd if reading == "follows" else appraisal.usd(_following(headline, appraisal, stake))
+            if headline is not None and reading == "follows":
+                following = usd  # its own dollars, to the last digit
+            elif headline is not None:
+                order = directed(headline.about, headline.direction, stake, is_question=headline.about in appraisal.yes)
+                following = appraisal.usd(order)
             for one in counted:
                 one.found[reading] += 1
                 one.usd += usd
@@ -140,14 +141,6 @@ def wording(headline: Headline, scenario: Scenario) -> str:
         if asset.ticker == headline.about:
             return headline.text.removeprefix("Rumour: ").replace(asset.name, "{c}")
     return f"{{question}} {headline.text.split(scenario.question(headline.about).text)[-1].strip()}"
-
-
-def _following(headline: Headline, appraisal: Appraisal, stake: float) -> Action:
-    if headline.direction == 0:
-        return HOLD
-    if headline.about in appraisal.yes:
-        return BuyPrediction(headline.about, "yes" if headline.direction > 0 else "no", stake * QUESTION_STAKE)
-    return OpenPerp(headline.about, "long" if headline.direction > 0 else "short", stake, 1.0)
 
 
 def _reading(action: Action, outcome: str, headline: Headline | None) -> str:

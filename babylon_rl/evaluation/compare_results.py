@@ -48,7 +48,8 @@ class Totals(CamelCase, frozen=True):
 class AgentRow(CamelCase, frozen=True):
     """Statistics of one agent over its runs; null where there is nothing to measure.
 
-    Means are over snapshots, shares over all of its decisions, positions or purchases. ``answers_right`` is the share of its positions in
+    Means are over snapshots, shares over all of its decisions, positions or purchases. ``expected`` are dollars of its decisions on
+    average, ``of_ceiling`` their share of the best play's (``PlayerRow``). ``answers_right`` is the share of its positions in
     questions whose side is the answer; ``accuracy``, of the gate's rows, is of orders and the market's direction.
     """
 
@@ -58,6 +59,8 @@ class AgentRow(CamelCase, frozen=True):
     runs: int
     snapshots: int
     pnl: Bounds
+    expected: Bounds | None
+    of_ceiling: Bounds | None
     returns: float | None = msgspec.field(name="return")
     sharpe: float | None
     max_drawdown: float | None
@@ -289,6 +292,8 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         runs=len(runs),
         snapshots=len({run.snapshot for run in runs}),
         pnl=_bounds(row.pnl),
+        expected=None if row.expected is None else _bounds(row.expected),
+        of_ceiling=None if row.of_ceiling is None else _bounds(row.of_ceiling),
         returns=row.mean(lambda run: run.metrics.return_share),
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),

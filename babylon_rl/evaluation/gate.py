@@ -78,6 +78,28 @@ class PlayerRow(Generic[R]):
         """The mean over snapshots of those runs that have a value."""
         return mean_over_snapshots((snapshot, value_of(run)) for (snapshot, _, _), run in self.runs.items())
 
+    @cached_property
+    def expected(self) -> Interval | None:
+        """Expected dollars of its decisions in a market; None where decisions are not at hand."""
+        own = self._by_snapshot(lambda run: run.expected_usd)
+        return None if own is None else mean_interval(own)
+
+    @cached_property
+    def of_ceiling(self) -> Interval | None:
+        """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
+        own, best = self._by_snapshot(lambda run: run.expected_usd), self._by_snapshot(lambda run: run.ceiling_usd)
+        return ratio_interval(own, best) if own is not None and best is not None and any(best) else None
+
+    def _by_snapshot(self, value_of: Callable[[R], float | None]) -> list[float] | None:
+        """The value of each snapshot, the mean of its repeats; None where one is missing."""
+        found: dict[str, list[float]] = {}
+        for (snapshot, _, _), run in self.runs.items():
+            value = value_of(run)
+            if value is None:
+                return None
+            found.setdefault(snapshot, []).append(value)
+        return [sum(values) / len(values) for values in found.values()]
+
 
 @dataclass(frozen=True)
 class GateRow(PlayerRow[MarketResult]):
@@ -131,18 +153,6 @@ class GateRow(PlayerRow[MarketResult]):
         """Largest fall of the P&L from its peak in a market hour, mean over markets."""
         return self.mean(lambda result: max(drawdowns(result.pnl_path))) or 0.0
 
-    @cached_property
-    def expected(self) -> Interval | None:
-        """Expected dollars of its decisions in a market; None where decisions are not at hand."""
-        own = _known(result.expected_usd for result in self.results)
-        return None if own is None else mean_interval(own)
-
-    @cached_property
-    def of_ceiling(self) -> Interval | None:
-        """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
-        own, best = (_known(getattr(result, name) for result in self.results) for name in ("expected_usd", "ceiling_usd"))
-        return None if own is None or best is None else ratio_interval(own, best)
-
     @property
     def mean_stake_usd(self) -> float | None:
         """Mean stake of the orders that opened a position."""
@@ -195,13 +205,6 @@ class GateRow(PlayerRow[MarketResult]):
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],
             **_ends("improvement", self.improvement),
         }  # fmt: skip
-
-
-def _known(values: Iterable[float | None]) -> list[float] | None:
-    """The values; None where one is missing."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return known if len(known) == len(found) else None
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:

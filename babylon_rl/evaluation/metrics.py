@@ -8,11 +8,12 @@ Positions follow one after another, each with what it brought; together they are
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from babylon_rl.evaluation.ceiling import ceiling_usd, expected_usd
 from babylon_rl.evaluation.results import (
@@ -32,6 +33,7 @@ from babylon_rl.evaluation.results import (
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, kind
 from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.ledger import Fill, Refusal, Settlement
 from babylon_rl.market.simulation.prompting import choice_of, stake_usd
 from babylon_rl.market.simulation.record import AgentRecord, Outcome
@@ -326,7 +328,10 @@ _NO_TRADE = ("hold", "post")
 
 @dataclass(frozen=True)
 class RunLabel:
-    """Identity of a result: player, seed, repeat and engine. ``key`` is unique to player, market, seed and repeat."""
+    """Identity of a result: player, seed, repeat and engine. ``key`` is unique to player, market, seed and repeat.
+
+    ``game`` is what a player that decides by the prompt plays, None of others.
+    """
 
     name: str
     identity: str
@@ -336,6 +341,7 @@ class RunLabel:
     repeat: int
     key: str
     engine: str
+    game: Game | None = None
 
 
 def result_id(key: str) -> str:
@@ -351,7 +357,7 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
     # Positions at every moment, for the recorded steps.
     held = open_counts(positions(record, run.exchange).values(), ticks + 1)
     orders = [msgspec.to_builtins(action) for action in record.actions]
-    return Result(
+    result = Result(
         id=result_id(label.key),
         agent_id=label.name,
         benchmark_id=snapshot.id,
@@ -387,6 +393,11 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
         stopped=run.stopped,
         forecasts=forecasts(record, scenario),
     )
+    if label.game is None or not run.complete:
+        return result
+    market = replace(snapshot, game=label.game)
+    worth = structs.replace(result.metrics, expected_usd=expected_usd(result, market), ceiling_usd=ceiling_usd(market))
+    return structs.replace(result, metrics=worth)
 
 
 def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
@@ -421,8 +432,8 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         predictions=len(opened),
         predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
         equity_usd=tuple(pnls[1:]),
-        expected_usd=expected_usd(result, snapshot),
-        ceiling_usd=ceiling_usd(snapshot),
+        expected_usd=result.expected_usd,
+        ceiling_usd=result.ceiling_usd,
         staked_usd=math.fsum(stake_usd(orders[tick]) for tick in opened),
     )
 

@@ -27,7 +27,7 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
-from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSITIONS, Game
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import OnTick
 from babylon_rl.market.simulation.run import play as simulate
@@ -57,7 +57,7 @@ class Player:
         name: in tables. identity: a hash of what decides; results of another identity are another player's.
         asks: whether it waits for an endpoint, so that several of its markets are played at once.
         make: the factory of its agents for one market; the path is where a model's answers are kept while the run lasts.
-        by_prompt: whether it decides by what the prompt shows, so that its decisions have an expected value by it.
+        game: what it plays; None of players that know more than the prompt shows, whose decisions have no expected value by it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Player:
     mandate: Mandate
     asks: bool
     make: Make
-    by_prompt: bool = True
+    game: Game | None = None
 
 
 def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
@@ -83,7 +83,8 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
     def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
         return strategy_agent(name, snapshot.scenario, mandate)
 
-    return Player(name, identity, STRATEGY, mandate, False, make, by_prompt=name not in KNOW_MORE)
+    game = ONE_TICK_GAME if mandate == ONE_TICK else POSITIONS
+    return Player(name, identity, STRATEGY, mandate, False, make, None if name in KNOW_MORE else game)
 
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
@@ -99,7 +100,8 @@ def gate_script(name: str, game: Game, stake_usd: float | None = None) -> Player
         return strategies.player(name, snapshot.scenario, game, stake_usd if stake_usd is not None else common)
 
     own = scripted(name, game.mandate)
-    return replace(own, name=staked(name, stake_usd), identity=content_version([own.identity, game.name, stake_usd]), make=make)
+    identity = content_version([own.identity, game.name, stake_usd])
+    return replace(own, name=staked(name, stake_usd), identity=identity, make=make, game=own.game and game)
 
 
 def staked(name: str, stake_usd: float | None) -> str:
@@ -127,7 +129,7 @@ def endpoint_player(
         client = open_client() if answers is None else resumable_client(open_client(), answers)
         return model_agent(client, game=game, temperature=temperature, name=name)
 
-    return Player(name, content_version(["model", identity, game.name, temperature]), MODEL, game.mandate, True, make)
+    return Player(name, content_version(["model", identity, game.name, temperature]), MODEL, game.mandate, True, make, game)
 
 
 def external_identity(name: str, mandate: str) -> str:
@@ -336,7 +338,7 @@ def benchmark_results(
 def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engine: str, directory: Path) -> Job:
     # The key names everything that could change the result.
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
-    label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine)
+    label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine, player.game)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
 
 
@@ -383,8 +385,6 @@ def market_rows(
             failures.append(stopped)
             return stopped
         row = market_result(outcome, job.snapshot)
-        if not job.player.by_prompt:
-            row = replace(row, expected_usd=None)
         on_row(job, row)
         return row
 
@@ -412,7 +412,8 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
         snapshot = replace(snapshot, known_best=0.0)
     files = gate_files(home, player.name, snapshot.id, snapshot.game.name) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
-    label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
+    luck, engine = snapshot.seed, engine_version()
+    label = RunLabel(player.name, player.identity, player.role, player.mandate, luck, 0, key, engine, player.game)
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
 
 

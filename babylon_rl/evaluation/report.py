@@ -1,17 +1,15 @@
 """Tables and reports of results: columns with header and cell together, and the gate's report.
 
-The terminal, Markdown, the HTML page and the CSV files draw from these lists of columns. None is a dash. The gate's report has rows,
+The terminal, Markdown and the HTML page draw from these lists of columns. None is a dash. The gate's report has rows,
 Markdown, a picture, how the candidate stands to others, success criteria and a content hash. A success criterion compares the candidate
 with the reference in the same markets: yes when the whole interval of the difference says so, no when the whole interval says the
 contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """
 
-import json
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ from babylon_rl.evaluation.gate import (
     hold_floor,
 )
 from babylon_rl.evaluation.kept import KEPT
-from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLUMNS, risk_words, rivals_at_stake
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
@@ -52,6 +49,13 @@ _PAIRED = f"difference in the same markets, {CORRECTED}"
 _EXPECTED = "of its decisions on average, without the luck of prices (a dash for players that know more than the prompt shows)"
 _OF_CEILING = "these as a share of the best play's"
 _WIN_RATE, _ACCURACY = "closed with a gain, of gains and losses", "orders in the market's direction"
+
+
+# Of a ``PlayerRow`` or an ``AgentRow``.
+CEILING = [
+    Column("expected, $", lambda row: _interval(row.expected), meaning=_EXPECTED),
+    Column("of the ceiling", lambda row: _share(row.of_ceiling), meaning=_OF_CEILING),
+]
 
 
 def gate_columns(reference: str | None, sized: bool = False) -> list[Column]:
@@ -94,8 +98,7 @@ def _earnings(who: str, against: str | None, reference: str | None, called: str)
         Column(who, lambda row: f"{row.player} ({row.role})" if row.role != row.player else row.player),
         Column("P&L, $ an hour", lambda row: _interval(row.pnl), meaning="mean and 95 % interval"),
         *([improvement] if against is not None else []),
-        Column("expected, $", lambda row: _interval(row.expected), meaning=_EXPECTED),
-        Column("of the ceiling", lambda row: _share(row.of_ceiling), meaning=_OF_CEILING),
+        *CEILING,
         Column(
             "Sharpe", lambda row: None if row.sharpe is None else f"{row.sharpe:+.2f}", meaning="mean over spread of the changes in an hour"
         ),
@@ -129,12 +132,18 @@ def contest_columns(reference: str | None) -> list[Column]:
 CRITERIA = [Column("success criterion", "name"), Column("met", "met"), Column("against the reference", "words")]
 
 
-def _interval(interval: Interval | None) -> str | None:
-    return None if interval is None else f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}]"
+def _interval(interval: Interval | Bounds | None) -> str | None:
+    return _with_ends(interval, "+.0f")
 
 
-def _share(share: Interval | None) -> str | None:
-    return None if share is None else f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
+def _share(share: Interval | Bounds | None) -> str | None:
+    return _with_ends(share, ".0%")
+
+
+def _with_ends(interval: Interval | Bounds | None, form: str) -> str | None:
+    if interval is None or interval.low is None or interval.high is None:
+        return None if interval is None else f"{interval.mean:{form}}"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _bounds(bounds: Bounds | None, digits: int = 0) -> str | None:
@@ -166,20 +175,19 @@ AGENTS = [
     Column("agent", "agent"),
     Column("runs", "runs"),
     Column("P&L $ (95 %)", lambda row: _bounds(row.pnl), meaning="of a market, mean and interval"),
+    *CEILING,
     Column("Sharpe", lambda row: _number(row.sharpe), meaning="mean over spread of the changes in a run"),
     Column("drawdown $", lambda row: _number(row.max_drawdown, 0), meaning="largest fall from the peak"),
     Column("win rate", lambda row: _percent(row.win_rate), meaning=_WIN_RATE),
     Column("answers right", lambda row: _percent(row.answers_right), meaning="positions on the side of the answer"),
     Column("Brier (crowd's)", _brier, meaning="error of prices paid as probabilities, lower is better"),
     Column("invalid", lambda row: _percent(row.invalid_rate), meaning="unusable answers"),
-    Column("entropy", lambda row: _number(row.action_entropy), meaning="of the kinds of action, in bits"),
-    Column("reaction", _reaction, meaning="from news to a purchase, share of news"),
-    Column(
-        "optimality", lambda row: _number(row.optimality, 1),
-        meaning="P&L in % of the better oracle's, for single ticks or lasting positions",
-    ),
-]  # fmt: skip
-ON_PAGE = ("Sharpe", "drawdown $", "win rate", "answers right", "Brier (crowd's)", "invalid", "optimality")  # beside agent, P&L and runs
+    Column("entropy", lambda row: _number(row.action_entropy), meaning="of kinds of action, in bits"),
+    Column("reaction", _reaction, meaning="from news to purchase, share of news"),
+    Column("optimality", lambda row: _number(row.optimality, 1), meaning="P&L in % of the better oracle's"),
+]
+# Beside agent, P&L and runs.
+ON_PAGE = ("expected, $", "of the ceiling", "Sharpe", "drawdown $", "win rate", "answers right", "Brier (crowd's)", "invalid", "optimality")
 
 
 def _better(row: PairRow) -> str | None:
@@ -248,66 +256,6 @@ GENERATIONS = [
     _trained("from", lambda one: one["parentVersion"] or BASE), _trained("gate", lambda one: one["decision"]),
     _trained("$ an hour", lambda one: None if one["improvement"] is None else f"{one['improvement']:+.0f}"),
     _trained("against", lambda one: one["reference"]), _trained("released", _released), Column("deployed then", "deployed"),
-]  # fmt: skip
-# Of a ``Result``, in runs.csv: a name, and where its value is.
-_RUN: dict[str, str | Callable[[Result], object]] = {
-    "id": "id", "agent": "agent_id", "mandate": "mandate", "role": "role", "identity": "identity", "benchmark": "benchmark_id",
-    "snapshot": "snapshot", "seed": "seed", "repeat": "repeat", "complete": "complete", "stopped": "stopped",
-    "ticks_played": "ticks_processed", "ticks": "ticks", "tick_seconds": "tick_interval", "start_balance": "start_balance",
-    "pnl": "metrics.total_pnl", "return": "metrics.return_share", "sharpe": "metrics.sharpe",
-    "max_drawdown": "metrics.perp_metrics.max_drawdown", "max_drawdown_share": "metrics.max_drawdown_share",
-    "win_rate": "metrics.win_rate", "trades": "metrics.trades", "fees": "metrics.fees", "funding": "metrics.funding",
-    "liquidations": "metrics.perp_metrics.liquidations", "prediction_positions": "metrics.prediction_metrics.total_positions",
-    "answers_right": "metrics.prediction_metrics.accuracy", "brier": "metrics.brier", "market_brier": "metrics.market_brier",
-    "edge": "metrics.edge", "prediction_pnl": "metrics.prediction_metrics.pnl", "perp_trades": "metrics.perp_metrics.total_trades",
-    "perp_win_rate": "metrics.perp_metrics.win_rate", "perp_pnl": "metrics.perp_metrics.pnl",
-    "posts": "metrics.social_metrics.posts_created", "invalid": lambda result: sum(result.metrics.invalid.values()),
-    "invalid_rate": "metrics.invalid_rate", "refused": lambda result: sum(result.metrics.refused.values()),
-    "entropy_bits": "metrics.action_entropy", "reaction_ticks": "metrics.reaction_ticks", "reaction_share": "metrics.reaction_share",
-    "optimality": "metrics.optimality_score", "optimum": "optimum", "response_ms_mean": "metrics.timing.avg_response_time",
-    "response_ms_max": "metrics.timing.max_response_time", "engine": "engine",
-}  # fmt: skip
-RUNS = [Column(name, attrgetter(place) if isinstance(place, str) else place) for name, place in _RUN.items()]
-
-
-def _run(name: str, place: str) -> Column:
-    return Column(name, lambda row: attrgetter(place)(row[0]))
-
-
-def _decision(name: str, place: str) -> Column:
-    return Column(name, lambda row: getattr(row[1], place))
-
-
-def _told(name: str, *keys: str) -> Column:
-    """Value of a decision's data under the first of ``keys`` that it has."""
-
-    def cell(row: tuple[Result, ActionTaken]) -> object:
-        value: Any = next((row[1].data[key] for key in keys if key in row[1].data), None)
-        return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
-
-    return Column(name, cell)
-
-
-def _state(name: str) -> Column:
-    def cell(row: tuple[Result, ActionTaken]) -> object:
-        states = row[0].trajectory.states
-        return getattr(states[row[1].tick], name) if row[1].tick < len(states) else None
-
-    return Column(name, cell)
-
-
-def _brought(row: tuple[Result, ActionTaken]) -> float | None:
-    """Change of equity until the next decision."""
-    rewards = row[0].trajectory.rewards
-    return rewards[row[1].tick] if row[1].tick < len(rewards) else None
-
-
-# Of (``Result``, ``ActionTaken``), every decision of a run, in actions.csv.
-ACTIONS = [
-    _run("run", "id"), _run("agent", "agent_id"), _run("benchmark", "benchmark_id"), _run("repeat", "repeat"),
-    _decision("tick", "tick"), _decision("timestamp_ms", "timestamp"), _decision("action", "type"), _told("market", "market", "ticker"),
-    *(_told(name, name) for name in ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")),
-    _state("balance"), _state("equity"), Column("brought", _brought), _decision("response_ms", "duration"), _told("text", "text"),
 ]  # fmt: skip
 
 

@@ -122,6 +122,8 @@ class Metrics(CamelCase, frozen=True):
         invalid, refused: how often an answer could not be used, by reason, and an order was refused, by code.
         action_shares: by kind and side, ``invalid`` among them; they sum to 1. action_entropy: in bits.
         reaction_ticks: from news with a direction to the first purchase in it, while the news had an effect; reaction_share: of such news.
+        expected_usd: of the decisions on average, without the luck of prices; ceiling_usd: of the best play from what the prompt shows.
+            Null of positions that last, of recorded markets, and of players that know more.
     """
 
     total_pnl: float
@@ -149,6 +151,8 @@ class Metrics(CamelCase, frozen=True):
     news_with_direction: int = 0
     reaction_ticks: float | None = None
     reaction_share: float | None = None
+    expected_usd: float | None = None
+    ceiling_usd: float | None = None
 
 
 class ActionTaken(CamelCase, frozen=True, omit_defaults=True):
@@ -242,6 +246,16 @@ class Result(CamelCase, frozen=True):
     def pnl_usd(self) -> float:
         """Dollars earned."""
         return self.metrics.total_pnl
+
+    @property
+    def expected_usd(self) -> float | None:
+        """Expected dollars of its decisions."""
+        return self.metrics.expected_usd
+
+    @property
+    def ceiling_usd(self) -> float | None:
+        """Expected dollars of the best play in its market."""
+        return self.metrics.ceiling_usd
 
     @property
     def profits(self) -> list[float]:

@@ -33,8 +33,8 @@ NO_CALLS = "no call of a model under a finite schema: scripts alone played it"
 
 
 def answer_rules(settings: Settings) -> str:
-    """Rules and settings of answer groups: the code version of ``answer_groups``."""
-    return f"rules {ANSWER_RULES}, credit {settings.credit}, judge {settings.judge_model}"
+    """Rules and settings of answer groups: the code version of ``answer_groups``. Settings that make none are alike."""
+    return f"rules {ANSWER_RULES}, credit {settings.credit}, judge {settings.judge_model}" if without_answers(settings) is None else "none"
 
 
 def without_answers(settings: Settings) -> str | None:
@@ -46,11 +46,16 @@ def without_answers(settings: Settings) -> str | None:
     return None
 
 
-def sync_answer_groups(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, ReplayedHour]:
+def sync_answer_groups(
+    connection: Connection, windows: Iterable[str], settings: Settings, now: datetime, batch_id: str | None = None
+) -> dict[str, ReplayedHour]:
     """Update the stored answer groups of some hours; an hour is replayed only if its rows or the rules have changed.
 
-    Hours that are not complete at ``now``, or that window_groups has not read, are absent. HOURS_AT_ONCE hours are one transaction,
-    under each hour's lock.
+    Hours that are not complete at ``now``, or that window_groups has not read, are absent. HOURS_AT_ONCE hours are one transaction, under
+    each hour's lock.
+
+    Groups that a live batch holds stay as they are, so that a batch that is resumed trains what it began with; an hour that keeps an
+    outdated group is replayed by the next call. ``batch_id`` is a batch that has not begun, and its groups do not stay.
     """
     synced: dict[str, ReplayedHour] = {}
     for chunk in in_parts(sorted({window for window in windows if is_complete(window, now)}), HOURS_AT_ONCE):
@@ -59,6 +64,7 @@ def sync_answer_groups(connection: Connection, windows: Iterable[str], settings:
             versions = store.rows_versions(connection, chunk)
             sources = read_sources(connection, list(versions))
             stored = store.read_replayed(connection, list(versions))
+            held = store.held_trajectories(connection, list(versions), batch_id)
             episodes = stored_episodes(connection, list(versions))
             for window, rows in versions.items():
                 version = content_version([rows, ANSWER_RULES, settings.judge_model])
@@ -66,7 +72,14 @@ def sync_answer_groups(connection: Connection, windows: Iterable[str], settings:
                     synced[window] = stored[window]
                     continue
                 groups, reason = _groups(connection, window, sources.get(window), episodes[window], settings)
-                synced[window] = ReplayedHour(window=window, groups=groups, reason=reason, sources_version=version, changed=True)
+                found = {(group.trajectory_id, group.call_id): group for group in groups}
+                before = stored[window].groups if window in stored else ()
+                kept = {(group.trajectory_id, group.call_id): group for group in before if group.trajectory_id in held}
+                current = kept.items() <= found.items()
+                synced[window] = ReplayedHour(
+                    window=window, groups=tuple((found | kept).values()), reason=reason, sources_version=version if current else "",
+                    changed=True,
+                )  # fmt: skip
             store.replace(connection, [synced[window] for window in versions if synced[window].changed], now)
     return synced
 

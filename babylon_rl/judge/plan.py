@@ -137,7 +137,9 @@ def change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings:
     """Changes since ``group`` was scored; ``sources`` is the present version of its sources."""
     own = (group.judge, group.judge_version) == (settings.judge_model, judge_version(settings))
     if made_from.sources == sources:
-        return Change.NOTHING if own and not made_from.rules_changed else Change.RULES
+        # A setting may have returned to the value that the scores were made with.
+        followed = not made_from.rules_changed or made_from.scored_by == rules_version(settings)
+        return Change.NOTHING if own and followed else Change.RULES
     # rules from before they were recorded are known to have changed only where the judge has
     same_rules = made_from.rules == rules_version(settings) if made_from.rules else own
     return Change.DATA if not made_from.sources or same_rules else Change.RULES

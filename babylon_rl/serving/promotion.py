@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import ReleaseRefused
-from babylon_rl.evaluation.benchmark import Say, confirm
+from babylon_rl.evaluation.benchmark import Say
+from babylon_rl.evaluation.confirmation import confirm
 from babylon_rl.evaluation.gate import COLLAPSE, FAIL, INCONCLUSIVE, PASS
 from babylon_rl.evaluation.statistics.live import live_comparison, live_share
 from babylon_rl.market.model_endpoints import served_here

@@ -1,7 +1,7 @@
 """Rows of babylon_rl.replayed_hours and answer_groups: answers that nobody played, replayed for their tick.
 
 They stand in tables of their own, so that no count of what was played can take them in. Hours are written whole, in sets, and only if
-their content changed. Groups that a live batch trains stay as they are, so that a batch that is resumed trains what it began with.
+their content changed.
 """
 
 from collections.abc import Sequence
@@ -61,16 +61,16 @@ _GROUPS = """
     SELECT "window", "trajectoryId", "callId", "modelVersion", "answers"::text FROM babylon_rl.answer_groups
     WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"
 """
-_CLEAR = """
-    DELETE FROM babylon_rl.answer_groups g WHERE g."window" = ANY(%s)
-    AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."trajectoryId" = g."trajectoryId" AND i."live")
+_CLEAR = 'DELETE FROM babylon_rl.answer_groups WHERE "window" = ANY(%s)'
+_HELD = """
+    SELECT "trajectoryId" FROM babylon_rl.batch_items
+    WHERE "window" = ANY(%s) AND "live" AND "batchId" IS DISTINCT FROM %s
 """
 _INSERT = """
     INSERT INTO babylon_rl.answer_groups ("window", "trajectoryId", "callId", "modelVersion", "answers")
     SELECT given."window", given."trajectory", given."call", given."version", given."answers"::jsonb
     FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
          AS given ("window", "trajectory", "call", "version", "answers")
-    ON CONFLICT DO NOTHING
 """
 _UPSERT = """
     INSERT INTO babylon_rl.replayed_hours ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
@@ -84,6 +84,11 @@ _UPSERT = """
 def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """Return the versions of rows and market of those of ``windows`` that window_groups has read."""
     return dict(connection.execute(_ROWS, (list(windows),)).fetchall())
+
+
+def held_trajectories(connection: Connection, windows: Sequence[str], batch_id: str | None) -> set[str]:
+    """Return the trajectories of ``windows`` in live batches other than ``batch_id``."""
+    return {row[0] for row in connection.execute(_HELD, (list(windows), batch_id))}
 
 
 def read_answer_groups(connection: Connection, windows: Sequence[str]) -> dict[str, list[AnswerGroup]]:

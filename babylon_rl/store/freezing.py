@@ -6,6 +6,9 @@ The text gives one row per episode of the complete hours in a range, with the re
 behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
 last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for
 episodes that had no rows left when their hour was last read.
+
+An hour is flat if what trains of it has no advantage: its answer groups or parts where CREDIT trains by them, else the hour itself. It is
+not flat before it was judged, and replayed where answers train.
 """
 
 import sys
@@ -27,25 +30,29 @@ from babylon_rl.windows import next_window, window_end, window_start
 # Our tables that the statement reads. It reads trajectories too, but new ones change nothing before their hour is read.
 READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in (
-        "windows", "episodes", "group_scores", "episode_scores", "part_scores", "batch_items", "leaks", "dropped_episodes"
+        "windows", "episodes", "group_scores", "episode_scores", "part_scores", "answer_groups", "replayed_hours", "batch_items", "leaks",
+        "dropped_episodes",
     )
 )  # fmt: skip
 BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
 
-# hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
+# hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory. answered: trajectories with
+# answer groups.
 # member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour; the rules'
 # conditions read its columns. ruled: the first reason that holds, NULL for an episode that a batch may take.
 # An hour with an episode consumed by a training is not judged again automatically: later episodes in it get no score ("judgedForGood").
 _FREEZABLE = """
 WITH hour AS (
     SELECT w."window", w."state" = 'quarantined' AS "quarantined", w."window" <= %(settled)s AS "settled",
-           COALESCE(NOT g."stale" AND COALESCE(parts."flat", g."spread" < %(no_spread)s), FALSE) AS "flat",
+           COALESCE(NOT g."stale" AND COALESCE(parts."flat", g."spread" < %(no_spread)s), FALSE)
+               AND (%(credit)s <> 'answers' OR replayed."window" IS NOT NULL) AS "flat",
            g."window" IS NOT NULL AND consumed."one" IS NOT NULL AS "judgedForGood"
     FROM babylon_rl.windows w
     LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window"
     CROSS JOIN LATERAL (
-        SELECT bool_and(p."advantage" = 0) AS "flat" FROM babylon_rl.part_scores p WHERE p."window" = w."window"
+        SELECT bool_and(p."advantage" = 0) AS "flat" FROM babylon_rl.part_scores p WHERE %(credit)s = 'part' AND p."window" = w."window"
     ) parts
+    LEFT JOIN babylon_rl.replayed_hours replayed ON replayed."window" = w."window"
     LEFT JOIN LATERAL (
         SELECT TRUE AS "one" FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed" LIMIT 1
     ) consumed ON TRUE
@@ -55,35 +62,45 @@ WITH hour AS (
 ), leaked AS (
     SELECT l."window", l."trajectoryId", count(DISTINCT l."sequence") AS "calls"
     FROM hour h JOIN babylon_rl.leaks l ON l."window" = h."window" GROUP BY 1, 2
+), answered AS (
+    SELECT a."window", a."trajectoryId", bool_or(a."modelVersion" IS NOT NULL) AS "ours", bool_or(a."differ") AS "differ"
+    FROM hour h JOIN babylon_rl.answer_groups a ON a."window" = h."window" WHERE %(credit)s = 'answers' GROUP BY 1, 2
 ), member AS (
     SELECT e."window", e."agentId", COALESCE(l."calls", 0) AS "leakedCalls",
-           t."trajectoryId" IS NULL AS "gone", COALESCE(t."usedInTraining", FALSE) AS "used", b."trajectoryId" IS NOT NULL AS "held"
+           t."trajectoryId" IS NULL AS "gone", COALESCE(t."usedInTraining", FALSE) AS "used", b."trajectoryId" IS NOT NULL AS "held",
+           a."ours", a."differ"
     FROM hour h
     JOIN babylon_rl.episodes e ON e."window" = h."window" AND cardinality(e."usedIds") < cardinality(e."trajectoryIds")
     CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
     LEFT JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
     LEFT JOIN leaked l ON l."window" = e."window" AND l."trajectoryId" = i."trajectoryId"
     LEFT JOIN held b ON b."trajectoryId" = i."trajectoryId"
+    LEFT JOIN answered a ON a."window" = e."window" AND a."trajectoryId" = i."trajectoryId"
 ), stitched AS (
     SELECT "window", "agentId", count(*)::int AS "trajectories",
            count(*) FILTER (WHERE NOT "gone" AND NOT "used") AS "newRows",
-           sum("leakedCalls") AS "leakedCalls", bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held"
+           sum("leakedCalls") AS "leakedCalls", bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held",
+           bool_or("ours") AS "ours", bool_or("differ") AS "differ"
     FROM member GROUP BY "window", "agentId"
 ), episode AS (
     SELECT e."window", e."agentId", s."trajectories", s."newRows", s."leakedCalls", s."gone", s."used", s."held",
-           h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
+           h."quarantined", h."settled", e."usable", e."trainableSequences",
+           -- An hour trains by its answer groups where a version of ours was asked in an episode that a batch may take.
+           CASE WHEN bool_or(s."ours" AND "open") OVER hours THEN NOT bool_or(s."differ" AND "open") OVER hours ELSE h."flat" END AS "flat",
            COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
            d."reason" AS "left", h."judgedForGood" AND own."one" IS NULL AS "unjudged",
-           count(*) FILTER (WHERE e."usable") OVER (PARTITION BY e."window") AS "usableInHour",
-           count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER (PARTITION BY e."window") AS "groupSize"
+           count(*) FILTER (WHERE e."usable") OVER hours AS "usableInHour",
+           count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER hours AS "groupSize"
     FROM hour h
     JOIN babylon_rl.episodes e ON e."window" = h."window"
     LEFT JOIN stitched s ON s."window" = e."window" AND s."agentId" = e."agentId"
     LEFT JOIN babylon_rl.dropped_episodes d ON d."window" = e."window" AND d."agentId" = e."agentId"
+    CROSS JOIN LATERAL (SELECT e."usable" AND d."reason" IS NULL AND NOT s."used" AND NOT s."held" AS "open") taken
     LEFT JOIN LATERAL (
         SELECT TRUE AS "one" FROM babylon_rl.episode_scores o
         WHERE h."judgedForGood" AND s."newRows" > 0 AND o."window" = e."window" AND o."agentId" = e."agentId" LIMIT 1
     ) own ON TRUE
+    WINDOW hours AS (PARTITION BY e."window")
 )
 """
 
@@ -132,9 +149,10 @@ WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTrainin
 
 @dataclass(frozen=True, slots=True)
 class FreezeBounds:
-    """The range of hours to examine, as window ids.
+    """The range of hours to examine, as window ids, and how they train.
 
-    ``first`` <= window < ``end``; complete up to ``complete``, settled up to ``settled``.
+    ``first`` <= window < ``end``; complete up to ``complete``, settled up to ``settled``. ``credit`` is CREDIT, but ``hour`` where it asks
+    for answers and none can be made.
     """
 
     first: str
@@ -142,6 +160,7 @@ class FreezeBounds:
     complete: str
     settled: str
     min_agents: int
+    credit: str
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -152,6 +171,7 @@ class FreezeBounds:
             "complete": self.complete,
             "settled": self.settled,
             "min_agents": self.min_agents,
+            "credit": self.credit,
             "no_spread": NO_SPREAD,
             "start": window_start(self.first),
             # Hours that are not over cannot have been read.

@@ -189,13 +189,6 @@ def edition_of(connection: Connection, seed: int) -> str | None:
     )
 
 
-def simulated_games(connection: Connection) -> dict[str, str]:
-    """Return the name of the game that was played in each simulated hour, by window."""
-    return dict(
-        connection.execute("""SELECT "window", coalesce("source" ->> 'game', 'one-tick') FROM babylon_rl.simulated_hours""").fetchall()
-    )
-
-
 def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, source: HourSource, now: datetime) -> None:
     """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
     connection.execute(

@@ -30,12 +30,13 @@ class NewScores(NamedTuple):
 class ScoredFrom(NamedTuple):
     """Versions of the sources and the rules of some scores; empty where not known.
 
-    ``rules_changed``: both are those after a change of the rules that the scores do not follow.
+    ``rules_changed``: both are those after a change of the rules that the scores do not follow. ``scored_by`` are the rules that made them.
     """
 
     sources: str
     rules: str
     rules_changed: bool = False
+    scored_by: str = ""
 
 
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
@@ -349,15 +350,16 @@ def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str],
 
 
 _READ_MADE_FROM = """
-    SELECT "window", "sourcesVersion", "rulesVersion", "rulesChanged" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
+    SELECT "window", "sourcesVersion", "rulesVersion", "rulesChanged", "scoredBy" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
 """
 # Unchanged rows are not touched.
 _KEEP_MADE_FROM = """
     UPDATE babylon_rl.group_scores SET "sourcesVersion" = given."sources", "rulesVersion" = %(rules)s, "rulesChanged" = %(changed)s,
-        "stale" = FALSE
+        "stale" = FALSE, "scoredBy" = CASE WHEN %(changed)s THEN "scoredBy" ELSE %(rules)s END
     FROM unnest(%(windows)s::text[], %(sources)s::text[]) AS given ("hour", "sources")
     WHERE "window" = given."hour"
-      AND ("sourcesVersion", "rulesVersion", "rulesChanged", "stale") <> (given."sources", %(rules)s, %(changed)s, FALSE)
+      AND ("sourcesVersion", "rulesVersion", "rulesChanged", "stale", "scoredBy")
+          <> (given."sources", %(rules)s, %(changed)s, FALSE, CASE WHEN %(changed)s THEN "scoredBy" ELSE %(rules)s END)
 """
 _FORGET_SOURCES = """
     UPDATE babylon_rl.group_scores SET "sourcesVersion" = '', "rulesChanged" = FALSE, "stale" = TRUE

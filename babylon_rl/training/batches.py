@@ -38,12 +38,13 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, read_jobs, read_steps
-from babylon_rl.training.backends.protocol import CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
+from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, CPU, OnStep, Trainer, TrainPlan, choose_trainer, settings_for
 from babylon_rl.training.conversion import (
-    ANSWER_BACKENDS,
     NO_SEQUENCE,
     NO_TOKEN,
+    AnswersByCall,
     Conversion,
+    answers_that_train,
     convert,
     keep_budget,
     preflight_document,
@@ -69,7 +70,7 @@ from babylon_rl.training.lifecycle import (
     work_dir,
 )
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
-from babylon_rl.types import GroupScores
+from babylon_rl.types import NO_SPREAD, GroupScores
 from babylon_rl.windows import clock_from
 
 NO_SPREAD_REASON = "no spread of scores"
@@ -80,11 +81,12 @@ QUARANTINED_REASON = "its hour is quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Judged batch: episodes with scores and advantages; dropped groups with reasons, by window."""
+    """Judged batch: episodes with scores and advantages; dropped groups with reasons, and answers that train, by window."""
 
     batch: Batch
     episodes: Sequence[BatchEpisode]
     dropped_groups: Mapping[str, str]
+    answers: Mapping[str, AnswersByCall]
 
     @property
     def remaining(self) -> list[BatchEpisode]:
@@ -134,7 +136,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
     # Once training has begun, the judgements are fixed.
     batch = required_batch(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
-        return _prepared(connection, batch)
+        return _prepared(connection, batch, batch_settings(batch, settings))
     effective = batch_settings(batch, settings)
     clock = clock_from(now)
     # From here on an earlier run of this batch matches no row any more: every write names its attempt, and its next heartbeat stops it.
@@ -150,18 +152,20 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
         if without_answers(effective) is None and batch.backend in ANSWER_BACKENDS:
-            sync_answer_groups(connection, windows, effective, now)
+            sync_answer_groups(connection, windows, effective, now, batch_id)
         # Below, an hour without scores leaves the batch as no longer ready. One that only waits for its judge must not be taken for that.
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
         dropped = left_to_dropout(connection, windows)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
-        judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
+        answers = _answers(connection, batch, episodes, effective)
+        flat = {window for window, group in groups.items() if _is_flat(group, answers.get(window), effective)}
+        judged = [_judged(e, groups.get(e.window), e.window in flat, e.window in scores.quarantined) for e in episodes]
         # Advanced once more in the transaction of the judgements: a run that was taken over while the judge was asked writes none.
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, JUDGE, clock())
             write_judgements(connection, batch_id, judged)
-        prepared = _prepared(connection, required_batch(connection, batch_id))
+        prepared = _prepared(connection, required_batch(connection, batch_id), effective)
         # The judgements are committed by now, so a batch that fails here still shows why each of its episodes was left out.
         if not prepared.remaining:
             reasons = Counter(episode.dropped for episode in judged if episode.dropped is not None)
@@ -199,7 +203,8 @@ def train_batch(
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
-    if batch.live and any(episode.score is None for episode in _prepared(connection, batch).remaining):
+    episodes = read_batch_episodes(connection, batch_id)
+    if batch.live and any(episode.score is None and episode.dropped is None for episode in episodes):
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
     attempt = _claim(connection, batch_id, now)
@@ -216,7 +221,8 @@ def train_batch(
             )
         limit_s = math.inf if trainer.service is not None else settings.training_time_limit_hours * 3600
         run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
-        training = _Training(run, effective, on_step, on_preflight, _prepared(connection, batch), bool(read_steps(connection, batch_id)))
+        prepared = _prepared(connection, batch, effective)
+        training = _Training(run, effective, on_step, on_preflight, prepared, bool(read_steps(connection, batch_id)))
         model = training.run_phases()
     return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
@@ -377,8 +383,8 @@ def _train(this: _Training) -> None:
 
 def _publish(this: _Training) -> Model:
     """Then: the version is registered, the batch completed, its trajectories used."""
-    sequences = this.conversion.sequences
-    return publish_and_register(this.run, this.episodes, this.steps, this.parent_version, this.settings, sequences)
+    trained_on = this.conversion, this.generation
+    return publish_and_register(this.run, this.episodes, this.steps, this.parent_version, this.settings, *trained_on)
 
 
 _PHASES: tuple[Callable[[_Training], Model | None], ...] = (
@@ -400,7 +406,14 @@ def _refuse_pending(batch_id: str, scores: ScoringResult) -> None:
         )
 
 
-def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool) -> BatchEpisode:
+def _is_flat(group: GroupScores, answers: AnswersByCall | None, settings: Settings) -> bool:
+    """Whether what trains of an hour has no advantage, as store/freezing.py counts."""
+    if answers is not None:
+        return not any(max(scores) - min(scores) > NO_SPREAD for own in answers.values() for scores in [[score for *_, score in own]])
+    return not group.has_spread if settings.by_part else group.spread < NO_SPREAD
+
+
+def _judged(episode: BatchEpisode, scores: GroupScores | None, flat: bool, quarantined: bool) -> BatchEpisode:
     if episode.dropped is not None:
         return episode  # its trajectories are free, and perhaps another batch's
     if scores is None:
@@ -409,16 +422,24 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool
     own = next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
     if own is None:
         return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
-    reason = None if scores.has_spread else NO_SPREAD_REASON
+    reason = NO_SPREAD_REASON if flat else None
     parts = [part for part in scores.parts if part.agent_id == episode.agent_id]
     return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason, parts=parts)
 
 
-def _prepared(connection: Connection, batch: Batch) -> Prepared:
+def _answers(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> Mapping[str, AnswersByCall]:
+    in_window: dict[str, list[BatchEpisode]] = {}
+    for episode in episodes:
+        if episode.dropped is None:
+            in_window.setdefault(episode.window, []).append(episode)
+    return answers_that_train(connection, in_window, settings, batch.backend)[0]
+
+
+def _prepared(connection: Connection, batch: Batch, settings: Settings) -> Prepared:
     episodes = read_batch_episodes(connection, batch.batch_id)
     remaining = {episode.window for episode in episodes if episode.dropped is None}
     dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in remaining}
-    return Prepared(batch, episodes, dropped)
+    return Prepared(batch, episodes, dropped, _answers(connection, batch, episodes, settings))
 
 
 def cancel_batch(connection: Connection, batch_id: str, reason: str, now: datetime) -> Batch:

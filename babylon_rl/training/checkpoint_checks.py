@@ -181,7 +181,7 @@ def in_bounds(finished: Finished) -> CheckpointVerdict:
 def no_leakage(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
     """Convert the trained episodes again and check for leaks known by now.
 
-    Each episode must give the same number of sequences as in the training.
+    Each episode must give the same number of sequences as in the training, answer groups counted as one.
     """
     effective = batch_settings(finished.batch, settings)
     line = _line_then(connection, finished)
@@ -189,7 +189,7 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     # Episodes with fewer sequences than before are converted alone, to count leaks.
     fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in finished.episodes]
     short = [episode for episode, number in fewer if number > 0]
-    read, missing = len(again.sequences), sum(number for _, number in fewer if number > 0)
+    read, missing = sum(again.per_episode.values()), sum(number for _, number in fewer if number > 0)
     leaked = min(missing, convert(connection, short, effective, line, finished.batch.backend).left_out.get(LEAK, 0)) if short else 0
     numbers = {"sequences": read, "missing": missing, "leaked": leaked}
     if leaked:

@@ -33,7 +33,14 @@ from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.store.write_ahead import RemoteJob
-from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, TrainPlan, TrainSequence, choose_trainer, trainer_choice
+from babylon_rl.training.backends.protocol import (
+    ANSWER_BACKENDS,
+    TrainPlan,
+    TrainSequence,
+    choose_trainer,
+    recorded_calls,
+    trainer_choice,
+)
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.types import SCRIPTED, ServedSequence
 
@@ -44,7 +51,6 @@ EMPTY = "an empty response"
 LEAK = "leak"
 RECORDED = "recorded in an hour whose answer groups train"
 NO_VERSION = "no version of ours was asked in it"
-ANSWER_BACKENDS = (CPU, DRY_BASE_MODEL)
 AnswersByCall = Mapping[tuple[str, str], Answers]  # trajectory and call
 CUT = "an answer that was cut off"
 
@@ -53,10 +59,10 @@ CUT = "an answer that was cut off"
 class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
-    ``per_episode`` is the number of sequences of each (window, agent id). Of ``replayed`` hours ``answer_groups`` train, and nothing else;
-    ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers. ``own_trades`` and ``own_pnl_usd`` are trades and P&L
-    of the agents whose calls no script wrote. ``by_hour`` counts the sequences that have their episode's advantage although CREDIT asks
-    for their part's: their hours were judged as a whole.
+    ``per_episode`` is the number of recorded calls of each (window, agent id) that train, each answer group counted as one. Of ``replayed``
+    hours these answer groups train, and nothing else; ``not_replayed`` counts the other hours by reason, where CREDIT asks for answers.
+    ``own_trades`` and ``own_pnl_usd`` are trades and P&L of the agents whose calls no script wrote. ``by_hour`` counts the sequences that
+    have their episode's advantage although CREDIT asks for their part's: their hours were judged as a whole.
     """
 
     sequences: Sequence[TrainSequence]
@@ -64,12 +70,16 @@ class Conversion:
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
-    replayed: frozenset[str] = frozenset()
-    answer_groups: int = 0
+    replayed: Mapping[str, AnswersByCall] = field(default_factory=dict)
     not_replayed: Mapping[str, int] = field(default_factory=dict)
     own_trades: int = 0
     own_pnl_usd: float = 0.0
     by_hour: int = 0
+
+    @property
+    def answers(self) -> int:
+        """Number of the sequences that nobody played."""
+        return sum(len(self.by_window.get(window, ())) for window in self.replayed)
 
 
 def convert(
@@ -118,20 +128,21 @@ def convert(
                     if window in groups:
                         left_out[RECORDED] += sum((call.trajectory_id, call.call_id) not in groups[window] for call in trainable)
                         sequences = [one for call in trainable for one in _answers(call, episode, groups[window])]
+                        number = sum((call.trajectory_id, call.call_id) in groups[window] for call in trainable)
                     else:
                         sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
                         by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
+                        number = len(sequences)
                     # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
-                    per_episode[window, episode.agent_id] = len(sequences)
+                    per_episode[window, episode.agent_id] = number
                     places.setdefault(window, []).extend(spill.write(sequences))
     # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
-    number = sum(len(own) for own in replayed.values())
     return Conversion(
-        everything, by_window, per_episode, dict(+left_out), dict(staleness), frozenset(replayed), number, dict(not_replayed),
-        own_trades, own_pnl_usd, by_hour,
+        everything, by_window, per_episode, dict(+left_out), dict(staleness), replayed, dict(not_replayed), own_trades, own_pnl_usd,
+        by_hour,
     )  # fmt: skip
 
 
@@ -237,7 +248,8 @@ def preflight_document(
 ) -> dict[str, Any]:
     """Build the document stored with the batch.
 
-    Shares are 0..1, spread is a population standard deviation within a group.
+    Shares are 0..1, spread is a population standard deviation within a group. ``sequences`` and its shares are of recorded calls;
+    ``answers``, which nobody played, are counted beside them.
 
     ``episodes`` are those of the groups that had not left before; hours of which nothing trains join ``dropped_groups``.
 
@@ -252,9 +264,9 @@ def preflight_document(
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
     often = Counter(window for windows in iterations for window in windows)
     baseline = [episode for episode in episodes if episode.contributes == BASELINE]
-    number = len(conversion.sequences)
     # The answers of a group get their log-probabilities before an iteration begins.
-    shown = [(s.scripted, bool(s.group) or _has_token_logprobs(s), bool(s.group)) for s in conversion.sequences]
+    shown = [(s.scripted, bool(s.group) or _has_token_logprobs(s), bool(s.group)) for s in recorded_calls(conversion.sequences)]
+    number = len(shown)
     return {
         "groups": len(trained),
         "groupsDropped": dict(Counter(dropped_groups) + lost),
@@ -263,8 +275,8 @@ def preflight_document(
         "scripts": sorted({sequence.model.removeprefix(SCRIPTED) for sequence in conversion.sequences if sequence.scripted}),
         "scriptedShare": sum(scripted for scripted, *_ in shown) / number if number else 0.0,
         "logprobShare": sum(logprobs for _, logprobs, _ in shown) / number if number else 0.0,
-        "answerGroups": conversion.answer_groups,
-        "answers": sum(grouped for *_, grouped in shown),
+        "answerGroups": sum(grouped for *_, grouped in shown),
+        "answers": conversion.answers,
         "notReplayed": dict(conversion.not_replayed),
         "ownTrades": conversion.own_trades,
         "ownTradePnl": conversion.own_pnl_usd / conversion.own_trades if conversion.own_trades else None,

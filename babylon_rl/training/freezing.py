@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from babylon_rl.errors import TrainingError, UsageError
+from babylon_rl.errors import NoTrainer, TrainingError, UsageError
+from babylon_rl.judge.answer_groups import without_answers
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
 from babylon_rl.store.batches import DROPOUT, Batch, batch_id_taken, lock_registry, read_batch, record_dropped
@@ -32,7 +33,7 @@ from babylon_rl.store.freezing import (
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
-from babylon_rl.training.backends.protocol import chosen_trainer, trainer_choice
+from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, chosen_trainer, trainer_choice
 from babylon_rl.versions import seeded_share
 from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
 
@@ -156,7 +157,16 @@ def freeze_bounds(
         newest = newest_window_with_rows(connection, complete) or complete
         end = next_window(newest)
         first = window_of(window_start(end) - settings.lookback_hours * HOUR)
-    return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window)
+    return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window, trained_by(settings))
+
+
+def trained_by(settings: Settings) -> str:
+    """CREDIT, but ``hour`` where it asks for answers and the judge or the trainer takes none."""
+    try:
+        none = settings.credit == "answers" and (without_answers(settings) or trainer_choice(settings).backend not in ANSWER_BACKENDS)
+    except NoTrainer:
+        none = False
+    return "hour" if none else settings.credit
 
 
 def last_hours(settings: JudgeSettings, now: datetime, settled: bool) -> tuple[str, str]:

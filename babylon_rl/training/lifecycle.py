@@ -414,7 +414,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     outcome = {
         "loss": result.loss,
         "trainableTokens": result.trainable_tokens,
-        "sequences": result.sequences or len(iteration.sequences),
+        "sequences": result.sequences or iteration.calls,
         "seconds": round(time.monotonic() - began_s, 3),
         "metrics": result.metrics,
     }
@@ -445,7 +445,7 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."
         )
     step = TrainingStep(
-        iteration.step, run.attempt, run.trainer.name, iteration.step - 1, iteration.windows, len(iteration.sequences),
+        iteration.step, run.attempt, run.trainer.name, iteration.step - 1, iteration.windows, iteration.calls,
         run.clock(), None, None, None, None, None,
     )  # fmt: skip
     with own_transaction(run.connection):

@@ -12,7 +12,7 @@ are never deleted; rows and files of other producers and uploads are not touched
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -72,9 +72,10 @@ from babylon_rl.store.releases import versions_needed
 from babylon_rl.store.scores import read as read_scores
 from babylon_rl.store.windows import lock_windows
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
-from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
-from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
+from babylon_rl.training.backends.protocol import STATE_PREFIX, recorded_calls
+from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, AnswersByCall, Conversion
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER, RESULT_FILE, WORK, BatchRun
+from babylon_rl.types import ServedSequence
 from babylon_rl.versions import content_version
 
 _LOG = logging.getLogger(__name__)
@@ -158,9 +159,10 @@ def publish_and_register(
     steps: Sequence[TrainingStep],
     parent: str | None,
     settings: Settings,
-    sequences: Sequence[TrainSequence],
+    conversion: Conversion,
+    generation: int,
 ) -> Model:
-    """Publish the last iteration, trained on ``sequences``, as a version and register it.
+    """Publish the last iteration, trained on ``conversion``, as a version of a generation and register it.
 
     Raises:
         BatchConflict: the batch ended, or a newer run has it; no row was written.
@@ -168,7 +170,7 @@ def publish_and_register(
         TrainingPaused: as ``finish_registration``.
     """
     version = _own_version(run, parent, settings)
-    manifest = _manifest(run, version, episodes, steps, parent, sequences)
+    manifest = _manifest(run, version, episodes, steps, parent, conversion, generation)
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
     # The directory of this machine: the row may name that of another one, which trained the iteration too. Trainer state and the
@@ -202,6 +204,8 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     # Before the row, which names the URL: another machine that reads the row finds the files there.
     url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
+    batch = read_batch(run.connection, run.batch.batch_id)
+    preflight = None if batch is None else batch.preflight
     # Figures of all iterations are stored with the model.
     metrics = {
         "judge": run.batch.settings.get("judge_model"),
@@ -210,6 +214,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         "trajectories": sum(len(episode.trajectory_ids) for episode in episodes),
         "baselineTrajectories": sum(len(episode.trajectory_ids) for episode in episodes if episode.contributes == BASELINE),
         "sequences": sum(episode.sequences or 0 for episode in episodes),
+        "answers": (preflight or {}).get("answers", 0),  # which nobody played
     }
     new = NewModel(
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
@@ -299,10 +304,12 @@ def _manifest(
     episodes: Sequence[BatchEpisode],
     steps: Sequence[TrainingStep],
     parent: str | None,
-    sequences: Sequence[TrainSequence],
+    conversion: Conversion,
+    generation: int,
 ) -> Manifest:
     scores = [episode.score for episode in episodes if episode.score is not None]
     windows = sorted({episode.window for episode in episodes}, reverse=True)
+    bounded = [step.metrics for step in steps if step.metrics and "skippedSteps" in step.metrics]
     return Manifest(
         version=version,
         base=run.trainer.base_identity(),
@@ -310,29 +317,34 @@ def _manifest(
         parent=parent,
         batch_id=run.batch.batch_id,
         step=steps[-1].iteration,
-        prompt_version=prompt_version(sequences),
-        action_grammar=action_grammar(sequences),
+        prompt_version=prompt_version(recorded_calls(conversion.sequences)),
+        action_grammar=action_grammar(recorded_calls(conversion.sequences)),
         judge=run.batch.settings.get("judge_model"),
         judge_version="; ".join(sorted({group.judge_version for group in read_scores(run.connection, windows).values()})) or None,
-        data_version=data_version(episodes),
+        data_version=data_version(episodes, conversion.replayed),
         trajectories=sum(len(episode.trajectory_ids) for episode in episodes),
         windows=tuple(windows),
         metrics={
             **({} if steps[-1].loss is None else {"loss": steps[-1].loss}),
             "avgReward": sum(scores) / len(scores),
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
+            **({"answers": float(conversion.answers)} if conversion.replayed else {}),
+            # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
+            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
+            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
         },
         trainer={
-            "backend": run.batch.backend, "seed": run.batch.seed, "settings": {**run.batch.settings, **run.trainer.hyperparameters()},
+            "backend": run.batch.backend, "seed": run.batch.seed,
+            "settings": {**run.batch.settings, **run.trainer.hyperparameters(generation)},
         },
     )  # fmt: skip
 
 
-def data_version(episodes: Sequence[BatchEpisode]) -> str:
-    """Hash of episodes with their trajectories and advantages, those of their parts included."""
-    return content_version(
-        [[e.window, e.agent_id, list(e.trajectory_ids), e.advantage, *(part.advantage for part in e.parts)] for e in episodes]
-    )
+def data_version(episodes: Sequence[BatchEpisode], answers: Mapping[str, AnswersByCall]) -> str:
+    """Hash of episodes with their trajectories and advantages, those of their parts and the answers that train included."""
+    rows = [[e.window, e.agent_id, list(e.trajectory_ids), e.advantage, *(part.advantage for part in e.parts)] for e in episodes]
+    groups = [[window, *sorted([*call, answer] for call, answer in own.items())] for window, own in sorted(answers.items())]
+    return content_version([*rows, *groups])
 
 
 def _batch_of(directory: Path) -> str | None:
@@ -358,19 +370,19 @@ def _tidy(run: BatchRun) -> None:
     run.connection.commit()
 
 
-def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
+def prompt_version(calls: Iterable[ServedSequence]) -> str | None:
     """Name of the prompt; shares where there are several; None where none is known."""
     from babylon_rl.market.simulation.prompting import version_of
 
-    return _named(Counter(version_of(sequence.messages) or UNKNOWN for sequence in sequences))
+    return _named(Counter(version_of(call.messages) or UNKNOWN for call in calls))
 
 
-def action_grammar(sequences: Sequence[TrainSequence]) -> str | None:
+def action_grammar(calls: Iterable[ServedSequence]) -> str | None:
     """Constraint on the answers: the schema's name with its forms, or free text.
 
     The markets in the schema change by the hour, so they are not part of the name.
     """
-    return _named(Counter(_grammar(sequence.response_format) for sequence in sequences))
+    return _named(Counter(_grammar(call.response_format) for call in calls))
 
 
 def _named(counted: Counter[str]) -> str | None:

@@ -32,6 +32,7 @@ from babylon_rl.training.freezing import (
     freeze,
     freeze_bounds,
     last_hours,
+    trained_by,
     with_unread,
 )
 from babylon_rl.windows import next_window
@@ -158,7 +159,7 @@ def not_ready(
 def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tuple[str | None, str | None]:
     """Watermarks of the inputs of the counts, and of the counts plus row quality."""
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
-    hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window)
+    hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window, trained_by(settings))
     arriving = ("public.trajectories",)
     marks = [
         watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)

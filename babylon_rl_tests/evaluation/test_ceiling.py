@@ -9,12 +9,13 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.ceiling import KINDS, Errors, ceiling_usd, errors, expected_usd
+from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
-from babylon_rl.evaluation.play import appraised_row, gate_job, gate_key, gate_script, market_rows, script_rows, scripted
-from babylon_rl.evaluation.report import ceiling_words
+from babylon_rl.evaluation.play import appraised_row, benchmark_results, gate_job, gate_key, gate_script, market_rows, script_rows, scripted
+from babylon_rl.evaluation.report import AGENTS, CEILING, ceiling_words, gate_columns
 from babylon_rl.evaluation.results import Result, gate_files
-from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import ratio_interval
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import AMOUNTS, POSTS
@@ -144,3 +145,19 @@ def test_a_ratio_of_sums_is_paired_by_market() -> None:
     assert varied.low < 0.8 < varied.high
     with pytest.raises(ValueError, match="no ratio"):
         ratio_interval([1.0], [0.0])
+
+
+@pytest.mark.slow
+def test_tables_of_runs_have_the_columns_of_the_gates(tmp_path: Path) -> None:
+    markets = snapshots_named(["preset:quick:seeds=1-2"])
+    players = [scripted(name) for name in ("best-by-prompt", "nothing", "oracle")] + [replace(scripted("balanced", "free"), name="lasts")]
+    runs = benchmark_results(players, markets, tmp_path, repeats=2)
+    rows = {row.agent: row for row in compare_results(runs.results).agents}
+    best, nothing = rows["best-by-prompt"], rows["nothing"]
+    assert best.expected is not None and best.expected.mean > 0 and best.of_ceiling is not None and best.of_ceiling.mean == pytest.approx(1)
+    assert nothing.expected is not None and nothing.expected.mean == 0
+    # Positions that last, and a player that knows more than the prompt shows, have neither.
+    assert [(rows[name].expected, rows[name].of_ceiling) for name in ("oracle", "lasts")] == [(None, None)] * 2
+    cells = {column.title: column.cell(best) for column in AGENTS}
+    assert cells["of the ceiling"] == "100% [100%, 100%]" and str(cells["expected, $"]).startswith("+")
+    assert all(column in AGENTS and column.title in [one.title for one in gate_columns("base")] for column in CEILING)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from babylon_rl.evaluation import report
+from babylon_rl.evaluation import html_report, report
 from babylon_rl.reporting.numbers import legend
 
 
@@ -10,7 +10,7 @@ from babylon_rl.reporting.numbers import legend
     "made",
     [
         report.gate_columns("base"), report.gate_columns(None), report.leaderboard_columns("base"), report.contest_columns("base"),
-        report.demo_columns("base"), report.AGENTS, report.PAIRS, report.NEEDED, report.RUNS, report.ACTIONS, report.CRITERIA,
+        report.demo_columns("base"), report.AGENTS, report.PAIRS, report.NEEDED, html_report.RUNS, html_report.ACTIONS, report.CRITERIA,
         report.GENERATIONS,
     ],
 )  # fmt: skip
@@ -30,9 +30,9 @@ def test_tables_of_results_end_with_what_their_columns_mean(made):
 
 
 def test_accuracy_is_of_orders_and_answers_right_of_positions_in_questions():
-    titles = {name: {column.title for column in getattr(report, name)} for name in ("AGENTS", "RUNS")}
-    assert "accuracy" not in titles["AGENTS"] | titles["RUNS"]
-    assert "answers right" in titles["AGENTS"] and "answers_right" in titles["RUNS"]
+    agents, runs = ({column.title for column in columns} for columns in (report.AGENTS, html_report.RUNS))
+    assert "accuracy" not in agents | runs
+    assert "answers right" in agents and "answers_right" in runs
     for made in (report.gate_columns("base"), report.leaderboard_columns("base"), report.demo_columns("base")):
         assert {column.title: column.meaning for column in made}["accuracy"] == "orders in the market's direction"
 

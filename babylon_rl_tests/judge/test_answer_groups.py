@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, OTHERS, sync_answer_groups, tick_score
+from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, OTHERS, answer_rules, sync_answer_groups, tick_score
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import replay
 from babylon_rl.market.simulation.model_agent import model_agent
@@ -80,6 +80,14 @@ def test_no_answer_counts_as_played(played: Connection, settings: Settings) -> N
     before = played.execute(counted.format("babylon_rl.windows")).fetchall()
     synced(played, settings)
     assert played.execute(counted.format("babylon_rl.windows")).fetchall() == before
+
+
+def test_a_change_between_settings_that_make_no_answers_makes_no_hour_again(settings: Settings) -> None:
+    def rules(**changes: str) -> str:
+        return answer_rules(settings.model_copy(update=changes))
+
+    assert rules(credit="hour") == rules(credit="part") == rules(judge_model="openai/x") == rules(credit="part", judge_model="openai/y")
+    assert rules() != rules(credit="hour")
 
 
 GUEST = """

@@ -1,6 +1,7 @@
 """A change of rule, setting, rubric or judge is free to follow where nothing is paid, and waits for a person where something is."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
@@ -109,6 +110,29 @@ def test_a_rule_that_changes_nothing_shown_leaves_the_scores_current(connection:
     note_changes(connection, [window], other)
     assert find_changes(connection, [window], other)[window][0] is Change.NOTHING
     assert score_stale(connection, [window], other, NOW).by_other_rules == [] and requests(judge) == 2
+
+
+def test_credit_by_part_waits_for_a_person_with_its_price_and_back_again_nothing_differs(
+    connection: Connection, settings: Settings, judge: Judge
+) -> None:
+    window = one_hour(connection)
+    chosen = asking(settings, judge.url).model_copy(update={"credit": "hour"})
+    score_windows(connection, [window], chosen, NOW)
+
+    def noted(credit: Literal["hour", "part", "answers"]) -> tuple[Change, int, int]:
+        """Change of the hour, hours by other rules, and hours with a price."""
+        other = chosen.model_copy(update={"credit": credit})
+        note_changes(connection, [window], other)
+        assert not score_windows(connection, [window], other, NOW)[window].changed
+        number, _ = by_other_rules(connection, WINDOW, "9999", other.judge_model, templates.judge_version(other))
+        priced = [hour for hour in estimate_hours(connection, [window], other, stale=True) if hour.requests]
+        return find_changes(connection, [window], other)[window][0], number, len(priced)
+
+    # an hour's score is the same whether hours or answers train
+    assert noted("answers") == (Change.NOTHING, 0, 0)
+    assert noted("part") == (Change.RULES, 1, 1)
+    assert noted("hour") == (Change.NOTHING, 0, 0)
+    assert requests(judge) == 2
 
 
 def test_the_heuristic_follows_its_rules_and_never_takes_the_place_of_a_paid_judge(

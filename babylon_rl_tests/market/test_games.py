@@ -24,7 +24,7 @@ from babylon_rl.models.grammar import language
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.database import Database
-from babylon_rl.store.recording import simulated_games
+from babylon_rl.store.recording import read_sources
 from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert, preflight_document
 from babylon_rl.training.publishing import action_grammar, prompt_version
@@ -50,7 +50,7 @@ def test_an_hour_of_a_game_reads_back_with_answers_that_are_legal_under_their_ow
     with database.connect() as connection:
         ids = [row[0] for row in connection.execute('SELECT "trajectoryId" FROM trajectories').fetchall()]
         read = trajectories_with_texts(connection, ids, settings)
-        assert simulated_games(connection) == {START: game.name}
+        assert {window: source and source.game for window, (*_, source) in read_sources(connection, [START]).items()} == {START: game.name}
     calls = [call for trajectory in read.values() for call in trajectory.sequences]
     assert len(calls) == len(rows) == 6 * 12 and sum(not call.model.startswith("scripted/") for call in calls) == 12
     for call in calls:

@@ -8,6 +8,7 @@ from babylon_rl.cli.demo_stages import Demo, end_trial, release
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSTS
 from babylon_rl.serving.promotion import promote, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.store.benchmarks import begin_confirmation, read_confirmations
@@ -111,6 +112,17 @@ def test_a_test_whose_rival_is_not_registered_any_more_leaves_a_candidate(promot
         said = promoted("v1.0.1", served)
     why = "v1.0.1 was not confirmed: v1.0.0, which its test began against, is not registered any more."
     assert said == f"v1.0.1 is a candidate, and a person decides: {why}" and served.asked == {}
+
+
+def test_a_version_of_another_game_than_the_deployed_ones_waits_for_a_person_with_the_commands(promoted, make_version, connection):
+    make_version("v1.0.0", status="deployed", game=ONE_TICK_GAME)
+    make_version("v1.0.1", parent="v1.0.0", game=POSTS)
+    with endpoint(base=hold) as served:
+        said = promoted("v1.0.1", served)
+    why = "v1.0.1 was not confirmed: it was trained in posts, and v1.0.0, which is deployed, in one-tick."
+    assert said.startswith(f"v1.0.1 is a candidate, and a person decides: {why}")
+    assert "--model v1.0.1 --model v1.0.0 --game posts` (or one-tick), then `babylon-rl models deploy v1.0.1`" in said
+    assert why in read_events(connection)[-1].why and served.asked == {} and read_confirmations(connection) == []
 
 
 @pytest.mark.long

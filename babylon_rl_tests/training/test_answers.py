@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.models.grammar import language
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.cpu.answers import LEAST_PROBABILITY, SURE, UNLIKELY, answer_logprobs, weigh_answers
-from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, load_policy, make_items
+from babylon_rl.training.backends.cpu.bounds import AtChoices, at_choices, read, repacked, weighted_kl
+from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, load_policy, make_items, pack
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, SCHEMA, SELL, ignore, make_iteration, make_lesson, make_sequence
@@ -36,7 +38,11 @@ def policy_of(base: Path, adapter: Path | None = None) -> tuple[Any, PackedPolic
 def weighed(base: Path, sequences: list[TrainSequence]) -> tuple[list[Item], Counter[str]]:
     tokenizer, policy = policy_of(base)
     items, left_out = make_items(tokenizer, sequences)
-    return weigh_answers(policy, items, left_out), left_out
+    return weigh_answers(items, read_at(policy, items), left_out), left_out
+
+
+def read_at(policy: PackedPolicy, items: list[Item]) -> AtChoices:
+    return at_choices(read(policy, items, pack([item.encoded for item in items])), items)
 
 
 def chance(item: Item) -> float:
@@ -92,14 +98,29 @@ def test_better_answers_become_likelier_and_the_bytes_repeat(cpu_settings: Setti
         (tmp_path / name).mkdir()
         result = CpuTrainer(settings, threads).train(make_iteration(sequences, passes=4), None, tmp_path / name, ignore)
     assert len({hashlib.sha256((tmp_path / name / WEIGHTS).read_bytes()).digest() for name in ("one", "two")}) == 1
-    assert result.sequences + result.metrics[f"leftOut_{UNLIKELY}"] == len(sequences)
+    # each group stands for the call that was played
+    assert result.sequences == 8 and result.metrics["answers"] + result.metrics[f"leftOut_{UNLIKELY}"] == len(sequences)
     assert result.metrics["ratioAtStart"] == pytest.approx(1, abs=0.02)
 
     expected = []
     for adapter in (None, tmp_path / "one"):
         tokenizer, policy = policy_of(tiny_base, adapter)
         items, _ = make_items(tokenizer, [*group(f"{GOOD} 99"), *group(f"{BAD} 99", SELL)])
-        expected.append(
-            sum(math.exp(sum(by_token)) * item.score for item, by_token in zip(items, answer_logprobs(policy, items), strict=True))
-        )
+        at = read_at(policy, items)
+        expected.append(sum(math.exp(sum(answer_logprobs(item.encoded, at))) * item.score for item in items))
     assert expected[1] > expected[0] + 0.03
+
+
+def test_the_pass_that_weighs_answers_is_that_of_the_trust_region(tiny_base: Path) -> None:
+    tokenizer, policy = policy_of(tiny_base)
+    items, left_out = make_items(tokenizer, [*make_lesson(2), *group("a"), *group("b", SELL)])
+    at = read_at(policy, items)
+    kept = weigh_answers(items, at, left_out)
+    packs = pack([item.encoded for item in kept])
+    assert left_out[UNLIKELY] and len(kept) < len(items)
+    arranged, anew = repacked(at, packs, kept, policy.head), read(policy, kept, packs)
+    weight = sum(item.token_weight * item.encoded.trainable_tokens for item in kept)
+    assert weighted_kl(anew, arranged, kept, policy.head) / weight == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for row, one in anew.items():
+            torch.testing.assert_close(arranged[row].open_od.float(), one.open_od.float(), atol=1e-4, rtol=1e-4)

@@ -9,17 +9,22 @@ import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.answer_groups import sync_answer_groups
+from babylon_rl.judge.scoring import score_windows
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.models.checkpoints import verify
 from babylon_rl.settings import Settings
+from babylon_rl.store.answer_groups import read_answer_groups
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.batches import NO_SPREAD_REASON, cancel_batch, prepare_batch, train_batch
+from babylon_rl.training.checkpoint_checks import Finished, no_leakage
 from babylon_rl.training.conversion import NO_VERSION, RECORDED, Conversion, convert, preflight_lines
-from babylon_rl.training.freezing import freeze
+from babylon_rl.training.freezing import count_freezable, freeze
+from babylon_rl.training.publishing import data_version
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
 
 pytestmark = pytest.mark.slow
@@ -67,7 +72,8 @@ def test_answers_train_in_place_of_the_episodes_of_hours_in_which_a_version_was_
     conversion = converted(played, prepared(played, settings), settings)
     assert {agent_of(sequence) for sequence in conversion.sequences} == {(BY_BASE, False), (BY_VERSION, True)}
     assert len(conversion.by_window[BY_BASE]) == 72 and len(conversion.by_window[BY_VERSION]) == 12 * 9
-    assert conversion.answer_groups == 12 and conversion.replayed == {BY_VERSION}
+    assert len(conversion.replayed[BY_VERSION]) == 12 and conversion.replayed.keys() == {BY_VERSION}
+    assert conversion.answers == 12 * 9 and sum(conversion.per_episode.values()) == 72 + 12
     assert conversion.not_replayed == {NO_VERSION: 1} and conversion.left_out == {RECORDED: 60}
     answers = list(conversion.by_window[BY_VERSION])
     assert len({answer.group for answer in answers}) == 12 and all(
@@ -99,9 +105,17 @@ def test_a_version_is_trained_and_every_trajectory_is_used_once_or_baseline(
     trained = train_batch(played, batch_id, settings, NOW)
     batch = read_batch(played, batch_id)
     assert batch is not None and batch.state == "completed" and batch.preflight is not None
-    assert {name: batch.preflight[name] for name in ("answerGroups", "answers", "groups", "notReplayed")} == {
-        "answerGroups": 12, "answers": 108, "groups": 2, "notReplayed": {NO_VERSION: 1},
+    # an answer that nobody played is no sequence: each group counts as the call that was played
+    assert {name: batch.preflight[name] for name in ("sequences", "answerGroups", "answers", "groups", "notReplayed")} == {
+        "sequences": 84, "answerGroups": 12, "answers": 108, "groups": 2, "notReplayed": {NO_VERSION: 1},
     }  # fmt: skip
+    assert batch.preflight["scriptedShare"] == 60 / 84
+    manifest = verify(trained.checkpoint)
+    assert manifest.metrics["answers"] == 108
+    assert (trained.model.metrics["sequences"], trained.model.metrics["answers"]) == (84, 108)
+    assert [(step.sequences, (step.metrics or {})["sequences"]) for step in trained.steps] == [(84, 84)]
+    finished = Finished(batch, trained.model, trained.steps, read_batch_episodes(played, batch_id))
+    assert no_leakage(played, finished, settings).numbers == {"sequences": 84, "missing": 0, "leaked": 0}
     assert "  Answer groups: 12 with 108 answers; nothing else of their hours trains" in preflight_lines(batch.preflight, "the base")
     assert trained.steps[0].trainable_tokens
     contributes = {(e.window, e.agent_id): e.contributes for e in read_batch_episodes(played, batch_id)}
@@ -121,3 +135,76 @@ def test_a_batch_that_is_resumed_trains_what_it_began_with(played: Connection, s
     hours = sync_answer_groups(played, HOURS, settings, NOW)
     assert all(hour.reason for hour in hours.values())
     assert shown(converted(played, batch_id, settings).sequences) == before
+    # once no batch holds them, the next plan makes them again
+    cancel_batch(played, batch_id, "enough", NOW)
+    hours = sync_answer_groups(played, HOURS, settings, NOW)
+    assert all(hour.reason and not hour.groups for hour in hours.values()) and read_answer_groups(played, HOURS) == {}
+    assert not any(hour.changed for hour in sync_answer_groups(played, HOURS, settings, NOW).values())
+
+
+def test_a_batch_that_has_not_begun_trains_groups_by_the_present_rules(played: Connection, settings: Settings) -> None:
+    batch_id = prepared(played, settings)
+    before = shown(converted(played, batch_id, settings).sequences)
+    played.execute("""UPDATE babylon_rl.replayed_hours SET "sourcesVersion" = 'old'""")
+    played.execute("UPDATE babylon_rl.answer_groups SET answers = jsonb_set(answers, '{0,2}', '0.123')")
+    assert shown(converted(played, batch_id, settings).sequences) != before
+    prepare_batch(played, batch_id, settings, NOW)
+    assert shown(converted(played, batch_id, settings).sequences) == before
+
+
+EQUAL_HOURS = """UPDATE babylon_rl.group_scores SET "spread" = 0; UPDATE babylon_rl.episode_scores SET "advantage" = 0"""
+EQUAL_ANSWERS = """
+    UPDATE babylon_rl.answer_groups SET answers = (SELECT jsonb_agg(jsonb_set(a, '{2}', '0.5')) FROM jsonb_array_elements(answers) a)
+"""
+
+
+@pytest.mark.parametrize(
+    ("credit", "equal", "train"),
+    [
+        ("hour", EQUAL_HOURS, []),
+        ("part", EQUAL_HOURS, HOURS),
+        ("part", f"""{EQUAL_HOURS}; UPDATE babylon_rl.part_scores SET "advantage" = 0""", []),
+        ("answers", EQUAL_HOURS, [BY_VERSION]),
+        ("answers", EQUAL_ANSWERS, [BY_BASE]),
+        ("answers", f"{EQUAL_HOURS}; {EQUAL_ANSWERS}", []),
+    ],
+)
+def test_an_hour_is_left_out_only_if_what_trains_of_it_has_no_advantage(
+    played: Connection, settings: Settings, credit: str, equal: str, train: list[str]
+) -> None:
+    settings = settings.model_copy(update={"credit": credit})
+    score_windows(played, HOURS, settings, NOW)
+    if credit == "answers":
+        sync_answer_groups(played, HOURS, settings, NOW)
+    played.execute(equal)
+    counted = count_freezable(played, settings, NOW)
+    assert sorted(counted.windows) == train
+    assert counted.not_trainable == ({"in groups without spread": 72 * (2 - len(train))} if len(train) < 2 else {})
+    frozen = freeze(played, settings, NOW)
+    assert frozen.freezable == counted
+    if not train:
+        assert frozen.batch is None
+        return
+    assert frozen.batch is not None
+    prepared = prepare_batch(played, frozen.batch.batch_id, settings, NOW)
+    assert sorted({episode.window for episode in prepared.remaining}) == train
+
+
+def test_hours_of_equal_scores_that_are_not_replayed_yet_are_decided_by_their_batch(played: Connection, settings: Settings) -> None:
+    score_windows(played, HOURS, settings, NOW)
+    played.execute(EQUAL_HOURS)
+    batch = freeze(played, settings, NOW).batch
+    assert batch is not None and sorted(batch.windows) == HOURS
+    prepared = prepare_batch(played, batch.batch_id, settings, NOW)
+    assert {episode.window for episode in prepared.remaining} == {BY_VERSION}
+    assert prepared.dropped_groups == {BY_BASE: NO_SPREAD_REASON}
+
+
+def test_the_data_version_of_a_batch_covers_its_answers(played: Connection, settings: Settings) -> None:
+    batch = freeze(played, settings, NOW).batch
+    assert batch is not None
+    first = prepare_batch(played, batch.batch_id, settings, NOW)
+    played.execute("UPDATE babylon_rl.answer_groups SET answers = jsonb_set(answers, '{0,2}', '0.123')")
+    other = prepare_batch(played, batch.batch_id, settings, NOW)
+    assert first.episodes == other.episodes
+    assert data_version(first.remaining, first.answers) != data_version(other.remaining, other.answers)

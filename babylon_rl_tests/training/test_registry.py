@@ -105,7 +105,7 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
     assert scores == pytest.approx([mean] * 3) and f"| avgReward | {mean:.6g} |" in card
     groups = stored_scores(connection, list(manifest.windows))
     assert manifest.judge_version == "; ".join({group.judge_version for group in groups.values()}) and "heuristic, version 1" in card
-    assert manifest.trajectories == sum(len(e.trajectory_ids) for e in episodes) and manifest.data_version == data_version(episodes)
+    assert manifest.trajectories == sum(len(e.trajectory_ids) for e in episodes) and manifest.data_version == data_version(episodes, {})
     assert f"| Data | {manifest.data_version} |" in card and "| batch_size | 4 |" in card and f"| seed | {batch.seed} |" in card
     losses = [manifest.metrics["loss"], lineage.loss, trained.steps[-1].loss, model.eval_metrics["training"]["iterations"][-1]["loss"]]
     assert losses == pytest.approx([losses[0]] * 4)
@@ -199,6 +199,10 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     found = look.read_finished(connection, batch.batch_id)
     answered = look.answers(connection, found, small)
     assert answered.passed and "was loaded and answered" in answered.words
+    # Each manifest has the values of its own generation.
+    child = load_manifest(train_batch(connection, prepared(connection, small, max_trajectories=30).batch_id, small, NOW).checkpoint)
+    assert [one.trainer["settings"]["entropy_bonus"] for one in (manifest, child)] == [0.05, 0.03]
+    assert {"skippedSteps", "stepBack"} <= child.metrics.keys() - manifest.metrics.keys()
     weights = trained.checkpoint / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     damaged = look.answers(connection, found, small)

@@ -58,6 +58,7 @@ def test_a_child_that_would_leave_its_parent_stops_and_steps_back(cpu_settings: 
     result = train(fast, tmp_path / "child", make_lesson(4), parent, passes=6, told=told)
     assert 0 < result.metrics["klParent"] <= PARENT_BOUND and 0 < result.metrics["stepBack"] < 1
     assert result.metrics["optimizerSteps"] == len(told) < told[-1].steps
+    assert result.metrics["skippedSteps"] == told[-1].steps - len(told)
     assert told[0].metrics["klParent"] == pytest.approx(0.0, abs=1e-4)
     assert all(one.metrics["klParent"] <= PARENT_BOUND for one in told)
     # What is published is what was measured.
@@ -82,9 +83,9 @@ def test_a_child_within_the_region_takes_every_step_and_the_first_generation_has
     slow = cpu_settings.model_copy(update={"learning_rate": 1e-4})
     told: list[StepMetrics] = []
     near = train(slow, tmp_path / "child", make_lesson(4), parent, passes=2, told=told)
-    assert near.metrics["stepBack"] == 0.0 and near.metrics["optimizerSteps"] == told[-1].steps
+    assert near.metrics["stepBack"] == near.metrics["skippedSteps"] == 0.0 and near.metrics["optimizerSteps"] == told[-1].steps
     first = train(slow, tmp_path / "first", make_lesson(2))
-    assert not {"klParent", "stepBack", "turnedShare"} & first.metrics.keys()
+    assert not {"klParent", "stepBack", "skippedSteps", "turnedShare"} & first.metrics.keys()
 
 
 def test_a_second_iteration_is_measured_from_the_parent_version(cpu_settings: Settings, parent: Path, tmp_path: Path) -> None:

@@ -5,20 +5,82 @@ The CSV holds no formula of a spreadsheet.
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report.page import page
-from babylon_rl.evaluation.report import ACTIONS, RUNS
-from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.reporting.numbers import Column
 
 FORMULA = (*"=+-@", *"\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")  # spreadsheets read the full-width signs too
+# Of a ``Result``, in runs.csv: a name, and where its value is.
+_RUN: dict[str, str | Callable[[Result], object]] = {
+    "id": "id", "agent": "agent_id", "mandate": "mandate", "role": "role", "identity": "identity", "benchmark": "benchmark_id",
+    "snapshot": "snapshot", "seed": "seed", "repeat": "repeat", "complete": "complete", "stopped": "stopped",
+    "ticks_played": "ticks_processed", "ticks": "ticks", "tick_seconds": "tick_interval", "start_balance": "start_balance",
+    "pnl": "metrics.total_pnl", "expected": "expected_usd", "ceiling": "ceiling_usd", "return": "metrics.return_share",
+    "sharpe": "metrics.sharpe",
+    "max_drawdown": "metrics.perp_metrics.max_drawdown", "max_drawdown_share": "metrics.max_drawdown_share",
+    "win_rate": "metrics.win_rate", "trades": "metrics.trades", "fees": "metrics.fees", "funding": "metrics.funding",
+    "liquidations": "metrics.perp_metrics.liquidations", "prediction_positions": "metrics.prediction_metrics.total_positions",
+    "answers_right": "metrics.prediction_metrics.accuracy", "brier": "metrics.brier", "market_brier": "metrics.market_brier",
+    "edge": "metrics.edge", "prediction_pnl": "metrics.prediction_metrics.pnl", "perp_trades": "metrics.perp_metrics.total_trades",
+    "perp_win_rate": "metrics.perp_metrics.win_rate", "perp_pnl": "metrics.perp_metrics.pnl",
+    "posts": "metrics.social_metrics.posts_created", "invalid": lambda result: sum(result.metrics.invalid.values()),
+    "invalid_rate": "metrics.invalid_rate", "refused": lambda result: sum(result.metrics.refused.values()),
+    "entropy_bits": "metrics.action_entropy", "reaction_ticks": "metrics.reaction_ticks", "reaction_share": "metrics.reaction_share",
+    "optimality": "metrics.optimality_score", "optimum": "optimum", "response_ms_mean": "metrics.timing.avg_response_time",
+    "response_ms_max": "metrics.timing.max_response_time", "engine": "engine",
+}  # fmt: skip
+RUNS = [Column(name, attrgetter(place) if isinstance(place, str) else place) for name, place in _RUN.items()]
+
+
+def _run(name: str, place: str) -> Column:
+    return Column(name, lambda row: attrgetter(place)(row[0]))
+
+
+def _decision(name: str, place: str) -> Column:
+    return Column(name, lambda row: getattr(row[1], place))
+
+
+def _told(name: str, *keys: str) -> Column:
+    """Value of a decision's data under the first of ``keys`` that it has."""
+
+    def cell(row: tuple[Result, ActionTaken]) -> object:
+        value: Any = next((row[1].data[key] for key in keys if key in row[1].data), None)
+        return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+
+    return Column(name, cell)
+
+
+def _state(name: str) -> Column:
+    def cell(row: tuple[Result, ActionTaken]) -> object:
+        states = row[0].trajectory.states
+        return getattr(states[row[1].tick], name) if row[1].tick < len(states) else None
+
+    return Column(name, cell)
+
+
+def _brought(row: tuple[Result, ActionTaken]) -> float | None:
+    """Change of equity until the next decision."""
+    rewards = row[0].trajectory.rewards
+    return rewards[row[1].tick] if row[1].tick < len(rewards) else None
+
+
+# Of (``Result``, ``ActionTaken``), every decision of a run, in actions.csv.
+ACTIONS = [
+    _run("run", "id"), _run("agent", "agent_id"), _run("benchmark", "benchmark_id"), _run("repeat", "repeat"),
+    _decision("tick", "tick"), _decision("timestamp_ms", "timestamp"), _decision("action", "type"), _told("market", "market", "ticker"),
+    *(_told(name, name) for name in ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")),
+    _state("balance"), _state("equity"), Column("brought", _brought), _decision("response_ms", "duration"), _told("text", "text"),
+]  # fmt: skip
 
 
 def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[str, Scenario] | None = None) -> list[Path]:

@@ -107,12 +107,20 @@ class Strategy(Protocol):
 
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
-    """The order of a choice. ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question."""
+    """The order of a choice."""
     if choice.market is None or choice.action == "hold":
         return HOLD
-    if any(question.market == choice.market for question in seen.questions):
-        return BuyPrediction(choice.market, "yes" if choice.direction > 0 else "no", stake_usd * QUESTION_STAKE)
-    return OpenPerp(choice.market, "long" if choice.direction > 0 else "short", stake_usd, leverage)
+    is_question = any(question.market == choice.market for question in seen.questions)
+    return directed(choice.market, choice.direction, stake_usd, is_question=is_question, leverage=leverage)
+
+
+def directed(market: str, direction: int, stake_usd: float, *, is_question: bool, leverage: float = 1.0) -> Action:
+    """The order in a direction. ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question."""
+    if direction == 0:
+        return HOLD
+    if is_question:
+        return BuyPrediction(market, "yes" if direction > 0 else "no", stake_usd * QUESTION_STAKE)
+    return OpenPerp(market, "long" if direction > 0 else "short", stake_usd, leverage)
 
 
 def closing(position: Held) -> ClosePerp | SellPrediction:

@@ -81,7 +81,7 @@ class GpuTrainer(LocalTrainer):
         """Directory of the base model."""
         return self._base.directory
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Implement Trainer.hyperparameters."""
         return {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 

@@ -6,7 +6,7 @@ trials (dry.py). ``prepare`` plans and prices a training without posting anythin
 completely or not at all. A local trainer's directory holds an adapter, a service's a pointer to its step.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ DRY_BASE_MODEL = DRY
 SERVERLESS = WANDB.backend
 GPU = "gpu"
 CPU = "cpu"
+ANSWER_BACKENDS = (CPU, DRY_BASE_MODEL)  # that train answer groups
 
 
 class TrainSequence(ServedSequence, frozen=True, kw_only=True):
@@ -51,6 +52,15 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
     group: str = ""
 
 
+def recorded_calls(sequences: Iterable[TrainSequence]) -> Iterator[TrainSequence]:
+    """Yield one sequence for each call that was played: itself, or the first of its answer group, whose answers follow each other."""
+    group = ""
+    for sequence in sequences:
+        if not sequence.group or sequence.group != group:
+            yield sequence
+        group = sequence.group
+
+
 @dataclass(frozen=True, slots=True)
 class TrainIteration:
     """One resumable step (1-based) of a batch, with its sequences.
@@ -72,6 +82,11 @@ class TrainIteration:
     def windows(self) -> list[str]:
         """Windows of this iteration, newest first."""
         return sorted({sequence.window for sequence in self.sequences}, reverse=True)
+
+    @property
+    def calls(self) -> int:
+        """Number of recorded calls that train, each answer group counted as one."""
+        return sum(1 for _ in recorded_calls(self.sequences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +112,8 @@ OnStep = Callable[[StepMetrics], None]
 class IterationResult:
     """Result of one iteration: means over its optimizer steps, and the number of trained tokens.
 
-    ``sequences`` is how many sequences really trained; a run with 0 tokens or a loss that is not finite does not count. ``loss`` is None
-    where nothing tells it: a service whose answer was lost.
+    ``sequences`` is how many recorded calls really trained; a run with 0 tokens or a loss that is not finite does not count. ``loss`` is
+    None where nothing tells it: a service whose answer was lost.
     """
 
     metrics: dict[str, float]
@@ -177,8 +192,8 @@ class Trainer(Protocol):
         """Directory of the tokenizer that every checkpoint contains; None without a model."""
         ...
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """Values that the backend trains with beside the settings, or in place of an unset one (``learning_rate``)."""
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
+        """Values of a generation that the backend trains with beside the settings, or in place of an unset one (``learning_rate``)."""
         ...
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -215,7 +230,7 @@ class LocalTrainer:
 
     service: Service | None = None
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Return none."""
         return {}
 

@@ -1,9 +1,9 @@
 """Answer groups in the CPU trainer: each answer counts as often as the policy would give it.
 
-One pass without gradients, before the first step of an iteration, gives the probability of every answer. With these as weights a group is
-the exact expectation over infinitely many samples: its mean score is the policy's own, and its expected advantage is 0. The pass's
-log-probabilities stand for the serving policy's. Answers that the policy would hardly give are left out. A group of which one answer, or
-one score, remains teaches nothing.
+One pass without gradients, before the first step of an iteration, gives the probability of every answer (``at_choices``). With these as
+weights a group is the exact expectation over infinitely many samples: its mean score is the policy's own, and its expected advantage is 0.
+The pass's log-probabilities stand for the serving policy's. Answers that the policy would hardly give are left out. A group of which one
+answer, or one score, remains teaches nothing.
 """
 
 import math
@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
-from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, Spot, choices, pack
+from babylon_rl.models.scoring import EncodedSequence
+from babylon_rl.training.backends.cpu.bounds import AtChoices
+from babylon_rl.training.backends.cpu.policy import Item
 from babylon_rl.types import NO_SPREAD
 
 LEAST_PROBABILITY = 0.003
 UNLIKELY, SURE = "unlikely_answer", "sure_answer"
 
 
-def weigh_answers(policy: PackedPolicy, items: Sequence[Item], left_out: Counter[str]) -> list[Item]:
+def weigh_answers(items: Sequence[Item], at: AtChoices, left_out: Counter[str]) -> list[Item]:
     """Return the items of an iteration, with advantage, weight and log-probabilities of those in answer groups.
 
-    A group weighs as much as an episode. Answers that are left out are counted by reason. Where no group teaches anything all stay, with
-    advantage 0.
+    ``at`` has the policy's distributions in these groups. A group weighs as much as an episode. Answers that are left out are counted by
+    reason. Where no group teaches anything all stay, with advantage 0.
     """
     groups: dict[str, list[Item]] = {}
     for item in items:
@@ -31,11 +33,9 @@ def weigh_answers(policy: PackedPolicy, items: Sequence[Item], left_out: Counter
             groups.setdefault(item.group, []).append(item)
     if not groups:
         return list(items)
-    answers = [item for group in groups.values() for item in group]
-    logprobs = iter(answer_logprobs(policy, answers))
     kept, sure = [item for item in items if not item.group], list[Item]()
     for group in groups.values():
-        likely = weighed(group, [next(logprobs) for _ in group])
+        likely = weighed(group, [answer_logprobs(item.encoded, at) for item in group])
         teaches = any(item.advantage for item in likely)
         left_out[UNLIKELY if teaches else SURE] += len(group) - (len(likely) if teaches else 0)
         kept += likely if teaches else []
@@ -63,19 +63,7 @@ def weighed(group: Sequence[Item], logprobs: Sequence[tuple[float, ...]]) -> lis
     ]
 
 
-def answer_logprobs(policy: PackedPolicy, items: Sequence[Item]) -> list[tuple[float, ...]]:
-    """Return the log-probability of each response token under the policy as it is; 0 where it had no alternative."""
-    import torch
-
-    def compute(group: Group) -> tuple[list[Spot], list[float]]:
-        spots = [spot for row in group for spot in choices(row, items)]
-        with torch.no_grad():  # holds for a thread alone
-            values_n, _ = policy.values(policy.hidden(group, items), items, spots)
-        return spots, values_n.tolist()
-
-    found = [[0.0] * len(item.encoded.response_ids) for item in items]
-    policy.model.eval()
-    for spots, values in policy.each(policy.grouped(pack([item.encoded for item in items])), compute):
-        for (_, n, t), value in zip(spots, values, strict=True):
-            found[n][t] = value
-    return [tuple(by_token) for by_token in found]
+def answer_logprobs(answer: EncodedSequence, at: AtChoices) -> tuple[float, ...]:
+    """Log-probability of each token of an answer under a grammar; 0 where it had no alternative."""
+    found, tokens = iter(at[answer]), zip(answer.response_ids, answer.legal_t, answer.trainable_t, strict=True)
+    return tuple(float(next(found)[(legal or ()).index(token)]) if trains else 0.0 for token, legal, trains in tokens)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import Diverged
-from babylon_rl.models.scoring import divergence, legal_logprobs
+from babylon_rl.models.scoring import EncodedSequence, divergence, legal_logprobs
 from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ KIND_PROMPTS = 20  # a kind with fewer prompts is not measured
 KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
 PARENT_BOUND = 0.2  # nats a choice
 MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and their mean has a standard error of 0.3 nats
+
+
+# By sequence, of each token that had alternatives: [M] log-probabilities over the legal tokens, padded by -inf, or the [D] hidden state
+# where there was no grammar.
+AtChoices = dict[EncodedSequence, list["Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,11 @@ class Distributions:
         kl_n = head_vd.new_zeros(len(self.bound) + len(self.open_od)).float()
         is_open_n = kl_n.new_ones(len(kl_n)).bool()
         if self.legal_bm is not None and other.legal_bm is not None:
-            # Where a set is padded both are -inf, and their difference would be NaN.
-            away_bm = (self.legal_bm - other.legal_bm).masked_fill(self.legal_bm.isinf(), 0.0)
-            kl_n[self.bound] = (self.legal_bm.exp() * away_bm).sum(-1)
+            # Where a set is padded both are -inf, and their difference would be NaN. One of the two may be padded further.
+            width = min(self.legal_bm.shape[1], other.legal_bm.shape[1])
+            own_bm = self.legal_bm[:, :width]
+            away_bm = (own_bm - other.legal_bm[:, :width]).masked_fill(own_bm.isinf(), 0.0)
+            kl_n[self.bound] = (own_bm.exp() * away_bm).sum(-1)
             is_open_n[self.bound] = False
         if len(self.open_od):
             kl_n[is_open_n] = divergence(self.open_od, other.open_od, head_vd, [None] * len(self.open_od))
@@ -87,6 +94,36 @@ def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> 
     return dict(zip(packs, found, strict=True))
 
 
+def at_choices(found: Mapping[Pack, Distributions], items: Sequence[Item]) -> AtChoices:
+    """Divide the distributions of packs among their sequences."""
+    at: AtChoices = {}
+    for row, one in found.items():
+        bound, free = iter(() if one.legal_bm is None else one.legal_bm), iter(one.open_od)
+        for encoded in (items[n].encoded for n in row.members):
+            at[encoded] = [next(free if legal is None else bound) for legal in legal_sets(encoded)]
+    return at
+
+
+def legal_sets(encoded: EncodedSequence) -> list[tuple[int, ...] | None]:
+    """The legal tokens at each choice of a sequence, None for the whole vocabulary."""
+    return [legal for legal, trains in zip(encoded.legal_t, encoded.trainable_t, strict=True) if trains]
+
+
+def repacked(at: AtChoices, packs: Sequence[Pack], items: Sequence[Item], head_vd: "Tensor") -> dict[Pack, Distributions]:
+    """Distributions of other packs, of some of the same sequences."""
+    import torch
+
+    arranged = {}
+    for row in packs:
+        own = [items[n].encoded for n in row.members]
+        spots = [spot for encoded in own for spot in zip(legal_sets(encoded), at[encoded], strict=True)]
+        legal, free = [at_choice for among, at_choice in spots if among], [at_choice for among, at_choice in spots if not among]
+        legal_bm = torch.nn.utils.rnn.pad_sequence(legal, batch_first=True, padding_value=-math.inf) if legal else None
+        bound = [place for place, (among, _) in enumerate(spots) if among]
+        arranged[row] = Distributions(bound, legal_bm, torch.stack(free) if free else head_vd[:0])
+    return arranged
+
+
 @dataclass(frozen=True)
 class Parent:
     """The version that a training continues from: its adapter's weights, and its distributions by pack."""
@@ -95,8 +132,15 @@ class Parent:
     at: Mapping[Pack, Distributions]
 
 
-def read_parent(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], directory: Path | None) -> Parent:
-    """Read the parent: the policy as it is, or the adapter in ``directory`` where earlier iterations have moved the policy."""
+def read_parent(
+    policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], directory: Path | None, at: AtChoices | None = None
+) -> Parent:
+    """Read the parent: the policy as it is, or the adapter in ``directory`` where earlier iterations have moved the policy.
+
+    ``at`` has the distributions of the policy as it is, if they were read before.
+    """
+    if directory is None and at:
+        return Parent(copied(policy), repacked(at, packs, items, policy.head))
     present = copied(policy)
     if directory is not None:
         from peft import load_peft_weights, set_peft_model_state_dict

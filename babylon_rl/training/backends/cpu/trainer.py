@@ -28,7 +28,9 @@ from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.answers import weigh_answers
 from babylon_rl.training.backends.cpu.bounds import (
     PARENT_BOUND,
+    AtChoices,
     Parent,
+    at_choices,
     distributions,
     measure,
     read,
@@ -112,11 +114,12 @@ class CpuTrainer(LocalTrainer):
         """Directory of the base model."""
         return self._base_dir
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Implement Trainer.hyperparameters."""
         return {
-            "learning_rate": self._settings.learning_rate or list(LEARNING_RATES), "final_rate_share": FINAL_RATE_SHARE,
-            "optimizer": "AdamW", "entropy_bonus": list(ENTROPY_BONUSES), "ratio_limit": RATIO_LIMIT,
+            "learning_rate": self._settings.learning_rate or of_generation(LEARNING_RATES, generation),
+            "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
+            "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT,
             "stale_probability": STALE_PROBABILITY, "parent_bound": PARENT_BOUND, "device_packs": DEVICE_PACKS, "lora_rank": RANK,
             "lora_alpha": ALPHA, "lora_targets": list(TARGETS), "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
@@ -154,9 +157,12 @@ class CpuTrainer(LocalTrainer):
         if iteration.step == 1:
             self._kept = BaseCache(self._room)
         policy = PackedPolicy(model, self._threads or usable_cores(), self._kept, device)
-        items = weigh_answers(policy, items, left_out)
+        # One pass gives the weights of answers and, of a policy that is the parent still, its distributions.
+        replayed = any(item.group for item in items)
+        at = at_choices(read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
+        items = weigh_answers(items, at or {}, left_out)
         # The optimizer state of the iteration before lies with the parent.
-        run = IterationRun(policy, items, iteration, self._settings)
+        run = IterationRun(policy, items, iteration, self._settings, at=at)
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):
@@ -165,7 +171,9 @@ class CpuTrainer(LocalTrainer):
             run.save(out)
         (out / "README.md").unlink(missing_ok=True)  # the model card is written on publication
         metrics = result.metrics | {f"leftOut_{reason}": float(count) for reason, count in left_out.items()}
-        return IterationResult(metrics, result.trainable_tokens, result.loss, len(items))
+        answers = [item.group for item in items if item.group]
+        metrics |= {"answers": float(len(answers))} if answers else {}
+        return IterationResult(metrics, result.trainable_tokens, result.loss, len(items) - len(answers) + len(set(answers)))
 
 
 def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterator[list[Pack]]:
@@ -191,10 +199,12 @@ class IterationRun:
     """Training of a policy on the items of one iteration."""
 
     def __init__(
-        self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings, weights: LossWeights | None = None
-    ) -> None:
+        self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings,
+        weights: LossWeights | None = None, at: AtChoices | None = None,
+    ) -> None:  # fmt: skip
         import torch
 
+        self._at = at
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
         self._parent: Parent | None = None
@@ -210,7 +220,8 @@ class IterationRun:
         packs = pack([item.encoded for item in self._items])
         if self._iteration.generation > 1:
             moved = self._iteration.origin if self._iteration.step > 1 else None
-            self._parent = read_parent(self._policy, self._items, packs, moved)
+            self._parent = read_parent(self._policy, self._items, packs, moved, self._at)
+            self._at = None
         plan = list(self._plan(packs))
         totals, told, tokens = Counter[str](), Counter[str](), 0
         at_start: dict[str, float] = {}
@@ -236,6 +247,7 @@ class IterationRun:
             found, within = read(self._policy, self._items, packs), dict[str, float]()
         else:
             found, within = step_back(self._policy, self._items, packs, self._parent)
+            within |= {"skippedSteps": float(len(plan) - told["loss"])}
         measured = measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}

@@ -71,7 +71,7 @@ class ServerlessTrainer:
         """Directory of the base's tokenizer. Raises ModelUnavailable."""
         return self._base.directory
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Implement Trainer.hyperparameters."""
         return dict.fromkeys(NEVER_TAKEN) | {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 

@@ -1,0 +1,83 @@
+"""Confirmation: a test of a passed version against the deployed one in fresh markets, which no decision has used before.
+
+The gate's markets are the same for every version, so luck in them is kept over generations. Here every test has markets of its own and a
+level from an online procedure (statistics/live.py), so that of all versions ever promoted at most 5 % are expected to be no better than the
+one they replaced. Only the two play. docs/decisions/0007-gate.md has the reasons.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from babylon_rl.evaluation.benchmark import Say, absent, base_of, game_trained, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.gate import CANDIDATE, DEPLOYED
+from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.statistics.intervals import permutation_test
+from babylon_rl.evaluation.statistics.live import next_level
+from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.models.server_process import Serving
+from babylon_rl.progress import Progress, no_progress
+from babylon_rl.settings import Settings
+from babylon_rl.store.benchmarks import Confirmation, begin_confirmation, end_confirmation, read_confirmations
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.registry import deployed_model, read_models
+
+FLIPS = 1_000_000  # of signs: levels fall to some 1e-5 after a hundred tests without a discovery
+
+
+def confirm(
+    connection: Connection,
+    version: str,
+    settings: Settings,
+    say: Say,
+    *,
+    clock: Callable[[], datetime],
+    serving: Serving = served_here,
+    on_progress: Progress = no_progress,
+) -> Confirmation | str:
+    """Test once whether a version earns more than the deployed one, else than the base.
+
+    Returns a sentence where one of them cannot be played here, or the deployed version was trained in another game: no market is fair to
+    both, so a person chooses the game.
+
+    The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
+
+    Raises:
+        ModelUnavailable: the endpoint stays down; what was played is kept.
+    """
+    models = {model.version: model for model in read_models(connection)}
+    begun = next((test for test in read_confirmations(connection) if test.version == version), None)
+    if begun is not None and begun.ended_at is not None:
+        return begun
+    newest = deployed_model(models.values())
+    # A test that was begun keeps its rival, whatever was deployed since: its level was fixed for that comparison.
+    reference = begun.reference if begun is not None else None if newest is None else newest.version
+    if reference is not None and reference not in models:
+        return f"{version} was not confirmed: {reference}, which its test began against, is not registered any more."
+    model, deployed = models[version], None if reference is None else models[reference]
+    for player in (model, deployed):
+        missing = None if player is None else absent(player, settings)
+        if missing is not None:
+            return f"{version} was not confirmed: {missing}"
+    game = game_trained(model, settings)
+    other = game if deployed is None else game_trained(deployed, settings)
+    if begun is None and deployed is not None and other != game:
+        return (
+            f"{version} was not confirmed: it was trained in {game.name}, and {deployed.version}, which is deployed, in {other.name}. "
+            f"Compare them in the game that your agents play, `babylon-rl benchmark run preset:hour:seeds=1-96 --model {version} --model "
+            f"{deployed.version} --game {game.name}` (or {other.name}), then `babylon-rl models deploy {version}` releases it."
+        )
+    base = base_of(model, settings)
+    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
+    test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
+    snapshots = confirmation_snapshots(test.first_market, test.markets, game)
+    require_unseen(snapshots, trained_windows(models.values()))
+    sources = [version_source(model, CANDIDATE, base, settings), rival]
+    results = gate_rows(
+        connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
+    )
+    ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    # One-sided (docs/decisions/0007-gate.md): the question is whether it earns more, not whether it differs.
+    difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
+    end_confirmation(connection, test.number, difference.mean, difference.p, clock())
+    return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())
