@@ -219,7 +219,7 @@ def tool(name: str, major: int) -> Path:
         version = _VERSION.search(said)
         if version is not None and int(version[1]) >= major:
             return path
-        found.append(f"{path} is of {said.split(')')[-1].strip()}")
+        found.append(f"{path} is of {version[0] if version else 'no version'}")
     raise DatabaseError(
         f"{name} of Postgres {major} or newer is needed ({', '.join(found) or 'none was found'}). Install Postgres' client programs "
         f"(such as the package postgresql-client-{major}), so that {name} is on PATH."

@@ -1,0 +1,284 @@
+"""Backups of the whole loop, brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.backup import DUMP, LISTING, backup, restore
+from babylon_rl.errors import BackupError, SchemaMismatch, UsageError
+from babylon_rl.files.durable import sha256
+from babylon_rl.models.checkpoint_store import checkpoint_of
+from babylon_rl.models.checkpoints import verify
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import MIGRATIONS
+from babylon_rl.store.database import Database
+from babylon_rl.store.migrate import migrate, read_migrations, read_tables, require_migrated
+from babylon_rl.store.registry import read_models
+from babylon_rl_tests.store.pipeline import run_every_hour, train_once
+from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.test_copying import contents, is_empty
+from babylon_rl_tests.training.sample import NOW
+
+STATE = {"gateway/secret": b"key", "gateway/spool/0-1.calls": b"calls", "benchmarks/base/1.json": b"{}", "demo.env": b"A=1\n"}
+MADE_AGAIN = {"cache/x": b"", "tmp/y": b"", "models/z": b"", "gateway/metrics-1/m.db": b"", "checkpoints/.work/batch-1/1/a": b""}
+
+
+def at(settings: Settings, database: Database, home: Path | None = None) -> Settings:
+    """These settings on a database, at home elsewhere."""
+    return settings.model_copy(update={"database_url": SecretStr(database.url), "babylon_rl_home": home or settings.home})
+
+
+def write(home: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(content)
+
+
+def files_in(home: Path) -> dict[str, str]:
+    return {path.relative_to(home).as_posix(): sha256(path) for path in home.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small(database: Database, settings: Settings) -> Settings:
+    """Settings of a migrated database with a row, and of a state directory with state."""
+    write(settings.home, STATE | MADE_AGAIN)
+    (settings.home / "gateway" / "secret").chmod(0o600)
+    with database.connect(autocommit=True) as connection:
+        connection.execute("INSERT INTO babylon_rl.simulated_hours VALUES ('2025-10-29T14:00', 1, true, now())")
+    return at(settings, database)
+
+
+@pytest.fixture
+def kept(small: Settings, tmp_path: Path) -> Path:
+    """A backup of it."""
+    backup(small, tmp_path / "kept.zip", NOW)
+    return tmp_path / "kept.zip"
+
+
+@pytest.mark.long
+def test_the_whole_loop_is_brought_back_elsewhere_and_goes_on(
+    every_hour: Database, empty_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    train_once(every_hour, settings)
+    write(settings.home, STATE | MADE_AGAIN)
+    made = backup(at(settings, every_hour), tmp_path / "kept.zip", NOW)
+    assert (made.versions, made.left_out) == (["v1.0.0"], [])
+    assert (tmp_path / "kept.zip").stat().st_mode & 0o777 == 0o600
+    shutil.move(settings.home, tmp_path / "gone")  # nothing of the old place may be needed
+    new = at(settings, empty_database, tmp_path / "new")
+    assert restore(new, tmp_path / "kept.zip") == made
+    assert contents(empty_database) == contents(every_hour) == made.tables
+    files = files_in(new.home)
+    assert {name: files[name] for name in STATE} == {name: sha256(tmp_path / "gone" / name) for name in STATE}
+    assert not any(name.startswith(tuple(MADE_AGAIN)) for name in files)
+    with empty_database.connect() as connection:
+        (model,) = read_models(connection)
+    assert checkpoint_of(model, new) == new.home / "checkpoints" / "v1.0.0"
+    assert verify(checkpoint_of(model, new)).batch_id == model.training_batch
+    assert migrate(empty_database).applied == ()
+    run_every_hour(empty_database, new)
+    with empty_database.connect() as connection:
+        connection.execute('UPDATE public.trajectories SET "usedInTraining" = false, "trainedInBatch" = NULL')
+        connection.execute("DELETE FROM babylon_rl.batch_items")
+    train_once(empty_database, new)
+    with empty_database.connect() as connection:
+        assert [(model.version, model.parent_version) for model in read_models(connection)] == [("v1.0.1", "v1.0.0"), ("v1.0.0", None)]
+
+
+def test_state_comes_back_with_its_rights_and_what_can_be_made_again_stays_behind(
+    small: Settings, kept: Path, empty_database: Database, tmp_path: Path
+) -> None:
+    new = at(small, empty_database, tmp_path / "new")
+    restore(new, kept)
+    assert files_in(new.home) == {name: sha256(small.home / name) for name in STATE}
+    assert (new.home / "gateway" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_version_without_its_files_is_left_out_and_named(small: Settings, database: Database, tmp_path: Path) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        columns = '"version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics", "createdAt"'
+        values = "'v1.0.0', 'tiny', 'dry', 'batch-1', '/nowhere/v1.0.0', 'x', '{}', '{}', now()"
+        connection.execute(f"INSERT INTO babylon_rl.model_lineage ({columns}) VALUES ({values})")
+    made = backup(small, tmp_path / "kept.zip", NOW)
+    assert (made.versions, made.left_out) == ([], ["v1.0.0: its files are not on this machine"])
+
+
+def test_a_backup_is_never_replaced_and_a_failed_one_leaves_nothing(small: Settings, kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"kept\.zip is there already"):
+        backup(small, kept, NOW)
+    (small.home / "gateway" / "spool" / "1.calls").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError):
+        backup(small, tmp_path / "failed.zip", NOW)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept.zip"]
+
+
+def test_a_restore_changes_nothing_where_something_else_is(
+    small: Settings, kept: Path, database: Database, empty_database: Database, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is not empty: it holds babylon_rl"):
+        restore(at(small, database, tmp_path / "new"), kept)
+    assert not (tmp_path / "new").exists()
+    write(tmp_path / "other", {"gateway/secret": b"another"})
+    with pytest.raises(UsageError, match="gateway/secret is there already, and not as in the backup. Nothing was changed"):
+        restore(at(small, empty_database, tmp_path / "other"), kept)
+    assert files_in(tmp_path / "other").keys() == {"gateway/secret"}
+    assert is_empty(empty_database)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"calls")] ^= 1
+    path.write_bytes(content)
+
+
+def rewritten(path: Path, change: Callable[[dict], None], more: dict[str, bytes] | None = None) -> None:
+    """The file with another manifest."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | (more or {})
+    document = json.loads(members[LISTING])
+    change(document)
+    members[LISTING] = json.dumps(document).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def escaping(path: Path) -> None:
+    name = "gateway/../../escaped"
+    rewritten(path, lambda document: document["files"].update({name: sha256(path)}), {name: path.read_bytes()})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip, "kept.zip is damaged: "),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "kept.zip is damaged: "),
+        (lambda path: path.write_bytes(b"no archive"), "kept.zip is damaged: File is not a zip file. Nothing was changed"),
+        (escaping, r"gateway/\.\./\.\./escaped belongs to no backup"),
+        (lambda path: rewritten(path, lambda document: document["files"].pop("demo.env")), "its files are not those that it lists"),
+        (lambda path: rewritten(path, lambda document: document["files"].update({DUMP: "0"})), "database.sql is not what was written"),
+        (lambda path: rewritten(path, lambda document: document.update(format=2)), "has format 2; this version of babylon_rl reads 1"),
+        (lambda path: rewritten(path, lambda document: document.clear()), "is no backup of babylon-rl"),
+    ],
+)
+def test_a_damaged_file_is_refused_before_anything_is_changed(
+    small: Settings, kept: Path, empty_database: Database, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(kept)
+    with pytest.raises(BackupError, match=said):
+        restore(at(small, empty_database, tmp_path / "new"), kept)
+    assert not (tmp_path / "new").exists() and is_empty(empty_database)
+
+
+def test_a_backup_of_a_newer_version_is_refused(small: Settings, database: Database, empty_database: Database, tmp_path: Path) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute("INSERT INTO babylon_rl.migrations VALUES ('9999_future', 'x', '2030-01-01')")
+    backup(small, tmp_path / "newer.zip", NOW)
+    with pytest.raises(SchemaMismatch, match=r"newer\.zip holds migration 9999_future, which this version.*Update the code"):
+        restore(at(small, empty_database, tmp_path / "new"), tmp_path / "newer.zip")
+    assert is_empty(empty_database)
+
+
+# Forks a restore for each point, which kills itself at that line of the two files, and says whether it got to the end.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from babylon_rl.backup import restore
+from babylon_rl.settings import Settings
+file, point = Path(sys.argv[1]), 0
+for url, home, point in (given.split("|") for given in sys.argv[2:]):
+    child = os.fork()
+    if child == 0:
+        left = int(point)
+        def line(frame, event, argument):
+            global left
+            left -= event == "line"
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return line
+        traced = ("/backup.py", "/copying.py", "/durable.py")
+        sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(traced) else None)
+        restore(Settings(_env_file=None, database_url=url, babylon_rl_home=home), file)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_restore_that_is_killed_at_any_line_leaves_an_empty_database_and_goes_on(
+    small: Settings, kept: Path, copy_of: Callable[[str], Database], tmp_path: Path
+) -> None:
+    points = [*range(10, 400, 45), 10**9]
+    targets = [copy_of("template1") for _ in points]
+    given = [f"{target.url}|{tmp_path / str(point)}|{point}" for target, point in zip(targets, points, strict=True)]
+    command = [sys.executable, "-c", _KILLED, kept, *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    codes = [int(line) for line in done.stdout.split()]
+    assert codes[0] == -9 and codes[-1] == 0, (codes, done.stderr)
+    for target, point, code in zip(targets, points, codes, strict=True):
+        new = at(small, target, tmp_path / str(point))
+        with target.connect(autocommit=True) as connection:  # psql notices the end of its input, and leaves
+            while connection.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 1:
+                pass
+        if is_empty(target):
+            assert code == -9
+            restore(new, kept)
+        assert contents(target) == contents(Database.of(small))
+        assert {name: digest for name, digest in files_in(new.home).items() if not name.endswith(".part")} == {
+            name: sha256(small.home / name) for name in STATE
+        }
+
+
+# How a database of an earlier version looks, from one of today's: the newest migrations undone.
+UNDONE = {
+    "0049_dropout_of_hours": """
+        DROP TABLE babylon_rl.dropout_decisions;
+        DELETE FROM babylon_rl.dropped_episodes WHERE "batchId" IS NULL;
+        ALTER TABLE babylon_rl.dropped_episodes ALTER COLUMN "batchId" SET NOT NULL""",
+    "0048_games": 'ALTER TABLE babylon_rl.benchmark_results DROP COLUMN "stakedUsd"',
+    "0047_answer_groups": """
+        DROP TABLE babylon_rl.answer_groups, babylon_rl.replayed_hours;
+        ALTER TABLE babylon_rl.simulated_hours DROP COLUMN "source\"""",
+}
+
+
+def of_version(database: Database, last: str) -> Database:
+    """The database as the version whose newest migration is ``last`` has it."""
+    with database.connect(autocommit=True) as connection:
+        for name, statements in UNDONE.items():
+            if name > last:
+                connection.execute(statements)
+                connection.execute("DELETE FROM babylon_rl.migrations WHERE id = %s", [name])
+    return database
+
+
+@pytest.mark.parametrize("last", ["0046_parts", "0047_answer_groups", "0048_games", "0049_dropout_of_hours"])
+@pytest.mark.slow
+def test_a_backup_of_an_earlier_version_is_brought_back_and_upgraded(
+    every_hour: Database, copy_of: Callable[[str], Database], settings: Settings, tmp_path: Path, last: str
+) -> None:
+    older, fresh, target = of_version(every_hour, last), copy_of("template1"), copy_of("template1")
+    for file in read_migrations():
+        if file.name <= last:
+            shutil.copy(MIGRATIONS / f"{file.name}.sql", tmp_path)
+    migrate(fresh, directory=tmp_path)
+    with older.connect() as one, fresh.connect() as other:
+        assert read_tables(one, "babylon_rl") == read_tables(other, "babylon_rl")
+    made = backup(at(settings, older), tmp_path / "kept.zip", NOW)
+    restore(at(settings, target, tmp_path / "new"), tmp_path / "kept.zip")
+    assert migrate(target).applied == tuple(file.name for file in read_migrations() if file.name > last)
+    require_migrated(target)
+    changed = {'"babylon_rl"."simulated_hours"', '"babylon_rl"."benchmark_results"', '"babylon_rl"."migrations"'}
+    after = contents(target)
+    assert {name: content for name, content in made.tables.items() if name not in changed} == {
+        name: content for name, content in after.items() if name in made.tables and name not in changed
+    }
+    assert train_once(target, at(settings, target, tmp_path / "new")).batch_id
