@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.backup import DUMP, LISTING, backup, restore
+from babylon_rl.backup import CHECKPOINTS, DUMP, LISTING, backup, restore
 from babylon_rl.errors import BackupError, SchemaMismatch, UsageError
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import verify
+from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
@@ -25,6 +25,7 @@ from babylon_rl_tests.store.pipeline import run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.store.test_copying import contents, is_empty
 from babylon_rl_tests.training.sample import NOW
+from babylon_rl_tests.training.test_upload import make_checkpoint
 
 STATE = {"gateway/secret": b"key", "gateway/spool/0-1.calls": b"calls", "benchmarks/base/1.json": b"{}", "demo.env": b"A=1\n"}
 MADE_AGAIN = {"cache/x": b"", "tmp/y": b"", "models/z": b"", "gateway/metrics-1/m.db": b"", "checkpoints/.work/batch-1/1/a": b""}
@@ -101,14 +102,56 @@ def test_state_comes_back_with_its_rights_and_what_can_be_made_again_stays_behin
     assert (new.home / "gateway" / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_version_without_its_files_is_left_out_and_named(small: Settings, database: Database, tmp_path: Path) -> None:
+def register(database: Database, version: str, directory: Path) -> None:
+    """A row of the registry's lineage, without the batch behind it."""
+    columns = '"version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics", "createdAt"'
+    manifest_sha = sha256(directory / MANIFEST) if directory.exists() else "x"
     with database.connect(autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
-        columns = '"version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics", "createdAt"'
-        values = "'v1.0.0', 'tiny', 'dry', 'batch-1', '/nowhere/v1.0.0', 'x', '{}', '{}', now()"
-        connection.execute(f"INSERT INTO babylon_rl.model_lineage ({columns}) VALUES ({values})")
-    made = backup(small, tmp_path / "kept.zip", NOW)
-    assert (made.versions, made.left_out) == ([], ["v1.0.0: its files are not on this machine"])
+        connection.execute('ALTER TABLE babylon_rl.model_lineage DROP CONSTRAINT IF EXISTS "model_lineage_batchId_fkey"')
+        connection.execute(
+            f"INSERT INTO babylon_rl.model_lineage ({columns}) VALUES (%s, 'tiny', 'dry', %s, %s, %s, '{{}}', '{{}}', now())",
+            [version, f"batch-{version}", str(directory), manifest_sha],
+        )
+
+
+def test_checkpoints_are_those_of_the_snapshot_whole_and_by_the_row(small: Settings, database: Database, tmp_path: Path) -> None:
+    whole, damaged, later = (
+        make_checkpoint(tmp_path / f"made-{number}", small.home / CHECKPOINTS / f"v1.0.{number}", step=number) for number in range(3)
+    )
+    register(database, "v1.0.0", whole)
+    register(database, "v1.0.1", damaged)
+    register(database, "v1.0.3", tmp_path / "nowhere")
+    (damaged / WEIGHTS).write_bytes(b"cut")
+    counted = 0
+
+    def trained_meanwhile(what: str, done: int, total: int) -> None:
+        nonlocal counted
+        counted += what == "tables"
+        if counted == 1:  # the snapshot is taken
+            register(database, "v1.0.2", later)
+            counted += 1
+
+    made = backup(small, tmp_path / "kept.zip", NOW, trained_meanwhile)
+    assert made.versions == ["v1.0.0"]
+    assert [sentence.partition(":")[0] for sentence in made.left_out] == ["v1.0.1", "v1.0.3"]
+    assert "is damaged: adapter_model.safetensors" in made.left_out[0]
+    assert made.left_out[1] == "v1.0.3: its files are not on this machine"
+    named = {name.split("/")[1] for name in made.files if name.startswith(f"{CHECKPOINTS}/")}
+    assert named == {"v1.0.0"}
+
+
+def test_a_checkpoint_that_is_there_already_is_kept_and_another_one_is_refused(
+    small: Settings, database: Database, empty_database: Database, tmp_path: Path
+) -> None:
+    register(database, "v1.0.0", make_checkpoint(tmp_path / "made", small.home / CHECKPOINTS / "v1.0.0"))
+    backup(small, tmp_path / "kept.zip", NOW)
+    other = at(small, empty_database, tmp_path / "other")
+    make_checkpoint(tmp_path / "another", other.home / CHECKPOINTS / "v1.0.0", step=2)
+    with pytest.raises(UsageError, match=r"checkpoints/v1\.0\.0 is there already, and not as in the backup"):
+        restore(other, tmp_path / "kept.zip")
+    same = at(small, empty_database)  # the database alone was lost
+    restore(same, tmp_path / "kept.zip")
+    assert verify(same.home / CHECKPOINTS / "v1.0.0").step == 1
 
 
 def test_a_backup_is_never_replaced_and_a_failed_one_leaves_nothing(small: Settings, kept: Path, tmp_path: Path) -> None:
