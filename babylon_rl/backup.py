@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -26,14 +26,14 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from babylon_rl import __version__
-from babylon_rl.errors import BackupError, CheckpointError, SchemaMismatch, UsageError, first_clause
+from babylon_rl.errors import BackupError, CheckpointError, UsageError, first_clause
 from babylon_rl.files.durable import fsync, publish_directory, sha256, write_atomically
 from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import DatabaseSettings
 from babylon_rl.store.connection import libpq_url
 from babylon_rl.store.copying import Contents, fill, refuse_unless_empty, snapshot
-from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.database import Database, newer_version, open_database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import read_migrations
 from babylon_rl.training.publishing import IMPORTING
@@ -78,7 +78,8 @@ def backup(settings: DatabaseSettings, file: Path, now: datetime, tell: Progress
     with open_database(settings, prepare=False) as database, _new_file(file) as part, zipfile.ZipFile(part, "w") as archive:
         files = _Writer(archive)
         for path in _state_files(settings.home):
-            files.add_file(path, path.relative_to(settings.home).as_posix())
+            with suppress(FileNotFoundError):  # calls that were written into the database meanwhile
+                files.add_file(path, path.relative_to(settings.home).as_posix())
         with snapshot(database) as taken:
             tables, migrations, checkpoints = taken.contents(tell), taken.migrations(), taken.checkpoints()
             files.add(DUMP, taken.script(), zipfile.ZIP_DEFLATED)
@@ -118,10 +119,7 @@ def restore(settings: DatabaseSettings, file: Path, tell: Progress = no_progress
         manifest = _checked(archive, file, tell)
         newer = sorted(set(manifest.migrations) - {migration.name for migration in read_migrations()})
         if newer:
-            raise SchemaMismatch(
-                f"{file} holds migration {newer[0]}, which this version of babylon_rl does not know. Nothing was changed. "
-                "Update the code (git pull, make setup)."
-            )
+            raise newer_version(str(file), newer[0])
         missing = _missing(home, manifest)
         with open_database(settings, prepare=False) as database:
             refuse_unless_empty(database)
