@@ -75,9 +75,11 @@ def backup(settings: DatabaseSettings, file: Path, now: datetime, tell: Progress
     """
     if file.exists():
         raise UsageError(f"{file} is there already, and a backup is never replaced. Choose another name.")
+    # Listed before there is a new file, which may lie among them.
+    state = sorted(path for pattern in STATE for path in settings.home.glob(pattern) if path.is_file())
     with open_database(settings, prepare=False) as database, _new_file(file) as part, zipfile.ZipFile(part, "w") as archive:
         files = _Writer(archive)
-        for path in _state_files(settings.home):
+        for path in state:
             with suppress(FileNotFoundError):  # calls that were written into the database meanwhile
                 files.add_file(path, path.relative_to(settings.home).as_posix())
         with snapshot(database) as taken:
@@ -192,10 +194,6 @@ def _new_file(file: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _state_files(home: Path) -> list[Path]:
-    return sorted(path for pattern in STATE for path in home.glob(pattern) if path.is_file())
 
 
 def _why_not(directory: Path, manifest_sha: str) -> str | None:

@@ -30,10 +30,8 @@ from babylon_rl.store.embedded.cluster import Cluster
 SCHEMAS = ["public", "babylon_rl", DAGSTER_SCHEMA]
 _VERSION = re.compile(r"\b(\d+)(\.\d+)?\b")
 # What the text of a row depends on, beside the row.
-_SAME_TEXT = "".join(
-    f"SET LOCAL {name} = '{value}'; "
-    for name, value in {"timezone": "UTC", "datestyle": "ISO, YMD", "intervalstyle": "postgres", "bytea_output": "hex"}.items()
-)
+_FORM = {"timezone": "UTC", "datestyle": "ISO, YMD", "intervalstyle": "postgres", "bytea_output": "hex", "extra_float_digits": "1"}
+_SAME_TEXT = "".join(f"SET LOCAL {name} = '{value}'; " for name, value in _FORM.items())
 _NO_TIME_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 # pg_dump 17 and newer sets this; servers before 17 do not know it.
 _OF_17 = b"SET transaction_timeout = 0;\n"

@@ -102,6 +102,11 @@ def test_state_comes_back_with_its_rights_and_what_can_be_made_again_stays_behin
     assert (new.home / "gateway" / "secret").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_backup_among_the_state_does_not_hold_itself(small: Settings) -> None:
+    (small.home / "plots").mkdir()
+    assert set(backup(small, small.home / "plots" / "kept.zip", NOW).files) == {*STATE, DUMP}
+
+
 def register(database: Database, version: str, directory: Path) -> None:
     """A row of the registry's lineage, without the batch behind it."""
     columns = '"version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics", "createdAt"'
@@ -304,7 +309,7 @@ def of_version(database: Database, last: str) -> Database:
 
 
 @pytest.mark.parametrize("last", ["0046_parts", "0047_answer_groups", "0048_games", "0049_dropout_of_hours"])
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_backup_of_an_earlier_version_is_brought_back_and_upgraded(
     every_hour: Database, copy_of: Callable[[str], Database], settings: Settings, tmp_path: Path, last: str
 ) -> None:
