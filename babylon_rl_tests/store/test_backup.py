@@ -19,7 +19,7 @@ from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
-from babylon_rl.store.migrate import migrate, read_migrations, read_tables, require_migrated
+from babylon_rl.store.migrate import migrate, read_migrations, read_tables
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.store.pipeline import run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
@@ -285,48 +285,44 @@ def test_a_restore_that_is_killed_at_any_line_leaves_an_empty_database_and_goes_
     assert empty >= 4  # the last one may have been at its COMMIT
 
 
-# How a database of an earlier version looks, from one of today's: the newest migrations undone.
-UNDONE = {
-    "0049_dropout_of_hours": """
-        DROP TABLE babylon_rl.dropout_decisions;
-        DELETE FROM babylon_rl.dropped_episodes WHERE "batchId" IS NULL;
-        ALTER TABLE babylon_rl.dropped_episodes ALTER COLUMN "batchId" SET NOT NULL""",
-    "0048_games": 'ALTER TABLE babylon_rl.benchmark_results DROP COLUMN "stakedUsd"',
-    "0047_answer_groups": """
-        DROP TABLE babylon_rl.answer_groups, babylon_rl.replayed_hours;
-        ALTER TABLE babylon_rl.simulated_hours DROP COLUMN "source\"""",
-}
-
-
-def of_version(database: Database, last: str) -> Database:
-    """The database as the version whose newest migration is ``last`` has it."""
-    with database.connect(autocommit=True) as connection:
-        for name, statements in UNDONE.items():
-            if name > last:
-                connection.execute(statements)
-                connection.execute("DELETE FROM babylon_rl.migrations WHERE id = %s", [name])
+def of_version(database: Database, last: str, place: Path) -> Database:
+    """Migrate an empty or a game's database up to ``last`` alone."""
+    place.mkdir()
+    for file in read_migrations():
+        if file.name <= last:
+            shutil.copy(MIGRATIONS / f"{file.name}.sql", place)
+    migrate(database, directory=place)
     return database
 
 
-@pytest.mark.parametrize("last", ["0046_parts", "0047_answer_groups", "0048_games", "0049_dropout_of_hours"])
-@pytest.mark.long
+@pytest.mark.parametrize("behind", [0, 1, 2, 3])
 def test_a_backup_of_an_earlier_version_is_brought_back_and_upgraded(
-    every_hour: Database, copy_of: Callable[[str], Database], settings: Settings, tmp_path: Path, last: str
+    small: Settings, copy_of: Callable[[str], Database], tmp_path: Path, behind: int
 ) -> None:
-    older, fresh, target = of_version(every_hour, last), copy_of("template1"), copy_of("template1")
-    for file in read_migrations():
-        if file.name <= last:
-            shutil.copy(MIGRATIONS / f"{file.name}.sql", tmp_path)
-    migrate(fresh, directory=tmp_path)
-    with older.connect() as one, fresh.connect() as other:
-        assert read_tables(one, "babylon_rl") == read_tables(other, "babylon_rl")
-    made = backup(at(settings, older), tmp_path / "kept.zip", NOW)
-    restore(at(settings, target, tmp_path / "new"), tmp_path / "kept.zip")
-    assert migrate(target).applied == tuple(file.name for file in read_migrations() if file.name > last)
-    require_migrated(target)
-    changed = {'"babylon_rl"."simulated_hours"', '"babylon_rl"."benchmark_results"', '"babylon_rl"."migrations"'}
-    after = contents(target)
-    assert {name: content for name, content in made.tables.items() if name not in changed} == {
-        name: content for name, content in after.items() if name in made.tables and name not in changed
-    }
-    assert train_once(target, at(settings, target, tmp_path / "new")).batch_id
+    newer = tuple(file.name for file in read_migrations()[len(read_migrations()) - behind :])
+    older = of_version(copy_of("template1"), read_migrations()[-1 - behind].name, tmp_path / "migrations")
+    with older.connect() as connection:
+        connection.execute("INSERT INTO babylon_rl.simulated_hours VALUES ('2025-10-29T14:00', 1, true, now())")
+    made, target = backup(at(small, older), tmp_path / "kept.zip", NOW), copy_of("template1")
+    restore(at(small, target, tmp_path / "new"), tmp_path / "kept.zip")
+    assert contents(target) == made.tables
+    assert migrate(target).applied == newer
+    with target.connect() as upgraded, copy_of("migrated").connect() as today:
+        for schema in ("public", "babylon_rl"):
+            assert read_tables(upgraded, schema) == read_tables(today, schema)
+        assert upgraded.value("SELECT seed FROM babylon_rl.simulated_hours") == 1
+
+
+@pytest.mark.long
+def test_the_game_on_an_earlier_version_is_upgraded_in_place_and_trains(
+    raw_sample_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    game = of_version(raw_sample_database, read_migrations()[-4].name, tmp_path / "migrations")
+    before = contents(game)
+    migrate(game)
+    after = contents(game)
+    assert {name: content for name, content in before.items() if name.startswith('"public"')}.items() <= after.items()
+    run_every_hour(game, settings)
+    train_once(game, settings)
+    with game.connect() as connection:
+        assert [model.version for model in read_models(connection)] == ["v1.0.0"]
