@@ -1,4 +1,4 @@
-"""Backups of the whole loop, brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
+"""Backups brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
 
 import json
 import shutil
@@ -14,14 +14,11 @@ from pydantic import SecretStr
 from babylon_rl.backup import CHECKPOINTS, DUMP, LISTING, backup, restore
 from babylon_rl.errors import BackupError, SchemaMismatch, UsageError
 from babylon_rl.files.durable import sha256
-from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate, read_migrations, read_tables
-from babylon_rl.store.registry import read_models
-from babylon_rl_tests.store.pipeline import run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.store.test_copying import contents, is_empty
 from babylon_rl_tests.training.sample import NOW
@@ -61,36 +58,6 @@ def kept(small: Settings, tmp_path: Path) -> Path:
     """A backup of it."""
     backup(small, tmp_path / "kept.zip", NOW)
     return tmp_path / "kept.zip"
-
-
-@pytest.mark.long
-def test_the_whole_loop_is_brought_back_elsewhere_and_goes_on(
-    every_hour: Database, empty_database: Database, settings: Settings, tmp_path: Path
-) -> None:
-    train_once(every_hour, settings)
-    write(settings.home, STATE | MADE_AGAIN)
-    made = backup(at(settings, every_hour), tmp_path / "kept.zip", NOW)
-    assert (made.versions, made.left_out) == (["v1.0.0"], [])
-    assert (tmp_path / "kept.zip").stat().st_mode & 0o777 == 0o600
-    shutil.move(settings.home, tmp_path / "gone")  # nothing of the old place may be needed
-    new = at(settings, empty_database, tmp_path / "new")
-    assert restore(new, tmp_path / "kept.zip") == made
-    assert contents(empty_database) == contents(every_hour) == made.tables
-    files = files_in(new.home)
-    assert {name: files[name] for name in STATE} == {name: sha256(tmp_path / "gone" / name) for name in STATE}
-    assert not any(name.startswith(tuple(MADE_AGAIN)) for name in files)
-    with empty_database.connect() as connection:
-        (model,) = read_models(connection)
-    assert checkpoint_of(model, new) == new.home / "checkpoints" / "v1.0.0"
-    assert verify(checkpoint_of(model, new)).batch_id == model.training_batch
-    assert migrate(empty_database).applied == ()
-    run_every_hour(empty_database, new)
-    with empty_database.connect() as connection:
-        connection.execute('UPDATE public.trajectories SET "usedInTraining" = false, "trainedInBatch" = NULL')
-        connection.execute("DELETE FROM babylon_rl.batch_items")
-    train_once(empty_database, new)
-    with empty_database.connect() as connection:
-        assert [(model.version, model.parent_version) for model in read_models(connection)] == [("v1.0.1", "v1.0.0"), ("v1.0.0", None)]
 
 
 def test_state_comes_back_with_its_rights_and_what_can_be_made_again_stays_behind(
@@ -311,18 +278,3 @@ def test_a_backup_of_an_earlier_version_is_brought_back_and_upgraded(
         for schema in ("public", "babylon_rl"):
             assert read_tables(upgraded, schema) == read_tables(today, schema)
         assert upgraded.value("SELECT seed FROM babylon_rl.simulated_hours") == 1
-
-
-@pytest.mark.long
-def test_the_game_on_an_earlier_version_is_upgraded_in_place_and_trains(
-    raw_sample_database: Database, settings: Settings, tmp_path: Path
-) -> None:
-    game = of_version(raw_sample_database, read_migrations()[-4].name, tmp_path / "migrations")
-    before = contents(game)
-    migrate(game)
-    after = contents(game)
-    assert {name: content for name, content in before.items() if name.startswith('"public"')}.items() <= after.items()
-    run_every_hour(game, settings)
-    train_once(game, settings)
-    with game.connect() as connection:
-        assert [model.version for model in read_models(connection)] == ["v1.0.0"]
