@@ -94,6 +94,10 @@ class ExportError(BabylonError):
     """An export cannot be written to its destination."""
 
 
+class BackupError(BabylonError):
+    """A file is no whole backup."""
+
+
 class ReleaseRefused(BabylonError):
     """The state of a version or of its rollout forbids a transition."""
 

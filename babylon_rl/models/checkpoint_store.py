@@ -40,7 +40,10 @@ def checkpoint_of(model: Model, settings: Settings) -> Path:
     """
     recorded = Path(model.checkpoint or model.storage_path)
     if settings.model_storage_url is None or model.foreign:
-        return recorded
+        # The row of a state directory that was moved, or restored elsewhere, names the old place.
+        own = settings.home / "checkpoints" / model.version
+        moved = not recorded.is_dir() and model.manifest_sha is not None and _has_manifest(own, model.manifest_sha)
+        return own if moved else recorded
     directory = registered_checkpoint(model.version, recorded, model.manifest_sha, settings)
     if directory is None:
         raise CheckpointError(absence(model.version, settings))

@@ -14,9 +14,18 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from babylon_rl.errors import DatabaseError
+from babylon_rl.errors import DatabaseError, SchemaMismatch
 from babylon_rl.settings import DatabaseSettings
-from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, POOLER_ADVICE, Connection, address, connect, libpq_url, with_search_path
+from babylon_rl.store.connection import (
+    LOST_AFTER_A_MINUTE,
+    MIGRATIONS,
+    POOLER_ADVICE,
+    Connection,
+    address,
+    connect,
+    libpq_url,
+    with_search_path,
+)
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -84,6 +93,15 @@ class Database:
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
         return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, quote_via=quote)))
 
+    def refuse_newer(self) -> None:
+        """Raise SchemaMismatch if a newer version of the package has migrated the database."""
+        with self.connect_directly() as connection:
+            if not connection.has_table("babylon_rl.migrations"):
+                return
+            newest = connection.value("SELECT max(id) FROM babylon_rl.migrations")
+        if newest is not None and newest > max(path.stem for path in MIGRATIONS.glob("[0-9]*.sql")):
+            raise newer_version(f"The database at {self.address}", newest)
+
     def prepare_dagster_schema(self) -> None:
         """Create Dagster's schema if it is absent.
 
@@ -138,6 +156,14 @@ class Database:
             connection.execute(comment)
 
 
+def newer_version(place: str, migration: str) -> SchemaMismatch:
+    """The error for a migration, at ``place``, that this version of the package does not have."""
+    return SchemaMismatch(
+        f"{place} holds migration {migration}, which this version of babylon_rl does not know. Nothing was changed. "
+        "Update the code (git pull, make setup)."
+    )
+
+
 @contextlib.contextmanager
 def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterator[Database]:
     """Open the database of these settings for the length of a ``with`` block.
@@ -147,6 +173,7 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
 
     Raises:
         DatabaseUnreachable: the server of DATABASE_URL does not answer.
+        SchemaMismatch: ``prepare``, and a newer version of the package has migrated the database.
         EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
@@ -156,6 +183,7 @@ def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterat
             url = stack.enter_context(use_server(settings.home))
             database = Database(url, url)
         if prepare:
+            database.refuse_newer()
             database.prepare_dagster_schema()
         yield database
 

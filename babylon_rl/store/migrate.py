@@ -17,7 +17,7 @@ import psycopg
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
 from babylon_rl.store.connection import MIGRATIONS, Connection
-from babylon_rl.store.database import Database
+from babylon_rl.store.database import Database, newer_version
 from babylon_rl.windows import utc_now
 
 # The migration that creates the tables shared with the game.
@@ -185,10 +185,7 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
     by_name = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
         if name not in by_name:
-            raise SchemaMismatch(
-                f"The database holds migration {name}, which this version of babylon_rl does not know. "
-                "Update the code (git pull, make setup)."
-            )
+            raise newer_version("The database", name)
         if checksum not in (by_name[name].checksum, BY_PSQL):
             raise SchemaMismatch(
                 f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; "

@@ -86,6 +86,13 @@ def test_a_directory_of_another_batch_in_a_versions_place_is_refused(uploaded: S
     assert verify(here).batch_id == "batch-cancelled"
 
 
+def test_a_state_directory_that_was_moved_has_its_checkpoints_and_no_others(settings: Settings, tmp_path: Path) -> None:
+    here = make_checkpoint(tmp_path / "made", settings.home / "checkpoints" / "v1.0.0", batch_id=BATCH)
+    model = make_model(checkpoint="/gone/v1.0.0", manifest_sha=sha256(here / MANIFEST))
+    assert checkpoint_of(model, settings) == here
+    assert checkpoint_of(make_model(checkpoint="/gone/v1.0.0", manifest_sha="another"), settings) == Path("/gone/v1.0.0")
+
+
 @pytest.fixture
 def trained_twice(uploaded: Settings, tmp_path: Path) -> Settings:
     """Settings of a machine that has trained the batch of v1.0.0 too, and could not upload it."""

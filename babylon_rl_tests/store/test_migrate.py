@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
+from babylon_rl.settings import Settings
 from babylon_rl.store.connection import MIGRATIONS
-from babylon_rl.store.database import Database
+from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import CONTRACT, migrate, read_migrations, require_migrated
 from babylon_rl_tests.store.servers import ROOT
@@ -236,10 +238,15 @@ def test_migration_that_was_edited_is_named(database: Database) -> None:
         migrate(database, check_only=True)
 
 
-def test_database_of_a_newer_version_is_refused(database: Database) -> None:
+def test_database_of_a_newer_version_is_refused(database: Database, settings: Settings) -> None:
     run(database, "INSERT INTO babylon_rl.migrations VALUES ('9999_future', 'x', '2030-01-01')")
     with pytest.raises(SchemaMismatch, match="9999_future, which this version"):
         migrate(database)
+    opened = settings.model_copy(update={"database_url": SecretStr(database.url)})
+    with pytest.raises(SchemaMismatch, match="9999_future, which this version.*Update the code"), open_database(opened):
+        pass
+    with open_database(opened, prepare=False):  # commands that only look, and the backup before an update
+        pass
 
 
 def test_gap_in_the_records_is_half_migrated(empty_database: Database, tmp_path: Path) -> None:

@@ -34,13 +34,14 @@ def connection(read_sample: Database) -> Iterator[Connection]:
         yield opened
 
 
-def _read_every_hour(url: str) -> None:
+def read_every_hour(url: str) -> None:
+    """Read every hour of a recorded game into windows and episodes."""
     settings = Settings(_env_file=None)
     with connect(url) as connection:
         sync_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings, NOW)
 
 
-TEMPLATES["read_sample"] = ("sample", _read_every_hour)
+TEMPLATES["read_sample"] = ("sample", read_every_hour)
 
 
 @pytest.fixture(scope="session")

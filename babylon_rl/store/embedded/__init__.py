@@ -17,18 +17,19 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-from babylon_rl.errors import EmbeddedServerError
+from babylon_rl.errors import EmbeddedServerError, UsageError
 from babylon_rl.store.embedded.cluster import START_TIMEOUT_S, Cluster
 
 
 @contextlib.contextmanager
-def use_server(home: Path) -> Iterator[str]:
+def use_server(home: Path, *, alone: bool = False) -> Iterator[str]:
     """Yield the connection string of the server under ``home``, started if needed.
 
-    It runs until its last user has left.
+    It runs until its last user has left. ``alone``: others wait until this user has left.
 
     Raises:
         EmbeddedServerError: it cannot be created, started or stopped; the message says what to do.
+        UsageError: ``alone``, and it is in use.
     """
     with _polite_termination():
         cluster = Cluster(_prepared(home))
@@ -39,6 +40,8 @@ def use_server(home: Path) -> Iterator[str]:
                 _take(lease, fcntl.LOCK_SH, home)
                 port = _ensure_running(cluster, lease)
                 url = cluster.url(port)
+                if alone and not _is_last(lease):
+                    raise UsageError("Other commands use the embedded database. Stop them (such as `babylon-rl dev`), then run it again.")
             yield url
         finally:
             # Under start.lock, so that no new user appears between the check and the stop.

