@@ -88,10 +88,12 @@ def test_a_lock_is_resolved_by_itself_on_each_python(
     supply_chain: ModuleType, registry: dict[str, str], tmp_path: Path, lock: str, python: str
 ) -> None:
     platform = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_31", "--only-binary", ":all:"]
-    done = uv(["pip", "compile", lock, *platform, "--no-header", "--no-annotate", "--cache-dir", str(tmp_path), "--quiet"], registry)
+    apart = ["requirements-torch.lock"] if lock == "requirements.lock" else []
+    bounds = [argument for other in apart for argument in ("--constraints", other)]
+    plain = ["--no-header", "--no-annotate", "--cache-dir", str(tmp_path), "--quiet"]
+    done = uv(["pip", "compile", lock, *bounds, *platform, *plain], registry)
     assert done.returncode == 0, done.stderr
-    apart = supply_chain.locked(ROOT / "requirements-torch.lock") if lock == "requirements.lock" else set()
-    known = {name for name, _ in supply_chain.locked(ROOT / lock) | apart}
+    known = {name for one in (lock, *apart) for name, _ in supply_chain.locked(ROOT / one)}
     assert {line.split("==")[0] for line in done.stdout.splitlines() if "==" in line} <= known
 
 
