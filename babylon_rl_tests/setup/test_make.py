@@ -18,7 +18,14 @@ def clone(tmp_path: Path) -> Path:
     copy = tmp_path / "a clone"
     copy.mkdir()
     shutil.copytree(ROOT / "scripts", copy / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-torch.txt", "requirements-weights.lock"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "requirements.lock",
+        "requirements-torch.in",
+        "requirements-torch.lock",
+        "requirements-weights.lock",
+    ):
         shutil.copy(ROOT / name, copy)
     return copy
 
@@ -61,7 +68,7 @@ def finished_setup(clone: Path, environment: str = ".venv", state: str = ".babyl
     for stamp, content in (
         (stamps / "venv", str(clone)),
         (stamps / "packages", digests["requirements.lock"]),
-        (stamps / "torch", digests["requirements-torch.txt"]),
+        (stamps / "torch", digests["requirements-torch.lock"]),
         (stamps / "project", digests["pyproject.toml"]),
         (clone / state / "cache" / "wheels" / ".complete", digests["requirements-weights.lock"]),
     ):
@@ -157,7 +164,8 @@ def test_clean_removes_what_was_made_and_nothing_else(clone: Path) -> None:
             "scripts",
             "pyproject.toml",
             "requirements.lock",
-            "requirements-torch.txt",
+            "requirements-torch.in",
+            "requirements-torch.lock",
             "requirements-weights.lock",
             "babylon_rl",
             ".env",

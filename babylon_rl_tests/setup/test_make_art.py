@@ -28,7 +28,7 @@ def python(directory: Path, log: Path, version_check: int = 0) -> Path:
 
 
 def prepared(clone: Path) -> Path:
-    for name in ("requirements-art.txt", ".env.example"):
+    for name in ("requirements-art.in", "requirements-art.lock", ".env.example"):
         (clone / name).write_bytes((ROOT / name).read_bytes())
     return clone
 
@@ -53,8 +53,8 @@ def test_it_makes_its_environment_once_and_again_when_the_pins_change(clone: Pat
         return [line for line in log.read_text().splitlines() if " -c " not in line]
 
     made, installed, tested = asked()
-    assert made.endswith(f"-m venv {state}/art") and installed.endswith("-r requirements-art.txt")
+    assert made.endswith(f"-m venv {state}/art") and installed.endswith("-r requirements-art.lock")
     assert tested.startswith(f"{state}/art/bin/python -m pytest babylon_rl_tests/training/test_remote_contract.py ")
     assert asked() == [tested]
-    (clone / "requirements-art.txt").write_text("openpipe-art==0.6\n")
+    (clone / "requirements-art.lock").write_text("openpipe-art==0.6\n")
     assert asked() == [made, installed, tested]
