@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm container fuzz scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -50,6 +50,9 @@ test-art: ## The client's side of serverless training with openpipe-art 0.5.23; 
 
 test-vllm: setup ## Our base and adapters served by a real vLLM on the CPU, in an environment of its own (4 GB)
 	@scripts/test_vllm.sh $(PYTEST_ARGS)
+
+container: setup ## The image of docs/howto/deploy by buildah, and what compose.yaml starts in a container of it (root; 5 minutes)
+	@scripts/container.sh $(PYTEST_ARGS)
 
 fuzz: setup ## Fresh inputs for the readers of other programs' answers, for SECONDS=3600
 	@scripts/fuzz.sh $(or $(SECONDS),3600)
