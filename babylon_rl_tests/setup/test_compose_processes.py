@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import psutil
 import psycopg
 import pytest
 
@@ -42,20 +43,29 @@ def command_of(service: dict[str, Any], environment: dict[str, str], *more: str)
 
 @contextmanager
 def running(command: list[str], log: Path, environment: dict[str, str], address: str) -> Iterator[None]:
-    """The command until the end of the block, once it answers; the signal of the image's STOPSIGNAL ends it."""
+    """The command until the end of the block, once it answers; the image's STOPSIGNAL ends it."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = psutil.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 240
         while not answers(address):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
         yield
-        process.send_signal(signal.SIGINT)
+        program_of(process).send_signal(signal.SIGINT)
         assert process.wait(120) in (0, 128 + signal.SIGINT, -signal.SIGINT), log.read_text()[-3000:]
     finally:
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            for one in [*process.children(recursive=True), process]:
+                one.kill()
+            process.wait()
+
+
+def program_of(process: psutil.Process) -> psutil.Process:
+    """The program itself: buildah, unlike an engine of containers, hands it no signals."""
+    while process.cmdline()[0].startswith("buildah"):
+        process = process.children()[0]
+    return process
 
 
 def answers(address: str) -> bool:
