@@ -79,13 +79,13 @@ def prepared_batch(connection: Connection, hours: Sequence[str], settings: Setti
     return prepare_batch(connection, batch.batch_id, settings, NOW)
 
 
-def demo_sequences(windows: int = 12, agents: int = 6) -> list[TrainSequence]:
+def demo_sequences(windows: int = 12, agents: int = 6) -> Sequence[TrainSequence]:
     """The sequences of half a demo's hours."""
     with played(windows, agents) as game, game.database.connect() as connection:
         return convert(connection, game.prepared.remaining, game.settings).sequences
 
 
-def sample_sequences() -> list[TrainSequence]:
+def sample_sequences() -> Sequence[TrainSequence]:
     """The sequences of the recorded game's ready hours, free texts all of them."""
     from judge_tokens import sample
 
