@@ -249,7 +249,7 @@ def missed(found: dict[str, float]) -> list[str]:
 def main() -> int:
     """Print the figures; 1 when a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trl-python", type=Path, metavar="PATH", help="a Python that imports trl")
+    parser.add_argument("--trl-python", type=lambda path: Path(path).absolute(), metavar="PATH", help="a Python that imports trl")
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--ours", action="store_true", help="only our turns")
     given = parser.parse_args()

@@ -66,10 +66,11 @@ def played(windows: int, agents: int) -> Iterator[Played]:
     settings = settings_of(windows)
     with own_database("benchmark_training") as database, database.connect(autocommit=True) as connection:
         hours = [hour.window for hour in spawn(connection, SpawnRequest(agents, 0, windows, seed=0), NOW, None)]
-        yield Played(database, settings, _prepared(connection, hours, settings))
+        yield Played(database, settings, prepared_batch(connection, hours, settings))
 
 
-def _prepared(connection: Connection, hours: Sequence[str], settings: Settings) -> Prepared:
+def prepared_batch(connection: Connection, hours: Sequence[str], settings: Settings) -> Prepared:
+    """Judge hours, freeze them into a batch and prepare it."""
     for sync in (sync_windows, sync_outcomes, score_windows):
         sync(connection, hours, settings, NOW)
     batch = freeze(connection, settings, NOW).batch
@@ -78,13 +79,13 @@ def _prepared(connection: Connection, hours: Sequence[str], settings: Settings) 
     return prepare_batch(connection, batch.batch_id, settings, NOW)
 
 
-def demo_sequences(windows: int = 12, agents: int = 6) -> list[TrainSequence]:
+def demo_sequences(windows: int = 12, agents: int = 6) -> Sequence[TrainSequence]:
     """The sequences of half a demo's hours."""
     with played(windows, agents) as game, game.database.connect() as connection:
         return convert(connection, game.prepared.remaining, game.settings).sequences
 
 
-def sample_sequences() -> list[TrainSequence]:
+def sample_sequences() -> Sequence[TrainSequence]:
     """The sequences of the recorded game's ready hours, free texts all of them."""
     from judge_tokens import sample
 
@@ -94,4 +95,4 @@ def sample_sequences() -> list[TrainSequence]:
         migrate(database)
         with database.connect(autocommit=True) as connection:
             hours = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
-            return convert(connection, _prepared(connection, hours, settings).remaining, settings).sequences
+            return convert(connection, prepared_batch(connection, hours, settings).remaining, settings).sequences
