@@ -53,11 +53,9 @@ test-vllm: setup ## Our base and adapters served by a real vLLM on the CPU, in a
 
 fuzz: setup ## Fresh inputs for the readers of other programs' bytes, SECONDS=3600 for each of READERS='decode judge'
 	@mkdir -p build; scripts/fuzz.sh $(or $(SECONDS),3600) $(READERS)
+
 container: setup ## The image of docs/howto/deploy by buildah, and what compose.yaml starts in a container of it (root; 5 minutes)
 	@scripts/container.sh $(PYTEST_ARGS)
-
-fuzz: setup ## Fresh inputs for the readers of other programs' answers, for SECONDS=3600
-	@scripts/fuzz.sh $(or $(SECONDS),3600)
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
