@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz scale-test fourteen-days docs evidence lock env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm fuzz faults scale-test fourteen-days docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -53,6 +53,9 @@ test-vllm: setup ## Our base and adapters served by a real vLLM on the CPU, in a
 
 fuzz: setup ## Fresh inputs for the readers of other programs' answers, for SECONDS=3600
 	@scripts/fuzz.sh $(or $(SECONDS),3600)
+
+faults: setup ## 1,000 schedules of the whole loop under crashes and faults (resumable, some hours); SEED=7 tells one again
+	@scripts/faults.sh $(if $(SEED),--seed $(SEED),--schedules $(or $(SCHEDULES),1000))
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)

@@ -24,7 +24,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.faults.simulation import Broken, CountedJudge, Schedule, Site, make_settings, trainer_of
-from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.training import remote_play
 from babylon_rl_tests.training.serverless_stand_in import Service, standing_in
@@ -73,6 +73,11 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         threading.excepthook = told
+
+
+def judge_site(judge: Judge) -> Site:
+    """What schedules with the dry trainer need."""
+    return Site(CountedJudge(judge), make_settings(judge.url))
 
 
 @contextmanager

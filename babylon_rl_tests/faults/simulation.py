@@ -86,6 +86,7 @@ UNION ALL
 SELECT "version" FROM babylon_rl.rollouts o WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
 AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = o."version" AND r."decision" = 'pass')
 """
+_OF_THE_DEAD = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
 _SEVERAL = "SELECT count(*) FILTER (WHERE status = 'deployed') FROM public.trained_models"
 
 
@@ -170,6 +171,12 @@ class Schedule:
         finally:
             self.connection.close()
 
+    def act(self, *names: str) -> None:
+        """Some actors, one after another, without faults."""
+        for name in names:
+            self._live(name, [])
+            self._check()
+
     # --- steps
 
     def _step(self) -> None:
@@ -195,6 +202,7 @@ class Schedule:
         if self.site.stand_in is not None:
             self.site.stand_in.service.post_faults, self.site.stand_in.service.job_faults = [], []
         self._let_time_pass()
+        self._bury()
 
     def _let_time_pass(self) -> None:
         """A post that was recorded and never sent is made after the longest time of a job, which passes here."""
@@ -208,6 +216,11 @@ class Schedule:
                     [batch_id, iteration],
                 )
             self.connection.commit()
+
+    def _bury(self) -> None:
+        """Leases that a life left are a dead process's, as others on the machine see it; this process, which had them, lives on."""
+        self.connection.execute(_OF_THE_DEAD)
+        self.connection.commit()
 
     def _choose(self) -> str:
         if self.chance.random() < 0.6:
@@ -268,6 +281,7 @@ class Schedule:
         self._end(first)
         if not second.ended:
             self._check()
+            self._bury()
             second.beside = False
             second.go_on()
             self._end(second)
@@ -357,16 +371,12 @@ class Schedule:
         self.now += 50 * HOUR
         self._tell("no more faults")
         for _ in range(3 * len(self.windows) + 5):
-            for name in ("writer of calls", "hours", "judge", "freezer", "trainer"):
-                self._live(name, [])
-            self._check()
+            self.act("writer of calls", "hours", "judge", "freezer", "trainer")
             self.now += timedelta(minutes=40)
             if not self._left():
                 break
         assert not self._left(), f"still to do: {self._left()}"
-        self._live("gate", [])
-        self._live("cleanup", [])
-        self._check()
+        self.act("gate", "cleanup")
         check(self.world, at_rest=True)
         calls = Counter(one for (one,) in rows(self.world, 'SELECT "callId" FROM babylon_rl.gateway_calls'))
         assert self.kept["calls"] <= set(calls), f"calls are lost: {sorted(self.kept['calls'] - set(calls))[:5]}"
@@ -385,7 +395,9 @@ def trainer_of(seed: int) -> str:
     return {7: "paid", 8: "paid", 9: "cpu"}.get(seed % 10, "dry")
 
 
-def make_settings(judge_url: str, tiny_base: Path | None, service_url: str | None, service_base: Path | None) -> dict[str, Settings]:
+def make_settings(
+    judge_url: str, tiny_base: Path | None = None, service_url: str | None = None, service_base: Path | None = None
+) -> dict[str, Settings]:
     """Settings by trainer; defaults else, whatever the environment says."""
     defaults = Settings(_env_file=None, **{name: field.default for name, field in Settings.model_fields.items()})
     common = {
