@@ -81,20 +81,21 @@ def judge_site(judge: Judge) -> Site:
 
 
 @contextmanager
-def site(server: str) -> Iterator[Site]:
-    """Judge and trainers for schedules; torch is imported here."""
-    from babylon_rl_tests.tiny_model import make_base
-
-    tokenizer = base_tokenizer()
+def site(server: str, trainers: set[str]) -> Iterator[Site]:
+    """Judge and trainers for schedules; torch is imported where one needs it."""
     with ExitStack() as stack:
-        bases = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        judge = stack.enter_context(judging())
-        stand_in = stack.enter_context(standing_in(Service(len(tokenizer)), Chat(tokenizer)))
-        settings = make_settings(judge.url, make_base(bases / "tiny"), stand_in.url, write_base(bases / "service"))
-        with copied(server, "played") as url:
-            remote_play.TEMPLATES["played"][1](url)
-            calls = _served_calls(url)
-        yield Site(CountedJudge(judge), settings, stand_in, calls)
+        at = judge_site(judge := stack.enter_context(judging()))
+        if trainers != {"dry"}:
+            from babylon_rl_tests.tiny_model import make_base
+
+            tokenizer = base_tokenizer()
+            bases = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            at.stand_in = stack.enter_context(standing_in(Service(len(tokenizer)), Chat(tokenizer)))
+            at.settings = make_settings(judge.url, make_base(bases / "tiny"), at.stand_in.url, write_base(bases / "service"))
+            with copied(server, "played") as url:
+                remote_play.TEMPLATES["played"][1](url)
+                at.calls = _served_calls(url)
+        yield at
 
 
 def _served_calls(url: str) -> tuple[dict[str, Any], ...]:
@@ -145,7 +146,7 @@ def main() -> int:
     done = {row["seed"]: row for row in map(json.loads, record.read_text().splitlines())} if record.exists() else {}
     seeds = [chosen.seed] if chosen.seed is not None else [seed for seed in range(chosen.first, chosen.schedules) if seed not in done]
     failed = 0
-    with own_server() as server, site(server) as at, quiet(), record.open("a") as file:
+    with own_server() as server, site(server, set(map(trainer_of, seeds))) as at, quiet(), record.open("a") as file:
         for seed in seeds:
             began = time.monotonic()
             try:

@@ -41,7 +41,7 @@ def test_a_seed_repeats_its_schedule(site: Site, copy_of: Callable[[str], Databa
         ('UPDATE trajectories SET "totalReward" = 7', "changed or lost"),
         ('UPDATE trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = \'b\'', "AssertionError"),
         ("UPDATE trained_models SET status = 'deployed', \"trainingBatch\" = NULL", "AssertionError"),
-        ('DELETE FROM babylon_rl.judge_requests', "answers paid"),
+        ('DELETE FROM babylon_rl.judge_requests', "answers lost"),
     ],
 )  # fmt: skip
 def test_each_invariant_is_seen_to_break(site: Site, copy_of: Callable[[str], Database], tmp_path: Path, harm: str, says: str) -> None:
