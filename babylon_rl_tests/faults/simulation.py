@@ -271,6 +271,10 @@ class Schedule:
         if first.ended:
             return self._end(first)
         self._check()
+        # A judge that is silent for longer than its lease is asked twice, by design.
+        if chance.random() < 0.3 and not {name, other} & {"judge", "trainer"}:
+            self.now += HOUR
+            self.counts["slow by an hour"] += 1
         second = self._life(other, self._faults(other) if chance.random() < 0.3 else [], beside=True)
         self._tell(f"{name} pauses at {first.passed[-1]!r} ({at}); {other} runs beside it")
         self.counts["two at once"] += 1
