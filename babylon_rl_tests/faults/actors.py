@@ -6,6 +6,7 @@ An actor keeps in ``life.kept`` the ids of rows that the product has promised to
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -72,7 +73,6 @@ def record(life: Life, scene: Scene, window: str | None = None) -> None:
     writer = BackgroundWriter(lambda: life.connect(autocommit=True), room=1000, patience_s=0.1)
     moment = window_start(window) + timedelta(minutes=5)
     recorder = TrajectoryRecorder(writer.put, lambda: str(10**17 + next(numbers)), lambda: moment)
-    ended = []
     try:
         for agent, row in itertools.product(AGENTS, range(ROWS)):
             begun = recorder.start_trajectory(agent, window=window)
@@ -82,16 +82,21 @@ def record(life: Life, scene: Scene, window: str | None = None) -> None:
             moment += timedelta(seconds=20)
             recorder.complete_step(begun, "TRADING_DECISION", {"side": "YES"}, success=True, reward=pnl)
             recorder.end_trajectory(begun, balance=1000.0 + pnl, pnl=pnl)
-            ended.append(begun)
-        while not life.dead:
-            try:
-                writer.flush(0.02)
-                life.kept += ended
+            # One transaction for each, as how many share one hangs on the threads' speed.
+            if not _flushed(life, writer):
                 return
-            except DatabaseUnreachable:  # it is tried again
-                continue
+            life.kept.append(begun)
     finally:
         writer.close()
+
+
+def _flushed(life: Life, writer: BackgroundWriter) -> bool:
+    """Wait until all is written; False if the process has died over it."""
+    while not life.dead:
+        with suppress(DatabaseUnreachable):  # it is tried again
+            writer.flush(0.02)
+            return True
+    return False
 
 
 def _call(scene: Scene, chance: Random, said: str) -> dict[str, Any]:

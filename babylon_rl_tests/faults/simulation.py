@@ -35,8 +35,8 @@ STEPS = 18
 LOOP = ("recorder", "hours", "judge", "freezer", "trainer", "gate", "releaser", "gateway", "writer of calls")
 # An actor, how often it is chosen out of the loop's turn, and about how many boundaries it passes.
 CAST: dict[str, tuple[Actor, int, int]] = {
-    "recorder": (actors.record, 5, 4),
-    "late rows": (actors.record_late, 2, 4),
+    "recorder": (actors.record, 5, 18),
+    "late rows": (actors.record_late, 2, 18),
     "gateway": (actors.call_gateway, 2, 24),
     "writer of calls": (actors.write_calls, 2, 15),
     "observer": (actors.observe, 1, 3),
