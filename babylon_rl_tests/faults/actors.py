@@ -241,7 +241,7 @@ def take_number(life: Life, scene: Scene) -> None:
     version = f"v0.9.{int(number or 0) + 1}"
     connection.execute(
         """INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", status, "updatedAt")
-        VALUES (%s, %s, %s, 'x', 'elsewhere', 'ready', %s)""",
+        VALUES (%s, %s, %s, 'x', 'elsewhere', 'ready', %s) ON CONFLICT ("modelId") DO NOTHING""",
         [f"other-{scene.draw}", f"babylon-agent-{version}", version, scene.now],
     )
     connection.commit()
