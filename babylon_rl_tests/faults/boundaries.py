@@ -108,7 +108,6 @@ class MortalConnection(Connection):
     def commit(self) -> None:
         FUSE.reach("commit")
         super().commit()
-        FUSE.reach("committed")
 
     @contextmanager
     def transaction(self, *arguments: Any, **named: Any) -> Iterator[psycopg.Transaction]:

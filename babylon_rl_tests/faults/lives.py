@@ -26,6 +26,14 @@ _HANGS_S = 120.0
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
+class LifeConnection(MortalConnection):
+    """A connection of a life, which may also end after a commit by itself."""
+
+    def commit(self) -> None:
+        super().commit()
+        FUSE.reach("committed")
+
+
 @dataclass(frozen=True)
 class Fault:
     """A fault at the ``at``-th boundary, or at the first after it that it can happen at."""
@@ -50,14 +58,14 @@ class Life:
         self.url = make_conninfo(url, options=f"-c lock_timeout={'200ms' if beside else '30s'}")
         self.passed, self.met, self.kept = list[str](), list[FaultKind](), list[str]()
         self.dead, self.ended, self.error = False, False, None
-        self.connections = list[MortalConnection]()
+        self.connections = list[LifeConnection]()
         self._stopped, self._resumed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.error: BaseException | None
 
-    def connect(self, autocommit: bool = False) -> MortalConnection:
+    def connect(self, autocommit: bool = False) -> LifeConnection:
         """A connection that is closed with the life."""
-        self.connections.append(MortalConnection.connect(self.url, autocommit=autocommit, prepare_threshold=None))
+        self.connections.append(LifeConnection.connect(self.url, autocommit=autocommit, prepare_threshold=None))
         return self.connections[-1]
 
     def go_on(self) -> None:
@@ -135,7 +143,7 @@ class LifeDatabase(Database):
         super().__init__(life.url, life.url)
         object.__setattr__(self, "_life", life)
 
-    def connect(self, autocommit: bool = False) -> MortalConnection:
+    def connect(self, autocommit: bool = False) -> LifeConnection:
         return self._life.connect(autocommit)  # type: ignore[attr-defined, no-any-return]
 
 
