@@ -61,6 +61,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the simulated market and of the training.")] = 0,
     generations: Annotated[int, typer.Option(min=1, help="How often to play, judge and train; each plays its own hours.")] = 1,
     game: GameOption = ONE_TICK_GAME.name,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Release only what passes; else every version, for comparison.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole loop: simulate, score, train, compare.
@@ -70,7 +71,7 @@ def demo(
     began, played = time.monotonic(), game_named(game)
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
-    chosen |= {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
+    chosen |= {"auto_promote": gate, "training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen).model_copy(update=QUICK)
     keep_choices(settings, chosen)
     given = f", seed {seed}" + ("" if played == ONE_TICK_GAME else f", game {game}")
@@ -79,7 +80,7 @@ def demo(
     for sentence in stop_children(settings.home, orphans_only=True):
         say(sentence)
     with open_database(settings) as database:
-        state = Demo(settings, database, windows, seed, generations, game=played)
+        state = Demo(settings, database, windows, seed, generations, game=played, gate=gate)
         with stage(settings, "1. Database"):
             prepare(state)
         plan = planned(state)
@@ -142,7 +143,8 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
             say(f"   No version came of it: {failure}")
         trained = _trained(state, batch_id)
         _say_on_policy(trained.get("onPolicy", ()), player)
-    front = f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"
+    condition = ", if the gate and a confirmation in fresh markets let it" if state.gate else ", whatever the gate says"
+    front = f"5. Release: {title}the version in front of agents{condition}"
     with stage(state.settings, front):
         released = release(state, trained["modelVersion"], hours)
     played = {"generation": len(earlier) + 1, "player": player, "hours": [hours[0], hours[-1]]}
@@ -203,7 +205,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]
         with stage(state.settings, "6. Every version and player in the same markets"):
-            several = {"generations": done, "standings": standings(state, versions)}
+            several = {"generations": done, "standings": standings(state, versions, done[-1]["deployed"])}
     if not trained:
         return {"seed": state.seed, "windows": state.windows, "modelVersion": None, **several}
     last = trained[-1]

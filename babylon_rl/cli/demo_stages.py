@@ -61,7 +61,7 @@ class Demo:
     """State shared by the stages.
 
     ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours of ``game``. ``serving`` answers for the
-    models.
+    models. Without ``gate`` every version is released.
     """
 
     settings: Settings
@@ -71,6 +71,7 @@ class Demo:
     generations: int = 1
     serving: Serving = served_here
     game: Game = ONE_TICK_GAME
+    gate: bool = True
 
 
 @contextmanager
@@ -253,6 +254,9 @@ def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
             connection.commit()
             end_trial(state, connection, trial, _play_trial(state, connection, trial, next_window(hours[-1])))
         own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
+        if version is not None and not own and not state.gate:
+            author = ReleaseAuthor("demo", "every version is released without the gate", utc_now())
+            own = [deploy(connection, version, state.settings, author, strategy="immediate")]
         for event in read_events(connection, own[0].rollout_id) if own else ():
             say(f"   {event.version} {event.to_state} at {event.to_percentage:g} %: {event.why}")
     released = any(rollout.percentage == 100 and rollout.state in ("released", "superseded") for rollout in own)
@@ -289,8 +293,8 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
     return guards
 
 
-def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
-    """Base, ``versions`` and all scripts in the markets of the gate's first analysis.
+def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[str, Any]]:
+    """Base, ``versions`` and all scripts in the markets of the gate's first analysis; scripts also at the stake of ``deployed``.
 
     Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
     """
@@ -312,6 +316,6 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {source.name: (source.role, results[source.name]) for source in sources}
-    staked = scripts_at_stake(snapshots, results[versions[-1]]) if versions else {}
+    staked = scripts_at_stake(snapshots, results[deployed if deployed in versions else versions[-1]]) if versions else {}
     compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from babylon_rl.episodes.reading import group_version
 from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
+from babylon_rl.interrupts import run_coroutine
 from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, FailureStreak
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import Agreement, AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words
@@ -366,7 +367,7 @@ def score_with_model(
     store = JudgeStore(connection, clock_from(now))
     leases = Leases(store)
     try:
-        asyncio.run(run_with_heartbeat(run.judge(store, leases, windows), store, on_beat, beat_s))
+        run_coroutine(run_with_heartbeat(run.judge(store, leases, windows), store, on_beat, beat_s))
     except JudgeRefused as refused:
         run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))  # planned, and without an outcome
         raise

@@ -38,6 +38,7 @@ SELECT FROM public.trained_models m JOIN babylon_rl.model_lineage l ON l."versio
 ORDER BY m.version FOR NO KEY UPDATE OF m
 """
 _ROLLED_BACK = """SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'"""
+_NOT_REFUSED = """SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" IN ('pass', 'inconclusive')"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +198,24 @@ def deployed_model(models: Iterable[Model]) -> Model | None:
 def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = False) -> Model | None:
     """Return the parent of a line's next training, None for the base.
 
-    It is the deployed one. While none of the line is deployed it is the base if versions are ``promoted`` without a person, otherwise our
-    highest version that neither failed nor was rolled back.
+    Where versions are ``promoted`` without a person, it is the highest one that came from the deployed one (or from the base), by versions
+    that the gate did not refuse: gains too small to be shown one by one add up, and the gate compares their sum. Otherwise it is the
+    deployed one, and where there is none, our highest version. It never failed, and neither it nor a version on the way was rolled back.
     """
     line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
     deployed = deployed_model(line)
-    if deployed is not None or promoted:
-        return deployed
     back = {version for (version,) in connection.execute(_ROLLED_BACK)}
-    return next((model for model in line if model.version not in back), None)
+    kept = [model for model in line if model.version not in back]
+    if not promoted:
+        return deployed or next(iter(kept), None)
+    compared = {version for (version,) in connection.execute(_NOT_REFUSED)}
+    reached = {None if deployed is None else deployed.version}
+    parent = deployed
+    for model in reversed(kept):  # a parent stands before its children
+        if model.version in compared and model.parent_version in reached and model.pruned_at is None:
+            reached.add(model.version)
+            parent = model
+    return parent
 
 
 def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:

@@ -113,7 +113,7 @@ def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
         raise UsageError(f"The parent {weights.parent} is not known: `babylon-rl models` lists the versions that can be one.")
     if parent.status == "failed":
         raise UsageError(f"The parent {weights.parent} has failed.")
-    # The next training continues from the highest version of a line.
+    # The next training continues from a version of the line that no lower number may follow.
     if order <= parent.order:
         raise UsageError(f"{weights.version} is not above its parent {parent.version}.")
     return parent

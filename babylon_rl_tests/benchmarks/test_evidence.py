@@ -25,7 +25,7 @@ from babylon_rl.store.database import open_database
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.page import page, stakes, table
 from benchmarks.evidence.pictures import learning_curve, players
-from benchmarks.evidence.results import base_of, over_seeds, require_comparable, scripts
+from benchmarks.evidence.results import base_of, goes_on_otherwise, over_seeds, require_comparable, scripts
 
 MARKETS = 24
 COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
@@ -47,10 +47,11 @@ def row(model: str, role: str, pnl: float) -> dict[str, Any]:
 def generation(number: int, version: str | None, parent: str | None, decision: str = "pass") -> dict[str, Any]:
     about = {"generation": number, "player": parent or "base", "hours": ["2026-01-01T00:00", "2026-01-01T23:00"], "modelVersion": version}
     if version is None:
-        return about | {"failure": COLLAPSED, "batchId": None}
+        return about | {"failure": COLLAPSED, "batchId": None, "released": False}
     return about | {
-        "failure": None, "parentVersion": parent, "decision": decision, "reason": f"{version} earns something.", "sequences": 1700,
-        "scriptedShare": 0.8, "reference": parent or "base", "gateMarkets": 2 * MARKETS if number == 1 else MARKETS,
+        "failure": None, "parentVersion": parent, "decision": decision, "released": decision == "pass", "sequences": 1700,
+        "reason": f"{version} earns something.", "scriptedShare": 0.8,
+        "reference": parent or "base", "gateMarkets": 2 * MARKETS if number == 1 else MARKETS,
     }  # fmt: skip
 
 
@@ -98,6 +99,18 @@ def test_a_generation_without_a_version_and_one_that_the_gate_refused_are_shown(
     assert "with 3 of 3 seeds" in text
     assert "Mean of 2 seeds" in text, "one seed has no second version"
     assert "Mean of 3 seeds" in text
+
+
+def test_released_versions_stand_beside_ceiling_scripts_parents_and_a_loop_without_the_gate() -> None:
+    refused_early = result(3, refused=2)
+    ungated = result(3)
+    text = page([*RESULTS, refused_early], "a.png", "b.png", "posts", {3: ungated})
+    assert "* The last released version stands at 90 % of the ceiling or more with 0 of 4 seeds." in text, "180 of 300"
+    assert re.search(r"\* Over conservative: [+-]\d+ \([+-]\d+ to [+-]\d+\) over markets, [+-]\d+ to [+-]\d+ over seeds; above it", text)
+    assert "* Of 9 released versions 0 are worse than their parent beyond the interval." in text
+    assert "* Not released: seed 2, generation 3 (fail, 24), seed 3, generation 2 (fail, 24)." in text
+    assert "| 2 | v1.0.1, +122 (+82 to +162) | +117 | 41 % (36 % to 46 %) | v1.0.2, +182" in text
+    assert goes_on_otherwise(refused_early) and not any(goes_on_otherwise(one) for one in RESULTS)
 
 
 def test_a_verdict_says_over_how_many_markets_it_is() -> None:
@@ -150,7 +163,7 @@ def test_a_version_after_one_that_did_not_come_is_compared_with_its_parent() -> 
 def test_nothing_is_claimed_when_no_seed_brought_a_version() -> None:
     empty = result(0)
     for one in empty["generations"]:
-        one |= {"modelVersion": None, "failure": COLLAPSED}
+        one |= {"modelVersion": None, "failure": COLLAPSED, "released": False}
     empty["standings"] = [row for row in empty["standings"] if row["role"] != "version"]
     text = page([empty], "a.png", "b.png", "one-tick")
     assert "**No generation of any seed brought a version.**" in text

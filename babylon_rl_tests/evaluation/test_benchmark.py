@@ -300,7 +300,7 @@ def test_a_market_that_an_ancestor_was_trained_on_is_refused(evaluate, make_vers
     with endpoint() as served, pytest.raises(MarketError, match="overlap with training: 2000-01-01T01:00"):
         evaluate(batch, served)
     with pytest.raises(MarketError, match="overlap with training: 2000-01-01T01:00"):
-        standings(Demo(settings, database, 1, 0), ["v1.0.2"])
+        standings(Demo(settings, database, 1, 0), ["v1.0.2"], "v1.0.2")
 
 
 @pytest.mark.parametrize("how", ["dry", "gone", "damaged", "other base"])

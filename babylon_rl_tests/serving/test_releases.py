@@ -286,6 +286,40 @@ def test_the_next_training_continues_from_the_deployed_version(connection, setti
     assert (parent(), parent(promoted=True)) == ("v1.0.0", None)  # what was rolled back is no parent
 
 
+REPORT = """
+    INSERT INTO babylon_rl.benchmark_reports
+        ("batchId", "version", "decision", "reason", "markets", "minImprovement", "rows", "tableMarkdown", "dataVersion", "createdAt")
+    VALUES (%s, %s, %s, '', 48, 0, '[]', '', '', '2025-11-20')
+"""
+
+
+def test_gains_that_the_gate_cannot_show_yet_add_up_to_one_that_it_can(connection, settings, make_version) -> None:
+    def parent() -> str | None:
+        found = parent_of_line(connection, "tiny-base", promoted=True)
+        connection.commit()
+        return None if found is None else found.version
+
+    def compared(version: str, parent: str | None, decision: str) -> None:
+        connection.execute(REPORT, [make_version(version, parent=parent), version, decision])
+        connection.commit()
+
+    compared("v1.0.0", None, "inconclusive")
+    assert parent() == "v1.0.0", "the base is deployed"
+    compared("v1.0.1", "v1.0.0", "pass")
+    make_version("v1.0.2", parent="v1.0.1")
+    assert parent() == "v1.0.1", "the gate has not compared the newest"
+    deploy(connection, "v1.0.1", settings, author(), percentage=100)
+    compared("v1.0.3", "v1.0.1", "inconclusive")
+    compared("v1.0.4", "v1.0.3", "fail")
+    compared("v1.0.5", "v1.0.4", "inconclusive")
+    assert parent() == "v1.0.3", "one was refused, and the other came from it"
+    deploy(connection, "v1.0.3", settings, author(1), percentage=50)
+    rollback(connection, settings, author(2))
+    assert parent() == "v1.0.1"
+    rollback(connection, settings, author(3))
+    assert parent() == "v1.0.0", "what was rolled back is no parent, nor what came from it"
+
+
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 

@@ -10,10 +10,11 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ from babylon_rl.store.releases import BASE
 from babylon_rl.windows import utc_now
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
-from benchmarks.evidence.results import require_comparable
+from benchmarks.evidence.results import Document, goes_on_otherwise, require_comparable
 
 RESULT, LOG = "result.json", "demo.log"
+UNGATED = "-without-gate"
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 
@@ -57,15 +59,30 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
         raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
     root = settings.home / "evidence" / f"{game.name}-{generations}-generations-of-{windows}-hours"
-    directories = {seed: root / f"seed-{seed}" for seed in range(seeds)}
+    make = partial(_make, base=base, generations=generations, windows=windows, game=game, at_once=at_once)
+    results = make({seed: root / f"seed-{seed}" for seed in range(seeds)})
+    # Where nothing was refused before the last generation, the loop without the gate is the same.
+    others = [result["seed"] for result in results if goes_on_otherwise(result)]
+    ungated = dict(zip(others, make({seed: root / f"seed-{seed}{UNGATED}" for seed in others}), strict=True))
+    require_comparable([*results, *ungated.values()])
+    out.mkdir(parents=True, exist_ok=True)
+    page_name, players_name, curve_name = (name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE))
+    (out / players_name).write_bytes(players(results))
+    (out / curve_name).write_bytes(learning_curve(results))
+    (out / page_name).write_text(page(results, players_name, curve_name, game.name, ungated), encoding="utf-8")
+    return {"seeds": results, "withoutGate": list(ungated.values()), "page": str(out / page_name)}
+
+
+def _make(directories: Mapping[int, Path], base: Path, generations: int, windows: int, game: Game, at_once: int | None) -> list[Document]:
+    """Results of the seeds, by their directories; those without a result are run."""
     missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
-    for seed in directories:
+    for seed, own in directories.items():
         if seed not in missing:
-            say(f"seed {seed}: finished earlier")
+            say(f"{own.name}: finished earlier")
     if missing:
         at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
-            played = base_play(root / BASE, base, game)
+            played = base_play(next(iter(missing.values())).with_name(BASE), base, game)
             runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, game) for seed, own in missing.items()]
             try:
                 wait(runs)
@@ -74,14 +91,7 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
                 raise
             for run in runs:
                 run.result()
-    results = [dict(json.loads((own / RESULT).read_text())) for own in directories.values()]
-    require_comparable(results)
-    out.mkdir(parents=True, exist_ok=True)
-    page_name, players_name, curve_name = (name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE))
-    (out / players_name).write_bytes(players(results))
-    (out / curve_name).write_bytes(learning_curve(results))
-    (out / page_name).write_text(page(results, players_name, curve_name, game.name), encoding="utf-8")
-    return {"seeds": results, "page": str(out / page_name)}
+    return [dict(json.loads((own / RESULT).read_text())) for own in directories.values()]
 
 
 def side_by_side(seeds: int, cores: int) -> int:
@@ -144,15 +154,17 @@ def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
 
 
 def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, game: Game) -> None:
-    """Run the demo of a seed to its end, and write its result file."""
+    """Run the demo of a seed to its end, and write its result file; the directory's name says whether without the gate."""
     log = directory / LOG
-    say(f"seed {seed}: {log} says how far it is")
+    say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
     with _database(_settings(directory, base)) as connection:
         write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--game", game.name, "--json"]
+    if directory.name.endswith(UNGATED):
+        arguments.append("--no-gate")
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     result = directory / RESULT
     printed = result.with_suffix(".printed")
@@ -164,7 +176,7 @@ def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generatio
     document = json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE))
     printed.write_text(json.dumps(document, indent=2) + "\n")
     printed.replace(result)
-    say(f"seed {seed}: finished")
+    say(f"{directory.name}: finished")
 
 
 def _settings(directory: Path, base: Path) -> Settings:

@@ -1,6 +1,7 @@
 """Renders a page of evidence: one table of all players, the learning curve, generations without a version, and limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
@@ -14,6 +15,7 @@ from benchmarks.evidence.results import (
     base_of,
     ceiling,
     difference,
+    last_released,
     newest,
     over_seeds,
     parent_of,
@@ -23,6 +25,7 @@ from benchmarks.evidence.results import (
 )
 
 COLUMNS = ("seed", "generation", "player", "P&L", "over the base", "over its parent", "expected", "of the ceiling", "HOLD", "gate, markets")
+NEAR = 0.9  # of the ceiling
 WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how many markets show them
 
 
@@ -40,7 +43,7 @@ def stakes(results: Sequence[Document]) -> str:
     rows = [
         {"seed": result["seed"], **row}
         for result in results
-        if (version := newest(result)) is not None and (scripted := at_stake(result))
+        if (version := last_released(result) or newest(result)) is not None and (scripted := at_stake(result))
         for row in [version, *scripted]
     ]
     if not rows:
@@ -51,12 +54,16 @@ def stakes(results: Sequence[Document]) -> str:
         Column("P&L", lambda row: _signed(row["pnl"], row["low"], row["high"])),
         *DOCUMENT_COLUMNS,
     ]
-    heading = "Each seed's newest version beside the scripts at its own mean stake:"
+    heading = "Each seed's last released version beside the scripts at its own mean stake:"
     return f"\n{heading}\n\n{markdown_rows(columns, rows)}\n\n{legend(columns)}\n"
 
 
-def page(results: Sequence[Document], players: str, curve: str, game: str) -> str:
-    """The page as Markdown; ``players`` and ``curve`` are the file names of its plots."""
+def page(results: Sequence[Document], players: str, curve: str, game: str, ungated: Mapping[int, Document] = MappingProxyType({})) -> str:
+    """The page as Markdown.
+
+    ``players`` and ``curve`` are the file names of its plots. ``ungated`` are results without the gate by seed, of seeds that went on
+    otherwise.
+    """
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
@@ -65,8 +72,8 @@ def page(results: Sequence[Document], players: str, curve: str, game: str) -> st
 
 Made by `python -m benchmarks.evidence --game {game}`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f}
 minutes of processor time a seed.
-In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the deployed one
-(at first from the base), and it plays the benchmark.
+In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
+that the gate did not refuse (at first from the base), and it plays the benchmark.
 
 {_headline(results)}
 
@@ -85,6 +92,12 @@ answers of all players: {unusable}.
 ![P&L by generation, a line per seed, with the scripted players as bands]({curve})
 
 {_learning(results)}
+
+## What the gate is for
+
+{_released(results)}
+
+{without_gate(results, ungated)}
 {"".join(f"{line}{chr(10)}" for line in without)}
 An interval over markets is about these versions in other markets, one over seeds (Student's below {FEWEST_TO_RESAMPLE}) about other
 trainings.
@@ -96,6 +109,58 @@ trainings.
 * Most training sequences come from scripted strategies, which bounds what can be imitated.
 * All versions meet the same markets: a version that is better in them is better in markets of this kind, not in a real game's.
 """
+
+
+def _released(results: Sequence[Document]) -> str:
+    """Released versions beside the ceiling and the scripts; setbacks among them; refused versions."""
+    last = {result["seed"]: row for result in results if (row := last_released(result)) is not None}
+    if not last:
+        return "No version was released."
+    near = sum((row.get("ofCeiling") or 0.0) >= NEAR for row in last.values())
+    lines = [f"* The last released version stands at {_percent(NEAR)} of the ceiling or more with {near} of {len(results)} seeds."]
+    for name, scripted in _rivals(results).items():
+        found = over_seeds({seed: (row, scripted[seed]) for seed, row in last.items() if seed in scripted})
+        above = f"above it with {sum(one.mean > 0 for one in found.each.values())} of {len(found.each)} seeds"
+        lines.append(f"* Over {name}: {_interval(found.markets)} over markets, {_ends(found.seeds)} over seeds; {above}.")
+    compared = [
+        (point, difference(point.row, parent))
+        for result in results
+        for point in points(result)[1:]
+        if point.row is not None and point.about["released"] and (parent := parent_of(result, point)) is not None
+    ]
+    worse = [f"; seed {point.seed}, generation {point.generation} {_interval(over)}" for point, over in compared if over.high < 0]
+    lines.append(f"* Of {len(compared)} released versions {len(worse)} are worse than their parent beyond the interval{''.join(worse)}.")
+    refused = [
+        f"seed {point.seed}, generation {point.generation} ({_verdict(point.about)})"
+        for result in results
+        for point in points(result)[1:]
+        if point.row is not None and not point.about["released"]
+    ]
+    lines.append(f"* Not released: {', '.join(refused) or 'none'}.")
+    return "\n".join(lines)
+
+
+def _rivals(results: Sequence[Document]) -> dict[str, dict[int, Document]]:
+    """Rows of each script by seed: at the version's own stake, where the game has several."""
+    rows: dict[str, dict[int, Document]] = {}
+    for result in results:
+        for row in at_stake(result) or scripts(results):
+            rows.setdefault(row["model"].partition(" at ")[0], {})[result["seed"]] = row
+    return rows
+
+
+def without_gate(results: Sequence[Document], ungated: Mapping[int, Document]) -> str:
+    """Table of the versions that agents have in the end, with and without the gate."""
+    rows = []
+    for result in results:
+        alone = ungated.get(result["seed"], result)
+        rows.append([str(result["seed"]), *_end(last_released(result) or base_of(result)), *_end(newest(alone) or base_of(alone))])
+    columns = ("seed", "with the gate", "expected", "of the ceiling", "every version released", "expected", "of the ceiling")
+    return f"In front of agents after the last generation:\n\n{markdown_table(columns, rows)}\n"
+
+
+def _end(row: Document) -> list[str]:
+    return [f"{row['model']}, {_signed(row['pnl'], row['low'], row['high'])}", *_expected(row)]
 
 
 def _headline(results: Sequence[Document]) -> str:

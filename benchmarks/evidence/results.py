@@ -77,13 +77,24 @@ def newest(result: Document) -> Document | None:
     return trained[-1] if trained else None
 
 
+def last_released(result: Document) -> Document | None:
+    """The row of the version that agents have in the end; None where it is the base."""
+    rows = {row["model"]: row for row in result["standings"]}
+    return next((rows[one["modelVersion"]] for one in reversed(result["generations"]) if one["released"]), None)
+
+
+def goes_on_otherwise(result: Document) -> bool:
+    """Whether a version was refused before the last generation: without the gate, another one would have played on."""
+    return any(one["modelVersion"] is not None and not one["released"] for one in result["generations"][:-1])
+
+
 def scripts(results: Sequence[Document]) -> list[Document]:
     """The rows of scripted players, which are the same for all seeds; without the ceiling."""
     return [row for row in results[0]["standings"] if _same_for_all(row) and row["model"] not in CEILINGS]
 
 
 def at_stake(result: Document) -> list[Document]:
-    """The rows of scripts at the mean stake of the seed's newest version; none in games with one fixed stake."""
+    """The rows of scripts at the mean stake of the seed's last released version; none in games with one fixed stake."""
     return [row for row in result["standings"] if row["role"] == STRATEGY and not _same_for_all(row)]
 
 

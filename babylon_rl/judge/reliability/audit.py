@@ -4,7 +4,6 @@ It uses the same ruler, so its answers are checked, stored and paid for like any
 answers lie in the cache, where the report finds them; no score follows from them.
 """
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +13,7 @@ from functools import partial
 
 from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
+from babylon_rl.interrupts import run_coroutine
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.group_judge import GroupJudge, run_pool
 from babylon_rl.judge.group_outcomes import GroupOutcome, ScoredGroup, UnscorableGroup
@@ -96,7 +96,7 @@ def audit(
     # a refusal ends the asking; the answers that came before it still count
     store = JudgeStore(connection, clock_from(now))
     try:
-        asyncio.run(run.judge(store, secret))
+        run_coroutine(run.judge(store, secret))
     except JudgeRefused as error:
         run.result.refused = str(error)
     finally:

@@ -4,13 +4,13 @@ Before the first post it states what would train and the price. An iteration is 
 holds a pointer to the step at the service, which agents call.
 """
 
-import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
+from babylon_rl.interrupts import run_coroutine
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.services import WANDB, Service
 from babylon_rl.settings import Settings
@@ -106,7 +106,7 @@ class ServerlessTrainer:
         job = newest_job(self._run.connection, iteration.batch_id, iteration.step)
         if job is not None and job.state in ("failed", "expired"):  # whether or not its service can be reached now
             raise failure_of(job)
-        return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
+        return run_coroutine(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
         self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep,
