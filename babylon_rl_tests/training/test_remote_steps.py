@@ -72,7 +72,10 @@ def test_a_step_of_a_version_is_not_deleted_for_a_job_that_made_none(played, sta
     with pytest.raises(TrainingError, match="without training a sequence"):
         train(failing)
     mark_failed(played, version)
-    with pytest.raises(CheckpointError, match=rf"or count as failed \({trained.batch_id}\). .*delete their steps at the service"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"that failed, were refused, or are not deployed \({trained.batch_id}\). .*delete their steps at the service",
+    ):
         train(next_batch())
     assert steps() == [1]
     (model,) = stand_in.service.models
@@ -83,9 +86,7 @@ def test_a_step_of_a_version_is_not_deleted_for_a_job_that_made_none(played, sta
 def test_a_version_that_is_not_deployed_is_named_and_continued_once_it_is(played, remote, next_batch, train):
     version, promoting = train(next_batch()).model, remote.model_copy(update={"auto_promote": True})
     batch = next_batch()
-    with pytest.raises(
-        CheckpointError, match=rf"not deployed or count as failed \({version.training_batch}\). .*`babylon-rl models deploy`"
-    ):
+    with pytest.raises(CheckpointError, match=rf"or are not deployed \({version.training_batch}\). .*`babylon-rl models deploy`"):
         train_batch(played, batch.batch_id, promoting, PLAYED_NOW, ServerlessTrainer(promoting, TIMES))
     played.execute("UPDATE trained_models SET status = 'deployed', \"deployedAt\" = %s WHERE version = %s", [PLAYED_NOW, version.version])
     played.commit()

@@ -399,9 +399,9 @@ def _overdue(job: RemoteJob, longest: timedelta) -> str:
 
 def _given_up(model: str, shown: int, step: int, batches: Sequence[str]) -> str:
     return (
-        f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that are not deployed "
-        f"or count as failed ({', '.join(dict.fromkeys(batches))}). To continue from the newest, `babylon-rl models deploy` it; to give "
-        "them up, delete their steps at the service. Then train again; this pipeline deletes no step of a version."
+        f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that failed, were "
+        f"refused, or are not deployed ({', '.join(dict.fromkeys(batches))}). To continue from the newest, `babylon-rl models deploy` it; "
+        "to give them up, delete their steps at the service. Then train again; this pipeline deletes no step of a version."
     )
 
 
