@@ -319,6 +319,8 @@ class Schedule:
         harmed = bool(set(life.met) - {"pauses"}) or isinstance(life.error, psycopg.errors.LockNotAvailable)
         if isinstance(life.error, psycopg.errors.LockNotAvailable):
             self.counts["blocked by the other"] += 1
+        self.counts["processes"] += 1
+        self.counts["boundaries"] += len(life.passed)
         for kind in life.met:
             self.counts[kind] += kind != "pauses"
         self.lost_answers += harmed and life.name in ("judge", "trainer")
@@ -389,6 +391,12 @@ class Schedule:
         calls = Counter(one for (one,) in rows(self.world, 'SELECT "callId" FROM babylon_rl.gateway_calls'))
         assert self.kept["calls"] <= set(calls), f"calls are lost: {sorted(self.kept['calls'] - set(calls))[:5]}"
         assert self.others == self._others()
+        # Every trajectory was trained, or has a reason why it never will be.
+        barred = count_freezable(self.connection, self.world.settings, self.now).not_trainable
+        ((total, used),) = rows(self.world, 'SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories')
+        self.counts["trajectories"] = total
+        self.counts["trained trajectories"] = used
+        assert used + sum(barred.values()) == total, f"{total} trajectories: {used} trained, {barred}"
 
     def _left(self) -> str:
         """What is still to do, in words."""
