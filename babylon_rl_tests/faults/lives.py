@@ -76,9 +76,9 @@ class Life:
             self._thread.start()
         else:
             self._resumed.set()
-        if not self._stopped.wait(_HANGS_S):
-            raise AssertionError(f"{self.name} hangs after {self.passed[-3:]}")
+        stopped = self._stopped.wait(_HANGS_S)
         FUSE.burning, FUSE.watch = False, None
+        assert stopped, f"{self.name} hangs after {self.passed[-3:]}"
 
     def reach(self, boundary: str) -> None:
         """Pass a boundary, or meet a fault there."""

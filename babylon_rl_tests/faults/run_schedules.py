@@ -156,18 +156,25 @@ def main() -> int:
                 failed += 1
                 print(f"seed {seed}: {broken}\nagain: make faults SEED={seed}", flush=True)
                 continue
-            row = {"seed": seed, "trainer": schedule.trainer, "seconds": round(time.monotonic() - began, 2), "counts": schedule.counts}
             if chosen.seed is not None:
                 print("\n".join(schedule.story))
-                continue
-            done[seed] = row
-            file.write(json.dumps(row) + "\n")
+            done[seed] = {
+                "seed": seed,
+                "trainer": schedule.trainer,
+                "seconds": round(time.monotonic() - began, 2),
+                "counts": schedule.counts,
+            }
+            file.write(json.dumps(done[seed]) + "\n")
             file.flush()
             if len(done) % 20 == 0:
                 mean_s = sum(row["seconds"] for row in done.values()) / len(done)
                 print(f"{len(done)} of {chosen.schedules} schedules, {mean_s:.1f} s each", flush=True)
-    total = sum((Counter(row["counts"]) for row in done.values()), Counter())
-    print(f"{len(done)} schedules, {failed} failed: " + ", ".join(f"{number} {kind}" for kind, number in sorted(total.items())))
+    shown = seeds if chosen.seed is not None else done
+    total = sum((Counter(done[seed]["counts"]) for seed in shown if seed in done), Counter())
+    print(
+        f"{sum(seed in done for seed in shown)} schedules, {failed} failed: "
+        + ", ".join(f"{number} {kind}" for kind, number in sorted(total.items()))
+    )
     return 1 if failed else 0
 
 
