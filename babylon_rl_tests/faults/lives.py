@@ -36,14 +36,17 @@ class LifeConnection(MortalConnection):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault at the ``at``-th boundary, or at the first after it that it can happen at."""
+    """A fault at the ``at``-th boundary, or at the first after it that it can happen at, and that begins with ``before``."""
 
     kind: FaultKind
     at: int
+    before: str = ""
 
     def fits(self, boundary: str) -> bool:
         if self.kind == "loses a commit's answer":
             return boundary == "committed"
+        if not boundary.startswith(self.before):
+            return False
         return self.kind != "finds the disk full" or boundary.startswith(_LASTING)
 
 

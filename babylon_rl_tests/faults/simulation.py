@@ -50,6 +50,17 @@ CAST: dict[str, tuple[Actor, int, int]] = {
     "giver-up": (actors.give_up, 1, 8),
     "other producer": (actors.take_number, 1, 3),
 }
+# Places of an actor where most is at stake, which are drawn more often.
+STAKES: dict[str, tuple[str, ...]] = {
+    "judge": ("INSERT INTO babylon_rl.judge_leases", "WITH given AS MATERIALIZED"),
+    "trainer": (
+        "WITH given AS MATERIALIZED", "os.rename", "INSERT INTO public.trained_models", "row written", "answered", "id written",
+        "end written",
+    ),
+    "gateway": ("the gateway answers", "os.rename"),
+    "writer of calls": ("committed", "os.remove"),
+    "freezer": ("commit",),
+}  # fmt: skip
 # Those that may be killed as a process of their own: what they keep is in the database alone.
 KILLABLE = ("hours", "judge", "freezer", "trainer", "gate", "writer of calls", "cleanup")
 KINDS: tuple[FaultKind, ...] = ("dies", "dies", "loses its connections", "loses a commit's answer", "finds the disk full")
@@ -192,11 +203,11 @@ class Schedule:
         name = self._choose()
         self._arm(name)
         fate = chance.random()
-        if fate < 0.3:
+        if fate < 0.25:
             self._live(name, [])
-        elif fate < 0.65:
+        elif fate < 0.5:
             self._live(name, self._faults(name))
-        elif fate < 0.7 and name in KILLABLE and self.trainer == "dry":
+        elif fate < 0.55 and name in KILLABLE and self.trainer == "dry":
             self._kill(name)
         else:
             self._live_beside(name)
@@ -240,7 +251,12 @@ class Schedule:
         return name
 
     def _faults(self, name: str) -> list[Fault]:
-        return [Fault(self.chance.choice(KINDS), self._place(name))]
+        return [self._fault(self.chance.choice(KINDS), name)]
+
+    def _fault(self, kind: FaultKind, name: str) -> Fault:
+        if name in STAKES and self.chance.random() < 0.5:
+            return Fault(kind, 1, self.chance.choice(STAKES[name]))
+        return Fault(kind, self._place(name))
 
     def _place(self, name: str) -> int:
         """A boundary that the actor passes, if it has something to do; early ones as often as late ones."""
@@ -264,9 +280,9 @@ class Schedule:
         """The actor pauses at a boundary while another of its kind, or any, runs; then goes on, perhaps to its death."""
         chance = self.chance
         other = name if chance.random() < 0.6 else self._choose()
-        at = self._place(name)
-        after = [Fault(chance.choice(KINDS), at + chance.randint(1, CAST[name][2]))] if chance.random() < 0.3 else []
-        first = self._life(name, [Fault("pauses", at), *after])
+        stop = self._fault("pauses", name)
+        after = [Fault(chance.choice(KINDS), stop.at + chance.randint(1, CAST[name][2]))] if chance.random() < 0.3 else []
+        first = self._life(name, [stop, *after])
         first.go_on()
         if first.ended:
             return self._end(first)
@@ -276,7 +292,7 @@ class Schedule:
             self.now += HOUR
             self.counts["slow by an hour"] += 1
         second = self._life(other, self._faults(other) if chance.random() < 0.3 else [], beside=True)
-        self._tell(f"{name} pauses at {first.passed[-1]!r} ({at}); {other} runs beside it")
+        self._tell(f"{name} pauses at {first.passed[-1]!r} ({len(first.passed)}); {other} runs beside it")
         self.counts["two at once"] += 1
         second.go_on()
         if second.ended:
