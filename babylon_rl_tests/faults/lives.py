@@ -83,6 +83,11 @@ class Life:
         FUSE.burning, FUSE.watch = False, None
         assert stopped, f"{self.name} hangs after {self.passed[-3:]}"
 
+    def end(self) -> None:
+        """Let a paused one die, as its threads would keep the interpreter from its end."""
+        self.dead = True
+        self.go_on()
+
     def reach(self, boundary: str) -> None:
         """Pass a boundary, or meet a fault there."""
         if self.dead:
@@ -117,6 +122,8 @@ class Life:
         self._resumed.clear()
         self._stopped.set()
         self._resumed.wait()
+        if self.dead:
+            raise Died("paused")
 
     def _cut(self) -> None:
         """The server ends the sessions; the next statement of each notices."""

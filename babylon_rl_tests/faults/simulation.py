@@ -165,6 +165,7 @@ class Schedule:
         self.others = self._others()
         self.public: dict[str, str] = dict(rows(self.world, _ROWS))
         self.lost_answers = 0  # of the judge, at most
+        self.lives: list[Life] = []
         self.error_of: dict[str, BaseException | None] = {}  # of each actor's last life
         self.in_flight = 0  # an answer that a paused actor may have and has not stored
         self.site.judge.begin(self.seed)
@@ -185,6 +186,9 @@ class Schedule:
         except Exception as broken:
             raise Broken("\n".join([*self.story, f"{type(broken).__name__}: {broken}"])) from broken
         finally:
+            for life in self.lives:
+                if not life.ended:
+                    life.end()
             self.connection.close()
 
     def act(self, *names: str) -> None:
@@ -271,7 +275,8 @@ class Schedule:
 
     def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
         actor, scene = CAST[name][0], self._scene()
-        return Life(name, lambda life: actor(life, scene), self.url, list(faults), beside=beside)
+        self.lives.append(Life(name, lambda life: actor(life, scene), self.url, list(faults), beside=beside))
+        return self.lives[-1]
 
     def _live(self, name: str, faults: Sequence[Fault]) -> None:
         life = self._life(name, faults)
