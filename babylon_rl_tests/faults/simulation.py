@@ -379,6 +379,8 @@ class Schedule:
         assert lost >= 0 and lost + twice <= self.lost_answers + self.in_flight, (
             f"{lost} answers lost, {twice} paid twice; {self.lost_answers} may be"
         )
+        if not self.in_flight:
+            self.lost_answers = lost + twice  # each death allows for one, not for one later
         self._check_jobs()
 
     def _check_jobs(self) -> None:
