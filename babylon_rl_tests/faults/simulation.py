@@ -34,7 +34,7 @@ from babylon_rl_tests.training.serverless_stand_in import StandIn
 STEPS = 18
 LOOP = ("recorder", "hours", "judge", "freezer", "trainer", "gate", "releaser", "gateway", "writer of calls")
 # An actor, how often it is chosen out of the loop's turn, and about how many boundaries it passes.
-CAST: dict[str, tuple[Actor, int, int]] = {
+ACTORS: dict[str, tuple[Actor, int, int]] = {
     "recorder": (actors.record, 5, 18),
     "late rows": (actors.record_late, 2, 18),
     "gateway": (actors.call_gateway, 2, 24),
@@ -97,7 +97,7 @@ UNION ALL
 SELECT "version" FROM babylon_rl.rollouts o WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
 AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = o."version" AND r."decision" = 'pass')
 """
-_OF_THE_DEAD = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
+_DEAD_LEASES = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
 _ANSWERS = """
 SELECT count(*), count(*) FILTER (WHERE "retired" AND cardinality("faults") = 0) FROM babylon_rl.judge_requests
 """
@@ -208,12 +208,12 @@ class Schedule:
             self._tell(f"the clock jumps {hours:+g} hours")
         name = self._choose()
         self._arm(name)
-        fate = chance.random()
-        if fate < 0.25:
+        drawn = chance.random()
+        if drawn < 0.25:
             self._live(name, [])
-        elif fate < 0.5:
+        elif drawn < 0.5:
             self._live(name, self._faults(name))
-        elif fate < 0.55 and name in KILLABLE and self.trainer == "dry":
+        elif drawn < 0.55 and name in KILLABLE and self.trainer == "dry":
             self._kill(name)
         else:
             self._live_beside(name)
@@ -222,7 +222,7 @@ class Schedule:
         if self.site.stand_in is not None:
             self.site.stand_in.service.post_faults, self.site.stand_in.service.job_faults = [], []
         self._let_time_pass()
-        self._bury()
+        self._mark_leases_dead()
 
     def _let_time_pass(self) -> None:
         """A post that was recorded and never sent is made after the longest time of a job, which passes here."""
@@ -237,9 +237,9 @@ class Schedule:
                 )
             self.connection.commit()
 
-    def _bury(self) -> None:
+    def _mark_leases_dead(self) -> None:
         """Leases that a life left are a dead process's, as others on the machine see it; this process, which had them, lives on."""
-        self.connection.execute(_OF_THE_DEAD)
+        self.connection.execute(_DEAD_LEASES)
         self.connection.commit()
 
     def _choose(self) -> str:
@@ -247,8 +247,8 @@ class Schedule:
             name = LOOP[self.turn % len(LOOP)]
             self.turn += 1
         else:
-            names = list(CAST)
-            name = self.chance.choices(names, [CAST[one][1] for one in names])[0]
+            names = list(ACTORS)
+            name = self.chance.choices(names, [ACTORS[one][1] for one in names])[0]
         if name == "releaser" and self.trainer == "paid":
             name = "gate"  # a service's model goes on from its newest step alone, so that nothing else is deployed there
         if name == "recorder":
@@ -266,7 +266,7 @@ class Schedule:
 
     def _place(self, name: str) -> int:
         """A boundary that the actor passes, if it has something to do; early ones as often as late ones."""
-        most = CAST[name][2]
+        most = ACTORS[name][2]
         return self.chance.choice([self.chance.randint(1, most), round(most ** self.chance.random())])
 
     def _scene(self) -> Scene:
@@ -274,7 +274,7 @@ class Schedule:
         return Scene(self.world.settings, self.now, windows, self.chance.getrandbits(32), self.site.calls if self.trainer == "paid" else ())
 
     def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
-        actor, scene = CAST[name][0], self._scene()
+        actor, scene = ACTORS[name][0], self._scene()
         self.lives.append(Life(name, lambda life: actor(life, scene), self.url, list(faults), beside=beside))
         return self.lives[-1]
 
@@ -288,7 +288,7 @@ class Schedule:
         chance = self.chance
         other = name if chance.random() < 0.6 else self._choose()
         stop = self._fault("pauses", name)
-        after = [Fault(chance.choice(KINDS), stop.at + chance.randint(1, CAST[name][2]))] if chance.random() < 0.3 else []
+        after = [Fault(chance.choice(KINDS), stop.at + chance.randint(1, ACTORS[name][2]))] if chance.random() < 0.3 else []
         first = self._life(name, [stop, *after])
         first.go_on()
         if first.ended:
@@ -313,7 +313,7 @@ class Schedule:
         self._end(first)
         if not second.ended:
             self._check()
-            self._bury()
+            self._mark_leases_dead()
             second.beside, self.in_flight = False, 0
             second.go_on()
             self._end(second)
@@ -321,7 +321,7 @@ class Schedule:
 
     def _kill(self, name: str) -> None:
         at = self._place(name)
-        gone = killed(CAST[name][0], (self._scene(),), self.url, at)
+        gone = killed(ACTORS[name][0], (self._scene(),), self.url, at)
         self.counts["SIGKILL"] += gone
         self.lost_answers += name in ("judge", "trainer")
         self._tell(f"{name}, a process, " + (f"is killed at boundary {at}" if gone else "ends first"))
