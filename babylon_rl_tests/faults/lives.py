@@ -92,7 +92,7 @@ class Life:
         """Pass a boundary, or meet a fault there."""
         if self.dead:
             raise Died(boundary)
-        waits = self.beside and boundary.startswith(_ASKS_FOR_A_LEASE) and _ASKS_FOR_A_LEASE in "".join(self.passed[-4:])
+        waits = self.beside and boundary.startswith(_ASKS_FOR_A_LEASE) and _ASKS_FOR_A_LEASE in "".join(self.passed[-8:])
         self.passed.append(boundary)
         if waits:
             self._pause()
