@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm container fuzz scale-test fourteen-days docs evidence lock audit wheel env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm container faults fuzz scale-test fourteen-days docs evidence lock audit wheel env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -56,6 +56,9 @@ fuzz: setup ## Fresh inputs for the readers of other programs' bytes, SECONDS=36
 
 container: setup ## The image of docs/howto/deploy by buildah, and what compose.yaml starts in a container of it (root; 5 minutes)
 	@scripts/container.sh $(PYTEST_ARGS)
+
+faults: setup ## 1,000 schedules of the whole loop under crashes and faults (resumable, some hours); SEED=7 tells one again
+	@scripts/faults.sh $(if $(SEED),--seed $(SEED),--schedules $(or $(SCHEDULES),1000))
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)

@@ -6,7 +6,7 @@ a process does nothing more: every later boundary of it, such as those of its ``
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ class Died(BaseException):
 
 
 class Fuse:
-    """Counts boundaries while it burns, and dies at the ``at``-th; None never dies."""
+    """Counts boundaries while it burns, and dies at the ``at``-th; None never dies.
+
+    ``watch`` gets every boundary instead, for faults of other kinds (lives.py).
+    """
 
     def __init__(self) -> None:
         self.burning, self.dead = False, False
         self.at: int | None = None
         self.passed: list[str] = []
+        self.watch: Callable[[str], None] | None = None
 
     @contextmanager
     def lit(self, at: int | None) -> Iterator[list[str]]:
@@ -43,6 +47,9 @@ class Fuse:
     def reach(self, boundary: str) -> None:
         """Pass a boundary, or die before what is behind it."""
         if not self.burning:
+            return
+        if self.watch is not None:
+            self.watch(boundary)
             return
         if not self.dead:
             self.passed.append(boundary)

@@ -24,18 +24,20 @@ NOW = START + timedelta(hours=HOURS + 1)
 FOREIGN = "batch-of-somebody-else"
 MEASURED_BY_THE_CLOCK = {"seconds", "tokensPerSecond"}
 
-RESET = """
+FOREIGN_ROWS = """
+INSERT INTO public.training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status)
+VALUES ('foreign', 'batch-of-somebody-else', 'dry', 'v0.9.0', '["t0-0-0"]', '[0.5]', 'pending');
+INSERT INTO public.trained_models (id, "modelId", version, "baseModel", "storagePath", status, "updatedAt")
+VALUES ('foreign', 'babylon-agent-v0.9.0', 'v0.9.0', 'dry', 'elsewhere', 'ready', '2025-01-01')
+"""
+RESET = f"""
 DELETE FROM babylon_rl.remote_jobs; DELETE FROM babylon_rl.training_steps; DELETE FROM babylon_rl.batch_items;
 DELETE FROM babylon_rl.batch_episodes; DELETE FROM babylon_rl.dropped_episodes; DELETE FROM babylon_rl.model_lineage;
 DELETE FROM babylon_rl.batches; DELETE FROM babylon_rl.episode_scores; DELETE FROM babylon_rl.group_scores;
 DELETE FROM public.training_batches; DELETE FROM public.trained_models; DELETE FROM public.reward_judgments;
 UPDATE public.trajectories SET "usedInTraining" = FALSE, "trainedInBatch" = NULL, "aiJudgeReward" = NULL
 WHERE "usedInTraining" OR "judgedAt" IS NOT NULL;
-INSERT INTO public.training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status)
-VALUES ('foreign', 'batch-of-somebody-else', 'dry', 'v0.9.0', '["t0-0-0"]', '[0.5]', 'pending');
-INSERT INTO public.trained_models (id, "modelId", version, "baseModel", "storagePath", status, "updatedAt")
-VALUES ('foreign', 'babylon-agent-v0.9.0', 'v0.9.0', 'dry', 'elsewhere', 'ready', '2025-01-01')
-"""
+{FOREIGN_ROWS}"""
 
 
 @dataclass(frozen=True)

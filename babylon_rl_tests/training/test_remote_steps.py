@@ -72,12 +72,25 @@ def test_a_step_of_a_version_is_not_deleted_for_a_job_that_made_none(played, sta
     with pytest.raises(TrainingError, match="without training a sequence"):
         train(failing)
     mark_failed(played, version)
-    with pytest.raises(CheckpointError, match=rf"versions that count as failed \({trained.batch_id}\). Delete them at the service"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"that failed, were refused, or are not deployed \({trained.batch_id}\). .*delete their steps at the service",
+    ):
         train(next_batch())
     assert steps() == [1]
     (model,) = stand_in.service.models
     stand_in.service.delete_checkpoints(model, [1])
     assert read_remote(train(next_batch()).checkpoint).step == 2 and steps() == [2]
+
+
+def test_a_version_that_is_not_deployed_is_named_and_continued_once_it_is(played, remote, next_batch, train):
+    version, promoting = train(next_batch()).model, remote.model_copy(update={"auto_promote": True})
+    batch = next_batch()
+    with pytest.raises(CheckpointError, match=rf"or are not deployed \({version.training_batch}\). .*`babylon-rl models deploy`"):
+        train_batch(played, batch.batch_id, promoting, PLAYED_NOW, ServerlessTrainer(promoting, TIMES))
+    played.execute("UPDATE trained_models SET status = 'deployed', \"deployedAt\" = %s WHERE version = %s", [PLAYED_NOW, version.version])
+    played.commit()
+    assert train(next_batch()).model.parent_version == version.version
 
 
 def test_a_step_that_is_gone_is_said_and_the_version_before_can_be_continued(played, stand_in, next_batch, train):

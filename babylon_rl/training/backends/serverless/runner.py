@@ -269,7 +269,7 @@ class RemoteJobRunner:
         while True:
             shown = set(await self._service.steps())
             extra = {number for number in shown if number > step} | (made - deleted)
-            # Steps of versions marked as failed, and steps that no job explains, need a person.
+            # Steps of versions that are no parent, and steps that no job explains, need a person.
             if versions := [published[number] for number in sorted(extra & published.keys())]:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
@@ -399,8 +399,9 @@ def _overdue(job: RemoteJob, longest: timedelta) -> str:
 
 def _given_up(model: str, shown: int, step: int, batches: Sequence[str]) -> str:
     return (
-        f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that count as failed "
-        f"({', '.join(batches)}). Delete them at the service, then train again; this pipeline deletes no step of a version."
+        f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that failed, were "
+        f"refused, or are not deployed ({', '.join(dict.fromkeys(batches))}). To continue from the newest, `babylon-rl models deploy` it; "
+        "to give them up, delete their steps at the service. Then train again; this pipeline deletes no step of a version."
     )
 
 

@@ -1,0 +1,465 @@
+"""Schedules of the whole loop under faults: drawn from a seed, checked after every step, repeated by the same seed.
+
+Actors (actors.py) run one at a time against a real Postgres, the scripted judge and, by the seed, the dry trainer, the CPU trainer on the
+tiny model or the stand-in of the training service. The gate's reports are drawn, as playing its markets takes minutes; what follows from
+them is the product's. At the end all faults cease, everything is run to its end, and nothing may be missing. ``make faults`` runs 1,000.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psycopg
+from pydantic import SecretStr
+
+from babylon_rl.errors import BabylonError, NothingToTrain
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.store.judge_inputs import keep_secret
+from babylon_rl.training.freezing import count_freezable
+from babylon_rl.windows import HOUR, window_of
+from babylon_rl_tests.faults import actors
+from babylon_rl_tests.faults.actors import AGENTS, Actor, Scene
+from babylon_rl_tests.faults.lives import Fault, FaultKind, Life, killed
+from babylon_rl_tests.faults.world import FOREIGN_ROWS, World, check, rows
+from babylon_rl_tests.judge.scripted_server import Judge
+from babylon_rl_tests.rows import START, insert
+from babylon_rl_tests.training.serverless_stand_in import StandIn
+
+STEPS = 18
+LOOP = ("recorder", "hours", "judge", "freezer", "trainer", "gate", "releaser", "gateway", "writer of calls")
+# An actor, how often it is chosen out of the loop's turn, and about how many boundaries it passes.
+ACTORS: dict[str, tuple[Actor, int, int]] = {
+    "recorder": (actors.record, 5, 18),
+    "late rows": (actors.record_late, 2, 18),
+    "gateway": (actors.call_gateway, 2, 24),
+    "writer of calls": (actors.write_calls, 2, 15),
+    "observer": (actors.observe, 1, 3),
+    "hours": (actors.read_hours, 4, 60),
+    "judge": (actors.judge, 4, 200),
+    "freezer": (actors.freeze_batch, 3, 30),
+    "trainer": (actors.train, 6, 300),
+    "gate": (actors.decide, 3, 60),
+    "releaser": (actors.release, 3, 15),
+    "cleanup": (actors.clean, 2, 24),
+    "giver-up": (actors.give_up, 1, 8),
+    "other producer": (actors.take_number, 1, 3),
+}
+# Places of an actor where most is at stake, which are drawn more often.
+STAKES: dict[str, tuple[str, ...]] = {
+    "judge": ("INSERT INTO babylon_rl.judge_leases", "WITH given AS MATERIALIZED"),
+    "trainer": (
+        "WITH given AS MATERIALIZED", "os.rename", "INSERT INTO public.trained_models", "row written", "answered", "id written",
+        "end written",
+    ),
+    "gateway": ("the gateway answers", "os.rename"),
+    "writer of calls": ("committed", "os.remove"),
+    "freezer": ("commit",),
+}  # fmt: skip
+# Those that may be killed as a process of their own: what they keep is in the database alone.
+KILLABLE = ("hours", "judge", "freezer", "trainer", "gate", "writer of calls", "cleanup")
+KINDS: tuple[FaultKind, ...] = ("dies", "dies", "loses its connections", "loses a commit's answer", "finds the disk full")
+# Shares of the judge's answers; a client waits in real time after those of the connection, so that these are rare.
+JUDGE_FAULTS = {
+    "server-error": 0.03, "reset": 0.03, "reset-mid-body": 0.03, "web-page": 0.03, "missing-id": 0.2, "duplicate-id": 0.2, "nan": 0.2,
+    "out-of-range": 0.2, "truncated": 0.2, "empty": 0.2, "refusal": 0.2,
+}  # fmt: skip
+POST_FAULTS = ("429", "drop_after", "reset_after", "500_after", "garbled_after")
+JOB_FAULTS = ("zero", "fails", "nan", "no_step", "steps_but_fails")
+SURVIVED = (BabylonError, psycopg.Error, OSError)
+
+# Rows of others in public: all tables but those of results, each row without the columns that the contract gives to the pipeline.
+_ROWS = """
+SELECT 'trajectories ' || "trajectoryId",
+md5((to_jsonb(t) - '{aiJudgeReward,aiJudgeReasoning,judgedAt,usedInTraining,trainedInBatch}'::text[])::text)
+FROM public.trajectories t
+UNION ALL SELECT 'llm_call_logs ' || "callId", md5(t::text) FROM public.llm_call_logs t
+UNION ALL SELECT 'User ' || id, md5(t::text) FROM public."User" t
+"""
+_OWN_TABLES = ("trajectories", "llm_call_logs", "User", "reward_judgments", "training_batches", "trained_models", "market_outcomes")
+_COLUMNS = """
+SELECT table_name, column_name, data_type, column_default FROM information_schema.columns
+WHERE table_schema = 'public' ORDER BY 1, ordinal_position
+"""
+_HALF_JUDGED = """
+SELECT "window" FROM babylon_rl.group_scores g
+WHERE (SELECT count(*) FROM babylon_rl.episode_scores s WHERE s."window" = g."window") <> g."groupSize"
+"""
+_UNPROVEN = """
+SELECT version FROM public.trained_models m WHERE status = 'deployed'
+AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = m.version AND r."decision" = 'pass')
+UNION ALL
+SELECT "version" FROM babylon_rl.rollouts o WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
+AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = o."version" AND r."decision" = 'pass')
+"""
+_DEAD_LEASES = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
+_ANSWERS = """
+SELECT count(*), count(*) FILTER (WHERE "retired" AND cardinality("faults") = 0) FROM babylon_rl.judge_requests
+"""
+_SEVERAL = "SELECT count(*) FILTER (WHERE status = 'deployed') FROM public.trained_models"
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the message has the story of the schedule."""
+
+
+class CountedJudge:
+    """The scripted judge, and how many answers it has given in a schedule."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge, self._before, self.seed, self.failing = judge, 0, 0, False
+
+    def begin(self, seed: int) -> None:
+        self._judge.reset(seed=seed)
+        self.seed, self._before, self.failing = seed, 0, False
+
+    def answered(self) -> int:
+        return self._before + int(self._judge.stats()["answered"])
+
+    def fail(self, faults: Sequence[str]) -> None:
+        """From now on some answers have these faults; without any it is well again."""
+        self._before = self.answered()
+        self._judge.reset(seed=self.seed, faults={fault: JUDGE_FAULTS[fault] for fault in faults})
+        self.failing = bool(faults)
+
+
+@dataclass
+class Site:
+    """The services of all schedules: judge, training service, and what each kind of trainer needs."""
+
+    judge: CountedJudge
+    settings: dict[str, Settings]
+    stand_in: StandIn | None = None
+    calls: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class Schedule:
+    """One schedule in a database and a state directory of its own."""
+
+    seed: int
+    site: Site
+    url: str
+    home: Path
+    trainer: str
+    story: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.chance = Random(self.seed)
+        settings = self.site.settings[self.trainer].model_copy(update={"babylon_rl_home": self.home})
+        self.connection = connect(self.url)
+        keep_secret(self.connection, bytes(32), START)
+        insert(self.connection, "User", [{"id": agent, "updatedAt": START} for agent in AGENTS])
+        self.connection.execute(FOREIGN_ROWS)
+        self.connection.commit()
+        self.world = World(self.url, settings, self.connection)
+        self.now, self.turn = START, 0
+        self.windows = [window_of(START - HOUR)]
+        self.kept: dict[str, set[str]] = {"trajectories": set(), "calls": set()}
+        self.others = self._others()
+        self.public: dict[str, str] = dict(rows(self.world, _ROWS))
+        self.lost_answers = 0  # of the judge, at most
+        self.lives: list[Life] = []
+        self.error_of: dict[str, BaseException | None] = {}  # of each actor's last life
+        self.in_flight = 0  # an answer that a paused actor may have and has not stored
+        self.site.judge.begin(self.seed)
+        if self.site.stand_in is not None:
+            service = self.site.stand_in.service
+            service.models.clear()
+            service.jobs.clear()
+            service.job_s, service.lag_s = 0.0, 0.0
+            service.post_faults, service.job_faults = [], []
+
+    def run(self) -> None:
+        """Steps with faults, then everything to its end; raises Broken."""
+        try:
+            for _ in range(STEPS):
+                self._step()
+                self._check()
+            self._finish()
+        except Exception as broken:
+            raise Broken("\n".join([*self.story, f"{type(broken).__name__}: {broken}"])) from broken
+        finally:
+            for life in self.lives:
+                if not life.ended:
+                    life.end()
+            self.connection.close()
+
+    def act(self, *names: str) -> None:
+        """Some actors, one after another, without faults."""
+        for name in names:
+            self._live(name, [])
+            self._check()
+
+    # --- steps
+
+    def _step(self) -> None:
+        chance = self.chance
+        if chance.random() < 0.12:
+            hours = chance.choice([-0.5, 0.02, 1, 3, 30])
+            self.now = max(START, self.now + hours * HOUR)
+            self.counts["clock jumps"] += 1
+            self._tell(f"the clock jumps {hours:+g} hours")
+        name = self._choose()
+        self._arm(name)
+        drawn = chance.random()
+        if drawn < 0.25:
+            self._live(name, [])
+        elif drawn < 0.5:
+            self._live(name, self._faults(name))
+        elif drawn < 0.55 and name in KILLABLE and self.trainer == "dry":
+            self._kill(name)
+        else:
+            self._live_beside(name)
+        if self.site.judge.failing:
+            self.site.judge.fail([])
+        if self.site.stand_in is not None:
+            self.site.stand_in.service.post_faults, self.site.stand_in.service.job_faults = [], []
+        self._let_time_pass()
+        self._mark_leases_dead()
+
+    def _let_time_pass(self) -> None:
+        """A post that was recorded and never sent is made after the longest time of a job, which passes here."""
+        posting = rows(self.world, """SELECT "batchId", "iteration" FROM babylon_rl.remote_jobs WHERE "state" = 'posting'""")
+        if posting and self.site.stand_in is not None:
+            sent = {mark[:2] for job in self.site.stand_in.service.jobs for mark in job.payload.trajectories}
+            for batch_id, iteration in set(posting) - sent:
+                self.connection.execute(
+                    """UPDATE babylon_rl.remote_jobs SET "postedAt" = "postedAt" - interval '3 hours'
+                    WHERE "batchId" = %s AND "iteration" = %s""",
+                    [batch_id, iteration],
+                )
+            self.connection.commit()
+
+    def _mark_leases_dead(self) -> None:
+        """Leases that a life left are a dead process's, as others on the machine see it; this process, which had them, lives on."""
+        self.connection.execute(_DEAD_LEASES)
+        self.connection.commit()
+
+    def _choose(self) -> str:
+        if self.chance.random() < 0.6:
+            name = LOOP[self.turn % len(LOOP)]
+            self.turn += 1
+        else:
+            names = list(ACTORS)
+            name = self.chance.choices(names, [ACTORS[one][1] for one in names])[0]
+        if name == "releaser" and self.trainer == "paid":
+            name = "gate"  # a service's model goes on from its newest step alone, so that nothing else is deployed there
+        if name == "recorder":
+            self.now = self.now.replace(minute=0) + HOUR
+            self.windows.append(window_of(self.now - HOUR))
+        return name
+
+    def _faults(self, name: str) -> list[Fault]:
+        return [self._fault(self.chance.choice(KINDS), name)]
+
+    def _fault(self, kind: FaultKind, name: str) -> Fault:
+        if name in STAKES and self.chance.random() < 0.5:
+            return Fault(kind, 1, self.chance.choice(STAKES[name]))
+        return Fault(kind, self._place(name))
+
+    def _place(self, name: str) -> int:
+        """A boundary that the actor passes, if it has something to do; early ones as often as late ones."""
+        most = ACTORS[name][2]
+        return self.chance.choice([self.chance.randint(1, most), round(most ** self.chance.random())])
+
+    def _scene(self) -> Scene:
+        windows = tuple(sorted(set(self.windows)))
+        return Scene(self.world.settings, self.now, windows, self.chance.getrandbits(32), self.site.calls if self.trainer == "paid" else ())
+
+    def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
+        actor, scene = ACTORS[name][0], self._scene()
+        self.lives.append(Life(name, lambda life: actor(life, scene), self.url, list(faults), beside=beside))
+        return self.lives[-1]
+
+    def _live(self, name: str, faults: Sequence[Fault]) -> None:
+        life = self._life(name, faults)
+        life.go_on()
+        self._end(life)
+
+    def _live_beside(self, name: str) -> None:
+        """The actor pauses at a boundary while another of its kind, or any, runs; then goes on, perhaps to its death."""
+        chance = self.chance
+        other = name if chance.random() < 0.6 else self._choose()
+        stop = self._fault("pauses", name)
+        after = [Fault(chance.choice(KINDS), stop.at + chance.randint(1, ACTORS[name][2]))] if chance.random() < 0.3 else []
+        first = self._life(name, [stop, *after])
+        first.go_on()
+        if first.ended:
+            return self._end(first)
+        self.in_flight = int(name in ("judge", "trainer"))
+        self._check()
+        # A judge that is silent for longer than its lease is asked twice, by design.
+        if chance.random() < 0.3 and not {name, other} & {"judge", "trainer"}:
+            self.now += HOUR
+            self.counts["slow by an hour"] += 1
+        second = self._life(other, self._faults(other) if chance.random() < 0.3 else [], beside=True)
+        self._tell(f"{name} pauses at {first.passed[-1]!r} ({len(first.passed)}); {other} runs beside it")
+        self.counts["two at once"] += 1
+        second.go_on()
+        if second.ended:
+            self._end(second)
+        else:
+            self.counts["waits for the other"] += 1
+        self._check()
+        self.in_flight = int(not second.ended and other in ("judge", "trainer"))
+        first.go_on()
+        self._end(first)
+        if not second.ended:
+            self._check()
+            self._mark_leases_dead()
+            second.beside, self.in_flight = False, 0
+            second.go_on()
+            self._end(second)
+        return None
+
+    def _kill(self, name: str) -> None:
+        at = self._place(name)
+        gone = killed(ACTORS[name][0], (self._scene(),), self.url, at)
+        self.counts["SIGKILL"] += gone
+        self.lost_answers += name in ("judge", "trainer")
+        self._tell(f"{name}, a process, " + (f"is killed at boundary {at}" if gone else "ends first"))
+
+    def _arm(self, name: str) -> None:
+        """The services fail too."""
+        if name in ("judge", "trainer") and self.chance.random() < 0.3:
+            self.site.judge.fail(self.chance.sample(list(JUDGE_FAULTS), 2))
+            self.counts["judge with faults"] += 1
+        if name == "trainer" and self.trainer == "paid" and self.site.stand_in is not None and self.chance.random() < 0.5:
+            service = self.site.stand_in.service
+            if self.chance.random() < 0.5:
+                service.post_faults = [self.chance.choice(POST_FAULTS)]
+            else:
+                service.job_faults = [self.chance.choice(JOB_FAULTS)]
+            self.counts["training service with faults"] += 1
+
+    def _end(self, life: Life) -> None:
+        """Look at a life that ended: what it met, what it kept, and whether its error is one that may be."""
+        harmed = bool(set(life.met) - {"pauses"}) or isinstance(life.error, psycopg.errors.LockNotAvailable)
+        if isinstance(life.error, psycopg.errors.LockNotAvailable):
+            self.counts["blocked by the other"] += 1
+        self.counts["processes"] += 1
+        self.counts["boundaries"] += len(life.passed)
+        for kind in life.met:
+            self.counts[kind] += kind != "pauses"
+        self.lost_answers += harmed and life.name in ("judge", "trainer")
+        kept = self.kept["calls" if life.name == "gateway" else "trajectories"]
+        kept.update(life.kept)
+        error = "" if life.error is None else f", {type(life.error).__name__}: {str(life.error)[:300]}"
+        self.error_of[life.name] = life.error
+        self._tell(f"{life.name} ends after {len(life.passed)} boundaries{''.join(f', {kind}' for kind in life.met)}{error}")
+        if life.error is not None and not isinstance(life.error, BabylonError) and not (harmed and isinstance(life.error, SURVIVED)):
+            raise life.error
+
+    def _tell(self, sentence: str) -> None:
+        self.story.append(f"{self.now:%d %H:%M} {sentence}")
+
+    # --- invariants
+
+    def _check(self) -> None:
+        check(self.world)
+        public = dict(rows(self.world, _ROWS))
+        changed = {name for name, row in self.public.items() if public.get(name) != row}
+        assert not changed, f"rows of others were changed or lost: {sorted(changed)[:5]}"
+        self.public = public
+        gone = {one for one in self.kept["trajectories"] if f"trajectories {one}" not in public}
+        assert not gone, f"recorded trajectories are lost: {sorted(gone)[:5]}"
+        assert rows(self.world, _HALF_JUDGED) == []
+        assert rows(self.world, _UNPROVEN) == []
+        assert rows(self.world, _SEVERAL)[0][0] <= 1
+        # An answer that came twice is kept as retired; one with a fault may be, too, and is asked for anew.
+        ((kept, twice),) = rows(self.world, _ANSWERS)
+        lost = self.site.judge.answered() - kept
+        assert lost >= 0 and lost + twice <= self.lost_answers + self.in_flight, (
+            f"{lost} answers lost, {twice} paid twice; {self.lost_answers} may be"
+        )
+        if not self.in_flight:
+            self.lost_answers = lost + twice  # each death allows for one, not for one later
+        self._check_jobs()
+
+    def _check_jobs(self) -> None:
+        if self.trainer != "paid" or self.site.stand_in is None:
+            return
+        service = self.site.stand_in.service
+        service.trained()
+        training = Counter(
+            iteration
+            for job in service.jobs if job.step is not None or not job.settled
+            for iteration in {mark[:2] for mark in job.payload.trajectories}
+        )  # fmt: skip
+        assert all(number == 1 for number in training.values()), f"an iteration was posted twice: {training}"
+
+    def _others(self) -> dict[str, str]:
+        """Columns of public, and the content of its tables that nobody here writes."""
+        tables = [name for (name,) in rows(self.world, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        found = {
+            name: rows(self.world, f"""SELECT md5(coalesce(string_agg(t::text, '' ORDER BY t::text), '')) FROM public."{name}" t""")[0][0]
+            for name in tables if name not in _OWN_TABLES
+        }  # fmt: skip
+        return found | {"columns": json.dumps(rows(self.world, _COLUMNS), default=str)}
+
+    # --- the end
+
+    def _finish(self) -> None:
+        """Without faults everything ends: all calls are written, all hours judged, all that can train is trained once."""
+        self.now += 50 * HOUR
+        self._tell("no more faults")
+        for _ in range(3 * len(self.windows) + 5):
+            self.act("writer of calls", "hours", "judge", "freezer", "trainer")
+            self.now += timedelta(minutes=40)
+            # What a service would not train alone waits for episodes that it can be compared with.
+            waits = isinstance(self.error_of["trainer"], NothingToTrain)
+            if waits or not self._left():
+                break
+        assert waits or not self._left(), f"still to do: {self._left()}"
+        self.act("gate", "cleanup")
+        check(self.world, at_rest=True)
+        calls = Counter(one for (one,) in rows(self.world, 'SELECT "callId" FROM babylon_rl.gateway_calls'))
+        assert self.kept["calls"] <= set(calls), f"calls are lost: {sorted(self.kept['calls'] - set(calls))[:5]}"
+        assert self.others == self._others()
+        # Every trajectory was trained, or has a reason why it never will be.
+        ready = count_freezable(self.connection, self.world.settings, self.now)
+        barred = sum(ready.not_trainable.values()) + (ready.trajectories if waits else 0)
+        ((total, used),) = rows(self.world, 'SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories')
+        self.counts["trajectories"] = total
+        self.counts["trained trajectories"] = used
+        assert used + barred == total, f"{total} trajectories: {used} trained, {ready}"
+
+    def _left(self) -> str:
+        """What is still to do, in words."""
+        live = rows(self.world, "SELECT \"batchId\" FROM babylon_rl.batches WHERE \"state\" NOT IN ('completed', 'failed')")
+        ready = count_freezable(self.connection, self.world.settings, self.now)
+        self.connection.commit()
+        return "" if not live and not ready.trajectories else f"batches {live}, {ready}"
+
+
+def trainer_of(seed: int) -> str:
+    """The trainer of a schedule: seven of ten have the dry one, two the paid service, one the CPU trainer."""
+    return {7: "paid", 8: "paid", 9: "cpu"}.get(seed % 10, "dry")
+
+
+def make_settings(
+    judge_url: str, tiny_base: Path | None = None, service_url: str | None = None, service_base: Path | None = None
+) -> dict[str, Settings]:
+    """Settings by trainer; defaults else, whatever the environment says."""
+    defaults = Settings(_env_file=None, **{name: field.default for name, field in Settings.model_fields.items()})
+    common = {
+        "judge_model": "openai/scripted", "judge_base_url": judge_url, "judge_timeout_seconds": 10.0, "judge_disagreement": 1.0,
+        "judge_concurrency": 1, "min_agents_per_window": 2, "min_actions_per_trajectory": 1, "iterations": 2, "epochs": 1,
+        "windows_per_iteration": 1, "checkpoints_kept": 2, "lookback_hours": 24 * 60, "use_rl_model": True,
+    }  # fmt: skip
+    trainers: dict[str, dict[str, Any]] = {
+        "dry": {"train_rl_local": True, "local_base_model": "dry"},
+        "cpu": {"train_rl_local": True, "local_base_model": str(tiny_base), "warmup_steps": 0},
+        "paid": {
+            "train_rl_local": False, "local_base_model": None, "wandb_api_key": SecretStr("x"), "serverless_base_url": service_url,
+            "base_model": str(service_base),
+        },
+    }  # fmt: skip
+    return {name: defaults.model_copy(update=common | changes) for name, changes in trainers.items()}
