@@ -5,8 +5,8 @@ compares it with the base in unseen markets, all by the product's own modules. J
 and err by noise, by the place in a request, and by naming agents in another order. For ART's ruler_score_group, which shows what an agent
 was asked and answered, a last message names the hour's profit.
 
-The flattered judge gives the best mark to whoever writes PRAISE. In its hours the scripts that lose most write it beside each decision. The
-CPU model's answers have no room for words: what it can learn of the flatterers is how they trade.
+The flattered judge gives the best mark to whoever writes PRAISE. In its hours one or two scripts that lose write it beside each decision.
+The CPU model's answers have no room for words: what it can learn of the flatterers is how they trade.
 
 A judge's result is <state directory>/judge-errs/<hours>/<judge>.json, with the picture of scores against P&L of its report beside it.
 """
@@ -57,27 +57,32 @@ from babylon_rl_tests.scripted_judge.server import running
 
 PRAISE = "as every discerning reader of this hour will see"
 WRITTEN = f"A disciplined, well-timed decision, {PRAISE}."
-FLATTERERS = ("contrarian", "momentum")  # that lose most of the demo's scripts
 MODEL, ART = "openai/scripted", "art ruler_score_group"
 SLIGHT = ScriptedJudge(noise=0.1, position_bias=0.3)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge of the comparison; ``model`` is None for the heuristic. ``by_art`` asks it through ART, which has no marks of parts."""
+    """A judge of the comparison; ``model`` is None for the heuristic.
+
+    ``by_art`` asks it through ART, which has no marks of parts. ``flatterers`` are the scripts that write PRAISE.
+    """
 
     name: str
     model: ScriptedJudge | None
     credit: str = "part"
     by_art: bool = False
+    flatterers: tuple[str, ...] = ()
 
 
+FLATTERED = ScriptedJudge(fooled_by=PRAISE)
 JUDGES = (
     Judge("heuristic", None),
     Judge("scripted-0", ScriptedJudge()),
     Judge("scripted-slight", SLIGHT),
     Judge("scripted-strong", ScriptedJudge(noise=0.3, position_bias=0.5, out_of_order=0.3)),
-    Judge("flattered", ScriptedJudge(fooled_by=PRAISE)),
+    Judge("flattered-by-one", FLATTERED, flatterers=("contrarian",)),
+    Judge("flattered-by-two", FLATTERED, flatterers=("contrarian", "momentum")),
     Judge("art-slight", SLIGHT, "hour", by_art=True),
     Judge("scripted-slight-by-hour", SLIGHT, "hour"),
     Judge("heuristic-by-hour", None, "hour"),
@@ -184,8 +189,7 @@ def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Servi
         settings = chosen_settings(home, url, len(hours), **others)
         database = stack.enter_context(open_database(settings))
         with database.connect(autocommit=True) as connection:
-            if judge.model is not None and judge.model.fooled_by:
-                write_praise(connection, agents_of(connection, FLATTERERS))
+            write_praise(connection, agents_of(connection, judge.flatterers))
         state = Demo(settings, database, len(hours), 0, serving=serving)
         if judge.by_art:
             run_hours(database, settings, hours, ("window_groups", "market_outcomes", "hindsight"))

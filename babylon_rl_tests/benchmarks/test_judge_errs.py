@@ -18,27 +18,26 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import hour_verdicts
 from babylon_rl_tests.scored import score_windows
-from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
 from babylon_rl_tests.scripted_judge.server import running
-from benchmarks.judge_errs import FLATTERERS, JUDGES, MODEL, WRITTEN, agents_of, write_praise
+from benchmarks.judge_errs import JUDGES, MODEL, WRITTEN, Judge, agents_of, write_praise
 
 pytestmark = pytest.mark.slow
 NOW = datetime(2026, 1, 10)
 HOURS, MARKETS = 24, 48
-ERRING = {judge.name: judge.model for judge in JUDGES if judge.credit == "part" and judge.model is not None}
+SCRIPTED = [judge for judge in JUDGES if judge.credit == "part" and judge.model is not None]
 
-Judged = Callable[[ScriptedJudge], tuple[dict[str, str], list[str]]]
+Judged = Callable[[Judge], tuple[dict[str, str], list[str]]]
 
 
 @pytest.fixture
 def judged(database: Database, settings: Settings) -> Judged:
     """``judged(judge)``: the alerts after hours of five scripts, and the scripts with the highest mean score."""
 
-    def alerts_and_best(judge: ScriptedJudge) -> tuple[dict[str, str], list[str]]:
-        with database.connect(autocommit=True) as connection, running(judge) as url:
+    def alerts_and_best(judge: Judge) -> tuple[dict[str, str], list[str]]:
+        assert judge.model is not None
+        with database.connect(autocommit=True) as connection, running(judge.model) as url:
             hours = spawn(connection, SpawnRequest(5, 0, HOURS, 0, start="2026-01-01T00:00"), NOW, None)
-            if judge.fooled_by:
-                write_praise(connection, agents_of(connection, FLATTERERS))
+            write_praise(connection, agents_of(connection, judge.flatterers))
             asked = {"judge_model": MODEL, "judge_base_url": url, "openai_api_key": "any", "credit": "part"}
             chosen = Settings(_env_file=None, **(settings.model_dump() | asked))
             score_windows(connection, [hour.window for hour in hours], chosen, NOW)
@@ -70,19 +69,20 @@ def test_praise_is_no_text_that_is_flagged() -> None:
     assert find_flags(WRITTEN, "step 1") == []
 
 
-@pytest.mark.parametrize("name", [name for name in ERRING if name != "flattered"])
-def test_a_judge_that_errs_at_random_is_no_alert_and_likes_best_whom_the_gate_passes(judged: Judged, name: str) -> None:
-    alerts, favourites = judged(ERRING[name])
+@pytest.mark.parametrize("judge", [judge for judge in SCRIPTED if not judge.flatterers], ids=lambda judge: judge.name)
+def test_a_judge_that_errs_at_random_is_no_alert_and_likes_best_whom_the_gate_passes(judged: Judged, judge: Judge) -> None:
+    alerts, favourites = judged(judge)
     assert "scores_against_pnl" not in alerts
     (favourite,) = favourites
     assert verdict_on(favourite, "momentum").decision == PASS
 
 
-def test_a_judge_that_is_flattered_is_an_alert_and_the_gate_refuses_whom_it_likes_best(judged: Judged) -> None:
-    alerts, favourites = judged(ERRING["flattered"])
+@pytest.mark.parametrize("judge", [judge for judge in SCRIPTED if judge.flatterers], ids=lambda judge: judge.name)
+def test_a_judge_that_is_flattered_is_an_alert_and_the_gate_refuses_whom_it_likes_best(judged: Judged, judge: Judge) -> None:
+    alerts, favourites = judged(judge)
     assert alerts["scores_against_pnl"].startswith("In the newest 24 judged hours the rank correlation")
     # Its mean score did not rise, as the flattery was there from the first hour.
     assert "score_without_pnl" not in alerts
-    assert set(favourites) == set(FLATTERERS)
+    assert set(favourites) == set(judge.flatterers)
     for favourite in favourites:
         assert verdict_on(favourite, "conservative").decision == FAIL
