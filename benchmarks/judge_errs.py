@@ -1,4 +1,4 @@
-"""A judge that errs, and one that can be flattered: `python -m benchmarks.judge_errs [--judges NAME ...] [--windows N]`; resumable.
+"""A judge that errs, and one that can be flattered: `python -m benchmarks.judge_errs [--judges NAME ...] [--scores]`; resumable.
 
 The demo's first generation is played once. Each judge then scores a copy of these hours, a version is trained on its scores, and the gate
 compares it with the base in unseen markets, all by the product's own modules. Judges by model are scripted: they know each agent's profit
@@ -8,7 +8,8 @@ was asked and answered, a last message names the hour's profit.
 The flattered judge gives the best mark to whoever writes PRAISE. In its hours one or two scripts that lose write it beside each decision.
 The CPU model's answers have no room for words: what it can learn of the flatterers is how they trade.
 
-A judge's result is <state directory>/judge-errs/<hours>/<judge>.json, with the picture of scores against P&L of its report beside it.
+With ``--scores`` nothing is trained: the hours are judged, and compared with P&L. A judge's result is a file of JSON under <state
+directory>/judge-errs, with the picture of scores against P&L of its report beside it.
 """
 
 import argparse
@@ -179,8 +180,8 @@ def play_once(home: Path, server: str, name: str, windows: int, serving: Serving
     return hours
 
 
-def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Serving) -> dict[str, Any]:
-    """Judge the hours, train, compare and look for alerts; the judge's line."""
+def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Serving, *, trains: bool) -> dict[str, Any]:
+    """Judge the hours, look for alerts, train and compare; the judge's line."""
     others: dict[str, Any] = {"credit": judge.credit}
     with contextlib.ExitStack() as stack:
         asked = "" if judge.model is None else stack.enter_context(running(judge.model))
@@ -196,26 +197,30 @@ def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Servi
             with database.connect(autocommit=True) as connection:
                 score_by_art(connection, hours, settings, asked)
         materialize_hours(state, hours)
-        batch_id = train(state, hours)
-        return {"judge": judge.name, "credit": judge.credit} | _line(database, settings, hours, batch_id, home.with_suffix(".png"))
+        line = {"judge": judge.name, "credit": judge.credit} | _scores(database, settings, hours, home.with_suffix(".png"))
+        return line | _trained(database, settings, train(state, hours)) if trains else line
 
 
-def _line(database: Database, settings: Settings, hours: list[str], batch_id: str, picture: Path) -> dict[str, Any]:
+def _scores(database: Database, settings: Settings, hours: list[str], picture: Path) -> dict[str, Any]:
     with database.connect(autocommit=True) as connection:
         found = [rank_with_pnl(hour.scores, hour.pnls_usd) for hour in hour_verdicts(connection, hours)]
-        ranks = [rank for rank in found if rank is not None]
-        against = mean_estimate(ranks)
-        report = read_report(connection, batch_id)
+        against = mean_estimate([rank for rank in found if rank is not None])
         send_alerts(connection, settings, utc_now())
         alerts = {alert.kind: alert.says for alert in read_alerts(connection)}
         pngs = draw_plots(reliability_report(connection, hours[0], next_window(hours[-1]), settings))
-    assert report is not None and against is not None
+    assert against is not None
     picture.write_bytes(pngs["pnl"])
+    return {"rank": against.value, "rankLow": against.low, "rankHigh": against.high, "ranks": found, "alerts": alerts}
+
+
+def _trained(database: Database, settings: Settings, batch_id: str) -> dict[str, Any]:
+    with database.connect(autocommit=True) as connection:
+        report = read_report(connection, batch_id)
+    assert report is not None
     row = next(row for row in report.rows if row["model"] == report.version)
-    return {
-        "rank": against.value, "rankLow": against.low, "rankHigh": against.high, "ranks": ranks, **followed(settings.home, report.version),
+    return followed(settings.home, report.version) | {
         "pnl": row["pnl"], "low": row["low"], "high": row["high"], "expected": row["expected"], "markets": row["markets"],
-        "decision": report.decision, "reason": report.reason, "alerts": alerts,
+        "decision": report.decision, "reason": report.reason,
     }  # fmt: skip
 
 
@@ -232,14 +237,17 @@ def followed(home: Path, version: str) -> dict[str, float]:
 
 def table(lines: Sequence[dict[str, Any]]) -> Table:
     """Table of the judges: what their scores say, and what they train."""
-    heads = ["judge", "credit", "score with P&L", "reports followed", "against", "expected", "P&L", "gate", "alert"]
+    heads = ["judge", "credit", "score with P&L", "alert", "reports followed", "against", "expected", "P&L", "gate"]
     rows = []
     for line in lines:
         rank = f"{line['rank']:+.2f} ({line['rankLow']:+.2f} to {line['rankHigh']:+.2f})"
-        pnl = f"{line['pnl']:+.0f} ({line['low']:+.0f} to {line['high']:+.0f})"
-        shares = [f"{line['follows']:.0%}", f"{line['against']:.0%}", f"{line['expected']:+.0f}"]
+        trained = [""] * 5
+        if "decision" in line:
+            trained = [f"{line['follows']:.0%}", f"{line['against']:.0%}", f"{line['expected']:+.0f}"]
+            pnl = f"{line['pnl']:+.0f} ({line['low']:+.0f} to {line['high']:+.0f})"
+            trained += [pnl, f"{line['decision']} ({line['markets']} markets)"]
         alert = "yes" if "scores_against_pnl" in line["alerts"] else "no"
-        rows.append([line["judge"], line["credit"], rank, *shares, pnl, f"{line['decision']} ({line['markets']} markets)", alert])
+        rows.append([line["judge"], line["credit"], rank, alert, *trained])
     return listed(heads, rows)
 
 
@@ -248,19 +256,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judges", nargs="+", default=names, choices=names)
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of the demo's first generation")
+    parser.add_argument("--scores", action="store_true", help="train nothing")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     home = load_settings().home / "judge-errs" / str(given.windows)
     lines = []
     with use_server(load_settings().home) as server, kept_open(served_here) as serving:
         for judge in (judge for judge in JUDGES if judge.name in given.judges):
-            kept, played = home / f"{judge.name}.json", f"judge_errs_{given.windows}"
+            name, played = f"{judge.name}-scores" if given.scores else judge.name, f"judge_errs_{given.windows}"
+            kept = home / f"{name}.json"
             if not kept.is_file():
                 hours = play_once(home, server, played, given.windows, serving)
-                own = home / judge.name
-                _share(runs_directory(home / "hours", BASE), runs_directory(own, BASE))
-                say(f"\n{judge.name}")
-                line = measure(judge, own, database_of(server, f"{played}_{judge.name}", played), hours, serving)
+                _share(runs_directory(home / "hours", BASE), runs_directory(home / name, BASE))
+                say(f"\n{name}")
+                url = database_of(server, f"{played}_{name}", played)
+                line = measure(judge, home / name, url, hours, serving, trains=not given.scores)
                 kept.write_text(json.dumps(line, indent=2) + "\n")
             lines.append(json.loads(kept.read_text()))
     emit({"judges": lines}, [table(lines)], given.json)
