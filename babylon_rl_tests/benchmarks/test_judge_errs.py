@@ -21,7 +21,7 @@ from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.scripted_judge.server import running
 from benchmarks.judge_errs import JUDGES, MODEL, WRITTEN, Judge, agents_of, write_praise
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 NOW = datetime(2026, 1, 10)
 HOURS, MARKETS = 24, 48
 SCRIPTED = [judge for judge in JUDGES if judge.credit == "part" and judge.model is not None]
