@@ -17,6 +17,7 @@ from functools import partial
 from http.client import HTTPException
 from statistics import fmean
 
+from babylon_rl.judge.consensus import rank_with_pnl
 from babylon_rl.reporting.numbers import cut
 from babylon_rl.settings import AlertSettings, Settings
 from babylon_rl.store import alerts as stored
@@ -24,9 +25,11 @@ from babylon_rl.store.alerts import ROLLBACK_DONE, StoredAlert
 from babylon_rl.store.batches import last_completed_at, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES
+from babylon_rl.store.judge_report import hour_verdicts
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.observation import watermark
 from babylon_rl.store.releases import AUTOMATION, RolloutEvent, read_events
+from babylon_rl.store.windows import recent_hours
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.readiness import readiness, sampled_quality, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_of
@@ -35,6 +38,7 @@ BLOCKED_FOR = timedelta(days=1)
 TIMEOUT_S = 10.0
 LEAST_SAMPLE = 10  # trajectories below which their quality says nothing
 PERIOD, LEAST_HOURS, LEVEL = timedelta(days=7), 24, 0.01  # of the comparison of scores with P&L
+NEWEST_HOURS, LEAST_RANKED, LEAST_RANK = 24, 12, 0.3  # of the rank correlation of scores with P&L (docs/decisions/0037)
 # Discord refuses a longer message.
 _DISCORD_CHARACTERS = 2000
 # New rows of the game change nothing before their hour is read, which is a write to READ_TABLES.
@@ -287,6 +291,22 @@ def _score_without_pnl(connection: Connection, settings: Settings, now: datetime
     }
 
 
+def _scores_against_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    """Compare scores with P&L within each of the newest judged hours, as training compares agents within an hour."""
+    from babylon_rl.judge.reliability.measures import mean_estimate  # numpy
+
+    newest = recent_hours(connection, "scored_groups", NEWEST_HOURS, now)
+    ranks = [rank_with_pnl(hour.scores, hour.pnls_usd) for hour in hour_verdicts(connection, sorted(newest))]
+    found = mean_estimate([rank for rank in ranks if rank is not None])
+    if found is None or found.high is None or found.groups < LEAST_RANKED or found.high >= LEAST_RANK:
+        return {}
+    return {
+        "": f"In the newest {found.groups} judged hours the rank correlation of the judge's scores with P&L within an hour is "
+        f"{found.value:+.2f} (95 % interval up to {found.high:+.2f}; {LEAST_RANK:g} is the least): what agents are trained to do is not "
+        "what earns."
+    }
+
+
 CAUSES = (
     Cause(
         "training_failed", "Training failed", _training_failed,
@@ -320,5 +340,11 @@ CAUSES = (
         "score_without_pnl", "The judge's scores rise and P&L does not", _score_without_pnl,
         "Release nothing until the cause is known: read what the agents write, and compare the judge with P&L by "
         "`babylon-rl judge report`.",
+    ),
+    Cause(
+        "scores_against_pnl", "The judge's scores do not follow P&L", _scores_against_pnl,
+        "Train and release nothing until the cause is known: `babylon-rl scores HOUR` has the judge's reasons, and "
+        "`babylon-rl judge report --plots DIR` draws scores against P&L. Choose another JUDGE_MODEL, or leave out what misleads it by "
+        "JUDGE_PRIVATE_FIELDS.",
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from textwrap import shorten
 import dagster as dg
 
 from babylon_rl.automation.check_results import Finding, HourlyChecks, Need, Rule
-from babylon_rl.judge.consensus import spearman
+from babylon_rl.judge.consensus import rank_with_pnl
 from babylon_rl.judge.hindsight import verdicts_with_leaks
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
@@ -174,12 +174,10 @@ def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 
 def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    # Episodes without a P&L rank nowhere; too few of the others give no correlation, and so no finding.
-    measured = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
-    correlation = spearman([score for score, _ in measured], [pnl for _, pnl in measured])
+    correlation = rank_with_pnl(hour.scores, hour.pnls_usd)
     if correlation is None or correlation >= 0:
         return None
-    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f} over {len(measured)} episodes)")
+    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f})")
 
 
 def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:

@@ -167,6 +167,12 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
 
 
+def rank_with_pnl(scores: Sequence[float], pnls_usd: Sequence[float | None]) -> float | None:
+    """Rank correlation of an hour's scores with its P&L, over the episodes that have a P&L; None where too few do."""
+    measured = [(score, pnl) for score, pnl in zip(scores, pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
+    return spearman([score for score, _ in measured], [pnl for _, pnl in measured])
+
+
 def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
     """Split agents into overlapping sub-groups of at most ``most``; one group if all fit.
 

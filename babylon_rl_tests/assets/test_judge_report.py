@@ -53,7 +53,7 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
     ("scores_differ", hour(spread=0.0), "all scores are equal (standard deviation 0)", ()),
     ("few_ties", hour((0.2, 0.5, 0.5, 0.5, 0.5)), "6 of 10 pairs of its episodes have the same score", ()),
     ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (at most 0.15 is fine)", ()),
-    ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00 over 4 episodes)", ()),
+    ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00)", ()),
     (
         "holding_not_favoured",
         hour((0.9, 0.5, 0.6, 0.95), trades=[0, 1, 1, 1], pnls_usd=[0.0, 1.0, 2.0, 3.0]),
