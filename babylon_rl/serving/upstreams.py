@@ -20,7 +20,7 @@ from yarl import URL
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import finish_reason
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
-from babylon_rl.llm.transports import with_version
+from babylon_rl.llm.transports import AnswerTooLong, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
 from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
@@ -30,7 +30,6 @@ from babylon_rl.settings import Settings
 from babylon_rl.tolerant_json import NotJson, read_json
 
 _LOG = logging.getLogger("babylon_rl.gateway")
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPENAI = URL("https://api.openai.com")
 _OPEN_S = 10.0
@@ -307,14 +306,11 @@ class Upstream:
         raise UpstreamFailed("broken", error.api_error(502, message, "upstream_error"))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts, size = [], 0
-        while part := await response.content.readany():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_ANSWER_BYTES:
-                message = f"The model's answer has more than {MAX_ANSWER_BYTES // 1024**2} MB."
-                raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            return await whole_body(response)
+        except AnswerTooLong as failed:
+            message = f"The model's server failed: {failed}."
+            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
 
 
 class Upstreams:
@@ -356,7 +352,9 @@ class Upstreams:
         try:
             async with asyncio.timeout(settings.gateway_timeout_seconds):
                 async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                    content, status = await response.read(), response.status
+                    content, status = await whole_body(response), response.status
+        except AnswerTooLong as failed:
+            raise ApiError(502, f"The server of EMBEDDING_ENDPOINT failed: {failed}.", "upstream_error") from None
         except TimeoutError:
             message = f"The server of EMBEDDING_ENDPOINT did not answer within {settings.gateway_timeout_seconds:g} s."
             raise ApiError(504, message, "upstream_timeout") from None
