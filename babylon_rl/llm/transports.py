@@ -152,7 +152,7 @@ class OpenAITransport:
         self._headers = {"Authorization": credentials} if credentials else {}
         proxy = yarl.URL(self._proxy or "")
         self._through = f" (through the environment's proxy {proxy.host}:{proxy.port})" if self._proxy else ""
-        self._secrets = tuple(secret for secret in (key, url.password, proxy.password) if secret)
+        self._secrets = tuple(secret for secret in (key, url.password, (credentials or "").partition(" ")[2], proxy.password) if secret)
         self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
         self._session: aiohttp.ClientSession | None = None
 
