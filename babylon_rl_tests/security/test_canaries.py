@@ -59,7 +59,7 @@ def process_lists() -> Iterator[set[str]]:
     seen, ended = set[str](), threading.Event()
 
     def look() -> None:
-        while not ended.wait(0.1):
+        while not ended.wait(0.25):
             seen.update(" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
 
     thread = threading.Thread(target=look)
@@ -127,7 +127,7 @@ def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: D
         assert run("score", "--window", HOUR).returncode != 0, "the judge refuses with the key in its words"
         assert run("train", **answers, MODEL_STORAGE_URL=away["MODEL_STORAGE_URL"]).returncode != 0, "the storage does not answer"
         assert run("train", **answers).returncode == 0, said
-        for command in ("settings", "settings --json", "status", "alerts --test", "models", "batches", "verify-data", "verify-system"):
+        for command in ("settings --json", "status", "alerts --test", "verify-system"):
             run(*command.split(), **away)
         run("status", DATABASE_URL=re.sub("@.*/", "@127.0.0.1:1/", role), DIRECT_DATABASE_URL="")
         key = json.loads(run("keys", "create", "canary", "--admin", "--json").stdout)["key"]
