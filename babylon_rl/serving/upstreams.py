@@ -366,7 +366,7 @@ class Upstreams:
         if status in (401, 403) or status < 200 or 300 <= status < 400:
             raise ApiError(502, f"The server of EMBEDDING_ENDPOINT refused the gateway with status {status}.", "upstream_error")
         # Its error may repeat what it was sent.
-        for secret in _secrets(url, key and key.get_secret_value()):
+        for secret in _secrets(url, None if key is None else key.get_secret_value()):
             content = content.replace(secret.encode(), b"[key]")
         return status, content
 

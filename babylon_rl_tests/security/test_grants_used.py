@@ -17,6 +17,7 @@ import pytest
 
 from babylon_rl.alerts import send_alerts
 from babylon_rl.automation.launch import observe_hours, run_hours
+from babylon_rl.errors import ReleaseRefused
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.serving import releases
@@ -159,7 +160,7 @@ def run_pipeline(roles: Roles, settings: Settings) -> None:
     batch = train_once(database, settings)
     author = releases.ReleaseAuthor("test", "least privilege", NOW + timedelta(hours=1))
     with database.connect(autocommit=True) as connection:
-        with suppress(releases.ReleaseRefused):
+        with suppress(ReleaseRefused):
             releases.deploy(connection, batch.version, settings, author, strategy="immediate")
         send_alerts(connection, settings, NOW + timedelta(hours=2))
 
