@@ -84,6 +84,16 @@ class Sent:
         return " ".join(parts) or "Nothing to send."
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A receiver does not choose which address of this network is asked: a redirect is a refusal."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects())
+
+
 class DeliveryFailed(Exception):
     """A channel did not take an alert; the message says why, without its address."""
 
@@ -200,7 +210,7 @@ def _post(url: str, body: object, alert: StoredAlert) -> None:
         "idempotency-key": f"{alert.cause} {alert.first_seen_at.isoformat()}".encode("ascii", "replace").decode(),
     }
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=TIMEOUT_S):
+        with _OPENER.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=TIMEOUT_S):
             pass
     except urllib.error.HTTPError as refused:
         refused.close()

@@ -353,9 +353,11 @@ class ServingSettings(SettingsGroup):
     rl_rollout_percentage: float = Field(
         100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
-    local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server; /v1 is optional.")
+    local_endpoint: str = Field("http://localhost:8000", repr=False, description="A self-hosted OpenAI-compatible server; /v1 is optional.")
     embedding_endpoint: str | None = Field(
-        None, description="An OpenAI-compatible server that gets the gateway's /v1/embeddings; at api.openai.com with OPENAI_API_KEY."
+        None,
+        repr=False,
+        description="An OpenAI-compatible server that gets the gateway's /v1/embeddings; at api.openai.com with OPENAI_API_KEY.",
     )
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."

@@ -8,6 +8,7 @@ A BabylonError becomes a sentence on standard error and the exit code of its cla
 import errno
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -111,6 +112,8 @@ def main() -> None:
 
 @contextmanager
 def _process_start() -> Iterator[None]:
+    # A core dump would hold every secret; children, the embedded server among them, inherit the limit.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Looking for plugins, pydantic reads the metadata of every installed package; no plugin of it is used here.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     with kept_whole():

@@ -69,7 +69,7 @@ def players_named(
                 players.append(replace(script, game=script.game and game))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
-                players.append(model(_always(client), name, f"{name}@{client.base_url}"))
+                players.append(model(_always(client), name, f"{name}@{client.shown_url}"))
             else:
                 players.append(model(partial(client_of, player), player, local[player].identity))
         yield players

@@ -52,7 +52,7 @@ def serve_model(
         policy.add_adapter(version, checkpoint)
 
     def published(name: str) -> Path | None:
-        directory = None if name.startswith(".") or "/" in name else checkpoint_to_serve(name, settings)
+        directory = checkpoint_to_serve(name, settings)
         # Asked for each name that the server does not know yet. A pointer to a service has no weights to serve.
         if directory is None or checkpoints.read_remote(directory) is not None:
             return None

@@ -17,6 +17,7 @@ from babylon_rl.cli.system import run_daemon
 from babylon_rl.cli.training_batches import TrainArguments, backfill_hours, choose_batch, run_training
 from babylon_rl.episodes.quality import unmatched_sentence
 from babylon_rl.errors import NothingToTrain, UsageError
+from babylon_rl.files.location import shown_url
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import Batch, last_completed_at, read_batch_episodes
@@ -296,7 +297,7 @@ def report_training(results: Sequence[Trained], settings: Settings, as_json: boo
         "iterations": [{"step": step.iteration} | document_of(step, "loss", "trainable_tokens", "windows") for step in trained.steps],
         "checkpoint": str(trained.checkpoint),
         "storagePath": model.storage_path,
-        "endpoint": {"url": endpoint.url, "model": endpoint.model},
+        "endpoint": {"url": shown_url(endpoint.url), "model": endpoint.model},
         **({"earlierBatches": earlier} if earlier else {}),
     }
     lines = [
@@ -304,6 +305,6 @@ def report_training(results: Sequence[Trained], settings: Settings, as_json: boo
         f"Checkpoints: {len(trained.steps)}",
         f"Model: {model.model_id} (status {model.status}), continues from {model.parent_version or model.base_model}",
         f"Checkpoint: {trained.checkpoint}",
-        f"Inference endpoint: {endpoint.url}, model name {endpoint.model}{f' ({endpoint.hint})' if endpoint.hint else ''}",
+        f"Inference endpoint: {shown_url(endpoint.url)}, model name {endpoint.model}{f' ({endpoint.hint})' if endpoint.hint else ''}",
     ]
     emit(document, lines, as_json)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.retries import CallFailed, Retrier, Retries
@@ -180,9 +181,15 @@ class ChatClient:
 
         asyncio.run(serve())
 
+    @property
+    def shown_url(self) -> str:
+        """Its base URL without a user and password."""
+        parts = urlsplit(self.base_url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
     def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
         """The error for a failed call."""
-        url = f"{self.base_url}/chat/completions"
+        url = f"{self.shown_url}/chat/completions"
         if not failed.is_worth_a_retry:
             return ModelUnavailable(f"{url} refused the request with {failed}")
         reason = str(failed).rstrip(".")

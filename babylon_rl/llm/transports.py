@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import yarl
 
 MAX_HEADER_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # unpacked
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,26 @@ class ChatCompletion:
             text if isinstance(text, str) else None, prompt_tokens, completion_tokens, plausible(cached), name, logprobs,
             finish_reason(finish), *reasoning_of(message),
         )  # fmt: skip
+
+
+class AnswerTooLong(Exception):
+    """An answer has more than MAX_ANSWER_BYTES."""
+
+
+async def whole_body(response: "aiohttp.ClientResponse") -> bytes:
+    """Read a response's body.
+
+    Raises:
+        AnswerTooLong: it is too long; the connection is closed.
+    """
+    parts, size = list[bytes](), 0
+    while part := await response.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            response.close()
+            raise AnswerTooLong(f"the answer has more than {MAX_ANSWER_BYTES // 1024**2} MB")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @functools.cache
@@ -131,7 +152,7 @@ class OpenAITransport:
         self._headers = {"Authorization": credentials} if credentials else {}
         proxy = yarl.URL(self._proxy or "")
         self._through = f" (through the environment's proxy {proxy.host}:{proxy.port})" if self._proxy else ""
-        self._secrets = tuple(secret for secret in (key, url.password, proxy.password) if secret)
+        self._secrets = tuple(secret for secret in (key, url.password, (credentials or "").partition(" ")[2], proxy.password) if secret)
         self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
         self._session: aiohttp.ClientSession | None = None
 
@@ -146,7 +167,9 @@ class OpenAITransport:
         body = {"model": self._model, "messages": [_sendable(message) for message in messages], **parameters}
         try:
             async with self._opened().post(self._url, json=body, headers=headers, proxy=self._proxy, allow_redirects=False) as response:
-                content = await response.read()
+                content = await whole_body(response)
+        except AnswerTooLong as failed:
+            raise self._failed(str(failed)) from None
         except self._failures as failed:
             cause = first_cause(failed)
             raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None

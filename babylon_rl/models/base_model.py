@@ -45,6 +45,7 @@ _PARTS = {
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", *TOKENIZER_FILES,
 }  # fmt: skip
 _WEIGHTS = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+_CODE = {".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
 
 
 class BaseManifest(msgspec.Struct, frozen=True):
@@ -176,18 +177,34 @@ def quiet_loading() -> Iterator[None]:
 
 @kept_while_unchanged
 def damage(directory: Path) -> str | None:
-    """Describe damage of a model directory by sizes and headers; None when it can load."""
+    """Describe damage of a model directory by sizes and headers, or code in it; None when it can load."""
     for name in ("config.json", *TOKENIZER_FILES):
         try:
-            json.loads((directory / name).read_bytes())
+            document = json.loads((directory / name).read_bytes())
         except FileNotFoundError:
             return f"{name} is missing"
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"{name} is not JSON"
+        if not isinstance(document, dict):
+            return f"{name} is no object"
+        if document.get("auto_map"):
+            return f"{name} names code of its own to load it with (auto_map), which is never run"
+    coded = sorted(path.name for path in directory.iterdir() if path.is_file() and may_run_code(path))
+    if coded:
+        return f"{coded[0]} can run code when it is loaded: a base is safetensors, configs and a tokenizer"
     shards = sorted(directory.glob("*.safetensors"))
     if not shards:
         return "model.safetensors is missing"
     return next((f"{shard.name} is cut off or not safetensors" for shard in shards if not _is_whole(shard)), None)
+
+
+def may_run_code(path: Path) -> bool:
+    """True for a Python file or a pickle, by its name, its protocol byte, or the zip that torch.save writes."""
+    if path.suffix in _CODE:
+        return True
+    with path.open("rb") as file:
+        start = file.read(4)
+    return (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and path.suffix != ".safetensors") or start == b"PK\x03\x04"
 
 
 def packaged_wheel(folder: Path) -> Path:
@@ -268,12 +285,16 @@ def _given_base(name: str, settings: Settings) -> Path:
 
     try:
         # Of weights only safetensors: what else a repository holds may run code when it is loaded.
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        fetched = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ModelUnavailable(
             f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub did not give it ({reason.rstrip('.')}). Correct or unset it."
         ) from error
+    reason = damage(fetched)
+    if reason is not None:
+        raise ModelUnavailable(f"LOCAL_BASE_MODEL {name} of the hub cannot be used: {reason}. Choose another.")
+    return fetched
 
 
 def _fetched(final: Path, settings: Settings) -> bool:

@@ -10,6 +10,7 @@ renamed, and the registered one is fetched.
 """
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, read_models, version_order
 
 GOING = ".pruned-"  # prefix of a directory that is no checkpoint any more; the next cleanup deletes it
+# A client of a server may name anything: only a plain name is looked for on the disk.
+_PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
 
 
@@ -98,6 +101,8 @@ def checkpoint_to_serve(version: str, settings: Settings) -> Path | None:
         CheckpointError: as ``registered_checkpoint``.
         ModelUnavailable: it cannot be fetched now.
     """
+    if _PLAIN_NAME.fullmatch(version) is None:
+        return None
     directory = settings.home / "checkpoints" / version
     if settings.model_storage_url is None or version_order(version) is None or not directory.is_dir():
         return checkpoint_named(version, settings)

@@ -18,7 +18,7 @@ import msgspec
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.files.durable import kept_while_unchanged, publish_directory, sha256
-from babylon_rl.models.base_model import damage
+from babylon_rl.models.base_model import damage, may_run_code
 from babylon_rl.types import BenchmarkReport
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,6 @@ FREE_TEXT = "free text"  # the action grammar of unconstrained answers
 UNKNOWN = "not recorded"  # the prompt of messages that no version wrote
 FORMAT = 1
 _OS_ERROR = re.compile(r"os error (\d+)")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
 # What transformers writes into a config from its own version or from how a model was loaded, not from what the model is.
 _INCIDENTAL = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache"}
 
@@ -367,24 +366,17 @@ def check_base(directory: Path, trained: BaseIdentity, base: BaseIdentity) -> No
 
 
 def _files(directory: Path) -> list[str]:
-    """List every file's relative path, sorted; refuse links and pickles."""
+    """List every file's relative path, sorted; refuse links and code."""
     names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
             raise CheckpointError(f"{directory} holds the link {name}: a checkpoint holds plain files.")
         if path.is_file():
-            if path.suffix in _PICKLES or _is_pickle(path):
+            if may_run_code(path):
                 raise CheckpointError(f"{directory} holds {name}, which can run code when it is loaded: only safetensors are allowed.")
             names.append(name)
     return names
-
-
-def _is_pickle(path: Path) -> bool:
-    """Detect a pickle by content: its protocol byte, or the zip that torch.save writes."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and path.suffix != ".safetensors") or start == b"PK\x03\x04"
 
 
 def _json_sha256(content: Any) -> str:

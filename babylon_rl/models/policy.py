@@ -128,8 +128,8 @@ class Policy:
         device = device or best_device()
         try:
             with quiet_loading():
-                tokenizer = AutoTokenizer.from_pretrained(base_dir)
-                model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or device.dtype())
+                tokenizer = AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or device.dtype(), trust_remote_code=False)
             model = device.place(model)
         except (OSError, ValueError) as error:
             raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {first_line(error)}") from error

@@ -3,7 +3,9 @@
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -14,6 +16,7 @@ from babylon_rl.store.client_keys import ClientKey
 
 _PREFIX = "brl-"
 _MINUTE_S = 60.0
+MOST_OPEN = 512  # calls of one key that a process has open: each may hold a body, an answer and a connection to a model
 
 
 def new_key() -> str:
@@ -104,6 +107,7 @@ class Access:
         self._own = None if own_key is None else key_hash(own_key)
         self._clients: dict[str, Client] | None = None
         self._any_key = False
+        self._open: Counter[str] = Counter()
 
     def update(self, keys: Sequence[ClientKey]) -> None:
         """Take over the stored keys; a client whose limits did not change keeps its budget."""
@@ -149,6 +153,26 @@ class Access:
         if client.requests is not None:
             client.requests.take(1)
         return client
+
+    @contextmanager
+    def open_call(self, client: Client) -> Iterator[None]:
+        """Count a call of a key as open until the block ends.
+
+        Raises:
+            ApiError: the key has MOST_OPEN open calls already.
+        """
+        key = client.sha256
+        if key is None:
+            yield
+            return
+        if self._open[key] >= MOST_OPEN:
+            message = f"The key {client.name} has {MOST_OPEN} open calls: wait until one of them has ended."
+            raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": "1"})
+        self._open[key] += 1
+        try:
+            yield
+        finally:
+            self._open[key] -= 1
 
     def _without_keys(self, scope: Mapping[str, Any] | None) -> Client:
         why = "brings none" if scope is None else why_not_local(scope)

@@ -11,6 +11,7 @@ import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -60,9 +61,10 @@ class Gateway:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = (b"x-request-id", _request_id(headers).encode())
         call: RoutedCall | None = None
+        opened = ExitStack()
         self.metrics.open_requests.inc()
         try:
-            call = await self._routed(scope, headers, receive, request_id[1].decode())
+            call = await self._routed(scope, headers, receive, request_id[1].decode(), opened)
             with _CancelledWhenGone(receive):
                 answer = await self._ask(call)
                 if isinstance(answer, StreamedAnswer):
@@ -89,13 +91,16 @@ class Gateway:
                 call.status = 500
             raise
         finally:
+            opened.close()
             self.metrics.open_requests.dec()
             if call is not None:
                 self._record(call, None)
                 count_call(self.metrics, call)
 
-    async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> RoutedCall:
-        """Read and route a request.
+    async def _routed(
+        self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str, opened: ExitStack
+    ) -> RoutedCall:
+        """Read and route a request, which is an open call of its key until ``opened`` is closed.
 
         Raises:
             ApiError: it is refused.
@@ -106,6 +111,7 @@ class Gateway:
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
         # Before the body is read: without a key no client makes the gateway take megabytes.
         client = self.access.admit(scope, headers)
+        opened.enter_context(self.access.open_call(client))
         context = CallContext.of(headers)
         body = await read_json(receive, headers.get("content-type"), BODY_LIMIT, self._body_timeout_s)
         request = ChatRequest.of(body)

@@ -84,8 +84,9 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     async def embeddings(request: Request) -> Response:
         client = gateway.access.admit(request.scope, request.headers)
-        body = await read_json(request.receive, request.headers.get("content-type"), BODY_LIMIT, BODY_TIMEOUT_S)
-        status, content = await gateway.upstreams.embeddings(body)
+        with gateway.access.open_call(client):
+            body = await read_json(request.receive, request.headers.get("content-type"), BODY_LIMIT, BODY_TIMEOUT_S)
+            status, content = await gateway.upstreams.embeddings(body)
         client.spend(spent_tokens(None, len(body), 0))
         return Response(content, status, media_type="application/json")
 

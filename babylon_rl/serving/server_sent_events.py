@@ -10,6 +10,7 @@ from babylon_rl.tolerant_json import NotJson, read_json
 # The line ends are atomic: a CRLF is one.
 _BOUNDARY = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _END = b"[DONE]"
+_LONGEST_BYTES = 4 * 1024**2  # of an event, all of which is kept until it ends
 
 
 class Event(NamedTuple):
@@ -75,6 +76,8 @@ class StreamReader:
             if (event := self._read(raw)) is not None:
                 events.append(event)
         self.pending = self.pending[begin:]
+        if len(self.pending) > _LONGEST_BYTES and self.fault is None and not self.closed:
+            self.fault = {"message": f"The model's stream holds an event of more than {_LONGEST_BYTES // 1024**2} MB."}
         return events
 
     def rest(self) -> list[Event]:

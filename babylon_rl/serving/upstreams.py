@@ -6,6 +6,7 @@ Each model has a circuit breaker.
 import asyncio
 import logging
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from yarl import URL
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import finish_reason
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
-from babylon_rl.llm.transports import with_version
+from babylon_rl.llm.transports import AnswerTooLong, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
 from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
@@ -30,7 +31,6 @@ from babylon_rl.settings import Settings
 from babylon_rl.tolerant_json import NotJson, read_json
 
 _LOG = logging.getLogger("babylon_rl.gateway")
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPENAI = URL("https://api.openai.com")
 _OPEN_S = 10.0
@@ -133,8 +133,8 @@ class Upstream:
 
     def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
         self.name = name
-        self._secrets = (key,) if key else ()
         self._session, self._url = session, URL(f"{with_version(base_url)}/chat/completions")
+        self._secrets = _secrets(self._url, key)
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "babylon-rl"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -307,14 +307,11 @@ class Upstream:
         raise UpstreamFailed("broken", error.api_error(502, message, "upstream_error"))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts, size = [], 0
-        while part := await response.content.readany():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_ANSWER_BYTES:
-                message = f"The model's answer has more than {MAX_ANSWER_BYTES // 1024**2} MB."
-                raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            return await whole_body(response)
+        except AnswerTooLong as failed:
+            message = f"The model's server failed: {failed}."
+            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
 
 
 class Upstreams:
@@ -356,7 +353,9 @@ class Upstreams:
         try:
             async with asyncio.timeout(settings.gateway_timeout_seconds):
                 async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                    content, status = await response.read(), response.status
+                    content, status = await whole_body(response), response.status
+        except AnswerTooLong as failed:
+            raise ApiError(502, f"The server of EMBEDDING_ENDPOINT failed: {failed}.", "upstream_error") from None
         except TimeoutError:
             message = f"The server of EMBEDDING_ENDPOINT did not answer within {settings.gateway_timeout_seconds:g} s."
             raise ApiError(504, message, "upstream_timeout") from None
@@ -366,12 +365,21 @@ class Upstreams:
         # Its credentials are the gateway's concern, not the client's.
         if status in (401, 403) or status < 200 or 300 <= status < 400:
             raise ApiError(502, f"The server of EMBEDDING_ENDPOINT refused the gateway with status {status}.", "upstream_error")
+        # Its error may repeat what it was sent.
+        for secret in _secrets(url, None if key is None else key.get_secret_value()):
+            content = content.replace(secret.encode(), b"[key]")
         return status, content
 
     def _address(self, name: str) -> tuple[str, str | None]:
         if name == LOCAL:
             return self._settings.local_endpoint, None
         return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
+
+
+def _secrets(url: URL, key: str | None) -> tuple[str, ...]:
+    """What a server must not say of its credentials: a key, a password of its address, and both parts of that as they are sent."""
+    sent = b64encode(f"{url.user}:{url.password or ''}".encode()).decode() if url.user is not None else None
+    return tuple(secret for secret in (key, url.password, sent) if secret)
 
 
 def _kind(response: aiohttp.ClientResponse) -> str:

@@ -19,7 +19,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl_tests.judge.attacks import ANSWER, ATTACKS, BEG, IGNORE, UNWORDED, Attack
+from babylon_rl_tests.judge.attacks import ANSWER, ATTACKS, BEG, HELD_OUT, IGNORE, UNWORDED, Attack
 from babylon_rl_tests.judge.prompt_reader import read_request
 from babylon_rl_tests.judge.rendered_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.judge.scripted_server import Judge, asked
@@ -37,10 +37,12 @@ def named(attack: Attack) -> str:
 
 
 def test_the_corpus_is_large_and_its_names_are_unique() -> None:
-    assert len(ATTACKS) >= 60 and len({attack.text for attack in ATTACKS}) == len(ATTACKS)
+    every = [*ATTACKS, *HELD_OUT, *(attack for attack, _ in UNWORDED)]
+    assert len(ATTACKS) >= 150 and len(UNWORDED) >= 30 and len({attack.name for attack in every}) == len(every)
+    assert len({attack.text for attack in ATTACKS}) == len(ATTACKS)
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+@pytest.mark.parametrize("attack", [*ATTACKS, *(attack for attack, _ in UNWORDED)], ids=named)
 def test_an_attack_stays_inside_its_block(attack: Attack) -> None:
     texts = {"attacker": f"1. did HOLD {attack.text}", "honest": "1. did BUY_SHARES", "third": "1. did SELL_SHARES"}
     (request,) = plan_requests(make_group(texts, common=attack.text, context=(attack.text,)), MODEL, 0, SECRET, SETTINGS)

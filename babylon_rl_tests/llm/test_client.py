@@ -202,6 +202,14 @@ def test_a_password_in_the_address_is_sent_instead_of_the_key() -> None:
     assert served.seen[0]["key"] == f"Basic {b64encode(b'me:word').decode()}"
 
 
+@both
+def test_a_password_in_the_address_is_in_no_sentence_though_the_server_repeats_it(ask: Ask) -> None:
+    sent = b64encode(b"me:word").decode()
+    with endpoint((403, f"no: Basic {sent}, me, word".encode())) as served, pytest.raises(ModelUnavailable) as refused:
+        ask(served.url.replace("http://", "http://me:word@"))
+    assert "word" not in str(refused.value) and sent not in str(refused.value) and served.url in str(refused.value)
+
+
 def test_a_socks_proxy_is_refused_where_it_would_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with pytest.raises(UsageError, match="SOCKS proxy, and only HTTP proxies work"):

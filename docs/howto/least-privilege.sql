@@ -44,7 +44,7 @@ GRANT USAGE ON SCHEMA public TO :"role";
 GRANT SELECT ON public.trajectories, public.llm_call_logs, public."Organization", public."StockPrice", public."Market",
     public."PredictionPriceHistory", public."WorldEvent" TO :"role";
 GRANT SELECT (id, username, "displayName") ON public."User" TO :"role";
-GRANT SELECT (id, "questionNumber", text, "createdDate", "resolutionDate", "resolvedOutcome", status, "updatedAt", outcome)
+GRANT SELECT (id, "questionNumber", text, "createdDate", "resolvedOutcome", "updatedAt", outcome)
     ON public."Question" TO :"role";
 
 -- What it writes of the game: scores and marks on trajectories, column by column, and the tables that are there for it.

@@ -65,7 +65,7 @@ class BaseTokens:
 
             with quiet_loading():
                 try:
-                    self._loaded = AutoTokenizer.from_pretrained(directory)
+                    self._loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
                 except (OSError, ValueError) as failed:
                     raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {first_line(failed)}") from None
         return self._loaded

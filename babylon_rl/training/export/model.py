@@ -136,10 +136,10 @@ def _merge(directory: Path, base_dir: Path, staging: Path) -> None:
 
     with quiet_loading(), saving_weights(staging):
         # Merged in 32 bits and rounded once at the end, to what the base is stored in.
-        dtype = AutoConfig.from_pretrained(base_dir).dtype or torch.float32
+        dtype = AutoConfig.from_pretrained(base_dir, trust_remote_code=False).dtype or torch.float32
         whole = _loaded(base_dir, directory).merge_and_unload()
         whole.to(dtype).save_pretrained(str(staging))
-        AutoTokenizer.from_pretrained(base_dir).save_pretrained(str(staging))
+        AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False).save_pretrained(str(staging))
 
 
 def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:
@@ -149,13 +149,17 @@ def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) ->
 
     # A different tokenizer would make the comparison meaningless.
     with quiet_loading():
-        tokenizer = AutoTokenizer.from_pretrained(written if merged else base_dir)
-        ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir), PROMPT))
+        tokenizer = AutoTokenizer.from_pretrained(written if merged else base_dir, trust_remote_code=False)
+        ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False), PROMPT))
         if tuple(ids) != encode_prompt(tokenizer, PROMPT):
             raise ExportError(f"The tokenizer in {written} does not read a prompt as the base's does; nothing was exported.")
         # Along the checkpoint's own answer: the two are compared where the version is used, not on the prompt alone.
         ids, trained = _answered(_loaded(base_dir, directory), ids)
-        again: Any = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).eval() if merged else _loaded(base_dir, written)
+        again: Any = (
+            AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32, trust_remote_code=False).eval()
+            if merged
+            else _loaded(base_dir, written)
+        )
     exported = _logprobs(again, ids)
     return float((trained.exp() * (trained - exported)).sum(-1).mean().clamp(min=0))
 
@@ -166,7 +170,7 @@ def _loaded(base_dir: Path, adapter: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, trust_remote_code=False)
         return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelUnavailable(f"{adapter} cannot be loaded on {base_dir}: {first_line(error)}") from error

@@ -399,8 +399,10 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None"
 
     device = device or best_device()
     with quiet_loading():
-        tokenizer = AutoTokenizer.from_pretrained(base_dir)
-        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or device.dtype(), attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False)
+        base = AutoModelForCausalLM.from_pretrained(
+            base_dir, dtype=dtype or device.dtype(), attn_implementation="sdpa", trust_remote_code=False
+        )
         base = device.place(base)
         if parent is not None:
             try:
