@@ -371,3 +371,23 @@ def test_an_action_ends_whole_or_with_a_sentence_and_succeeds_once_the_network_i
     action.back()
     action.act()
     action.check()
+
+
+@pytest.mark.slow
+@NO_POOLER
+def test_bytes_that_come_twice_within_a_session_are_refused_where_it_has_tls(
+    database: Database, settings: Settings, stack: ExitStack, tmp_path: Path
+) -> None:
+    """In clear text a client may take them for answers, so that only TLS, which PgBouncer has here, is certain to refuse them."""
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"], check=True, capture_output=True)
+    tls = f"client_tls_sslmode = require\nclient_tls_key_file = {tmp_path}/key\nclient_tls_cert_file = {tmp_path}/certificate"
+    proxy = stack.enter_context(Proxy(stack.enter_context(pgbouncer(database.url, tmp_path, pool_size=2, more=tls))))
+    action = hours_action(database, proxy, proxy.url, settings)
+    proxy.after(action.answer_bytes, lambda: setattr(proxy, "duplicates", True))
+    with pytest.raises(psycopg.OperationalError) as refused:
+        action.act()
+    assert "bad record mac" in sentence(refused.value)
+    proxy.heal()
+    action.act()
+    action.check()
