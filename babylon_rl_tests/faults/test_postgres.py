@@ -236,8 +236,10 @@ ONCE = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", ["serialization_failure", "deadlock_detected"])
-def test_a_transaction_that_the_server_gives_up_for_another_is_tried_again(database: Database, settings: Settings, code: str) -> None:
+@pytest.mark.parametrize("code", ["serialization_failure", "deadlock_detected", "read_only_sql_transaction"])
+def test_a_transaction_that_the_server_gives_up_for_another_or_while_it_is_replaced_is_tried_again(
+    database: Database, settings: Settings, code: str
+) -> None:
     windows = hours_of(database)
     with database.connect(autocommit=True) as connection:
         connection.execute(ONCE.format(code=code))
