@@ -190,8 +190,8 @@ def judge(database: Database, settings: Settings, stack: ExitStack) -> Action:
 
 @pytest.fixture
 def training_service(played: Any, remote: Settings, stand_in: Any, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Action:
-    monkeypatch.setattr(service, "READ_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(service, "POST_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(service, "READ_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(service, "POST_TIMEOUT_S", 10.0)
     proxy = stack.enter_context(Proxy(stand_in.url))
     through = remote.model_copy(update={"serverless_base_url": proxy.url})
     times = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.3, timeout_s=0.5)
