@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm container faults fuzz scale-test fourteen-days docs evidence lock audit wheel env-example
+.PHONY: help setup demo test test-fast test-long dev clean lint format test-live test-python test-dagster test-art test-vllm container faults load-test fuzz scale-test fourteen-days docs evidence lock audit wheel env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -62,6 +62,9 @@ faults: setup ## 1,000 schedules of the whole loop under crashes and faults (res
 
 scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
+
+load-test: setup ## Recorder and gateway at RATE times twice their rated load for MINUTES=10, each dependency away in turn
+	@$(RUN)python -m benchmarks.load --minutes $(or $(MINUTES),10) --rate $(or $(RATE),1)
 
 fourteen-days: setup ## Fourteen days of a game that runs by itself, with what goes wrong in them, in some minutes
 	@mkdir -p build; $(RUN)python -m benchmarks.fourteen_days 2> build/fourteen-days.log || { tail -n 40 build/fourteen-days.log; exit 1; }

@@ -1,10 +1,11 @@
-"""A TCP proxy that passes bytes on until it is told to cut its lines, call a function, or go deaf."""
+"""A TCP proxy that passes bytes on until it is told to cut its lines, call a function, go deaf, delay, truncate or duplicate."""
 
 import contextlib
 import re
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection
 from types import TracebackType
 
@@ -12,26 +13,30 @@ _COMMIT = b"COMMIT\x00"
 
 
 class Proxy:
-    """A proxy on 127.0.0.1 for the server of ``url``; its own ``url`` differs in host and port.
+    """A proxy on 127.0.0.1 for the server of ``url``, a database's or http; its own ``url`` differs in host and port.
 
     ``after(n, act)`` arms it: once ``n`` more bytes have come from the server, ``act`` is called once, in the proxy's own thread;
     ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing; ``silence`` does so to the
     lines that are open. ``away`` answers nobody new.
     ``swallow_commits`` is how many COMMITs reach the server although their client is cut off before the answer.
+    Of what the server sends, each piece comes ``delay_s`` late; ``truncates`` passes half of a piece on and closes the line;
+    ``duplicates`` passes each piece on twice. TCP itself does neither: they stand for a broken peer. ``spoiled`` counts such pieces.
     """
 
     def __init__(self, url: str) -> None:
-        host, port = re.search(r"@([^:/]+):(\d+)/", url).groups()  # type: ignore[union-attr]
-        self._server = (host, int(port))
+        place = re.search(r"(?<=[@/])([^@:/]+):(\d+)(?=/|$)", url)
+        assert place is not None
+        self._server = (place[1], int(place[2]))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = url.replace(f"@{host}:{port}/", f"@127.0.0.1:{self._listener.getsockname()[1]}/")
+        self.url = f"{url[: place.start()]}127.0.0.1:{self._listener.getsockname()[1]}{url[place.end() :]}"
         self._lines: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._left: int | None = None
         self._act: Callable[[], None] | None = None
-        self.deaf = self.away = False
-        self.connections = self.fired = self.swallow_commits = 0
+        self.deaf = self.away = self.truncates = self.duplicates = False
+        self.delay_s = 0.0
+        self.connections = self.fired = self.swallow_commits = self.spoiled = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def after(self, received: int, act: Callable[[], None] | None = None) -> None:
@@ -66,7 +71,11 @@ class Proxy:
                     if self.away:
                         client.close()
                         continue
-                    server = socket.create_connection(self._server)
+                    try:
+                        server = socket.create_connection(self._server)
+                    except ConnectionRefusedError:  # as the server would say itself
+                        client.close()
+                        continue
                     self._lines |= {client, server}
                 threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
@@ -88,9 +97,30 @@ class Proxy:
                         raise OSError
                     if ready is server and self._count(len(received), (client, server)):
                         continue
+                    if ready is server:
+                        received = self._spoil(received, client)
                     others[ready].sendall(received)
         for line in (client, server):
             line.close()
+
+    def _spoil(self, received: bytes, client: socket.socket) -> bytes:
+        time.sleep(self.delay_s)
+        if not self.truncates and not self.duplicates:
+            return received
+        self.spoiled += 1
+        if self.duplicates:
+            return received * 2
+        client.sendall(received[: len(received) // 2])
+        raise OSError
+
+    def heal(self) -> None:
+        """Pass everything on again; lines that are open stay so."""
+        with self._lock:
+            self._silent.clear()
+            self._left = None
+        self.deaf = self.away = self.truncates = self.duplicates = False
+        self.delay_s = 0.0
+        self.swallow_commits = 0
 
     def _count(self, received: int, line: Collection[socket.socket]) -> bool:
         with self._lock:

@@ -219,8 +219,10 @@ def _without_statement(context: "ExceptionContext") -> None:
 
 def lost_errors() -> tuple[type[Exception], ...]:
     """Errors of a connection that was lost or refused: to the database, or to Dagster's storages."""
-    # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
-    return psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable, *storage_errors()
+    # A server that ends a session for having been idle too long is one that was lost, and one that takes no writes is being replaced;
+    # psycopg files both elsewhere.
+    elsewhere = psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ReadOnlySqlTransaction
+    return psycopg.OperationalError, *elsewhere, DatabaseUnreachable, *storage_errors()
 
 
 def _how_it_ends(ended: BaseException) -> str | None:

@@ -6,7 +6,9 @@ A row fails where a setting or a table shows it to be wrong. What cannot be seen
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
+
+from psycopg.conninfo import conninfo_to_dict
 
 from babylon_rl.cli.system_checks import FAIL, PASS, WARN, attempt
 from babylon_rl.errors import BabylonError, NoTrainer
@@ -15,7 +17,7 @@ from babylon_rl.setting_sources import ENV_FILE, setting_sources
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.client_keys import read_keys
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, libpq_url
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import deployed_model, read_models
 from babylon_rl.training.backends.protocol import trainer_choice
@@ -101,10 +103,11 @@ def _validation(settings: Settings, connection: Connection) -> tuple[str, str]:
 def _database(settings: Settings) -> tuple[str, str]:
     if settings.database_url is None:
         return FAIL, "the embedded server is for trials: set DATABASE_URL, with a role that has the least rights."
-    address = urlsplit(settings.database_url.get_secret_value())
-    mode = parse_qs(address.query).get("sslmode", ["prefer"])[0]
-    # host=/... is the directory of a unix socket.
-    if (address.hostname or "") not in _LOCAL and not address.query.startswith("host=/") and mode not in _TLS:
+    parameters = conninfo_to_dict(libpq_url(settings.database_url.get_secret_value()))
+    mode = parameters.get("sslmode", "prefer")
+    # host=/... is the directory of a unix socket; of several servers each counts.
+    away = [host for host in str(parameters.get("host", "")).split(",") if host not in _LOCAL and not host.startswith("/")]
+    if away and mode not in _TLS:
         return FAIL, f"DATABASE_URL leads off this machine with sslmode={mode}, which may be in the clear. Add sslmode=require or stricter."
     return PASS, "DATABASE_URL stays on this machine or uses TLS; not seen from here: least rights, and a backup that was restored once"
 

@@ -153,6 +153,7 @@ class OpenAITransport:
         proxy = yarl.URL(self._proxy or "")
         self._through = f" (through the environment's proxy {proxy.host}:{proxy.port})" if self._proxy else ""
         self._secrets = tuple(secret for secret in (key, url.password, (credentials or "").partition(" ")[2], proxy.password) if secret)
+        self._hung_up = aiohttp.ServerDisconnectedError
         self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
         self._session: aiohttp.ClientSession | None = None
 
@@ -172,7 +173,9 @@ class OpenAITransport:
             raise self._failed(str(failed)) from None
         except self._failures as failed:
             cause = first_cause(failed)
-            raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None
+            # aiohttp gives the head of an answer that broke off as its text.
+            broken = isinstance(cause, self._hung_up) and not isinstance(cause.message, str)
+            raise self._failed(f"{type(cause).__name__} {'in the middle of the answer' if broken else cause}".strip()) from None
         if not 200 <= response.status < 300:
             wait_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
             raise self._failed(_error_message(content), response.status, wait_s)

@@ -31,6 +31,7 @@ _BATCH = 256
 _BATCH_BYTES = 8_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0, 0.2
 _REASONS = 20
+ANSWER_S = 60.0  # of one transaction
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class BackgroundWriter:
 
     def _write(self, part: Sequence[Recording], again: bool) -> None:
         connection = self._connected()
-        with connection.transaction():
+        with connection.answering_within(ANSWER_S), connection.transaction():
             # After a failed attempt some may be committed already: the answer can be lost, not the commit.
             stored = self._stored(part) if again else frozenset()
             rest = [recording for recording in part if recording.columns["id"] not in stored]

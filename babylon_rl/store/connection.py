@@ -159,6 +159,8 @@ _PRISMA = {
     "schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity",
     "single_use_connections", "max_connection_lifetime", "max_idle_connection_lifetime",
 }  # fmt: skip
+# Words of Postgres and of PgBouncer; at the time of connecting libpq gives no code.
+_NO_ROOM = re.compile(r"too many clients|too many connections|remaining connection slots|no more connections allowed")
 _UNKNOWN_PARAMETER = re.compile(r'^invalid URI query parameter: "([a-z_A-Z]{1,40})"')
 POOLER_ADVICE = (
     "It is a pooler: name the server itself in DIRECT_DATABASE_URL, which migrations and Dagster use, "
@@ -290,10 +292,13 @@ def with_search_path(url: str, schema: str) -> str:
 
 
 def address(url: str) -> str:
-    """Return ``host:port/database`` of a connection string, without user and password."""
+    """Return ``host:port/database`` of a connection string, without user and password; of several servers each ``host:port``."""
     parts = _parts(url)
     database = parts.get("dbname") or parts.get("user") or "postgres"
-    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{database}"
+    hosts, ports = (parts.get("host") or "").split(","), (parts.get("port") or "").split(",")
+    # One port holds for all hosts.
+    pairs = zip(hosts, ports if len(ports) == len(hosts) else ports[:1] * len(hosts), strict=True)
+    return ",".join(f"{host or 'localhost'}:{port or 5432}" for host, port in pairs) + f"/{database}"
 
 
 def _parts(url: str, variable: str = "DATABASE_URL") -> dict[str, str]:
@@ -317,6 +322,8 @@ def _sentence(url: str, refused: psycopg.OperationalError, variable: str) -> str
         reason = reason.replace(password, "***")
     instead = "to use DATABASE_URL" if variable != "DATABASE_URL" else "to use the embedded one"
     advice = f"Check {variable} and that the server runs, or unset it {instead}."
+    if _NO_ROOM.search(reason):
+        advice = "All of its connections are in use: end some, raise the limit, or put a pooler before the server."
     if "startup parameter" in reason:
         advice = POOLER_ADVICE
     return f"The database at {address(url)} cannot be used: {reason.rstrip('.')}. {advice}"
@@ -331,11 +338,33 @@ def own_transaction(connection: Connection) -> Iterator[None]:
         yield
 
 
+# Errors that a repetition alone does not cure: what happened, and what to do before.
+_REMEDIES: tuple[tuple[type[psycopg.Error], str, str], ...] = (
+    (psycopg.errors.DiskFull, "The database's disk is full", "Make room there, then"),
+    (
+        psycopg.errors.LockNotAvailable,
+        "Another session holds a lock for longer than lock_timeout",
+        "See pg_blocking_pids() and pg_stat_activity, end that session or wait, then",
+    ),
+    (
+        psycopg.errors.QueryCanceled,
+        "The database canceled a statement",
+        "If that was statement_timeout, raise it for this role (ALTER ROLE ... SET statement_timeout), then",
+    ),
+    (
+        psycopg.errors.ReadOnlySqlTransaction,
+        "The database takes no writes, as a replica does not",
+        "Name every server in DATABASE_URL with target_session_attrs=read-write, then",
+    ),
+)
+
+
 def database_sentence(failed: BaseException) -> str | None:
     """Sentence for a database error that no layer has translated; None for any other error."""
-    # A full disk is an operational error, so it comes first.
-    if isinstance(failed, psycopg.errors.DiskFull):
-        return f"The database's disk is full: {first_clause(failed)}. What was not committed is undone. Make room there, then {_AGAIN}"
+    # The named ones are operational errors too, but the read-only one, so they come first.
+    for kind, what, remedy in _REMEDIES:
+        if isinstance(failed, kind):
+            return f"{what}: {first_clause(failed)}. What was not committed is undone. {remedy} {_AGAIN}"
     if isinstance(failed, psycopg.OperationalError | psycopg.errors.IdleInTransactionSessionTimeout):
         return f"The database broke off: {first_clause(failed)}. What was not committed is undone; {_AGAIN}"
     if isinstance(failed, psycopg.errors.InsufficientPrivilege):

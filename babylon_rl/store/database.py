@@ -89,9 +89,13 @@ class Database:
         word is noticed after a minute.
         """
         parts = urlsplit(self.direct_url)
-        query = LOST_AFTER_A_MINUTE | dict(parse_qsl(parts.query))
+        query: dict[str, str | list[str]] = {**LOST_AFTER_A_MINUTE, **dict(parse_qsl(parts.query))}
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
-        return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, quote_via=quote)))
+        user, _, hosts = parts.netloc.rpartition("@")
+        # SQLAlchemy takes several servers, of which one is the primary, as parameters only.
+        if "," in hosts:
+            query["host"], parts = hosts.split(","), parts._replace(netloc=f"{user}@")
+        return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, doseq=True, quote_via=quote)))
 
     def refuse_newer(self) -> None:
         """Raise SchemaMismatch if a newer version of the package has migrated the database."""

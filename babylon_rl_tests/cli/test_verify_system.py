@@ -248,6 +248,9 @@ def test_a_remote_database_without_tls_and_the_embedded_one_fail(settings: Setti
         for url in (None, far, f"{far}?sslmode=prefer", f"{far}?sslmode=require", "postgresql://u:p@localhost/babylon")
     ]
     assert statuses == ["FAIL", "FAIL", "FAIL", "PASS", "PASS"]
+    urls = ("u:p@127.0.0.1:1,db.example.com:2/babylon", "/babylon?host=db.example.com", "/babylon?host=/run/postgresql", "/babylon")
+    several = [_database(settings.model_copy(update={"database_url": SecretStr(f"postgresql://{url}")}))[0] for url in urls]
+    assert several == ["FAIL", "FAIL", "PASS", "PASS"]
 
 
 def test_a_deployed_version_that_did_not_pass_and_missing_keys_fail(produced: Callable[..., Lines], database: Database) -> None:

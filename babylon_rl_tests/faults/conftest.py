@@ -9,9 +9,9 @@ import pytest
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.faults.world import World, make_world
-from babylon_rl_tests.training.remote_play import base_directory, played_database, remote, stand_in
+from babylon_rl_tests.training.remote_play import base_directory, played, played_database, remote, stand_in
 
-__all__ = ["base_directory", "played_database", "remote", "stand_in"]
+__all__ = ["base_directory", "played", "played_database", "remote", "stand_in"]
 MEMORY = Path("/dev/shm")  # a disk that syncs at once, where there is one
 
 

@@ -268,6 +268,23 @@ def test_nobody_at_the_address_says_so() -> None:
         asyncio.run(ask())
 
 
+def test_an_answer_that_breaks_off_in_its_head_is_no_object_of_the_http_client() -> None:
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def ask() -> None:
+        async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            async with direct(Endpoint([], url=url), Time()) as caller:
+                await caller.ask(MESSAGES, SCHEMA)
+
+    with pytest.raises(JudgeUnavailable, match=r"\(10 tries\): ServerDisconnectedError in the middle of the answer\. "):
+        asyncio.run(ask())
+
+
 @both
 def test_a_server_without_structured_output_is_asked_without_from_then_on(make: Make) -> None:
     no_schema = refusal(400, "response_format json_schema is not supported")

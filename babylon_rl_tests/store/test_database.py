@@ -140,6 +140,8 @@ def test_a_database_does_not_show_its_password() -> None:
     database = Database("postgresql://u:s3cret@h/d", "postgresql://u:s3cret@h/d")
     assert "s3cret" not in f"{database!r} {database.address}"
     assert address("postgresql://u:s3cret@h:6543/d") == "h:6543/d"
+    assert address("postgresql://u:s3cret@h:6543,k/d") == "h:6543,k:5432/d"
+    assert address("host=h,k port=6543 dbname=d") == "h:6543,k:6543/d"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,10 @@ def test_a_database_does_not_show_its_password() -> None:
         (
             "postgresql://h/d?options=-cwork_mem%3D8MB",
             "postgresql+psycopg2://h/d?options=-cwork_mem%3D8MB%20-csearch_path%3Dbabylon_dagster",
+        ),
+        (
+            "postgresql://u:p@h:5,k:6/d?target_session_attrs=read-write",
+            "postgresql+psycopg2://u:p@/d?target_session_attrs=read-write&options=-csearch_path%3Dbabylon_dagster&host=h%3A5&host=k%3A6",
         ),
     ],
 )
