@@ -110,6 +110,7 @@ def test_released_versions_stand_beside_ceiling_scripts_parents_and_a_loop_witho
     assert "* Of 9 released versions 0 are worse than their parent beyond the interval." in text
     assert "* Not released: seed 2, generation 3 (fail, 24), seed 3, generation 2 (fail, 24)." in text
     assert "| 2 | v1.0.1, +122 (+82 to +162) | +117 | 41 % (36 % to 46 %) | v1.0.2, +182" in text
+    assert "| not run | - | - |" in page([refused_early], "a.png", "b.png", "posts")
     assert goes_on_otherwise(refused_early) and not any(goes_on_otherwise(one) for one in RESULTS)
 
 

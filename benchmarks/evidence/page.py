@@ -15,6 +15,7 @@ from benchmarks.evidence.results import (
     base_of,
     ceiling,
     difference,
+    goes_on_otherwise,
     last_released,
     newest,
     over_seeds,
@@ -153,8 +154,9 @@ def without_gate(results: Sequence[Document], ungated: Mapping[int, Document]) -
     """Table of the versions that agents have in the end, with and without the gate."""
     rows = []
     for result in results:
-        alone = ungated.get(result["seed"], result)
-        rows.append([str(result["seed"]), *_end(last_released(result) or base_of(result)), *_end(newest(alone) or base_of(alone))])
+        alone = ungated.get(result["seed"], None if goes_on_otherwise(result) else result)
+        without = ["not run", "-", "-"] if alone is None else _end(newest(alone) or base_of(alone))
+        rows.append([str(result["seed"]), *_end(last_released(result) or base_of(result)), *without])
     columns = ("seed", "with the gate", "expected", "of the ceiling", "every version released", "expected", "of the ceiling")
     return f"In front of agents after the last generation:\n\n{markdown_table(columns, rows)}\n"
 
