@@ -5,8 +5,9 @@ An event loop swallows an exception that a signal's handler raises inside one of
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -16,19 +17,34 @@ Result = TypeVar("Result")
 
 def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
     """``asyncio.run`` in a thread; an interrupt of the caller cancels the work, waits for its end, and is raised."""
-    begun: Future[Callable[[], object]] = Future()
+    ended: Future[Result] = Future()
+    cancel: Callable[[], object] | None = None
+    interrupted = False
 
     async def main() -> Result:
+        nonlocal cancel
         task = asyncio.ensure_future(work)
-        begun.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        if interrupted:  # while the thread started
+            task.cancel()
         return await task
 
-    with ThreadPoolExecutor(1, "event-loop") as thread:
-        ended = thread.submit(contextvars.copy_context().run, asyncio.run, main())
+    def run() -> None:
         try:
-            return ended.result()
-        except BaseException:
-            if not ended.done():
-                with suppress(RuntimeError):  # it ended meanwhile
-                    begun.result()()
-            raise
+            ended.set_result(asyncio.run(main()))
+        except BaseException as failed:
+            ended.set_exception(failed)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="event-loop", daemon=True)
+    try:
+        thread.start()
+        return ended.result()
+    except BaseException:
+        interrupted = True
+        if cancel is not None and not ended.done():
+            with suppress(RuntimeError):  # it ended meanwhile
+                cancel()
+        raise
+    finally:
+        if thread.ident is not None:
+            thread.join()

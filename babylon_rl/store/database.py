@@ -30,6 +30,10 @@ from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
 DIRECT = "DIRECT_DATABASE_URL"
+_MAY_READ_MIGRATIONS = """
+SELECT has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'babylon_rl' AND c.relname = 'migrations'
+"""
 _MAY_USE = """
 SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %(schema)s
 """
@@ -98,9 +102,9 @@ class Database:
         return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, doseq=True, quote_via=quote)))
 
     def refuse_newer(self) -> None:
-        """Raise SchemaMismatch if a newer version of the package has migrated the database."""
+        """Raise SchemaMismatch if a newer version of the package has migrated the database. A role without rights is told so later."""
         with self.connect_directly() as connection:
-            if not connection.has_table("babylon_rl.migrations"):
+            if connection.value(_MAY_READ_MIGRATIONS) is not True:
                 return
             newest = connection.value("SELECT max(id) FROM babylon_rl.migrations")
         if newest is not None and newest > max(path.stem for path in MIGRATIONS.glob("[0-9]*.sql")):

@@ -98,7 +98,7 @@ def answers(line: socket.socket) -> bytes:
     try:
         while part := line.recv(65536):
             got += part
-    except TimeoutError:
+    except (TimeoutError, ConnectionResetError):  # reset: it closed while bytes were under way to it
         pass
     return got
 
