@@ -34,7 +34,7 @@ FIRST = {"models deploy v1.0.3 --strategy test": "models rollback"}
 ELSEWHERE = (
     "dev", "worker", "serve", "demo", "harness", "dagster", "env", "spawn-agents", "train", "benchmark run", "benchmark compare",
     "benchmark standings", "benchmark leaderboard", "judge calibrate", "judge report", "judge retry", "models export", "models upload",
-    "batches give-up-job", "batches cancel",
+    "batches give-up-job", "batches cancel", "restore", "move-to",
 )  # fmt: skip
 NAMED = {"outcomes", "scores"}  # in a sentence, without the hour that they need
 ENDS_IN_1 = ("ready", "verify-data", "verify-system", "models agents")  # which say no of the sample, or of this machine
