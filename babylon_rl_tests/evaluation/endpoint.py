@@ -7,23 +7,41 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from random import Random
 from typing import Any
 from zlib import crc32
 
 from babylon_rl.evaluation.kept import fresh_hours
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl.market.headlines import EDITIONS, edition_named
 from babylon_rl_tests.http_stand_in import Handler, served
 
 Rule = Callable[[str, list[str]], str]
 MARKETS_KNOWN, CONFIRMATIONS_KNOWN = 48, 192
 
 
+ORIGIN = re.compile(r"^(Rumour: |(Event|Rumour) related to: [^?]*\? )")
+
+
 @cache
 def _directions() -> dict[str, int]:
-    """What every headline of the benchmark says: +1, -1 or 0."""
+    """What every headline of the benchmark, and every headline of an edition without its origin, says: +1, -1 or 0."""
     known = (*benchmark_snapshots(MARKETS_KNOWN), *confirmation_snapshots(0, CONFIRMATIONS_KNOWN))
-    return {event.text: event.direction for snapshot in known for event in snapshot.scenario.events}
+    said = {
+        text.format(c=company): direction
+        for edition in map(edition_named, EDITIONS)
+        for direction, texts in (
+            (1, (*edition.good, *edition.toward_yes)), (-1, (*edition.bad, *edition.toward_no)), (0, (*edition.neutral, *edition.no_news)),
+        )
+        for text, (company, _) in product(texts, edition.companies)
+    }  # fmt: skip
+    return said | {event.text: event.direction for snapshot in known for event in snapshot.scenario.events}
+
+
+def _direction(text: str) -> int:
+    said = _directions()
+    return said[text] if text in said else said[ORIGIN.sub("", text)]
 
 
 def hold(prompt: str, markets: list[str]) -> str:
@@ -41,7 +59,7 @@ def babble(prompt: str, markets: list[str]) -> str:
 def reads_news(prompt: str, markets: list[str]) -> str:
     """Trades on the headline as its words say; holds when there is none that says anything."""
     for market, text in re.findall(r"^\[(.+?)\] (.+)$", prompt, re.MULTILINE):
-        if market in markets and (direction := _directions()[text]):
+        if market in markets and (direction := _direction(text)):
             return json.dumps({"action": "buy" if direction > 0 else "sell", "market": market})
     return hold(prompt, markets)
 
