@@ -1,4 +1,4 @@
-"""Backups: one file with the database, the checkpoints and the state of a moment; bringing it back; moving the embedded database.
+"""Backup, restore and move of a database with its checkpoints and state.
 
 The file is an uncompressed ZIP, written and read in one pass: ``database.sql`` (the one member that is compressed), files of the state
 directory, and ``backup.json``, the manifest with the hash of each. Left out is what can be made again: weights of bases, caches, logs and

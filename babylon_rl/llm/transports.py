@@ -89,6 +89,16 @@ async def whole_body(response: "aiohttp.ClientResponse") -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def secrets_of(url: "yarl.URL", key: str | None) -> tuple[str, ...]:
+    """What nobody is shown of a server's credentials: a key, a password of its address, and both parts of that as they are sent."""
+    return tuple(secret for secret in (key, url.password, _basic(url)) if secret)
+
+
+def _basic(url: "yarl.URL") -> str | None:
+    """User and password of an address as they are sent."""
+    return None if url.user is None else b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+
+
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """The trusted certificates: those that SSL_CERT_FILE or SSL_CERT_DIR names, else certifi's; read once, as that takes 30 ms."""
@@ -146,13 +156,12 @@ class OpenAITransport:
         self._proxy = _proxy(url)
         self._url = url.with_user(None) / "chat" / "completions"
         self._model = model
-        credentials = f"Bearer {key}" if key else None
-        if url.user is not None:
-            credentials = "Basic " + b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+        basic = _basic(url)
+        credentials = f"Basic {basic}" if basic is not None else f"Bearer {key}" if key else None
         self._headers = {"Authorization": credentials} if credentials else {}
         proxy = yarl.URL(self._proxy or "")
         self._through = f" (through the environment's proxy {proxy.host}:{proxy.port})" if self._proxy else ""
-        self._secrets = tuple(secret for secret in (key, url.password, (credentials or "").partition(" ")[2], proxy.password) if secret)
+        self._secrets = (*secrets_of(url, key), *secrets_of(proxy, None))
         self._hung_up = aiohttp.ServerDisconnectedError
         self._failures = aiohttp.ClientError, OSError, ValueError  # a header that cannot be sent is a ValueError
         self._session: aiohttp.ClientSession | None = None

@@ -6,7 +6,6 @@ Each model has a circuit breaker.
 import asyncio
 import logging
 import re
-from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from yarl import URL
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import finish_reason
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
-from babylon_rl.llm.transports import AnswerTooLong, whole_body, with_version
+from babylon_rl.llm.transports import AnswerTooLong, secrets_of, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
 from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
@@ -134,7 +133,7 @@ class Upstream:
     def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
         self.name = name
         self._session, self._url = session, URL(f"{with_version(base_url)}/chat/completions")
-        self._secrets = _secrets(self._url, key)
+        self._secrets = secrets_of(self._url, key)
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "babylon-rl"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -366,7 +365,7 @@ class Upstreams:
         if status in (401, 403) or status < 200 or 300 <= status < 400:
             raise ApiError(502, f"The server of EMBEDDING_ENDPOINT refused the gateway with status {status}.", "upstream_error")
         # Its error may repeat what it was sent.
-        for secret in _secrets(url, None if key is None else key.get_secret_value()):
+        for secret in secrets_of(url, None if key is None else key.get_secret_value()):
             content = content.replace(secret.encode(), b"[key]")
         return status, content
 
@@ -374,12 +373,6 @@ class Upstreams:
         if name == LOCAL:
             return self._settings.local_endpoint, None
         return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
-
-
-def _secrets(url: URL, key: str | None) -> tuple[str, ...]:
-    """What a server must not say of its credentials: a key, a password of its address, and both parts of that as they are sent."""
-    sent = b64encode(f"{url.user}:{url.password or ''}".encode()).decode() if url.user is not None else None
-    return tuple(secret for secret in (key, url.password, sent) if secret)
 
 
 def _kind(response: aiohttp.ClientResponse) -> str:

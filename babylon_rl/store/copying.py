@@ -6,7 +6,6 @@ them: their cursors and data versions say what has been made already.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -25,10 +24,9 @@ from babylon_rl.errors import DatabaseError, EmbeddedServerError, UsageError, fi
 from babylon_rl.progress import Progress
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import DAGSTER_SCHEMA, Database
-from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl.store.embedded.cluster import Cluster, version_of
 
 SCHEMAS = ["public", "babylon_rl", DAGSTER_SCHEMA]
-_VERSION = re.compile(r"\b(\d+)(\.\d+)?\b")
 # What the text of a row depends on, beside the row.
 _FORM = {"timezone": "UTC", "datestyle": "ISO, YMD", "intervalstyle": "postgres", "bytea_output": "hex", "extra_float_digits": "1"}
 _SAME_TEXT = "".join(f"SET LOCAL {name} = '{value}'; " for name, value in _FORM.items())
@@ -69,7 +67,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class DatabaseSnapshot:
     """One moment of a database, for as long as its transaction is open."""
 
     connection: Connection
@@ -127,14 +125,14 @@ class Snapshot:
 
 
 @contextmanager
-def snapshot(database: Database) -> Iterator[Snapshot]:
+def snapshot(database: Database) -> Iterator[DatabaseSnapshot]:
     """Open a snapshot of the database, past any pooler."""
     with database.connect_directly() as connection:
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
             connection.execute(f"{_NO_TIME_LIMITS}; {_SAME_TEXT}SET LOCAL row_security = off; SET LOCAL search_path = ''")
             name = connection.value("SELECT pg_export_snapshot()")
-            yield Snapshot(connection, database, str(name), connection.info.server_version // 10_000)
+            yield DatabaseSnapshot(connection, database, str(name), connection.info.server_version // 10_000)
 
 
 def refuse_unless_empty(database: Database) -> None:
@@ -213,11 +211,10 @@ def tool(name: str, major: int) -> Path:
     """
     found = []
     for path in _candidates(name):
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-        version = _VERSION.search(said)
-        if version is not None and int(version[1]) >= major:
+        version = version_of(path)
+        if version and int(version.partition(".")[0]) >= major:
             return path
-        found.append(f"{path} is of {version[0] if version else 'no version'}")
+        found.append(f"{path} is of {version or 'no version'}")
     raise DatabaseError(
         f"{name} of Postgres {major} or newer is needed ({', '.join(found) or 'none was found'}). Install Postgres' client programs "
         f"(such as the package postgresql-client-{major}), so that {name} is on PATH."

@@ -9,6 +9,7 @@ stop; nothing here takes a lock.
 
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -216,7 +217,8 @@ class Cluster:
         version = (_lines(self.directory / "PG_VERSION") or [VERSION])[0].strip()
         # An older wheel may have none of VERSION.
         known = [self.programs] if version == VERSION else self.programs.parents[1].glob("pginstall*/bin")
-        found = [path for path in known if (path / "postgres").exists() and (version == VERSION or _major(path) == version)]
+        servers = [path / "postgres" for path in known if (path / "postgres").exists()]
+        found = [server.parent for server in servers if version == VERSION or version_of(server).partition(".")[0] == version]
         if not found:
             wheel = f"=={_WHEELS[version]}" if version in _WHEELS else " in the version that made it"
             raise EmbeddedServerError(
@@ -365,10 +367,11 @@ def _programs() -> Path:
 
 
 @cache
-def _major(programs: Path) -> str:
-    """Major version of a directory of programs."""
-    said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-    return said.split()[-1].partition(".")[0]
+def version_of(program: Path) -> str:
+    """Version of one of Postgres' programs, such as 18.4; empty where it names none."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\b\d+(\.\d+)?\b", said)
+    return found[0] if found else ""
 
 
 def _run_as(directory: Path, program: Path) -> list[str]:
