@@ -87,7 +87,7 @@ WITH hour AS (
            h."quarantined", h."settled", e."usable", e."trainableSequences",
            -- An hour trains by its answer groups where a version of ours was asked in an episode that a batch may take.
            CASE WHEN bool_or(s."ours" AND "open") OVER hours THEN NOT bool_or(s."differ" AND "open") OVER hours ELSE h."flat" END AS "flat",
-           COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
+           COALESCE(s."ours", FALSE) AS "answered", COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
            d."reason" AS "left", h."judgedForGood" AND own."one" IS NULL AS "unjudged",
            count(*) FILTER (WHERE e."usable") OVER hours AS "usableInHour",
            count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER hours AS "groupSize"
@@ -109,10 +109,10 @@ _COUNT = 'SELECT "window", "reason", count(*), sum("newRows") FROM ruled GROUP B
 
 # Two results in one: a row per freezable episode, and counts of the others by window and reason.
 _LOOK = """
-SELECT "window", "reason", NULL AS "agentId", 0 AS "trajectories", 0 AS "groupSize", sum("newRows") AS "newRows"
+SELECT "window", "reason", NULL AS "agentId", 0 AS "trajectories", 0 AS "groupSize", FALSE AS "answered", sum("newRows") AS "newRows"
 FROM ruled WHERE "reason" IS NOT NULL GROUP BY 1, 2
 UNION ALL
-SELECT "window", NULL, "agentId", "trajectories", "groupSize", "newRows" FROM ruled WHERE "reason" IS NULL
+SELECT "window", NULL, "agentId", "trajectories", "groupSize", "answered", "newRows" FROM ruled WHERE "reason" IS NULL
 ORDER BY 1 DESC, 2, 3
 """
 
@@ -183,13 +183,14 @@ class FreezeBounds:
 class FreezableEpisode:
     """An episode that a batch may take, with the number of its trajectories.
 
-    ``group_size`` counts the usable episodes of its hour after dropout.
+    ``group_size`` counts the usable episodes of its hour after dropout; ``answered`` episodes train by a version's answer groups.
     """
 
     window: str
     agent_id: str
     trajectories: int
     group_size: int
+    answered: bool = False
 
 
 def reason_case(rules: BarRules) -> str:
@@ -225,10 +226,10 @@ def look_at_newest(
         reasons = Counter[str]()
         # ``hours`` is newest first: the last of the portion begins the range.
         inner = replace(bounds, first=portion[-1], end=next_window(portion[0]))
-        for window, reason, agent, trajectories, group_size, rows in connection.execute(statement, inner.parameters):
+        for window, reason, agent, trajectories, group_size, answered, rows in connection.execute(statement, inner.parameters):
             if reason is None:
                 # The same hours and agents stand in thousands of rows, and one text of each is enough.
-                episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size))
+                episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size, answered))
             else:
                 reasons[reason] += int(rows)
         yield episodes, dict(reasons)

@@ -295,7 +295,7 @@ def decide_dropout(
     decided: frozenset[str] = frozenset(),
     least_trajectories: int = 0,
 ) -> Dropout:
-    """Drop episodes by a seeded hash; windows in ``decided`` stay.
+    """Drop episodes by a seeded hash; windows in ``decided`` and ``answered`` episodes, without which their hour would train scripts, stay.
 
     No group falls below ``min_agents``, nor its freezable trajectories below ``least_trajectories``.
     """
@@ -306,7 +306,7 @@ def decide_dropout(
     dropped = []
     # Lowest share first, so that in a small group it does not depend on the order of the rows who may still leave.
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
-        leaves = seeded_share(seed, episode.window, episode.agent_id) < rate and episode.window not in decided
+        leaves = seeded_share(seed, episode.window, episode.agent_id) < rate and episode.window not in decided and not episode.answered
         if leaves and sizes[episode.window] > min_agents and freezable[episode.window] - episode.trajectories >= least_trajectories:
             sizes[episode.window] -= 1
             freezable[episode.window] -= episode.trajectories

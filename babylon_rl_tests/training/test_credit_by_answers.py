@@ -19,11 +19,12 @@ from babylon_rl.store.answer_groups import read_answer_groups
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.store.freezing import look_at_newest
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import NO_SPREAD_REASON, cancel_batch, prepare_batch, train_batch
 from babylon_rl.training.checkpoint_checks import Finished, no_leakage
 from babylon_rl.training.conversion import NO_VERSION, RECORDED, Conversion, convert, preflight_lines
-from babylon_rl.training.freezing import count_freezable, freeze
+from babylon_rl.training.freezing import RULES, count_freezable, decide_dropout, freeze, freeze_bounds
 from babylon_rl.training.publishing import data_version
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
 
@@ -79,6 +80,16 @@ def test_answers_train_in_place_of_the_episodes_of_hours_in_which_a_version_was_
     assert len({answer.group for answer in answers}) == 12 and all(
         answer.logprobs is None and answer.score is not None for answer in answers
     )
+
+
+def test_dropout_spares_the_episodes_whose_answers_train(played: Connection, settings: Settings) -> None:
+    score_windows(played, HOURS, settings, NOW)
+    sync_answer_groups(played, HOURS, settings, NOW)
+    looked = [episode for found, _ in look_at_newest(played, freeze_bounds(played, settings, NOW), RULES) for episode in found]
+    answered = [episode for episode in looked if episode.answered]
+    assert [episode.window for episode in answered] == [BY_VERSION] and len(looked) == 12
+    dropped = decide_dropout(looked, 1.0, 0, 1).dropped
+    assert len(dropped) == 10 and not set(answered) & set(dropped)
 
 
 @pytest.mark.parametrize(

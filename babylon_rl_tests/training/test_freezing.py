@@ -285,6 +285,8 @@ def test_dropout_is_seeded_and_never_below_the_smallest_group():
     assert decided == decide_dropout(list(reversed(episodes))[::-1], 0.9, seed=3, min_agents=5)
     assert (len(decided.kept), len(decided.dropped)) == (5, 3)
     assert decide_dropout(episodes, 0.9, seed=3, min_agents=5, decided=frozenset({"2025-10-29T14:00"})).dropped == []
+    answered = [replace(one, answered=True) for one in episodes[:4]]
+    assert not set(answered) & set(decide_dropout([*answered, *episodes[4:]], 1.0, seed=3, min_agents=1).dropped)
     rates = [len(decide_dropout([episode(str(n), group_size=2000) for n in range(1000)], 0.3, seed, 5).dropped) for seed in range(3)]
     assert all(250 < dropped < 350 for dropped in rates)
 

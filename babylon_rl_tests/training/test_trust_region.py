@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -24,7 +25,14 @@ from babylon_rl.training.backends.cpu.bounds import (
     weighted_kl,
 )
 from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, choices, load_policy, make_items, pack
-from babylon_rl.training.backends.cpu.trainer import ENTROPY_BONUSES, LEARNING_RATES, CpuTrainer, of_generation
+from babylon_rl.training.backends.cpu.trainer import (
+    ENTROPY_BONUSES,
+    LEARNING_RATES,
+    LEAST_STEPS,
+    MOST_STEPS,
+    CpuTrainer,
+    of_generation,
+)
 from babylon_rl.training.backends.protocol import IterationResult, StepMetrics, TrainSequence
 from babylon_rl_tests.training.sequences import BUY, GOOD, HOLD, make_iteration, make_lesson, make_sequence
 
@@ -60,7 +68,9 @@ def test_a_child_that_would_leave_its_parent_stops_and_steps_back(cpu_settings: 
     assert result.metrics["optimizerSteps"] == len(told) < told[-1].steps
     assert result.metrics["skippedSteps"] == told[-1].steps - len(told)
     assert told[0].metrics["klParent"] == pytest.approx(0.0, abs=1e-4)
-    assert all(one.metrics["klParent"] <= PARENT_BOUND for one in told)
+    # No step follows once the last ones are beyond the bound together, however far one alone is.
+    near = [one.metrics["klParent"] for one in told]
+    assert all(fmean(near[max(0, n - MOST_STEPS) : n]) <= PARENT_BOUND for n in range(LEAST_STEPS, len(near) + 1))
     # What is published is what was measured.
     assert kl_between(cpu_settings, tmp_path / "child", parent) == pytest.approx(result.metrics["klParent"], rel=0.02)
 
@@ -111,7 +121,7 @@ def test_rate_and_entropy_bonus_follow_from_the_generation(cpu_settings: Setting
         settings = cpu_settings.model_copy(update={"learning_rate": given})
         train(settings, tmp_path / name, make_lesson(1), parent if generation > 1 else None, generation=generation, told=told)
         assert told[0].metrics["learningRate"] == expected
-    assert [of_generation(LEARNING_RATES, n) for n in (1, 2, 3, 7)] == [3e-3, 1e-3, 2e-4, 2e-4]
+    assert [of_generation(LEARNING_RATES, n) for n in (1, 2, 3, 7)] == [3e-3, 3e-4, 2e-4, 2e-4]
     assert [of_generation(ENTROPY_BONUSES, n) for n in (1, 2, 7)] == [0.05, 0.03, 0.03]
 
 

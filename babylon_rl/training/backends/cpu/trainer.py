@@ -11,9 +11,10 @@ threads. A step accumulates the gradients of several packs, then clips and appli
 import gc
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import NothingToTrain
@@ -77,12 +78,15 @@ from babylon_rl.training.backends.protocol import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# By generation, the last one for all later ones too. The best of a policy that has become good is easily lost: at 1e-3 it was.
-LEARNING_RATES = (3e-3, 1e-3, 2e-4)
+# By generation, the last one for all later ones too. After the first so low that the data come to an end within PARENT_BOUND: at 1e-3 a few
+# steps use it up, and the rest teaches nothing.
+LEARNING_RATES = (3e-3, 3e-4, 2e-4)
 # The first generation explores more, so that a base that holds on most prompts tries something else.
 ENTROPY_BONUSES = (0.05, 0.03)
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
+# The mean KL from the parent of the last steps decides whether one more is taken: the few dozen choices of one step tell it badly.
+LEAST_STEPS, MOST_STEPS = 3, 6
 # Means over the tokens with recorded log-probabilities, of the policy in training to the one that served them.
 SERVED = ("ratio", "clippedRatio", "servedKl")
 OPTIMIZER_STATE = "trainer_state.safetensors"
@@ -208,6 +212,7 @@ class IterationRun:
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
         self._parent: Parent | None = None
+        self._kl_of_steps = deque[float](maxlen=MOST_STEPS)
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
         self._weights = weights or LossWeights(of_generation(ENTROPY_BONUSES, iteration.generation), settings.kl_penalty)
 
@@ -266,8 +271,8 @@ class IterationRun:
         import torch
 
         step = self.gradients(packs)
-        # An iteration takes one step at least: what it goes too far is taken back (step_back).
-        if number > 1 and step.get("klParent", 0.0) > PARENT_BOUND:
+        self._kl_of_steps.append(step.get("klParent", 0.0))
+        if len(self._kl_of_steps) >= LEAST_STEPS and fmean(self._kl_of_steps) > PARENT_BOUND:
             return None
         if recorded := step.pop("recorded"):
             tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
