@@ -392,8 +392,8 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
     """
     if most is None:
         return list(episodes), False
-    # A seeded order within each hour, newest hour first.
-    newest_first = sorted(episodes, key=lambda e: seeded_share(seed, "most", e.window, e.agent_id))
+    # A seeded order within each hour, newest hour first. Without the answered ones an hour would train scripts.
+    newest_first = sorted(episodes, key=lambda e: (not e.answered, seeded_share(seed, "most", e.window, e.agent_id)))
     newest_first.sort(key=lambda e: e.window, reverse=True)
     chosen: list[FreezableEpisode] = []
     left = most

@@ -82,7 +82,7 @@ def test_answers_train_in_place_of_the_episodes_of_hours_in_which_a_version_was_
     )
 
 
-def test_dropout_spares_the_episodes_whose_answers_train(played: Connection, settings: Settings) -> None:
+def test_dropout_and_a_maximum_spare_the_episodes_whose_answers_train(played: Connection, settings: Settings) -> None:
     score_windows(played, HOURS, settings, NOW)
     sync_answer_groups(played, HOURS, settings, NOW)
     looked = [episode for found, _ in look_at_newest(played, freeze_bounds(played, settings, NOW), RULES) for episode in found]
@@ -90,6 +90,9 @@ def test_dropout_spares_the_episodes_whose_answers_train(played: Connection, set
     assert [episode.window for episode in answered] == [BY_VERSION] and len(looked) == 12
     dropped = decide_dropout(looked, 1.0, 0, 1).dropped
     assert len(dropped) == 10 and not set(answered) & set(dropped)
+    batch = freeze(played, settings, NOW, max_trajectories=12).batch  # of the newest hour one episode
+    assert batch is not None
+    assert [(one.window, one.agent_id) for one in read_batch_episodes(played, batch.batch_id)] == [(BY_VERSION, answered[0].agent_id)]
 
 
 @pytest.mark.parametrize(
