@@ -44,7 +44,7 @@ from benchmarks.gateway import Caller, process
 from benchmarks.recorder import AGENTS, STEPS, record
 
 RATED_STEPS, RATED_REQUESTS, TIMES_RATED = 1_000, 300, 2
-AWAY_S, NORMAL_WITHIN_S, SLOW_S = 10.0, 60.0, 1.0
+AWAY_S, NORMAL_WITHIN_S, SLOW_S, NORMAL_FOR_S = 10.0, 60.0, 1.0, 5
 MODEL_PORT, GATEWAY_PORT = 9311, 9312
 RECORDED = """SELECT "userPrompt" FROM llm_call_logs WHERE starts_with("userPrompt", 'load ')"""
 Death = tuple[str, Callable[[], object], Callable[[], object]]  # name, end, beginning
@@ -228,19 +228,23 @@ def kill_in_turn(
 
 
 def row(load: Load, name: str, went: int, back: int, until: int) -> dict[str, object]:
-    """The table's row of one death: from the second in which it went to the one before the next death."""
+    """The table's row of one death: from the second in which it went to the one before the next death.
+
+    All is normal again where NORMAL_FOR_S normal seconds begin; ``s_not_normal`` counts the others since the return.
+    """
     during = {at: load.seconds.get(at, Second()) for at in range(went, until)}
     refused = sum((second.answers for second in during.values()), Counter[int]())
     refused.pop(200, None)
     unserved = [at for at, second in during.items() if not second.served]
-    abnormal = [at for at, second in during.items() if at >= back and not second.normal]
+    after = [during[at].normal for at in range(back, until)]
     longest = streak = 0
     for at in range(went, until):
         streak = streak + 1 if at in unserved else 0
         longest = max(longest, streak)
     return {
         "dependency": name, "away_s": back - went, "refused_by_status": dict(refused), "longest_loss_of_service_s": longest,
-        "s_until_normal": max(abnormal) + 1 - back if abnormal else 0,
+        "s_until_normal": next((at for at in range(len(after)) if all(after[at : at + NORMAL_FOR_S])), len(after)),
+        "s_not_normal": sum(not normal for normal in after),
         "most_waiting_trajectories": max(second.waiting_trajectories for second in during.values()),
         "most_waiting_mb": round(max(second.waiting_bytes for second in during.values()) / 1e6, 1),
         "storage_refused_s": sum(second.storage is not None for second in during.values()),
@@ -262,6 +266,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=1.0, help="share of twice the rated load")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its children keep fixed ports
     seconds, share = options.minutes * 60, TIMES_RATED * options.rate
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         home = Path(folder)

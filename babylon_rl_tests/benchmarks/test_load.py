@@ -14,8 +14,8 @@ def test_a_death_is_told_by_its_refusals_its_longest_loss_and_the_seconds_until_
     load.seconds[30] = Second(Counter({200: 10}), 0.01, waiting_bytes=9_000_000)
     load.seconds[41] = Second(Counter({0: 1}))  # of the next death
     assert row(load, "database", 10, 20, 40) == {
-        "dependency": "database", "away_s": 10, "refused_by_status": {502: 60}, "longest_loss_of_service_s": 10, "s_until_normal": 11,
-        "most_waiting_trajectories": 700, "most_waiting_mb": 9.0, "storage_refused_s": 0,
+        "dependency": "database", "away_s": 10, "refused_by_status": {502: 60}, "longest_loss_of_service_s": 10, "s_until_normal": 3,
+        "s_not_normal": 2, "most_waiting_trajectories": 700, "most_waiting_mb": 9.0, "storage_refused_s": 0,
     }  # fmt: skip
     quiet = row(load, "model server", 45, 50, 60)
     assert (quiet["refused_by_status"], quiet["longest_loss_of_service_s"], quiet["s_until_normal"]) == ({}, 0, 0)
