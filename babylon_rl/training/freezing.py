@@ -295,8 +295,9 @@ def decide_dropout(
     decided: frozenset[str] = frozenset(),
     least_trajectories: int = 0,
 ) -> Dropout:
-    """Drop episodes by a seeded hash; windows in ``decided`` and ``answered`` episodes, without which their hour would train scripts, stay.
+    """Drop episodes by a seeded hash.
 
+    Windows in ``decided`` stay, and ``answered`` episodes, without which an hour would train scripts.
     No group falls below ``min_agents``, nor its freezable trajectories below ``least_trajectories``.
     """
     sizes = {episode.window: episode.group_size for episode in episodes}
@@ -392,7 +393,7 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
     """
     if most is None:
         return list(episodes), False
-    # A seeded order within each hour, newest hour first. Without the answered ones an hour would train scripts.
+    # A seeded order within each hour, newest hour first; answered episodes come first, as in ``decide_dropout``.
     newest_first = sorted(episodes, key=lambda e: (not e.answered, seeded_share(seed, "most", e.window, e.agent_id)))
     newest_first.sort(key=lambda e: e.window, reverse=True)
     chosen: list[FreezableEpisode] = []
