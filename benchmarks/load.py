@@ -243,7 +243,7 @@ def row(load: Load, name: str, went: int, back: int, until: int, usual_bytes: in
         longest = max(longest, streak)
     return {
         "dependency": name, "away_s": back - went, "refused_by_status": dict(refused), "longest_loss_of_service_s": longest,
-        "s_until_normal": next((at for at in range(len(after)) if all(after[at : at + NORMAL_FOR_S])), len(after)),
+        "s_until_normal": next((at for at in range(len(after) - NORMAL_FOR_S + 1) if all(after[at : at + NORMAL_FOR_S])), len(after)),
         "s_not_normal": sum(not normal for normal in after),
         "most_waiting_trajectories": max(second.waiting_trajectories for second in during.values()),
         "most_waiting_mb": round(max(second.waiting_bytes for second in during.values()) / 1e6, 1),

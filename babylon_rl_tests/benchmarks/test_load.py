@@ -19,6 +19,7 @@ def test_a_death_is_told_by_its_refusals_its_longest_loss_and_the_seconds_until_
     }  # fmt: skip
     quiet = row(load, "model server", 45, 50, 60)
     assert (quiet["refused_by_status"], quiet["longest_loss_of_service_s"], quiet["s_until_normal"]) == ({}, 0, 0)
+    assert row(load, "database", 10, 20, 26)["s_until_normal"] == 6, "three normal seconds at the end are too few"
 
 
 def test_memory_and_files_are_compared_early_and_late() -> None:
