@@ -45,8 +45,7 @@ _DRIVER_ERRORS = {
 class Location:
     """A directory, by its path or URL; ``shown`` is its address without secrets.
 
-    Raises:
-        UsageError: no file system has that scheme, or the package that knows it is not installed.
+    Raises UsageError: no file system has that scheme, or the package that knows it is not installed.
     """
 
     def __init__(self, target: str) -> None:

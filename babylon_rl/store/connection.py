@@ -49,18 +49,14 @@ POOLER_ADVICE = (
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that explains missing tables and columns in one sentence.
+    """A connection that explains missing tables and columns, and runs transactions without JIT compilation.
 
-    The ``with`` block raises SchemaMismatch for them. Transactions run without JIT compilation: the planner overestimates our statements,
-    which find rows by index, and compiling one takes longer than running it.
+    The planner overestimates our statements, which find rows by index: compiling one takes longer than running it.
     """
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
-        """Open a transaction as psycopg does, with jit off in the outermost one.
-
-        The setting is local to the transaction, so a pooled session goes back unchanged.
-        """
+        """Open a transaction as psycopg does, with jit off in the outermost one, and no longer: the session may be pooled."""
         outermost = self.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as begun:
             if outermost:
@@ -84,13 +80,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     @contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:
-        """Cut the connection off if the block takes longer.
+        """Cut the connection off if the block takes longer. Raises DatabaseUnreachable: it was cut off.
 
-        Its statement fails then instead of waiting for ever. For a server behind a network that drops packets: it neither answers nor
-        closes, and TCP alone notices after minutes.
-
-        Raises:
-            DatabaseUnreachable: it was cut off.
+        For a network that drops packets: the server neither answers nor closes, and TCP alone notices after minutes.
         """
         late = threading.Event()
 
@@ -144,8 +136,7 @@ def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL
 def libpq_url(url: str, variable: str = "DATABASE_URL") -> str:
     """Return the address in ``variable`` without parameters of Prisma, which are named in the log.
 
-    Raises:
-        SettingsError: it is not a connection string, or names another schema than public.
+    Raises SettingsError: it is not a connection string, or names another schema than public.
     """
     head, _, query = url.partition("?")
     given = [part.partition("=") for part in query.split("&")]

@@ -149,10 +149,9 @@ WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTrainin
 
 @dataclass(frozen=True, slots=True)
 class FreezeBounds:
-    """The range of hours to examine, as window ids, and how they train.
+    """The range of hours to examine, as window ids: from ``first``, before ``end``, complete and settled up to two others.
 
-    ``first`` <= window < ``end``; complete up to ``complete``, settled up to ``settled``. ``credit`` is CREDIT, but ``hour`` where it asks
-    for answers and none can be made.
+    ``credit`` is CREDIT, but ``hour`` where it asks for answers and none can be made.
     """
 
     first: str
@@ -181,10 +180,7 @@ class FreezeBounds:
 
 @dataclass(frozen=True, slots=True)
 class FreezableEpisode:
-    """An episode that a batch may take, with the number of its trajectories.
-
-    ``group_size`` counts the usable episodes of its hour after dropout; ``answered`` episodes train by a version's answer groups.
-    """
+    """An episode that a batch may take. ``group_size`` counts its hour's usable episodes after dropout."""
 
     window: str
     agent_id: str
@@ -211,10 +207,9 @@ def _statement(query: str, rules: BarRules) -> str:
 def look_at_newest(
     connection: Connection, bounds: FreezeBounds, rules: BarRules
 ) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
-    """Yield freezable episodes with the counts of other new trajectories by reason.
+    """Yield freezable episodes, newest window first, then by agent, with the counts of other new trajectories by reason.
 
-    Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next
-    one twice as many, so that a caller with enough episodes stops early.
+    The caller holds the freeze lock. Portions grow from HOURS_LOOKED_AT_FIRST hours, each twice the last: a caller may stop early.
     """
     hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
     statement = _statement(_LOOK, rules)
@@ -309,8 +304,7 @@ SELECT %(batch)s, %(batch)s, %(scenario)s, %(base)s, %(version)s, COALESCE((
 def insert_batch(connection: Connection, new: NewBatch) -> None:
     """Write a batch with its items, inside the caller's transaction.
 
-    Raises:
-        BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
+    Raises BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
     windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
     connection.execute(

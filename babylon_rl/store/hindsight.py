@@ -148,10 +148,7 @@ def questions(connection: Connection) -> list[tuple[str, int | None, str, bool |
 
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:
-    """Write ``hours`` where their content changed, and return the changed windows.
-
-    The caller holds the locks of the hours; every hour has a row in babylon_rl.windows.
-    """
+    """Write ``hours`` where their content changed, and return the changed windows. The caller holds the hours' locks."""
     stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
     # An equal data version means equal content: nothing is written.
     changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]

@@ -128,10 +128,7 @@ class Reservation:
 
 
 def reserve(connection: Connection, holder: str, usd: float, most: float, paid: float, now: datetime) -> Reservation:
-    """Reserve dollars for ``holder`` if they fit into the budget ``most``.
-
-    The sum counts open reservations and the spending of the UTC day, or ``paid`` if that is more.
-    """
+    """Reserve dollars for ``holder`` if, with open reservations and the day's spending or ``paid``, they fit into ``most``."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUDGET_LOCK,))
         spent = max(spent_on(connection, now)[0], paid)
@@ -170,10 +167,7 @@ _DROP_ALL_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "holder" = %s"""
 
 
 def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
-    """Claim the lease of an hour: None on success, else the present holder.
-
-    A holder not seen since ``dead``, or named in ``gone``, loses its lease.
-    """
+    """Claim the lease of an hour: None on success, else its holder, seen since ``dead`` and not among ``gone``."""
     with connection.transaction():
         parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
         if connection.value(_CLAIM, parameters) is not None:

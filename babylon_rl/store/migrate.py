@@ -34,8 +34,8 @@ _DROPPED_TABLE = re.compile(r'^\s*DROP TABLE\s+(?:IF EXISTS\s+)?"?babylon_rl"?\.
 class MigrationReport:
     """Result of a migration, or with ``check_only`` its plan.
 
-    ``applied``: migrations by name, each followed by the contract's tables it created; ``adopted``: tables of the contract that
-    existed before; ``differences``: sentences on deviations of ``public`` from the contract. None of them is repaired.
+    ``applied``: migrations, the first followed by the contract's tables it created; ``adopted``: those of them that existed before;
+    ``differences`` of ``public`` from the contract, in sentences, none of them repaired.
     """
 
     applied: tuple[str, ...] = ()

@@ -38,10 +38,9 @@ _COUNTERS = """
 
 
 def watermark(connection: Connection, tables: Sequence[str], *of: Any, without_inserts: Sequence[str] = ()) -> str | None:
-    """Hash all writes to ``tables`` and the values ``of``; None if unknown.
+    """Hash all writes to ``tables`` (qualified, quoted) and the values ``of``; None if unknown.
 
-    Table names are qualified and quoted. Of ``without_inserts`` only updates and deletions count. Read the mark before the data it stands
-    for: a write in between then changes the next mark.
+    Of ``without_inserts`` only updates and deletions count. Read the mark before its data: a write in between changes the next mark.
     """
     parameters = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
     # ``counted`` is false if counting is off, a table is missing, or a table has partitions or children.
@@ -134,10 +133,7 @@ NEWEST_MARKET_ROW = """
 
 
 def market_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
-    """Return the data versions of hours with prices, events or probabilities, by window.
-
-    From ``first`` (inclusive) to ``end`` (exclusive).
-    """
+    """Return the data versions of hours with market data from ``first`` (inclusive) to ``end`` (exclusive), by window."""
     bounds: dict[str, Any] = {"start": window_start(first), "stop": window_start(end)}
     hours: dict[datetime, dict[str, tuple[int, int]]] = {}
     # The first three kinds tell which hours hold anything; the last two are read for these hours only.
@@ -221,10 +217,7 @@ def _version(newest: datetime, sums: list[int]) -> str:
 
 
 def recent_hours(connection: Connection, end: str) -> tuple[str, str]:
-    """Return the start of the recent range for trajectories and for market data.
-
-    RECENT, counted back from the newest hour of each before ``end``.
-    """
+    """Start of RECENT for trajectories and for market data, counted back from the newest hour of each before ``end``."""
     # Counted from the newest data, not from now: a game may have stopped some time ago.
     newest = newest_window_with_rows(connection, window_of(window_start(end) - HOUR))
     return _back_from(newest or end), _back_from(newest_market_hour(connection, end) or end)

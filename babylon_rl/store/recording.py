@@ -15,8 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     """Facts that an hour's market and its players' accounts follow from, beside the seed.
 
-    ``agents`` is the number that the market was made for, ``start_prices`` are by company, and ``seats`` are the players, in order, each
-    with the dollars that it began with. ``game`` is the name of what they played.
+    ``start_prices`` are by company, ``seats`` the players with the dollars that each began with, ``game`` the name of what they played.
     """
 
     edition: str

@@ -89,10 +89,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """The input of ``register_model``: a published checkpoint and the batch behind it.
-
-    ``storage_path`` is the address that agents call. Weights from outside have no episodes.
-    """
+    """The input of ``register_model``. ``storage_path`` is the address that agents call; weights from outside have no episodes."""
 
     batch_id: str
     attempt: int
@@ -133,10 +130,7 @@ def version_order(version: str) -> tuple[int, int, int] | None:
 
 
 def next_version(connection: Connection, batch_id: str | None = None, above: Sequence[str] = ()) -> str:
-    """Return the highest semantic version in use plus one patch; v1.0.0 without any.
-
-    In use: registered models, live batches other than ``batch_id``, and ``above``.
-    """
+    """Highest version of models, live batches other than ``batch_id`` and ``above``, plus one patch; v1.0.0 without any."""
     rows = connection.execute(
         """
         SELECT version FROM public.trained_models
@@ -221,12 +215,10 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
 def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:
     """Register a trained version in the caller's transaction, under the locks of its windows.
 
-    Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
-    trainable token are not marked: their scores counted in the mean of their groups, and no later batch takes them. Returns the number of
-    trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
+    Episodes without a trainable token are not marked as used: their scores counted in the mean of their groups, and no later batch takes
+    them. Returns the number of trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
 
-    Raises:
-        BatchConflict: the batch ended or a newer run has it; the caller must roll back.
+    Raises BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
     pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
     # ``used`` trained; the others served as baseline only.

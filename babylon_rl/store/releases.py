@@ -58,10 +58,7 @@ ON CONFLICT (id) DO UPDATE SET
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One rollout of a version: to ``percentage`` of all agents, or to ``agent_ids``.
-
-    The latter is strategy ``test``. ``previous_version`` is the one deployed when it began, None for the base.
-    """
+    """One rollout of a version, to ``percentage`` of all agents, or (``test``) to ``agent_ids``. A version None is the base."""
 
     rollout_id: int
     version: str
@@ -102,10 +99,7 @@ INSERT INTO babylon_rl.rollout_events ({listed(columns_of(RolloutEvent))}) VALUE
 
 @dataclass(frozen=True, slots=True)
 class RoutedVersion:
-    """A registered version as a gateway asks for it: ``model_name`` at ``upstream``.
-
-    ``checkpoint`` is the directory of its files or of the pointer to them, None for another producer's version.
-    """
+    """A registered version: ``model_name`` at ``upstream``. ``checkpoint`` is its directory, None for a foreign version."""
 
     version: str
     status: str

@@ -36,10 +36,7 @@ _FORGET = f"""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """Last heartbeat of a run.
-
-    ``holder`` is the process that holds it, empty before the first beat. ``silent_s`` is the time since the last beat.
-    """
+    """Last heartbeat of a run. ``holder`` is the process that holds it, empty before the first beat."""
 
     run_id: str
     holder: str
@@ -54,10 +51,7 @@ def beat(connection: Connection, run_id: str, holder: str) -> bool:
 
 
 def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat]:
-    """Return the heartbeats of runs, locked until the caller's transaction ends.
-
-    A run without a heartbeat gets a row, so that its silence counts from now.
-    """
+    """Return the heartbeats of runs, locked until the transaction ends; a run without one gets one of now."""
     # Rows are inserted and locked in one order, so that two processes that look at the same runs do not block each other.
     connection.execute(_EXPECT, (sorted(run_ids),))
     return [Heartbeat(*row) for row in connection.execute(_READ, (list(run_ids),))]

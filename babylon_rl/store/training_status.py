@@ -141,10 +141,7 @@ class AutomationState(msgspec.Struct, frozen=True):
 
 
 class JudgedState(msgspec.Struct, frozen=True):
-    """Hours with current scores, their mean disagreement, and hours waiting or in quarantine.
-
-    Scored hours are of a range; disagreement is 0..1.
-    """
+    """Hours of a range with current scores, their mean disagreement (0..1), and all hours waiting or in quarantine."""
 
     scored: int
     disagreement: float | None
@@ -165,10 +162,7 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
 
 
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
-    """Count the trajectories of the last 24 hours and 7 days.
-
-    As last read, and by index where an hour was not read yet. Rows whose hour was not read and that name none in "windowId" are left out.
-    """
+    """Count the trajectories of the last 24 hours and 7 days: as last read, else by the index on "windowId"."""
     current = window_of(now)
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
     last_day, last_week = _one(connection, _ARRIVED, bounds)

@@ -125,10 +125,9 @@ _NAMED_OTHERWISE = f""""windowId" IS DISTINCT FROM {_HOUR}"""
 
 
 def with_unnamed(connection: Connection, statement: str, columns: str, condition: str, suffix: str = "") -> str:
-    """Return ``statement`` with its ``{unnamed}`` replaced by a query.
+    """Put a query of rows that may have no canonical window id in place of ``{unnamed}``; some have one.
 
-    It is for rows that may have no canonical window id. By the optional index if it is there, else agent by agent: OFFSET 0 keeps the
-    planner on one index range per agent. Both give every row without a canonical id, and some with one.
+    By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent.
     """
     if has_index(connection, UNNAMED):
         found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"
@@ -148,10 +147,7 @@ FIRST_POSSIBLE, LAST_POSSIBLE = "0001-01-01T00:00", "9999-12-31T23:00"
 
 
 def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[TrajectoryRow]:
-    """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order.
-
-    One row is in memory at a time. The connection is busy until the iterator is exhausted.
-    """
+    """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order, one in memory at a time."""
     if not windows:
         return
     # First the rows with a canonical id, then the others by their start time.
@@ -181,11 +177,7 @@ def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iter
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
-    """Return the windows that hold at least one trajectory, in order.
-
-    From ``first`` (inclusive) to ``end`` (exclusive). A row without a window id whose time is infinite, or beyond a calendar of four
-    digits, belongs to none (``rows_of_no_hour``).
-    """
+    """Return the windows that hold a trajectory, in order, from ``first`` (inclusive) to ``end`` (exclusive)."""
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     statement = with_unnamed(connection, WINDOWS_WITH_ROWS, f'"windowId", {_HOUR}', BETWEEN)
     rows = connection.execute(statement, bounds).fetchall()
@@ -194,10 +186,7 @@ def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]
 
 
 def rows_of_no_hour(connection: Connection) -> list[str]:
-    """Return the ids of trajectories that belong to no hour.
-
-    Neither their window id nor their start time gives one; nothing else reads or counts them.
-    """
+    """Ids of trajectories that no hour reads or counts: neither window id nor start time gives one."""
     return sorted(trajectory_id for trajectory_id, window_id in connection.execute(OF_NO_HOUR) if not _is_window_id(window_id))
 
 
