@@ -1,11 +1,9 @@
 """Freezing of a batch: the SQL of counting and choosing, and its rows.
 
-Counting and choosing use one SQL text.
-
-The text gives one row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may). The rules
-behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
-last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for
-episodes that had no rows left when their hour was last read.
+One SQL text for both gives a row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may).
+The rules behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that window_groups last
+wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for episodes
+that had no rows left when their hour was last read.
 
 An hour is flat if what trains of it has no advantage: its answer groups or parts where CREDIT trains by them, else the hour itself. It is
 not flat before it was judged, and replayed where answers train.
@@ -14,7 +12,7 @@ not flat before it was judged, and replayed where answers train.
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -164,18 +162,9 @@ class FreezeBounds:
     @property
     def parameters(self) -> dict[str, Any]:
         """Bound parameters of the statements."""
-        return {
-            "first": self.first,
-            "end": self.end,
-            "complete": self.complete,
-            "settled": self.settled,
-            "min_agents": self.min_agents,
-            "credit": self.credit,
-            "no_spread": NO_SPREAD,
-            "start": window_start(self.first),
-            # Hours that are not over cannot have been read.
-            "stop": min(window_start(self.end), window_end(self.complete)),
-        }
+        # Hours that are not over cannot have been read.
+        stop = min(window_start(self.end), window_end(self.complete))
+        return asdict(self) | {"no_spread": NO_SPREAD, "start": window_start(self.first), "stop": stop}
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +247,7 @@ def record_decisions(connection: Connection, windows: Sequence[str], rate: float
     )
 
 
-# Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
-_FREEZE_LOCK = 7_306_001
+_FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,10 @@
 """Paid requests to judges: answers, reservations of the budget, leases of hours.
 
-babylon_rl.judge_requests holds every paid answer by request key. It is both cache and bill: a retired answer stays in the bill and is no
-longer found in the cache.
+babylon_rl.judge_requests is both cache and bill: a retired answer stays in the bill and is no longer found in the cache. A killed run's row
+of babylon_rl.judge_reservations counts until it is dropped, or for RESERVED_FOR after its last sign of life.
 
-babylon_rl.judge_reservations holds the expected cost of open requests, per run; all runs share one budget. A killed run frees nothing: its
-row counts until it is dropped, or for RESERVED_FOR after its last sign of life.
-
-babylon_rl.judge_leases names the run that judges an hour now, so that two processes do not pay for the same hour. A database lock would
-have to be held during the judge's answer: in a transaction that takes minutes, and a session lock does not hold behind a transaction
-pooler. So a lease is a row that its holder renews. It only saves money: every write is checked under the hour's own lock.
+A lease is a row that its holder renews, as a database lock would last for minutes of the judge's answer, and none of a session holds behind
+a transaction pooler. It only saves money: every write is checked under the hour's own lock.
 """
 
 from collections.abc import Sequence
@@ -162,8 +158,9 @@ _CLAIM = """
 """
 _HOLDER = """SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s"""
 _RENEW = """UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s"""
-_DROP_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "window" = ANY(%s) AND "holder" = %s"""
-_DROP_ALL_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "holder" = %s"""
+_DROP_LEASES = """
+    DELETE FROM babylon_rl.judge_leases WHERE "holder" = %(holder)s AND ("window" = ANY(%(windows)s) OR %(windows)s::text[] IS NULL)
+"""
 
 
 def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
@@ -184,7 +181,4 @@ def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
 def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:
     """Release the holder's leases of ``windows``, or all of them."""
     with connection.transaction():
-        if windows is None:
-            connection.execute(_DROP_ALL_LEASES, (holder,))
-        else:
-            connection.execute(_DROP_LEASES, (list(windows), holder))
+        connection.execute(_DROP_LEASES, {"holder": holder, "windows": None if windows is None else list(windows)})

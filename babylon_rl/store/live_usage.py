@@ -19,7 +19,6 @@ from babylon_rl.windows import window_of, window_start
 
 COUNTED_AGAIN = timedelta(hours=3)  # before the last count: recorded calls may come that late
 CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
-_EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
 # Calls that did not pass the gateway are known by their ids; agents of calls without a trajectory are not known.
 # ``before`` sees the rows as they were before ``written``, as parts of one statement share a snapshot: only the difference is new, and an
@@ -52,11 +51,6 @@ INSERT INTO babylon_rl.usage_counted ("countedTo") VALUES (%s) ON CONFLICT ("one
 # Another producer's time may be infinite.
 _FIRST_VERSION = """
 SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
-"""
-# Only hours that can be: a call with a wrong time must not move the beginning of the next count.
-_NEWEST = """
-SELECT max("window") FROM babylon_rl.version_hours
-WHERE "window" BETWEEN %(earliest)s AND %(window)s AND length("window") = length(%(window)s)
 """
 _ADD_CALLS = """
 UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
@@ -168,9 +162,8 @@ def _counted_to(connection: Connection, now: datetime) -> datetime | None:
     """The time up to which recorded calls are counted; None without a version that they could name."""
     counted_to: datetime | None = connection.value(_COUNTED_TO)
     if counted_to is None:
-        # The first count: an earlier release may have counted some hours. No call is older than the first version.
-        newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
-        counted_to = connection.value(_FIRST_VERSION, [now]) if newest is None else window_start(newest)
+        # The first count: no call is older than the first version.
+        counted_to = connection.value(_FIRST_VERSION, [now])
     return None if counted_to is None else min(counted_to, now)
 
 

@@ -262,28 +262,21 @@ def check_may_post(connection: Connection, job: RemoteJob, run_attempt: int) -> 
         )
 
 
+_POSTING = """WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'"""
+
+
 def name_job(connection: Connection, job: RemoteJob, job_id: str) -> None:
     """Commit the id of an accepted job."""
     with own_transaction(connection):
-        connection.execute(
-            """
-            UPDATE babylon_rl.remote_jobs SET "jobId" = %s, "state" = 'running'
-            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
-            """,
-            [job_id, job.batch_id, job.iteration, job.attempt],
-        )
+        statement = f"""UPDATE babylon_rl.remote_jobs SET "jobId" = %s, "state" = 'running' {_POSTING}"""
+        connection.execute(statement, [job_id, job.batch_id, job.iteration, job.attempt])
 
 
 def note_error(connection: Connection, job: RemoteJob, error: str) -> None:
     """Commit the service's error answer to a post. It stays unknown whether the job was accepted in spite of it."""
     with own_transaction(connection):
-        connection.execute(
-            """
-            UPDATE babylon_rl.remote_jobs SET "error" = %s
-            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
-            """,
-            [error, job.batch_id, job.iteration, job.attempt],
-        )
+        statement = f"""UPDATE babylon_rl.remote_jobs SET "error" = %s {_POSTING}"""
+        connection.execute(statement, [error, job.batch_id, job.iteration, job.attempt])
 
 
 def end_job(connection: Connection, job: RemoteJob, end: JobEnd) -> None:
