@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -77,10 +77,6 @@ UPDATE public.trained_models SET
 WHERE version = %s AND "trainingBatch" = %s
 """
 _CONFIRMING = 0x636F6E6669726D  # "confirm": one number at a time
-_BEGIN_CONFIRMATION = """
-INSERT INTO babylon_rl.confirmations ("number", "version", "reference", "level", "firstMarket", "markets", "begunAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +251,8 @@ class Confirmation:
         return self.p is not None and self.p <= self.level and (self.improvement or 0) > 0
 
 
-_CONFIRMATIONS = f"""SELECT {listed(columns_of(Confirmation))} FROM babylon_rl.confirmations ORDER BY "number\""""
+_CONFIRMATION = columns_of(Confirmation)
+_CONFIRMATIONS = f"""SELECT {listed(_CONFIRMATION)} FROM babylon_rl.confirmations ORDER BY "number\""""
 
 
 def read_confirmations(connection: Connection) -> list[Confirmation]:
@@ -282,8 +279,9 @@ def begin_confirmation(
         first = max((test.first_market + test.markets for test in earlier), default=0)
         # A test that has not ended counts as no discovery.
         level = level_after([test.confirmed for test in earlier])
-        connection.execute(_BEGIN_CONFIRMATION, [number, version, reference, level, first, markets, now])
-    return Confirmation(number, version, reference, level, first, markets, now, None, None, None)
+        begun = Confirmation(number, version, reference, level, first, markets, now, None, None, None)
+        connection.copy_rows("babylon_rl.confirmations", _CONFIRMATION, [astuple(begun)])
+    return begun
 
 
 def end_confirmation(connection: Connection, number: int, improvement: float, p: float, now: datetime) -> None:

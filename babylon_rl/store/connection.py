@@ -1,7 +1,7 @@
 """Connections to Postgres that work behind a transaction pooler, and readable errors.
 
 Nothing is set for a session, because a pooler would pass it on to another client; so datetimes are bound as naive UTC. The server's clock
-is read for heartbeats (run_heartbeats.py) and to compare it with this machine's, in UTC.
+is read for heartbeats (dagster_rows.py) and to compare it with this machine's, in UTC.
 """
 
 import logging
@@ -67,6 +67,12 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         """Return the first column of the first row, None without a row."""
         row = self.execute(statement, parameters).fetchone()
         return None if row is None else row[0]
+
+    def row(self, statement: str, parameters: Params | None = None) -> tuple[Any, ...]:
+        """Return the first row of a statement that always has one."""
+        row = self.execute(statement, parameters).fetchone()
+        assert row is not None
+        return row
 
     def copy_rows(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write many rows by COPY, the fastest way; ``table`` is qualified by its schema and quoted."""

@@ -171,8 +171,8 @@ def judged_episodes(connection: Connection, windows: Sequence[str]) -> dict[str,
 
 def without_scores(connection: Connection, judge: str, first: str, end: str) -> tuple[int, int]:
     """Count the hours of a range in quarantine and pending for ``judge``."""
-    row = connection.execute(_WITHOUT, {"judge": judge, "first": first, "end": end}).fetchone()
-    return (0, 0) if row is None else (row[0], row[1])
+    quarantined, pending = connection.row(_WITHOUT, {"judge": judge, "first": first, "end": end})
+    return quarantined, pending
 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:

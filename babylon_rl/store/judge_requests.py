@@ -67,8 +67,8 @@ _SPENT = """
 
 def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
     """Return the number of a judge's answers and of the unusable ones among them."""
-    row = connection.execute(_COUNT, (judge,)).fetchone()
-    return (0, 0) if row is None else (row[0], row[1])
+    answers, unusable = connection.row(_COUNT, (judge,))
+    return answers, unusable
 
 
 def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
@@ -94,8 +94,8 @@ def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
     # Times of requests are naive UTC, so this is a UTC day.
     midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
     with connection.transaction():
-        row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
-    return (0.0, 0) if row is None else (float(row[0]), int(row[1]))
+        usd, unpriced = connection.row(_SPENT, (midnight, midnight + timedelta(days=1)))
+    return float(usd), unpriced
 
 
 # After this silence a run counts as dead.
@@ -129,7 +129,7 @@ def reserve(connection: Connection, holder: str, usd: float, most: float, paid: 
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUDGET_LOCK,))
         spent = max(spent_on(connection, now)[0], paid)
         # The lock makes check and reservation one step for all runs.
-        under_way, holders = connection.execute(_UNDER_WAY, (now - RESERVED_FOR,)).fetchone() or (0.0, [])
+        under_way, holders = connection.row(_UNDER_WAY, (now - RESERVED_FOR,))
         fits = spent + under_way + usd <= most
         if fits:
             connection.execute(_ADD_RESERVATION, (holder, usd, now))

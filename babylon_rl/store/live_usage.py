@@ -143,9 +143,11 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     Calls outside of the gateway are counted by hour, from COUNTED_AGAIN before the last count to CLOCKS_DIFFER from now; none counts twice.
     """
     new: dict[str, int] = {}
-    if (counted_to := _counted_to(connection, now)) is not None:
+    # The first count begins with the first version: no call that names one is older. Without a version there is nothing to count.
+    counted_to = connection.value(_COUNTED_TO) or connection.value(_FIRST_VERSION, [now])
+    if counted_to is not None:
         # Whole hours: a count replaces that of the hour.
-        times = {"since": window_start(window_of(counted_to)) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
+        times = {"since": window_start(window_of(min(counted_to, now))) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
         new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
     connection.execute(_KEEP_COUNTED_TO, [now])
     # Read before the lock below, under which the gateways' writers wait.
@@ -156,15 +158,6 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
         connection.execute(_ADD_CALLS, [calls, version])
     connection.execute(_SET_AGENTS, [Jsonb(agents)])
     return new
-
-
-def _counted_to(connection: Connection, now: datetime) -> datetime | None:
-    """The time up to which recorded calls are counted; None without a version that they could name."""
-    counted_to: datetime | None = connection.value(_COUNTED_TO)
-    if counted_to is None:
-        # The first count: no call is older than the first version.
-        counted_to = connection.value(_FIRST_VERSION, [now])
-    return None if counted_to is None else min(counted_to, now)
 
 
 def agents_by_version(connection: Connection, since: datetime, now: datetime) -> dict[str, list[str]]:

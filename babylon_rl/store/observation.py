@@ -44,7 +44,7 @@ def watermark(connection: Connection, tables: Sequence[str], *of: Any, without_i
     """
     parameters = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
     # ``counted`` is false if counting is off, a table is missing, or a table has partitions or children.
-    counted, *counters = connection.execute(_COUNTERS, parameters).fetchone() or (False,)
+    counted, *counters = connection.row(_COUNTERS, parameters)
     return content_version([*counters, *of]) if counted else None
 
 

@@ -8,7 +8,7 @@ The rules of transitions stand in serving/releases.py. Rows of trained_models th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from babylon_rl.services import LOCAL, upstream_of
 from babylon_rl.store.columns import columns_of, listed
@@ -199,12 +199,10 @@ def insert_rollout(
     now: datetime,
 ) -> Rollout:
     """Write a new rollout with its first event, in the caller's transaction."""
-    row = connection.execute(
-        _INSERT_ROLLOUT, [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
-    ).fetchone()
-    assert row is not None
-    connection.execute(_INSERT_EVENT, [row[0], version, None, state, None, percentage, who, why, now])
-    return Rollout(row[0], version, state, strategy, percentage, tuple(agent_ids), previous_version, now, now, now)
+    values: list[Any] = [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
+    rollout_id = connection.row(_INSERT_ROLLOUT, values)[0]
+    connection.execute(_INSERT_EVENT, [rollout_id, version, None, state, None, percentage, who, why, now])
+    return Rollout(rollout_id, *values)
 
 
 def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, who: str, why: str, now: datetime) -> None:

@@ -81,34 +81,24 @@ _OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL
                     WHERE item."window" = {window} AND item."trajectoryId" = row."trajectoryId" AND item."consumed")))"""
 
 # The ids are also bound separately: the planner estimates 100,000 rows for the JSON document and would scan the table.
-_SCORE_TRAJECTORIES = (
-    """
+_SCORE_TRAJECTORIES = f"""
     UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
-    FROM (SELECT s."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
-"""
-    + _JUDGED
-    + f""") judged
+    FROM (SELECT s."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning" {_JUDGED}) judged
     WHERE row."trajectoryId" = ANY(%(ids)s) AND row."trajectoryId" = judged."trajectoryId" AND {_OPEN.format(window='judged."window"')}
 """
-)
 
 # The game keeps one judgement per trajectory.
-_JUDGE_TRAJECTORIES = (
-    """
+_JUDGE_TRAJECTORIES = f"""
     INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
         "groupId", "reasoning", "criteriaJson", "judgedAt")
     SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", s."judge", s."judgeVersion", s."score", s."rank", s."advantage",
-        s."window", s."reasoning", s."criteria"::text, %(now)s
-"""
-    + _JUDGED
-    + f"""
+        s."window", s."reasoning", s."criteria"::text, %(now)s {_JUDGED}
     JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='s."window"')}
     ON CONFLICT ("trajectoryId") DO UPDATE SET
         "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
         "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
         "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
 """
-)
 
 _CONSUMED = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
 _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'"""
@@ -226,10 +216,10 @@ _READ_QUARANTINED = f"""
     SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
     WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
-_QUARANTINE = f"""
-    INSERT INTO babylon_rl.judge_quarantine ({listed(_QUARANTINE_COLUMNS)}) VALUES (%s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}
-"""
+_QUARANTINE = (
+    insertion("babylon_rl.judge_quarantine", _QUARANTINE_COLUMNS)
+    + f'ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}'
+)
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 # The state of the hour follows from its readiness and from current scores.
 _RELEASE = """
@@ -264,8 +254,7 @@ def read_quarantined(connection: Connection, windows: Sequence[str] | None = Non
 
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Quarantine a group, in the caller's transaction and under the hour's lock."""
-    values = {**msgspec.structs.asdict(entry), "transcript": Jsonb(entry.transcript)}
-    connection.execute(_QUARANTINE, list(values.values()))
+    connection.execute(_QUARANTINE, [Jsonb([msgspec.to_builtins(entry)])])
     connection.execute(_SET_ASIDE, (entry.window,))
     # A quarantined hour is not pending any more.
     connection.execute(_WAIT_NO_MORE, ([entry.window],))
@@ -374,5 +363,5 @@ WHERE g."window" >= %(first)s AND g."window" < %(end)s AND NOT g."stale"
 
 def by_other_rules(connection: Connection, first: str, end: str, judge: str, version: str) -> tuple[int, float | None]:
     """Count the hours of a range that other rules scored, and the dollars that these cost then (None: no price is known)."""
-    row = connection.execute(_BY_OTHER_RULES, {"first": first, "end": end, "judge": judge, "version": version}).fetchone()
-    return (0, None) if row is None else (row[0], row[1])
+    hours, usd = connection.row(_BY_OTHER_RULES, {"first": first, "end": end, "judge": judge, "version": version})
+    return hours, usd

@@ -245,8 +245,8 @@ WHERE l."timestamp" >= %s AND l."timestamp" < %s
 
 def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> tuple[int, str | None]:
     """Return the number of calls logged from ``start`` to ``stop`` under ids that no trajectory has, and one of these ids."""
-    count, example = connection.execute(_UNMATCHED, [start, stop]).fetchall()[0]
-    return int(count), example
+    count, example = connection.row(_UNMATCHED, [start, stop])
+    return count, example
 
 
 def newest_eligible(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
