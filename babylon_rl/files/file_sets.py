@@ -156,7 +156,7 @@ class FileSet:
             staging.clear()
             stored = self._location.sha256(marker)
         if stored == manifest_sha:
-            return folder
+            return self._folder(manifest_sha)
         self._location.clear(folder)
         return None
 
@@ -183,7 +183,7 @@ class FileSet:
             for name in hashes:
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                     raise OSError(f"its manifest names {name}, which is outside of it")
-            folder = content_folder(self._name, hashlib.sha256(manifest).hexdigest())
+            folder = _retried(lambda: self._folder(hashlib.sha256(manifest).hexdigest()))
             staged = Path(tempfile.mkdtemp(prefix=partial, dir=final.parent))
             try:
                 for name, digest in hashes.items():
@@ -193,6 +193,11 @@ class FileSet:
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
         return True
+
+    def _folder(self, manifest_sha: str) -> str:
+        """Folder of the published files; those of earlier releases lie beside the manifest."""
+        folder = content_folder(self._name, manifest_sha)
+        return self._name if self._location.size(f"{folder}/{self._manifest}") is None else folder
 
     def _download(self, path: str, name: str, digest: str, staged: Path) -> None:
         target = staged / name
