@@ -301,8 +301,6 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
 
 def record_dropped(connection: Connection, batch_id: str | None, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
     """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
-    if not episodes:
-        return
     connection.execute(
         """
         INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")

@@ -207,8 +207,6 @@ def probability_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -
 def _paths(connection: Connection, statement: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     # An empty path also for pairs without a row.
     pairs = list(keys)
-    if not pairs:
-        return {}
     parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
     paths: defaultdict[tuple[str, str], Path] = defaultdict(list)
     for start, name, minute, value in connection.execute(statement, parameters):
