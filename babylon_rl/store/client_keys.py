@@ -17,7 +17,10 @@ _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """A client's key by its hash, with limits per minute. ``agents`` (wildcards) are those that it speaks for; none: all."""
+    """A client's key by its hash, with limits per minute (None: no limit).
+
+    Only an ``admin`` key opens the admin API. ``agents`` are those that the key speaks for, with * as a wildcard; none: all.
+    """
 
     name: str
     sha256: str

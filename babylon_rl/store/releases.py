@@ -58,7 +58,7 @@ ON CONFLICT (id) DO UPDATE SET
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One rollout of a version, to ``percentage`` of all agents, or (``test``) to ``agent_ids``. A version None is the base."""
+    """One rollout of a version, to ``percentage`` of all agents, or (``test``) to ``agent_ids``. ``previous_version`` None is the base."""
 
     rollout_id: int
     version: str
