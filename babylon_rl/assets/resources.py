@@ -38,8 +38,8 @@ from babylon_rl.reporting.numbers import shortened
 from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection, database_sentence
+from babylon_rl.store.dagster_rows import Heartbeat, beat, lock_heartbeats
 from babylon_rl.store.database import Database, process_database
-from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
 from babylon_rl.traces import note, span, start_traces
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 from babylon_rl.windows import is_window_id, utc_now

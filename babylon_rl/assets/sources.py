@@ -16,8 +16,8 @@ import dagster as dg
 from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, OWNERS, column_schema, described, hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
+from babylon_rl.store.dagster_rows import forget_versions, lock_reports, note_versions, told_versions
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
-from babylon_rl.store.observed_versions import forget_versions, lock_reports, note_versions, told_versions
 from babylon_rl.versions import change_in_words
 from babylon_rl.windows import next_window, window_of
 

@@ -16,7 +16,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.files.durable import Removal
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.dagster_logs import delete_logs, ended_runs
+from babylon_rl.store.dagster_rows import delete_logs, ended_runs
 from babylon_rl.store.live_usage import forget_calls
 from babylon_rl.store.releases import read_rollouts, read_tests
 from babylon_rl.store.scores import forget_transcripts

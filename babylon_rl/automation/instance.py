@@ -21,8 +21,8 @@ from babylon_rl.files.durable import write_atomically
 from babylon_rl.serving.dagster_client import PARTITION_TAG
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.dagster_rows import end_heartbeat, forget_heartbeats, lock_heartbeats
 from babylon_rl.store.database import Database
-from babylon_rl.store.run_heartbeats import end_heartbeat, forget_heartbeats, lock_heartbeats
 
 STORAGE_URL = "BABYLON_RL_DAGSTER_URL"  # named in dagster.yaml
 # Materializations of a range are stored so many at once, instead of on three connections each.

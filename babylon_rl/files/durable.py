@@ -57,11 +57,7 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, private: bool = False) -> None:
-    """Write a file, whole or in parts, completely or not at all; ``private``: for its owner alone.
-
-    Raises:
-        OSError: it cannot be written; nothing is left.
-    """
+    """Write a file completely or not at all; ``private``: for its owner alone. Raises OSError: it cannot be written."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         # With its rights before anything is in it.
@@ -78,12 +74,9 @@ def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, private: bool 
 
 
 def publish_directory(staged: Path, final: Path) -> None:
-    """Move a finished directory to ``final`` on the same file system, in one step.
+    """Move a finished directory to ``final`` on the same file system, flushed, readable by others, in one step.
 
-    Everything in it is flushed and readable by others first. An empty directory in its place is replaced.
-
-    Raises:
-        OSError: it cannot be flushed, or something else is in its place; ``staged`` stays.
+    An empty directory in its place is replaced. Raises OSError: it cannot be flushed, or the place is taken; ``staged`` stays.
     """
     # Sync files, then folders, then rename: a crash leaves the whole directory or none.
     for path in sorted(staged.rglob("*"), key=lambda path: path.is_dir()):

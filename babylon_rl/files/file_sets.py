@@ -31,10 +31,7 @@ class PublishedFile(msgspec.Struct, frozen=True):
 
 
 class Staging:
-    """Temporary ``folder`` of a location, from which files move to their names below ``place``.
-
-    Files of a location on this machine may be written into the folder itself; others are written to ``scratch`` and copied.
-    """
+    """Temporary ``folder`` of a location, from which files move to their names below ``place``. Elsewhere ``scratch`` holds them."""
 
     def __init__(self, location: Location, folder: str, place: str = "", scratch: Path | None = None) -> None:
         self._location, self._folder, self._place = location, folder, f"{place}/" if place else ""
@@ -59,12 +56,9 @@ class Staging:
         return PublishedFile(name, path.stat().st_size, sha256(path))
 
     def put(self, file: PublishedFile, source: Path | None = None) -> None:
-        """Bring a file under its temporary name and verify it there.
+        """Bring a file, of ``source`` or written at ``new``, under its temporary name and verify it there.
 
-        ``source`` None is a file written at ``new``.
-
-        Raises:
-            OSError: it arrived with other content than it was sent with.
+        Raises OSError: it arrived with other content than it was sent with.
         """
         written = self._work / file.name if source is None else source
         staged = f"{self._folder}/{file.name}"
@@ -167,12 +161,9 @@ class FileSet:
         return None
 
     def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
-        """Download the set as the directory ``final`` unless that is there.
+        """Download the set as the directory ``final`` unless that is there; False when there is no complete set.
 
-        False when there is no complete set. ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
-
-        Raises:
-            OSError: a file is missing, or arrives with another hash each time.
+        ``hashes_of`` reads a manifest: SHA-256 of every other file by its name. Raises OSError: a file is missing, or not its manifest's.
         """
         if final.is_dir():
             return True

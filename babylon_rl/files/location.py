@@ -45,8 +45,7 @@ _DRIVER_ERRORS = {
 class Location:
     """A directory, by its path or URL; ``shown`` is its address without secrets.
 
-    Raises:
-        UsageError: no file system has that scheme, or the package that knows it is not installed.
+    Raises UsageError: no file system has that scheme, or the package that knows it is not installed.
     """
 
     def __init__(self, target: str) -> None:
@@ -57,6 +56,8 @@ class Location:
         if self.local is None:
             self._fs, root = _file_system(target, self.shown)
             self._root = root.rstrip("/")
+            protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+            self._has_folders, self._conditional = not protocols & _WITHOUT_FOLDERS, bool(protocols & _CONDITIONAL)
             # fsspec keeps one object for all locations of a process, with what it has listed before.
             self._fs.invalidate_cache()
 
@@ -156,7 +157,7 @@ class Location:
         try:
             if self.local is not None:
                 os.link(self.path(name), self.path(final))
-            elif self._protocols() & _CONDITIONAL:
+            elif self._conditional:
                 # Also looked for, as a store may not know the condition, and say nothing.
                 if self.size(final) is None:
                     self._fs.pipe_file(self.path(final), self._fs.cat_file(self.path(name)), mode="create")
@@ -180,13 +181,6 @@ class Location:
         else:
             self._fs.pipe_file(self.path(part), self._fs.cat_file(self.path(name)))
         self.move(part, final)
-
-    def _protocols(self) -> set[str]:
-        return {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-
-    @property
-    def _has_folders(self) -> bool:
-        return not self._protocols() & _WITHOUT_FOLDERS
 
     def _make_folder_of(self, name: str) -> None:
         if self._has_folders:
@@ -283,20 +277,15 @@ def _reason(failed: Exception, target: str) -> str:
     return shortened(reason, 300).rstrip(".")
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    if scheme not in ("s3", "s3a"):
-        return {}
-    chosen = "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ
-    return {"config_kwargs": _TIME_LIMITS | ({} if chosen else _CHECKSUMS)}
-
-
 def _file_system(target: str, shown: str) -> tuple[Any, str]:
     import fsspec
 
+    of_s3 = urlsplit(target).scheme in ("s3", "s3a")
+    checksums = {} if "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ else _CHECKSUMS
     try:
-        fs, root = fsspec.core.url_to_fs(target, **_options(urlsplit(target).scheme))
+        fs, root = fsspec.core.url_to_fs(target, **({"config_kwargs": _TIME_LIMITS | checksums} if of_s3 else {}))
     except ImportError as missing:
-        extra = "pip install 'babylon-rl[s3]'" if urlsplit(target).scheme in ("s3", "s3a") else "pip"
+        extra = "pip install 'babylon-rl[s3]'" if of_s3 else "pip"
         raise UsageError(
             f"{shown} needs a package that is not installed here: {str(missing).rstrip('.')}. Install it here with {extra}."
         ) from None

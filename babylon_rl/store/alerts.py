@@ -14,23 +14,14 @@ AGAIN_AFTER = timedelta(days=1)
 ROLLBACK_DONE = "rollback_done"  # by a person, who knows of it
 FORGOTTEN_AFTER = timedelta(days=7)  # events are seen, and a late channel is served, for so long
 
-# ``anew``: its last end is long ago, or it ended before it was due.
+# Its last end is long ago, or it ended before it was due.
+_ANEW = """DELETE FROM babylon_rl.alerts WHERE "cause" = %s AND ("resolvedAt" < %s OR "resolvedAt" < "dueAt")"""
 _SEE = """
 INSERT INTO babylon_rl.alerts AS held ("cause", "kind", "says", "advice", "firstSeenAt", "lastSeenAt", "dueAt")
-VALUES (%(cause)s, %(kind)s, %(says)s, %(advice)s, %(now)s, %(now)s, %(due)s)
-ON CONFLICT ("cause") DO UPDATE SET ("firstSeenAt", "dueAt", "sentAt", "channels", "tries", "error", "says", "advice") = (
-    SELECT CASE WHEN anew THEN excluded."firstSeenAt" ELSE held."firstSeenAt" END,
-           CASE WHEN anew THEN excluded."dueAt" ELSE held."dueAt" END,
-           CASE WHEN anew THEN NULL ELSE held."sentAt" END,
-           CASE WHEN anew THEN '{}' ELSE held."channels" END,
-           CASE WHEN anew THEN 0 ELSE held."tries" END,
-           CASE WHEN anew THEN NULL ELSE held."error" END,
-           CASE WHEN anew OR held."sentAt" IS NULL THEN excluded."says" ELSE held."says" END,
-           CASE WHEN anew OR held."sentAt" IS NULL THEN excluded."advice" ELSE held."advice" END
-    FROM (
-        SELECT COALESCE(held."resolvedAt" < excluded."lastSeenAt" - %(again)s::interval OR held."resolvedAt" < held."dueAt", FALSE)
-    ) ends (anew)
-), "lastSeenAt" = excluded."lastSeenAt", "resolvedAt" = NULL
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT ("cause") DO UPDATE SET "lastSeenAt" = excluded."lastSeenAt", "resolvedAt" = NULL,
+    "says" = CASE WHEN held."sentAt" IS NULL THEN excluded."says" ELSE held."says" END,
+    "advice" = CASE WHEN held."sentAt" IS NULL THEN excluded."advice" ELSE held."advice" END
 """
 # All causes of these kinds were looked for in this tick, so one that was not seen has ended. Causes of other kinds are raised where they
 # happen, and nobody looks for their end: they end by a long silence.
@@ -42,16 +33,13 @@ WHERE "resolvedAt" IS NULL AND NOT "cause" = ANY(%(seen)s) AND ("kind" = ANY(%(k
 _DUE = """
 WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s AND ("resolvedAt" IS NULL OR "resolvedAt" >= "dueAt")
 """
-_TRIED = """
-UPDATE babylon_rl.alerts SET "channels" = %s, "tries" = "tries" + 1, "error" = %s, "sentAt" = %s WHERE "cause" = %s
-"""
+_TRIED = 'UPDATE babylon_rl.alerts SET "channels" = %s, "tries" = "tries" + 1, "error" = %s, "sentAt" = %s WHERE "cause" = %s'
 # Hours whose scores and episodes both stand; each hour counts once.
 _HOURS = """
 SELECT g."window", g."mean", avg(e."windowPnl")::float8
 FROM babylon_rl.group_scores g JOIN babylon_rl.episodes e USING ("window")
 WHERE g."window" >= %s AND g."window" < %s AND NOT g."stale" GROUP BY 1, 2 ORDER BY 1
 """
-_WAITING = """SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +84,9 @@ class ScoredHour:
 
 def see(connection: Connection, kind: str, cause: str, says: str, advice: str, now: datetime, after: timedelta) -> None:
     """Note that a cause is there now. It is due for sending ``after`` its first sight."""
-    parameters = {"cause": cause, "kind": kind, "says": says, "advice": advice, "now": now, "due": now + after, "again": AGAIN_AFTER}
-    connection.execute(_SEE, parameters)
+    with connection.transaction():
+        connection.execute(_ANEW, [cause, now - AGAIN_AFTER])
+        connection.execute(_SEE, [cause, kind, says, advice, now, now, now + after])
 
 
 def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str], now: datetime) -> None:
@@ -131,4 +120,5 @@ def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHou
 
 def windows_waiting(connection: Connection, reason: str) -> list[str]:
     """Return the hours that wait for their judge with a reason that begins so."""
-    return [window for (window,) in connection.execute(_WAITING, [f"{reason}%"])]
+    rows = connection.execute('SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1', [f"{reason}%"])
+    return [window for (window,) in rows]

@@ -1,14 +1,15 @@
 """Rows of babylon_rl.replayed_hours and answer_groups: answers that nobody played, replayed for their tick.
 
-They stand in tables of their own, so that no count of what was played can take them in. Hours are written whole, in sets, and only if
-their content changed.
+They stand in tables of their own, so that no count of what was played can take them in.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
+from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import columns_of, insertion, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
@@ -16,7 +17,7 @@ Answers = tuple[tuple[str, float, float], ...]
 _ANSWERS = msgspec.json.Decoder(Answers)
 
 
-class AnswerGroup(msgspec.Struct, frozen=True, gc=False):
+class AnswerGroup(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each.
 
     ``model_version`` is the version of ours that was asked, None for another model.
@@ -29,10 +30,7 @@ class AnswerGroup(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReplayedHour(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer groups of an hour, in order, or the reason why it has none.
-
-    ``changed`` says whether the call that returned it wrote it.
-    """
+    """Answer groups of an hour, in order, or the reason why it has none. ``changed``: the call that returned it wrote it."""
 
     window: str
     groups: tuple[AnswerGroup, ...] = ()
@@ -66,19 +64,9 @@ _HELD = """
     SELECT "trajectoryId" FROM babylon_rl.batch_items
     WHERE "window" = ANY(%s) AND "live" AND "batchId" IS DISTINCT FROM %s
 """
-_INSERT = """
-    INSERT INTO babylon_rl.answer_groups ("window", "trajectoryId", "callId", "modelVersion", "answers")
-    SELECT given."window", given."trajectory", given."call", given."version", given."answers"::jsonb
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
-         AS given ("window", "trajectory", "call", "version", "answers")
-"""
-_UPSERT = """
-    INSERT INTO babylon_rl.replayed_hours ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
-    SELECT given.*, %s::timestamp
-    FROM unnest(%s::text[], %s::int[], %s::int[], %s::text[], %s::text[], %s::text[]) AS given
-    ON CONFLICT ("window") DO UPDATE SET "groups" = excluded."groups", "answers" = excluded."answers", "reason" = excluded."reason",
-        "sourcesVersion" = excluded."sourcesVersion", "dataVersion" = excluded."dataVersion", "computedAt" = excluded."computedAt"
-"""
+_INSERT = insertion("babylon_rl.answer_groups", ("window", *columns_of(AnswerGroup)))
+_COLUMNS = ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
+_UPSERT = insertion("babylon_rl.replayed_hours", _COLUMNS) + f'ON CONFLICT ("window") DO UPDATE SET {updates(_COLUMNS[1:])}'
 
 
 def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
@@ -110,16 +98,11 @@ def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, R
 
 def replace(connection: Connection, hours: Sequence[ReplayedHour], now: datetime) -> None:
     """Write hours. The caller holds their locks; each has a row in babylon_rl.windows."""
-    windows = [hour.window for hour in hours]
-    connection.execute(_CLEAR, (windows,))
-    groups = [(hour.window, group) for hour in hours for group in hour.groups]
-    connection.execute(
-        _INSERT,
-        ([window for window, _ in groups], [group.trajectory_id for _, group in groups], [group.call_id for _, group in groups],
-         [group.model_version for _, group in groups], [msgspec.json.encode(group.answers).decode() for _, group in groups]),
-    )  # fmt: skip
-    connection.execute(
-        _UPSERT,
-        (now, windows, [len(hour.groups) for hour in hours], [hour.answers for hour in hours], [hour.reason for hour in hours],
-         [hour.sources_version for hour in hours], [hour.data_version for hour in hours]),
-    )  # fmt: skip
+    connection.execute(_CLEAR, ([hour.window for hour in hours],))
+    groups = [{"window": hour.window, **msgspec.to_builtins(group)} for hour in hours for group in hour.groups]
+    connection.execute(_INSERT, (Jsonb(groups),))
+    rows = [
+        (hour.window, len(hour.groups), hour.answers, hour.reason, hour.sources_version, hour.data_version, now.isoformat())
+        for hour in hours
+    ]
+    connection.execute(_UPSERT, (Jsonb([dict(zip(_COLUMNS, row, strict=True)) for row in rows]),))

@@ -38,10 +38,7 @@ FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."bat
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Change of a batch's state, from one of ``sources`` to ``target``.
-
-    training/lifecycle.py holds the table of them; this file executes one and refuses it in any other state.
-    """
+    """Change of a batch's state from one of ``sources`` to ``target``, of the table in training/lifecycle.py."""
 
     name: str
     sources: tuple[str, ...]
@@ -54,9 +51,8 @@ class Transition:
 class Batch:
     """One batch with its state in both tables.
 
-    ``trajectories`` counts those it holds or has consumed. ``windows`` are those still in the batch, newest first. ``passes`` is the
-    number of passes over the data, None in batches of an older form (training/lifecycle.py). ``error`` is the reason of a failure; in a
-    live batch, the reason why its last run stopped and waits.
+    ``trajectories`` counts those it holds or has consumed; ``windows`` are newest first. ``passes`` over the data are None in batches of an
+    older form (training/lifecycle.py). ``error`` is the reason of a failure; in a live batch, the reason why its last run waits.
     """
 
     batch_id: str
@@ -90,9 +86,8 @@ class Batch:
 class BatchEpisode:
     """An episode of a batch with its judgement.
 
-    ``trajectory_ids`` are the frozen ones, ``parts`` the scores of its parts, empty where its hour was judged as a whole. ``dropped`` is
-    the reason why the episode left the batch, None while it is in. ``trained_ids`` are its trajectories with a trainable token, None before
-    a training has counted them.
+    ``parts`` are empty where its hour was judged as a whole. ``dropped`` is the reason why it left the batch. ``trained_ids`` are the
+    trajectories with a trainable token, None before a training has counted them.
     """
 
     window: str
@@ -108,10 +103,7 @@ class BatchEpisode:
 
     @property
     def contributes(self) -> str | None:
-        """Return ``trained``, ``baseline`` or None.
-
-        ``baseline``: only its score counts, in the mean of its group. None: it left the batch, or its tokens are not counted yet.
-        """
+        """``trained``, or ``baseline`` (only its score counts, in the group's mean); None: it left, or is not counted yet."""
         if self.dropped is not None or self.trained_ids is None:
             return None
         return TRAINED if self.trained_ids else BASELINE
@@ -211,11 +203,7 @@ def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: st
 
 
 def advance_batch(connection: Connection, batch_id: str, attempt: int, transition: Transition, now: datetime) -> None:
-    """Move a batch on in both tables, for the run ``attempt``.
-
-    Raises:
-        BatchConflict: the batch ended (cancelled, failed, completed), a newer run has taken it over, or its state does not allow this.
-    """
+    """Move a batch on in both tables, for the run ``attempt``. Raises BatchConflict as ``hold_batch``."""
     # Our row first, which holds the fencing token: a run that has lost the batch must not touch the game's row.
     hold_batch(connection, batch_id, attempt, now, transition)
     connection.execute(
@@ -225,11 +213,7 @@ def advance_batch(connection: Connection, batch_id: str, attempt: int, transitio
 
 
 def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
-    """Write the heartbeat of a run, in its own short transaction.
-
-    Raises:
-        BatchConflict: the batch ended, or a newer run has taken it over.
-    """
+    """Write the heartbeat of a run, in its own short transaction. Raises BatchConflict as ``hold_batch``."""
     with own_transaction(connection):
         hold_batch(connection, batch_id, attempt, now)
 
@@ -249,7 +233,6 @@ def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetim
         [now, target, batch_id, attempt, list(sources)],
     )
     if updated.rowcount == 0:
-        # No row matched: the batch ended, a newer run has it, or its state does not lead there.
         raise BatchConflict(_why_not(connection, batch_id, attempt, sources))
 
 
@@ -265,10 +248,7 @@ def _why_not(connection: Connection, batch_id: str, attempt: int, sources: Seque
 
 
 def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
-    """Store scores, ranks and advantages, and free the trajectories of dropped episodes.
-
-    The columns that the game reads are updated too: trajectories still in the batch, their rewards and ranks, in the same order.
-    """
+    """Store scores, ranks and advantages, also in the columns that the game reads, and free dropped trajectories."""
     connection.execute(
         """
         UPDATE babylon_rl.batch_episodes e
@@ -301,10 +281,7 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
 
 
 def write_contributions(connection: Connection, batch_id: str, trained: Collection[str]) -> None:
-    """Store for each live trajectory whether it trains or is baseline only.
-
-    ``trained`` names the trajectories with a trainable token. The caller commits.
-    """
+    """Store whether each live trajectory trains (is ``trained``) or is baseline only. The caller commits."""
     connection.execute(
         """
         UPDATE babylon_rl.batch_items SET "contribution" = CASE WHEN "trajectoryId" = ANY(%s) THEN 'trained' ELSE 'baseline' END
@@ -324,8 +301,6 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
 
 def record_dropped(connection: Connection, batch_id: str | None, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
     """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
-    if not episodes:
-        return
     connection.execute(
         """
         INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
@@ -360,10 +335,7 @@ def left_to_dropout(connection: Connection, windows: Sequence[str]) -> set[tuple
 def end_failed(
     connection: Connection, batch_id: str, transition: Transition, error: str, now: datetime, attempt: int | None = None
 ) -> bool:
-    """End a batch without a version and free its trajectories.
-
-    Runs in the caller's transaction. Returns False if the batch had already ended, or if ``attempt`` is given and is not its current run.
-    """
+    """End a batch without a version, in the caller's transaction. False if it had ended, or ``attempt`` is not its current run."""
     ended = connection.execute(
         """
         UPDATE babylon_rl.batches SET "state" = %s
@@ -407,7 +379,7 @@ def failures_in_a_row(connection: Connection, backend: str) -> list[FailedBatch]
     return [FailedBatch(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
 
 
-# One row per window of the batch. The window functions aggregate over the whole group; DISTINCT ON keeps the row of the best agent.
+# DISTINCT ON keeps the row of the best agent.
 _GROUPS = """
 WITH mine AS (
     SELECT "window", count(*) FILTER (WHERE "dropped" IS NULL) AS "training", min("dropped") AS "dropped"
@@ -432,10 +404,7 @@ WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e.
 
 @dataclass(frozen=True, slots=True)
 class BatchGroup:
-    """One judged window of a batch: group size, score range and best agent.
-
-    ``training`` counts the episodes that train, ``agents`` the whole group. ``best_pnl`` is in dollars. ``dropped`` says why none trains.
-    """
+    """One judged window of a batch: ``training`` of its ``agents`` train (else ``dropped`` says why), ``best_pnl`` in dollars."""
 
     window: str
     training: int
@@ -456,8 +425,5 @@ def judged_groups(connection: Connection, batch_id: str) -> list[BatchGroup]:
 
 
 def judging_of(connection: Connection, batch_id: str) -> dict[str, tuple[float, float | None]]:
-    """Return disagreement and cost of the judgement for each window of a batch.
-
-    Windows dropped from the batch are included. Disagreement: 0 to 1. Cost: dollars, None when no price is known.
-    """
+    """Return disagreement (0 to 1) and dollars (None: no price known) of each window's judgement, dropped ones included."""
     return {row[0]: (row[1], row[2]) for row in connection.execute(_JUDGING, [batch_id])}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
-from babylon_rl.store.columns import columns_of, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, insertion, listed, loaded, updates
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
 
@@ -46,16 +46,8 @@ ON CONFLICT DO NOTHING
 """
 
 _REPORT = columns_of(BenchmarkReport)
-_UPSERT_REPORT = f"""
-INSERT INTO babylon_rl.benchmark_reports ({listed(_REPORT)})
-SELECT {listed(_REPORT)} FROM jsonb_populate_record(NULL::babylon_rl.benchmark_reports, %s)
-ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}
-"""
+_UPSERT_REPORT = insertion("babylon_rl.benchmark_reports", _REPORT) + f'ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}'
 _READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
-
-_PASSED = """
-SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
-"""
 
 # Completed batches without a release decision.
 # A run that ended after it had recorded the decision leaves a confirmation that did not end, or a pass without a rollout. The latter for a
@@ -85,13 +77,6 @@ UPDATE public.trained_models SET
 WHERE version = %s AND "trainingBatch" = %s
 """
 _CONFIRMING = 0x636F6E6669726D  # "confirm": one number at a time
-_BEGIN_CONFIRMATION = """
-INSERT INTO babylon_rl.confirmations ("number", "version", "reference", "level", "firstMarket", "markets", "begunAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s)
-"""
-_END_CONFIRMATION = (
-    """UPDATE babylon_rl.confirmations SET "improvement" = %s, "p" = %s, "endedAt" = %s WHERE "number" = %s AND "endedAt" IS NULL"""
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +128,7 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
 
 
 def played_markets(connection: Connection, model: str, prefix: str) -> list[tuple[str, str, str]]:
-    """Weights' identity, snapshot id and fingerprint of each market that a model has played, the newest first.
-
-    The markets' ids begin with ``prefix``. A market has a fingerprint for each game that was played in it; before it changed it had others.
-    """
+    """Weights' identity, snapshot id and fingerprint of each market of a ``prefix`` that a model has played, the newest first."""
     return connection.execute(_PLAYED_MARKETS, [model, prefix]).fetchall()
 
 
@@ -183,13 +165,15 @@ def write_results(
 
 def passed_versions(connection: Connection) -> set[str]:
     """Return the versions with a passing newest report."""
-    return {version for (version,) in connection.execute(_PASSED)}
+    return {
+        version for (version,) in connection.execute("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'""")
+    }
 
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
     """Store the report of a batch, replacing an older one."""
     with own_transaction(connection):
-        connection.execute(_UPSERT_REPORT, [Jsonb(msgspec.to_builtins(report))])
+        connection.execute(_UPSERT_REPORT, [Jsonb([msgspec.to_builtins(report)])])
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
@@ -204,9 +188,9 @@ def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
 
 
 def undecided_batches(connection: Connection, now: datetime) -> dict[str, datetime]:
-    """Return completed batches without a release decision, with their completion time.
+    """Return our completed batches without a release decision, newest first, with their completion time.
 
-    Our batches only, newest first. Also those whose run ended between the decision and the rollout that follows from it.
+    Also those whose run ended between the decision and the rollout that follows from it.
     """
     return dict(connection.execute(_UNDECIDED, (now,)).fetchall())
 
@@ -214,11 +198,8 @@ def undecided_batches(connection: Connection, now: datetime) -> dict[str, dateti
 def write_release(
     connection: Connection, report: BenchmarkReport, score: float | None, accuracy: float | None, metrics: Mapping[str, Any], now: datetime
 ) -> None:
-    """Store a release decision and the measured values in one transaction.
-
-    ``metrics`` is merged into evalMetrics under its own keys; the status of the version stays. The batch's policyImprovement is the
-    measured gain: dollars an hour above the reference, mean over the markets; None without a reference.
-    """
+    """Store a release decision and the measured values in one transaction. ``metrics`` is merged into evalMetrics."""
+    # The measured gain: dollars an hour above the reference, mean over the markets; None without a reference.
     measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         # Together: the admin page and the game never see a decision without the numbers behind it.
@@ -270,7 +251,8 @@ class Confirmation:
         return self.p is not None and self.p <= self.level and (self.improvement or 0) > 0
 
 
-_CONFIRMATIONS = f"""SELECT {listed(columns_of(Confirmation))} FROM babylon_rl.confirmations ORDER BY "number\""""
+_CONFIRMATION = columns_of(Confirmation)
+_CONFIRMATIONS = f"""SELECT {listed(_CONFIRMATION)} FROM babylon_rl.confirmations ORDER BY "number\""""
 
 
 def read_confirmations(connection: Connection) -> list[Confirmation]:
@@ -281,10 +263,9 @@ def read_confirmations(connection: Connection) -> list[Confirmation]:
 def begin_confirmation(
     connection: Connection, version: str, reference: str | None, markets: int, level_after: Callable[[Sequence[bool]], float], now: datetime
 ) -> Confirmation:
-    """Reserve level and markets of a version's confirmation, and commit.
+    """Reserve level and markets of a version's confirmation, and commit. One that has begun goes on with its own.
 
-    One that has begun goes on with its own. ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of
-    all others, so that none is used twice.
+    ``level_after`` gives the level from the outcomes of all earlier ones. No market is used twice.
     """
     with own_transaction(connection):
         # Number, level and markets follow from all earlier tests, so two beginnings take turns.
@@ -298,11 +279,15 @@ def begin_confirmation(
         first = max((test.first_market + test.markets for test in earlier), default=0)
         # A test that has not ended counts as no discovery.
         level = level_after([test.confirmed for test in earlier])
-        connection.execute(_BEGIN_CONFIRMATION, [number, version, reference, level, first, markets, now])
-    return Confirmation(number, version, reference, level, first, markets, now, None, None, None)
+        begun = Confirmation(number, version, reference, level, first, markets, now, None, None, None)
+        connection.copy_rows("babylon_rl.confirmations", _CONFIRMATION, [astuple(begun)])
+    return begun
 
 
 def end_confirmation(connection: Connection, number: int, improvement: float, p: float, now: datetime) -> None:
     """Record the outcome of a confirmation and commit; one that has an outcome keeps it."""
     with own_transaction(connection):
-        connection.execute(_END_CONFIRMATION, [improvement, p, now, number])
+        connection.execute(
+            'UPDATE babylon_rl.confirmations SET "improvement" = %s, "p" = %s, "endedAt" = %s WHERE "number" = %s AND "endedAt" IS NULL',
+            [improvement, p, now, number],
+        )

@@ -1,19 +1,17 @@
 """Bearer keys of clients: babylon_rl.client_keys. The key itself is stored nowhere, only its SHA-256."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 
 import psycopg
 
 from babylon_rl.errors import UsageError
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 # A trigger notifies it when a key or its limits change, not when it is used (migration 0023).
 CHANNEL = "babylon_rl_keys"
-_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt", "admin", "agents"'
-_READ = f"""SELECT {_COLUMNS} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
-_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL, %s, %s)"""
 _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt", %s) WHERE "name" = %s RETURNING "revokedAt" """
 
 
@@ -35,6 +33,10 @@ class ClientKey:
     agents: Sequence[str] = ()
 
 
+_COLUMNS = columns_of(ClientKey)
+_READ = f"""SELECT {listed(_COLUMNS)} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
+
+
 def read_keys(connection: Connection) -> Sequence[ClientKey]:
     """Return all keys, revoked ones too, oldest first."""
     with connection.transaction():
@@ -42,25 +44,16 @@ def read_keys(connection: Connection) -> Sequence[ClientKey]:
 
 
 def create_key(connection: Connection, key: ClientKey) -> None:
-    """Store a new key.
-
-    Raises:
-        UsageError: the name is taken, also by a revoked key.
-    """
+    """Store a new key. Raises UsageError: the name is taken, also by a revoked key."""
     try:
         with connection.transaction():
-            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin, list(key.agents))
-            connection.execute(_CREATE, values)
+            connection.copy_rows("babylon_rl.client_keys", _COLUMNS, [[*astuple(key)[:-1], list(key.agents)]])
     except psycopg.errors.UniqueViolation:
         raise UsageError(f"There is a key {key.name!r} already, perhaps a revoked one: choose another name.") from None
 
 
 def revoke_key(connection: Connection, name: str, now: datetime) -> datetime:
-    """Revoke a key, and return since when it is revoked.
-
-    Raises:
-        UsageError: there is no such key.
-    """
+    """Revoke a key, and return since when it is revoked. Raises UsageError: there is no such key."""
     with connection.transaction():
         row = connection.execute(_REVOKE, (now, name)).fetchone()
     if row is None:

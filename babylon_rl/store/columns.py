@@ -1,7 +1,6 @@
 """Columns of statements, from the structs of types.py, rows as JSON, and texts that Postgres accepts.
 
-A column has the encoded name of its field, so a new field reaches every statement of its table. Rows are written as one JSON document,
-which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
+A column has the encoded name of its field, so a new field reaches every statement of its table.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,10 +37,7 @@ def camel(name: str) -> str:
 
 
 def document_of(row: Any, *names: str) -> dict[str, Any]:
-    """Return the fields ``names`` of a row (all of a dataclass) as JSON-ready values, by their camelCase names.
-
-    Times are text, in UTC with milliseconds.
-    """
+    """Return the fields ``names`` of a row (all of a dataclass) by their camelCase names, JSON-ready; times are UTC texts."""
     values = {camel(name): getattr(row, name) for name in names or [field.name for field in fields(row)]}
     return {name: _plain(value) for name, value in values.items()}
 
@@ -59,6 +55,12 @@ def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str
     """Return the assignments of an upsert. ``but`` maps columns to another value than the excluded row's."""
     values = but or {}
     return ", ".join(f'"{name}" = ' + values.get(name, f'excluded."{name}"') for name in columns)
+
+
+def insertion(table: str, columns: Iterable[str], parameter: str = "%s", alias: str = "") -> str:
+    """Return the statement that inserts rows given as one JSON document, by the types of the table itself."""
+    names = listed(columns)
+    return f"INSERT INTO {table} {alias} ({names}) SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, {parameter}) "
 
 
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:

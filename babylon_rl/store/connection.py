@@ -1,11 +1,7 @@
 """Connections to Postgres that work behind a transaction pooler, and readable errors.
 
 Nothing is set for a session, because a pooler would pass it on to another client; so datetimes are bound as naive UTC. The server's clock
-is read for heartbeats (run_heartbeats.py) and to compare it with this machine's, in UTC.
-
-Failures are raised as one readable sentence. For a missing table or column it names the migration that creates it: the name is taken from
-the server's message and looked up in the text of the migrations. If the message names a column without its table, the catalog tells which
-of the candidate tables lacks it.
+is read for heartbeats (dagster_rows.py) and to compare it with this machine's, in UTC.
 """
 
 import logging
@@ -14,7 +10,6 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from socket import SHUT_RDWR, socket
 from types import TracebackType
@@ -32,124 +27,9 @@ from babylon_rl.traces import traced_connection
 _LOG = logging.getLogger(__name__)
 MIGRATIONS = project_file("migrations")
 _AGAIN = "run the same command again."
-Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 # Errors caused by the content of one row; anything else is a fault of the connection or the server.
 ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException)
-
-# Patterns over the text of the migrations.
-_NAME = r'((?:"?babylon_rl"?\.)?"?\w+"?)'
-_CREATE_TABLE = re.compile(rf"CREATE TABLE\s+(?:IF NOT EXISTS\s+)?{_NAME}\s*\((.*?)\n\s*\);", re.DOTALL)
-_CREATE_VIEW = re.compile(rf"CREATE (?:OR REPLACE )?VIEW\s+{_NAME}")
-_ALTER_TABLE = re.compile(rf"ALTER TABLE\s+{_NAME}\s+(ADD COLUMN.*?);", re.DOTALL)
-_ADDED = re.compile(r'ADD COLUMN\s+(?:IF NOT EXISTS\s+)?"?(\w+)"?')
-_COLUMN_LINE = re.compile(r'^\s+"?(\w+)"? ', re.MULTILINE)
-_NO_COLUMN = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "EXCLUDE"})
-
-# Patterns over the server's messages.
-_RELATION = re.compile(r'relation "([^"]+)" does not exist')
-_COLUMN_OF = re.compile(r'column "([^"]+)" of relation "([^"]+)" does not exist')
-_NO_SUCH_COLUMN = re.compile(r'column "?(?:\w+\.)?([^"\s]+)"? does not exist')
-
-# Candidate tables that lack the column.
-_GONE = """
-SELECT given.name FROM unnest(%s::text[], %s::text[], %s::text[]) AS given (name, "schema", "column")
-WHERE NOT EXISTS (
-    SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = given."schema" AND c.relname = given.name AND a.attname = given."column" AND NOT a.attisdropped
-)
-"""
-
-
-@dataclass(frozen=True)
-class MigrationNames:
-    """Migration by table or view, and by (table, column). Names are qualified and without quotes."""
-
-    tables: dict[str, str]
-    columns: dict[tuple[str, str], str]
-
-
-@cache
-def defined() -> MigrationNames:
-    """Return the tables, views and columns that the migrations create."""
-    tables: dict[str, str] = {}
-    columns: dict[tuple[str, str], str] = {}
-    # In order, so that of a view or column that is made again the newest migration is named.
-    for path in sorted(MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql")):
-        sql = path.read_text(encoding="utf-8")
-        for name, body in _CREATE_TABLE.findall(sql):
-            tables[_qualified(name)] = path.stem
-            columns |= {(_qualified(name), column): path.stem for column in _COLUMN_LINE.findall(body) if column not in _NO_COLUMN}
-        tables |= {_qualified(name): path.stem for name in _CREATE_VIEW.findall(sql)}
-        for name, body in _ALTER_TABLE.findall(sql):
-            columns |= {(_qualified(name), column): path.stem for column in _ADDED.findall(body)}
-    return MigrationNames(tables, columns)
-
-
-def missing_sentence(connection: psycopg.Connection[Any], error: Missing) -> str:
-    """Return one sentence naming the missing thing and the migration that creates it. Rolls back a failed transaction on ``connection``."""
-    message = (error.diag.message_primary or str(error)).strip()
-    # The catalog can be read only after the failed transaction is rolled back.
-    if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
-        connection.rollback()
-    if match := _RELATION.search(message):
-        return _no_table(_qualified(match[1]))
-    if match := _COLUMN_OF.search(message):
-        return _no_column(match[1], _tables_with(match[1], match[2]))
-    if match := _NO_SUCH_COLUMN.search(message):
-        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1])))
-    return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
-
-
-def _no_table(table: str) -> str:
-    migration = defined().tables.get(table)
-    if migration is None:
-        return (
-            f"The database has no table {table}, and no migration makes one of that name. `babylon-rl migrate --check` lists what differs."
-        )
-    return (
-        f"The database is not up to date: there is no table {_shown(table)}, which migration {migration} makes. Run `babylon-rl migrate`; "
-        "if it was there before, that says what to restore."
-    )
-
-
-def _no_column(column: str, tables: list[str]) -> str:
-    if not tables:
-        return f'The database has no column "{column}", and no migration makes one. `babylon-rl migrate --check` lists what differs.'
-    where = " or ".join(_shown(table) for table in tables)
-    migrations = " or ".join(sorted({defined().columns[table, column] for table in tables}))
-    sentence = f'The database is not up to date: there is no column "{column}" in {where}, which migration {migrations} makes.'
-    if all(table.startswith("public.") for table in tables):
-        return (
-            f"{sentence} A table that was there before is adopted as it is and never altered: bring the game's schema up to date; "
-            "`babylon-rl migrate --check` lists every difference."
-        )
-    return f"{sentence} Run `babylon-rl migrate`."
-
-
-def _tables_with(column: str, relation: str | None = None) -> list[str]:
-    return sorted(table for table, name in defined().columns if name == column and (relation is None or table.split(".")[1] == relation))
-
-
-def _gone(connection: psycopg.Connection[Any], column: str, tables: list[str]) -> list[str]:
-    # Without the catalog every candidate is named, which is still better than none.
-    if connection.closed or connection.broken:
-        return tables
-    schemas, names = [table.split(".")[0] for table in tables], [table.split(".")[1] for table in tables]
-    gone = {name for (name,) in connection.execute(_GONE, (names, schemas, [column] * len(tables)))}
-    return [table for table, name in zip(tables, names, strict=True) if name in gone] or tables
-
-
-def _qualified(name: str) -> str:
-    bare = name.replace('"', "")
-    return bare if "." in bare else f"public.{bare}"
-
-
-def _shown(table: str) -> str:
-    schema, name = table.split(".")
-    return table if name == name.lower() else f'{schema}."{name}"'
-
-
 # A server that vanished with its machine sends no reset; without these a statement waits two hours for its answer. A server that computes
 # for long answers the kernel's probes all the while.
 LOST_AFTER_A_MINUTE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3", "tcp_user_timeout": "60000"}
@@ -169,18 +49,14 @@ POOLER_ADVICE = (
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that explains missing tables and columns in one sentence.
+    """A connection that explains missing tables and columns, and runs transactions without JIT compilation.
 
-    The ``with`` block raises SchemaMismatch for them. Transactions run without JIT compilation: the planner overestimates our statements,
-    which find rows by index, and compiling one takes longer than running it.
+    The planner overestimates our statements, which find rows by index: compiling one takes longer than running it.
     """
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
-        """Open a transaction as psycopg does, with jit off in the outermost one.
-
-        The setting is local to the transaction, so a pooled session goes back unchanged.
-        """
+        """Open a transaction as psycopg does, with jit off in the outermost one, and no longer: the session may be pooled."""
         outermost = self.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as begun:
             if outermost:
@@ -191,6 +67,12 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         """Return the first column of the first row, None without a row."""
         row = self.execute(statement, parameters).fetchone()
         return None if row is None else row[0]
+
+    def row(self, statement: str, parameters: Params | None = None) -> tuple[Any, ...]:
+        """Return the first row of a statement that always has one."""
+        row = self.execute(statement, parameters).fetchone()
+        assert row is not None
+        return row
 
     def copy_rows(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write many rows by COPY, the fastest way; ``table`` is qualified by its schema and quoted."""
@@ -204,13 +86,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     @contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:
-        """Cut the connection off if the block takes longer.
+        """Cut the connection off if the block takes longer. Raises DatabaseUnreachable: it was cut off.
 
-        Its statement fails then instead of waiting for ever. For a server behind a network that drops packets: it neither answers nor
-        closes, and TCP alone notices after minutes.
-
-        Raises:
-            DatabaseUnreachable: it was cut off.
+        For a network that drops packets: the server neither answers nor closes, and TCP alone notices after minutes.
         """
         late = threading.Event()
 
@@ -235,10 +113,12 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Replace psycopg's UndefinedTable and UndefinedColumn by SchemaMismatch."""
-        sentence = missing_sentence(self, error) if isinstance(error, MISSING) else None
         super().__exit__(kind, error, trace)
-        if sentence is not None:
-            raise SchemaMismatch(sentence) from error
+        if isinstance(error, MISSING):
+            raise SchemaMismatch(
+                f"The database is not up to date: {first_clause(error)}. Run `babylon-rl migrate`. It never alters the game's tables: "
+                "`babylon-rl migrate --check` lists how they differ from what is expected."
+            ) from error
 
 
 def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL") -> Connection:
@@ -262,8 +142,7 @@ def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL
 def libpq_url(url: str, variable: str = "DATABASE_URL") -> str:
     """Return the address in ``variable`` without parameters of Prisma, which are named in the log.
 
-    Raises:
-        SettingsError: it is not a connection string, or names another schema than public.
+    Raises SettingsError: it is not a connection string, or names another schema than public.
     """
     head, _, query = url.partition("?")
     given = [part.partition("=") for part in query.split("&")]

@@ -106,8 +106,7 @@ class DatabaseSnapshot:
     def script(self) -> Iterator[bytes]:
         """Blocks of the script of pg_dump that makes the same database.
 
-        Raises:
-            DatabaseError: there is no pg_dump for this server, or it fails; then after its last block.
+        Raises DatabaseError: there is no pg_dump for this server, or it fails; then after its last block.
         """
         others = [sql.Identifier(name).as_string() for (name,) in self.connection.execute(_OTHER_SCHEMAS, [SCHEMAS])]
         options = ["--no-owner", "--no-privileges", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
@@ -149,8 +148,7 @@ def refuse_unless_empty(database: Database) -> None:
 def fill(target: Database, script: Iterable[bytes], contents: Contents) -> None:
     """Execute a script in an empty database and compare the tables, in one transaction.
 
-    Raises:
-        DatabaseError: a statement fails, or a table differs; the database is as it was.
+    Raises DatabaseError: a statement fails, or a table differs; the database is as it was.
     """
     # Schemas that an administrator has made for the role beforehand go; one that holds anything makes this fail.
     begin = f'BEGIN; {_NO_TIME_LIMITS}; DROP SCHEMA IF EXISTS babylon_rl, "{DAGSTER_SCHEMA}" RESTRICT;\n'
@@ -206,8 +204,7 @@ def _complaint(errors: IO[bytes]) -> str:
 def tool(name: str, major: int) -> Path:
     """Path of one of Postgres' programs, of this major version or newer: the wheel's, else that on PATH.
 
-    Raises:
-        DatabaseError: there is none; the message names those found.
+    Raises DatabaseError: there is none; the message names those found.
     """
     found = []
     for path in _candidates(name):

@@ -44,21 +44,14 @@ _MADE = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nsp
 
 @dataclass(frozen=True)
 class Database:
-    """Connection strings of one database: ``url`` and ``direct_url``.
-
-    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster.
-    """
+    """Connection strings of one database. ``direct_url`` bypasses a pooler, for session locks and Dagster."""
 
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
 
     @classmethod
     def of(cls, settings: DatabaseSettings) -> "Database | None":
-        """Return the database that the settings name, None without DATABASE_URL.
-
-        Raises:
-            SettingsError: an address is not valid, or names another schema than public.
-        """
+        """The database that the settings name, None without DATABASE_URL. Raises SettingsError: an address is not valid."""
         if settings.database_url is None:
             return None
         url, direct = libpq_url(settings.database_url.get_secret_value()), settings.direct_database_url
@@ -69,11 +62,7 @@ class Database:
         return connect(self.url, autocommit=autocommit)
 
     def connect_directly(self) -> Connection:
-        """Open a connection in autocommit past any pooler, so that session locks hold.
-
-        Raises:
-            DatabaseUnreachable: the server does not answer or refuses.
-        """
+        """Open a connection in autocommit past any pooler, so that session locks hold. Raises as ``connect``."""
         return connect(self.direct_url, autocommit=True, variable=self._direct_variable)
 
     @property
@@ -87,11 +76,7 @@ class Database:
 
     @property
     def dagster_url(self) -> str:
-        """SQLAlchemy URL of Dagster's storage.
-
-        It names the driver, because SQLAlchemy's default may be psycopg 3. As for our own connections, a server that went away without a
-        word is noticed after a minute.
-        """
+        """SQLAlchemy URL of Dagster's storage, with its driver and the keepalives of our own connections."""
         parts = urlsplit(self.direct_url)
         query: dict[str, str | list[str]] = {**LOST_AFTER_A_MINUTE, **dict(parse_qsl(parts.query))}
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
@@ -113,9 +98,7 @@ class Database:
     def prepare_dagster_schema(self) -> None:
         """Create Dagster's schema if it is absent.
 
-        Raises:
-            DatabaseError: the role may not create it or may not use the existing one (the message holds the statement to run once), or
-                DIRECT_DATABASE_URL is a pooler.
+        Raises DatabaseError: the role may not create or use it (the message holds the statement), or DIRECT_DATABASE_URL is a pooler.
         """
         # Connected as Dagster will be: with a pooler that drops the search path, its tables would go into the game's schema.
         with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA), variable=self._direct_variable) as connection:
@@ -142,10 +125,9 @@ class Database:
 
     @contextlib.contextmanager
     def making_dagster_storage(self, release: str) -> Iterator[bool]:
-        """Yield True to the one process that shall create the tables of a Dagster release.
+        """Yield True to the one process that shall create the tables of a Dagster release; False where nothing is to do.
 
-        Other processes wait and get False. Dagster creates its tables one by one, and two processes that do so at once fail. Without the
-        schema there is nothing to create: False.
+        Other processes wait: Dagster creates its tables one by one, and two processes that do so at once fail.
         """
         # Every command that uses Dagster asks this, and nearly all of them find the comment: no lock for these.
         with connect(self.direct_url, variable=self._direct_variable) as connection:

@@ -1,11 +1,9 @@
 """Freezing of a batch: the SQL of counting and choosing, and its rows.
 
-Counting and choosing use one SQL text.
-
-The text gives one row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may). The rules
-behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
-last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for
-episodes that had no rows left when their hour was last read.
+One SQL text for both gives a row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may).
+The rules behind the reasons are training/freezing.py's, handed in as SQL conditions. Hours and episodes are those that window_groups last
+wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for episodes
+that had no rows left when their hour was last read.
 
 An hour is flat if what trains of it has no advantage: its answer groups or parts where CREDIT trains by them, else the hour itself. It is
 not flat before it was judged, and replayed where answers train.
@@ -14,7 +12,7 @@ not flat before it was judged, and replayed where answers train.
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -149,10 +147,9 @@ WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTrainin
 
 @dataclass(frozen=True, slots=True)
 class FreezeBounds:
-    """The range of hours to examine, as window ids, and how they train.
+    """The range of hours to examine, as window ids: from ``first``, before ``end``, complete and settled up to two others.
 
-    ``first`` <= window < ``end``; complete up to ``complete``, settled up to ``settled``. ``credit`` is CREDIT, but ``hour`` where it asks
-    for answers and none can be made.
+    ``credit`` is CREDIT, but ``hour`` where it asks for answers and none can be made.
     """
 
     first: str
@@ -165,26 +162,14 @@ class FreezeBounds:
     @property
     def parameters(self) -> dict[str, Any]:
         """Bound parameters of the statements."""
-        return {
-            "first": self.first,
-            "end": self.end,
-            "complete": self.complete,
-            "settled": self.settled,
-            "min_agents": self.min_agents,
-            "credit": self.credit,
-            "no_spread": NO_SPREAD,
-            "start": window_start(self.first),
-            # Hours that are not over cannot have been read.
-            "stop": min(window_start(self.end), window_end(self.complete)),
-        }
+        # Hours that are not over cannot have been read.
+        stop = min(window_start(self.end), window_end(self.complete))
+        return asdict(self) | {"no_spread": NO_SPREAD, "start": window_start(self.first), "stop": stop}
 
 
 @dataclass(frozen=True, slots=True)
 class FreezableEpisode:
-    """An episode that a batch may take, with the number of its trajectories.
-
-    ``group_size`` counts the usable episodes of its hour after dropout; ``answered`` episodes train by a version's answer groups.
-    """
+    """An episode that a batch may take. ``group_size`` counts its hour's usable episodes after dropout."""
 
     window: str
     agent_id: str
@@ -211,10 +196,9 @@ def _statement(query: str, rules: BarRules) -> str:
 def look_at_newest(
     connection: Connection, bounds: FreezeBounds, rules: BarRules
 ) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
-    """Yield freezable episodes with the counts of other new trajectories by reason.
+    """Yield freezable episodes, newest window first, then by agent, with the counts of other new trajectories by reason.
 
-    Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next
-    one twice as many, so that a caller with enough episodes stops early.
+    The caller holds the freeze lock. Portions grow from HOURS_LOOKED_AT_FIRST hours, each twice the last: a caller may stop early.
     """
     hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
     statement = _statement(_LOOK, rules)
@@ -263,8 +247,7 @@ def record_decisions(connection: Connection, windows: Sequence[str], rate: float
     )
 
 
-# Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
-_FREEZE_LOCK = 7_306_001
+_FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +292,7 @@ SELECT %(batch)s, %(batch)s, %(scenario)s, %(base)s, %(version)s, COALESCE((
 def insert_batch(connection: Connection, new: NewBatch) -> None:
     """Write a batch with its items, inside the caller's transaction.
 
-    Raises:
-        BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
+    Raises BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
     windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
     connection.execute(

@@ -7,10 +7,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import msgspec
+from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import camel, listed, updates
+from babylon_rl.store.columns import camel, insertion, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -101,10 +103,6 @@ class AgentCorrectness:
 
 _HOURS = """SELECT "window", "rows" FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window\""""
 
-_ORGANIZATIONS = 'SELECT id, name FROM public."Organization"'
-
-_QUESTIONS = f"WITH {ASKED} SELECT id, number, text, answer FROM asked"
-
 _VERSIONS = """SELECT "window", "dataVersion" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)"""
 _CLEAR_ACTIONS = """DELETE FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s)"""
 _CLEAR_LEAKS = """DELETE FROM babylon_rl.leaks WHERE "window" = ANY(%s)"""
@@ -114,12 +112,7 @@ _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
 
 # One row of counts per hour.
 _COUNTS = ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
-_UPSERT = f"""
-    INSERT INTO babylon_rl.hindsight ({listed(_COUNTS)})
-    SELECT given.*, %s::timestamp
-    FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::text[]) AS given
-    ON CONFLICT ("window") DO UPDATE SET {updates(_COUNTS[1:])}
-"""
+_UPSERT = insertion("babylon_rl.hindsight", _COUNTS) + f'ON CONFLICT ("window") DO UPDATE SET {updates(_COUNTS[1:])}'
 
 _AGENTS = """
     SELECT "window", "agentId", count(*), count("correct"), count(*) FILTER (WHERE "correct")
@@ -139,19 +132,16 @@ def hours_read(connection: Connection, windows: Sequence[str]) -> dict[str, int]
 
 def organizations(connection: Connection) -> list[tuple[str, str]]:
     """Return (id, name) of every organization."""
-    return [(organization_id, name) for organization_id, name in connection.execute(_ORGANIZATIONS)]
+    return connection.execute('SELECT id, name FROM public."Organization"').fetchall()
 
 
 def questions(connection: Connection) -> list[tuple[str, int | None, str, bool | None]]:
     """Return (market id, number, text, official answer or None) of every question. Markets without a question are included."""
-    return [(market_id, number, text, answer) for market_id, number, text, answer in connection.execute(_QUESTIONS)]
+    return connection.execute(f"WITH {ASKED} SELECT id, number, text, answer FROM asked").fetchall()
 
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:
-    """Write ``hours`` where their content changed, and return the changed windows.
-
-    The caller holds the locks of the hours; every hour has a row in babylon_rl.windows.
-    """
+    """Write ``hours`` where their content changed, and return the changed windows. The caller holds the hours' locks."""
     stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
     # An equal data version means equal content: nothing is written.
     changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]
@@ -164,14 +154,14 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
     astuple = msgspec.structs.astuple
     connection.copy_rows("babylon_rl.action_outcomes", _ACTIONS, (astuple(row) for hour in changed for row in hour.actions))
     connection.copy_rows("babylon_rl.leaks", _LEAKS, (astuple(row) for hour in changed for row in hour.leaks))
-    columns = zip(*(_counts(hour) for hour in changed), strict=True)
-    connection.execute(_UPSERT, (now, windows, *(list(column) for column in columns), [hour.data_version for hour in changed]))
+    counts = [dict(zip(_COUNTS, _counts(hour, now), strict=True)) for hour in changed]
+    connection.execute(_UPSERT, [Jsonb(counts)])
     return set(windows)
 
 
-def _counts(hour: StoredHour) -> tuple[int, int, int, int, int]:
-    verdicts = [row.correct for row in hour.actions if row.correct is not None]
-    return len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked
+def _counts(hour: StoredHour, now: datetime) -> tuple[Any, ...]:
+    known = [row.correct for row in hour.actions if row.correct is not None]
+    return hour.window, len(hour.actions), len(known), sum(known), hour.sequences, hour.leaked, hour.data_version, now.isoformat()
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:

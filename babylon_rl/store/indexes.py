@@ -75,12 +75,9 @@ def has_index(connection: Connection, index: OptionalIndex) -> bool:
 
 
 def build_indexes(database: Database, *, check_only: bool = False) -> list[BuiltIndex]:
-    """Build the optional indexes that are missing, or with ``check_only`` only look.
+    """Build the optional indexes that are missing, or with ``check_only`` only look. Safe to repeat and to interrupt.
 
-    Safe to repeat and to interrupt.
-
-    Raises:
-        DatabaseError: the role does not own a table, the table is partitioned, or another process builds them.
+    Raises DatabaseError: the role does not own a table, the table is partitioned, or another process builds them.
     """
     with database.connect_directly() as connection:
         # A session lock: building runs outside transactions, and waits for those of others.

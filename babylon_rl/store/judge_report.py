@@ -5,20 +5,19 @@ A head is one small row per hour; larger content is read for some hours at a tim
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import camel, columns_of, listed, updates
+from babylon_rl.store.columns import columns_of, document_of, listed, updates
 from babylon_rl.store.connection import Connection, own_transaction
 
 REPORT_DAYS = 14  # of a report for which nobody names hours
 _NEWEST = """
     SELECT greatest((SELECT max("window") FROM babylon_rl.group_scores), (SELECT max("window") FROM babylon_rl.judge_quarantine))
 """
-_NEWEST_JUDGEMENT = 'SELECT max("judgedAt") FROM babylon_rl.group_scores'
 _JUDGES = """
     SELECT "judge", count(*) FROM babylon_rl.group_scores WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 2 DESC, 1
 """
@@ -78,7 +77,7 @@ _DAYS = """
 class JudgedHour:
     """Summary of one judged hour.
 
-    ``orders`` is 0 for the heuristic. ``tau`` is None where no two orders rank. ``masked`` is True if the scores are those with flagged
+    ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank. ``masked`` is True if the scores are those with flagged
     sentences masked, None where nothing was flagged. ``words`` is the gain of agents' own words, of an hour of the sample, and ``followed``
     the number of agents whose score follows them.
     """
@@ -99,11 +98,7 @@ class JudgedHour:
 
 @dataclass(frozen=True, slots=True)
 class JudgedEpisode:
-    """One episode of a judged hour with its score per order.
-
-    ``places`` is its position in each order (0 first, 1 last). ``pnl_usd`` is the window P&L, None if the episode no longer exists.
-    ``gain`` is the score that flagged passages gained it, None where nothing was flagged.
-    """
+    """One episode of a judged hour. ``places`` are 0 (first) to 1 (last) by order; ``gain``: of flagged passages, None without."""
 
     window: str
     agent_id: str
@@ -118,10 +113,7 @@ class JudgedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class JudgeCost:
-    """Cost of one judge over some hours, retired answers included.
-
-    ``unusable`` answers had faults; ``retries`` were requests without an answer. Tokens and ``usd`` are sums of the known values.
-    """
+    """Cost of one judge over some hours, retired answers included. Tokens and ``usd`` are sums of the known values."""
 
     judge: str
     answers: int
@@ -156,7 +148,7 @@ def newest_judged(connection: Connection) -> str | None:
 
 def newest_judgement(connection: Connection) -> datetime | None:
     """Return the time of the newest judgement (naive UTC)."""
-    return connection.value(_NEWEST_JUDGEMENT)
+    return connection.value('SELECT max("judgedAt") FROM babylon_rl.group_scores')
 
 
 def judges_of(connection: Connection, first: str, end: str) -> dict[str, int]:
@@ -179,24 +171,17 @@ def judged_episodes(connection: Connection, windows: Sequence[str]) -> dict[str,
 
 def without_scores(connection: Connection, judge: str, first: str, end: str) -> tuple[int, int]:
     """Count the hours of a range in quarantine and pending for ``judge``."""
-    row = connection.execute(_WITHOUT, {"judge": judge, "first": first, "end": end}).fetchone()
-    return (0, 0) if row is None else (row[0], row[1])
+    quarantined, pending = connection.row(_WITHOUT, {"judge": judge, "first": first, "end": end})
+    return quarantined, pending
 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
-    """Return those of ``windows`` with a usable answer of ``judge``, in order.
-
-    The answer is about the same content as the scores.
-    """
+    """Return those of ``windows`` with a usable answer of ``judge`` about the same content as the scores, in order."""
     return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
 
 
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """Return the judge's answers about the same content as the stored scores.
-
-    Returns:
-        window -> order -> one mapping (agent id -> score) for each part of the group.
-    """
+    """Return the judge's answers about the scores' content: window -> order -> agent -> score for each part of the group."""
     answers: dict[str, dict[int, list[dict[str, float]]]] = {}
     for window, order, scores in connection.execute(_ANSWERS, (judge, list(windows))):
         answers.setdefault(window, {}).setdefault(order, []).append(scores)
@@ -209,10 +194,7 @@ def paid(connection: Connection, first: str, end: str) -> list[JudgeCost]:
 
 
 def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
-    """Count the answers behind the scores of a range.
-
-    A second run would find them in the cache.
-    """
+    """Count the answers behind the scores of a range, which a second run would find in the cache."""
     return int(connection.value(_IN_USE, (judge, first, end)) or 0)
 
 
@@ -293,21 +275,15 @@ class HourVerdicts:
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
-    """Return the judge results of ``windows`` with scores, in quarantine or pending.
-
-    In order, by one query.
-    """
-    return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows)})]
+    """Return the judge results of ``windows`` with scores, in quarantine or pending, in order."""
+    # The middle of a row are the parallel arrays, which are NULL in an hour without scores.
+    rows = connection.execute(_VERDICTS, {"windows": list(windows)})
+    return [HourVerdicts(*row[:14], *(values or [] for values in row[14:21]), *row[21:]) for row in rows]
 
 
 def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
     """Return the judge's reasoning by (window, agent id)."""
     return {(window, agent): reasoning for window, agent, reasoning in connection.execute(_EXPLANATIONS, (list(windows),))}
-
-
-def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
-    # The middle of the row are the parallel arrays, which are NULL in an hour without scores.
-    return HourVerdicts(*row[:14], *(values or [] for values in row[14:21]), *row[21:])
 
 
 _KEY = ("judge", "judgeVersion", "orders")
@@ -343,7 +319,7 @@ class JudgeAgreement:
     @property
     def document(self) -> dict[str, Any]:
         """This calibration as a JSON-ready dict."""
-        plain = {camel(field.name): getattr(self, field.name) for field in fields(self)}
+        plain = document_of(self)
         return {
             **plain,
             **{name: dict(zip(("mean", "low", "high"), plain[name], strict=True)) for name in _INTERVALS},
@@ -363,18 +339,12 @@ _WRITE_AGREEMENT = f"""
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
-    """Return the newest calibration of every judge setting, best agreement first.
-
-    Empty if the table does not exist yet.
-    """
-    if not connection.has_table("babylon_rl.judge_agreements"):
-        return []
+    """Return the newest calibration of every judge setting, best agreement first."""
     return [JudgeAgreement(*row) for row in connection.execute(_AGREEMENTS)]
 
 
 def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
     """Store a calibration, replacing the former one of its setting."""
-    values = {camel(field.name): getattr(agreement, field.name) for field in fields(agreement)}
-    values |= {name: list(values[name]) for name in _INTERVALS} | {"rows": Jsonb([dict(row) for row in agreement.rows])}
+    values = document_of(agreement) | {"rows": Jsonb([dict(row) for row in agreement.rows]), "measuredAt": agreement.measured_at}
     with own_transaction(connection):
         connection.execute(_WRITE_AGREEMENT, list(values.values()))

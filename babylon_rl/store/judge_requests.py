@@ -1,14 +1,10 @@
 """Paid requests to judges: answers, reservations of the budget, leases of hours.
 
-babylon_rl.judge_requests holds every paid answer by request key. It is both cache and bill: a retired answer stays in the bill and is no
-longer found in the cache.
+babylon_rl.judge_requests is both cache and bill: a retired answer stays in the bill and is no longer found in the cache. A killed run's row
+of babylon_rl.judge_reservations counts until it is dropped, or for RESERVED_FOR after its last sign of life.
 
-babylon_rl.judge_reservations holds the expected cost of open requests, per run; all runs share one budget. A killed run frees nothing: its
-row counts until it is dropped, or for RESERVED_FOR after its last sign of life.
-
-babylon_rl.judge_leases names the run that judges an hour now, so that two processes do not pay for the same hour. A database lock would
-have to be held during the judge's answer: in a transaction that takes minutes, and a session lock does not hold behind a transaction
-pooler. So a lease is a row that its holder renews. It only saves money: every write is checked under the hour's own lock.
+A lease is a row that its holder renews, as a database lock would last for minutes of the judge's answer, and none of a session holds behind
+a transaction pooler. It only saves money: every write is checked under the hour's own lock.
 """
 
 from collections.abc import Sequence
@@ -71,8 +67,8 @@ _SPENT = """
 
 def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
     """Return the number of a judge's answers and of the unusable ones among them."""
-    row = connection.execute(_COUNT, (judge,)).fetchone()
-    return (0, 0) if row is None else (row[0], row[1])
+    answers, unusable = connection.row(_COUNT, (judge,))
+    return answers, unusable
 
 
 def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
@@ -98,8 +94,8 @@ def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
     # Times of requests are naive UTC, so this is a UTC day.
     midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
     with connection.transaction():
-        row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
-    return (0.0, 0) if row is None else (float(row[0]), int(row[1]))
+        usd, unpriced = connection.row(_SPENT, (midnight, midnight + timedelta(days=1)))
+    return float(usd), unpriced
 
 
 # After this silence a run counts as dead.
@@ -128,15 +124,12 @@ class Reservation:
 
 
 def reserve(connection: Connection, holder: str, usd: float, most: float, paid: float, now: datetime) -> Reservation:
-    """Reserve dollars for ``holder`` if they fit into the budget ``most``.
-
-    The sum counts open reservations and the spending of the UTC day, or ``paid`` if that is more.
-    """
+    """Reserve dollars for ``holder`` if, with open reservations and the day's spending or ``paid``, they fit into ``most``."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUDGET_LOCK,))
         spent = max(spent_on(connection, now)[0], paid)
         # The lock makes check and reservation one step for all runs.
-        under_way, holders = connection.execute(_UNDER_WAY, (now - RESERVED_FOR,)).fetchone() or (0.0, [])
+        under_way, holders = connection.row(_UNDER_WAY, (now - RESERVED_FOR,))
         fits = spent + under_way + usd <= most
         if fits:
             connection.execute(_ADD_RESERVATION, (holder, usd, now))
@@ -165,15 +158,13 @@ _CLAIM = """
 """
 _HOLDER = """SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s"""
 _RENEW = """UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s"""
-_DROP_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "window" = ANY(%s) AND "holder" = %s"""
-_DROP_ALL_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "holder" = %s"""
+_DROP_LEASES = """
+    DELETE FROM babylon_rl.judge_leases WHERE "holder" = %(holder)s AND ("window" = ANY(%(windows)s) OR %(windows)s::text[] IS NULL)
+"""
 
 
 def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
-    """Claim the lease of an hour: None on success, else the present holder.
-
-    A holder not seen since ``dead``, or named in ``gone``, loses its lease.
-    """
+    """Claim the lease of an hour: None on success, else its holder, seen since ``dead`` and not among ``gone``."""
     with connection.transaction():
         parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
         if connection.value(_CLAIM, parameters) is not None:
@@ -190,7 +181,4 @@ def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
 def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:
     """Release the holder's leases of ``windows``, or all of them."""
     with connection.transaction():
-        if windows is None:
-            connection.execute(_DROP_ALL_LEASES, (holder,))
-        else:
-            connection.execute(_DROP_LEASES, (list(windows), holder))
+        connection.execute(_DROP_LEASES, {"holder": holder, "windows": None if windows is None else list(windows)})

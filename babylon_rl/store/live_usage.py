@@ -12,14 +12,13 @@ from typing import Any
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import listed
+from babylon_rl.store.columns import insertion, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import lock_models
 from babylon_rl.windows import window_of, window_start
 
 COUNTED_AGAIN = timedelta(hours=3)  # before the last count: recorded calls may come that late
 CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
-_EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
 # Calls that did not pass the gateway are known by their ids; agents of calls without a trajectory are not known.
 # ``before`` sees the rows as they were before ``written``, as parts of one statement share a snapshot: only the difference is new, and an
@@ -53,11 +52,6 @@ INSERT INTO babylon_rl.usage_counted ("countedTo") VALUES (%s) ON CONFLICT ("one
 _FIRST_VERSION = """
 SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
 """
-# Only hours that can be: a call with a wrong time must not move the beginning of the next count.
-_NEWEST = """
-SELECT max("window") FROM babylon_rl.version_hours
-WHERE "window" BETWEEN %(earliest)s AND %(window)s AND length("window") = length(%(window)s)
-"""
 _ADD_CALLS = """
 UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
 FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
@@ -83,9 +77,7 @@ SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT 
        count(*) FILTER (WHERE "latencyMs" > %s)::int
 FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "status" <> 499 GROUP BY 1
 """
-_AGENTS_OF_HOURS = """
-SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s
-"""
+_AGENTS_OF_HOURS = 'SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s'
 # ``assigned`` has a row for each version that an agent was routed to in an hour (UNION drops repetitions), so ``one`` keeps hours with a
 # single version. An agent that was recorded by its hash is found by ``names``.
 _AGENT_HOURS = """
@@ -132,11 +124,7 @@ class LastCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentHour:
-    """Hour of an agent with one version (None: base): P&L in dollars, decisions.
-
-    ``trades`` are all trading decisions: those of ``up`` and ``down``, and those without a readable side. Of them the game did not
-    carry out ``refused``.
-    """
+    """Hour of an agent with one version (None: base). ``trades`` are all trading decisions, ``refused`` those not carried out."""
 
     window: str
     agent_id: str
@@ -150,15 +138,16 @@ class AgentHour:
 
 
 def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
-    """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
+    """Update agentsUsing (of the last day) and totalInferences of our versions; return new recorded calls. The caller commits.
 
-    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the last count on, so that
-    none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by version.
+    Calls outside of the gateway are counted by hour, from COUNTED_AGAIN before the last count to CLOCKS_DIFFER from now; none counts twice.
     """
     new: dict[str, int] = {}
-    if (counted_to := _counted_to(connection, now)) is not None:
+    # The first count begins with the first version: no call that names one is older. Without a version there is nothing to count.
+    counted_to = connection.value(_COUNTED_TO) or connection.value(_FIRST_VERSION, [now])
+    if counted_to is not None:
         # Whole hours: a count replaces that of the hour.
-        times = {"since": window_start(window_of(counted_to)) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
+        times = {"since": window_start(window_of(min(counted_to, now))) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
         new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
     connection.execute(_KEEP_COUNTED_TO, [now])
     # Read before the lock below, under which the gateways' writers wait.
@@ -169,16 +158,6 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
         connection.execute(_ADD_CALLS, [calls, version])
     connection.execute(_SET_AGENTS, [Jsonb(agents)])
     return new
-
-
-def _counted_to(connection: Connection, now: datetime) -> datetime | None:
-    """The time up to which recorded calls are counted; None without a version that they could name."""
-    counted_to: datetime | None = connection.value(_COUNTED_TO)
-    if counted_to is None:
-        # The first count: an earlier release may have counted some hours. No call is older than the first version.
-        newest = connection.value(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)})
-        counted_to = connection.value(_FIRST_VERSION, [now]) if newest is None else window_start(newest)
-    return None if counted_to is None else min(counted_to, now)
 
 
 def agents_by_version(connection: Connection, since: datetime, now: datetime) -> dict[str, list[str]]:
@@ -198,10 +177,7 @@ def read_call_counts(connection: Connection, since: datetime, slow_ms: float) ->
 
 
 def read_agent_hours(connection: Connection, since: datetime, agent_hash: Callable[[str], str] | None = None) -> list[AgentHour]:
-    """Return the agents' hours since then that have been read, in order.
-
-    ``agent_hash`` is the hash that stands for an agent in recorded calls, if one does.
-    """
+    """Return the agents' hours since then that have been read, in order. ``agent_hash`` stands for an agent in recorded calls."""
     # The first hour as a whole: a call before ``since`` may show that the agent had another version in a part of it.
     window = window_of(since)
     agents = [] if agent_hash is None else [agent for (agent,) in connection.execute(_AGENTS_OF_HOURS, [window])]
@@ -223,10 +199,8 @@ _LOG_COLUMNS = (
 # producers are not changed. Rows of versions are locked in one order (see lock_models).
 _INSERT_CALLS = f"""
 WITH new AS (
-    INSERT INTO babylon_rl.gateway_calls ({listed(_CALL_COLUMNS)})
-    SELECT {listed(_CALL_COLUMNS)} FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s)
-    ON CONFLICT DO NOTHING
-    RETURNING "version", "status"
+    {insertion("babylon_rl.gateway_calls", _CALL_COLUMNS, "%(calls)s")}
+    ON CONFLICT DO NOTHING RETURNING "version", "status"
 ), answered AS (
     SELECT "version", count(*)::int AS calls FROM new WHERE "status" = 200 AND "version" IS NOT NULL GROUP BY "version"
 ), locked AS (
@@ -238,11 +212,7 @@ WITH new AS (
 )
 SELECT count(*) FROM new
 """
-_INSERT_LOGS = f"""
-INSERT INTO public.llm_call_logs ({listed(_LOG_COLUMNS)})
-SELECT {listed(_LOG_COLUMNS)} FROM jsonb_populate_recordset(NULL::public.llm_call_logs, %(logs)s)
-ON CONFLICT DO NOTHING
-"""
+_INSERT_LOGS = insertion("public.llm_call_logs", _LOG_COLUMNS) + "ON CONFLICT DO NOTHING"
 _TRAJECTORY_S_AGENTS = """
 SELECT "agentId" FROM public.trajectories WHERE "trajectoryId" = %(id)s
 UNION SELECT g."agentId" FROM public.llm_call_logs l JOIN babylon_rl.gateway_calls g USING ("callId")
@@ -261,17 +231,16 @@ def agents_of_trajectory(connection: Connection, trajectory_id: str) -> set[str]
 
 
 def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: Sequence[dict[str, Any]]) -> int:
-    """Write calls and the texts of recorded ones in one transaction; return how many calls were new.
+    """Write calls and the texts of recorded ones in one transaction, each once; return how many calls were new.
 
-    A call is written once, however often it is given: its id is unique in both tables. Rows are by column name, with times as ISO texts in
-    UTC.
+    Rows are by column name, with times as ISO texts in UTC.
     """
     with connection.transaction():
         new = connection.value(_INSERT_CALLS, {"calls": Jsonb(calls)}) or 0
         if any(call["keyName"] for call in calls):
             connection.execute(_KEYS_USED, {"calls": Jsonb(calls)})
         if logs:
-            connection.execute(_INSERT_LOGS, {"logs": Jsonb(logs)})
+            connection.execute(_INSERT_LOGS, [Jsonb(logs)])
         return int(new)
 
 
@@ -286,10 +255,8 @@ def read_calls(connection: Connection, since: datetime, until: datetime) -> Iter
         yield from cursor.execute(_READ_CALLS, [since, until])
 
 
-_FORGET = """WITH gone AS (DELETE FROM babylon_rl.gateway_calls WHERE "at" < %s RETURNING 1) SELECT count(*) FROM gone"""
-_OLD = """SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s"""
-
-
 def forget_calls(connection: Connection, before: datetime, *, dry_run: bool) -> int:
     """Delete the routed calls before a time, and return their number; ``dry_run`` only counts. Their texts stay in llm_call_logs."""
-    return int(connection.value(_OLD if dry_run else _FORGET, [before]) or 0)
+    if dry_run:
+        return int(connection.value('SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s', [before]) or 0)
+    return connection.execute('DELETE FROM babylon_rl.gateway_calls WHERE "at" < %s', [before]).rowcount

@@ -16,10 +16,7 @@ from babylon_rl.windows import window_of, window_start
 
 
 class StockSpan(msgspec.Struct, frozen=True):
-    """Prices of one organization around a window.
-
-    ``price_before``: the last at or before the start. ``first_price``: the first in the window. ``last_price``: the last before the end.
-    """
+    """Prices of one organization: the last up to a window's start, the first in it, the last before its end."""
 
     window: str
     organization_id: str
@@ -178,55 +175,38 @@ def _rows(connection: Connection, statement: str, windows: Sequence[str]) -> lis
 
 Path = list[tuple[float, float]]
 
-# One index range per series; the last of each minute counts, equal timestamps are ordered by id.
-PRICE_PATHS = f"""
-    SELECT wanted.start, wanted.id, moved.minute, moved.price
-    FROM unnest(%(starts)s::timestamp[], %(ids)s::text[]) AS wanted (start, id)
-    CROSS JOIN LATERAL (
-        SELECT DISTINCT ON (minute) floor(extract(epoch FROM "timestamp" - wanted.start) / 60)::int AS minute, price
-        FROM public."StockPrice"
-        WHERE "organizationId" = wanted.id AND "timestamp" >= wanted.start AND "timestamp" < wanted.start + interval '1 hour'
-          AND price {FINITE}
-        ORDER BY minute, "timestamp" DESC, id COLLATE "C" DESC
-    ) moved
-    ORDER BY 1, 2, 3
-"""
+# The table of each series, with its columns of the key, the time and the value.
+_PRICES = {"table": '"StockPrice"', "key": '"organizationId"', "time": '"timestamp"', "value": "price"}
+_PROBABILITIES = {"table": '"PredictionPriceHistory"', "key": '"marketId"', "time": '"createdAt"', "value": '"yesPrice"'}
 
-PROBABILITY_PATHS = f"""
-    SELECT wanted.start, wanted.id, moved.minute, moved.probability
+# One index range per series; the last of each minute counts, equal timestamps are ordered by id.
+_PATHS = f"""
+    SELECT wanted.start, wanted.id, moved.minute, moved.value
     FROM unnest(%(starts)s::timestamp[], %(ids)s::text[]) AS wanted (start, id)
     CROSS JOIN LATERAL (
-        SELECT DISTINCT ON (minute) floor(extract(epoch FROM "createdAt" - wanted.start) / 60)::int AS minute, "yesPrice" AS probability
-        FROM public."PredictionPriceHistory"
-        WHERE "marketId" = wanted.id AND "createdAt" >= wanted.start AND "createdAt" < wanted.start + interval '1 hour'
-          AND "yesPrice" {FINITE}
-        ORDER BY minute, "createdAt" DESC, id COLLATE "C" DESC
+        SELECT DISTINCT ON (minute) floor(extract(epoch FROM {{time}} - wanted.start) / 60)::int AS minute, {{value}} AS value
+        FROM public.{{table}}
+        WHERE {{key}} = wanted.id AND {{time}} >= wanted.start AND {{time}} < wanted.start + interval '1 hour' AND {{value}} {FINITE}
+        ORDER BY minute, {{time}} DESC, id COLLATE "C" DESC
     ) moved
     ORDER BY 1, 2, 3
 """
+PRICE_PATHS, PROBABILITY_PATHS = _PATHS.format(**_PRICES), _PATHS.format(**_PROBABILITIES)
 
 
 def price_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """Return price paths of (window, organization id) pairs.
-
-    A path is (minutes since the window's start, dollars), at most 60 points; [] without a price.
-    """
+    """Return price paths of (window, organization id) pairs: (minutes since the start, dollars), at most 60 points."""
     return _paths(connection, PRICE_PATHS, keys)
 
 
 def probability_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """Return YES price paths of (window, market id) pairs.
-
-    A path is (minutes since the window's start, 0..1), at most 60 points; [] without a price.
-    """
+    """Return YES price paths of (window, market id) pairs: (minutes since the start, 0..1), at most 60 points."""
     return _paths(connection, PROBABILITY_PATHS, keys)
 
 
 def _paths(connection: Connection, statement: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     # An empty path also for pairs without a row.
     pairs = list(keys)
-    if not pairs:
-        return {}
     parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
     paths: defaultdict[tuple[str, str], Path] = defaultdict(list)
     for start, name, minute, value in connection.execute(statement, parameters):
@@ -252,22 +232,26 @@ def busiest_stocks(connection: Connection, start: datetime, end: datetime, count
 
 
 # One index look-up per minute, in one query.
+_MINUTES = """
+    SELECT newest.value FROM generate_series(0, %(minutes)s) AS minute
+    LEFT JOIN LATERAL (
+        SELECT {value} AS value FROM public.{table}
+        WHERE {key} = %(id)s AND {time} <= %(start)s::timestamp + minute * interval '1 minute' ORDER BY {time} DESC, id DESC LIMIT 1
+    ) AS newest ON true
+    ORDER BY minute
+"""
+
+
 def minute_prices(connection: Connection, organization_id: str, start: datetime, minutes: int) -> list[float | None]:
     """Return the last price at or before each of ``minutes`` + 1 minutes, or None."""
-    rows = connection.execute(
-        """
-        SELECT newest.price
-        FROM generate_series(0, %(minutes)s) AS minute
-        LEFT JOIN LATERAL (
-            SELECT price FROM public."StockPrice"
-            WHERE "organizationId" = %(id)s AND "timestamp" <= %(start)s::timestamp + minute * interval '1 minute'
-            ORDER BY "timestamp" DESC, id DESC LIMIT 1
-        ) AS newest ON true
-        ORDER BY minute
-        """,
-        {"id": organization_id, "start": start, "minutes": minutes},
-    )
+    rows = connection.execute(_MINUTES.format(**_PRICES), {"id": organization_id, "start": start, "minutes": minutes})
     return [None if price is None else float(price) for (price,) in rows]
+
+
+def minute_probabilities(connection: Connection, market_id: str, start: datetime, minutes: int) -> list[float]:
+    """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
+    rows = connection.execute(_MINUTES.format(**_PROBABILITIES), {"id": market_id, "start": start, "minutes": minutes})
+    return [0.5 if price is None else float(price) for (price,) in rows]
 
 
 def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
@@ -281,24 +265,6 @@ def busiest_question(connection: Connection, start: datetime, end: datetime) -> 
         """,
         {"start": start, "end": end},
     ).fetchone()
-
-
-def minute_probabilities(connection: Connection, market_id: str, start: datetime, minutes: int) -> list[float]:
-    """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
-    rows = connection.execute(
-        """
-        SELECT coalesce(newest.price, 0.5)
-        FROM generate_series(0, %(minutes)s) AS minute
-        LEFT JOIN LATERAL (
-            SELECT "yesPrice" AS price FROM public."PredictionPriceHistory"
-            WHERE "marketId" = %(id)s AND "createdAt" <= %(start)s::timestamp + minute * interval '1 minute'
-            ORDER BY "createdAt" DESC, id DESC LIMIT 1
-        ) AS newest ON true
-        ORDER BY minute
-        """,
-        {"id": market_id, "start": start, "minutes": minutes},
-    )
-    return [float(price) for (price,) in rows]
 
 
 def events_between(connection: Connection, start: datetime, end: datetime) -> list[tuple[datetime, str, list[str], int | None, str | None]]:

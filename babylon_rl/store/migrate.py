@@ -34,8 +34,8 @@ _DROPPED_TABLE = re.compile(r'^\s*DROP TABLE\s+(?:IF EXISTS\s+)?"?babylon_rl"?\.
 class MigrationReport:
     """Result of a migration, or with ``check_only`` its plan.
 
-    ``applied``: migrations by name, each followed by the contract's tables it created; ``adopted``: tables of the contract that
-    existed before; ``differences``: sentences on deviations of ``public`` from the contract. None of them is repaired.
+    ``applied``: migrations, the first followed by the contract's tables it created; ``adopted``: those of them that existed before;
+    ``differences`` of ``public`` from the contract, in sentences, none of them repaired.
     """
 
     applied: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ def _apply_all(connection: Connection, files: list[Migration], now: datetime) ->
 
 def _apply(connection: Connection, migration: Migration, now: datetime) -> None:
     # CREATE SCHEMA IF NOT EXISTS needs CREATE on the database even if the schema exists; a role with few rights lacks it.
-    if connection.execute("SELECT to_regnamespace('babylon_rl') IS NULL").fetchone() == (True,):
+    if connection.value("SELECT to_regnamespace('babylon_rl')") is None:
         connection.execute('CREATE SCHEMA "babylon_rl"')
     connection.execute(
         'CREATE TABLE IF NOT EXISTS babylon_rl.migrations (id TEXT PRIMARY KEY, checksum TEXT NOT NULL, "appliedAt" TIMESTAMP(3) NOT NULL)'
@@ -270,9 +270,7 @@ def expected_tables(connection: Connection, contract_sql: str) -> dict[str, Cata
         # The contract's statements name no schema, so they create temporary tables here.
         connection.execute("SET LOCAL search_path = pg_temp")
         connection.execute(contract_sql)
-        row = connection.execute("SELECT pg_my_temp_schema()::regnamespace::text").fetchone()
-        assert row is not None
-        return read_tables(connection, row[0])
+        return read_tables(connection, connection.row("SELECT pg_my_temp_schema()::regnamespace::text")[0])
 
 
 def differences(expected: dict[str, CatalogTable], actual: dict[str, CatalogTable]) -> list[str]:

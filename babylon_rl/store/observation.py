@@ -38,14 +38,13 @@ _COUNTERS = """
 
 
 def watermark(connection: Connection, tables: Sequence[str], *of: Any, without_inserts: Sequence[str] = ()) -> str | None:
-    """Hash all writes to ``tables`` and the values ``of``; None if unknown.
+    """Hash all writes to ``tables`` (qualified, quoted) and the values ``of``; None if unknown.
 
-    Table names are qualified and quoted. Of ``without_inserts`` only updates and deletions count. Read the mark before the data it stands
-    for: a write in between then changes the next mark.
+    Of ``without_inserts`` only updates and deletions count. Read the mark before its data: a write in between changes the next mark.
     """
     parameters = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
     # ``counted`` is false if counting is off, a table is missing, or a table has partitions or children.
-    counted, *counters = connection.execute(_COUNTERS, parameters).fetchone() or (False,)
+    counted, *counters = connection.row(_COUNTERS, parameters)
     return content_version([*counters, *of]) if counted else None
 
 
@@ -56,7 +55,7 @@ MARKET_TABLES = tuple(
 KINDS = ("prices", "probabilities", "events", "start_prices", "open_questions")
 
 # Each query gives (hour, rows, sum of row hashes). The hash of a record is linear in its columns, so two rows that swap a value would give
-# the same sum: the second hash prevents that. Seed 1, because with seed 0 NULL and the number 0 would hash alike.
+# the same sum: the second hash prevents that, here and in TRAJECTORIES. Seed 1, because with seed 0 NULL and the number 0 would hash alike.
 PRICE_VERSIONS = """
     SELECT date_trunc('hour', "timestamp"), count(*),
            sum(hashint8extended(hash_record_extended(ROW(id, "organizationId", price, "timestamp", volume), 1), 0))
@@ -134,10 +133,7 @@ NEWEST_MARKET_ROW = """
 
 
 def market_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
-    """Return the data versions of hours with prices, events or probabilities, by window.
-
-    From ``first`` (inclusive) to ``end`` (exclusive).
-    """
+    """Return the data versions of hours with market data from ``first`` (inclusive) to ``end`` (exclusive), by window."""
     bounds: dict[str, Any] = {"start": window_start(first), "stop": window_start(end)}
     hours: dict[datetime, dict[str, tuple[int, int]]] = {}
     # The first three kinds tell which hours hold anything; the last two are read for these hours only.
@@ -149,12 +145,6 @@ def market_versions(connection: Connection, first: str, end: str) -> dict[str, s
         for hour, rows, content in connection.execute(statement, bounds):
             hours[hour][kind] = rows, int(content)
     return {window_of(hour): counted_version(**{kind: hours[hour].get(kind, (0, 0)) for kind in KINDS}) for hour in bounds["starts"]}
-
-
-def newest_market_hour(connection: Connection, end: str) -> str | None:
-    """Return the newest hour before ``end`` that holds a price or an event, or None."""
-    newest = connection.value(NEWEST_MARKET_ROW, {"stop": window_start(end)})
-    return None if newest is None else window_of(newest)
 
 
 # Length of the range that is observed at every tick.
@@ -176,7 +166,6 @@ def answered_late(connection: Connection, asked_before: datetime, since: datetim
     return int(connection.value(_ANSWERED_LATE, {"asked": asked_before, "since": since}) or 0)
 
 
-# The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the second hash prevents that.
 TRAJECTORIES = """
     SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*),
            least(greatest(max(t."updatedAt"), timestamp '0001-01-01'), timestamp '9999-12-31'),
@@ -221,14 +210,12 @@ def _version(newest: datetime, sums: list[int]) -> str:
 
 
 def recent_hours(connection: Connection, end: str) -> tuple[str, str]:
-    """Return the start of the recent range for trajectories and for market data.
-
-    RECENT, counted back from the newest hour of each before ``end``.
-    """
+    """Start of RECENT for trajectories and for market data, counted back from the newest hour of each before ``end``."""
     # Counted from the newest data, not from now: a game may have stopped some time ago.
-    newest = newest_window_with_rows(connection, window_of(window_start(end) - HOUR))
-    return _back_from(newest or end), _back_from(newest_market_hour(connection, end) or end)
+    rows = newest_window_with_rows(connection, window_of(window_start(end) - HOUR)) or end
+    market: datetime = connection.value(NEWEST_MARKET_ROW, {"stop": window_start(end)}) or window_start(end)
+    return _back_from(window_start(rows)), _back_from(window_start(window_of(market)))
 
 
-def _back_from(window: str) -> str:
-    return max(FIRST_POSSIBLE, window_of(window_start(window) - RECENT + HOUR))
+def _back_from(hour: datetime) -> str:
+    return max(FIRST_POSSIBLE, window_of(hour - RECENT + HOUR))

@@ -114,10 +114,7 @@ _FLAGS = """
 
 @dataclass(frozen=True, slots=True)
 class MarketFlags:
-    """Flags on an hour's market.
-
-    A flag is ``{"subject": ticker or market id, "flag": name}``; ``shared_tickers`` are tickers made distinct by ``~2``.
-    """
+    """Flags on the subjects (tickers, market ids) of an hour's market, and tickers made distinct by ``~2``."""
 
     window: str
     flags: Sequence[Mapping[str, str]]

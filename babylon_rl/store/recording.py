@@ -15,8 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     """Facts that an hour's market and its players' accounts follow from, beside the seed.
 
-    ``agents`` is the number that the market was made for, ``start_prices`` are by company, and ``seats`` are the players, in order, each
-    with the dollars that it began with. ``game`` is the name of what they played.
+    ``start_prices`` are by company, ``seats`` the players with the dollars that each began with, ``game`` the name of what they played.
     """
 
     edition: str
@@ -44,9 +43,7 @@ def stored_rows(connection: Connection, ids: Sequence[str]) -> frozenset[str]:
 
 def require_recording_tables(connection: Connection) -> None:
     """Check that the tables of the recorder exist. Raises SchemaMismatch: one is missing."""
-    names = ("trajectories", "llm_call_logs")
-    rows = connection.execute("SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL", (list(names),))
-    absent = [name for (name,) in rows]
+    absent = [name for name in ("trajectories", "llm_call_logs") if not connection.has_table(f"public.{name}")]
     if absent:
         raise SchemaMismatch(f"The table {' and '.join(absent)} is not in this database: run `babylon-rl migrate`, or check DATABASE_URL.")
 
@@ -54,7 +51,6 @@ def require_recording_tables(connection: Connection) -> None:
 def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: datetime) -> None:
     """Create the missing game users (id, name) of simulated agents."""
     # Simulated agents start with 10000 dollars. An existing user keeps its account.
-    ids, names = [agent for agent, _ in agents], [name for _, name in agents]
     connection.execute(
         """
         INSERT INTO public."User" (id, username, "displayName", "isAgent", "isTest", "virtualBalance", "createdAt", "updatedAt")
@@ -62,7 +58,7 @@ def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: d
         FROM unnest(%(ids)s::text[], %(names)s::text[]) AS agent(id, name)
         ON CONFLICT (id) DO NOTHING
         """,
-        {"ids": ids, "names": names, "now": now},
+        {"ids": [agent for agent, _ in agents], "names": [name for _, name in agents], "now": now},
     )
 
 

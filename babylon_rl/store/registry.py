@@ -13,8 +13,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, record_dropped
+from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, hold_batch, record_dropped
 from babylon_rl.store.connection import Connection
 
 FIRST_VERSION = "v1.0.0"
@@ -89,10 +88,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """The input of ``register_model``: a published checkpoint and the batch behind it.
-
-    ``storage_path`` is the address that agents call. Weights from outside have no episodes.
-    """
+    """The input of ``register_model``. ``storage_path`` is the address that agents call; weights from outside have no episodes."""
 
     batch_id: str
     attempt: int
@@ -133,10 +129,7 @@ def version_order(version: str) -> tuple[int, int, int] | None:
 
 
 def next_version(connection: Connection, batch_id: str | None = None, above: Sequence[str] = ()) -> str:
-    """Return the highest semantic version in use plus one patch; v1.0.0 without any.
-
-    In use: registered models, live batches other than ``batch_id``, and ``above``.
-    """
+    """Highest version of models, live batches other than ``batch_id`` and ``above``, plus one patch; v1.0.0 without any."""
     rows = connection.execute(
         """
         SELECT version FROM public.trained_models
@@ -221,12 +214,10 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
 def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:
     """Register a trained version in the caller's transaction, under the locks of its windows.
 
-    Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
-    trainable token are not marked: their scores counted in the mean of their groups, and no later batch takes them. Returns the number of
-    trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
+    Episodes without a trainable token are not marked as used: their scores counted in the mean of their groups, and no later batch takes
+    them. Returns the number of trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
 
-    Raises:
-        BatchConflict: the batch ended or a newer run has it; the caller must roll back.
+    Raises BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
     pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
     # ``used`` trained; the others served as baseline only.
@@ -234,26 +225,18 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
     used = [trajectory for episode, trajectory in pairs if episode.contributes != BASELINE]
     scores = [episode.score for episode in new.episodes if episode.score is not None]
     # Fencing: only the current run of a live batch may complete it.
-    closed = connection.execute(
-        """
-        UPDATE babylon_rl.batches SET "state" = %s, "version" = %s, "heartbeatAt" = %s
-        WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
-        """,
-        [transition.target, new.version, new.now, new.batch_id, new.attempt, list(transition.sources)],
-    )
-    if closed.rowcount == 0:
-        raise BatchConflict(f"{new.batch_id} ended, or another run has taken it over, while run {new.attempt} trained it.")
+    hold_batch(connection, new.batch_id, new.attempt, new.now, transition)
+    reserve_version(connection, new.batch_id, new.version)
     connection.execute(
         """
         UPDATE public.training_batches
-        SET status = %s, error = NULL, "modelVersion" = %s, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s,
-            "trainingLoss" = %s, "completedAt" = %s
+        SET status = %s, error = NULL, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s, "trainingLoss" = %s,
+            "completedAt" = %s
         WHERE "batchId" = %s
         """,
-        [transition.target, new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
+        [transition.target, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
          json.dumps([episode.rank for episode, _ in pairs]), new.loss, new.now, new.batch_id],
     )  # fmt: skip
-    # Deleted rows are not marked; the result tells the caller how many were.
     marked = connection.execute(
         """
         UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
@@ -297,10 +280,8 @@ def _insert_model(connection: Connection, new: NewModel, reward: float | None, e
 
 
 def register_import(connection: Connection, new: NewModel) -> Model:
-    """Register weights from outside as a version of their parent's line; the caller commits.
-
-    The batch of the lineage has no trajectories and no row in training_batches, so that it counts as no training.
-    """
+    """Register weights from outside as a version of their parent's line; the caller commits."""
+    # Without trajectories and without a row in training_batches, so that it counts as no training.
     connection.execute(
         """
         INSERT INTO babylon_rl.batches
@@ -361,11 +342,8 @@ def note_upload(connection: Connection, batch_id: str, url: str, now: datetime) 
     connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])
 
 
-_STATUS_COUNTS = "SELECT status, count(*) FROM public.trained_models GROUP BY status ORDER BY status"
-
-
 def count_models(connection: Connection) -> dict[str, int] | None:
     """Count registered models by status; None without a registry table."""
     if not connection.has_table("public.trained_models"):
         return None
-    return {status: count for status, count in connection.execute(_STATUS_COUNTS)}
+    return dict(connection.execute("SELECT status, count(*) FROM public.trained_models GROUP BY status ORDER BY status").fetchall())

@@ -8,7 +8,7 @@ The rules of transitions stand in serving/releases.py. Rows of trained_models th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from babylon_rl.services import LOCAL, upstream_of
 from babylon_rl.store.columns import columns_of, listed
@@ -58,10 +58,7 @@ ON CONFLICT (id) DO UPDATE SET
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One rollout of a version: to ``percentage`` of all agents, or to ``agent_ids``.
-
-    The latter is strategy ``test``. ``previous_version`` is the one deployed when it began, None for the base.
-    """
+    """One rollout of a version, to ``percentage`` of all agents, or (``test``) to ``agent_ids``. ``previous_version`` None is the base."""
 
     rollout_id: int
     version: str
@@ -102,10 +99,7 @@ INSERT INTO babylon_rl.rollout_events ({listed(columns_of(RolloutEvent))}) VALUE
 
 @dataclass(frozen=True, slots=True)
 class RoutedVersion:
-    """A registered version as a gateway asks for it: ``model_name`` at ``upstream``.
-
-    ``checkpoint`` is the directory of its files or of the pointer to them, None for another producer's version.
-    """
+    """A registered version: ``model_name`` at ``upstream``. ``checkpoint`` is its directory, None for a foreign version."""
 
     version: str
     status: str
@@ -205,12 +199,10 @@ def insert_rollout(
     now: datetime,
 ) -> Rollout:
     """Write a new rollout with its first event, in the caller's transaction."""
-    row = connection.execute(
-        _INSERT_ROLLOUT, [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
-    ).fetchone()
-    assert row is not None
-    connection.execute(_INSERT_EVENT, [row[0], version, None, state, None, percentage, who, why, now])
-    return Rollout(row[0], version, state, strategy, percentage, tuple(agent_ids), previous_version, now, now, now)
+    values: list[Any] = [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
+    rollout_id = connection.row(_INSERT_ROLLOUT, values)[0]
+    connection.execute(_INSERT_EVENT, [rollout_id, version, None, state, None, percentage, who, why, now])
+    return Rollout(rollout_id, *values)
 
 
 def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, who: str, why: str, now: datetime) -> None:

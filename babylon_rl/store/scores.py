@@ -3,7 +3,7 @@
 Tables babylon_rl.group_scores, episode_scores, part_scores, judge_quarantine and judge_pending, and the game's reward_judgments and
 columns of trajectories. "updatedAt" of trajectories is never touched: it is the producer's last change.
 
-Quarantine: the judge's answers are unusable. Pending: not judged yet. An hour in quarantine has that state in babylon_rl.windows too; it
+An hour in quarantine has that state in babylon_rl.windows too; it
 leaves when a person asks for another try, when another judge scores it, or when its request would differ from the failed one.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, insertion, listed, loaded, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -28,10 +28,7 @@ class NewScores(NamedTuple):
 
 
 class ScoredFrom(NamedTuple):
-    """Versions of the sources and the rules of some scores; empty where not known.
-
-    ``rules_changed``: both are those after a change of the rules that the scores do not follow. ``scored_by`` are the rules that made them.
-    """
+    """Versions of the sources and rules of some scores. ``rules_changed``: since then, and ``scored_by`` are those that made them."""
 
     sources: str
     rules: str
@@ -67,20 +64,9 @@ _READ_PARTS = f"""
 """
 
 _DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
-
-_INSERT_GROUPS = f"""
-    INSERT INTO babylon_rl.group_scores ({listed(_WRITTEN_GROUPS)})
-    SELECT {listed(_WRITTEN_GROUPS)} FROM jsonb_populate_recordset(NULL::babylon_rl.group_scores, %(groups)s)
-"""
-_INSERT_SCORES = f"""
-    INSERT INTO babylon_rl.episode_scores ("window", {listed(_SCORES)})
-    SELECT "window", {listed(_SCORES)} FROM jsonb_populate_recordset(NULL::babylon_rl.episode_scores, %(scores)s)
-"""
-
-_INSERT_PARTS = f"""
-    INSERT INTO babylon_rl.part_scores ("window", {listed(_PARTS)})
-    SELECT "window", {listed(_PARTS)} FROM jsonb_populate_recordset(NULL::babylon_rl.part_scores, %(parts)s)
-"""
+_INSERT_GROUPS = insertion("babylon_rl.group_scores", _WRITTEN_GROUPS)
+_INSERT_SCORES = insertion("babylon_rl.episode_scores", ("window", *_SCORES))
+_INSERT_PARTS = insertion("babylon_rl.part_scores", ("window", *_PARTS))
 
 # What the game's tables hold of a score, for each of its trajectories.
 _JUDGED = """
@@ -95,37 +81,26 @@ _OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL
                     WHERE item."window" = {window} AND item."trajectoryId" = row."trajectoryId" AND item."consumed")))"""
 
 # The ids are also bound separately: the planner estimates 100,000 rows for the JSON document and would scan the table.
-_SCORE_TRAJECTORIES = (
-    """
+_SCORE_TRAJECTORIES = f"""
     UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
-    FROM (SELECT s."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
-"""
-    + _JUDGED
-    + f""") judged
+    FROM (SELECT s."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning" {_JUDGED}) judged
     WHERE row."trajectoryId" = ANY(%(ids)s) AND row."trajectoryId" = judged."trajectoryId" AND {_OPEN.format(window='judged."window"')}
 """
-)
 
 # The game keeps one judgement per trajectory.
-_JUDGE_TRAJECTORIES = (
-    """
+_JUDGE_TRAJECTORIES = f"""
     INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
         "groupId", "reasoning", "criteriaJson", "judgedAt")
     SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", s."judge", s."judgeVersion", s."score", s."rank", s."advantage",
-        s."window", s."reasoning", s."criteria"::text, %(now)s
-"""
-    + _JUDGED
-    + f"""
+        s."window", s."reasoning", s."criteria"::text, %(now)s {_JUDGED}
     JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='s."window"')}
     ON CONFLICT ("trajectoryId") DO UPDATE SET
         "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
         "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
         "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
 """
-)
 
 _CONSUMED = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
-
 _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'"""
 
 
@@ -145,10 +120,7 @@ def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark the scores of changed groups as stale, and unmark scores that match again.
-
-    ``versions`` maps window to the group's present version. Scores with forgotten sources stay stale until the prompt was compared.
-    """
+    """Mark the scores of changed groups (window -> present version) as stale, and unmark scores that match again."""
     connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
 
 
@@ -171,12 +143,10 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScore
 
 
 def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, *, force: bool = False) -> None:
-    """Write the scores of ``groups`` to our tables and the game's.
+    """Write the scores of ``groups`` to our tables and the game's, in the caller's transaction and under the windows' locks.
 
-    In the caller's transaction and under the windows' locks. Trajectories used by a training keep the score of that training, unless
-    ``force`` is set.
+    Trajectories used by a training keep the score of that training, unless ``force`` is set.
     """
-    documents = [_group_document(new.group, now) for new in groups]
     scores = [{"window": new.group.window, **msgspec.to_builtins(score)} for new in groups for score in new.group.scores]
     parts = [{"window": new.group.window, **msgspec.to_builtins(part)} for new in groups for part in new.group.parts]
     judged: list[dict[str, Any]] = [
@@ -195,16 +165,13 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
         for score in group.scores
     ]
     ids = [trajectory for row in judged for trajectory in row["trajectoryIds"]]
-    parameters = {
-        "groups": Jsonb(documents), "scores": Jsonb(scores), "parts": Jsonb(parts), "judged": Jsonb(judged), "ids": ids, "now": now,
-        "force": force,
-    }  # fmt: skip
+    parameters = {"judged": Jsonb(judged), "ids": ids, "now": now, "force": force}
     # Our rows are written anew; the game's are updated.
     windows = [new.group.window for new in groups]
     delete(connection, windows)
-    connection.execute(_INSERT_GROUPS, parameters)
-    connection.execute(_INSERT_SCORES, parameters)
-    connection.execute(_INSERT_PARTS, parameters)
+    connection.execute(_INSERT_GROUPS, [Jsonb([_group_document(new.group, now) for new in groups])])
+    connection.execute(_INSERT_SCORES, [Jsonb(scores)])
+    connection.execute(_INSERT_PARTS, [Jsonb(parts)])
     # Judgements before scores: both ask ``_OPEN``, which reads the score that the second statement writes.
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)
@@ -230,10 +197,9 @@ def delete(connection: Connection, windows: Sequence[str]) -> None:
 
 
 class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.judge_quarantine.
+    """One row of babylon_rl.judge_quarantine. ``transcript`` holds the requests and answers, shortened, in order.
 
-    ``transcript`` holds the requests and answers, shortened, in order. ``sources_version`` is the version of the request's inputs: while it
-    is unchanged, the same request would be sent. Empty: unknown.
+    While ``sources_version`` is unchanged, the same request would be sent. Empty: unknown.
     """
 
     window: str
@@ -250,10 +216,10 @@ _READ_QUARANTINED = f"""
     SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
     WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
-_QUARANTINE = f"""
-    INSERT INTO babylon_rl.judge_quarantine ({listed(_QUARANTINE_COLUMNS)}) VALUES (%s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}
-"""
+_QUARANTINE = (
+    insertion("babylon_rl.judge_quarantine", _QUARANTINE_COLUMNS)
+    + f'ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}'
+)
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 # The state of the hour follows from its readiness and from current scores.
 _RELEASE = """
@@ -288,11 +254,9 @@ def read_quarantined(connection: Connection, windows: Sequence[str] | None = Non
 
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Quarantine a group, in the caller's transaction and under the hour's lock."""
-    transcript = Jsonb(entry.transcript)
-    # A quarantined hour is not pending any more.
-    head = (entry.window, entry.judge, entry.judge_version, entry.reason)
-    connection.execute(_QUARANTINE, (*head, transcript, entry.at, entry.sources_version))
+    connection.execute(_QUARANTINE, [Jsonb([msgspec.to_builtins(entry)])])
     connection.execute(_SET_ASIDE, (entry.window,))
+    # A quarantined hour is not pending any more.
     connection.execute(_WAIT_NO_MORE, ([entry.window],))
 
 
@@ -302,22 +266,14 @@ def release(connection: Connection, windows: Sequence[str]) -> None:
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
-_OLD_TRANSCRIPTS = """
-    SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "at" < %s AND jsonb_array_length("transcript") > 0
-"""
-_FORGET_TRANSCRIPTS = """
-    UPDATE babylon_rl.judge_quarantine SET "transcript" = '[]' WHERE "at" < %s AND jsonb_array_length("transcript") > 0
-"""
+_WITH_OLD_TRANSCRIPT = """WHERE "at" < %s AND jsonb_array_length("transcript") > 0"""
 
 
 def forget_transcripts(connection: Connection, before: datetime, *, dry_run: bool) -> int:
-    """Empty the transcripts of groups quarantined before a time, and return their number.
-
-    ``dry_run`` only counts. The groups stay in quarantine, with the reason.
-    """
+    """Empty the transcripts of groups quarantined before a time, and return their number; ``dry_run`` only counts."""
     if dry_run:
-        return int(connection.value(_OLD_TRANSCRIPTS, [before]) or 0)
-    return connection.execute(_FORGET_TRANSCRIPTS, [before]).rowcount
+        return int(connection.value(f"SELECT count(*) FROM babylon_rl.judge_quarantine {_WITH_OLD_TRANSCRIPT}", [before]) or 0)
+    return connection.execute(f"""UPDATE babylon_rl.judge_quarantine SET "transcript" = '[]' {_WITH_OLD_TRANSCRIPT}""", [before]).rowcount
 
 
 class PendingHour(NamedTuple):
@@ -373,10 +329,7 @@ def read_made_from(connection: Connection, windows: Sequence[str]) -> dict[str, 
 
 
 def keep_made_from(connection: Connection, sources: Mapping[str, str], rules: str, *, rules_changed: bool = False) -> None:
-    """Store the present versions of scores (window -> sources); their data are not stale.
-
-    ``rules_changed``: the scores were made by other rules, and stay. Runs in the caller's transaction.
-    """
+    """Store the present versions of scores (window -> sources), not stale. ``rules_changed``: other rules made them, and they stay."""
     if sources:
         parameters = {"rules": rules, "changed": rules_changed, "windows": list(sources), "sources": list(sources.values())}
         connection.execute(_KEEP_MADE_FROM, parameters)
@@ -409,9 +362,6 @@ WHERE g."window" >= %(first)s AND g."window" < %(end)s AND NOT g."stale"
 
 
 def by_other_rules(connection: Connection, first: str, end: str, judge: str, version: str) -> tuple[int, float | None]:
-    """Count the hours from ``first`` to ``end`` whose scores other rules made, and the dollars that these cost then.
-
-    None where no price is known.
-    """
-    row = connection.execute(_BY_OTHER_RULES, {"first": first, "end": end, "judge": judge, "version": version}).fetchone()
-    return (0, None) if row is None else (row[0], row[1])
+    """Count the hours of a range that other rules scored, and the dollars that these cost then (None: no price is known)."""
+    hours, usd = connection.row(_BY_OTHER_RULES, {"first": first, "end": end, "judge": judge, "version": version})
+    return hours, usd

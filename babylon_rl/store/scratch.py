@@ -29,14 +29,10 @@ class Scratch:
 
 @contextmanager
 def scratch_database(home: Path, name: str) -> Iterator[Scratch]:
-    """Open the scratch database ``name`` on the embedded server, created if absent.
+    """Open the scratch database ``name`` (letters, digits) on the embedded server, created if absent.
 
-    ``name``: letters and digits. The database is dropped at the end of the block, but kept if the block raises, so that paid or long work
-    can continue.
-
-    Raises:
-        UsageError: another process works in it.
-        EmbeddedServerError: the server cannot be created or started.
+    It is dropped at the end, but kept if the block raises, so that paid or long work can continue. Raises UsageError: another process
+    works in it.
     """
     database_name = f"{_PREFIX}{name}"
     with use_server(home) as url, connect(url, autocommit=True) as server:

@@ -1,19 +1,17 @@
 """Counts and rows of the status of trainings.
 
-None of them reads a large table from end to end.
-
-babylon_rl.windows holds the counts of the hours that were read; the other hours are counted by the index on "windowId". Totals of the
-whole table are exact up to EXACT_UP_TO rows; above, the planner's estimate and a sample of pages.
+None of them reads a large table from end to end: babylon_rl.windows holds the counts of the hours that were read, and the other hours are
+counted by the index on "windowId". Totals of the whole table are exact up to EXACT_UP_TO rows; above, the planner's estimate and a sample
+of pages.
 """
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, updates
+from babylon_rl.store.columns import columns_of, insertion, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -125,11 +123,7 @@ class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
 
 _KEPT_COLUMNS = columns_of(KeptCounts)
 _KEPT = f"SELECT {listed(_KEPT_COLUMNS)} FROM babylon_rl.kept_counts"
-_KEEP = f"""
-INSERT INTO babylon_rl.kept_counts ({listed(_KEPT_COLUMNS)})
-VALUES (%(mark)s, %(episodes)s, %(windows)s, %(not_trainable)s, %(seconds)s, %(counted_at)s)
-ON CONFLICT ("one") DO UPDATE SET {updates(_KEPT_COLUMNS)}
-"""
+_KEEP = insertion("babylon_rl.kept_counts", _KEPT_COLUMNS) + f'ON CONFLICT ("one") DO UPDATE SET {updates(_KEPT_COLUMNS)}'
 
 
 class AutomationState(msgspec.Struct, frozen=True):
@@ -141,10 +135,7 @@ class AutomationState(msgspec.Struct, frozen=True):
 
 
 class JudgedState(msgspec.Struct, frozen=True):
-    """Hours with current scores, their mean disagreement, and hours waiting or in quarantine.
-
-    Scored hours are of a range; disagreement is 0..1.
-    """
+    """Hours of a range with current scores, their mean disagreement (0..1), and all hours waiting or in quarantine."""
 
     scored: int
     disagreement: float | None
@@ -155,23 +146,20 @@ class JudgedState(msgspec.Struct, frozen=True):
 
 def trajectory_totals(connection: Connection) -> TrajectoryTotals:
     """Count all trajectories and average them; above EXACT_UP_TO rows as estimates."""
-    estimate = int(_one(connection, _ESTIMATE)[0][0]["Plan"]["Plan Rows"])
+    estimate = int(connection.row(_ESTIMATE)[0][0]["Plan"]["Plan Rows"])
     if estimate <= EXACT_UP_TO:
-        count, reward, length, duration_ms = _one(connection, _TOTALS)
+        count, reward, length, duration_ms = connection.row(_TOTALS)
         return TrajectoryTotals(count, reward, length, duration_ms, "exact")
     pages = max(1, connection.value(_PAGES) or 0)
-    reward, length, duration_ms = _one(connection, _SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
+    reward, length, duration_ms = connection.row(_SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
     return TrajectoryTotals(estimate, reward, length, duration_ms, "estimated")
 
 
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
-    """Count the trajectories of the last 24 hours and 7 days.
-
-    As last read, and by index where an hour was not read yet. Rows whose hour was not read and that name none in "windowId" are left out.
-    """
+    """Count the trajectories of the last 24 hours and 7 days: as last read, else by the index on "windowId"."""
     current = window_of(now)
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
-    last_day, last_week = _one(connection, _ARRIVED, bounds)
+    last_day, last_week = connection.row(_ARRIVED, bounds)
     newest = newest_window_with_rows(connection, current)
     newest_at = None if newest is None else connection.value(_NEWEST_ROW, [newest])
     return Arrivals(last_day, last_week, newest_at)
@@ -189,7 +177,7 @@ def recent_trajectories(connection: Connection, now: datetime, limit: int) -> li
 
 def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
     """Return the state of judging: scores of a range, and all hours without."""
-    return JudgedState(*_one(connection, _JUDGED, {"first": first, "end": end}))
+    return JudgedState(*connection.row(_JUDGED, {"first": first, "end": end}))
 
 
 def daemon_seen_at(connection: Connection) -> datetime | None:
@@ -210,7 +198,7 @@ def automation_state(connection: Connection) -> AutomationState:
 
 def clock_of(connection: Connection) -> datetime:
     """Return the time of the server's clock (naive UTC)."""
-    at: datetime = _one(connection, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
+    at: datetime = connection.row("SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
     return at
 
 
@@ -222,16 +210,9 @@ def read_kept_counts(connection: Connection) -> KeptCounts | None:
 
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
     """Replace the kept counts, in the caller's transaction."""
-    parameters = msgspec.structs.asdict(counts) | {"windows": Jsonb(counts.windows), "not_trainable": Jsonb(counts.not_trainable)}
-    connection.execute(_KEEP, parameters)
+    connection.execute(_KEEP, [Jsonb([msgspec.to_builtins(counts)])])
 
 
 def lock_trigger(connection: Connection) -> None:
     """Let one trigger at a time check and freeze, until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl trigger'))")
-
-
-def _one(connection: Connection, statement: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-    row = connection.execute(statement, parameters).fetchone()
-    assert row is not None  # each of them always has a row
-    return row

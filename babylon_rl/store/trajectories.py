@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -75,8 +75,12 @@ class CallLogRow(msgspec.Struct, frozen=True):
 _WITHIN = "least(greatest({0}, timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999')"
 _COLUMNS = f""""trajectoryId", "agentId", {_WITHIN.format('"startTime"')}, {_WITHIN.format('"endTime"')}, "windowId", "windowHours",
     "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
+Row = TypeVar("Row", TrajectoryRow, CallLogRow)
 # Binary COPY carries no types. Text columns read as bytea stay undecoded UTF-8.
-_ROW_TYPES = ["text", "text", "timestamp", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"]
+_TYPES: dict[type, list[str]] = {
+    TrajectoryRow: ["text", "text", "timestamp", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"],
+    CallLogRow: ["text", "text", "text", "timestamp", "text", "text", "text", "text", "bytea", "text", "bytea"],
+}
 
 BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
 
@@ -90,7 +94,6 @@ CALL_LOGS = f"""COPY (
         "messagesJson", response, metadata
     FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%(ids)s) ORDER BY "trajectoryId"
 ) TO STDOUT (FORMAT BINARY)"""
-_LOG_TYPES = ["text", "text", "text", "timestamp", "text", "text", "text", "text", "bytea", "text", "bytea"]
 
 # Rows with a canonical id by range of the id, the others agent by agent.
 WINDOWS_WITH_ROWS = """
@@ -116,19 +119,16 @@ NEWEST_NAMED = r"""
     ORDER BY "windowId" DESC LIMIT 1
 """
 # Only rows newer than the newest one with an id: otherwise an agent whose rows all have an id would be read to its first row.
-NEWEST_UNNAMED = """
-    SELECT max(odd.hour) FROM {unnamed} odd
-"""
+NEWEST_UNNAMED = "SELECT max(odd.hour) FROM {unnamed} odd"
 
 _HOUR = """to_char("startTime", 'YYYY-MM-DD"T"HH24:00')"""
 _NAMED_OTHERWISE = f""""windowId" IS DISTINCT FROM {_HOUR}"""
 
 
 def with_unnamed(connection: Connection, statement: str, columns: str, condition: str, suffix: str = "") -> str:
-    """Return ``statement`` with its ``{unnamed}`` replaced by a query.
+    """Put a query of rows that may have no canonical window id in place of ``{unnamed}``; some have one.
 
-    It is for rows that may have no canonical window id. By the optional index if it is there, else agent by agent: OFFSET 0 keeps the
-    planner on one index range per agent. Both give every row without a canonical id, and some with one.
+    By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent.
     """
     if has_index(connection, UNNAMED):
         found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"
@@ -143,24 +143,18 @@ def with_unnamed(connection: Connection, statement: str, columns: str, condition
 
 
 SCORED = """SELECT "trajectoryId" FROM public.trajectories WHERE "trajectoryId" = ANY(%s) AND "aiJudgeReward" IS NOT NULL"""
-
 FIRST_POSSIBLE, LAST_POSSIBLE = "0001-01-01T00:00", "9999-12-31T23:00"
 
 
 def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[TrajectoryRow]:
-    """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order.
-
-    One row is in memory at a time. The connection is busy until the iterator is exhausted.
-    """
+    """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order, one in memory at a time."""
     if not windows:
         return
     # First the rows with a canonical id, then the others by their start time.
     chosen = frozenset(windows)
-    for values in _copy(connection, BY_WINDOW_ID, {"windows": list(windows)}, _ROW_TYPES):
-        yield TrajectoryRow(*values)
+    yield from _copy(connection, TrajectoryRow, BY_WINDOW_ID, {"windows": list(windows)})
     bounds = {"start": window_start(min(windows)), "stop": window_end(max(windows))}
-    for values in _copy(connection, with_unnamed(connection, BY_START_TIME, _COLUMNS, BETWEEN), bounds, _ROW_TYPES):
-        row = TrajectoryRow(*values)
+    for row in _copy(connection, TrajectoryRow, with_unnamed(connection, BY_START_TIME, _COLUMNS, BETWEEN), bounds):
         # The query gives some rows with a canonical id as well, which have been yielded above.
         if not _is_window_id(row.window_id) and row.window in chosen:
             yield row
@@ -169,23 +163,17 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
 def trajectories_by_id(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[TrajectoryRow]:
     """Stream the rows of the given trajectories, in no particular order."""
     if trajectory_ids:
-        for values in _copy(connection, BY_ID, {"ids": list(trajectory_ids)}, _ROW_TYPES):
-            yield TrajectoryRow(*values)
+        yield from _copy(connection, TrajectoryRow, BY_ID, {"ids": list(trajectory_ids)})
 
 
 def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
     """Stream the log rows of the given trajectories, grouped by trajectory."""
     if trajectory_ids:
-        for values in _copy(connection, CALL_LOGS, {"ids": list(trajectory_ids)}, _LOG_TYPES):
-            yield CallLogRow(*values)
+        yield from _copy(connection, CallLogRow, CALL_LOGS, {"ids": list(trajectory_ids)})
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
-    """Return the windows that hold at least one trajectory, in order.
-
-    From ``first`` (inclusive) to ``end`` (exclusive). A row without a window id whose time is infinite, or beyond a calendar of four
-    digits, belongs to none (``rows_of_no_hour``).
-    """
+    """Return the windows that hold a trajectory, in order, from ``first`` (inclusive) to ``end`` (exclusive)."""
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     statement = with_unnamed(connection, WINDOWS_WITH_ROWS, f'"windowId", {_HOUR}', BETWEEN)
     rows = connection.execute(statement, bounds).fetchall()
@@ -194,10 +182,7 @@ def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]
 
 
 def rows_of_no_hour(connection: Connection) -> list[str]:
-    """Return the ids of trajectories that belong to no hour.
-
-    Neither their window id nor their start time gives one; nothing else reads or counts them.
-    """
+    """Ids of trajectories that no hour reads or counts: neither window id nor start time gives one."""
     return sorted(trajectory_id for trajectory_id, window_id in connection.execute(OF_NO_HOUR) if not _is_window_id(window_id))
 
 
@@ -223,10 +208,11 @@ def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)
 
 
-def _copy(connection: Connection, statement: str, parameters: dict[str, Any], types: list[str]) -> Iterator[tuple[Any, ...]]:
+def _copy(connection: Connection, struct: type[Row], statement: str, parameters: dict[str, Any]) -> Iterator[Row]:
     with connection.cursor().copy(statement, parameters) as copy:
-        copy.set_types(types)
-        yield from copy.rows()
+        copy.set_types(_TYPES[struct])
+        for values in copy.rows():
+            yield struct(*values)
 
 
 # Eligible rows are those that an hour's episodes hold. Newest hour first, so that its index ends the search after some hours.
@@ -248,7 +234,6 @@ FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId"
 """
 
 _WITH_ACCESSES = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND metadata ~ %s"""
-
 # Of the gateway's calls outside of every trajectory, each stands for itself.
 _UNMATCHED = """
 SELECT count(*), min(l."trajectoryId") FROM public.llm_call_logs l
@@ -260,8 +245,8 @@ WHERE l."timestamp" >= %s AND l."timestamp" < %s
 
 def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> tuple[int, str | None]:
     """Return the number of calls logged from ``start`` to ``stop`` under ids that no trajectory has, and one of these ids."""
-    count, example = connection.execute(_UNMATCHED, [start, stop]).fetchall()[0]
-    return int(count), example
+    count, example = connection.row(_UNMATCHED, [start, stop])
+    return count, example
 
 
 def newest_eligible(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
@@ -272,16 +257,9 @@ def newest_eligible(connection: Connection, first: str, end: str, complete: str,
 
 def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, bool]:
     """Return for each trajectory with logged calls whether the first one is complete. Complete: it has both prompts and a response."""
-    complete: dict[str, bool] = {}
-    for ids in in_parts(trajectory_ids):
-        complete.update(connection.execute(_FIRST_LOGGED, [ids]).fetchall())
-    return complete
+    return {found: complete for ids in in_parts(trajectory_ids) for found, complete in connection.execute(_FIRST_LOGGED, [ids])}
 
 
 def with_logged_accesses(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
     """Return the trajectories with provider accesses in a logged call."""
-    found: set[str] = set()
-    for ids in in_parts(trajectory_ids):
-        rows = connection.execute(_WITH_ACCESSES, [ids, _ACCESSES])
-        found.update(trajectory_id for (trajectory_id,) in rows)
-    return found
+    return {found for ids in in_parts(trajectory_ids) for (found,) in connection.execute(_WITH_ACCESSES, [ids, _ACCESSES])}

@@ -1,7 +1,6 @@
 """Rows of babylon_rl.windows, episodes and rejections, and the lock of an hour.
 
-They hold the last reading of each hour. Rows are written in sets; an hour with an unchanged row version is not touched. One query per kind
-serves any number of hours, each found by the key of its table.
+They hold the last reading of each hour; an hour with an unchanged row version is not written.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, in_parts, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, in_parts, insertion, listed, loaded, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
@@ -21,10 +20,7 @@ HOURS_AT_ONCE = 168
 HOURS_READ_AT_ONCE = 1000
 ROWS_READ_AT_ONCE = 100_000
 
-
-ROW_COUNTS = """
-    SELECT "windowId", count(*) FROM public.trajectories WHERE "windowId" = ANY(%s) GROUP BY 1
-"""
+ROW_COUNTS = """SELECT "windowId", count(*) FROM public.trajectories WHERE "windowId" = ANY(%s) GROUP BY 1"""
 
 # Advisory locks in order of their keys; OFFSET 0 keeps the sort below the lock calls.
 _LOCK = """
@@ -33,7 +29,6 @@ _LOCK = """
 """
 
 _VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)"""
-
 _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state" <> 'quarantined' RETURNING "window\""""
 
 # Of a summary all but the mark of the call is stored, of an episode all but its texts.
@@ -44,21 +39,14 @@ _WRITTEN = (*_WINDOWS, "rowVersion", "computedAt")
 
 # A quarantined window keeps its state.
 _KEPT_STATE = {"state": """CASE held."state" WHEN 'quarantined' THEN held."state" ELSE excluded."state" END"""}
-_UPSERT_WINDOWS = f"""
-    INSERT INTO babylon_rl.windows AS held ({listed(_WRITTEN)})
-    SELECT {listed(_WRITTEN)} FROM jsonb_populate_recordset(NULL::babylon_rl.windows, %s)
-    ON CONFLICT ("window") DO UPDATE SET {updates(_WRITTEN[1:], _KEPT_STATE)}
-"""
+_UPSERT_WINDOWS = (
+    insertion("babylon_rl.windows", _WRITTEN, alias="AS held")
+    + f'ON CONFLICT ("window") DO UPDATE SET {updates(_WRITTEN[1:], _KEPT_STATE)}'
+)
 _CLEAR_EPISODES = """DELETE FROM babylon_rl.episodes WHERE "window" = ANY(%s)"""
 _CLEAR_REJECTIONS = """DELETE FROM babylon_rl.rejections WHERE "window" = ANY(%s)"""
-_INSERT_EPISODES = f"""
-    INSERT INTO babylon_rl.episodes ({listed(_EPISODES)})
-    SELECT {listed(_EPISODES)} FROM jsonb_populate_recordset(NULL::babylon_rl.episodes, %s)
-"""
-_INSERT_REJECTIONS = f"""
-    INSERT INTO babylon_rl.rejections ({listed(_REJECTIONS)})
-    SELECT {listed(_REJECTIONS)} FROM jsonb_populate_recordset(NULL::babylon_rl.rejections, %s)
-"""
+_INSERT_EPISODES = insertion("babylon_rl.episodes", _EPISODES)
+_INSERT_REJECTIONS = insertion("babylon_rl.rejections", _REJECTIONS)
 
 # States can change while the content stays, so they are set for all hours.
 _SET_STATES = """
@@ -78,8 +66,7 @@ def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
 def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[str]]:
     """Split windows into chunks of at most HOURS_READ_AT_ONCE hours and ROWS_READ_AT_ONCE rows.
 
-    For readers of the hours' trajectories. An hour with more rows is a chunk of its own. Rows without a canonical "windowId" are few and
-    not counted.
+    An hour with more rows is a chunk of its own. Rows without a canonical "windowId" are few and not counted.
     """
     ordered = sorted(set(windows))
     with connection.transaction():
@@ -101,10 +88,7 @@ def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
 
 
 def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, WindowReading]], now: datetime) -> set[str]:
-    """Write hours where their content changed, and return the changed windows.
-
-    Windows without rows are deleted. The caller holds the hours' locks.
-    """
+    """Write hours where their content changed, and return the changed windows. The caller holds the hours' locks."""
     # An hour without rows leaves no row behind, unless it is in quarantine.
     full = [(summary, reading) for summary, reading in hours if summary.rows]
     empty = [summary.window for summary, _ in hours if not summary.rows]
@@ -119,7 +103,7 @@ def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, W
         own_episodes = [_document(episode, _EPISODES[1:]) for episode in reading.episodes]
         own_rejections = [_document(rejection, _REJECTIONS[1:]) for rejection in reading.rejections]
         document = _document(summary, _WINDOWS)
-        # The state is not part of the row version: it changes while the content stays.
+        # Without the state, which changes while the content stays.
         content = {name: value for name, value in document.items() if name != "state"}
         version = content_version({**content, "episodes": own_episodes, "rejections": own_rejections})
         if stored_versions.get(summary.window) != version:
@@ -166,10 +150,7 @@ DETAIL_CHARACTERS = 200
 
 
 def stored_summaries(connection: Connection, windows: Sequence[str]) -> list[WindowSummary]:
-    """Return the summaries of those ``windows`` that hold rows, in order.
-
-    An hour read before its quality was recorded has a quality of zeros.
-    """
+    """Return the summaries of those ``windows`` that hold rows, in order."""
     return [loaded(WindowSummary, _WINDOWS, row) for row in connection.execute(_READ_WINDOWS, [list(windows)])]
 
 
@@ -191,10 +172,7 @@ def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int
 
 
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:
-    """Return the first rejected rows by window, at most REJECTIONS_PER_REASON per reason.
-
-    The detail is cut to DETAIL_CHARACTERS. A window without rejections has an empty list.
-    """
+    """Return the first rejected rows by window, REJECTIONS_PER_REASON per reason, their detail cut to DETAIL_CHARACTERS."""
     rejections: dict[str, list[Rejection]] = {window: [] for window in windows}
     parameters = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
     for row in connection.execute(_FIRST_REJECTIONS, parameters):
@@ -216,10 +194,7 @@ _HOURS_OF_AGENT = """SELECT "window" FROM babylon_rl.episodes WHERE "agentId" = 
 
 
 def newest_states(connection: Connection, limit: int) -> dict[str, str]:
-    """Return the state of the newest hours that hold rows, oldest first.
-
-    A state is that of ``WindowSummary``, or ``waiting``: the hour waits for its judge.
-    """
+    """Return the state of the newest hours that hold rows, oldest first; ``waiting``: the hour waits for its judge."""
     return dict(connection.execute(_STATES, [limit]).fetchall())
 
 
@@ -233,7 +208,7 @@ _DATA_VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "
 
 def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """Return the data version of the last reading of each window. A window that was never read is absent."""
-    return {window: version for window, version in connection.execute(_DATA_VERSIONS, [list(windows)])}
+    return dict(connection.execute(_DATA_VERSIONS, [list(windows)]).fetchall())
 
 
 # An hour that waits for its judge, or was set aside, is an hour of scored_groups too.

@@ -21,10 +21,10 @@ from babylon_rl.store.connection import Connection, own_transaction
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """One start of an iteration (1-based) in run ``attempt``.
+    """One start of an iteration (1-based) in run ``attempt``; ``finished_at`` is None while it runs, or if it never ended.
 
-    ``finished_at`` is None while it runs, or if it never ended. ``losses`` are those of its optimizer steps so far; ``optimizer_steps``
-    have of each ``loss``, ``trainableTokens`` (of the iteration so far) and what the trainer measured.
+    ``losses`` are those of its optimizer steps so far; ``optimizer_steps`` have of each ``loss``, ``trainableTokens`` (of the iteration so
+    far) and what the trainer measured.
     """
 
     iteration: int
@@ -136,10 +136,7 @@ def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
 
 
 def begun_in_line(connection: Connection, base_model: str, but: str) -> str | None:
-    """Return a live batch of this base model with a begun training, or None.
-
-    Batch ``but`` does not count. The caller holds the registry lock.
-    """
+    """A live batch of this base model, not ``but``, with a begun training, or None. The caller holds the registry lock."""
     return connection.value(
         """
         SELECT b."batchId" FROM babylon_rl.batches b
@@ -224,8 +221,7 @@ class JobEnd:
 def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
     """Commit the row of a job before it is posted, for the run ``run_attempt``.
 
-    Raises:
-        BatchConflict: the batch ended, a newer run has it, or another job of this model has not ended.
+    Raises BatchConflict: the batch ended, a newer run has it, or another job of this model has not ended.
     """
     try:
         with own_transaction(connection):
@@ -247,12 +243,9 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
 
 
 def check_may_post(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
-    """Check directly before the request that this run may still post the job.
+    """Check directly before the request that this run may still post: it may have stood still since ``begin_job``.
 
-    A process that stood still since ``begin_job`` may have been replaced by a newer run.
-
-    Raises:
-        BatchConflict: the job was given up, the batch ended, or a newer run has it.
+    Raises BatchConflict: the job was given up, the batch ended, or a newer run has it.
     """
     with own_transaction(connection):
         may_post = connection.value(
@@ -269,36 +262,25 @@ def check_may_post(connection: Connection, job: RemoteJob, run_attempt: int) -> 
         )
 
 
+_POSTING = """WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'"""
+
+
 def name_job(connection: Connection, job: RemoteJob, job_id: str) -> None:
     """Commit the id of an accepted job."""
     with own_transaction(connection):
-        connection.execute(
-            """
-            UPDATE babylon_rl.remote_jobs SET "jobId" = %s, "state" = 'running'
-            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
-            """,
-            [job_id, job.batch_id, job.iteration, job.attempt],
-        )
+        statement = f"""UPDATE babylon_rl.remote_jobs SET "jobId" = %s, "state" = 'running' {_POSTING}"""
+        connection.execute(statement, [job_id, job.batch_id, job.iteration, job.attempt])
 
 
 def note_error(connection: Connection, job: RemoteJob, error: str) -> None:
     """Commit the service's error answer to a post. It stays unknown whether the job was accepted in spite of it."""
     with own_transaction(connection):
-        connection.execute(
-            """
-            UPDATE babylon_rl.remote_jobs SET "error" = %s
-            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
-            """,
-            [error, job.batch_id, job.iteration, job.attempt],
-        )
+        statement = f"""UPDATE babylon_rl.remote_jobs SET "error" = %s {_POSTING}"""
+        connection.execute(statement, [error, job.batch_id, job.iteration, job.attempt])
 
 
 def end_job(connection: Connection, job: RemoteJob, end: JobEnd) -> None:
-    """Commit the end of a live job.
-
-    A job that has ended stays unchanged, except a lost one whose step has appeared. Sequence and token counts without a new value stay as
-    posted.
-    """
+    """Commit the end of a live job, or of a lost one whose step has appeared. Counts without a new value stay as posted."""
     with own_transaction(connection):
         connection.execute(
             """

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from babylon_rl.processes import own_name
-from babylon_rl.store.run_heartbeats import beat
+from babylon_rl.store.dagster_rows import beat
 from babylon_rl_tests.assets.conftest import Bench
 
 

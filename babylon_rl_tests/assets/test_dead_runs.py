@@ -26,8 +26,8 @@ from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.processes import own_name
+from babylon_rl.store.dagster_rows import end_heartbeat, lock_heartbeats
 from babylon_rl.store.database import Database
-from babylon_rl.store.run_heartbeats import end_heartbeat, lock_heartbeats
 from babylon_rl_tests.assets.conftest import DRY, TRAINING, Bench, a_batch, a_run, ask
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
 

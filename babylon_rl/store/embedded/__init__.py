@@ -32,7 +32,7 @@ def use_server(home: Path, *, alone: bool = False) -> Iterator[str]:
         UsageError: ``alone``, and it is in use.
     """
     with _polite_termination():
-        cluster = Cluster(_prepared(home))
+        cluster = Cluster(home)
         lease = _open_lock(home / "use.lock")
         try:
             with _start_locked(home):
@@ -85,18 +85,9 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
     return cluster.start()
 
 
-def _prepared(home: Path) -> Path:
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as failed:
-        raise EmbeddedServerError(
-            f"The state directory {home} cannot be made: {failed.strerror}. Set BABYLON_RL_HOME to another one."
-        ) from None
-    return home
-
-
 def _open_lock(path: Path) -> IO[bytes]:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115 (held beyond this function; close-on-exec, so no program that we start inherits it)
     except OSError as failed:
         raise EmbeddedServerError(

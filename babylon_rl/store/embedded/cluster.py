@@ -96,12 +96,9 @@ class Cluster:
         return int(lines[3]) if self._is_postmaster(int(lines[0])) else None
 
     def answers(self, port: int) -> bool:
-        """Return True if the server accepts a connection now.
+        """Return True if the server accepts a connection now, False while it starts, recovers or stops.
 
-        False while it starts, recovers or stops.
-
-        Raises:
-            EmbeddedServerError: the server refuses the password.
+        Raises EmbeddedServerError: the server refuses the password.
         """
         try:
             psycopg.connect(self._admin_url(port), connect_timeout=5).close()
@@ -114,10 +111,7 @@ class Cluster:
     def create(self) -> None:
         """Create an empty cluster unless one exists.
 
-        It is built in a temporary directory and renamed when complete.
-
-        Raises:
-            EmbeddedServerError: initdb failed, or the directory holds no usable cluster.
+        Raises EmbeddedServerError: initdb failed, or the directory holds no usable cluster.
         """
         self._check_access()
         # An empty directory counts as absent.
@@ -151,12 +145,9 @@ class Cluster:
             shutil.rmtree(new, ignore_errors=True)
 
     def start(self) -> int:
-        """Start the server of an existing cluster and return its port.
+        """Start the server of an existing cluster and return its port, another one if the last is in use.
 
-        Takes another free port if the last one is in use.
-
-        Raises:
-            EmbeddedServerError: the server does not come up; the message ends with the last lines of its log.
+        Raises EmbeddedServerError: the server does not come up; the message ends with the last lines of its log.
         """
         self._check()
         if not self.has_password:
@@ -185,11 +176,7 @@ class Cluster:
         raise EmbeddedServerError(self._failure(started))
 
     def stop(self) -> bool:
-        """Stop the server, first in mode fast, then immediate; False if none ran.
-
-        Raises:
-            EmbeddedServerError: it does not stop in either mode.
-        """
+        """Stop the server, first in mode fast, then immediate; False if none ran. Raises EmbeddedServerError: neither helps."""
         if self.running_port() is None:
             return False
         # fast: end sessions and write a checkpoint. immediate: as a crash, recovered at the next start.
@@ -211,8 +198,7 @@ class Cluster:
     def _own_programs(self) -> Path:
         """Programs of the major version that made the directory.
 
-        Raises:
-            EmbeddedServerError: the wheel does not have them; the message holds the commands of the upgrade.
+        Raises EmbeddedServerError: the wheel does not have them; the message holds the commands of the upgrade.
         """
         version = (_lines(self.directory / "PG_VERSION") or [VERSION])[0].strip()
         # An older wheel may have none of VERSION.
@@ -229,10 +215,7 @@ class Cluster:
         return found[0]
 
     def _check_access(self) -> None:
-        """Check that Postgres can run as the owner of the data directory.
-
-        The owner must not be root, and must be the current user unless that is root.
-        """
+        """Check that Postgres can run as the owner of the data directory: not root, and the current user unless that is root."""
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
