@@ -287,17 +287,13 @@ def work_dir(checkpoints: Path, batch_id: str) -> Path:
     return checkpoints / WORK / batch_id
 
 
-def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int | None = 1) -> list[list[str]]:
+def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int = 1) -> list[list[str]]:
     """Plan the windows of each iteration.
 
-    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations. ``passes`` None is for old
-    batches, whose passes had no iterations of their own: their ITERATIONS cycle through the hours.
+    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations.
     """
     order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
-    size = min(settings.windows_per_iteration, len(order))
-    if passes is None:
-        return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
-    return (list(in_parts(order, size)) * passes)[: settings.iterations]
+    return (list(in_parts(order, min(settings.windows_per_iteration, len(order)))) * passes)[: settings.iterations]
 
 
 def iterations_of(batch: Batch) -> int:
@@ -318,11 +314,6 @@ def fewer_iterations(batch: Batch) -> str | None:
         f"each trains {'once' if batch.passes == 1 else f'{batch.passes} times'} (EPOCHS). For {most}, cancel it "
         f"(`babylon-rl batches cancel {batch.batch_id} --reason ...`) and train with `--epochs {epochs}`."
     )
-
-
-def passes_within(batch: Batch) -> int:
-    """Passes of an iteration over its own sequences: 1, but EPOCHS in old batches."""
-    return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
 
 
 def train_iterations(
@@ -350,9 +341,7 @@ def train_iterations(
                     refuse_empty(conversion, run.batch.batch_id)
                 # From the batch's seed and the number alone: trained again after a crash, the iteration comes out the same.
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
-                iteration = TrainIteration(
-                    run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch), generation, origin
-                )
+                iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), generation=generation, origin=origin)
                 _train(run, iteration, parent, directory, on_step)
             done[number] = _finish(run, number, directory)
         steps.append(done[number])

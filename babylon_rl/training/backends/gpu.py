@@ -108,7 +108,7 @@ class GpuTrainer(LocalTrainer):
         # ART writes into a scratch directory below the iteration's; only the adapter's two files are copied out.
         scratch = out / SCRATCH
         try:
-            sent = art_groups(groups, iteration.batch_id, iteration.step, True) * iteration.passes
+            sent = art_groups(groups, iteration.batch_id, iteration.step, True)
             with _in_words(f"iteration {iteration.step} of {iteration.batch_id}", scratch):
                 result = asyncio.run(self._trained(self._run, sent, parent, scratch))
             loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)

@@ -65,8 +65,9 @@ def recorded_calls(sequences: Iterable[TrainSequence]) -> Iterator[TrainSequence
 class TrainIteration:
     """One resumable step (1-based) of a batch, with its sequences.
 
-    They are trained ``passes`` times; ``seed`` fixes every random draw of the trainer. ``generation`` is that of the version in training:
-    1 from the base, 2 from a version of generation 1. ``origin`` is the directory of the version that the batch continues from.
+    ``seed`` fixes every random draw of the trainer. ``generation`` is that of the version in training: 1 from the base, 2 from a version of
+    generation 1. ``origin`` is the directory of the version that the batch continues from. Measurements of the CPU trainer alone ask for
+    more than one of its ``passes`` over the sequences.
     """
 
     batch_id: str

@@ -125,7 +125,7 @@ class ServerlessTrainer:
             # The step before comes from the parent's pointer; the price is recorded with the job.
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
-                self._usd(iteration.sequences, iteration.passes),
+                self._usd(iteration.sequences),
             )  # fmt: skip
             done = await RemoteJobRunner(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None
@@ -146,7 +146,7 @@ class ServerlessTrainer:
         # The flag for texts without log-probabilities is sent only where some call needs it.
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
-        sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * iteration.passes
+        sent = art_groups(groups, iteration.batch_id, iteration.step, allow)
         arguments = service.installed.train_arguments(self._settings, without_logprobs=allow)
         return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
 
@@ -168,12 +168,12 @@ class ServerlessTrainer:
         kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
         return [name.upper() for name in (*NEVER_TAKEN, *kl)]
 
-    def _usd(self, sequences: Sequence[TrainSequence], passes: int = 1) -> float | None:
+    def _usd(self, sequences: Sequence[TrainSequence]) -> float | None:
         price = self._settings.serverless_usd_per_million_tokens
         if price is None:
             return None
         tokens = sum(self._base.prompt_tokens(sequence.messages) + self._base.answer_tokens(sequence) for sequence in sequences)
-        return tokens * passes * price / 1e6
+        return tokens * price / 1e6
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:
