@@ -9,7 +9,8 @@ import fcntl
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from io import BufferedWriter
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -60,7 +61,7 @@ class Destination:
 
     Leaving the block without ``commit`` changes nothing there. Behind a URL, staged files of an interrupted export stay, and the next one
     sends only what is missing. ``work`` is a local directory for temporary files; ``force`` accepts a place with other files, and replaces
-    those in the way.
+    those in the way. Files that are still open at the end are closed.
     """
 
     def __init__(self, target: str, work: Path, *, force: bool = False) -> None:
@@ -73,6 +74,7 @@ class Destination:
         self._made: list[Path] = []
         self._lock = -1
         self._opened: Staging | None = None
+        self._writing: dict[str, BufferedWriter] = {}
 
     def __enter__(self) -> Self:
         local = self._location.local
@@ -91,14 +93,16 @@ class Destination:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leave()
 
-    def new(self, name: str) -> Path:
-        """Return a local path for the file ``name``. Raises UsageError for a foreign file there."""
+    def new(self, name: str) -> BufferedWriter:
+        """Begin the file ``name``. Raises UsageError for a foreign file there."""
         if not self._force and name not in self._known and self._location.exists(name):
             raise UsageError(f"{self._location.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
-        return self._staging.new(name)
+        self._writing[name] = self._staging.new(name).open("wb")
+        return self._writing[name]
 
     def finished(self, name: str) -> None:
-        """Stage a complete file, unless a URL holds it already."""
+        """Close and stage a complete file, unless a URL holds it already."""
+        self._writing.pop(name).close()
         file = self._staging.described(name)
         if self._location.local is None and self._is_up(file):
             self._staging.new(name).unlink()
@@ -179,6 +183,9 @@ class Destination:
         self._staging.place([MANIFEST])
 
     def _leave(self) -> None:
+        for file in self._writing.values():
+            with suppress(OSError):  # a full disk: of a failed export nothing stays
+                file.close()
         if self._opened is not None and self._location.local is None:
             self._opened.close()
         if self._lock >= 0:
@@ -208,12 +215,8 @@ def read_manifest(content: bytes) -> ExportManifest | None:
         manifest = msgspec.json.decode(content, type=ExportManifest)
     except msgspec.DecodeError:
         return None
-    return manifest if all(_is_inside(file.name) for file in manifest.files) else None
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
+    paths = [PurePosixPath(file.name) for file in manifest.files]
+    return manifest if all(path.name and not path.is_absolute() and ".." not in path.parts for path in paths) else None
 
 
 def _empty(directory: Path) -> None:

@@ -10,8 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,36 +36,27 @@ UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART
 Answer = TypeVar("Answer")
 
 
-class ArtScratch:
-    """Empty directory ``path``, owned by the caller until ``close``; also a context manager."""
-
-    def __init__(self, home: Path) -> None:
-        root = home / "tmp"
-        root.mkdir(parents=True, exist_ok=True)
-        gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            # Remove directories of processes that died; a live one still holds its lock.
-            for left in root.glob(f"{PREFIX}*"):
-                _remove_if_nobodys(left)
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
-            self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        finally:
-            os.close(gate)
-
-    def close(self) -> None:
-        """Remove the directory and its contents."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextmanager
+def art_scratch(home: Path) -> Iterator[Path]:
+    """An empty directory, the caller's until it leaves the context."""
+    root = home / "tmp"
+    root.mkdir(parents=True, exist_ok=True)
+    gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        # Remove directories of processes that died; a live one still holds its lock.
+        for left in root.glob(f"{PREFIX}*"):
+            _remove_if_nobodys(left)
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        lock = os.open(path, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(gate)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def _remove_if_nobodys(directory: Path) -> None:
@@ -129,21 +120,20 @@ class ServerlessService:
         self._client: Any = self._backend._client
         self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
         self.installed = serverless_art()
-        self._scratch = ArtScratch(self._settings.home)
-        self._model: Any = art.TrainableModel(
-            **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
-            entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(self._scratch.path),
-        )  # fmt: skip
-        async with AsyncExitStack() as failed:
-            failed.push_async_callback(self.__aexit__)
+        async with AsyncExitStack() as stack:
+            scratch = stack.enter_context(art_scratch(self._settings.home))
+            stack.push_async_callback(self._backend.close)
+            self._model: Any = art.TrainableModel(
+                **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
+                entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(scratch),
+            )  # fmt: skip
             # A model that is there is returned, so this may be asked again.
             await self._asked("register the model", lambda: self._model.register(self._backend))
-            failed.pop_all()
+            self._opened = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._backend.close()
-        self._scratch.close()
+        await self._opened.aclose()
 
     @property
     def address(self) -> str:
@@ -279,17 +269,13 @@ def serverless_art() -> Installed:
 
 def describe(failed: Exception, key: str = "") -> str:
     """Describe a failure in a few words, without the key, which some services repeat."""
-    text = _described(failed)
-    return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
-
-
-def _described(failed: Exception) -> str:
-    status = getattr(failed, "status_code", None)
-    body = getattr(failed, "body", None)
+    status, body = getattr(failed, "status_code", None), getattr(failed, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    if status is not None:
-        return f"status {status}" + (f", {shortened(str(message), 200)}" if message else "")
-    return shortened(first_line(failed.__cause__ or failed), 200)
+    if status is None:
+        text = shortened(first_line(failed.__cause__ or failed), 200)
+    else:
+        text = f"status {status}" + (f", {shortened(str(message), 200)}" if message else "")
+    return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
 
 
 def _of_post(failed: Exception, key: str) -> Refused | Unknown:
