@@ -89,7 +89,6 @@ class Prepared:
 
     @property
     def remaining(self) -> list[BatchEpisode]:
-        """Episodes that train."""
         return [episode for episode in self.episodes if episode.dropped is None]
 
 
@@ -103,7 +102,6 @@ class Trained:
 
     @property
     def checkpoint(self) -> Path:
-        """Published adapter directory."""
         return Path(self.model.checkpoint or self.model.storage_path)
 
 
@@ -132,7 +130,6 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         JudgeError: hours wait for the judge, and the batch stays and says so until its next run; or it refuses everybody (a wrong
             key), and the batch has failed. What was judged is kept.
     """
-    # Once training has begun, the judgements are fixed.
     batch = required_batch(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch, batch_settings(batch, settings))
@@ -202,7 +199,6 @@ def train_batch(
         BatchConflict: the batch ended, or another run has taken it over.
     """
     batch = required_batch(connection, batch_id)
-    # A batch with a registered model is complete: return it unchanged.
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
@@ -215,7 +211,6 @@ def train_batch(
     batch = required_batch(connection, batch_id)
     checkpoints, clock = settings.home / "checkpoints", clock_from(now)
     with failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
-        # A batch trains only with the backend and base that it was frozen for.
         trainer = trainer or choose_trainer(effective)
         if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
             raise NoTrainer(
@@ -367,12 +362,10 @@ def _is_flat(group: GroupScores, answers: AnswersByCall | None, settings: Settin
 def _judged(episode: BatchEpisode, scores: GroupScores | None, flat: bool, quarantined: bool) -> BatchEpisode:
     if episode.dropped is not None:
         return episode  # its trajectories are free, and perhaps another batch's
-    if scores is None:
-        absent = QUARANTINED_REASON if quarantined else THIN_REASON
+    own = None if scores is None else next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
+    if scores is None or own is None:
+        absent = UNSCORED_REASON if scores is not None else QUARANTINED_REASON if quarantined else THIN_REASON
         return replace(episode, score=None, rank=None, advantage=None, dropped=absent)
-    own = next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
-    if own is None:
-        return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
     reason = NO_SPREAD_REASON if flat else None
     parts = [part for part in scores.parts if part.agent_id == episode.agent_id]
     return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason, parts=parts)

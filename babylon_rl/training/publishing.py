@@ -1,11 +1,10 @@
 """Publication of the last iteration, and retention of the checkpoints before it.
 
 The checkpoint is published first, then one transaction registers the version. A crash between the two leaves a published directory whose
-manifest names its batch; the next run only registers it. An unregistered directory left by another batch of this database is replaced. A
-directory of a batch unknown to this database (two databases may share a state directory) keeps its number, and the next number is taken.
+manifest names its batch; the next run only registers it. A directory of a batch unknown to this database (two databases may share a state
+directory) keeps its number, and the next number is taken.
 
-Of each line the newest and the best checkpoints stay, deployed ones and those in use. A version is marked as pruned before its files are
-deleted. A crash between the two leaves files that the next training deletes, never a version whose files are missing without a mark. Rows
+A version is marked as pruned before its files are deleted, so that a crash never leaves one whose files are missing without a mark. Rows
 are never deleted; rows and files of other producers and uploads are not touched.
 """
 
@@ -139,7 +138,12 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
             if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and manifest_in(directory) != stored:
                 shutil.rmtree(directory, ignore_errors=True)
                 checkpoint_named(run.batch.version, settings)
-    return directory if _batch_of(directory) == run.batch.batch_id else None
+    if not directory.is_dir():
+        return None
+    try:
+        return directory if verify(directory).batch_id == run.batch.batch_id else None
+    except CheckpointError:
+        return None  # it is published again from the last iteration
 
 
 @contextmanager
@@ -180,7 +184,7 @@ def publish_and_register(
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
             copy_tokenizer(tokenizer_dir, staging)
         run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
-        if final.exists() and _known(run, batch_named_in(final)):
+        if final.exists() and not _unknown(run, final):
             shutil.rmtree(final)  # _own_version made sure that no row points to it
         publish(staging, final, manifest)
     except OSError:
@@ -205,8 +209,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     batch = read_batch(run.connection, run.batch.batch_id)
-    preflight = None if batch is None else batch.preflight
-    # Figures of all iterations are stored with the model.
+    preflight = (batch and batch.preflight) or {}
     metrics = {
         "judge": run.batch.settings.get("judge_model"),
         "iterations": [{"step": s.iteration, "loss": s.loss, "trainableTokens": s.trainable_tokens, **(s.metrics or {})} for s in steps],
@@ -214,7 +217,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         "trajectories": sum(len(episode.trajectory_ids) for episode in episodes),
         "baselineTrajectories": sum(len(episode.trajectory_ids) for episode in episodes if episode.contributes == BASELINE),
         "sequences": sum(episode.sequences or 0 for episode in episodes),
-        "answers": (preflight or {}).get("answers", 0),  # which nobody played
+        "answers": preflight.get("answers", 0),  # which nobody played
     }
     new = NewModel(
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
@@ -238,7 +241,6 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     model = model_of_batch(run.connection, run.batch.batch_id)
     if model is None:
         raise TrainingError(f"{new.version} was registered and cannot be read back.")
-    # Tidying is best effort: the version is registered already.
     _tidy(run)
     # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
     for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:
@@ -265,11 +267,10 @@ def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
         with own_transaction(run.connection):
             lock_registry(run.connection)
             advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
-            # Take the next number until it is free, above the parent, and without a foreign directory.
             while (
                 version in passed
                 or version_taken(run.connection, version)
-                or _below(version, parent)
+                or (parent is not None and (version_order(version) or ()) < (version_order(parent) or ()))
                 or _unknown(run, run.checkpoints / version)
             ):
                 passed.append(version)
@@ -284,18 +285,12 @@ def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
         passed.append(version)
 
 
-def _below(version: str, parent: str | None) -> bool:
-    """True when the line would continue from ``parent`` rather than from ``version``."""
-    return parent is not None and (version_order(version) or ()) < (version_order(parent) or ())
-
-
 def _unknown(run: BatchRun, directory: Path) -> bool:
     """True for a directory of no batch of this database; it is left alone."""
-    return (directory.exists() or directory.is_symlink()) and not _known(run, batch_named_in(directory))
-
-
-def _known(run: BatchRun, batch_id: str | None) -> bool:
-    return batch_id is not None and read_batch(run.connection, batch_id) is not None
+    if not directory.exists() and not directory.is_symlink():
+        return False
+    batch_id = batch_named_in(directory)
+    return batch_id is None or read_batch(run.connection, batch_id) is None
 
 
 def _manifest(
@@ -345,15 +340,6 @@ def data_version(episodes: Sequence[BatchEpisode], answers: Mapping[str, Answers
     rows = [[e.window, e.agent_id, list(e.trajectory_ids), e.advantage, *(part.advantage for part in e.parts)] for e in episodes]
     groups = [[window, *sorted([*call, answer] for call, answer in own.items())] for window, own in sorted(answers.items())]
     return content_version([*rows, *groups])
-
-
-def _batch_of(directory: Path) -> str | None:
-    if not directory.is_dir():
-        return None
-    try:
-        return verify(directory).batch_id
-    except CheckpointError:
-        return None  # it is published again from the last iteration
 
 
 def _tidy(run: BatchRun) -> None:
@@ -419,14 +405,9 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
         line = [model for model in ours if model.base_model == base]
         # A failed version takes no place among the newest, and is not kept for its score either.
         usable = [model for model in line if model.status != "failed"]
-        newest = usable[:kept]
         scored = [model for model in usable if model.benchmark_score is not None]
-        best = max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)
-        candidates += [
-            model
-            for model in line
-            if model not in newest and model is not best and model.status != "deployed" and model.version not in in_use
-        ]
+        stay = [*usable[:kept], max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)]
+        candidates += [model for model in line if model not in stay and model.status != "deployed" and model.version not in in_use]
     return [model for model in candidates if model.pruned_at is None]
 
 
@@ -550,6 +531,4 @@ def _own_directory(model: Model, checkpoints: Path) -> bool:
     Nothing else is ever deleted. The row's own path may be another machine's.
     """
     directory = checkpoints / model.version
-    if directory.is_symlink() or not directory.is_dir():
-        return False
-    return batch_named_in(directory) == model.training_batch
+    return directory.is_dir() and not directory.is_symlink() and batch_named_in(directory) == model.training_batch

@@ -58,7 +58,6 @@ class BaseTokens:
 
     @property
     def tokenizer(self) -> Any:
-        """Tokenizer, loaded once."""
         if self._loaded is None:
             directory = self.directory
             from transformers import AutoTokenizer
@@ -71,7 +70,6 @@ class BaseTokens:
         return self._loaded
 
     def identity(self) -> BaseIdentity:
-        """The base's identity, from its config and tokenizer."""
         return files_identity(self.directory, self.name)
 
     def recorded(self, sequence: TrainSequence) -> TokenLogprobs | str:
@@ -99,7 +97,6 @@ class BaseTokens:
         return WITH_REASONING if said and text.endswith(said) else OTHER_BASE
 
     def answer_tokens(self, sequence: TrainSequence) -> int:
-        """Count the tokens of an answer."""
         return len(encode_text(self.tokenizer, sequence.response))
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:

@@ -307,7 +307,6 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     if chosen == SERVERLESS:
         _require_service(settings)
         return TrainerChoice(SERVERLESS, settings.base_model, WANDB)
-    # Order of choice on this machine: dry runs, ART on a GPU, this package's trainer on a GPU or the CPU.
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
     # LOCAL_BASE_MODEL names a base for this package's trainer: with it, `local` means that one even where ART is installed.

@@ -114,7 +114,6 @@ def export_windows(
             writer.add(hour)
             done._add(hour)
             tell("hours exported", number, len(windows))
-        # An empty export leaves the destination unchanged.
         # The archive also holds hours without a record: their groups, scores and outcomes.
         if not (done.splits if form == "archive" else done.records):
             return done

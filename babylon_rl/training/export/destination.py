@@ -52,7 +52,6 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return by_name
 
     def encoded(self) -> bytes:
-        """Encode the manifest's file."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
@@ -119,7 +118,6 @@ class Destination:
         # Killed from here on, the next export finds both lists and knows every file of either as its own.
         self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
         self._staging.place(self._staged)
-        # An earlier export's file goes only if nobody has changed it.
         for name in sorted(self._known.keys() - {file.name for file in self._files}):
             if self._is_ours(name):
                 self._location.remove(name)
@@ -129,7 +127,6 @@ class Destination:
         return [f"{self._location.shown}/{name}" for name in [*(file.name for file in self._files), MANIFEST]]
 
     def _take(self) -> None:
-        # Only an empty place or an earlier export is accepted without `force`.
         names = self._location.names() - {STAGING}
         content = self._location.read(MANIFEST) if MANIFEST in names else None
         manifest = None if content is None else read_manifest(content)
@@ -143,7 +140,6 @@ class Destination:
         if self._location.local is not None:
             # Of this machine's exports into a directory one runs at a time; a URL has no lock.
             self._lock_directory(self._location.local / STAGING)
-            # Files changed since the last export are not replaced silently.
             changed = [] if self._force else [name for name in self._known if self._location.exists(name) and not self._is_ours(name)]
             if changed:
                 raise UsageError(

@@ -49,7 +49,6 @@ class JsonlWriter:
                 self._files[name].write(b"]}\n")
 
     def close(self) -> None:
-        """Finish every file."""
         for name in self._files:
             self._destination.finished(name)
 

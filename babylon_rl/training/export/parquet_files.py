@@ -49,7 +49,6 @@ dataset = load_dataset("path/to/this/directory")
 
 
 def schema() -> "pyarrow.Schema":
-    """Arrow schema of COLUMNS."""
     import pyarrow
 
     text = pyarrow.string()
@@ -90,12 +89,10 @@ class ParquetWriter:
         # Some rows at a time, so that memory does not grow with the hour.
         for first in records:
             self._write(hour.split, [first, *islice(records, ROWS_IN_A_GROUP - 1)])
-        # A full file is closed between hours; the next hour opens a new one.
         if self._most is not None and hour.split in self._open and self._open[hour.split][1].tell() >= self._most:
             self._finish(hour.split)
 
     def close(self) -> None:
-        """Finish every file."""
         for split in list(self._open):
             self._finish(split)
 
@@ -139,13 +136,11 @@ class HuggingFaceWriter:
             self._judges.add(hour.scores.judge)
 
     def close(self) -> None:
-        """Finish the files and write the card."""
         self._tables.close()
         self._destination.new(CARD).write(self._card().encode())
         self._destination.finished(CARD)
 
     def _card(self) -> str:
-        # Front matter for `datasets`, then the counts and columns for readers.
         splits = [split for split in SPLITS if self._tables.examples.get(split)]
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]

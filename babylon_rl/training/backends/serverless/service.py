@@ -146,7 +146,6 @@ class ServerlessService:
         return f"{self._model.entity}/{self._model.project}/{self._settings.art_model_name}"
 
     def remote(self, step: int, job_id: str | None) -> RemoteCheckpoint:
-        """Build the pointer to a step."""
         return RemoteCheckpoint(
             service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
             inference_name=str(self._model.get_inference_name(step=step)),
@@ -164,7 +163,6 @@ class ServerlessService:
         return await self._asked("list the checkpoints", ask)
 
     async def steps(self) -> list[int]:
-        """List every step of the model."""
 
         async def ask() -> list[int]:
             return [int(checkpoint.step) async for checkpoint in self._client.models.checkpoints.list(model_id=self._model.id)]
@@ -176,7 +174,6 @@ class ServerlessService:
         await self._asked("delete steps", lambda: self._client.models.checkpoints.delete(model_id=self._model.id, steps=list(steps)))
 
     async def events(self, job_id: str) -> list[JobEvent]:
-        """List every event of a job so far."""
 
         async def ask() -> list[JobEvent]:
             listed = self._client.training_jobs.events.list(training_job_id=job_id)
@@ -205,7 +202,6 @@ class ServerlessService:
             may_send()
             sent = True
 
-        # Replaces the client's create(): posts the job and leaves ART's train() with the id.
         async def create_and_leave(**request: Any) -> None:
             self._client._prepare_request = send
             job_id = getattr(await create(**request), "id", None)
@@ -247,7 +243,6 @@ class ServerlessService:
             try:
                 return await ask()
             except (openai.APIError, *UNREADABLE) as failed:
-                # Permanent refusals fail at once; others are repeated, with a heartbeat in between.
                 if not _may_pass(failed):
                     cure = _cure(getattr(failed, "status_code", 0))
                     raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{cure}") from None
