@@ -27,8 +27,8 @@ from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, ModelAddr
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
 from babylon_rl.training.lifecycle import iterations_of
+from babylon_rl.types import NO_SPREAD
 
-NO_SPREAD = 1e-6
 DRY_WORDS = "a dry run trains nothing, and its checkpoint holds no model."
 QUESTION = "Buy, sell or hold?"
 ANSWER_WITHIN_S = 30.0

@@ -399,7 +399,8 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     ]
     often = document.get("timesTrained")
     if often is not None:
-        times = _times(often["max"]) if often["min"] == often["max"] else f"{often['min']} to {often['max']} times"
+        least, most = often["min"], often["max"]
+        times = f"{least} to {most} times" if least != most else "once" if most == 1 else f"{most} times"
         lines.append(f"  {_counted(document['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
     # Optional facts follow; documents of older batches lack some.
     baseline = document.get("baselineOnly") or {"trajectories": 0}
@@ -426,10 +427,6 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in document["leftOut"].items()]
     lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in document["groupsDropped"].items()]
     return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (document.get("untrained") or {}).items()]
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
 
 
 def _counted(number: int, unit: str) -> str:

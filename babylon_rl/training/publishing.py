@@ -43,7 +43,7 @@ from babylon_rl.models.checkpoints import (
     read_remote,
     verify,
 )
-from babylon_rl.settings import ServingSettings, Settings, StorageSettings
+from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import (
     BASELINE,
     LIVE_STATES,
@@ -174,7 +174,37 @@ def publish_and_register(
         TrainingPaused: as ``finish_registration``.
     """
     version = _own_version(run, parent, settings)
-    manifest = _manifest(run, version, episodes, steps, parent, conversion, generation)
+    scores = [episode.score for episode in episodes if episode.score is not None]
+    windows = sorted({episode.window for episode in episodes}, reverse=True)
+    bounded = [step.metrics for step in steps if step.metrics and "skippedSteps" in step.metrics]
+    manifest = Manifest(
+        version=version,
+        base=run.trainer.base_identity(),
+        created_at=run.clock().isoformat(timespec="milliseconds") + "Z",
+        parent=parent,
+        batch_id=run.batch.batch_id,
+        step=steps[-1].iteration,
+        prompt_version=prompt_version(recorded_calls(conversion.sequences)),
+        action_grammar=action_grammar(recorded_calls(conversion.sequences)),
+        judge=run.batch.settings.get("judge_model"),
+        judge_version="; ".join(sorted({group.judge_version for group in read_scores(run.connection, windows).values()})) or None,
+        data_version=data_version(episodes, conversion.replayed),
+        trajectories=sum(len(episode.trajectory_ids) for episode in episodes),
+        windows=tuple(windows),
+        metrics={
+            **({} if steps[-1].loss is None else {"loss": steps[-1].loss}),
+            "avgReward": sum(scores) / len(scores),
+            "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
+            **({"answers": float(conversion.answers)} if conversion.replayed else {}),
+            # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
+            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
+            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
+        },
+        trainer={
+            "backend": run.batch.backend, "seed": run.batch.seed,
+            "settings": {**run.batch.settings, **run.trainer.hyperparameters(generation)},
+        },
+    )  # fmt: skip
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
     # The directory of this machine: the row may name that of another one, which trained the iteration too. Trainer state and the
@@ -206,7 +236,13 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     manifest = verify(checkpoint)
     remote = read_remote(checkpoint)
     # Before the row, which names the URL: another machine that reads the row finds the files there.
-    url = _uploaded(run, checkpoint, settings)
+    try:
+        url = settings.model_storage_url and upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
+    except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
+        raise TrainingPaused(
+            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} "
+            "Correct it or unset it, then run `babylon-rl train`."
+        ) from None
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     batch = read_batch(run.connection, run.batch.batch_id)
     preflight = (batch and batch.preflight) or {}
@@ -248,18 +284,6 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     return model
 
 
-def _uploaded(run: BatchRun, checkpoint: Path, settings: StorageSettings) -> str | None:
-    if settings.model_storage_url is None:
-        return None
-    try:
-        return upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
-    except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
-        raise TrainingPaused(
-            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} "
-            "Correct it or unset it, then run `babylon-rl train`."
-        ) from None
-
-
 def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
     # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
     version, passed = run.batch.version, list[str]()
@@ -291,48 +315,6 @@ def _unknown(run: BatchRun, directory: Path) -> bool:
         return False
     batch_id = batch_named_in(directory)
     return batch_id is None or read_batch(run.connection, batch_id) is None
-
-
-def _manifest(
-    run: BatchRun,
-    version: str,
-    episodes: Sequence[BatchEpisode],
-    steps: Sequence[TrainingStep],
-    parent: str | None,
-    conversion: Conversion,
-    generation: int,
-) -> Manifest:
-    scores = [episode.score for episode in episodes if episode.score is not None]
-    windows = sorted({episode.window for episode in episodes}, reverse=True)
-    bounded = [step.metrics for step in steps if step.metrics and "skippedSteps" in step.metrics]
-    return Manifest(
-        version=version,
-        base=run.trainer.base_identity(),
-        created_at=run.clock().isoformat(timespec="milliseconds") + "Z",
-        parent=parent,
-        batch_id=run.batch.batch_id,
-        step=steps[-1].iteration,
-        prompt_version=prompt_version(recorded_calls(conversion.sequences)),
-        action_grammar=action_grammar(recorded_calls(conversion.sequences)),
-        judge=run.batch.settings.get("judge_model"),
-        judge_version="; ".join(sorted({group.judge_version for group in read_scores(run.connection, windows).values()})) or None,
-        data_version=data_version(episodes, conversion.replayed),
-        trajectories=sum(len(episode.trajectory_ids) for episode in episodes),
-        windows=tuple(windows),
-        metrics={
-            **({} if steps[-1].loss is None else {"loss": steps[-1].loss}),
-            "avgReward": sum(scores) / len(scores),
-            "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
-            **({"answers": float(conversion.answers)} if conversion.replayed else {}),
-            # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
-            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
-            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
-        },
-        trainer={
-            "backend": run.batch.backend, "seed": run.batch.seed,
-            "settings": {**run.batch.settings, **run.trainer.hyperparameters(generation)},
-        },
-    )  # fmt: skip
 
 
 def data_version(episodes: Sequence[BatchEpisode], answers: Mapping[str, AnswersByCall]) -> str:

@@ -51,9 +51,6 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             by_name.setdefault(file.name, set()).add(file.sha256)
         return by_name
 
-    def encoded(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
 
 class Destination:
     """Destination of an export, within a ``with`` block.
@@ -174,7 +171,7 @@ class Destination:
         return self._known.get(file.name) == {file.sha256} and self._location.size(file.name) == file.bytes
 
     def _write_manifest(self, manifest: ExportManifest) -> None:
-        self._staging.new(MANIFEST).write_bytes(manifest.encoded())
+        self._staging.new(MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         self._staging.put(self._staging.described(MANIFEST))
         self._staging.place([MANIFEST])
 

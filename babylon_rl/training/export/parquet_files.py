@@ -68,7 +68,7 @@ def schema() -> "pyarrow.Schema":
 
 
 class ParquetWriter:
-    """Parquet files by split, written hour by hour; ``examples`` and ``table_bytes`` are totals per split.
+    """Parquet files by split, written hour by hour.
 
     Args:
         name: gives the name of a split's file of a number, from 0.
@@ -118,50 +118,40 @@ class ParquetWriter:
         self._destination.finished(name)
 
 
-class HuggingFaceWriter:
+class HuggingFaceWriter(ParquetWriter):
     """Writes ``data/<split>-<number>.parquet``, then the card."""
 
     def __init__(self, destination: Destination, file_bytes: int = FILE_BYTES) -> None:
-        self._destination = destination
-        self._tables = ParquetWriter(destination, lambda split, number: f"data/{split}-{number:05}.parquet", file_bytes)
+        super().__init__(destination, lambda split, number: f"data/{split}-{number:05}.parquet", file_bytes)
         self._windows = Counter[str]()
         self._judges: set[str] = set()
 
     def add(self, hour: ExportHour) -> None:
         """Write an hour's records."""
-        self._tables.add(hour)
+        super().add(hour)
         if hour.served.total():
             self._windows[hour.split] += 1
         if hour.scores is not None and any(hour.served[entry.agent_id] for entry in hour.scores.scores):
             self._judges.add(hour.scores.judge)
 
     def close(self) -> None:
-        self._tables.close()
+        super().close()
         self._destination.new(CARD).write(self._card().encode())
         self._destination.finished(CARD)
 
     def _card(self) -> str:
-        splits = [split for split in SPLITS if self._tables.examples.get(split)]
+        splits = [split for split in SPLITS if self.examples.get(split)]
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
         lines += ["dataset_info:", "  features:"]
         lines += [indent(f"- name: {column.name}\n{_TYPES[column.kind]}", "  ") for column in COLUMNS]
         lines.append("  splits:")
         for split in splits:
-            lines += [
-                f"  - name: {split}",
-                f"    num_bytes: {self._tables.table_bytes[split]}",
-                f"    num_examples: {self._tables.examples[split]}",
-            ]
-        lines += [f"  download_size: {self._tables.file_bytes.total()}", f"  dataset_size: {self._tables.table_bytes.total()}"]
-        counts = [f"| {split} | {self._windows[split]} | {self._tables.examples[split]} |" for split in splits]
-        facts = [
-            "| split | windows | rows |",
-            "|---|---|---|",
-            *counts,
-            "",
-            f"Scores by: {', '.join(sorted(self._judges)) or 'nobody yet'}.",
-        ]
+            lines += [f"  - name: {split}", f"    num_bytes: {self.table_bytes[split]}", f"    num_examples: {self.examples[split]}"]
+        lines += [f"  download_size: {self.file_bytes.total()}", f"  dataset_size: {self.table_bytes.total()}"]
+        counts = [f"| {split} | {self._windows[split]} | {self.examples[split]} |" for split in splits]
+        judges = ", ".join(sorted(self._judges)) or "nobody yet"
+        facts = ["| split | windows | rows |", "|---|---|---|", *counts, "", f"Scores by: {judges}."]
         return "\n".join([*lines, "---"]) + "\n" + _TEXT.format(facts="\n".join(facts), columns=columns_table())
 
 
