@@ -130,7 +130,7 @@ def _finish(
     # A resumed run may already have stored this link.
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
-            note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
+            note_tracking(connection, trained.batch.batch_id, trained.batch.batch_id, sent.link, babylon.now())
     elif sent.link is None and refusal(babylon.settings) is None:
         with own_transaction(connection):
             note_tracking_refusal(connection, trained.batch.batch_id, sent.words)
@@ -144,7 +144,7 @@ def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
     sent = record_artifact(connection, trained.model, babylon.settings, babylon.now())
     if sent.link is None:
         return f"{sent.words} `babylon-rl models upload {trained.model.version}` tries again." if sent.words else ""
-    return f"The checkpoint is the artifact {(sent.answer or {}).get('artifact')}."
+    return f"The checkpoint is the artifact {sent.artifact}."
 
 
 def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]], sent: WandbResult) -> dict[str, Any]:

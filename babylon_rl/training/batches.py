@@ -7,13 +7,13 @@ batch as it was, and the next run resumes.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
 from babylon_rl.judge.answer_groups import sync_answer_groups, without_answers
-from babylon_rl.judge.consensus import ScoringResult, without_agents
+from babylon_rl.judge.consensus import without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.models.checkpoint_store import check_storage, upload_base
 from babylon_rl.settings import Settings
@@ -64,7 +64,6 @@ from babylon_rl.training.lifecycle import (
     TRAIN,
     BatchRun,
     failing,
-    passes_within,
     plan_iterations,
     train_iterations,
     work_dir,
@@ -90,7 +89,6 @@ class Prepared:
 
     @property
     def remaining(self) -> list[BatchEpisode]:
-        """Episodes that train."""
         return [episode for episode in self.episodes if episode.dropped is None]
 
 
@@ -104,7 +102,6 @@ class Trained:
 
     @property
     def checkpoint(self) -> Path:
-        """Published adapter directory."""
         return Path(self.model.checkpoint or self.model.storage_path)
 
 
@@ -133,7 +130,6 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         JudgeError: hours wait for the judge, and the batch stays and says so until its next run; or it refuses everybody (a wrong
             key), and the batch has failed. What was judged is kept.
     """
-    # Once training has begun, the judgements are fixed.
     batch = required_batch(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch, batch_settings(batch, settings))
@@ -154,7 +150,11 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         if without_answers(effective) is None and batch.backend in ANSWER_BACKENDS:
             sync_answer_groups(connection, windows, effective, now, batch_id)
         # Below, an hour without scores leaves the batch as no longer ready. One that only waits for its judge must not be taken for that.
-        _refuse_pending(batch_id, scores)
+        for window, reason in scores.pending.items():
+            raise JudgeUnavailable(
+                f"{batch_id} waits: {len(scores.pending)} of its hours are not judged yet, the first {window}: {reason} "
+                "What is judged is kept, and the next run goes on from there."
+            )
         # Episodes removed by dropout do not count in their group's scores.
         dropped = left_to_dropout(connection, windows)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
@@ -199,7 +199,6 @@ def train_batch(
         BatchConflict: the batch ended, or another run has taken it over.
     """
     batch = required_batch(connection, batch_id)
-    # A batch with a registered model is complete: return it unchanged.
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
@@ -212,7 +211,6 @@ def train_batch(
     batch = required_batch(connection, batch_id)
     checkpoints, clock = settings.home / "checkpoints", clock_from(now)
     with failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
-        # A batch trains only with the backend and base that it was frozen for.
         trainer = trainer or choose_trainer(effective)
         if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
             raise NoTrainer(
@@ -222,62 +220,62 @@ def train_batch(
         limit_s = math.inf if trainer.service is not None else settings.training_time_limit_hours * 3600
         run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
         prepared = _prepared(connection, batch, effective)
-        training = _Training(run, effective, on_step, on_preflight, prepared, bool(read_steps(connection, batch_id)))
-        model = training.run_phases()
+        model = _train(run, prepared, effective, on_step, on_preflight, bool(read_steps(connection, batch_id)))
     return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
-@dataclass
-class _Training:
-    """One run of a training: the state that its phases hand on, which the database does not hold.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one run of a training trains, and from what; ``iterations`` are their hours."""
 
-    ``begun``: a start on record may have trained and posted, so that parent, hours and counts stay as they were written.
-    """
-
-    run: BatchRun
-    settings: Settings
-    on_step: OnStep
-    on_preflight: Callable[[Batch], None]
-    prepared: Prepared
-    begun: bool
-    parent: Model | None = None
-    generation: int = 1
-    directory: Path | None = None
-    conversion: Conversion = field(init=False)
-    train_plan: TrainPlan = field(init=False)
-    plan: Sequence[Sequence[str]] = ()
-    episodes: Sequence[BatchEpisode] = ()
-    steps: Sequence[TrainingStep] = ()
-
-    def run_phases(self) -> Model:
-        """Run the phases in order until one has registered the version."""
-        for phase in _PHASES:
-            model = phase(self)
-            if model is not None:
-                return model
-        raise TrainingError(f"{self.run.batch.batch_id} was trained and has registered no version.")
+    parent: Model | None
+    generation: int
+    directory: Path | None
+    conversion: Conversion
+    train_plan: TrainPlan
+    iterations: Sequence[Sequence[str]]
 
     @property
     def parent_version(self) -> str | None:
         return None if self.parent is None else self.parent.version
 
 
-def _register_published(this: _Training) -> Model | None:
-    """Then: the checkpoint that an earlier run published is registered; without one nothing has changed."""
-    published, run = find_published(this.run, this.settings), this.run
+def _train(
+    run: BatchRun, prepared: Prepared, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None], begun: bool
+) -> Model:
+    """Train and register a claimed batch.
+
+    ``begun``: a start on record may have trained and posted, so that parent, hours and counts stay as they were written.
+    """
+    batch_id = run.batch.batch_id
+    published = find_published(run, settings)
     # Where another producer took the number meanwhile, nothing is trained again below, and the next number is published.
-    if published is None or version_taken(run.connection, run.batch.version):
-        return None
-    with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
-    return finish_registration(run, this.prepared.remaining, published, this.settings)
+    if published is not None and not version_taken(run.connection, run.batch.version):
+        with own_transaction(run.connection):
+            advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
+        return finish_registration(run, prepared.remaining, published, settings)
+    _enter_the_line(run, begun)
+    if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
+        check_storage(settings, batch_id)
+        if run.batch.backend == CPU and (base := run.trainer.tokenizer_dir()) is not None:
+            upload_base(base, settings, run.beat)
+    plan = _plan(run, prepared, settings, begun)
+    episodes = prepared.remaining if begun else _record_preflight(run, prepared, plan)
+    on_preflight(required_batch(run.connection, batch_id))
+    if not begun:
+        refuse_empty(plan.conversion, batch_id)
+        refuse_untrainable(plan.train_plan, batch_id)
+    # On resumed runs too: limit and price are not frozen with the batch.
+    keep_budget(batch_id, settings, plan.train_plan, plan.iterations, read_jobs(run.connection, batch_id))
+    steps = train_iterations(run, plan.conversion, plan.iterations, plan.directory, plan.generation, on_step)
+    return publish_and_register(run, episodes, steps, plan.parent_version, settings, plan.conversion, plan.generation)
 
 
-def _enter_the_line(this: _Training) -> None:
-    """Then: the batch is `training`, the only one of its line; the others wait for it."""
-    run, batch = this.run, this.run.batch
+def _enter_the_line(run: BatchRun, begun: bool) -> None:
+    """Make the batch `training`, the only one of its line; the others wait for it."""
+    batch = run.batch
     with own_transaction(run.connection):
-        if not this.begun:
+        if not begun:
             # Held until the state is written that other batches of the line look for, so that no two of them begin.
             lock_registry(run.connection)
             if (other := begun_in_line(run.connection, batch.base_model, batch.batch_id)) is not None:
@@ -289,36 +287,25 @@ def _enter_the_line(this: _Training) -> None:
         advance_batch(run.connection, batch.batch_id, run.attempt, TRAIN, run.clock())
 
 
-def _check_places(this: _Training) -> None:
-    """Then: nothing has changed; MODEL_STORAGE_URL takes files, and has the base of a CPU line."""
-    if this.begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
-        return
-    check_storage(this.settings, this.run.batch.batch_id)
-    if this.run.batch.backend == CPU and (base := this.run.trainer.tokenizer_dir()) is not None:
-        upload_base(base, this.settings, this.run.beat)
-
-
-def _plan(this: _Training) -> None:
-    """Then: nothing has changed; parent, sequences and the hours of each iteration are known."""
-    run, settings = this.run, this.settings
+def _plan(run: BatchRun, prepared: Prepared, settings: Settings, begun: bool) -> _Plan:
+    """Determine parent, sequences and the hours of each iteration; nothing is written."""
     models = read_models(run.connection)
-    if this.begun:  # it keeps its parent, though a newer version may have been registered since
-        this.parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
+    if begun:  # it keeps its parent, though a newer version may have been registered since
+        parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
     else:
-        this.parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
-    this.generation = generation_from(this.parent, models)
+        parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
     line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
-    this.conversion = convert(run.connection, this.prepared.remaining, settings, line, run.batch.backend)
-    this.directory = None if this.parent is None else parent_checkpoint(this.parent, settings, run.trainer.base_identity())
-    this.train_plan = run.trainer.prepare(run.context(), this.conversion.sequences)
+    conversion = convert(run.connection, prepared.remaining, settings, line, run.batch.backend)
+    directory = None if parent is None else parent_checkpoint(parent, settings, run.trainer.base_identity())
+    train_plan = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
     windows = (
-        {episode.window for episode in this.prepared.remaining}
-        if this.begun
-        else {window for window in this.conversion.by_window if this.train_plan.trains(window)}
+        {episode.window for episode in prepared.remaining}
+        if begun
+        else {window for window in conversion.by_window if train_plan.trains(window)}
     )
-    this.plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
-    this.episodes = this.prepared.remaining
+    iterations = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes or 1) if windows else []
+    return _Plan(parent, generation_from(parent, models), directory, conversion, train_plan, iterations)
 
 
 def generation_from(parent: Model | None, models: Sequence[Model]) -> int:
@@ -330,80 +317,39 @@ def generation_from(parent: Model | None, models: Sequence[Model]) -> int:
     return generation
 
 
-def _record_preflight(this: _Training) -> None:
-    """Then: parent, pre-flight, contributions, and episodes without a token dropped, in one transaction."""
-    run, conversion, train_plan = this.run, this.conversion, this.train_plan
-    if not this.begun:
-        # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
-        trained = {s.trajectory_id for s in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
-        counted = [
-            replace(
-                episode,
-                sequences=number,
-                dropped=_untrained(this, episode, number),
-                trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained],
-            )
-            for episode in this.prepared.remaining
-            for number in [conversion.per_episode[episode.window, episode.agent_id]]
-        ]
-        # Groups that left when they were judged; preflight_document adds those of which nothing trains.
-        left = Counter(this.prepared.dropped_groups.values())
-        with own_transaction(run.connection):
-            advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
-            write_judgements(run.connection, run.batch.batch_id, counted)
-            write_contributions(run.connection, run.batch.batch_id, trained)
-            document = preflight_document(conversion, counted, left, train_plan, _passed(run.batch, this.plan))
-            write_preflight(run.connection, run.batch.batch_id, document, this.parent_version)
-        this.episodes = [episode for episode in counted if episode.dropped is None]
-    this.on_preflight(required_batch(run.connection, run.batch.batch_id))
-
-
-def _untrained(this: _Training, episode: BatchEpisode, sequences: int) -> str | None:
-    """Reason why an episode leaves the batch. Without an answer in an hour of answer groups it stays, as baseline."""
-    trains = episode.window in this.conversion.by_window and this.train_plan.trains(episode.window)
-    if not sequences:
-        return None if trains and episode.window in this.conversion.replayed else NO_SEQUENCE
-    return None if trains else NO_TOKEN
-
-
-def _refuse(this: _Training) -> None:
-    """Then: nothing has changed; there is something to train, and the money for it."""
-    run, batch_id = this.run, this.run.batch.batch_id
-    if not this.begun:
-        refuse_empty(this.conversion, batch_id)
-        refuse_untrainable(this.train_plan, batch_id)
-    # On resumed runs too: limit and price are not frozen with the batch.
-    keep_budget(batch_id, this.settings, this.train_plan, _passed(run.batch, this.plan), read_jobs(run.connection, batch_id))
-
-
-def _train(this: _Training) -> None:
-    """Then: every iteration is a finished step, committed one by one."""
-    this.steps = train_iterations(this.run, this.conversion, this.plan, this.directory, this.generation, this.on_step)
-
-
-def _publish(this: _Training) -> Model:
-    """Then: the version is registered, the batch completed, its trajectories used."""
-    trained_on = this.conversion, this.generation
-    return publish_and_register(this.run, this.episodes, this.steps, this.parent_version, this.settings, *trained_on)
-
-
-_PHASES: tuple[Callable[[_Training], Model | None], ...] = (
-    _register_published, _enter_the_line, _check_places, _plan, _record_preflight, _refuse, _train, _publish,
-)  # fmt: skip
-
-
-def _passed(batch: Batch, plan: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Hours of each iteration, repeated for each of its passes."""
-    return [list(windows) * passes_within(batch) for windows in plan]
-
-
-def _refuse_pending(batch_id: str, scores: ScoringResult) -> None:
-    if scores.pending:
-        window, reason = next(iter(scores.pending.items()))
-        raise JudgeUnavailable(
-            f"{batch_id} waits: {len(scores.pending)} of its hours are not judged yet, the first {window}: {reason} "
-            "What is judged is kept, and the next run goes on from there."
+def _record_preflight(run: BatchRun, prepared: Prepared, plan: _Plan) -> list[BatchEpisode]:
+    """Write parent, pre-flight, contributions, and episodes without a token as dropped; return those that train."""
+    conversion, train_plan, batch_id = plan.conversion, plan.train_plan, run.batch.batch_id
+    # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
+    trained = {s.trajectory_id for s in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
+    counted = [
+        replace(
+            episode,
+            sequences=number,
+            dropped=_untrained(plan, episode, number),
+            trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained],
         )
+        for episode in prepared.remaining
+        for number in [conversion.per_episode[episode.window, episode.agent_id]]
+    ]
+    # Groups that left when they were judged; preflight_document adds those of which nothing trains.
+    left = Counter(prepared.dropped_groups.values())
+    with own_transaction(run.connection):
+        advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
+        write_judgements(run.connection, batch_id, counted)
+        write_contributions(run.connection, batch_id, trained)
+        write_preflight(
+            run.connection, batch_id, preflight_document(conversion, counted, left, train_plan, plan.iterations), plan.parent_version
+        )
+    return [episode for episode in counted if episode.dropped is None]
+
+
+def _untrained(plan: _Plan, episode: BatchEpisode, sequences: int) -> str | None:
+    """Reason why an episode leaves the batch. Without an answer in an hour of answer groups it stays, as baseline."""
+    trains = episode.window in plan.conversion.by_window and plan.train_plan.trains(episode.window)
+    if not sequences:
+        return None if trains and episode.window in plan.conversion.replayed else NO_SEQUENCE
+    return None if trains else NO_TOKEN
 
 
 def _is_flat(group: GroupScores, answers: AnswersByCall | None, settings: Settings) -> bool:
@@ -416,12 +362,10 @@ def _is_flat(group: GroupScores, answers: AnswersByCall | None, settings: Settin
 def _judged(episode: BatchEpisode, scores: GroupScores | None, flat: bool, quarantined: bool) -> BatchEpisode:
     if episode.dropped is not None:
         return episode  # its trajectories are free, and perhaps another batch's
-    if scores is None:
-        absent = QUARANTINED_REASON if quarantined else THIN_REASON
+    own = None if scores is None else next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
+    if scores is None or own is None:
+        absent = UNSCORED_REASON if scores is not None else QUARANTINED_REASON if quarantined else THIN_REASON
         return replace(episode, score=None, rank=None, advantage=None, dropped=absent)
-    own = next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
-    if own is None:
-        return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
     reason = NO_SPREAD_REASON if flat else None
     parts = [part for part in scores.parts if part.agent_id == episode.agent_id]
     return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason, parts=parts)

@@ -27,8 +27,8 @@ from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, ModelAddr
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
 from babylon_rl.training.lifecycle import iterations_of
+from babylon_rl.types import NO_SPREAD
 
-NO_SPREAD = 1e-6
 DRY_WORDS = "a dry run trains nothing, and its checkpoint holds no model."
 QUESTION = "Buy, sell or hold?"
 ANSWER_WITHIN_S = 30.0
@@ -158,7 +158,6 @@ def trainable(finished: Finished) -> CheckpointVerdict:
 def in_bounds(finished: Finished) -> CheckpointVerdict:
     """Check KL from base and parent, and the shares of actions, where the backend measures them."""
     metrics = dict(finished.steps[-1].metrics or {}) if finished.steps else {}
-    # Bound, and the measured value in words.
     bounds = {
         "kl": (KL_BOUND, "{:.3f} nats a choice away from the base (bound {:g}, where the base would give such answers one time in 50)"),
         "topActionShare": (COLLAPSED_SHARE, "the commonest action has {:.0%} (bound {:.0%})"),
@@ -186,7 +185,6 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     effective = batch_settings(finished.batch, settings)
     line = _line_then(connection, finished)
     again = convert(connection, finished.episodes, effective, line, finished.batch.backend)
-    # Episodes with fewer sequences than before are converted alone, to count leaks.
     fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in finished.episodes]
     short = [episode for episode, number in fewer if number > 0]
     read, missing = sum(again.per_episode.values()), sum(number for _, number in fewer if number > 0)
@@ -219,7 +217,6 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
         return not_measured(DRY_WORDS)
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned, and is not here to be loaded.")
-    # A remote checkpoint is asked at its service; only CPU models are loaded here.
     try:
         directory = checkpoint_of(model, settings)
         remote = read_remote(directory)

@@ -3,10 +3,7 @@
 A sequence is an LLM call as served, with the advantage of its part of the hour, or of the whole hour. Only the trajectories that the batch
 froze are read, whatever has arrived since. Calls that cannot train are counted by reason. Every text is checked for leaks here too, so
 that an hour without a hindsight check is as safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the
-batch.
-
-The pre-flight lists kept and dropped groups with reasons, sequences, trainable tokens, the share with log-probabilities, staleness in
-versions and the spread of scores. A training without a trainable token is refused here, with the cause and the cure.
+batch. A training without a trainable token is refused here, with the cause and the cure.
 """
 
 from collections import Counter
@@ -103,7 +100,6 @@ def convert(
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
     own_trades, own_pnl_usd, by_hour = 0, 0.0, 0
-    # Outcomes are read once per chunk of windows, texts in smaller portions.
     replayed: dict[str, AnswersByCall] = {}
     not_replayed: Counter[str] = Counter()
     for windows in reading_chunks(connection, in_window):
@@ -114,7 +110,6 @@ def convert(
         for some in by_rows([episode for window in windows for episode in in_window[window]]):
             served = trajectories_with_texts(connection, [i for episode in some for i in episode.trajectory_ids], settings)
             for window, own in groupby(some, key=lambda episode: episode.window):
-                # Secrets of the hour are needed to find leaks in its texts.
                 group = list(own)
                 secrets = hour_secrets(connection, outcomes[window], [i for episode in group for i in episode.trajectory_ids])
                 for episode in group:
@@ -136,7 +131,6 @@ def convert(
                     # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
                     per_episode[window, episode.agent_id] = number
                     places.setdefault(window, []).extend(spill.write(sequences))
-    # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
@@ -178,7 +172,6 @@ def _trains(
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
         left_out[LEAK] += 1
         return False
-    # Staleness is counted even where no limit is set.
     age = versions.index(call.model_version) if call.model_version in versions else None
     staleness["unknown" if age is None else str(age)] += 1
     if settings.max_staleness_versions is not None and age is not None and age > settings.max_staleness_versions:
@@ -258,7 +251,6 @@ def preflight_document(
     often a trajectory trains, and ``baselineOnly`` counts those of which nothing does.
     """
     spreads = group_spreads(episodes)
-    # Hours without a trainable token join the dropped groups.
     windows = {episode.window for episode in episodes}
     trained = {window for window in windows if window in conversion.by_window and plan.trains(window)}
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
@@ -352,7 +344,6 @@ def keep_budget(
         )
     else:
         return
-    # Before the first post the batch fails; afterwards it waits.
     if not posted:
         raise TrainingError(f"{problem} Nothing was posted.")
     raise TrainingPaused(f"{problem} {batch_id} waits with {len(done)} of {len(iterations)} iterations posted, for about ${paid:.2f}.")
@@ -373,7 +364,6 @@ def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[Bat
     if plan.trainable_tokens == 0 and conversion.sequences:
         with own_transaction(connection):
             write_preflight(connection, batch.batch_id, preflight_document(conversion, episodes, {}, plan), batch.parent_version)
-    if conversion.sequences:
         refuse_untrainable(plan, batch.batch_id)
 
 
@@ -409,7 +399,8 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     ]
     often = document.get("timesTrained")
     if often is not None:
-        times = _times(often["max"]) if often["min"] == often["max"] else f"{often['min']} to {often['max']} times"
+        least, most = often["min"], often["max"]
+        times = f"{least} to {most} times" if least != most else "once" if most == 1 else f"{most} times"
         lines.append(f"  {_counted(document['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
     # Optional facts follow; documents of older batches lack some.
     baseline = document.get("baselineOnly") or {"trajectories": 0}
@@ -436,10 +427,6 @@ def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in document["leftOut"].items()]
     lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in document["groupsDropped"].items()]
     return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (document.get("untrained") or {}).items()]
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
 
 
 def _counted(number: int, unit: str) -> str:

@@ -90,19 +90,18 @@ class Freezable:
     ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason.
     """
 
-    trajectories: int
     episodes: int
     windows: Mapping[str, int]
     not_trainable: Mapping[str, int]
 
+    @property
+    def trajectories(self) -> int:
+        return sum(self.windows.values())
 
-def count_eligible(connection: Connection, bounds: FreezeBounds) -> Freezable:
-    """Count freezable trajectories by window, and the other new ones by reason."""
-    return with_unread(connection, bounds, count_in_read_hours(connection, bounds))
 
-
-def with_unread(connection: Connection, bounds: FreezeBounds, counted: Freezable) -> Freezable:
-    """Add the rows of hours that were not read yet to counts of those that were."""
+def count_eligible(connection: Connection, bounds: FreezeBounds, counted: Freezable | None = None) -> Freezable:
+    """Count freezable trajectories by window, and the other new ones by reason; ``counted`` are those of the hours that were read."""
+    counted = counted or count_in_read_hours(connection, bounds)
     return replace(counted, not_trainable=_most_first(counted.not_trainable, count_unread(connection, bounds)))
 
 
@@ -117,15 +116,19 @@ def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezab
             episodes += number
         else:
             reasons[reason] += trajectories
-    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, 0))
+    return Freezable(episodes, windows, _most_first(reasons, 0))
 
 
 def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
     """Return the counts of episodes already read by ``look_at_newest``."""
-    windows = Counter[str]()
+    return Freezable(len(episodes), dict(sorted(_by_window(episodes).items())), _most_first(reasons, unread))
+
+
+def _by_window(episodes: Sequence[FreezableEpisode]) -> Counter[str]:
+    trajectories = Counter[str]()
     for episode in episodes:
-        windows[episode.window] += episode.trajectories
-    return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
+        trajectories[episode.window] += episode.trajectories
+    return trajectories
 
 
 def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
@@ -250,13 +253,11 @@ def freeze(
         BatchConflict: a trajectory is in a live batch (the unique key says so).
     """
     line = trainer_choice(settings)
-    # The locks prevent two batches with the same episodes or version.
     with own_transaction(connection):
         lock_freezing(connection)
         lock_registry(connection)
         bounds = freeze_bounds(connection, settings, now, windows, settled)
         freezable, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
-        # Too little data freezes nothing; the reason is shown to the user.
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
         if not dropout.kept:
@@ -265,7 +266,6 @@ def freeze(
                 f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES.",
                 freezable,
             )
-        # The batch, its parent, version and settings are written with its dropout.
         parent = parent_of_line(connection, line.base_model, promoted=settings.auto_promote)
         batch_id = _new_batch_id(connection, now)
         new = NewBatch(
@@ -301,9 +301,7 @@ def decide_dropout(
     No group falls below ``min_agents``, nor its freezable trajectories below ``least_trajectories``.
     """
     sizes = {episode.window: episode.group_size for episode in episodes}
-    freezable = Counter[str]()
-    for episode in episodes:
-        freezable[episode.window] += episode.trajectories
+    freezable = _by_window(episodes)
     dropped = []
     # Lowest share first, so that in a small group it does not depend on the order of the rows who may still leave.
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
@@ -424,7 +422,6 @@ def _version(connection: Connection, settings: TrainingSettings, parent: Model |
     pinned = settings.model_version
     if pinned is None:
         return next_version(connection)
-    # A pinned version must be well formed, free, above its parent, and not reserved by another batch.
     if version_order(pinned) is None or not pinned.startswith("v"):
         raise UsageError(f"MODEL_VERSION is {pinned!r}: write vMAJOR.MINOR.PATCH, such as {next_version(connection)}.")
     if version_taken(connection, pinned):

@@ -36,7 +36,6 @@ from babylon_rl.store.registry import Model, NewModel, read_models, register_imp
 from babylon_rl.training.publishing import IMPORTING, parent_checkpoint
 
 PREFIX = "upload-"
-AGAIN = "then send the weights again, under a higher version if that one is taken"
 # A number is not finite when all bits of its exponent are set: type of its bits, and those of the exponent.
 EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
@@ -90,7 +89,8 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
             _take_place(connection, final)
         # Without the lock, as an upload may take minutes; before the row, so that a machine that reads it finds the files.
         publish(staging, made, manifest)
-        url = settings.model_storage_url and upload_checkpoint(made, settings.model_storage_url, then=AGAIN)
+        again = "then send the weights again, under a higher version if that one is taken"
+        url = settings.model_storage_url and upload_checkpoint(made, settings.model_storage_url, then=again)
         # Once more under the lock: the number may have been taken during the upload. A process that dies between rename and commit leaves a
         # directory without a row, which the next import of the version removes (`_take_place`).
         with own_transaction(connection):

@@ -1,12 +1,8 @@
 """Life of a batch: its transitions, the effect of each failure, and the resumable iterations of its training.
 
-``store/`` writes a state only as a transition of the table says, and ``failing`` does to a batch what the table of failures says.
-docs/explanation/training.md draws the first table; the reference lists both.
-
-An iteration's directory appears completely (temporary name, fsync, rename) and contains its own result. After a crash between directory and
-row, the row is completed from the directory. After an earlier crash only that iteration is trained again. The duration of a training is
-fitted to the completed ones of the same backend: ``base_s`` and so much a trajectory. Finished iterations replace the fit by the run's own
-pace, by their share.
+``store/`` writes a state only as a transition of the table says; docs/explanation/training.md draws it, and the reference lists it with
+the failures. An iteration's directory appears completely (temporary name, fsync, rename) and contains its own result. The duration of a
+training is fitted to the completed ones of the same backend: ``base_s`` and so much a trajectory.
 """
 
 import json
@@ -20,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 import psycopg
 
@@ -115,10 +111,6 @@ class FailureRule:
     applies: Callable[[BaseException], bool] = lambda error: True
 
 
-def _refuses_all(error: BaseException) -> bool:
-    return isinstance(error, JudgeRefused) and error.for_all
-
-
 _LATER = f"the next `train`, or automation after a minute, two, four and so on, every {RETRY_EVERY.seconds // 60} minutes at the longest"
 _AT_ONCE = "the next `train`, or automation at once"
 _NEW = "a new batch; automation pauses before it freezes one"
@@ -128,7 +120,7 @@ FAILURES = (
     FailureRule("the database does not answer", (DatabaseError, psycopg.Error), FailureEffect.RETRIED, FailureEffect.RETRIED, _AT_ONCE),
     FailureRule(
         "the judge refuses every request: a wrong key, no such model",
-        (JudgeRefused,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW, _refuses_all,
+        (JudgeRefused,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW, lambda error: isinstance(error, JudgeRefused) and error.for_all,
     ),
     FailureRule(
         "the judge is down, over its budget, or refuses some hours",
@@ -174,10 +166,6 @@ def failure_rule(error: BaseException) -> FailureRule:
     return next(rule for rule in FAILURES if isinstance(error, rule.errors) and rule.applies(error))
 
 
-KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
-PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
-
-
 @contextmanager
 def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable[[], datetime], work: Path | None = None) -> Iterator[None]:
     """Do to the batch as the table of failures says, and raise the error on.
@@ -195,27 +183,31 @@ def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable
         if effect != rule.when_paid and _is_paid(connection, batch_id):
             effect = rule.when_paid
         if effect is FailureEffect.FAILED:
-            _end(connection, batch_id, str(error), clock(), attempt, work)
+            connection.rollback()
+            with own_transaction(connection):
+                ended = end_failed(connection, batch_id, FAIL, str(error), clock(), attempt)
+            if ended and work is not None:
+                shutil.rmtree(work, ignore_errors=True)
         elif effect is FailureEffect.WAITS:
-            raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
+            why = _reason_to_wait(error, batch_id, paid=effect != rule.effect)
+            connection.rollback()
+            with own_transaction(connection):
+                note_waiting(connection, batch_id, attempt, why)
+                pause_step(connection, batch_id, attempt)
             if effect != rule.effect or not isinstance(error, BabylonError):
-                raise raised from error
+                raise TrainingPaused(why) from error
         raise
 
 
 def _reason_to_wait(error: Exception, batch_id: str, *, paid: bool) -> str:
     if isinstance(error, OSError) and not isinstance(error, BabylonError):
         file = f" ({error.filename})" if error.filename else ""
-        return f"{batch_id} could not be written: {error.strerror or error}{file}. {KEPT_WORDS}"
-    return f"{error} {PAID_WORDS.format(batch_id)}" if paid else str(error)
-
-
-def _wait(connection: Connection, batch_id: str, attempt: int, why: str) -> TrainingPaused:
-    connection.rollback()
-    with own_transaction(connection):
-        note_waiting(connection, batch_id, attempt, why)
-        pause_step(connection, batch_id, attempt)
-    return TrainingPaused(why)
+        return (
+            f"{batch_id} could not be written: {error.strerror or error}{file}. What is finished is kept: make room, or mend what is in "
+            "the way, then `babylon-rl train` goes on there."
+        )
+    paid_words = f"What was posted is kept: {batch_id} goes on with its next run, `babylon-rl train`, or can be cancelled."
+    return f"{error} {paid_words}" if paid else str(error)
 
 
 def _is_paid(connection: Connection, batch_id: str) -> bool:
@@ -224,14 +216,6 @@ def _is_paid(connection: Connection, batch_id: str) -> bool:
     connection.commit()
     # A lost post may have trained all the same. A job that failed or was given up lets its batch fail: nothing can go on from it.
     return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
-
-
-def _end(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
-    connection.rollback()
-    with own_transaction(connection):
-        ended = end_failed(connection, batch_id, FAIL, error, now, attempt)
-    if ended and work is not None:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 _LOG = logging.getLogger(__name__)
@@ -254,7 +238,6 @@ class BatchRun:
 
     @property
     def work(self) -> Path:
-        """Directory of the batch's numbered checkpoints."""
         return work_dir(self.checkpoints, self.batch.batch_id)
 
     def beat(self) -> None:
@@ -275,7 +258,6 @@ class BatchRun:
         return beat
 
     def context(self) -> RunContext:
-        """Context for a trainer."""
         # Idle time between runs does not count against the limit of the training.
         finished = finished_steps(self.connection, self.batch.batch_id).values()
         took = timedelta(seconds=sum((step.metrics or {}).get("seconds", 0.0) for step in finished))
@@ -287,17 +269,13 @@ def work_dir(checkpoints: Path, batch_id: str) -> Path:
     return checkpoints / WORK / batch_id
 
 
-def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int | None = 1) -> list[list[str]]:
+def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int = 1) -> list[list[str]]:
     """Plan the windows of each iteration.
 
-    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations. ``passes`` None is for old
-    batches, whose passes had no iterations of their own: their ITERATIONS cycle through the hours.
+    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations.
     """
     order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
-    size = min(settings.windows_per_iteration, len(order))
-    if passes is None:
-        return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
-    return (list(in_parts(order, size)) * passes)[: settings.iterations]
+    return (list(in_parts(order, min(settings.windows_per_iteration, len(order)))) * passes)[: settings.iterations]
 
 
 def iterations_of(batch: Batch) -> int:
@@ -318,11 +296,6 @@ def fewer_iterations(batch: Batch) -> str | None:
         f"each trains {'once' if batch.passes == 1 else f'{batch.passes} times'} (EPOCHS). For {most}, cancel it "
         f"(`babylon-rl batches cancel {batch.batch_id} --reason ...`) and train with `--epochs {epochs}`."
     )
-
-
-def passes_within(batch: Batch) -> int:
-    """Passes of an iteration over its own sequences: 1, but EPOCHS in old batches."""
-    return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
 
 
 def train_iterations(
@@ -350,9 +323,7 @@ def train_iterations(
                     refuse_empty(conversion, run.batch.batch_id)
                 # From the batch's seed and the number alone: trained again after a crash, the iteration comes out the same.
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
-                iteration = TrainIteration(
-                    run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch), generation, origin
-                )
+                iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), generation=generation, origin=origin)
                 _train(run, iteration, parent, directory, on_step)
             done[number] = _finish(run, number, directory)
         steps.append(done[number])
@@ -404,7 +375,6 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
     note_taken()
-    # A result without tokens or with a loss that is not finite never becomes a checkpoint.
     if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(
             f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. Lower LEARNING_RATE."
@@ -421,7 +391,12 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     # Before the rename: a process that dies between it and the row leaves all that the row needs (`_finish`).
     (partial / RESULT_FILE).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     run.beat()  # a run that was taken over must not leave a directory behind
-    _rename_durably(partial, directory)
+    try:
+        publish_directory(partial, directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed
     with log_context(batch=iteration.batch_id, version=run.batch.version):
         facts = {name: outcome[name] for name in ("loss", "trainableTokens", "seconds")}
         _LOG.info("iteration %d of %d is trained", iteration.step, iteration.steps, extra=facts)
@@ -456,7 +431,6 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
 
 def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
     outcome = json.loads((directory / RESULT_FILE).read_text())
-    # The newest start of the iteration receives the result.
     newest = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
     finished = replace(
         newest,
@@ -469,15 +443,6 @@ def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
     with own_transaction(run.connection):
         finish_step(run.connection, run.batch.batch_id, finished)
     return finished
-
-
-def _rename_durably(partial: Path, final: Path) -> None:
-    try:
-        publish_directory(partial, final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,9 +481,9 @@ def fit_durations(batches: Sequence[Batch], backend: str) -> DurationFit | None:
     runs = [
         (float(batch.trajectories), (batch.completed_at - batch.started_at).total_seconds())
         for batch in batches
-        if batch.backend == backend and batch.state == "completed" and batch.started_at is not None and batch.completed_at is not None
+        if batch.backend == backend and batch.state == "completed" and batch.started_at and batch.completed_at
+        if batch.completed_at > batch.started_at
     ]
-    runs = [(trajectories, seconds) for trajectories, seconds in runs if seconds > 0]
     if not runs:
         return None
     base_s, per_trajectory_s = _line(runs)
@@ -557,13 +522,11 @@ def progress_of(batch: Batch, steps: Sequence[TrainingStep], fit: DurationFit | 
 
 def _line(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Least squares with neither a negative base nor a negative slope."""
-    mean_x, mean_y = fmean(x for x, _ in runs), fmean(y for _, y in runs)
-    spread = sum((x - mean_x) ** 2 for x, _ in runs)
-    if spread == 0:
-        return (0.0, mean_y / mean_x) if mean_x else (mean_y, 0.0)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in runs) / spread
+    xs, ys = [x for x, _ in runs], [y for _, y in runs]
+    if len(set(xs)) == 1:
+        return (0.0, fmean(ys) / xs[0]) if xs[0] else (fmean(ys), 0.0)
+    slope, base = linear_regression(xs, ys)
     # A few runs on machines of different speed may give a falling line, which would predict negative times for large batches.
     if slope < 0:
-        return mean_y, 0.0
-    base = mean_y - slope * mean_x
-    return (base, slope) if base >= 0 else (0.0, sum(x * y for x, y in runs) / sum(x * x for x, _ in runs))
+        return fmean(ys), 0.0
+    return (base, slope) if base >= 0 else (0.0, linear_regression(xs, ys, proportional=True).slope)

@@ -1,11 +1,10 @@
 """Publication of the last iteration, and retention of the checkpoints before it.
 
 The checkpoint is published first, then one transaction registers the version. A crash between the two leaves a published directory whose
-manifest names its batch; the next run only registers it. An unregistered directory left by another batch of this database is replaced. A
-directory of a batch unknown to this database (two databases may share a state directory) keeps its number, and the next number is taken.
+manifest names its batch; the next run only registers it. A directory of a batch unknown to this database (two databases may share a state
+directory) keeps its number, and the next number is taken.
 
-Of each line the newest and the best checkpoints stay, deployed ones and those in use. A version is marked as pruned before its files are
-deleted. A crash between the two leaves files that the next training deletes, never a version whose files are missing without a mark. Rows
+A version is marked as pruned before its files are deleted, so that a crash never leaves one whose files are missing without a mark. Rows
 are never deleted; rows and files of other producers and uploads are not touched.
 """
 
@@ -44,7 +43,7 @@ from babylon_rl.models.checkpoints import (
     read_remote,
     verify,
 )
-from babylon_rl.settings import ServingSettings, Settings, StorageSettings
+from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import (
     BASELINE,
     LIVE_STATES,
@@ -139,7 +138,12 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
             if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and manifest_in(directory) != stored:
                 shutil.rmtree(directory, ignore_errors=True)
                 checkpoint_named(run.batch.version, settings)
-    return directory if _batch_of(directory) == run.batch.batch_id else None
+    if not directory.is_dir():
+        return None
+    try:
+        return directory if verify(directory).batch_id == run.batch.batch_id else None
+    except CheckpointError:
+        return None  # it is published again from the last iteration
 
 
 @contextmanager
@@ -170,147 +174,10 @@ def publish_and_register(
         TrainingPaused: as ``finish_registration``.
     """
     version = _own_version(run, parent, settings)
-    manifest = _manifest(run, version, episodes, steps, parent, conversion, generation)
-    staging = run.work / f"{STAGING}-{run.attempt}"
-    final = run.checkpoints / version
-    # The directory of this machine: the row may name that of another one, which trained the iteration too. Trainer state and the
-    # iteration's result are not part of a published checkpoint.
-    try:
-        copy_tree(run.work / str(steps[-1].iteration), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
-        if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
-            copy_tokenizer(tokenizer_dir, staging)
-        run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
-        if final.exists() and _known(run, batch_named_in(final)):
-            shutil.rmtree(final)  # _own_version made sure that no row points to it
-        publish(staging, final, manifest)
-    except OSError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return finish_registration(run, episodes, final, settings)
-
-
-def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
-    """Upload a published checkpoint where configured, and register it in one transaction.
-
-    Then tidy up: older checkpoints that need not stay are given up.
-
-    Raises:
-        BatchConflict: the batch ended, or a newer run has it.
-        CheckpointError: the checkpoint is damaged.
-        TrainingPaused: it could not be uploaded; the batch stays in `uploading`, and its next run goes on there.
-    """
-    manifest = verify(checkpoint)
-    remote = read_remote(checkpoint)
-    # Before the row, which names the URL: another machine that reads the row finds the files there.
-    url = _uploaded(run, checkpoint, settings)
-    steps = list(finished_steps(run.connection, run.batch.batch_id).values())
-    batch = read_batch(run.connection, run.batch.batch_id)
-    preflight = None if batch is None else batch.preflight
-    # Figures of all iterations are stored with the model.
-    metrics = {
-        "judge": run.batch.settings.get("judge_model"),
-        "iterations": [{"step": s.iteration, "loss": s.loss, "trainableTokens": s.trainable_tokens, **(s.metrics or {})} for s in steps],
-        "episodes": len(episodes),
-        "trajectories": sum(len(episode.trajectory_ids) for episode in episodes),
-        "baselineTrajectories": sum(len(episode.trajectory_ids) for episode in episodes if episode.contributes == BASELINE),
-        "sequences": sum(episode.sequences or 0 for episode in episodes),
-        "answers": (preflight or {}).get("answers", 0),  # which nobody played
-    }
-    new = NewModel(
-        batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
-        base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
-        storage_path=remote.inference_name if remote else url or str(checkpoint), manifest_sha=sha256(checkpoint / MANIFEST),
-        episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
-        wandb_artifact_id=remote.artifact if remote else None,
-    )  # fmt: skip
-    # Under the registry lock: a version number taken meanwhile sends the batch back for the next one. Under the locks of its hours before:
-    # their judge writes to the same trajectories, in another order.
-    with own_transaction(run.connection):
-        lock_windows(run.connection, new.windows)
-        lock_registry(run.connection)
-        # Where the batch itself has taken it, another run of it came first, and register_model says so.
-        if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
-            raise TrainingPaused(
-                f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
-            )
-        register_model(run.connection, new, REGISTER)
-        bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
-    model = model_of_batch(run.connection, run.batch.batch_id)
-    if model is None:
-        raise TrainingError(f"{new.version} was registered and cannot be read back.")
-    # Tidying is best effort: the version is registered already.
-    _tidy(run)
-    # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
-    for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:
-        _LOG.warning(sentence)
-    return model
-
-
-def _uploaded(run: BatchRun, checkpoint: Path, settings: StorageSettings) -> str | None:
-    if settings.model_storage_url is None:
-        return None
-    try:
-        return upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
-    except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
-        raise TrainingPaused(
-            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} "
-            "Correct it or unset it, then run `babylon-rl train`."
-        ) from None
-
-
-def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
-    # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
-    version, passed = run.batch.version, list[str]()
-    while True:
-        with own_transaction(run.connection):
-            lock_registry(run.connection)
-            advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
-            # Take the next number until it is free, above the parent, and without a foreign directory.
-            while (
-                version in passed
-                or version_taken(run.connection, version)
-                or _below(version, parent)
-                or _unknown(run, run.checkpoints / version)
-            ):
-                passed.append(version)
-                version = next_version(run.connection, run.batch.batch_id, passed)
-            if version != run.batch.version:
-                reserve_version(run.connection, run.batch.batch_id, version)
-        # Asked without the lock, as it may take long. What another batch has uploaded is never replaced: the next number then.
-        with _waiting_for_storage(run):
-            stored = stored_manifest(version, settings)
-        if stored is None or stored.batch_id == run.batch.batch_id:
-            return version
-        passed.append(version)
-
-
-def _below(version: str, parent: str | None) -> bool:
-    """True when the line would continue from ``parent`` rather than from ``version``."""
-    return parent is not None and (version_order(version) or ()) < (version_order(parent) or ())
-
-
-def _unknown(run: BatchRun, directory: Path) -> bool:
-    """True for a directory of no batch of this database; it is left alone."""
-    return (directory.exists() or directory.is_symlink()) and not _known(run, batch_named_in(directory))
-
-
-def _known(run: BatchRun, batch_id: str | None) -> bool:
-    return batch_id is not None and read_batch(run.connection, batch_id) is not None
-
-
-def _manifest(
-    run: BatchRun,
-    version: str,
-    episodes: Sequence[BatchEpisode],
-    steps: Sequence[TrainingStep],
-    parent: str | None,
-    conversion: Conversion,
-    generation: int,
-) -> Manifest:
     scores = [episode.score for episode in episodes if episode.score is not None]
     windows = sorted({episode.window for episode in episodes}, reverse=True)
     bounded = [step.metrics for step in steps if step.metrics and "skippedSteps" in step.metrics]
-    return Manifest(
+    manifest = Manifest(
         version=version,
         base=run.trainer.base_identity(),
         created_at=run.clock().isoformat(timespec="milliseconds") + "Z",
@@ -338,6 +205,116 @@ def _manifest(
             "settings": {**run.batch.settings, **run.trainer.hyperparameters(generation)},
         },
     )  # fmt: skip
+    staging = run.work / f"{STAGING}-{run.attempt}"
+    final = run.checkpoints / version
+    # The directory of this machine: the row may name that of another one, which trained the iteration too. Trainer state and the
+    # iteration's result are not part of a published checkpoint.
+    try:
+        copy_tree(run.work / str(steps[-1].iteration), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
+        if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
+            copy_tokenizer(tokenizer_dir, staging)
+        run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
+        if final.exists() and not _unknown(run, final):
+            shutil.rmtree(final)  # _own_version made sure that no row points to it
+        publish(staging, final, manifest)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return finish_registration(run, episodes, final, settings)
+
+
+def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
+    """Upload a published checkpoint where configured, and register it in one transaction.
+
+    Then tidy up: older checkpoints that need not stay are given up.
+
+    Raises:
+        BatchConflict: the batch ended, or a newer run has it.
+        CheckpointError: the checkpoint is damaged.
+        TrainingPaused: it could not be uploaded; the batch stays in `uploading`, and its next run goes on there.
+    """
+    manifest = verify(checkpoint)
+    remote = read_remote(checkpoint)
+    # Before the row, which names the URL: another machine that reads the row finds the files there.
+    try:
+        url = settings.model_storage_url and upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
+    except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
+        raise TrainingPaused(
+            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} "
+            "Correct it or unset it, then run `babylon-rl train`."
+        ) from None
+    steps = list(finished_steps(run.connection, run.batch.batch_id).values())
+    batch = read_batch(run.connection, run.batch.batch_id)
+    preflight = (batch and batch.preflight) or {}
+    metrics = {
+        "judge": run.batch.settings.get("judge_model"),
+        "iterations": [{"step": s.iteration, "loss": s.loss, "trainableTokens": s.trainable_tokens, **(s.metrics or {})} for s in steps],
+        "episodes": len(episodes),
+        "trajectories": sum(len(episode.trajectory_ids) for episode in episodes),
+        "baselineTrajectories": sum(len(episode.trajectory_ids) for episode in episodes if episode.contributes == BASELINE),
+        "sequences": sum(episode.sequences or 0 for episode in episodes),
+        "answers": preflight.get("answers", 0),  # which nobody played
+    }
+    new = NewModel(
+        batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
+        base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
+        storage_path=remote.inference_name if remote else url or str(checkpoint), manifest_sha=sha256(checkpoint / MANIFEST),
+        episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
+        wandb_artifact_id=remote.artifact if remote else None,
+    )  # fmt: skip
+    # Under the registry lock: a version number taken meanwhile sends the batch back for the next one. Under the locks of its hours before:
+    # their judge writes to the same trajectories, in another order.
+    with own_transaction(run.connection):
+        lock_windows(run.connection, new.windows)
+        lock_registry(run.connection)
+        # Where the batch itself has taken it, another run of it came first, and register_model says so.
+        if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
+            raise TrainingPaused(
+                f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
+            )
+        register_model(run.connection, new, REGISTER)
+        bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
+    model = model_of_batch(run.connection, run.batch.batch_id)
+    if model is None:
+        raise TrainingError(f"{new.version} was registered and cannot be read back.")
+    _tidy(run)
+    # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
+    for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:
+        _LOG.warning(sentence)
+    return model
+
+
+def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
+    # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
+    version, passed = run.batch.version, list[str]()
+    while True:
+        with own_transaction(run.connection):
+            lock_registry(run.connection)
+            advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
+            while (
+                version in passed
+                or version_taken(run.connection, version)
+                or (parent is not None and (version_order(version) or ()) < (version_order(parent) or ()))
+                or _unknown(run, run.checkpoints / version)
+            ):
+                passed.append(version)
+                version = next_version(run.connection, run.batch.batch_id, passed)
+            if version != run.batch.version:
+                reserve_version(run.connection, run.batch.batch_id, version)
+        # Asked without the lock, as it may take long. What another batch has uploaded is never replaced: the next number then.
+        with _waiting_for_storage(run):
+            stored = stored_manifest(version, settings)
+        if stored is None or stored.batch_id == run.batch.batch_id:
+            return version
+        passed.append(version)
+
+
+def _unknown(run: BatchRun, directory: Path) -> bool:
+    """True for a directory of no batch of this database; it is left alone."""
+    if not directory.exists() and not directory.is_symlink():
+        return False
+    batch_id = batch_named_in(directory)
+    return batch_id is None or read_batch(run.connection, batch_id) is None
 
 
 def data_version(episodes: Sequence[BatchEpisode], answers: Mapping[str, AnswersByCall]) -> str:
@@ -345,15 +322,6 @@ def data_version(episodes: Sequence[BatchEpisode], answers: Mapping[str, Answers
     rows = [[e.window, e.agent_id, list(e.trajectory_ids), e.advantage, *(part.advantage for part in e.parts)] for e in episodes]
     groups = [[window, *sorted([*call, answer] for call, answer in own.items())] for window, own in sorted(answers.items())]
     return content_version([*rows, *groups])
-
-
-def _batch_of(directory: Path) -> str | None:
-    if not directory.is_dir():
-        return None
-    try:
-        return verify(directory).batch_id
-    except CheckpointError:
-        return None  # it is published again from the last iteration
 
 
 def _tidy(run: BatchRun) -> None:
@@ -419,14 +387,9 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
         line = [model for model in ours if model.base_model == base]
         # A failed version takes no place among the newest, and is not kept for its score either.
         usable = [model for model in line if model.status != "failed"]
-        newest = usable[:kept]
         scored = [model for model in usable if model.benchmark_score is not None]
-        best = max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)
-        candidates += [
-            model
-            for model in line
-            if model not in newest and model is not best and model.status != "deployed" and model.version not in in_use
-        ]
+        stay = [*usable[:kept], max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)]
+        candidates += [model for model in line if model not in stay and model.status != "deployed" and model.version not in in_use]
     return [model for model in candidates if model.pruned_at is None]
 
 
@@ -550,6 +513,4 @@ def _own_directory(model: Model, checkpoints: Path) -> bool:
     Nothing else is ever deleted. The row's own path may be another machine's.
     """
     directory = checkpoints / model.version
-    if directory.is_symlink() or not directory.is_dir():
-        return False
-    return batch_named_in(directory) == model.training_batch
+    return directory.is_dir() and not directory.is_symlink() and batch_named_in(directory) == model.training_batch

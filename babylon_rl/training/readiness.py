@@ -1,8 +1,6 @@
 """Readiness: enough good data to start a training, and the start by automation.
 
-One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
-
-Sensor, schedule, trigger and MODE=continuous start by one rule: a batch is frozen when the last ones did not just fail
+One definition for `ready`, sensor, schedule, status, trigger and MODE=continuous. A batch is frozen when the last ones did not just fail
 (training/conversion.py) and the data is ready. After TRAINING_INTERVAL_HOURS without a completed training fewer trajectories suffice.
 """
 
@@ -33,7 +31,6 @@ from babylon_rl.training.freezing import (
     freeze_bounds,
     last_hours,
     trained_by,
-    with_unread,
 )
 from babylon_rl.windows import next_window
 
@@ -71,7 +68,8 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
     with connection.transaction():
         bounds = freeze_bounds(connection, settings, now, settled=True)
         kept = _usable_counts(connection, settings, now) if may_be_kept else None
-        freezable = count_eligible(connection, bounds) if kept is None else with_unread(connection, bounds, _freezable(kept))
+        in_read_hours = None if kept is None else Freezable(kept.episodes, kept.windows, kept.not_trainable)
+        freezable = count_eligible(connection, bounds, in_read_hours)
         quality = _newest_quality(connection, bounds)
         unscored = unscored_windows(connection, list(freezable.windows))
         groups = _groups(settings, freezable)
@@ -113,10 +111,6 @@ def _usable_counts(connection: Connection, settings: Settings, now: datetime) ->
     return kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
 
 
-def _freezable(kept: KeptCounts) -> Freezable:
-    return Freezable(sum(kept.windows.values()), kept.episodes, kept.windows, kept.not_trainable)
-
-
 class NotReady(NamedTuple):
     """Reason why a training cannot start, or None, and the next call's state."""
 
@@ -136,7 +130,6 @@ def not_ready(
     been read, which is a write, so that a running game does not cause a count at every call.
     """
     with connection.transaction():
-        # Unchanged watermarks repeat the remembered reason.
         counted, sampled = _watermarks(connection, settings, now)
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):

@@ -2,10 +2,9 @@
 
 The child's costs, failures and waits do not affect this process: no failure here ever fails a training. It gets one line of JSON (the run
 to open), then one line per row to log (or the checkpoint to upload as an artifact of type ``model``), and answers with the run's page (or,
-offline, its directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. A thread hands the lines over, so that logging never
-waits. An iteration is sent when its last step is reported. Step numbers follow from the iteration's place, so that an interrupted training
-does not log the same step twice. Offline there is no service to ask, so a file in the state directory records which directory holds what:
-lines of JSON, appended by the child, which outlives a training that dies.
+offline, its directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. Step numbers follow from the iteration's place, so
+that an interrupted training does not log the same step twice. Offline a file of JSON lines, appended by the child, which outlives a
+training that dies, records which directory holds what.
 """
 
 import json
@@ -49,11 +48,11 @@ _OPEN_ENDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class WandbResult:
-    """Outcome of sending in words; ``link`` is the page, or offline the directory."""
+    """Outcome of sending in words; ``link`` is the page, or offline the directory; ``artifact`` the name to get an artifact by."""
 
     words: str
     link: str | None = None
-    answer: Mapping[str, Any] | None = None
+    artifact: str | None = None
 
 
 def refusal(settings: StorageSettings) -> str | None:
@@ -65,12 +64,12 @@ def refusal(settings: StorageSettings) -> str | None:
     return None
 
 
-def run_request(settings: StorageSettings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
-    """First line for a child: the run to open; ``more`` are further arguments of wandb.init."""
+def run_request(settings: StorageSettings, run_id: str, name: str, job_type: str) -> dict[str, Any]:
+    """First line for a child: the run to open."""
     return {
         "entity": settings.wandb_entity, "project": settings.wandb_project, "mode": settings.wandb_mode, "id": run_id, "name": name,
         "job_type": job_type, "initTimeout": INIT_TIMEOUT_S,
-    } | more  # fmt: skip
+    }  # fmt: skip
 
 
 class WandbProcess:
@@ -129,7 +128,7 @@ class WandbProcess:
         if self._child.returncode == 0 and answer is not None:
             result = json.loads(answer)
             sentence = f"Written for `wandb sync {result['link']}`." if self._offline else "In Weights & Biases."
-            return WandbResult(sentence, str(result["link"]), result)
+            return WandbResult(sentence, str(result["link"]), result.get("artifact"))
         # The last exception in the log is the reason; without one, its last line.
         lines = [line.strip() for line in reversed(self._err) if line.strip()]
         candidates = [line for line in lines if _RAISED.match(line)] or lines
@@ -191,16 +190,13 @@ def _read(stream: TextIO, lines: list[str]) -> None:
         lines.extend(stream)
 
 
-def log_artifact(directory: Path, settings: Settings, **more: Any) -> WandbResult:
-    """Log a published checkpoint into the run of its batch.
-
-    The answer's ``artifact`` is the name to get it by. Failures of wandb are returned, never raised.
-    """
+def log_artifact(directory: Path, settings: Settings) -> WandbResult:
+    """Log a published checkpoint into the run of its batch. Failures of wandb are returned, never raised."""
     refused = refusal(settings)
     if refused is not None:
         return WandbResult(refused)
     manifest = load_manifest(directory)
-    request = run_request(settings, manifest.batch_id or manifest.version, manifest.version, JOB_TYPE, **more)
+    request = run_request(settings, manifest.batch_id or manifest.version, manifest.version, JOB_TYPE)
     artifact = {
         "directory": str(directory), "name": f"{settings.art_model_name}-{manifest.version}", "version": manifest.version,
         "metadata": {"parent": manifest.parent, "baseModel": manifest.base.name, "windows": len(manifest.windows), **manifest.metrics},
@@ -219,10 +215,9 @@ def record_artifact(connection: Connection, model: Model, settings: Settings, no
     if model.training_batch is None or read_remote(directory) is not None:
         return WandbResult("")
     sent = log_artifact(directory, settings)
-    artifact = (sent.answer or {}).get("artifact")
-    if artifact is not None and settings.wandb_mode == "online":
+    if sent.artifact is not None and settings.wandb_mode == "online":
         with own_transaction(connection):
-            note_artifact(connection, model.training_batch, str(artifact), now)
+            note_artifact(connection, model.training_batch, sent.artifact, now)
     return sent
 
 
@@ -231,7 +226,7 @@ def artifact_faults(artifact: str, checkpoint: Path, settings: Settings) -> list
     with TemporaryDirectory() as directory:
         request = {"mode": settings.wandb_mode, "job_type": FETCH, "artifact": artifact, "directory": directory}
         fetched = WandbProcess(request, settings).end()
-        if fetched.answer is None:
+        if fetched.link is None:
             return [f"The artifact {artifact} cannot be fetched: {fetched.words.partition(': ')[2]}"]
         there, here = _hashes(Path(directory)), _hashes(checkpoint)
     other = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
@@ -240,15 +235,6 @@ def artifact_faults(artifact: str, checkpoint: Path, settings: Settings) -> list
 
 def _hashes(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): sha256(path) for path in directory.rglob("*") if path.is_file()}
-
-
-def _fetch_artifact(request: Mapping[str, Any]) -> dict[str, str]:
-    """Fetch an artifact in the child process, past wandb's cache."""
-    require("wandb")
-    import wandb
-
-    wandb.Api(timeout=60).artifact(request["artifact"]).download(root=request["directory"], skip_cache=True)
-    return {"link": request["directory"]}
 
 
 def _log_artifact(request: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
@@ -274,7 +260,7 @@ ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of 
 class Tracker:
     """Tracker of one training; ``step``, called in the trainer's loop, only appends to a list."""
 
-    def __init__(self, batch: Batch, settings: Settings, **more: Any) -> None:
+    def __init__(self, batch: Batch, settings: Settings) -> None:
         self.refusal = refusal(settings)
         self._settings = settings
         self._steps: list[StepMetrics] = []
@@ -288,15 +274,9 @@ class Tracker:
             "baseModel": batch.base_model, "backend": batch.backend, "version": batch.version, "parent": batch.parent_version,
             "seed": batch.seed, "windows": list(batch.windows), "trajectories": batch.trajectories, **batch.settings,
         }  # fmt: skip
-        self._request = run_request(
-            settings, batch.batch_id, batch.version, "training", group=batch.base_model.replace("/", "-")[:128], config=config,
-            memory=str(self._memory), logged=logged, **more,
-        )  # fmt: skip
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run: the batch's id."""
-        return str(self._request["id"])
+        self._request = run_request(settings, batch.batch_id, batch.version, "training") | {
+            "group": batch.base_model.replace("/", "-")[:128], "config": config, "memory": str(self._memory), "logged": logged,
+        }  # fmt: skip
 
     def step(self, metrics: StepMetrics) -> None:
         """Record an optimizer step; the last step of an iteration sends all of them."""
@@ -375,7 +355,6 @@ def iteration_numbers(
     """
     preflight = dict(batch.preflight or {})
     ages = {int(age): number for age, number in (preflight.get("stalenessVersions") or {}).items() if str(age).isdigit()}
-    # Values of the whole batch, repeated for every iteration.
     common: dict[str, Any] = {
         "groupsDropped": sum((preflight.get("groupsDropped") or {}).values()),
         "sequencesLeftOut": sum((preflight.get("leftOut") or {}).values()),
@@ -388,7 +367,6 @@ def iteration_numbers(
             [e.score for e in episodes if e.window == window and e.dropped is None and e.score is not None] for window in step.windows
         ]
         scores = [score for group in groups for score in group]
-        # Each hour's judge cost is charged to its first iteration.
         judged = [judging[window] for window in step.windows if window in judging]
         priced = {window: usd for window in step.windows for _, usd in [judging.get(window, (0.0, None))] if usd is not None}
         own: dict[str, Any] = {
@@ -444,7 +422,12 @@ def _log(lines: Iterator[str]) -> dict[str, str]:
     """Log incoming lines in the child; return the run's page or directory as ``link``."""
     request = json.loads(next(lines))
     if request["job_type"] == FETCH:
-        return _fetch_artifact(request)
+        require("wandb")
+        import wandb
+
+        # Past wandb's cache.
+        wandb.Api(timeout=60).artifact(request["artifact"]).download(root=request["directory"], skip_cache=True)
+        return {"link": request["directory"]}
     if request["job_type"] == JOB_TYPE:
         return _log_artifact(request, json.loads(next(lines)))
     run = open_run(request)

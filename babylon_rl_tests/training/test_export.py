@@ -29,7 +29,7 @@ from babylon_rl.training.export import FORMATS, export_windows
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table, schema
-from babylon_rl.training.export.records import COLUMNS, Record
+from babylon_rl.training.export.records import COLUMNS
 from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.many_rows import ManyRows, insert_many
@@ -343,7 +343,6 @@ def test_a_columns_type_does_not_depend_on_the_rows_that_come_first(database: Da
 
 
 def test_the_columns_are_the_records_fields_and_documented() -> None:
-    assert tuple(column.name for column in COLUMNS) == Record.__struct_encode_fields__
     assert columns_table() in (ROOT / "docs" / "howto" / "export.md").read_text()
 
 

@@ -49,7 +49,7 @@ def write(settings: Settings) -> Write:
     def run(target: Path | str, force: bool = False, fail: bool = False, **files: str) -> list[str]:
         with describing(str(target)), Destination(str(target), settings.home / "exports", force=force) as place:
             for name, text in files.items():
-                place.new(name).write_text(text)
+                place.new(name).write(text.encode())
                 place.finished(name)
             if fail:
                 raise KeyboardInterrupt
@@ -119,7 +119,7 @@ def test_what_a_killed_export_left_is_cleared_away_by_the_next(write: Write, set
     child = os.fork()
     if not child:
         with Destination(str(tmp_path), settings.home / "exports") as place:
-            place.new("z/b").write_text("half")
+            place.new("z/b").write(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert (tmp_path / STAGING / "z" / "b").exists()
@@ -151,7 +151,7 @@ def test_a_swap_that_was_cut_short_is_finished_by_the_next_export(write: Write, 
 
 def test_two_exports_into_one_directory_do_not_mix(write: Write, settings: Settings, tmp_path: Path) -> None:
     with Destination(str(tmp_path), settings.home / "exports") as first:
-        first.new("a").write_text("1")
+        first.new("a").write(b"1")
         first.finished("a")
         with pytest.raises(UsageError, match="Another export is being written"):
             write(tmp_path, a="2")

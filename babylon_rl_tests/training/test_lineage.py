@@ -78,14 +78,6 @@ def test_fewer_iterations_than_asked_for_are_explained_with_the_way_to_get_them(
     assert iterations_of(whole) == 10 and fewer_iterations(whole) is None
 
 
-def test_a_batch_of_the_older_form_keeps_its_plan(settings):
-    few = settings.model_copy(update={"iterations": 4, "windows_per_iteration": 3})
-    plan = plan_iterations(WINDOWS, few, 1, None)
-    assert [len(some) for some in plan] == [3, 3, 3, 3]
-    order = [window for some in plan_iterations(WINDOWS, few, 1) for window in some]
-    assert [window for some in plan for window in some] == (order * 2)[:12]
-
-
 def test_seeded_shares_are_uniform_and_fixed():
     shares = [seeded_share(7, str(number)) for number in range(1000)]
     assert shares == [seeded_share(7, str(number)) for number in range(1000)]

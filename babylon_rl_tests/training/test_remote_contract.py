@@ -29,7 +29,7 @@ from babylon_rl.training.backends.openpipe_art import (
     sent_groups,
 )
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.backends.serverless.service import ArtScratch, Refused, ServerlessService, Unknown, serverless_art
+from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown, art_scratch, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer, write_base
 
@@ -286,8 +286,9 @@ def test_models_still_answer_in_a_process_that_has_loaded_art() -> None:
 MAKE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from babylon_rl.training.backends.serverless.service import ArtScratch
-(ArtScratch(Path(sys.argv[1])).path / "left").write_text("behind")
+from babylon_rl.training.backends.serverless.service import art_scratch
+scratch = art_scratch(Path(sys.argv[1]))
+(scratch.__enter__() / "left").write_text("behind")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -297,11 +298,11 @@ def art_directories(home):
 
 
 def test_a_directory_is_gone_when_it_is_closed_and_others_stay(tmp_path):
-    with ArtScratch(tmp_path) as one:
-        with ArtScratch(tmp_path) as other:
-            (other.path / "model").mkdir()
-            assert sorted(art_directories(tmp_path)) == sorted([one.path, other.path])
-        assert art_directories(tmp_path) == [one.path]
+    with art_scratch(tmp_path) as one:
+        with art_scratch(tmp_path) as other:
+            (other / "model").mkdir()
+            assert sorted(art_directories(tmp_path)) == sorted([one, other])
+        assert art_directories(tmp_path) == [one]
     assert art_directories(tmp_path) == []
 
 
@@ -309,5 +310,5 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     subprocess.run([sys.executable, "-c", MAKE_AND_DIE, str(tmp_path)], check=False)
     (left,) = art_directories(tmp_path)
     assert (left / "left").is_file()
-    with ArtScratch(tmp_path) as scratch:
-        assert art_directories(tmp_path) == [scratch.path]
+    with art_scratch(tmp_path) as scratch:
+        assert art_directories(tmp_path) == [scratch]

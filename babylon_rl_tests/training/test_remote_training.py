@@ -1,7 +1,6 @@
 """Serverless training through the stand-in: what becomes a version, what does not, and what is told."""
 
 import platform
-from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
@@ -213,17 +212,6 @@ def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stan
     once = found["estimatedUsd"] / epochs
     assert [job.estimated_usd for job in read_jobs(played, frozen.batch_id)] == pytest.approx([once] * jobs)
     assert any(f"each trajectory trains {'once' if epochs == 1 else '2 times'}" in line for line in preflight_lines(found, "base"))
-
-
-@pytest.mark.slow
-def test_a_batch_frozen_before_passes_had_iterations_of_their_own_trains_as_it_was_frozen(played, remote, stand_in):
-    old = remote.model_copy(update={"iterations": 3, "epochs": 2})
-    frozen = freeze(played, old, PLAYED_NOW, windows=(HOURS[0], HOURS[1])).batch
-    played.execute('UPDATE babylon_rl.batches SET "passes" = NULL')
-    prepare_batch(played, frozen.batch_id, old, PLAYED_NOW)
-    train_batch(played, frozen.batch_id, old, PLAYED_NOW, ServerlessTrainer(old, SHORT))
-    assert len(stand_in.service.jobs) == 3
-    assert all(set(Counter(job.payload.trajectories).values()) == {2} for job in stand_in.service.jobs)
 
 
 def test_what_each_trajectory_contributed_is_stored_and_decides_what_is_marked(played, remote, batch):

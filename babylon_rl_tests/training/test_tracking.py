@@ -28,6 +28,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.training import tracking
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import prepare_batch
@@ -203,7 +204,7 @@ def test_online_an_interrupted_training_is_one_run_without_a_repeated_step(setti
 
 
 @pytest.mark.long
-def test_without_a_key_nothing_starts_and_a_service_that_is_down_is_a_sentence(settings: Settings) -> None:
+def test_without_a_key_nothing_starts_and_a_service_that_is_down_is_a_sentence(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Tracker(make_batch(), settings)
     tell(refused, (1, 2))
     assert "WANDB_API_KEY is not set" in refused.finish([make_step(1)], {}, {}).words
@@ -211,7 +212,8 @@ def test_without_a_key_nothing_starts_and_a_service_that_is_down_is_a_sentence(s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
     down = settings.model_copy(update={"wandb_api_key": SecretStr(KEY), "wandb_base_url": nobody})
-    tracker = Tracker(make_batch(), down, initTimeout=2.0)
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2.0)
+    tracker = Tracker(make_batch(), down)
     tell(tracker, (1,))
     sent = tracker.finish([make_step(1)], {}, {})
     assert sent.link is None and sent.words.startswith("Not sent to Weights & Biases: ") and KEY not in sent.words
@@ -302,11 +304,11 @@ def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, 
         online = settings.model_copy(update={"wandb_api_key": SecretStr(KEY), "wandb_project": "p", "wandb_base_url": service.url})
         service.refused = {"CreateArtifact"}
         refused = log_artifact(tmp_path / "v1.0.0", online)
-        assert refused.link is refused.answer is None and "the storage of this account is full" in refused.words
+        assert refused.link is refused.artifact is None and "the storage of this account is full" in refused.words
         service.refused.clear()
         sent = log_artifact(tmp_path / "v1.0.0", online)
         assert sent.link == f"{service.url}/me/p/runs/batch-9", sent.words
-    assert "artifact" in (sent.answer or {})
+    assert sent.artifact is not None
     assert any(path.endswith("adapter_model.safetensors") for path in service.files)
 
 

@@ -58,7 +58,6 @@ class BaseTokens:
 
     @property
     def tokenizer(self) -> Any:
-        """Tokenizer, loaded once."""
         if self._loaded is None:
             directory = self.directory
             from transformers import AutoTokenizer
@@ -71,7 +70,6 @@ class BaseTokens:
         return self._loaded
 
     def identity(self) -> BaseIdentity:
-        """The base's identity, from its config and tokenizer."""
         return files_identity(self.directory, self.name)
 
     def recorded(self, sequence: TrainSequence) -> TokenLogprobs | str:
@@ -79,12 +77,11 @@ class BaseTokens:
         if not sequence.logprobs:
             return NONE_RECORDED
         # All or nothing: with one token left out the rest would train as another text.
-        pairs = [(token.get("tokenId"), token.get("logprob")) for token in sequence.logprobs]
         tokens: list[tuple[int, float]] = []
-        for token_id, logprob in pairs:
+        for token in sequence.logprobs:
+            token_id, value = token.get("tokenId"), log_probability(token.get("logprob"))
             if not isinstance(token_id, int) or isinstance(token_id, bool):
                 return NO_IDS
-            value = log_probability(logprob)
             if value is None:
                 return NOT_FINITE
             tokens.append((token_id, value))
@@ -92,24 +89,19 @@ class BaseTokens:
         # Ids of another vocabulary are out of range, or decode to another text.
         if min(ids) < 0 or max(ids) >= len(self.tokenizer):
             return OTHER_BASE
-        text, said = self._text(ids), sequence.response.strip()
+        # Only at the end of an answer are special tokens none of its text.
+        control, spoken = control_ids(self.tokenizer), list(ids)
+        while spoken and spoken[-1] in control:
+            spoken.pop()
+        text, said = str(self.tokenizer.decode(spoken, clean_up_tokenization_spaces=False)).strip(), sequence.response.strip()
         if text == said:
             return tuple(tokens)
         # Servers that take the reasoning out of an answer report its tokens with the others.
         return WITH_REASONING if said and text.endswith(said) else OTHER_BASE
 
     def answer_tokens(self, sequence: TrainSequence) -> int:
-        """Count the tokens of an answer."""
         return len(encode_text(self.tokenizer, sequence.response))
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """Count the tokens of a prompt under the chat template."""
         return len(encode_prompt(self.tokenizer, messages))
-
-    def _text(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens; only at its end are special tokens none."""
-        control = control_ids(self.tokenizer)
-        said = list(ids)
-        while said and said[-1] in control:
-            said.pop()
-        return str(self.tokenizer.decode(said, clean_up_tokenization_spaces=False)).strip()

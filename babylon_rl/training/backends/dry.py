@@ -30,7 +30,6 @@ class DryTrainer(LocalTrainer):
         return BaseIdentity(self.base_model, *("0" * 64,) * 3)
 
     def tokenizer_dir(self) -> Path | None:
-        """None: there is no model."""
         return None
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:

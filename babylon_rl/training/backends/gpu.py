@@ -26,7 +26,6 @@ from babylon_rl.training.backends.openpipe_art import (
     LOSSES,
     art_groups,
     count_groups,
-    count_hours,
     installed,
     load_art,
     sent_groups,
@@ -74,31 +73,22 @@ class GpuTrainer(LocalTrainer):
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
-        """The base's name, and the hashes of its config and tokenizer."""
         return self._base.identity()
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base model."""
         return self._base.directory
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
-        """Implement Trainer.hyperparameters."""
         return {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Implement Trainer.prepare: count the training data as ART takes it."""
         self._run = run
-        tokens, whole = count_hours(sequences, self._base, True)
+        counted = count_groups(sent_groups(sequences, self._base), self._base, True)
         cure = "No sequence of it can be trained on a GPU."
-        return TrainPlan(tokens, whole.sequences, whole.untrained, cure, trajectories=whole.trajectories)
+        return TrainPlan(counted.by_hour, counted.sequences, counted.untrained, cure, trajectories=counted.trajectories)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
-        """Implement Trainer.train; ``prepare`` must have been called.
-
-        Raises:
-            TrainingError: ART failed, in whatever way; the batch has failed with it.
-        """
-        # The run context comes from prepare(); without it there is no heartbeat.
+        """Train an iteration. Raises TrainingError when ART failed, in whatever way."""
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
         groups = sent_groups(iteration.sequences, self._base)
@@ -108,7 +98,7 @@ class GpuTrainer(LocalTrainer):
         # ART writes into a scratch directory below the iteration's; only the adapter's two files are copied out.
         scratch = out / SCRATCH
         try:
-            sent = art_groups(groups, iteration.batch_id, iteration.step, True) * iteration.passes
+            sent = art_groups(groups, iteration.batch_id, iteration.step, True)
             with _in_words(f"iteration {iteration.step} of {iteration.batch_id}", scratch):
                 result = asyncio.run(self._trained(self._run, sent, parent, scratch))
             loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)
@@ -134,7 +124,6 @@ class GpuTrainer(LocalTrainer):
             _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
         backend = self._backend_class(path=str(scratch))
         arguments = accepts.train_arguments(self._settings, without_logprobs=True)
-        # A return of train() is no evidence: the step must have advanced.
         try:
             await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()

@@ -8,8 +8,7 @@ ART computes the advantages from the rewards of a group's trajectories and avera
 does. Every episode of an iteration is therefore sent, also those that cannot train: without them the group mean would differ. Episodes
 that left the batch earlier are not in ART's mean.
 
-ART's train() returns or raises independently of the outcome. A job counts when the model's step advanced, unless its events report zero
-sequences or a loss that is not finite. Events are folded as a set; their order does not matter.
+ART's train() returns or raises independently of the outcome: the model's step and the events of a job tell it.
 """
 
 import inspect
@@ -20,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -62,7 +60,6 @@ class Installed:
         return self.accepted(wanted | ({WITHOUT_LOGPROBS: True} if without_logprobs else {}))
 
     def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Select the arguments that ``train`` accepts."""
         return {name: value for name, value in arguments.items() if name in self.train}
 
     def model_arguments(self, name: str) -> dict[str, str]:
@@ -103,11 +100,7 @@ def installed(train: Callable[..., Any], model: Callable[..., Any]) -> Installed
         number = version("openpipe-art")
     except PackageNotFoundError:
         number = "of an unknown version"
-    return Installed(number, _parameters(train), _parameters(model))
-
-
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+    return Installed(number, frozenset(inspect.signature(train).parameters), frozenset(inspect.signature(model).parameters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +132,18 @@ class SentEpisode:
 class Counted:
     """Training data of some groups in one pass.
 
-    Sequences, tokens, untrained sequences by reason, and trajectories with a trained sequence.
+    Sequences, tokens by hour, untrained sequences by reason, and trajectories with a trained sequence.
     """
 
-    sequences: int = 0
-    tokens: int = 0
-    untrained: Mapping[str, int] = field(default_factory=dict)
-    trajectories: frozenset[str] = frozenset()
+    sequences: int
+    by_hour: Mapping[str, int]
+    untrained: Mapping[str, int]
+    trajectories: frozenset[str]
+
+    @property
+    def tokens(self) -> int:
+        """Trainable tokens of all hours."""
+        return sum(self.by_hour.values())
 
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
@@ -165,20 +163,20 @@ def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[li
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
-def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
+def count_groups(groups: Sequence[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
     """Count the training data of these groups as ART takes it.
 
     An episode at its group's mean trains nothing; neither does a call without log-probabilities, unless that is allowed. With ``judged``
     False there are no rewards yet, and every group is assumed to have a spread.
     """
-    sequences = tokens = 0
+    sequences = 0
+    tokens = Counter({group[0].window: 0 for group in groups})
     untrained: Counter[str] = Counter()
     trajectories = set[str]()
     for group in groups:
         mean = fmean(episode.reward for episode in group)
         for episode in group:
             for call in episode.calls:
-                # ART gives an episode at the group mean an advantage of 0.
                 level = judged and abs(episode.reward - mean) < 1e-12
                 reason = NO_ADVANTAGE if level else _why_not(call, without_logprobs)
                 if reason:
@@ -186,21 +184,8 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
                 else:
                     sequences += 1
                     trajectories.add(call.sequence.trajectory_id)
-                    tokens += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
+                    tokens[episode.window] += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
     return Counted(sequences, tokens, dict(untrained), frozenset(trajectories))
-
-
-def count_hours(
-    sequences: Sequence[TrainSequence], base: BaseTokens, without_logprobs: bool, *, judged: bool = True
-) -> tuple[dict[str, int], Counted]:
-    """Count trainable tokens by hour, and the totals of all hours, as ``count_groups``."""
-    by_hour = groupby(sent_groups(sequences, base), key=lambda group: group[0].window)
-    hours = {window: count_groups(groups, base, without_logprobs, judged=judged) for window, groups in by_hour}
-    untrained = sum((Counter(hour.untrained) for hour in hours.values()), Counter[str]())
-    trajectories = frozenset[str]().union(*(hour.trajectories for hour in hours.values()))
-    sequences_n, tokens_n = sum(hour.sequences for hour in hours.values()), sum(hour.tokens for hour in hours.values())
-    whole = Counted(sequences_n, tokens_n, dict(untrained), trajectories)
-    return {window: hour.tokens for window, hour in hours.items()}, whole
 
 
 def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration: int, without_logprobs: bool) -> list[Any]:
@@ -336,7 +321,9 @@ def read_events(events: Iterable[JobEvent]) -> JobProgress:
             ended = True
         elif event.type == "training_failed":
             failure = shortened(str(event.data.get("error_message") or "the service gave no reason"), 500)
-    return JobProgress(len(by_id), announced, tuple(steps), ended, failure, tokens, _means(steps))
+    names = sorted({name for step in steps for name in step.metrics})
+    means = {name: fmean(step.metrics[name] for step in steps if name in step.metrics) for name in names}
+    return JobProgress(len(by_id), announced, tuple(steps), ended, failure, tokens, means)
 
 
 def of_checkpoint(metrics: Mapping[str, Any]) -> tuple[int | None, float | None]:
@@ -354,11 +341,6 @@ def _named(data: Mapping[str, Any]) -> dict[str, float]:
         if name not in (*LOSSES, *TOKENS) and isinstance(value, int | float) and math.isfinite(value):
             metrics[NAMES.get(name, name)] = float(value)
     return metrics
-
-
-def _means(steps: list[GradientStep]) -> dict[str, float]:
-    names = sorted({name for step in steps for name in step.metrics})
-    return {name: fmean(step.metrics[name] for step in steps if name in step.metrics) for name in names}
 
 
 def _number(data: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

@@ -65,8 +65,9 @@ def recorded_calls(sequences: Iterable[TrainSequence]) -> Iterator[TrainSequence
 class TrainIteration:
     """One resumable step (1-based) of a batch, with its sequences.
 
-    They are trained ``passes`` times; ``seed`` fixes every random draw of the trainer. ``generation`` is that of the version in training:
-    1 from the base, 2 from a version of generation 1. ``origin`` is the directory of the version that the batch continues from.
+    ``seed`` fixes every random draw of the trainer. ``generation`` is that of the version in training: 1 from the base, 2 from a version of
+    generation 1. ``origin`` is the directory of the version that the batch continues from. Measurements of the CPU trainer alone ask for
+    more than one of its ``passes`` over the sequences.
     """
 
     batch_id: str
@@ -306,7 +307,6 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     if chosen == SERVERLESS:
         _require_service(settings)
         return TrainerChoice(SERVERLESS, settings.base_model, WANDB)
-    # Order of choice on this machine: dry runs, ART on a GPU, this package's trainer on a GPU or the CPU.
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
     # LOCAL_BASE_MODEL names a base for this package's trainer: with it, `local` means that one even where ART is installed.

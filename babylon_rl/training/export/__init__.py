@@ -23,9 +23,6 @@ class Writer(Protocol):
     def close(self) -> None:
         """Finish all files."""
 
-    def abandon(self) -> None:
-        """Close open files after a failed export."""
-
 
 _WRITERS: dict[str, Callable[[Destination], Writer]] = {
     "jsonl": JsonlWriter,
@@ -113,18 +110,14 @@ def export_windows(
         return done
     with describing(target), Destination(target, settings.home / "exports", force=force) as place:
         writer = _WRITERS[form](place)
-        try:
-            for number, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
-                writer.add(hour)
-                done._add(hour)
-                tell("hours exported", number, len(windows))
-            # An empty export leaves the destination unchanged.
-            # The archive also holds hours without a record: their groups, scores and outcomes.
-            if not (done.splits if form == "archive" else done.records):
-                return done
-            writer.close()
-        finally:
-            writer.abandon()
+        for number, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
+            writer.add(hour)
+            done._add(hour)
+            tell("hours exported", number, len(windows))
+        # The archive also holds hours without a record: their groups, scores and outcomes.
+        if not (done.splits if form == "archive" else done.records):
+            return done
+        writer.close()
         done.files = tuple(place.commit(_about(form, windows, splits, selection, settings)))
     return done
 

@@ -9,7 +9,8 @@ import fcntl
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from io import BufferedWriter
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -50,17 +51,13 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             by_name.setdefault(file.name, set()).add(file.sha256)
         return by_name
 
-    def encoded(self) -> bytes:
-        """Encode the manifest's file."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
 
 class Destination:
     """Destination of an export, within a ``with`` block.
 
     Leaving the block without ``commit`` changes nothing there. Behind a URL, staged files of an interrupted export stay, and the next one
     sends only what is missing. ``work`` is a local directory for temporary files; ``force`` accepts a place with other files, and replaces
-    those in the way.
+    those in the way. Files that are still open at the end are closed.
     """
 
     def __init__(self, target: str, work: Path, *, force: bool = False) -> None:
@@ -73,6 +70,7 @@ class Destination:
         self._made: list[Path] = []
         self._lock = -1
         self._opened: Staging | None = None
+        self._writing: dict[str, BufferedWriter] = {}
 
     def __enter__(self) -> Self:
         local = self._location.local
@@ -91,14 +89,16 @@ class Destination:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leave()
 
-    def new(self, name: str) -> Path:
-        """Return a local path for the file ``name``. Raises UsageError for a foreign file there."""
+    def new(self, name: str) -> BufferedWriter:
+        """Begin the file ``name``. Raises UsageError for a foreign file there."""
         if not self._force and name not in self._known and self._location.exists(name):
             raise UsageError(f"{self._location.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
-        return self._staging.new(name)
+        self._writing[name] = self._staging.new(name).open("wb")
+        return self._writing[name]
 
     def finished(self, name: str) -> None:
-        """Stage a complete file, unless a URL holds it already."""
+        """Close and stage a complete file, unless a URL holds it already."""
+        self._writing.pop(name).close()
         file = self._staging.described(name)
         if self._location.local is None and self._is_up(file):
             self._staging.new(name).unlink()
@@ -115,7 +115,6 @@ class Destination:
         # Killed from here on, the next export finds both lists and knows every file of either as its own.
         self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
         self._staging.place(self._staged)
-        # An earlier export's file goes only if nobody has changed it.
         for name in sorted(self._known.keys() - {file.name for file in self._files}):
             if self._is_ours(name):
                 self._location.remove(name)
@@ -125,7 +124,6 @@ class Destination:
         return [f"{self._location.shown}/{name}" for name in [*(file.name for file in self._files), MANIFEST]]
 
     def _take(self) -> None:
-        # Only an empty place or an earlier export is accepted without `force`.
         names = self._location.names() - {STAGING}
         content = self._location.read(MANIFEST) if MANIFEST in names else None
         manifest = None if content is None else read_manifest(content)
@@ -139,7 +137,6 @@ class Destination:
         if self._location.local is not None:
             # Of this machine's exports into a directory one runs at a time; a URL has no lock.
             self._lock_directory(self._location.local / STAGING)
-            # Files changed since the last export are not replaced silently.
             changed = [] if self._force else [name for name in self._known if self._location.exists(name) and not self._is_ours(name)]
             if changed:
                 raise UsageError(
@@ -174,11 +171,14 @@ class Destination:
         return self._known.get(file.name) == {file.sha256} and self._location.size(file.name) == file.bytes
 
     def _write_manifest(self, manifest: ExportManifest) -> None:
-        self._staging.new(MANIFEST).write_bytes(manifest.encoded())
+        self._staging.new(MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         self._staging.put(self._staging.described(MANIFEST))
         self._staging.place([MANIFEST])
 
     def _leave(self) -> None:
+        for file in self._writing.values():
+            with suppress(OSError):  # a full disk: of a failed export nothing stays
+                file.close()
         if self._opened is not None and self._location.local is None:
             self._opened.close()
         if self._lock >= 0:
@@ -208,12 +208,8 @@ def read_manifest(content: bytes) -> ExportManifest | None:
         manifest = msgspec.json.decode(content, type=ExportManifest)
     except msgspec.DecodeError:
         return None
-    return manifest if all(_is_inside(file.name) for file in manifest.files) else None
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
+    paths = [PurePosixPath(file.name) for file in manifest.files]
+    return manifest if all(path.name and not path.is_absolute() and ".." not in path.parts for path in paths) else None
 
 
 def _empty(directory: Path) -> None:

@@ -109,11 +109,9 @@ class ExportHour:
 
     @property
     def window(self) -> str:
-        """Id of the window."""
         return self.reading.window
 
     def score_of(self, agent_id: str) -> EpisodeScore | None:
-        """Score of an episode, or None."""
         return next((entry for entry in self.scores.scores if entry.agent_id == agent_id), None) if self.scores is not None else None
 
     def records(self, *, scored: bool | None = None) -> Iterator[Record]:
@@ -124,7 +122,6 @@ class ExportHour:
         selected = [episode for episode in self.episodes if scored is None or (self.score_of(episode.agent_id) is not None) == scored]
         for some in by_rows(selected):
             ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
-            # Texts and secrets are read for a portion of trajectories, which bounds memory.
             texts = trajectories_with_texts(self.connection, ids, self.settings)
             secrets = hour_secrets(self.connection, self.outcomes, ids)
             for episode in some:
@@ -141,7 +138,6 @@ def complete_windows(connection: Connection, first: str | None, end: str | None,
     Raises:
         UsageError: a malformed id, or a range that runs backwards.
     """
-    # Both calls only validate the bounds.
     if first is not None and end is not None:
         next(window_range(first, end), None)
     for edge in (first, end):
@@ -182,20 +178,20 @@ def _read_hour(connection: Connection, window: str, settings: Settings, split: s
     group = stored_scores(connection, [window]).get(window)
     in_quarantine = window in quarantined(connection, [window])
     scored = {entry.agent_id for entry in group.scores} if group is not None else set()
-    # Episodes left out are counted by their trainable sequences.
-    reasons = [_reason(episode, group, episode.agent_id in scored, in_quarantine, selection) for episode in reading.episodes]
-    left_out: Counter[str] = Counter()
-    for episode, reason in zip(reading.episodes, reasons, strict=True):
-        if reason is not None and episode.trainable_sequences:
+    episodes, left_out = list[Episode](), Counter[str]()
+    for episode in reading.episodes:
+        reason = _reason(episode, group, episode.agent_id in scored, in_quarantine, selection)
+        if reason is None:
+            episodes.append(episode)
+        elif episode.trainable_sequences:  # those left out are counted by these
             left_out[reason] += episode.trainable_sequences
-    episodes = tuple(episode for episode, reason in zip(reading.episodes, reasons, strict=True) if reason is None)
     return ExportHour(
         connection=connection,
         settings=settings,
         selection=selection,
         split=split,
         reading=reading,
-        episodes=episodes,
+        episodes=tuple(episodes),
         scores=group,
         outcomes=read_outcomes(connection, window, settings),
         stale=group is not None and group.input_version != group_version(reading),

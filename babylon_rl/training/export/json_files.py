@@ -8,8 +8,6 @@ episode, ``scores.json`` the form of ``babylon-rl scores`` without the judge's w
 
 from collections.abc import Callable, Iterable
 from io import BufferedWriter
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +16,7 @@ from babylon_rl.judge.consensus import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import ExportHour
 from babylon_rl.training.export.records import Record, encode, row
-from babylon_rl.types import MESSAGE_SOURCES, Episode, count_reasons
+from babylon_rl.types import MESSAGE_SOURCES, count_reasons
 
 TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
 NO_REWARD = 0.0  # ART has no trajectory without a reward; a group in which all are equal teaches nothing
@@ -43,31 +41,16 @@ class JsonlWriter:
             records = hour.records(scored=scored)
             first = next(records, None)
             if first is not None:
-                self._line(self._file(f"{hour.split}.jsonl"), chain([first], records))
+                name = f"{hour.split}.jsonl"
+                if name not in self._files:
+                    self._files[name] = self._destination.new(name)
+                self._files[name].write(b'{"trajectories":[' + encode(art_trajectory(first)))
+                self._files[name].writelines(b"," + encode(art_trajectory(record)) for record in records)
+                self._files[name].write(b"]}\n")
 
     def close(self) -> None:
-        """Finish every file."""
-        for name, file in self._files.items():
-            file.close()
+        for name in self._files:
             self._destination.finished(name)
-
-    def abandon(self) -> None:
-        """Close the files without finishing them."""
-        for file in self._files.values():
-            file.close()
-
-    def _file(self, name: str) -> BufferedWriter:
-        if name not in self._files:
-            self._files[name] = self._destination.new(name).open("wb")
-        return self._files[name]
-
-    @staticmethod
-    def _line(file: BufferedWriter, records: Iterable[Record]) -> None:
-        separator = b'{"trajectories":['
-        for record in records:
-            file.write(separator + encode(art_trajectory(record)))
-            separator = b","
-        file.write(b"]}\n")
 
 
 def art_trajectory(record: Record) -> dict[str, Any]:
@@ -133,14 +116,11 @@ class ArchiveWriter:
         }
         for file, documents in contents.items():
             name = f"{hour.window}/{file}"
-            _write_lines(self._destination.new(name), documents(hour))
+            self._destination.new(name).writelines(encode(document) + b"\n" for document in documents(hour))
             self._destination.finished(name)
 
     def close(self) -> None:
         """Do nothing: every file is finished already."""
-
-    def abandon(self) -> None:
-        """Do nothing: no file is open between hours."""
 
 
 def group_document(hour: ExportHour) -> dict[str, Any]:
@@ -151,7 +131,8 @@ def group_document(hour: ExportHour) -> dict[str, Any]:
         judged: dict[str, float | None] = {"score": None, "advantage": None, "rank": None}
         if score is not None:
             judged = {"score": score.score, "advantage": score.advantage, "rank": score.rank}
-        episodes.append(_episode_document(episode) | judged | {"records": hour.served[episode.agent_id]})
+        document = msgspec.to_builtins(episode)
+        episodes.append({name: document[name] for name in _OF_EPISODE} | judged | {"records": hour.served[episode.agent_id]})
     return {
         "groupId": hour.window,
         "window": hour.window,
@@ -190,14 +171,3 @@ def metadata_document(hour: ExportHour) -> dict[str, Any]:
         "scoresStale": hour.stale,
         "outcomes": hour.outcomes.document(),
     }
-
-
-def _episode_document(episode: Episode) -> dict[str, Any]:
-    document = msgspec.to_builtins(episode)
-    return {name: document[name] for name in _OF_EPISODE}
-
-
-def _write_lines(path: Path, documents: Iterable[Any]) -> None:
-    with path.open("wb") as file:
-        for document in documents:
-            file.write(encode(document) + b"\n")

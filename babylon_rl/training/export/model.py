@@ -55,14 +55,12 @@ def export_version(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty: choose a new directory; nothing was written.")
     base_dir = base_model_dir(settings)
-    # Only a checkpoint that fits the base at hand is exported.
     try:
         manifest = verify(directory, base_dir)
     except CheckpointError as unusable:
         raise CheckpointError(
             f"{model.version} cannot be exported: {unusable} Its base is {model.base_model}: see LOCAL_BASE_MODEL."
         ) from None
-    # Files are written beside the target and renamed, so that a failure leaves nothing.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -114,18 +112,16 @@ def _exported(
     (staging / CARD).write_text(card)
     hashes = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     write_manifest(staging, msgspec.structs.replace(manifest, files=hashes))
-    # The written files are loaded again before they appear under the target's name.
     kl = _difference(base_dir, directory, staging, merged)
     if not kl <= MOST_KL[merged]:
         raise ExportError(
             f"{manifest.version} was written and loaded again, and is {kl:.3g} nats a token away from the checkpoint (at most "
             f"{MOST_KL[merged]:g} is rounding). Nothing was exported; try {'the adapter (without --merged)' if merged else 'again'}."
         )
-    files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     if target.exists():
         target.rmdir()  # empty, as was checked
     publish_directory(staging, target)
-    return ExportedModel(target, tuple(files), merged, kl)
+    return ExportedModel(target, tuple(sorted([*hashes, MANIFEST])), merged, kl)
 
 
 def _merge(directory: Path, base_dir: Path, staging: Path) -> None:
@@ -147,7 +143,6 @@ def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) ->
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # A different tokenizer would make the comparison meaningless.
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(written if merged else base_dir, trust_remote_code=False)
         ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False), PROMPT))

@@ -3,6 +3,7 @@
 Row groups never span windows. A dataset directory holds Parquet files under data/, and a card with splits and types for ``datasets``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from io import BufferedWriter
 from itertools import islice
@@ -48,7 +49,6 @@ dataset = load_dataset("path/to/this/directory")
 
 
 def schema() -> "pyarrow.Schema":
-    """Arrow schema of COLUMNS."""
     import pyarrow
 
     text = pyarrow.string()
@@ -68,7 +68,7 @@ def schema() -> "pyarrow.Schema":
 
 
 class ParquetWriter:
-    """Parquet files by split, written hour by hour; ``examples`` and ``table_bytes`` are totals per split.
+    """Parquet files by split, written hour by hour.
 
     Args:
         name: gives the name of a split's file of a number, from 0.
@@ -76,13 +76,11 @@ class ParquetWriter:
     """
 
     def __init__(self, destination: Destination, name: Callable[[str, int], str], file_bytes: int | None = None) -> None:
-        self.examples: dict[str, int] = {}
-        self.table_bytes: dict[str, int] = {}
-        self.file_bytes: dict[str, int] = {}
+        self.examples, self.table_bytes, self.file_bytes = Counter[str](), Counter[str](), Counter[str]()
         self._destination = destination
         self._name = name
         self._most = file_bytes
-        self._numbers: dict[str, int] = {}
+        self._numbers = Counter[str]()
         self._open: dict[str, tuple[str, BufferedWriter, Any]] = {}
 
     def add(self, hour: ExportHour) -> None:
@@ -90,99 +88,70 @@ class ParquetWriter:
         records = hour.records()
         # Some rows at a time, so that memory does not grow with the hour.
         for first in records:
-            self._write(hour.split, self._writer(hour.split)[2], [first, *islice(records, ROWS_IN_A_GROUP - 1)])
-        # A full file is closed between hours; the next hour opens a new one.
+            self._write(hour.split, [first, *islice(records, ROWS_IN_A_GROUP - 1)])
         if self._most is not None and hour.split in self._open and self._open[hour.split][1].tell() >= self._most:
             self._finish(hour.split)
 
     def close(self) -> None:
-        """Finish every file."""
         for split in list(self._open):
             self._finish(split)
 
-    def abandon(self) -> None:
-        """Close the files without finishing them."""
-        for _, file, _ in self._open.values():
-            file.close()
-
-    def _write(self, split: str, writer: Any, records: Sequence[Record]) -> None:
+    def _write(self, split: str, records: Sequence[Record]) -> None:
         import pyarrow
-
-        table = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
-        writer.write_table(table, row_group_size=ROWS_IN_A_GROUP)
-        self.examples[split] = self.examples.get(split, 0) + table.num_rows
-        self.table_bytes[split] = self.table_bytes.get(split, 0) + table.nbytes
-
-    def _writer(self, split: str) -> tuple[str, BufferedWriter, Any]:
         from pyarrow import parquet
 
         if split not in self._open:
-            number = self._numbers.get(split, 0)
-            self._numbers[split] = number + 1
-            name = self._name(split, number)
-            file = self._destination.new(name).open("wb")
+            name = self._name(split, self._numbers[split])
+            self._numbers[split] += 1
+            file = self._destination.new(name)
             self._open[split] = (name, file, parquet.ParquetWriter(file, schema(), compression="zstd"))
-        return self._open[split]
+        table = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
+        self._open[split][2].write_table(table, row_group_size=ROWS_IN_A_GROUP)
+        self.examples[split] += table.num_rows
+        self.table_bytes[split] += table.nbytes
 
     def _finish(self, split: str) -> None:
         name, file, writer = self._open[split]
         writer.close()
-        self.file_bytes[split] = self.file_bytes.get(split, 0) + file.tell()
-        file.close()
+        self.file_bytes[split] += file.tell()
         del self._open[split]
         self._destination.finished(name)
 
 
-class HuggingFaceWriter:
+class HuggingFaceWriter(ParquetWriter):
     """Writes ``data/<split>-<number>.parquet``, then the card."""
 
     def __init__(self, destination: Destination, file_bytes: int = FILE_BYTES) -> None:
-        self._destination = destination
-        self._tables = ParquetWriter(destination, lambda split, number: f"data/{split}-{number:05}.parquet", file_bytes)
-        self._windows: dict[str, int] = {}
+        super().__init__(destination, lambda split, number: f"data/{split}-{number:05}.parquet", file_bytes)
+        self._windows = Counter[str]()
         self._judges: set[str] = set()
 
     def add(self, hour: ExportHour) -> None:
         """Write an hour's records."""
-        self._tables.add(hour)
+        super().add(hour)
         if hour.served.total():
-            self._windows[hour.split] = self._windows.get(hour.split, 0) + 1
+            self._windows[hour.split] += 1
         if hour.scores is not None and any(hour.served[entry.agent_id] for entry in hour.scores.scores):
             self._judges.add(hour.scores.judge)
 
     def close(self) -> None:
-        """Finish the files and write the card."""
-        self._tables.close()
-        self._destination.new(CARD).write_text(self._card(), encoding="utf-8")
+        super().close()
+        self._destination.new(CARD).write(self._card().encode())
         self._destination.finished(CARD)
 
-    def abandon(self) -> None:
-        """Close the files without finishing them."""
-        self._tables.abandon()
-
     def _card(self) -> str:
-        # Front matter for `datasets`, then the counts and columns for readers.
-        splits = [split for split in SPLITS if self._tables.examples.get(split)]
+        splits = [split for split in SPLITS if self.examples.get(split)]
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
         lines += ["dataset_info:", "  features:"]
         lines += [indent(f"- name: {column.name}\n{_TYPES[column.kind]}", "  ") for column in COLUMNS]
         lines.append("  splits:")
         for split in splits:
-            lines += [
-                f"  - name: {split}",
-                f"    num_bytes: {self._tables.table_bytes[split]}",
-                f"    num_examples: {self._tables.examples[split]}",
-            ]
-        lines += [f"  download_size: {sum(self._tables.file_bytes.values())}", f"  dataset_size: {sum(self._tables.table_bytes.values())}"]
-        counts = [f"| {split} | {self._windows[split]} | {self._tables.examples[split]} |" for split in splits]
-        facts = [
-            "| split | windows | rows |",
-            "|---|---|---|",
-            *counts,
-            "",
-            f"Scores by: {', '.join(sorted(self._judges)) or 'nobody yet'}.",
-        ]
+            lines += [f"  - name: {split}", f"    num_bytes: {self.table_bytes[split]}", f"    num_examples: {self.examples[split]}"]
+        lines += [f"  download_size: {self.file_bytes.total()}", f"  dataset_size: {self.table_bytes.total()}"]
+        counts = [f"| {split} | {self._windows[split]} | {self.examples[split]} |" for split in splits]
+        judges = ", ".join(sorted(self._judges)) or "nobody yet"
+        facts = ["| split | windows | rows |", "|---|---|---|", *counts, "", f"Scores by: {judges}."]
         return "\n".join([*lines, "---"]) + "\n" + _TEXT.format(facts="\n".join(facts), columns=columns_table())
 
 

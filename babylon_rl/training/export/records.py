@@ -6,7 +6,7 @@ The judge's words are left out, as they may quote answers that were hidden from 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import msgspec
 
@@ -25,34 +25,36 @@ class TokenLogprob(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One training sequence; COLUMNS describes the fields."""
+    """One training sequence: its columns with their meaning."""
 
-    split: str
-    window: str
-    agent_id: str
-    trajectory_id: str
-    call_id: str
-    step: int | None
-    messages: list[dict[str, str]]
-    response: str
-    response_format: dict[str, Any] | None
-    logprobs: list[TokenLogprob] | None
-    purpose: str
-    source: str
-    model: str
-    model_version: str | None
-    scripted: bool
-    score: float | None
-    advantage: float | None
-    rank: int | None
-    judge: str | None
-    group_size: int | None
-    window_pnl: float | None
-    win_rate: float | None
-    usable: bool
-    weight: float
-    trajectory_ids: list[str]
-    finish_reason: str | None
+    split: Annotated[str, "`train`, `validation` or `test`; the same for all records of a window"]
+    window: Annotated[str, "the hour in UTC, `YYYY-MM-DDTHH:00`; records of one window are one group"]
+    agent_id: Annotated[str, "whose episode it is; window and agentId together name an episode"]
+    trajectory_id: Annotated[str, "the recorded row that the call is from"]
+    call_id: Annotated[str, "the call within it"]
+    step: Annotated[int | None, "the step's recorded number"]
+    messages: Annotated[list[dict[str, str]], "what the policy was served: `role` and `content` of each message, in order"]
+    response: Annotated[str, "what the policy answered"]
+    response_format: Annotated[dict[str, Any] | None, "the schema that the answer was constrained to, as JSON text; null without one"]
+    logprobs: Annotated[
+        list[TokenLogprob] | None, "`token`, `tokenId` and `logprob` of each token of the response; null where not recorded whole"
+    ]
+    purpose: Annotated[str, "the call's purpose, such as `action`; empty where none was recorded"]
+    source: Annotated[str, "where the messages are from: `embedded`, `llm_call_logs` or `synthetic`"]
+    model: Annotated[str, "the model that answered; empty where none was recorded"]
+    model_version: Annotated[str | None, "its version, where recorded"]
+    scripted: Annotated[bool, "true when one of this project's scripted strategies composed the prompt and the answer"]
+    score: Annotated[float | None, "the episode's score, 0 to 1; null where it has none"]
+    advantage: Annotated[float | None, "(score - group mean) / population standard deviation; 0 in a group without spread"]
+    rank: Annotated[int | None, "the episode's rank in its group, 1 is best, equal scores share the better one"]
+    judge: Annotated[str | None, "who scored: a model's name, or `heuristic` for the formula"]
+    group_size: Annotated[int | None, "episodes in the scored group"]
+    window_pnl: Annotated[float | None, "what the episode earned in the window, in dollars"]
+    win_rate: Annotated[float | None, "share of its trajectories that won among those that won or lost; null when none did"]
+    usable: Annotated[bool, "false for an episode with too few steps for a group (only with `--all`)"]
+    weight: Annotated[float, "1 / the records of the episode, so that an episode weighs the same whatever its length"]
+    trajectory_ids: Annotated[list[str], "all rows of the episode, in order"]
+    finish_reason: Annotated[str | None, "why the answer ended, such as `stop` or `length` (cut off); null where it was not recorded"]
 
 
 class RecordColumn(NamedTuple):
@@ -63,33 +65,14 @@ class RecordColumn(NamedTuple):
     meaning: str
 
 
-COLUMNS = (
-    RecordColumn("split", "string", "`train`, `validation` or `test`; the same for all records of a window"),
-    RecordColumn("window", "string", "the hour in UTC, `YYYY-MM-DDTHH:00`; records of one window are one group"),
-    RecordColumn("agentId", "string", "whose episode it is; window and agentId together name an episode"),
-    RecordColumn("trajectoryId", "string", "the recorded row that the call is from"),
-    RecordColumn("callId", "string", "the call within it"),
-    RecordColumn("step", "int64", "the step's recorded number"),
-    RecordColumn("messages", "messages", "what the policy was served: `role` and `content` of each message, in order"),
-    RecordColumn("response", "string", "what the policy answered"),
-    RecordColumn("responseFormat", "json", "the schema that the answer was constrained to, as JSON text; null without one"),
-    RecordColumn("logprobs", "logprobs", "`token`, `tokenId` and `logprob` of each token of the response; null where not recorded whole"),
-    RecordColumn("purpose", "string", "the call's purpose, such as `action`; empty where none was recorded"),
-    RecordColumn("source", "string", "where the messages are from: `embedded`, `llm_call_logs` or `synthetic`"),
-    RecordColumn("model", "string", "the model that answered; empty where none was recorded"),
-    RecordColumn("modelVersion", "string", "its version, where recorded"),
-    RecordColumn("scripted", "bool", "true when one of this project's scripted strategies composed the prompt and the answer"),
-    RecordColumn("score", "float64", "the episode's score, 0 to 1; null where it has none"),
-    RecordColumn("advantage", "float64", "(score - group mean) / population standard deviation; 0 in a group without spread"),
-    RecordColumn("rank", "int64", "the episode's rank in its group, 1 is best, equal scores share the better one"),
-    RecordColumn("judge", "string", "who scored: a model's name, or `heuristic` for the formula"),
-    RecordColumn("groupSize", "int64", "episodes in the scored group"),
-    RecordColumn("windowPnl", "float64", "what the episode earned in the window, in dollars"),
-    RecordColumn("winRate", "float64", "share of its trajectories that won among those that won or lost; null when none did"),
-    RecordColumn("usable", "bool", "false for an episode with too few steps for a group (only with `--all`)"),
-    RecordColumn("weight", "float64", "1 / the records of the episode, so that an episode weighs the same whatever its length"),
-    RecordColumn("trajectoryIds", "strings", "all rows of the episode, in order"),
-    RecordColumn("finishReason", "string", "why the answer ended, such as `stop` or `length` (cut off); null where it was not recorded"),
+_KINDS: dict[Any, str] = {
+    str: "string", str | None: "string", int | None: "int64", float: "float64", float | None: "float64", bool: "bool", list[str]: "strings",
+    list[dict[str, str]]: "messages", list[TokenLogprob] | None: "logprobs", dict[str, Any] | None: "json",
+}  # fmt: skip
+COLUMNS = tuple(
+    RecordColumn(field.encode_name, _KINDS[kind], meaning)
+    for field in msgspec.structs.fields(Record)
+    for kind, meaning in [get_args(field.type)]
 )
 
 
@@ -97,7 +80,39 @@ def episode_records(
     episode: Episode, served: Sequence[ServedSequence], group: GroupScores | None, score: EpisodeScore | None, split: str
 ) -> list[Record]:
     """Build the records of an episode's storable calls; ``score`` is its score in ``group``."""
-    return [_record(call, episode, score, group, split, 1 / len(served)) for call in served]
+    return [
+        Record(
+            split=split,
+            window=episode.window,
+            agent_id=episode.agent_id,
+            trajectory_id=call.trajectory_id,
+            call_id=call.call_id,
+            # A number beyond 64 bits fits no Parquet column.
+            step=call.step if -_INT64 <= call.step < _INT64 else None,
+            messages=call.messages,
+            response=call.response,
+            # As read back from JSON: numbers that it lacks become null.
+            response_format=msgspec.json.decode(encode(call.response_format), type=dict[str, Any] | None),
+            logprobs=_logprobs(call.logprobs),
+            purpose=call.purpose,
+            source=call.source,
+            model=call.model,
+            model_version=call.model_version,
+            scripted=call.scripted,
+            score=None if score is None else score.score,
+            advantage=None if score is None else score.advantage,
+            rank=None if score is None else score.rank,
+            judge=None if score is None or group is None else group.judge,
+            group_size=None if score is None or group is None else group.group_size,
+            window_pnl=episode.window_pnl if math.isfinite(episode.window_pnl) else None,
+            win_rate=episode.win_rate,
+            usable=episode.usable,
+            weight=1 / len(served),
+            trajectory_ids=list(episode.trajectory_ids),
+            finish_reason=call.finish_reason,
+        )
+        for call in served
+    ]
 
 
 def is_storable(call: ServedSequence) -> bool:
@@ -120,45 +135,6 @@ def row(record: Record) -> dict[str, Any]:
     if record.response_format is not None:
         plain["responseFormat"] = encode(record.response_format).decode()
     return plain
-
-
-def _record(
-    call: ServedSequence, episode: Episode, score: EpisodeScore | None, group: GroupScores | None, split: str, weight: float
-) -> Record:
-    return Record(
-        split=split,
-        window=episode.window,
-        agent_id=episode.agent_id,
-        trajectory_id=call.trajectory_id,
-        call_id=call.call_id,
-        # A number beyond 64 bits fits no Parquet column.
-        step=call.step if -_INT64 <= call.step < _INT64 else None,
-        messages=call.messages,
-        response=call.response,
-        response_format=_json(call.response_format),
-        logprobs=_logprobs(call.logprobs),
-        purpose=call.purpose,
-        source=call.source,
-        model=call.model,
-        model_version=call.model_version,
-        scripted=call.scripted,
-        score=None if score is None else score.score,
-        advantage=None if score is None else score.advantage,
-        rank=None if score is None else score.rank,
-        judge=None if score is None or group is None else group.judge,
-        group_size=None if score is None or group is None else group.group_size,
-        window_pnl=episode.window_pnl if math.isfinite(episode.window_pnl) else None,
-        win_rate=episode.win_rate,
-        usable=episode.usable,
-        weight=weight,
-        trajectory_ids=list(episode.trajectory_ids),
-        finish_reason=call.finish_reason,
-    )
-
-
-def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the value as read back from JSON: numbers that JSON lacks become null."""
-    return None if value is None else msgspec.json.decode(encode(value), type=dict[str, Any])
 
 
 def _logprobs(recorded: Sequence[Mapping[str, Any]] | None) -> list[TokenLogprob] | None:

@@ -152,7 +152,6 @@ def read_parent(
 
 
 def copied(policy: PackedPolicy) -> "dict[str, Tensor]":
-    """A copy of the weights in training."""
     return {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
 
 
@@ -226,17 +225,14 @@ class Measured:
 def measure(
     policy: PackedPolicy, items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions] | None
 ) -> Measured:
-    """Measure a policy by its distributions at all choices, and its KL from the base on up to ``MEASURED_PACKS`` packs."""
-    actions, turned = action_shares(items, found, parent or {})
-    return Measured(kl_from_base(policy, items, list(found)), actions, turned)
+    """Measure a policy by its distributions at all choices.
 
-
-def kl_from_base(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> float:
-    """Mean exact KL(policy || base) over the choices of an evenly spaced sample of the packs, in nats."""
+    Its exact KL from the base is the mean over the choices of an evenly spaced sample of ``MEASURED_PACKS`` packs at most.
+    """
     import torch
 
     policy.model.eval()
-    looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
+    looked_at = list(found)[:: -(-len(found) // MEASURED_PACKS)]
     base = policy.base_states(looked_at, items)
     own = policy.states(looked_at, items, base)
     with torch.no_grad():
@@ -245,7 +241,7 @@ def kl_from_base(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pa
             for row, hidden_nd, of_base in zip(looked_at, own, base, strict=True)
         ])  # fmt: skip
     policy.model.train()
-    return float(kl_n.mean())
+    return Measured(float(kl_n.mean()), *action_shares(items, found, parent or {}))
 
 
 def action_shares(

@@ -97,7 +97,6 @@ def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
             left_out[encoded] += 1
         else:
             encodable.append((sequence, encoded))
-    # An episode's weight is divided among its trainable tokens.
     tokens = Counter[tuple[str, str]]()
     for sequence, encoded in encodable:
         if not sequence.group:
@@ -175,7 +174,6 @@ class Pack:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in the row."""
         return len(self.unread.tokens)
 
 
@@ -268,7 +266,6 @@ class BaseCache(dict[object, BaseStates]):
         self._room = most
 
     def keep(self, key: object, of_base: BaseStates) -> None:
-        """Keep it, if there is room."""
         if key not in self and of_base.size <= self._room:
             self._room -= of_base.size
             self[key] = of_base
@@ -409,7 +406,6 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None"
                 return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, **device.for_adapters)
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 raise CheckpointError(f"{parent} cannot be continued from: {first_line(error)}") from error
-        # A new adapter covers the upper layers only.
         layers = base.config.num_hidden_layers
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))

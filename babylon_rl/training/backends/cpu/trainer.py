@@ -111,15 +111,12 @@ class CpuTrainer(LocalTrainer):
         self._kept = BaseCache(self._room)
 
     def base_identity(self) -> BaseIdentity:
-        """Identity of the base model."""
         return base_identity(self._base_dir, self.base_model)
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base model."""
         return self._base_dir
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
-        """Implement Trainer.hyperparameters."""
         return {
             "learning_rate": self._settings.learning_rate or of_generation(LEARNING_RATES, generation),
             "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
@@ -129,17 +126,9 @@ class CpuTrainer(LocalTrainer):
         }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Implement Trainer.prepare."""
         return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
-        """Implement Trainer.train.
-
-        Raises:
-            Diverged: the loss is not finite, the policy is too far from its base, or it collapsed into one action.
-            NothingToTrain: no sequence has a token with alternatives.
-            CheckpointError: the parent does not fit the base.
-        """
         try:
             return self._train(iteration, parent, out, on_step)
         finally:
@@ -165,7 +154,6 @@ class CpuTrainer(LocalTrainer):
         replayed = any(item.group for item in items)
         at = at_choices(read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
         items = weigh_answers(items, at or {}, left_out)
-        # The optimizer state of the iteration before lies with the parent.
         run = IterationRun(policy, items, iteration, self._settings, at=at)
         run.restore(parent)
         result = run.train(on_step)
@@ -233,7 +221,6 @@ class IterationRun:
         self._policy.model.train()
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
-            # The learning rate decays over all iterations, not within one.
             rate = self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
             taken = self.take_step(chosen, number)
             if taken is None:
@@ -247,7 +234,6 @@ class IterationRun:
                 at_start = {f"{name}AtStart": step[name] for name in SERVED if name in step}
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
-        # Bounds are checked on the finished policy; a violation publishes nothing.
         if self._parent is None:
             found, within = read(self._policy, self._items, packs), dict[str, float]()
         else:
@@ -371,7 +357,6 @@ class IterationRun:
                 self._optimizer.state[parameter] = state | {"step": saved[f"{name}:step"]}
 
     def save(self, out: Path) -> None:
-        """Save the optimizer state for the next iteration."""
         from safetensors.torch import save_file
 
         of = self._optimizer.state

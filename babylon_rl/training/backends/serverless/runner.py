@@ -45,10 +45,6 @@ PostJob = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
 Boundary = Callable[[str], None]
 
 
-def no_fault_point(boundary: str) -> None:
-    """Ignore a boundary: the default hook of fault injection."""
-
-
 @dataclass(frozen=True, slots=True)
 class Posting:
     """Request ready to be sent, with the sequences and tokens that it would train."""
@@ -80,7 +76,7 @@ class Times:
 class RemoteJobRunner:
     """Runner of a batch's iterations on one remote model, each trained at most once."""
 
-    def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = no_fault_point) -> None:
+    def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary) -> None:
         self._service, self._run, self._times, self._at = service, run, times, at
 
     async def train(self, job: RemoteJob, make_post: MakePost, on_progress: OnProgress) -> RemoteJob:
@@ -94,7 +90,6 @@ class RemoteJobRunner:
             CheckpointError: the service is not at the step from which this iteration continues.
         """
         current = newest_job(self._run.connection, job.batch_id, job.iteration)
-        # A job at another service or model cannot be followed with these settings.
         if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
             raise TrainingPaused(_elsewhere(current, job))
         await self._settle_others(job)
@@ -156,7 +151,6 @@ class RemoteJobRunner:
             self._end(job, JobEnd("refused", self._now(), error=f"it was not sent: {why}"))
             raise
         self._at("answered")
-        # The id is committed at once; with it a resumed run can follow the job.
         name_job(self._run.connection, job, job_id)
         self._at("id written")
         return self._again(job)
@@ -245,7 +239,6 @@ class RemoteJobRunner:
         other = live_job(self._run.connection, job.service, job.model)
         if other is None or (other.batch_id, other.iteration) == (job.batch_id, job.iteration):
             return
-        # Another unfinished batch keeps its job; only that batch may end it.
         if other.batch_state != "failed" and other.batch_id != job.batch_id:
             raise BatchConflict(
                 f"{other.batch_id} has a job on {job.model} that has not ended, and has not ended itself. "
@@ -286,7 +279,6 @@ class RemoteJobRunner:
             if self._now() > until:
                 raise CheckpointError(_gone(self._service.model_name, step, max(shown, default=0)))
             await self._pause(self._times.poll_s)
-        # Record deleted steps, so that a later run does not look for them again.
         gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
         if gone:
             discard_jobs(self._run.connection, gone, self._now())

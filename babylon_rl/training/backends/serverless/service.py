@@ -10,8 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,36 +36,27 @@ UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART
 Answer = TypeVar("Answer")
 
 
-class ArtScratch:
-    """Empty directory ``path``, owned by the caller until ``close``; also a context manager."""
-
-    def __init__(self, home: Path) -> None:
-        root = home / "tmp"
-        root.mkdir(parents=True, exist_ok=True)
-        gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            # Remove directories of processes that died; a live one still holds its lock.
-            for left in root.glob(f"{PREFIX}*"):
-                _remove_if_nobodys(left)
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
-            self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        finally:
-            os.close(gate)
-
-    def close(self) -> None:
-        """Remove the directory and its contents."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextmanager
+def art_scratch(home: Path) -> Iterator[Path]:
+    """An empty directory, the caller's until it leaves the context."""
+    root = home / "tmp"
+    root.mkdir(parents=True, exist_ok=True)
+    gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        # Remove directories of processes that died; a live one still holds its lock.
+        for left in root.glob(f"{PREFIX}*"):
+            _remove_if_nobodys(left)
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        lock = os.open(path, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(gate)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def _remove_if_nobodys(directory: Path) -> None:
@@ -129,21 +120,20 @@ class ServerlessService:
         self._client: Any = self._backend._client
         self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
         self.installed = serverless_art()
-        self._scratch = ArtScratch(self._settings.home)
-        self._model: Any = art.TrainableModel(
-            **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
-            entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(self._scratch.path),
-        )  # fmt: skip
-        async with AsyncExitStack() as failed:
-            failed.push_async_callback(self.__aexit__)
+        async with AsyncExitStack() as stack:
+            scratch = stack.enter_context(art_scratch(self._settings.home))
+            stack.push_async_callback(self._backend.close)
+            self._model: Any = art.TrainableModel(
+                **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
+                entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(scratch),
+            )  # fmt: skip
             # A model that is there is returned, so this may be asked again.
             await self._asked("register the model", lambda: self._model.register(self._backend))
-            failed.pop_all()
+            self._opened = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._backend.close()
-        self._scratch.close()
+        await self._opened.aclose()
 
     @property
     def address(self) -> str:
@@ -156,7 +146,6 @@ class ServerlessService:
         return f"{self._model.entity}/{self._model.project}/{self._settings.art_model_name}"
 
     def remote(self, step: int, job_id: str | None) -> RemoteCheckpoint:
-        """Build the pointer to a step."""
         return RemoteCheckpoint(
             service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
             inference_name=str(self._model.get_inference_name(step=step)),
@@ -174,7 +163,6 @@ class ServerlessService:
         return await self._asked("list the checkpoints", ask)
 
     async def steps(self) -> list[int]:
-        """List every step of the model."""
 
         async def ask() -> list[int]:
             return [int(checkpoint.step) async for checkpoint in self._client.models.checkpoints.list(model_id=self._model.id)]
@@ -186,7 +174,6 @@ class ServerlessService:
         await self._asked("delete steps", lambda: self._client.models.checkpoints.delete(model_id=self._model.id, steps=list(steps)))
 
     async def events(self, job_id: str) -> list[JobEvent]:
-        """List every event of a job so far."""
 
         async def ask() -> list[JobEvent]:
             listed = self._client.training_jobs.events.list(training_job_id=job_id)
@@ -215,7 +202,6 @@ class ServerlessService:
             may_send()
             sent = True
 
-        # Replaces the client's create(): posts the job and leaves ART's train() with the id.
         async def create_and_leave(**request: Any) -> None:
             self._client._prepare_request = send
             job_id = getattr(await create(**request), "id", None)
@@ -257,7 +243,6 @@ class ServerlessService:
             try:
                 return await ask()
             except (openai.APIError, *UNREADABLE) as failed:
-                # Permanent refusals fail at once; others are repeated, with a heartbeat in between.
                 if not _may_pass(failed):
                     cure = _cure(getattr(failed, "status_code", 0))
                     raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{cure}") from None
@@ -279,17 +264,13 @@ def serverless_art() -> Installed:
 
 def describe(failed: Exception, key: str = "") -> str:
     """Describe a failure in a few words, without the key, which some services repeat."""
-    text = _described(failed)
-    return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
-
-
-def _described(failed: Exception) -> str:
-    status = getattr(failed, "status_code", None)
-    body = getattr(failed, "body", None)
+    status, body = getattr(failed, "status_code", None), getattr(failed, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    if status is not None:
-        return f"status {status}" + (f", {shortened(str(message), 200)}" if message else "")
-    return shortened(first_line(failed.__cause__ or failed), 200)
+    if status is None:
+        text = shortened(first_line(failed.__cause__ or failed), 200)
+    else:
+        text = f"status {status}" + (f", {shortened(str(message), 200)}" if message else "")
+    return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
 
 
 def _of_post(failed: Exception, key: str) -> Refused | Unknown:

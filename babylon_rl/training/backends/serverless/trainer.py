@@ -25,7 +25,6 @@ from babylon_rl.training.backends.openpipe_art import (
     SentEpisode,
     art_groups,
     count_groups,
-    count_hours,
     sent_groups,
 )
 from babylon_rl.training.backends.protocol import (
@@ -38,7 +37,7 @@ from babylon_rl.training.backends.protocol import (
     TrainPlan,
     TrainSequence,
 )
-from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of, no_fault_point
+from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of
 from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 
 # Settings of training that the service takes under no name.
@@ -55,7 +54,7 @@ class ServerlessTrainer:
     name = SERVERLESS
     service: Service | None = WANDB
 
-    def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = no_fault_point) -> None:
+    def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = lambda boundary: None) -> None:
         self.base_model = settings.base_model
         self._settings = settings
         self._base = BaseTokens(settings, settings.base_model)
@@ -64,43 +63,23 @@ class ServerlessTrainer:
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
-        """The base's name, and the hashes of its config and tokenizer. Raises ModelUnavailable."""
         return self._base.identity()
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base's tokenizer. Raises ModelUnavailable."""
         return self._base.directory
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
-        """Implement Trainer.hyperparameters."""
         return dict.fromkeys(NEVER_TAKEN) | {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Plan the training of sequences without scores, before the judge is paid for them.
-
-        Raises:
-            ModelUnavailable: the base's tokenizer is not at hand.
-        """
         return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Implement Trainer.prepare: count the training data as ART takes it, and check recorded token ids.
-
-        Raises:
-            ModelUnavailable: the base's tokenizer is not at hand; what was posted goes on.
-        """
         self._run = run
         return self._plan(sequences, judged=True)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
-        """Implement Trainer.train, at most once at the service.
-
-        A posted job is followed even if its sequences have changed since.
-
-        Raises:
-            TrainingPaused: the service does not answer.
-            ModelUnavailable: the base's tokenizer is not at hand.
-        """
+        """Train an iteration at most once at the service; a posted job is followed even if its sequences have changed since."""
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
         job = newest_job(self._run.connection, iteration.batch_id, iteration.step)
@@ -122,10 +101,9 @@ class ServerlessTrainer:
 
         async with ServerlessService(self._settings, self.base_model, self._times.timeout_s, run.beat) as service:
             before = _step_of(parent, service)
-            # The step before comes from the parent's pointer; the price is recorded with the job.
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
-                self._usd(iteration.sequences, iteration.passes),
+                self._usd(iteration.sequences),
             )  # fmt: skip
             done = await RemoteJobRunner(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None
@@ -143,10 +121,9 @@ class ServerlessTrainer:
         if counted.tokens == 0:
             cure = _cure(service.installed, counted)
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {cure}")
-        # The flag for texts without log-probabilities is sent only where some call needs it.
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
-        sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * iteration.passes
+        sent = art_groups(groups, iteration.batch_id, iteration.step, allow)
         arguments = service.installed.train_arguments(self._settings, without_logprobs=allow)
         return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
 
@@ -156,24 +133,23 @@ class ServerlessTrainer:
 
     def _plan(self, sequences: Sequence[TrainSequence], judged: bool) -> TrainPlan:
         art = serverless_art()
-        tokens, whole = count_hours(sequences, self._base, art.trains_without_logprobs, judged=judged)
+        counted = count_groups(sent_groups(sequences, self._base), self._base, art.trains_without_logprobs, judged=judged)
         by_window: dict[str, list[TrainSequence]] = {}
         for sequence in sequences:
             by_window.setdefault(sequence.window, []).append(sequence)
         priced = self._settings.serverless_usd_per_million_tokens is not None and judged
         usd = {window: self._usd(own) or 0.0 for window, own in by_window.items()} if priced else None
-        return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art), whole.trajectories)
+        kl = () if "kl_penalty_coef" in art.train else ("kl_penalty",)
+        ignored = [name.upper() for name in (*NEVER_TAKEN, *kl)]
+        cure = _cure(art, counted)
+        return TrainPlan(counted.by_hour, counted.sequences, counted.untrained, cure, True, usd, ignored, counted.trajectories)
 
-    def _ignored(self, art: Installed) -> list[str]:
-        kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
-        return [name.upper() for name in (*NEVER_TAKEN, *kl)]
-
-    def _usd(self, sequences: Sequence[TrainSequence], passes: int = 1) -> float | None:
+    def _usd(self, sequences: Sequence[TrainSequence]) -> float | None:
         price = self._settings.serverless_usd_per_million_tokens
         if price is None:
             return None
         tokens = sum(self._base.prompt_tokens(sequence.messages) + self._base.answer_tokens(sequence) for sequence in sequences)
-        return tokens * passes * price / 1e6
+        return tokens * price / 1e6
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:
