@@ -21,8 +21,7 @@ from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_json
 from babylon_rl.serving.access import Access, Client
-from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.client_view import ClientView
+from babylon_rl.serving.chat_request import CallContext, ChatRequest, ClientView
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
 from babylon_rl.serving.routed_call import RoutedCall, count_call, new_call_id, trace_call

@@ -26,12 +26,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from babylon_rl.api_errors import ApiError
-from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
 from babylon_rl.evaluation.results import SUFFIX, RunFiles, encode_result, read_result, slug
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.http_server import ClientGone, Door, client_address, json_response, read_json, server_config, url_of
+from babylon_rl.http_server import Door, client_address, error_handlers, json_response, read_json, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Decision, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -99,14 +99,7 @@ class MarketSession:
         """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn.
 
         ``text`` is what the agent wrote.
-
-        Raises:
-            UsageError: the market is over, or the decision of this tick was made.
         """
-        if self.over:
-            raise UsageError(f"The market is over{f': {self.run.stopped}' if self.run.stopped else ''}. GET /result has what came of it.")
-        if self.acted:
-            raise UsageError(f"Tick {self._exchange.tick} has its action: one a tick. POST /advance brings the next tick.")
         # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
@@ -117,11 +110,8 @@ class MarketSession:
         """Let a tick pass; an agent that did not act holds.
 
         Returns what time and the mandate did to positions, as JSON values.
-
-        Raises:
-            UsageError: the market is over.
         """
-        if self.over or not self.acted:
+        if not self.acted:
             self.act(Hold())
         record, before = self._seat.record, self._exchange.tick
         # In the order of ``run.play``, so that results of both compare: time passes, then the mandate closes positions.
@@ -157,24 +147,14 @@ class SessionRegistry:
     """Registry of the sessions of one server, by token.
 
     Args:
-        finish: makes the result of an ended session.
-        attempts: earlier starts of an agent that are known from kept results.
+        results: a directory where each session that ends leaves its result.
         clock: seconds that only go forward.
     """
 
-    def __init__(
-        self,
-        market: Snapshot,
-        finish: Callable[[MarketSession], bytes],
-        attempts: Callable[[ExternalAgent], int],
-        *,
-        idle_s: float,
-        clock: Clock,
-    ) -> None:
-        self._attempts = attempts
+    def __init__(self, market: Snapshot, results: Path | None, *, idle_s: float, clock: Clock) -> None:
         self._starts = Counter[ExternalAgent]()
         self._market = market
-        self._finish = finish
+        self._results = results
         self._idle_s = idle_s
         self._clock = clock
         self._playing: dict[str, MarketSession] = {}
@@ -194,7 +174,7 @@ class SessionRegistry:
             raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
         agent = ExternalAgent(asked.name, asked.mandate)
         # Starts of this process count as well: the result of one that still plays is not kept yet.
-        self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
+        self._starts[agent] = max(self._starts[agent], _attempts(agent, self._market, self._results)) + 1
         token = secrets.token_urlsafe(24)
         session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock, client)
         return token, session
@@ -235,7 +215,7 @@ class SessionRegistry:
     def end(self, token: str) -> bytes:
         """Keep the result of an ended session and drop the session."""
         # If the result cannot be written, the session stays, and the next request for its result tries again.
-        result = self._ended[token] = self._finish(self._playing[token])
+        result = self._ended[token] = _finished(self._playing[token], self._market, self._results)
         del self._playing[token]
         while len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -264,25 +244,12 @@ class SessionRegistry:
             _LOG.warning("The result of %s cannot be written: %s.", session.agent.name, unwritten)
 
 
-def create_app(
-    market: Snapshot,
-    *,
-    idle_s: float = IDLE_S,
-    results: Path | None = None,
-    clock: Clock = time.perf_counter,
-) -> ASGIApp:
+def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None = None, clock: Clock = time.perf_counter) -> ASGIApp:
     """The application: every session plays ``market`` by itself.
 
     ``results`` is a directory where each that ends leaves its result.
     """
-
-    def finish(session: MarketSession) -> bytes:
-        return _finished(session, market, results)
-
-    def attempts(agent: ExternalAgent) -> int:
-        return _attempts(agent, market, results) if results is not None else 0
-
-    sessions = SessionRegistry(market, finish, attempts, idle_s=idle_s, clock=clock)
+    sessions = SessionRegistry(market, results, idle_s=idle_s, clock=clock)
     scenario = market.scenario
     tickers = [asset.ticker for asset in scenario.assets]
     about_market = {"snapshot": market.id, "ticks": scenario.ticks, "tickSeconds": scenario.tick_seconds, "tickers": tickers}
@@ -337,7 +304,13 @@ def create_app(
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
-    handlers = {ApiError: _refused, ClientGone: _gone, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    handlers = error_handlers(
+        _refusal,
+        "served: GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop",
+        "The market server failed; its log has the reason.",
+        unknown="unknown",
+    )
+    handlers |= {MarketError: _unreadable, OSError: _unwritten}
     return Door(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), _refusal)
 
 
@@ -367,10 +340,10 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
     return encode_result(result)
 
 
-def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
+def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) -> int:
     """Attempts of an agent at a market with results in a directory."""
     attempts = 0
-    for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
+    for path in () if directory is None else directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
         if (result.identity, result.snapshot) == (external_identity(agent.name, agent.mandate), market.digest):
             attempts = max(attempts, result.repeat + 1)
@@ -422,15 +395,6 @@ def _refusal(fault: ApiError) -> Response:
     return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status, fault.headers)
 
 
-async def _refused(_: Request, fault: Exception) -> Response:
-    assert isinstance(fault, ApiError)
-    return _refusal(fault)
-
-
-async def _gone(_: Request, fault: Exception) -> Response:
-    return Response(status_code=499)  # the client has left
-
-
 async def _unreadable(_: Request, error: Exception) -> Response:
     return json_response({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
 
@@ -438,11 +402,3 @@ async def _unreadable(_: Request, error: Exception) -> Response:
 async def _unwritten(_: Request, error: Exception) -> Response:
     message = f"The result cannot be written on the server ({error}). GET /result tries again."
     return json_response({"error": {"code": "not_written", "message": message}}, 507)
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    routes = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
-    return json_response(
-        {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {routes}."}}, status
-    )

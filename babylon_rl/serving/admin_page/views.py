@@ -106,18 +106,6 @@ class Version:
 
 
 @dataclass(frozen=True)
-class ReleaseView:
-    """Routing of agents to versions.
-
-    With the last transitions (newest first), and the versions that could be deployed.
-    """
-
-    routing: RoutingTable
-    events: Sequence[RolloutEvent]
-    choices: Sequence[str]
-
-
-@dataclass(frozen=True)
 class StepView:
     """A recorded step with its outcome; ``calls`` are those that train."""
 
@@ -141,7 +129,7 @@ class AgentHourView:
 
 @dataclass(frozen=True)
 class PageView:
-    """All of the page."""
+    """All of the page; ``events`` of releases come newest first, ``choices`` are the versions that could be deployed."""
 
     status: StatusDocument
     bars: Sequence[Bar]
@@ -150,7 +138,9 @@ class PageView:
     tree: Sequence[Version]
     bounds: tuple[float, float]
     versions_left_out: int
-    release: ReleaseView
+    routing: RoutingTable
+    events: Sequence[RolloutEvent]
+    choices: Sequence[str]
     test: ab_tests.ABReport | None
     agents: Sequence[AgentHourView]
     meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
@@ -164,10 +154,11 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> Page
     # They come newest first: reversed, the newest rollout of a version is the one that stays.
     rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
     tree = lineage(models[:MOST_VERSIONS], rollouts)
-    test = next(iter(read_tests(connection)), None)
+    test, routing = next(iter(read_tests(connection)), None), read_routing(connection)
+    choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
     return PageView(
         status, bars(status, settings), hour_strip(states), training_view(connection, settings, now), tree, _bounds(tree),
-        max(0, len(models) - MOST_VERSIONS), release_view(connection, models),
+        max(0, len(models) - MOST_VERSIONS), routing, newest_events(connection, MOST_EVENTS), choices,
         None if test is None else ab_tests.report(connection, test.name, settings), newest_agents(connection, list(states)),
     )  # fmt: skip
 
@@ -239,13 +230,6 @@ def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
             ends += [end for end in (node.pnl.mean, node.pnl.low, node.pnl.high) if end is not None]
     low, high = min(ends), max(ends)
     return (low, high) if high > low else (low, low + 1.0)
-
-
-def release_view(connection: Connection, models: Sequence[Model]) -> ReleaseView:
-    """The versions in front of agents, and those that could be."""
-    routing = read_routing(connection)
-    choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
-    return ReleaseView(routing, newest_events(connection, MOST_EVENTS), choices)
 
 
 def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHourView]:
