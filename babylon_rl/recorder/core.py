@@ -217,10 +217,7 @@ class RecorderCalls:
         return replace(written, unfinished=sum(trajectory is not None for trajectory in tuple(self._open.values())))
 
     def _last_report(self) -> RecorderReport:
-        """The report of a closed recorder.
-
-        Trajectories that never ended are logged; lost and rejected ones are in the log already.
-        """
+        """The report of a closed recorder; trajectories that never ended are logged."""
         report = self.report()
         if report.unfinished:
             _LOG.warning(report.sentence)

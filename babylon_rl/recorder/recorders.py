@@ -157,10 +157,7 @@ def _refuse_to_write(recording: Recording) -> None:
 
 
 class AsyncTrajectoryRecorder(RecorderCalls):
-    """TrajectoryRecorder for tasks of an event loop, which it never blocks.
-
-    Made by ``await AsyncTrajectoryRecorder.connect()``.
-    """
+    """TrajectoryRecorder for tasks of an event loop, which it never blocks."""
 
     @classmethod
     async def connect(

@@ -42,10 +42,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A completed step as JSON, with the facts that are counted.
-
-    The JSON is split into head and tail, because the calls between them may be left out.
-    """
+    """A completed step as JSON, around calls that may be left out; and its counted facts."""
 
     number: int
     timestamp_ms: int

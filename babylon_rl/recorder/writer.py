@@ -214,10 +214,7 @@ class BackgroundWriter:
         return True
 
     def _settle(self, part: list[Recording], unsettled: dict[int, Recording], *, again: bool) -> None:
-        """Write ``part`` in one transaction, and remove it from ``unsettled``.
-
-        If the database refuses a row, the part is halved until that row is alone.
-        """
+        """Write ``part`` in one transaction, halved until a refused row is alone; remove it from ``unsettled``."""
         reason = None
         try:
             self._write(part, again)
@@ -256,10 +253,7 @@ class BackgroundWriter:
         self._connection = None
 
     def _pause(self, failures: int) -> bool:
-        """Wait before the next attempt; False once ``close`` has timed out.
-
-        No wait before the first repetition.
-        """
+        """Wait before the next attempt, but for the first; False once ``close`` has timed out."""
         if failures > 1:
             pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
             # While closing the event is set and wait() returns at once, so a short fixed pause replaces it.

@@ -33,10 +33,7 @@ SPILLOVER = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: ``hours`` are P&L in dollars by agent.
-
-    ``paired`` are the same less the mean of all arms in the hour.
-    """
+    """One arm: P&L in dollars by agent and hour; ``paired`` less the mean of all arms."""
 
     name: str
     share: float
@@ -146,10 +143,7 @@ def report(connection: Connection, name: str, settings: Settings) -> ABReport:
 
 
 def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
-    """The difference of each arm to the first in dollars an agent-hour.
-
-    With several, intervals keep 95 % over all (Bonferroni).
-    """
+    """Differences to the first arm in dollars an agent-hour; several share the 95 % (Bonferroni)."""
     first, *others = arms
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     return {

@@ -127,10 +127,7 @@ _DECODER = msgspec.msgpack.Decoder(CallEntry)
 
 
 class _Answer(msgspec.Struct):
-    """An answer's first choice, whole or put together from its chunks.
-
-    ``others`` are the texts of further choices.
-    """
+    """First choice of an answer, whole or joined; ``others`` are the texts of the rest."""
 
     model: str | None = None
     content: str = ""
@@ -193,10 +190,7 @@ def _from_events(events: list[Event]) -> _Answer:
 
 
 def _join_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
-    """Add the pieces of a chunk to the calls of tools.
-
-    A piece continues the call whose place it names; without one it begins a call.
-    """
+    """Add the pieces of a chunk to the calls of tools that their indices name."""
     for piece in pieces:
         place = piece.get("index")
         if not isinstance(place, int) or not 0 <= place < len(calls):

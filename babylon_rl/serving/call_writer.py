@@ -53,10 +53,7 @@ Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 class CallWriter:
-    """Writer of the calls of one spool directory.
-
-    ``closing`` asks it to write what it can and to end.
-    """
+    """Writer of the calls of one spool directory until ``closing`` is set."""
 
     def __init__(self, settings: Settings, closing: threading.Event) -> None:
         self._closing = closing
@@ -135,7 +132,7 @@ class CallWriter:
             self._refused = []
             self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
             self._keep_refused()
-            self._spool.handled(segment, end)
+            self._spool.status.offsets[segment.name] = end
             self._publish()
         if not complete:
             return
@@ -158,10 +155,7 @@ class CallWriter:
         return call, log
 
     def _refuse(self, reason: str, unread: Any) -> None:
-        """Refuse a call that cannot be read.
-
-        Where fields are private the call is not kept: they cannot be dropped from it.
-        """
+        """Refuse a call that cannot be read; with private fields it is not kept."""
         self._refused.append((reason, None if self._privacy.fields else unread))
 
     def _write(self, rows: Rows, database: Database) -> None:
@@ -183,10 +177,7 @@ class CallWriter:
             self._write(rows[middle:], database)
 
     def _keep_refused(self) -> None:
-        """Append the refused rows of a batch to their file, all or none.
-
-        The batch is read again if that fails.
-        """
+        """Append the refused rows of a batch to their file, all or none."""
         if not self._refused:
             return
         lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()

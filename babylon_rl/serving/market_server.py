@@ -96,10 +96,7 @@ class MarketSession:
         return self._seat.record.decisions > self._exchange.tick
 
     def act(self, action: Action | Invalid, text: str = "") -> Outcome:
-        """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn.
-
-        ``text`` is what the agent wrote.
-        """
+        """Fill or refuse this tick's decision, written as ``text``; ``Invalid`` costs the turn."""
         # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
@@ -107,10 +104,7 @@ class MarketSession:
         return self._seat.record.outcomes[-1]
 
     def advance(self) -> dict[str, Any]:
-        """Let a tick pass; an agent that did not act holds.
-
-        Returns what time and the mandate did to positions, as JSON values.
-        """
+        """Let a tick pass; return settlements and closed positions. Without an action it holds."""
         if not self.acted:
             self.act(Hold())
         record, before = self._seat.record, self._exchange.tick
@@ -126,10 +120,7 @@ class MarketSession:
         return {"settlements": msgspec.to_builtins(settlements), "closed": msgspec.to_builtins(closed)}
 
     def stop(self, reason: str) -> None:
-        """End the run here, with the ticks played so far.
-
-        The tick of a decision that was made still passes.
-        """
+        """End the run after the tick of a decision that was made."""
         if not self.over and self.acted:
             self.advance()
         if not self.over:
@@ -245,10 +236,7 @@ class SessionRegistry:
 
 
 def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None = None, clock: Clock = time.perf_counter) -> ASGIApp:
-    """The application: every session plays ``market`` by itself.
-
-    ``results`` is a directory where each that ends leaves its result.
-    """
+    """The application: sessions play ``market``, and leave their results in ``results``."""
     sessions = SessionRegistry(market, results, idle_s=idle_s, clock=clock)
     scenario = market.scenario
     tickers = [asset.ticker for asset in scenario.assets]
@@ -326,10 +314,7 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
 
 
 def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
-    """The result of a session as JSON.
-
-    With a directory it and the decisions are also kept there, as those of `benchmark run` are.
-    """
+    """The result of a session as JSON, kept with its decisions in a given directory."""
     agent, repeat = session.agent, session.attempt - 1
     identity = external_identity(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
@@ -362,10 +347,7 @@ def _start(text: str) -> StartRequest:
 
 
 def _outcome(outcome: Outcome, action: str) -> Response:
-    """Response to a decision: 200 if filled or refused, 422 if no action.
-
-    Each has used up the turn.
-    """
+    """Response to a decision: 200 if filled or refused, 422 if no action."""
     if isinstance(outcome, Invalid):
         error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
         return json_response({"type": "invalid", "action": action, "error": error}, 422)
@@ -377,10 +359,7 @@ def _shown(session: MarketSession) -> Any:
 
 
 def _camel(value: Any) -> Any:
-    """The same JSON values with camelCase names.
-
-    Action tags such as ``open_perp`` are values and stay.
-    """
+    """The same JSON values with camelCase names; values such as ``open_perp`` stay."""
     if isinstance(value, dict):
         return {re.sub(r"_([a-z])", lambda found: found[1].upper(), name): _camel(field) for name, field in value.items()}
     return [_camel(item) for item in value] if isinstance(value, list | tuple) else value

@@ -121,10 +121,7 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
 
 
 def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[Guard]:
-    """Judge the version on trial by its step's calls and agents' hours.
-
-    The hours are those since its rollout began.
-    """
+    """Judge the version on trial by its step's calls, and agents' hours since its rollout."""
     calls = read_call_counts(connection, trial.step_since, 1000 * SLOW_SECONDS)
     control = read_routing(connection).deployed
     guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()))
@@ -155,10 +152,7 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
 
 
 def _start_waiting(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Start the rollout of a confirmed candidate that waited for another.
-
-    Only if its rival is deployed still.
-    """
+    """Start the rollout of a confirmed candidate that waited, if its rival is still deployed."""
     candidate = next(iter(read_rollouts(connection, ("candidate",))), None)
     if candidate is None:
         return "No version is on trial."

@@ -46,10 +46,7 @@ class RecordedPrivacy:
         return cls(fields, (_key(settings) or _new_secret(_secret_path(settings))) if fields.get("agent") == "hash" else b"")
 
     def apply(self, call: dict[str, Any], log: dict[str, Any] | None) -> None:
-        """Drop or hash the private fields of a call's rows.
-
-        A call without its prompts or its answer does not train.
-        """
+        """Drop or hash the private fields of a call's rows."""
         if not self.fields:
             return
         agent = call["agentId"] = self._agent(call["agentId"])

@@ -52,10 +52,7 @@ class Route:
 
 
 def place(identity: str, salt: str = "") -> float:
-    """The place of an agent on the scale from 0 (inclusive) to 100.
-
-    Another ``salt`` gives an independent one.
-    """
+    """The place of an agent from 0 to below 100, independent by ``salt``."""
     digest = blake2b(identity.encode(), digest_size=8, salt=blake2b(salt.encode(), digest_size=16).digest() if salt else b"").digest()
     return 100 * ((int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS))
 

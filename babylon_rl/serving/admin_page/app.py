@@ -70,10 +70,7 @@ class Logins:
         self._keys.pop(_cookie(headers), None)
 
     def has_ended(self, headers: Mapping[str, str]) -> bool:
-        """True for a request with the cookie of a login that is over.
-
-        It is too old, closed, or of a server that was stopped since.
-        """
+        """True for the cookie of a login that is too old, closed, or unknown."""
         return _cookie(headers) != "" and "authorization" not in self.with_key(headers)
 
     def with_key(self, headers: Mapping[str, str]) -> Mapping[str, str]:

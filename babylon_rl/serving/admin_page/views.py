@@ -59,10 +59,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class HourStrip:
-    """Cells of hours as SVG paths of unit width, by state.
-
-    ``codes`` is by hour the state's place in MEANINGS, ``-`` for a gap.
-    """
+    """Hours as SVG paths by state; ``codes``: places in MEANINGS by hour, ``-`` for a gap."""
 
     first: str
     last: str
@@ -75,10 +72,7 @@ class HourStrip:
 
 @dataclass(frozen=True)
 class Training:
-    """The unfinished training, else the newest one.
-
-    ``losses`` are by optimizer step, or by iteration where no more is known.
-    """
+    """The unfinished training, else the newest one; losses by optimizer step, else by iteration."""
 
     batch: Batch
     progress: ProgressDocument | None
@@ -193,10 +187,7 @@ def training_view(connection: Connection, settings: Settings, now: datetime) -> 
 
 
 def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
-    """The versions as trees, newest first.
-
-    One whose parent is not among them is a root.
-    """
+    """The versions as trees, newest first; without a listed parent they are roots."""
     nodes = {model.version: _version(model, rollouts.get(model.version)) for model in models}
     roots: list[Version] = []
     for node in nodes.values():
@@ -294,10 +285,7 @@ def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHo
 
 
 def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
-    """Draw the states of hours (window -> state), MOST_HOURS back from the newest.
-
-    None without hours.
-    """
+    """Draw the states of hours (window -> state), the last MOST_HOURS; None without hours."""
     if not states:
         return None
     last = window_start(max(states))
