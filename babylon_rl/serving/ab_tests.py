@@ -1,10 +1,8 @@
 """A/B tests of versions on live agents, compared hour by hour.
 
-Each agent stays in one arm while the test runs.
-
-An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms trade the same hours, so what the market gave to all
-of them falls out. Agents are the units (statistics/live.py), and every interval holds at every look. Left out: an agent's hours with
-several versions, and hours in which an arm has nobody.
+Each agent stays in one arm while the test runs. An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms
+trade the same hours, so what the market gave to all of them falls out. Agents are the units (statistics/live.py), and every interval holds
+at every look. Left out: an agent's hours with several versions, and hours in which an arm has nobody.
 """
 
 import math

@@ -1,10 +1,8 @@
 """Process that writes spooled calls into the database, beside the gateway.
 
-An answer never waits for its work.
-
-A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
-database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk the segments are written and
-removed all the same, as that makes room; one with a refused row waits until the row can be kept.
+An answer never waits for its work. A database that is away is tried again without limit; calls wait on disk. A call is written once, as
+its id is unique. A row that the database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk
+the segments are written and removed all the same, as that makes room; one with a refused row waits until the row can be kept.
 """
 
 import errno

@@ -1,9 +1,7 @@
 """OpenAI-compatible gateway for agents, which chooses the version that answers.
 
-Agents call it instead of their provider.
-
-A call passes through: access, the choice of a version, its upstream, and, where that fails before the first token, the base. The answer
-goes to the client as the upstream sent it; only headers say which version it came from.
+Agents call it instead of their provider. A call passes through: access, the choice of a version, its upstream, and, where that fails
+before the first token, the base. The answer goes to the client as the upstream sent it; only headers say which version it came from.
 """
 
 import asyncio

@@ -1,7 +1,5 @@
 """Market server: a snapshot played over HTTP by agents in any language.
 
-They observe, act and advance.
-
 Every start is a session with a market of its own, known by its token. A session follows ``babylon_rl.market.simulation.run.play``: one
 decision a tick, filled at the quotes that the agent saw, then a tick of time. It ends when the market is over or nobody touches it, and its
 result is kept. One thread serves all: a step takes well under a millisecond. docs/howto/serve-market.md describes the protocol.

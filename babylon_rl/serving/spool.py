@@ -1,10 +1,8 @@
 """Spool: append-only segment files between servers and the database's writer.
 
-Servers must not wait for the database.
-
-A record that ``append`` has taken survives the end of its process at once (it is in the kernel), and a power failure after the writer's
-next ``sync``. A server holds a lock on the segment that it writes, so that a segment without one is complete. Records are read again
-after a crash of the writer, never lost. call_writer.py takes them from there into the database.
+Servers must not wait for the database. A record that ``append`` has taken survives the end of its process at once (it is in the kernel),
+and a power failure after the writer's next ``sync``. A server holds a lock on the segment that it writes, so that a segment without one is
+complete. Records are read again after a crash of the writer, never lost. call_writer.py takes them from there into the database.
 """
 
 import fcntl
@@ -12,7 +10,6 @@ import logging
 import os
 import random
 import struct
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -112,7 +109,6 @@ class SpoolReader:
     def __init__(self, directory: Path) -> None:
         self.directory, self.status = directory, SpoolStatus()
         self._synced: dict[str, int] = {}
-        self._syncing = threading.Lock()
 
     def segments(self) -> list[Path]:
         """Segments, oldest first."""
@@ -164,17 +160,16 @@ class SpoolReader:
             OSError: some segment cannot be synced; the others are.
         """
         broken: OSError | None = None
-        with self._syncing:
-            for segment in self.segments():
-                try:
-                    with segment.open("rb") as file:
-                        if (size := os.fstat(file.fileno()).st_size) != self._synced.get(segment.name):
-                            os.fsync(file.fileno())
-                            self._synced[segment.name] = size
-                except FileNotFoundError:
-                    self._synced.pop(segment.name, None)
-                except OSError as failed:
-                    broken = failed
+        for segment in self.segments():
+            try:
+                with segment.open("rb") as file:
+                    if (size := os.fstat(file.fileno()).st_size) != self._synced.get(segment.name):
+                        os.fsync(file.fileno())
+                        self._synced[segment.name] = size
+            except FileNotFoundError:
+                self._synced.pop(segment.name, None)
+            except OSError as failed:
+                broken = failed
         if broken is not None:
             raise broken
 

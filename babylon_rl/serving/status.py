@@ -28,7 +28,7 @@ from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
-from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.freezing import FreezeBounds, freeze_bounds
 from babylon_rl.training.lifecycle import BatchProgress, fit_durations, progress_of
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.tracking import refusal
@@ -50,7 +50,8 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
         pending = pending_batches(connection)
         current = next(iter(pending), None)
-        judged = _judged_hours(connection, settings, now)
+        bounds = freeze_bounds(connection, settings, now)
+        judged = judged_state(connection, bounds.first, bounds.end)
         automation = _automation(connection, settings, now, models, pending, judged)
         totals = trajectory_totals(connection)
         return shapes.StatusDocument(
@@ -59,7 +60,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             # A status request must not count a large table anew: the counts of automation are enough.
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else progress_document(connection, settings, current, batches, now),
-            judge=_judge(connection, settings, now, judged),
+            judge=_judge(connection, settings, now, judged, bounds),
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
             alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
@@ -77,7 +78,8 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
 
 def automation_document(connection: Connection, settings: Settings, now: datetime) -> shapes.Automation:
     """Data collection, trainings, versions and health."""
-    judged = _judged_hours(connection, settings, now)
+    bounds = freeze_bounds(connection, settings, now)
+    judged = judged_state(connection, bounds.first, bounds.end)
     return _automation(connection, settings, now, read_models(connection), pending_batches(connection), judged)
 
 
@@ -135,17 +137,10 @@ def _activity(settings: Settings, current: Batch, progress: BatchProgress) -> st
     return words.get(current.state, current.state)
 
 
-def _judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
-    """Count the look-back's hours that are scored, wait for their judge or are quarantined."""
-    bounds = freeze_bounds(connection, settings, now)
-    return judged_state(connection, bounds.first, bounds.end)
-
-
-def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState) -> shapes.JudgeDocument:
+def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState, bounds: FreezeBounds) -> shapes.JudgeDocument:
     spent, unpriced = spent_on(connection, now)
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
-    bounds = freeze_bounds(connection, settings, now)
     others, others_usd = by_other_rules(connection, bounds.first, bounds.end, settings.judge_model, judge_version(settings))
     return shapes.JudgeDocument(
         model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,

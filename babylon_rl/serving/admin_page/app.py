@@ -147,11 +147,9 @@ class AdminPage:
             try:
                 # In a thread, so that other visitors are answered while the database works.
                 return await anyio.to_thread.run_sync(shown)
-            except BabylonError as failed:
-                return _html("login.html.j2", 503, words=str(failed), asks=False)
-            except psycopg.Error as broken:
-                reason = first_line(broken)
-                return _html("login.html.j2", 503, words=f"The database does not answer: {reason}.", asks=False)
+            except (BabylonError, psycopg.Error) as failed:
+                words = str(failed) if isinstance(failed, BabylonError) else f"The database does not answer: {first_line(failed)}."
+                return _html("login.html.j2", 503, words=words, asks=False)
 
         return answer
 
