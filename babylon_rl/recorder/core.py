@@ -229,9 +229,11 @@ class RecorderCalls:
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
     def _trajectory(self, trajectory_id: str) -> OpenTrajectory | None:
-        if trajectory_id not in self._open:
-            raise UsageError(f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called.")
-        return self._open[trajectory_id]
+        try:
+            return self._open[trajectory_id]
+        except KeyError:
+            message = f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called."
+            raise UsageError(message) from None
 
     def _step(self, trajectory_id: str) -> OpenStep | None:
         trajectory = self._trajectory(trajectory_id)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
@@ -299,16 +300,11 @@ def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
     windows = [f"{day}T{hour:02}:00" for day in days for hour in range(24)][first.hour : first.hour + length]
     by_place = [states.get(window) for window in windows]
     paths: dict[str, list[str]] = {state: [] for state in MEANINGS}
-    place = 0
-    while place < length:
-        end = place + 1
-        # Equal neighbours within a column are one stroke.
-        while end < length and end % rows and by_place[end] == by_place[place]:
-            end += 1
-        state = by_place[place]
+    # Equal neighbours within a column are one stroke.
+    for (column, state), run in groupby(range(length), lambda place: (place // rows, by_place[place])):
+        cells = list(run)
         if state is not None:
-            paths[state].append(f"M{place // rows}.5 {place % rows}v{end - place}")
-        place = end
+            paths[state].append(f"M{column}.5 {cells[0] % rows}v{len(cells)}")
     places = {state: str(number) for number, state in enumerate(MEANINGS)}
     counts = Counter(state for state in by_place if state is not None)
     return HourStrip(
