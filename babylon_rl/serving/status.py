@@ -18,6 +18,7 @@ from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import Batch, last_completed_at, read_batches
 from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.freezing import FreezeBounds
 from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.registry import Model, deployed_model, read_models
@@ -28,7 +29,7 @@ from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
-from babylon_rl.training.freezing import FreezeBounds, freeze_bounds
+from babylon_rl.training.freezing import freeze_bounds
 from babylon_rl.training.lifecycle import BatchProgress, fit_durations, progress_of
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.tracking import refusal
