@@ -181,18 +181,14 @@ class Retrier:
         )
         async for number in tries:
             with number:
-                return await self._noted(attempt, number.retry_state.attempt_number, deadline)
+                try:
+                    return await attempt(number.retry_state.attempt_number, max(0.001, deadline - self._clock()))
+                except CallFailed as failed:
+                    failed.attempts = number.retry_state.attempt_number
+                    if failed.is_worth_a_retry:
+                        self._not_before = max(self._not_before, self._clock() + (failed.retry_after_s or 0.0))
+                    raise
         raise AssertionError("the last attempt raises")
-
-    async def _noted(self, attempt: Callable[[int, float], Awaitable[T]], number: int, deadline: float) -> T:
-        """Make one attempt; a failure notes its number and holds back further requests."""
-        try:
-            return await attempt(number, max(0.001, deadline - self._clock()))
-        except CallFailed as failed:
-            failed.attempts = number
-            if failed.is_worth_a_retry:
-                self._not_before = max(self._not_before, self._clock() + (failed.retry_after_s or 0.0))
-            raise
 
     def _wait_s(self, state: "RetryCallState") -> float:
         """Seconds to wait before the next try."""
