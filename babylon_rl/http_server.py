@@ -312,16 +312,17 @@ def refusal(error: ApiError) -> Response:
     return Response(error.body, error.status, error.headers, "application/json")
 
 
-def error_handlers(respond: Callable[[ApiError], Response], served: str, failed: str) -> dict[Any, Any]:
+def error_handlers(respond: Callable[[ApiError], Response], served: str, failed: str, *, unknown: str = "not_found") -> dict[Any, Any]:
     """Starlette's handlers of unknown paths, of ApiError and ClientGone, and of errors of our own.
 
-    ``respond`` makes the response in the server's envelope; ``served`` says what is served, ``failed`` is the sentence of the last.
+    ``respond`` makes the response in the server's envelope; ``served`` says what is served, ``failed`` is the sentence of the last,
+    ``unknown`` the code of the first.
     """
 
     async def no_path(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path} is not served here; {served}."
-        return respond(ApiError(error.status_code, message, "not_found", headers=error.headers or {}))
+        return respond(ApiError(error.status_code, message, unknown, headers=error.headers or {}))
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

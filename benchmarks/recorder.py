@@ -80,7 +80,7 @@ def copy(database: Database, rows: list[Recording]) -> None:
     """The limit: finished rows, one COPY a table, one transaction."""
     with database.connect() as connection:
         copy_rows(connection, "trajectories", [one.columns for one in rows])
-        copy_rows(connection, "llm_call_logs", [call.columns for one in rows for call in one.calls])
+        copy_rows(connection, "llm_call_logs", [call for one in rows for call in one.calls])
 
 
 def seconds(work: Callable[[], object]) -> float:

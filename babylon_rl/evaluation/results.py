@@ -448,7 +448,7 @@ def _record(connection: Connection, result: Result, decisions: Path) -> int:
         return 0
     rows.add_agents(connection, [(agent_id(result), result.agent_id)], _moment(result.start_time))
     rows.copy_rows(connection, "trajectories", [recording.columns])
-    rows.copy_rows(connection, "llm_call_logs", [call.columns for call in recording.calls])
+    rows.copy_rows(connection, "llm_call_logs", list(recording.calls))
     return 1
 
 

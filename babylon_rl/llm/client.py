@@ -107,20 +107,9 @@ class ChatClient:
         except CallFailed as failed:
             raise self._unavailable(failed) from None
 
-    def complete_now(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        response_format: dict[str, Any] | None = None,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        max_tokens: int = 64,
-    ) -> ChatAnswer:
+    def complete_now(self, messages: Sequence[dict[str, Any]], **options: Any) -> ChatAnswer:
         """``complete`` for callers without an event loop; concurrent threads share one loop."""
-        request = partial(
-            self.complete, messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens
-        )
-        return self._started().call(request)
+        return self._started().call(partial(self.complete, messages, **options))
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""

@@ -41,8 +41,6 @@ _KEY_LIKE = re.compile(
     r"\b(?:sk|pk|rk|opk|xai|gsk)[-_][\w*.-]{6,}|\bAIza[\w-]{10,}|(?i:\bbearer)\s+\S+|(?i:api[-_ ]?key)['\"]?\s*[:=]\s*['\"]?[\w*.-]+"
 )
 T = TypeVar("T")
-THRESHOLD = 5
-OPEN_S = 30.0
 
 
 @dataclass(eq=False)
@@ -64,10 +62,7 @@ class CallFailed(Exception):
 
     @property
     def rejects_format(self) -> bool:
-        """True if the server rejects the request's form; a plainer form may help.
-
-        Some servers send 400 for the model or the account, too; these do not count.
-        """
+        """True if the server rejects the form of a request, not its model or account."""
         if self.status not in _OF_THE_FORM or self.is_too_long:
             return False
         return not any(words.search(self.reason) for words in (_NO_SUCH_MODEL, _NO_CREDIT, _NO_KEY))
@@ -186,18 +181,14 @@ class Retrier:
         )
         async for number in tries:
             with number:
-                return await self._noted(attempt, number.retry_state.attempt_number, deadline)
+                try:
+                    return await attempt(number.retry_state.attempt_number, max(0.001, deadline - self._clock()))
+                except CallFailed as failed:
+                    failed.attempts = number.retry_state.attempt_number
+                    if failed.is_worth_a_retry:
+                        self._not_before = max(self._not_before, self._clock() + (failed.retry_after_s or 0.0))
+                    raise
         raise AssertionError("the last attempt raises")
-
-    async def _noted(self, attempt: Callable[[int, float], Awaitable[T]], number: int, deadline: float) -> T:
-        """Make one attempt; a failure notes its number and holds back further requests."""
-        try:
-            return await attempt(number, max(0.001, deadline - self._clock()))
-        except CallFailed as failed:
-            failed.attempts = number
-            if failed.is_worth_a_retry:
-                self._not_before = max(self._not_before, self._clock() + (failed.retry_after_s or 0.0))
-            raise
 
     def _wait_s(self, state: "RetryCallState") -> float:
         """Seconds to wait before the next try."""
@@ -226,7 +217,7 @@ class CircuitOpen(Exception):
 class CircuitBreaker:
     """Circuit breaker of one event loop; not thread-safe. Closed: all requests pass; open: none; half open: one probe."""
 
-    def __init__(self, clock: Callable[[], float], threshold: int = THRESHOLD, open_s: float = OPEN_S) -> None:
+    def __init__(self, clock: Callable[[], float], threshold: int = 5, open_s: float = 30.0) -> None:
         self._clock = clock
         self._threshold = threshold
         self._open_s = open_s

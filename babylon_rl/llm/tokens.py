@@ -126,10 +126,7 @@ def token_counter(model: str) -> Callable[[str], int]:
 
 
 def forget_encodings() -> None:
-    """Free the tokenizers that ``token_counter`` has loaded.
-
-    They take 44 MB; the next text that is counted loads them again, in half a second.
-    """
+    """Free the 44 MB of tokenizers that ``token_counter`` loads again in half a second."""
     token_counter.cache_clear()
     _encoder.cache_clear()
     if "tiktoken" in sys.modules:

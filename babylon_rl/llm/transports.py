@@ -55,10 +55,7 @@ class ChatCompletion:
         cls, message: Mapping[str, Any], finish: object, prompt: object, completion: object, cached: object, *,
         model: object = None, logprobs: list[dict[str, Any]] | None = None,
     ) -> Self:  # fmt: skip
-        """Build a completion from a server's values; implausible ones become None.
-
-        A prompt of no tokens was not counted.
-        """
+        """Build a completion from the values of a server; implausible counts become None."""
         prompt_tokens = plausible(prompt) or None
         completion_tokens = plausible(completion) if prompt_tokens else None
         name = model if isinstance(model, str) else None
@@ -249,10 +246,7 @@ def with_version(base_url: str) -> str:
 
 
 def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Message without lone surrogates, which no request can encode.
-
-    One in a text must not end the run.
-    """
+    """Message without lone surrogates, which no request can encode."""
     return {name: value.encode(errors="replace").decode() if isinstance(value, str) else value for name, value in message.items()}
 
 

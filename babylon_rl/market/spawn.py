@@ -192,7 +192,7 @@ def _play_and_write(
     markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
     recorded = game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier)
     rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
-    rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
+    rows.copy_rows(connection, "llm_call_logs", [call for recording in recorded for call in recording.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, source, now)
     return SpawnedHour(
         window, tuple((player.agent_id, player.strategy, run.records[player.agent_id].pnl_usd) for player in players), len(recorded)

@@ -6,7 +6,7 @@ its calls, so an agent that dies leaves no partial rows. ``TrajectoryRecorder.co
 """
 
 from babylon_rl.recorder.recorders import AsyncTrajectoryRecorder, TrajectoryRecorder
-from babylon_rl.recorder.rows import CallRow, Recording, milliseconds
+from babylon_rl.recorder.rows import Recording, milliseconds
 from babylon_rl.recorder.writer import RecorderReport
 
-__all__ = ["AsyncTrajectoryRecorder", "CallRow", "RecorderReport", "Recording", "TrajectoryRecorder", "milliseconds"]
+__all__ = ["AsyncTrajectoryRecorder", "RecorderReport", "Recording", "TrajectoryRecorder", "milliseconds"]

@@ -42,7 +42,7 @@ def make_call(
         UsageError: a value cannot be recorded.
     """
     served = _served(messages)
-    system, user = _texts(served, "system"), _texts(served, "user")
+    system, user = texts_of(served, "system"), texts_of(served, "user")
     if purpose not in PURPOSES:
         raise UsageError(f"purpose is {purpose!r}: give one of {', '.join(PURPOSES)}. Only action trains by default.")
     prompt, completion = _token_counts(tokens)
@@ -107,8 +107,9 @@ def _token_counts(tokens: tuple[int, int] | None) -> tuple[int, int] | tuple[Non
     return count(tokens[0], "tokens[0]"), count(tokens[1], "tokens[1]")
 
 
-def _texts(messages: Sequence[Mapping[str, str]], role: str) -> str:
-    return "\n\n".join(message["content"] for message in messages if message["role"] == role)
+def texts_of(messages: Sequence[Mapping[str, str]], role: str) -> str:
+    """Return the texts of a role as one that can be stored."""
+    return text("\n\n".join(message["content"] for message in messages if message["role"] == role), role)
 
 
 def token_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:

@@ -9,14 +9,14 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from babylon_rl.errors import DatabaseError, UsageError
-from babylon_rl.recorder.calls import CheckedCall, make_call
-from babylon_rl.recorder.rows import Ending, FinishedStep, Recording, milliseconds, recording_of
+from babylon_rl.recorder.calls import make_call
+from babylon_rl.recorder.rows import FinishedStep, OpenStep, OpenTrajectory, Recording, milliseconds, recording_of
 from babylon_rl.recorder.values import dump, label, mapping, number, text, truth
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
 from babylon_rl.windows import is_window_id, window_of
@@ -28,119 +28,6 @@ _STATE_NAMES = {
     "balance": "agentBalance", "pnl": "agentPnL", "openPositions": "openPositions", "open_positions": "openPositions",
 }  # fmt: skip
 _ACTION_NAMES = {"type": "actionType", "params": "parameters"}
-
-
-@dataclass
-class _Step:
-    """The current step of the agent."""
-
-    timestamp_ms: int
-    state: str
-    accesses: list[str] = field(default_factory=list)
-    calls: list[CheckedCall] = field(default_factory=list)
-
-
-class UnsampledTrajectory:
-    """Null object for a trajectory that is not recorded: it takes the same calls and keeps nothing."""
-
-    sampled = False
-
-    def _nothing(self, *_: object, **__: object) -> Recording | None:
-        return None
-
-    start_step = provider_access = llm_call = complete_step = abandon_step = finished = _nothing
-
-
-@dataclass
-class OpenTrajectory:
-    """A recorded trajectory; times are naive UTC."""
-
-    trajectory_id: str
-    agent_id: str
-    started: datetime
-    window: str
-    scenario: str
-    _steps: list[FinishedStep] = field(default_factory=list)
-    _current: _Step | None = None
-    _total: float = 0
-
-    sampled = True
-
-    def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
-        """Begin a step in ``state``; a step still open is left out.
-
-        Raises:
-            UsageError: a number is not finite, or the state is not JSON.
-        """
-        self._current = None
-        # The checked numbers come first and cannot be replaced by extra fields.
-        checked = {name: number(state[name], name) for name in ("agentBalance", "agentPnL", "openPositions")}
-        moment = milliseconds(now)
-        self._current = _Step(moment, dump({**checked, **state, **checked, "timestamp": moment}, "the state"))
-
-    def provider_access(self, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
-        """Record the data that a provider gave the agent.
-
-        Raises:
-            UsageError: no open step, or a payload that is not JSON.
-        """
-        access = {"providerName": label(provider, "provider"), "data": mapping(payload, "payload"), "purpose": text(purpose, "purpose")}
-        self._step().accesses.append(dump(access, "payload"))
-
-    def llm_call(self, **call: Any) -> None:
-        """Record a model request.
-
-        Raises:
-            UsageError: no open step, or a value that cannot be recorded.
-        """
-        self._step().calls.append(make_call(**call))
-
-    def complete_step(self, action: Mapping[str, Any], reward: float) -> None:
-        """End the step with its action.
-
-        Raises:
-            UsageError: no open step, or a value that cannot be recorded; the step is then still open.
-        """
-        # Every check comes before the first change, so a refused value leaves the step open.
-        step, earned = self._step(), number(reward, "reward")
-        if not math.isfinite(self._total + earned):
-            raise UsageError("The rewards' sum is not a finite number any more.")
-        action_type, success = label(action["actionType"], "action_type"), truth(action["success"], "success")
-        moment, index = step.timestamp_ms, len(self._steps)
-        # The same key order as the game's recorder; the calls come between head and tail.
-        head = f'{{"stepNumber":{index},"timestamp":{moment},"environmentState":{step.state},"providerAccesses":[{",".join(step.accesses)}]'
-        tail = f'"action":{dump(dict(action), "the action")},"reward":{dump(earned, "reward")}}}'
-        self._steps.append(FinishedStep(index, moment, head, tuple(step.calls), tail, action_type, success))
-        self._total += earned
-        self._current = None
-
-    def abandon_step(self) -> None:
-        """Discard the open step."""
-        self._current = None
-
-    def finished(
-        self, ended: datetime, new_id: Callable[[], str], *, balance: float | None, pnl: float | None, status: str | None,
-        evaluation: bool, game_knowledge: Mapping[str, Any] | None,
-    ) -> Recording | None:  # fmt: skip
-        """Return the rows to write; an uncompleted step is left out.
-
-        Raises:
-            UsageError: a number, the status or the knowledge cannot be recorded.
-        """
-        final_balance = None if balance is None else number(balance, "balance")
-        final_pnl = None if pnl is None else number(pnl, "pnl")
-        return recording_of(
-            self.trajectory_id, self.agent_id, self.window, self.scenario, self.started, ended, self._total, tuple(self._steps),
-            Ending(final_balance, final_pnl, status, evaluation, game_knowledge or {}), new_id,
-        )  # fmt: skip
-
-    def _step(self) -> _Step:
-        if self._current is None:
-            raise UsageError(f"Trajectory {self.trajectory_id} has no open step: call start_step first.")
-        return self._current
-
-
-_UNSAMPLED = UnsampledTrajectory()
 
 
 def new_uuid() -> str:
@@ -157,7 +44,8 @@ class RecorderCalls:
 
     def __init__(self, new_id: Callable[[], str], clock: Callable[[], datetime], sampling_rate: float) -> None:
         self._new_id, self._clock, self._sampling = new_id, clock, sampling_rate
-        self._open: dict[str, OpenTrajectory | UnsampledTrajectory] = {}
+        # None is a trajectory that is not kept: it takes the same calls.
+        self._open: dict[str, OpenTrajectory | None] = {}
         self._writer: BackgroundWriter | None = None
         self._held = contextlib.ExitStack()
 
@@ -179,7 +67,7 @@ class RecorderCalls:
             raise UsageError(f"Trajectory {trajectory_id} is open already: end it first, or give another id.")
         # Seeded by the id: the same id gives the same decision on every machine.
         if self._sampling < 1 and random.Random(trajectory_id).random() >= self._sampling:
-            self._open[trajectory_id] = _UNSAMPLED
+            self._open[trajectory_id] = None
             return trajectory_id
         now = self._now()
         # The window column holds 50 characters, the scenario column 100.
@@ -199,7 +87,7 @@ class RecorderCalls:
             UsageError: the trajectory is not open, or a number is not finite.
         """
         state = {"agentBalance": balance, "agentPnL": pnl, "openPositions": open_positions, **extra}
-        self._trajectory(trajectory_id).start_step(self._now(), state)
+        self._begin(trajectory_id, state)
 
     def provider_access(self, trajectory_id: str, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
         """Record the data that a provider gave the agent.
@@ -207,7 +95,9 @@ class RecorderCalls:
         Raises:
             UsageError: no open step, or a payload that is not JSON.
         """
-        self._trajectory(trajectory_id).provider_access(provider, payload, purpose)
+        if (step := self._step(trajectory_id)) is not None:
+            access = {"providerName": label(provider, "provider"), "data": mapping(payload, "payload"), "purpose": text(purpose, "purpose")}
+            step.accesses.append(dump(access, "payload"))
 
     def llm_call(
         self,
@@ -246,11 +136,12 @@ class RecorderCalls:
         Raises:
             UsageError: no open step, or something that cannot be recorded; the step goes on without this call.
         """
-        self._trajectory(trajectory_id).llm_call(
-            model=model, messages=messages, response=response, temperature=temperature, max_tokens=max_tokens, purpose=purpose,
-            action_type=action_type, latency_ms=latency_ms, model_version=model_version, reasoning=reasoning, top_p=top_p,
-            response_format=response_format, logprobs=logprobs, tokens=tokens, finish_reason=finish_reason,
-        )  # fmt: skip
+        if (step := self._step(trajectory_id)) is not None:
+            step.calls.append(make_call(
+                model=model, messages=messages, response=response, temperature=temperature, max_tokens=max_tokens, purpose=purpose,
+                action_type=action_type, latency_ms=latency_ms, model_version=model_version, reasoning=reasoning, top_p=top_p,
+                response_format=response_format, logprobs=logprobs, tokens=tokens, finish_reason=finish_reason,
+            ))  # fmt: skip
 
     def complete_step(
         self,
@@ -274,7 +165,7 @@ class RecorderCalls:
         action = {"actionType": action_type, "parameters": mapping(parameters, "parameters"), "success": success}
         later = {"result": None if result is None else mapping(result, "result"), "error": error, "reasoning": reasoning}
         present = {key: value for key, value in later.items() if value is not None}
-        self._trajectory(trajectory_id).complete_step({**action, **present}, reward)
+        self._complete(trajectory_id, {**action, **present}, reward)
 
     def record_step(
         self,
@@ -308,27 +199,25 @@ class RecorderCalls:
             if name not in given:
                 raise UsageError(f"The step has no {of!r}: environment_state needs balance and pnl, action needs type.")
         try:
-            trajectory.start_step(self._now(), state)
+            self._begin(trajectory_id, state)
             for access in provider_accesses:
                 self.provider_access(trajectory_id, **mapping(access, "provider_accesses"))
             for call in llm_calls:
                 self.llm_call(trajectory_id, **mapping(call, "llm_calls"))
             present = {key: value for key, value in action_fields.items() if value is not None}
-            trajectory.complete_step({"actionType": None, "parameters": {}, "success": True, **present}, reward)
+            self._complete(trajectory_id, {"actionType": None, "parameters": {}, "success": True, **present}, reward)
         finally:
-            # No effect after complete_step; after an error it discards the partial step.
-            trajectory.abandon_step()
+            # After an error: the partial step is discarded.
+            if trajectory is not None:
+                trajectory.step = None
 
     def report(self) -> RecorderReport:
         """Return the counts of trajectories so far."""
         written = RecorderReport() if self._writer is None else self._writer.report()
-        return replace(written, unfinished=sum(trajectory.sampled for trajectory in tuple(self._open.values())))
+        return replace(written, unfinished=sum(trajectory is not None for trajectory in tuple(self._open.values())))
 
     def _last_report(self) -> RecorderReport:
-        """The report of a closed recorder.
-
-        Trajectories that never ended are logged; lost and rejected ones are in the log already.
-        """
+        """The report of a closed recorder; trajectories that never ended are logged."""
         report = self.report()
         if report.unfinished:
             _LOG.warning(report.sentence)
@@ -339,11 +228,50 @@ class RecorderCalls:
         now = self._clock()
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
-    def _trajectory(self, trajectory_id: str) -> OpenTrajectory | UnsampledTrajectory:
-        trajectory = self._open.get(trajectory_id)
-        if trajectory is None:
-            raise UsageError(f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called.")
-        return trajectory
+    def _trajectory(self, trajectory_id: str) -> OpenTrajectory | None:
+        try:
+            return self._open[trajectory_id]
+        except KeyError:
+            message = f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called."
+            raise UsageError(message) from None
+
+    def _step(self, trajectory_id: str) -> OpenStep | None:
+        trajectory = self._trajectory(trajectory_id)
+        if trajectory is not None and trajectory.step is None:
+            raise UsageError(f"Trajectory {trajectory_id} has no open step: call start_step first.")
+        return None if trajectory is None else trajectory.step
+
+    def _begin(self, trajectory_id: str, state: Mapping[str, Any]) -> None:
+        """Begin a step in ``state``; a step still open is left out."""
+        if (trajectory := self._trajectory(trajectory_id)) is None:
+            return
+        trajectory.step = None
+        # The checked numbers come first and cannot be replaced by extra fields.
+        checked = {name: number(state[name], name) for name in ("agentBalance", "agentPnL", "openPositions")}
+        moment = milliseconds(self._now())
+        trajectory.step = OpenStep(moment, dump({**checked, **state, **checked, "timestamp": moment}, "the state"))
+
+    def _complete(self, trajectory_id: str, action: dict[str, Any], reward: float) -> None:
+        # Every check comes before the first change, so a refused value leaves the step open.
+        trajectory, step = self._trajectory(trajectory_id), self._step(trajectory_id)
+        if trajectory is None or step is None:
+            return
+        earned = number(reward, "reward")
+        if not math.isfinite(trajectory.total + earned):
+            raise UsageError("The rewards' sum is not a finite number any more.")
+        action_type, success = label(action["actionType"], "action_type"), truth(action["success"], "success")
+        moment, index = step.timestamp_ms, len(trajectory.steps)
+        # The same key order as the game's recorder; the calls come between head and tail.
+        head = f'{{"stepNumber":{index},"timestamp":{moment},"environmentState":{step.state},"providerAccesses":[{",".join(step.accesses)}]'
+        tail = f'"action":{dump(action, "the action")},"reward":{dump(earned, "reward")}}}'
+        trajectory.steps.append(FinishedStep(index, moment, head, tuple(step.calls), tail, action_type, success))
+        trajectory.total += earned
+        trajectory.step = None
+
+    def _recording(self, trajectory_id: str, **ending: Any) -> Recording | None:
+        """The rows of a trajectory that ends; None if it is not kept."""
+        trajectory = self._trajectory(trajectory_id)
+        return None if trajectory is None else recording_of(trajectory, self._now(), self._new_id, **ending)
 
 
 def require_all(report: RecorderReport) -> None:
@@ -356,14 +284,9 @@ def require_all(report: RecorderReport) -> None:
         raise DatabaseError(report.sentence)
 
 
-def status_after(kind: type[BaseException] | None) -> str | None:
-    """Return the status of a trajectory after an exception of this kind.
-
-    None without an exception: the status is then derived.
-    """
-    if kind is None:
-        return None
-    if issubclass(kind, TimeoutError):
+def status_after(failed: BaseException) -> str:
+    """Return the status of a trajectory that an exception ends."""
+    if isinstance(failed, TimeoutError):
         return "timeout"
     # Not an Exception: a cancelled task, KeyboardInterrupt or SystemExit.
-    return "error" if issubclass(kind, Exception) else "terminated"
+    return "error" if isinstance(failed, Exception) else "terminated"

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from babylon_rl.recorder.core import RecorderCalls, new_uuid, require_all, status_after
 from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport, open_writer
+from babylon_rl.recorder.writer import RecorderReport, open_writer
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
 
@@ -72,7 +72,7 @@ class TrajectoryRecorder(RecorderCalls):
         # On success the recorder keeps the stack open until close(); on an error it closes here.
         with contextlib.ExitStack() as stack:
             writer, sampling_rate = open_writer(url, settings, room=room, patience_s=patience_s, stack=stack)
-            recorder = cls(_refuse_to_write if writer is None else writer.put, new_id, clock, sampling_rate)
+            recorder = cls(writer.put if writer is not None else lambda _: None, new_id, clock, sampling_rate)
             recorder._writer, recorder._held = writer, stack.pop_all()
             return recorder
 
@@ -100,8 +100,8 @@ class TrajectoryRecorder(RecorderCalls):
             UsageError: not open, or something cannot be recorded; the trajectory is still open.
             DatabaseUnreachable: the database did not answer for so long that the queue is full; the trajectory is still open.
         """
-        recording = self._trajectory(trajectory_id).finished(
-            self._now(), self._new_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
+        recording = self._recording(
+            trajectory_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
         )
         if recording is not None:
             self._write(recording)
@@ -114,15 +114,15 @@ class TrajectoryRecorder(RecorderCalls):
 
         The block may end the trajectory itself. An exception ends it as error, timeout or terminated, with the steps that were completed.
         """
-        begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
-        with contextlib.ExitStack() as ending:
-            # In an exit callback, which sees the kind of exception.
-            ending.push(lambda kind, _error, _trace: self._end_if_open(begun, kind))
+        begun, status = self.start_trajectory(agent_id, window=window, scenario=scenario), None
+        try:
             yield begun
-
-    def _end_if_open(self, begun: str, kind: type[BaseException] | None) -> None:
-        if begun in self._open:
-            self.end_trajectory(begun, status=status_after(kind))
+        except BaseException as failed:
+            status = status_after(failed)
+            raise
+        finally:
+            if begun in self._open:
+                self.end_trajectory(begun, status=status)
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until every ended trajectory is in the database.
@@ -152,15 +152,8 @@ class TrajectoryRecorder(RecorderCalls):
             require_all(report)
 
 
-def _refuse_to_write(recording: Recording) -> None:
-    raise AssertionError("a recorder that keeps nothing writes nothing")
-
-
 class AsyncTrajectoryRecorder(RecorderCalls):
-    """TrajectoryRecorder for tasks of an event loop, which it never blocks.
-
-    Made by ``await AsyncTrajectoryRecorder.connect()``.
-    """
+    """TrajectoryRecorder for tasks of an event loop, which it never blocks."""
 
     @classmethod
     async def connect(
@@ -191,20 +184,17 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         game_knowledge: Mapping[str, Any] | None = None,
     ) -> None:
         """As ``TrajectoryRecorder.end_trajectory``; waits only while the queue is full."""
-        recording = self._trajectory(trajectory_id).finished(
-            self._now(), self._new_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
+        recording = self._recording(
+            trajectory_id, balance=balance, pnl=pnl, status=status, evaluation=evaluation, game_knowledge=game_knowledge
         )
-        if recording is not None and self._writer is not None:
-            await self._hand_over(recording, self._writer)
+        if recording is not None and (writer := self._writer) is not None:
+            # Polls, because the writer's condition belongs to threads and would block the event loop.
+            deadline = time.monotonic() + writer.patience_s
+            while not writer.offer(recording):
+                if time.monotonic() > deadline:
+                    raise writer.full()
+                await asyncio.sleep(_LOOK_AGAIN_S)
         self._open.pop(trajectory_id, None)
-
-    async def _hand_over(self, recording: Recording, writer: BackgroundWriter) -> None:
-        # Polls, because the writer's condition belongs to threads and would block the event loop.
-        deadline = time.monotonic() + writer.patience_s
-        while not writer.offer(recording):
-            if time.monotonic() > deadline:
-                raise writer.full()
-            await asyncio.sleep(_LOOK_AGAIN_S)
 
     @contextlib.asynccontextmanager
     async def trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> AsyncIterator[str]:
@@ -212,16 +202,15 @@ class AsyncTrajectoryRecorder(RecorderCalls):
 
         The trajectory of a cancelled task is terminated.
         """
-        # Ended in an exit callback, which sees the kind of exception.
-        begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
-
-        async def end_if_open(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-            if begun in self._open:
-                await self.end_trajectory(begun, status=status_after(kind))
-
-        async with contextlib.AsyncExitStack() as ending:
-            ending.push_async_exit(end_if_open)
+        begun, status = self.start_trajectory(agent_id, window=window, scenario=scenario), None
+        try:
             yield begun
+        except BaseException as failed:
+            status = status_after(failed)
+            raise
+        finally:
+            if begun in self._open:
+                await self.end_trajectory(begun, status=status)
 
     async def flush(self, timeout_s: float | None = None) -> None:
         """Wait until every ended trajectory is in the database.

@@ -5,13 +5,13 @@ trade, and it counts posts that failed. ``windowId`` is the hour of the start; t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder.calls import CheckedCall
-from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, mapping
+from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, mapping, number
 
 STATUSES = ("completed", "completed_with_errors", "terminated", "error", "timeout")
 _EPOCH = datetime(1970, 1, 1)
@@ -23,18 +23,11 @@ def milliseconds(moment: datetime) -> int:
 
 
 @dataclass(frozen=True)
-class CallRow:
-    """One row of llm_call_logs, by column name."""
-
-    columns: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Recording:
     """One finished trajectory: its row by column name, and the rows of its calls."""
 
     columns: dict[str, Any]
-    calls: tuple[CallRow, ...]
+    calls: tuple[dict[str, Any], ...]
 
     @property
     def trajectory_id(self) -> str:
@@ -44,16 +37,12 @@ class Recording:
     @property
     def size(self) -> int:
         """Approximate number of bytes in its rows."""
-        texts = [self.columns, *(call.columns for call in self.calls)]
-        return sum(len(value) for columns in texts for value in columns.values() if isinstance(value, str))
+        return sum(len(value) for row in (self.columns, *self.calls) for value in row.values() if isinstance(value, str))
 
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A completed step as JSON, with the facts that are counted.
-
-    The JSON is split into head and tail, because the calls between them may be left out.
-    """
+    """A completed step as JSON, around calls that may be left out; and its counted facts."""
 
     number: int
     timestamp_ms: int
@@ -69,60 +58,68 @@ class FinishedStep:
         return f'{self.head},"llmCalls":[{calls}],{self.tail}'
 
 
-@dataclass(frozen=True)
-class Ending:
-    """End of a trajectory; dollars, None where the agent gave no value.
+@dataclass
+class OpenStep:
+    """The step that an agent has begun: its state, accesses and calls."""
 
-    Raises:
-        UsageError: the status is not one of the contract.
-    """
+    timestamp_ms: int
+    state: str
+    accesses: list[str] = field(default_factory=list)
+    calls: list[CheckedCall] = field(default_factory=list)
 
-    balance: float | None
-    pnl: float | None
-    status: str | None
-    evaluation: bool
-    game_knowledge: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        if self.status is not None and self.status not in STATUSES:
-            raise UsageError(f"status is {self.status!r}: give one of {', '.join(STATUSES)}, or none to have it derived.")
+@dataclass
+class OpenTrajectory:
+    """A trajectory that is recorded; times are naive UTC, ``total`` is the sum of its steps' rewards."""
+
+    trajectory_id: str
+    agent_id: str
+    started: datetime
+    window: str
+    scenario: str
+    steps: list[FinishedStep] = field(default_factory=list)
+    step: OpenStep | None = None
+    total: float = 0
 
 
 def recording_of(
-    trajectory_id: str, agent_id: str, window: str, scenario: str, started: datetime, ended: datetime, total: float,
-    steps: Sequence[FinishedStep], ending: Ending, new_id: Callable[[], str],
+    trajectory: OpenTrajectory, ended: datetime, new_id: Callable[[], str], *, balance: float | None, pnl: float | None, status: str | None,
+    evaluation: bool, game_knowledge: Mapping[str, Any] | None,
 ) -> Recording:  # fmt: skip
-    """Build the rows of a trajectory.
-
-    ``total`` is the sum of its steps' rewards.
+    """Build the rows of a trajectory that ends; an uncompleted step is left out.
 
     Raises:
-        UsageError: the game knowledge is not JSON.
+        UsageError: a number, the status or the knowledge cannot be recorded.
     """
+    # metricsJson leaves out missing values, the columns hold NULL.
+    final = {
+        "finalBalance": None if balance is None else number(balance, "balance"), "finalPnL": None if pnl is None else number(pnl, "pnl"),
+    }  # fmt: skip
+    if status is not None and status not in STATUSES:
+        raise UsageError(f"status is {status!r}: give one of {', '.join(STATUSES)}, or none to have it derived.")
+    steps, trajectory_id, window = trajectory.steps, trajectory.trajectory_id, trajectory.window
     trades, posts = _counted(steps, "TRADING", "BUY", "SELL"), _counted(steps, "POST")
     errors = sum(not step.success for step in steps)
-    status = ending.status or ("completed_with_errors" if errors else "completed")
-    # metricsJson leaves out missing values, the columns hold NULL.
-    final = {"finalBalance": ending.balance, "finalPnL": ending.pnl}
+    status = status or ("completed_with_errors" if errors else "completed")
     metrics = {
         "episodeLength": len(steps), "finalStatus": status, **{key: value for key, value in final.items() if value is not None},
         "tradesExecuted": trades, "postsCreated": posts, "errorCount": errors,
     }  # fmt: skip
     # The game's recorder always writes these two keys.
-    knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **mapping(ending.game_knowledge, "game_knowledge")}
+    knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **mapping(game_knowledge or {}, "game_knowledge")}
     # One call that does not fit keeps all calls of the trajectory out of the steps.
     in_steps = all(call.one_prompt for step in steps for call in step.calls)
     # A simulated clock may run backwards; the column is an INTEGER.
-    duration = round((ended - started).total_seconds() * 1000)
+    duration = round((ended - trajectory.started).total_seconds() * 1000)
     columns = {
-        "id": new_id(), "trajectoryId": trajectory_id, "agentId": agent_id, "startTime": started, "endTime": ended,
-        "durationMs": max(-MOST_IN_INTEGER, min(duration, MOST_IN_INTEGER)), "scenarioId": scenario,
+        "id": new_id(), "trajectoryId": trajectory_id, "agentId": trajectory.agent_id, "startTime": trajectory.started, "endTime": ended,
+        "durationMs": max(-MOST_IN_INTEGER, min(duration, MOST_IN_INTEGER)), "scenarioId": trajectory.scenario,
         "episodeId": f"{window}-{milliseconds(ended)}", "windowId": window, "windowHours": 1,
         "stepsJson": f"[{','.join(step.json(in_steps) for step in steps)}]",
-        "rewardComponentsJson": dump({"environmentReward": total}, "reward"), "metricsJson": dump(metrics, "balance or pnl"),
-        "metadataJson": dump({"isTrainingData": not ending.evaluation, "gameKnowledge": knowledge}, "game_knowledge"),
-        "totalReward": total, "episodeLength": len(steps), "finalStatus": status, **final, "tradesExecuted": trades,
-        "postsCreated": posts, "isTrainingData": not ending.evaluation, "isEvaluation": ending.evaluation, "usedInTraining": False,
+        "rewardComponentsJson": dump({"environmentReward": trajectory.total}, "reward"), "metricsJson": dump(metrics, "balance or pnl"),
+        "metadataJson": dump({"isTrainingData": not evaluation, "gameKnowledge": knowledge}, "game_knowledge"),
+        "totalReward": trajectory.total, "episodeLength": len(steps), "finalStatus": status, **final, "tradesExecuted": trades,
+        "postsCreated": posts, "isTrainingData": not evaluation, "isEvaluation": evaluation, "usedInTraining": False,
         "createdAt": ended, "updatedAt": ended,
     }  # fmt: skip
     calls = (_call_row(trajectory_id, step, index, call, new_id) for step in steps for index, call in enumerate(step.calls))
@@ -133,9 +130,9 @@ def _counted(steps: Sequence[FinishedStep], *words: str) -> int:
     return sum(step.success and any(word in step.action_type for word in words) for step in steps)
 
 
-def _call_row(trajectory_id: str, step: FinishedStep, index: int, call: CheckedCall, new_id: Callable[[], str]) -> CallRow:
+def _call_row(trajectory_id: str, step: FinishedStep, index: int, call: CheckedCall, new_id: Callable[[], str]) -> dict[str, Any]:
     moment = _EPOCH + timedelta(milliseconds=step.timestamp_ms)
-    return CallRow({
+    return {
         "id": new_id(), "trajectoryId": trajectory_id, "stepId": f"{trajectory_id}-step-{step.number}",
         "callId": f"{trajectory_id}-call-{step.number}-{index}", "timestamp": moment, **call.columns, "createdAt": moment,
-    })  # fmt: skip
+    }  # fmt: skip

@@ -69,7 +69,7 @@ class BackgroundWriter:
     """
 
     def __init__(self, connect: Callable[[], Connection], *, room: int, patience_s: float) -> None:
-        self._connect, self._room, self._patience_s = connect, room, patience_s
+        self._connect, self._room, self.patience_s = connect, room, patience_s
         self._connection: Connection | None = None
         self._waiting: deque[Recording] = deque()
         self._changed = threading.Condition()
@@ -81,11 +81,6 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="babylon-recorder", daemon=True)
         self._thread.start()
         atexit.register(self.close)
-
-    @property
-    def patience_s(self) -> float:
-        """Time limit of waiting for room, in seconds."""
-        return self._patience_s
 
     def offer(self, recording: Recording) -> bool:
         """Take a trajectory if there is room, without waiting; False if there is none.
@@ -106,7 +101,7 @@ class BackgroundWriter:
         """
         with self._changed:
             self._require_open()
-            self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closing.is_set(), self._patience_s)
+            self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closing.is_set(), self.patience_s)
             self._require_open()
             if not self._take(recording):
                 raise self.full()
@@ -114,7 +109,7 @@ class BackgroundWriter:
     def full(self) -> DatabaseUnreachable:
         """Return the error for a full queue."""
         return DatabaseUnreachable(
-            f"{self._room} recorded trajectories have waited {self._patience_s:g} s for the database. Check that it runs; "
+            f"{self._room} recorded trajectories have waited {self.patience_s:g} s for the database. Check that it runs; "
             "this trajectory is still open, so end it again when it does."
         )
 
@@ -129,7 +124,7 @@ class BackgroundWriter:
         with self._changed:
             # Counts, not the queue: the thread has taken its batch off the queue already.
             handed = self._handed
-            wait_s = self._patience_s if timeout_s is None else timeout_s
+            wait_s = self.patience_s if timeout_s is None else timeout_s
             if not self._changed.wait_for(lambda: self._recorded + self._rejected >= handed, wait_s):
                 waiting = handed - self._recorded - self._rejected
                 raise DatabaseUnreachable(f"{waiting} recorded trajectories were not written within {wait_s:g} s. Check the database.")
@@ -150,7 +145,7 @@ class BackgroundWriter:
             return
         with self._changed:
             if not self._closing.is_set():
-                self._give_up_at = time.monotonic() + self._patience_s
+                self._give_up_at = time.monotonic() + self.patience_s
                 self._closing.set()
             self._changed.notify_all()
         # One second more than the limit, for an attempt that is just under way.
@@ -160,7 +155,7 @@ class BackgroundWriter:
             lost = 0 if self._closed else self._handed - self._recorded - self._rejected
             self._closed = True
         if lost:
-            _LOG.error("%d ended trajectories are lost: the database did not take them within %g s.", lost, self._patience_s)
+            _LOG.error("%d ended trajectories are lost: the database did not take them within %g s.", lost, self.patience_s)
 
     def _require_open(self) -> None:
         if os.getpid() != self._process:
@@ -219,10 +214,7 @@ class BackgroundWriter:
         return True
 
     def _settle(self, part: list[Recording], unsettled: dict[int, Recording], *, again: bool) -> None:
-        """Write ``part`` in one transaction, and remove it from ``unsettled``.
-
-        If the database refuses a row, the part is halved until that row is alone.
-        """
+        """Write ``part`` in one transaction, halved until a refused row is alone; remove it from ``unsettled``."""
         reason = None
         try:
             self._write(part, again)
@@ -245,7 +237,7 @@ class BackgroundWriter:
             stored = self._stored(part) if again else frozenset()
             rest = [recording for recording in part if recording.columns["id"] not in stored]
             copy_rows(connection, "trajectories", [recording.columns for recording in rest])
-            copy_rows(connection, "llm_call_logs", [call.columns for recording in rest for call in recording.calls])
+            copy_rows(connection, "llm_call_logs", [call for recording in rest for call in recording.calls])
 
     def _stored(self, part: Sequence[Recording]) -> frozenset[str]:
         return stored_rows(self._connected(), [recording.columns["id"] for recording in part])
@@ -261,10 +253,7 @@ class BackgroundWriter:
         self._connection = None
 
     def _pause(self, failures: int) -> bool:
-        """Wait before the next attempt; False once ``close`` has timed out.
-
-        No wait before the first repetition.
-        """
+        """Wait before the next attempt, but for the first; False once ``close`` has timed out."""
         if failures > 1:
             pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
             # While closing the event is set and wait() returns at once, so a short fixed pause replaces it.

@@ -1,10 +1,8 @@
 """A/B tests of versions on live agents, compared hour by hour.
 
-Each agent stays in one arm while the test runs.
-
-An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms trade the same hours, so what the market gave to all
-of them falls out. Agents are the units (statistics/live.py), and every interval holds at every look. Left out: an agent's hours with
-several versions, and hours in which an arm has nobody.
+Each agent stays in one arm while the test runs. An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms
+trade the same hours, so what the market gave to all of them falls out. Agents are the units (statistics/live.py), and every interval holds
+at every look. Left out: an agent's hours with several versions, and hours in which an arm has nobody.
 """
 
 import math
@@ -33,10 +31,7 @@ SPILLOVER = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: ``hours`` are P&L in dollars by agent.
-
-    ``paired`` are the same less the mean of all arms in the hour.
-    """
+    """One arm: P&L in dollars by agent and hour; ``paired`` less the mean of all arms."""
 
     name: str
     share: float
@@ -146,10 +141,7 @@ def report(connection: Connection, name: str, settings: Settings) -> ABReport:
 
 
 def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
-    """The difference of each arm to the first in dollars an agent-hour.
-
-    With several, intervals keep 95 % over all (Bonferroni).
-    """
+    """Differences to the first arm in dollars an agent-hour; several share the 95 % (Bonferroni)."""
     first, *others = arms
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     return {

@@ -25,10 +25,7 @@ def new_key() -> str:
 
 
 def key_hash(key: str) -> str:
-    """Return the hash under which a key is stored.
-
-    It needs no salt: a key is random.
-    """
+    """Return the hash under which a random key is stored, without salt."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -53,10 +50,7 @@ class MinuteBudget:
         return max(0.0, (needed - self._left) * _MINUTE_S / self.limit)
 
     def take(self, used: float) -> None:
-        """Take from the budget.
-
-        It may go below zero, for the size of an answer is known only afterwards.
-        """
+        """Take from the budget, even below zero: answers are counted at their end."""
         self._left -= used
 
 

@@ -271,7 +271,7 @@ def create_app(api: AdminApi) -> ASGIApp:
 
     async def samples(request: Request) -> Response:
         # Admitted as the status, of which the metrics are made.
-        _admit(api, OPERATIONS[0], request)
+        _client(api, request)
         try:
             text = await anyio.to_thread.run_sync(api.metrics)
         except (BabylonError, psycopg.Error) as broken:
@@ -290,7 +290,7 @@ def create_app(api: AdminApi) -> ASGIApp:
 def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         operation = methods["GET" if request.method == "HEAD" else request.method]
-        client = _admit(api, operation, request)
+        client = _client(api, request, cron=operation.cron).name or "this machine"
         if operation.starts and (wait_s := api.starts.wait_s(1)) > 0:
             message = f"At most {api.starts.limit} trainings, scorings and uploads are started a minute."
             raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
@@ -309,16 +309,12 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
     return answer
 
 
-def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
-    """Name the client of a request, for the record.
+def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
+    """Admit a request.
 
     Raises:
         ApiError: it has no valid key for this server.
     """
-    return _client(api, request, cron=operation.cron).name or "this machine"
-
-
-def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
     headers = request.headers if cron else api.logins.with_key(request.headers)
     try:
         client = (api.cron_access if cron else api.access).admit(request.scope, headers)
@@ -377,10 +373,7 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
 
 
 class LimitedBody:
-    """Parts of a long body, each received in time, up to ``longest`` bytes in all.
-
-    ``refused`` is the reason why reading ended early.
-    """
+    """Parts of a long body, each in time; ``refused`` says why reading ended early."""
 
     def __init__(self, request: Request, longest: int) -> None:
         self.refused: ApiError | ClientGone | None = None

@@ -81,7 +81,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         document["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.body is not None:
         body = {"application/json": {"schema": _reference(operation.body)}}
-        document["requestBody"] = {"required": _has_required(operation.body), "content": body}
+        document["requestBody"] = {"required": any(field.required for field in msgspec.structs.fields(operation.body)), "content": body}
     if operation.upload:
         file = {"type": "string", "format": "binary", "description": "The adapter's weights: adapter_model.safetensors."}
         schema: dict[str, Any] = {
@@ -91,10 +91,6 @@ def _operation(operation: Operation) -> dict[str, Any]:
         content = {"multipart/form-data": {"schema": schema, "encoding": {"metadata": {"contentType": "application/json"}}}}
         document["requestBody"] = {"required": True, "content": content}
     return document
-
-
-def _has_required(body: type[msgspec.Struct]) -> bool:
-    return any(field.required for field in msgspec.structs.fields(body))
 
 
 def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:

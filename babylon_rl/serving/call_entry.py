@@ -11,7 +11,7 @@ import msgspec
 
 from babylon_rl.chats import answered_text, log_probability, plain_messages, reasoning_of
 from babylon_rl.errors import RequestRefused, UsageError
-from babylon_rl.recorder.calls import token_logprobs
+from babylon_rl.recorder.calls import texts_of, token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
 from babylon_rl.serving.server_sent_events import Event, objects, part_of, place_of, read_events
 from babylon_rl.tolerant_json import joined, read_json
@@ -106,7 +106,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             "id": self.call_id, "trajectoryId": _storable(place), "stepId": _storable(self._step_id(place)), "callId": self.call_id,
             "timestamp": self.moment, "createdAt": self.moment, "latencyMs": min(round(self.latency_ms), MOST_IN_INTEGER),
             "model": text(answer.model or self.model, "model"), "purpose": self.purpose, "actionType": _storable(self.action_type),
-            "systemPrompt": _texts(served, "system"), "userPrompt": _texts(served, "user"),
+            "systemPrompt": texts_of(served, "system"), "userPrompt": texts_of(served, "user"),
             "messagesJson": dump(messages if messages is not None else request["messages"], "messages"),
             "response": text(answer.content, "content"), "reasoning": _storable(answer.reasoning),
             "temperature": _number(request, "temperature", 1.0), "topP": _number(request, "top_p", None),
@@ -127,10 +127,7 @@ _DECODER = msgspec.msgpack.Decoder(CallEntry)
 
 
 class _Answer(msgspec.Struct):
-    """An answer's first choice, whole or put together from its chunks.
-
-    ``others`` are the texts of further choices.
-    """
+    """First choice of an answer, whole or joined; ``others`` are the texts of the rest."""
 
     model: str | None = None
     content: str = ""
@@ -193,10 +190,7 @@ def _from_events(events: list[Event]) -> _Answer:
 
 
 def _join_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
-    """Add the pieces of a chunk to the calls of tools.
-
-    A piece continues the call whose place it names; without one it begins a call.
-    """
+    """Add the pieces of a chunk to the calls of tools that their indices name."""
     for piece in pieces:
         place = piece.get("index")
         if not isinstance(place, int) or not 0 <= place < len(calls):
@@ -256,10 +250,6 @@ def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
     except RequestRefused:
         return None
     return plain if plain and plain[-1]["role"] == "user" else None
-
-
-def _texts(messages: list[dict[str, str]], role: str) -> str:
-    return text("\n\n".join(message["content"] for message in messages if message["role"] == role), role)
 
 
 def _number(request: dict[str, Any], name: str, otherwise: Any) -> Any:

@@ -1,10 +1,8 @@
 """Process that writes spooled calls into the database, beside the gateway.
 
-An answer never waits for its work.
-
-A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
-database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk the segments are written and
-removed all the same, as that makes room; one with a refused row waits until the row can be kept.
+An answer never waits for its work. A database that is away is tried again without limit; calls wait on disk. A call is written once, as
+its id is unique. A row that the database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on. On a full disk
+the segments are written and removed all the same, as that makes room; one with a refused row waits until the row can be kept.
 """
 
 import errno
@@ -53,10 +51,7 @@ Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 class CallWriter:
-    """Writer of the calls of one spool directory.
-
-    ``closing`` asks it to write what it can and to end.
-    """
+    """Writer of the calls of one spool directory until ``closing`` is set."""
 
     def __init__(self, settings: Settings, closing: threading.Event) -> None:
         self._closing = closing
@@ -135,7 +130,7 @@ class CallWriter:
             self._refused = []
             self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
             self._keep_refused()
-            self._spool.handled(segment, end)
+            self._spool.status.offsets[segment.name] = end
             self._publish()
         if not complete:
             return
@@ -158,10 +153,7 @@ class CallWriter:
         return call, log
 
     def _refuse(self, reason: str, unread: Any) -> None:
-        """Refuse a call that cannot be read.
-
-        Where fields are private the call is not kept: they cannot be dropped from it.
-        """
+        """Refuse a call that cannot be read; with private fields it is not kept."""
         self._refused.append((reason, None if self._privacy.fields else unread))
 
     def _write(self, rows: Rows, database: Database) -> None:
@@ -183,10 +175,7 @@ class CallWriter:
             self._write(rows[middle:], database)
 
     def _keep_refused(self) -> None:
-        """Append the refused rows of a batch to their file, all or none.
-
-        The batch is read again if that fails.
-        """
+        """Append the refused rows of a batch to their file, all or none."""
         if not self._refused:
             return
         lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()

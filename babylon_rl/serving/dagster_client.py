@@ -83,10 +83,7 @@ class DagsterClient:
         return [run["runId"] for run in answer["results"]]
 
     def launch_training(self, batch_id: str, assets: Sequence[str] | None, tags: Mapping[str, str]) -> str:
-        """Launch the run of a frozen batch with ``assets`` (None: all) and ``tags``, unless there is one.
-
-        Return its id.
-        """
+        """Launch the run of a frozen batch, unless there is one; return its id."""
         repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
         key = {"name": BATCHES, "key": batch_id, "repository": repository}
         # A run of a partition that Dagster does not know would be refused; that it is there already is fine.
@@ -96,10 +93,7 @@ class DagsterClient:
         return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id, **tags}, assets)
 
     def launch_scoring(self, first: str, last: str) -> str:
-        """Launch a run that scores the hours from ``first`` to ``last``, both inclusive.
-
-        Return its id.
-        """
+        """Launch a run that scores the hours from ``first`` to ``last``, both inclusive."""
         return self._launch(SCORE_JOB, hour_tags(first, last))
 
     def reload(self) -> None:

@@ -1,9 +1,7 @@
 """OpenAI-compatible gateway for agents, which chooses the version that answers.
 
-Agents call it instead of their provider.
-
-A call passes through: access, the choice of a version, its upstream, and, where that fails before the first token, the base. The answer
-goes to the client as the upstream sent it; only headers say which version it came from.
+Agents call it instead of their provider. A call passes through: access, the choice of a version, its upstream, and, where that fails
+before the first token, the base. The answer goes to the client as the upstream sent it; only headers say which version it came from.
 """
 
 import asyncio
@@ -21,11 +19,10 @@ from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_json
 from babylon_rl.serving.access import Access, Client
-from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.client_view import ClientView
+from babylon_rl.serving.chat_request import CallContext, ChatRequest, ClientView
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
-from babylon_rl.serving.routed_call import RoutedCall, count_call, new_call_id, trace_call
+from babylon_rl.serving.routed_call import RoutedCall, count_call, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
@@ -126,7 +123,7 @@ class Gateway:
             if self.state.reads or not self.settings.rl_fallback_to_base:
                 raise ApiError(404, str(unknown), "model_not_found", "model") from None
             chosen = base_route(self.settings, "the registry does not answer")
-        return RoutedCall(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
+        return RoutedCall(f"gw-{uuid4().hex}", request_id, at, started, client, context, body, request, chosen, chosen)
 
     async def _of_client(self, client: Client, context: CallContext) -> CallContext:
         """The context with the agent that the client's key speaks for.
@@ -176,7 +173,7 @@ class Gateway:
                 _LOG.warning("%s, asked at %s, fails: %s", chosen.version or chosen.model_name, upstream.url, failed.error.message)
             raise
         self._failing.discard(asked)
-        call.answered()
+        call.first_token_s = call.seconds
         return answer
 
     async def _send_stream(self, call: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:

@@ -205,10 +205,7 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _registry(settings: Settings, stack: ExitStack) -> RoutingTable | None:
-    """Read the routing table; None if the database does not answer.
-
-    An embedded server then runs as long as ``stack``.
-    """
+    """Read the routing table, None without an answer; an embedded server runs as long as ``stack``."""
     try:
         database = stack.enter_context(open_database(settings, prepare=False))
         with database.connect(autocommit=True) as connection, connection.answering_within(ANSWER_S):
@@ -218,10 +215,7 @@ def _registry(settings: Settings, stack: ExitStack) -> RoutingTable | None:
 
 
 def configuration(settings: Settings, table: RoutingTable | None) -> str:
-    """The line that tells an operator how calls are routed.
-
-    ``table`` is None if the registry does not answer.
-    """
+    """The line that tells an operator how calls are routed; ``table`` None: no registry."""
     pinned = settings.rl_model_version or settings.wandb_model
     parts = [
         f"USE_RL_MODEL {'on' if settings.rl_enabled else 'off'}",

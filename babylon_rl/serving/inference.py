@@ -1,7 +1,5 @@
 """Python API for agents that call a model server themselves.
 
-It gives the model, its address, and a client.
-
 The names are those of the game's own functions. Routing is the gateway's (routing.py), from a table that is read again after MAX_AGE_S, so
 that a release or rollback is seen within a second. Calls made so are not recorded: record them with babylon_rl.recorder.
 """

@@ -88,10 +88,7 @@ class LiveState:
         return owner == agent
 
     async def may_write(self, trajectory: str, agent: str) -> bool:
-        """False if a trajectory is known as another agent's, here or in the database.
-
-        While the database is away, this process alone knows.
-        """
+        """False if a trajectory is known as another agent's, here or in a database that answers."""
         if trajectory not in self._owners and self.problem is None:
             asked = Future[set[str]]()
             self._looked_up.put((trajectory, asked))

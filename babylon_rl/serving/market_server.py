@@ -1,7 +1,5 @@
 """Market server: a snapshot played over HTTP by agents in any language.
 
-They observe, act and advance.
-
 Every start is a session with a market of its own, known by its token. A session follows ``babylon_rl.market.simulation.run.play``: one
 decision a tick, filled at the quotes that the agent saw, then a tick of time. It ends when the market is over or nobody touches it, and its
 result is kept. One thread serves all: a step takes well under a millisecond. docs/howto/serve-market.md describes the protocol.
@@ -26,12 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from babylon_rl.api_errors import ApiError
-from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
 from babylon_rl.evaluation.results import SUFFIX, RunFiles, encode_result, read_result, slug
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.http_server import ClientGone, Door, client_address, json_response, read_json, server_config, url_of
+from babylon_rl.http_server import Door, client_address, error_handlers, json_response, read_json, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Decision, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -96,17 +94,7 @@ class MarketSession:
         return self._seat.record.decisions > self._exchange.tick
 
     def act(self, action: Action | Invalid, text: str = "") -> Outcome:
-        """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn.
-
-        ``text`` is what the agent wrote.
-
-        Raises:
-            UsageError: the market is over, or the decision of this tick was made.
-        """
-        if self.over:
-            raise UsageError(f"The market is over{f': {self.run.stopped}' if self.run.stopped else ''}. GET /result has what came of it.")
-        if self.acted:
-            raise UsageError(f"Tick {self._exchange.tick} has its action: one a tick. POST /advance brings the next tick.")
+        """Fill or refuse this tick's decision, written as ``text``; ``Invalid`` costs the turn."""
         # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
@@ -114,14 +102,8 @@ class MarketSession:
         return self._seat.record.outcomes[-1]
 
     def advance(self) -> dict[str, Any]:
-        """Let a tick pass; an agent that did not act holds.
-
-        Returns what time and the mandate did to positions, as JSON values.
-
-        Raises:
-            UsageError: the market is over.
-        """
-        if self.over or not self.acted:
+        """Let a tick pass; return settlements and closed positions. Without an action it holds."""
+        if not self.acted:
             self.act(Hold())
         record, before = self._seat.record, self._exchange.tick
         # In the order of ``run.play``, so that results of both compare: time passes, then the mandate closes positions.
@@ -136,10 +118,7 @@ class MarketSession:
         return {"settlements": msgspec.to_builtins(settlements), "closed": msgspec.to_builtins(closed)}
 
     def stop(self, reason: str) -> None:
-        """End the run here, with the ticks played so far.
-
-        The tick of a decision that was made still passes.
-        """
+        """End the run after the tick of a decision that was made."""
         if not self.over and self.acted:
             self.advance()
         if not self.over:
@@ -157,24 +136,14 @@ class SessionRegistry:
     """Registry of the sessions of one server, by token.
 
     Args:
-        finish: makes the result of an ended session.
-        attempts: earlier starts of an agent that are known from kept results.
+        results: a directory where each session that ends leaves its result.
         clock: seconds that only go forward.
     """
 
-    def __init__(
-        self,
-        market: Snapshot,
-        finish: Callable[[MarketSession], bytes],
-        attempts: Callable[[ExternalAgent], int],
-        *,
-        idle_s: float,
-        clock: Clock,
-    ) -> None:
-        self._attempts = attempts
+    def __init__(self, market: Snapshot, results: Path | None, *, idle_s: float, clock: Clock) -> None:
         self._starts = Counter[ExternalAgent]()
         self._market = market
-        self._finish = finish
+        self._results = results
         self._idle_s = idle_s
         self._clock = clock
         self._playing: dict[str, MarketSession] = {}
@@ -194,7 +163,7 @@ class SessionRegistry:
             raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
         agent = ExternalAgent(asked.name, asked.mandate)
         # Starts of this process count as well: the result of one that still plays is not kept yet.
-        self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
+        self._starts[agent] = max(self._starts[agent], _attempts(agent, self._market, self._results)) + 1
         token = secrets.token_urlsafe(24)
         session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock, client)
         return token, session
@@ -235,7 +204,7 @@ class SessionRegistry:
     def end(self, token: str) -> bytes:
         """Keep the result of an ended session and drop the session."""
         # If the result cannot be written, the session stays, and the next request for its result tries again.
-        result = self._ended[token] = self._finish(self._playing[token])
+        result = self._ended[token] = _finished(self._playing[token], self._market, self._results)
         del self._playing[token]
         while len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -264,25 +233,9 @@ class SessionRegistry:
             _LOG.warning("The result of %s cannot be written: %s.", session.agent.name, unwritten)
 
 
-def create_app(
-    market: Snapshot,
-    *,
-    idle_s: float = IDLE_S,
-    results: Path | None = None,
-    clock: Clock = time.perf_counter,
-) -> ASGIApp:
-    """The application: every session plays ``market`` by itself.
-
-    ``results`` is a directory where each that ends leaves its result.
-    """
-
-    def finish(session: MarketSession) -> bytes:
-        return _finished(session, market, results)
-
-    def attempts(agent: ExternalAgent) -> int:
-        return _attempts(agent, market, results) if results is not None else 0
-
-    sessions = SessionRegistry(market, finish, attempts, idle_s=idle_s, clock=clock)
+def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None = None, clock: Clock = time.perf_counter) -> ASGIApp:
+    """The application: sessions play ``market``, and leave their results in ``results``."""
+    sessions = SessionRegistry(market, results, idle_s=idle_s, clock=clock)
     scenario = market.scenario
     tickers = [asset.ticker for asset in scenario.assets]
     about_market = {"snapshot": market.id, "ticks": scenario.ticks, "tickSeconds": scenario.tick_seconds, "tickers": tickers}
@@ -337,7 +290,13 @@ def create_app(
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
-    handlers = {ApiError: _refused, ClientGone: _gone, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    handlers = error_handlers(
+        _refusal,
+        "served: GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop",
+        "The market server failed; its log has the reason.",
+        unknown="unknown",
+    )
+    handlers |= {MarketError: _unreadable, OSError: _unwritten}
     return Door(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), _refusal)
 
 
@@ -353,10 +312,7 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
 
 
 def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
-    """The result of a session as JSON.
-
-    With a directory it and the decisions are also kept there, as those of `benchmark run` are.
-    """
+    """The result of a session as JSON, kept with its decisions in a given directory."""
     agent, repeat = session.agent, session.attempt - 1
     identity = external_identity(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
@@ -367,10 +323,10 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
     return encode_result(result)
 
 
-def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
+def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) -> int:
     """Attempts of an agent at a market with results in a directory."""
     attempts = 0
-    for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
+    for path in () if directory is None else directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
         if (result.identity, result.snapshot) == (external_identity(agent.name, agent.mandate), market.digest):
             attempts = max(attempts, result.repeat + 1)
@@ -389,10 +345,7 @@ def _start(text: str) -> StartRequest:
 
 
 def _outcome(outcome: Outcome, action: str) -> Response:
-    """Response to a decision: 200 if filled or refused, 422 if no action.
-
-    Each has used up the turn.
-    """
+    """Response to a decision: 200 if filled or refused, 422 if no action."""
     if isinstance(outcome, Invalid):
         error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
         return json_response({"type": "invalid", "action": action, "error": error}, 422)
@@ -404,10 +357,7 @@ def _shown(session: MarketSession) -> Any:
 
 
 def _camel(value: Any) -> Any:
-    """The same JSON values with camelCase names.
-
-    Action tags such as ``open_perp`` are values and stay.
-    """
+    """The same JSON values with camelCase names; values such as ``open_perp`` stay."""
     if isinstance(value, dict):
         return {re.sub(r"_([a-z])", lambda found: found[1].upper(), name): _camel(field) for name, field in value.items()}
     return [_camel(item) for item in value] if isinstance(value, list | tuple) else value
@@ -422,15 +372,6 @@ def _refusal(fault: ApiError) -> Response:
     return json_response({"error": {"code": fault.code, "message": fault.message}}, fault.status, fault.headers)
 
 
-async def _refused(_: Request, fault: Exception) -> Response:
-    assert isinstance(fault, ApiError)
-    return _refusal(fault)
-
-
-async def _gone(_: Request, fault: Exception) -> Response:
-    return Response(status_code=499)  # the client has left
-
-
 async def _unreadable(_: Request, error: Exception) -> Response:
     return json_response({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
 
@@ -438,11 +379,3 @@ async def _unreadable(_: Request, error: Exception) -> Response:
 async def _unwritten(_: Request, error: Exception) -> Response:
     message = f"The result cannot be written on the server ({error}). GET /result tries again."
     return json_response({"error": {"code": "not_written", "message": message}}, 507)
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    routes = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
-    return json_response(
-        {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {routes}."}}, status
-    )

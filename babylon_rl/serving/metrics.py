@@ -79,12 +79,10 @@ def gauge_family(name: str, explanation: str, value: float | Mapping[Any, float]
 
 
 def pipeline_metrics(found: StatusDocument) -> bytes:
-    """Return the samples in Prometheus' text format.
-
-    What is not known has no sample.
-    """
+    """Return the samples in Prometheus' text format; unknown values have none."""
     data, judge, ready, progress = found.automation.data_collection, found.judge, found.readiness, found.progress
-    ended_at = _seconds(found.automation.training.last_completed)
+    ended = found.automation.training.last_completed
+    losses = [] if progress is None else [loss for loss in progress.losses if loss is not None]
     age_s = None if data.newest_age_hours is None else 3600 * data.newest_age_hours
     rollout = {} if found.rollout is None else {(found.rollout.version, found.rollout.state): found.rollout.percentage}
     models: dict[Labels, float] = {}
@@ -115,20 +113,15 @@ def pipeline_metrics(found: StatusDocument) -> bytes:
         gauge_family("judge_budget_usd", "JUDGE_BUDGET_USD.", judge.budget_usd),
         gauge_family("training_fraction", "Progress of the current training, 0 to 1.", None if progress is None else progress.fraction),
         gauge_family("training_remaining_seconds", "Its expected rest.", None if progress is None else progress.eta_seconds),
-        gauge_family("training_loss", "Loss of its newest iteration.", _last_loss(found)),
-        gauge_family("last_training_timestamp_seconds", "End of the last completed training.", ended_at),
+        gauge_family("training_loss", "Loss of its newest iteration.", losses[-1] if losses else None),
+        gauge_family(
+            "last_training_timestamp_seconds",
+            "End of the last completed training.",
+            None if ended is None else datetime.fromisoformat(ended).timestamp(),
+        ),
         gauge_family("newest_job", "1 for the newest job.", jobs, "batch", "status"),
         gauge_family("models", "Versions by status.", models, "status"),
         gauge_family("rollout_percent", "Share of agents of the version on trial, else of the released one.", rollout, "version", "state"),
         gauge_family("alerts", "Causes of alerts that last.", alerts, "kind"),
     ]
     return families_text(gauges)
-
-
-def _last_loss(found: StatusDocument) -> float | None:
-    losses = [] if found.progress is None else [loss for loss in found.progress.losses if loss is not None]
-    return losses[-1] if losses else None
-
-
-def _seconds(time: str | None) -> float | None:
-    return None if time is None else datetime.fromisoformat(time).timestamp()

@@ -45,18 +45,6 @@ class Guard:
     words: str
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the guards: shares above the control's, dollars below it.
-
-    Dollars are an agent-hour's; the effect is the one that P&L is tuned for.
-    """
-
-    share: float
-    loss_usd: float
-    expected_effect_usd: float
-
-
 def promote(
     connection: Connection,
     version: str,
@@ -133,16 +121,12 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
 
 
 def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[Guard]:
-    """Judge the version on trial by its step's calls and agents' hours.
-
-    The hours are those since its rollout began.
-    """
-    limits = Limits(SHARE_LIMIT, LOSS_USD, EXPECTED_USD)
+    """Judge the version on trial by its step's calls, and agents' hours since its rollout."""
     calls = read_call_counts(connection, trial.step_since, 1000 * SLOW_SECONDS)
     control = read_routing(connection).deployed
-    guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()), limits)
+    guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()))
     hours = read_agent_hours(connection, trial.created_at, agent_hash(settings))
-    return guards + judge_hours(hours, trial.version, control, limits)
+    return guards + judge_hours(hours, trial.version, control)
 
 
 def describe(guards: Sequence[Guard]) -> str:
@@ -168,10 +152,7 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
 
 
 def _start_waiting(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Start the rollout of a confirmed candidate that waited for another.
-
-    Only if its rival is deployed still.
-    """
+    """Start the rollout of a confirmed candidate that waited, if its rival is still deployed."""
     candidate = next(iter(read_rollouts(connection, ("candidate",))), None)
     if candidate is None:
         return "No version is on trial."
@@ -195,34 +176,34 @@ def sentence(test: Confirmation) -> str:
     return f"{verdict}: {numbers}, where test {test.number} needs {test.level:.2g} at most."
 
 
-def judge_calls(ours: CallCounts, theirs: CallCounts, limits: Limits) -> list[Guard]:
+def judge_calls(ours: CallCounts, theirs: CallCounts) -> list[Guard]:
     """Guards of errors and latency, from calls through the gateway."""
     return [
-        _share("errors", (ours.failed, ours.calls), (theirs.failed, theirs.calls), limits),
-        _share("latency", (ours.slow, ours.calls), (theirs.slow, theirs.calls), limits),
+        _share("errors", (ours.failed, ours.calls), (theirs.failed, theirs.calls)),
+        _share("latency", (ours.slow, ours.calls), (theirs.slow, theirs.calls)),
     ]
 
 
-def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None, limits: Limits) -> list[Guard]:
+def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None) -> list[Guard]:
     """Guards of refused orders, action collapse and P&L, from the hours of agents."""
     ours, theirs = ([hour for hour in hours if hour.version == name] for name in (version, control))
     refused, control_refused = ((sum(h.refused for h in arm), sum(h.trades for h in arm)) for arm in (ours, theirs))
     return [
-        _share("refused orders", refused, control_refused, limits),
+        _share("refused orders", refused, control_refused),
         _collapse({"hold": sum(h.holds for h in ours), "up": sum(h.up for h in ours), "down": sum(h.down for h in ours)}),
-        _pnl(ours, theirs, limits),
+        _pnl(ours, theirs),
     ]
 
 
-def _share(name: str, ours: tuple[int, int], theirs: tuple[int, int], limits: Limits) -> Guard:
+def _share(name: str, ours: tuple[int, int], theirs: tuple[int, int]) -> Guard:
     mine, yours = (live_share(*counts, confidence=CONFIDENCE) for counts in (ours, theirs))
     # Without a control the share is held against none at all.
     low, high = (mine.low - yours.high, mine.high - yours.low) if theirs[1] else (mine.low, mine.high)
     words = f"{ours[0]} of {ours[1]}, control {theirs[0]} of {theirs[1]}"
-    if ours[1] and low > limits.share:
-        return Guard(name, FAIL, f"{words}: shown to be more than {limits.share:.0%} above")
-    if ours[1] and high <= limits.share:
-        return Guard(name, PASS, f"{words}: at most {limits.share:.0%} above")
+    if ours[1] and low > SHARE_LIMIT:
+        return Guard(name, FAIL, f"{words}: shown to be more than {SHARE_LIMIT:.0%} above")
+    if ours[1] and high <= SHARE_LIMIT:
+        return Guard(name, PASS, f"{words}: at most {SHARE_LIMIT:.0%} above")
     return Guard(name, INCONCLUSIVE, f"{words}: too early to say")
 
 
@@ -236,18 +217,18 @@ def _collapse(actions: Mapping[str, int]) -> Guard:
     return Guard("action collapse", INCONCLUSIVE, f"{words}: too early to say")
 
 
-def _pnl(ours: Sequence[AgentHour], theirs: Sequence[AgentHour], limits: Limits) -> Guard:
+def _pnl(ours: Sequence[AgentHour], theirs: Sequence[AgentHour]) -> Guard:
     arms = [_by_agent(arm) for arm in (ours, theirs)]
     if not all(arms):
         return Guard(PNL, INCONCLUSIVE, f"{len(arms[0])} agents against {len(arms[1])}: too early to say")
-    found = live_comparison(*arms, expected_effect=limits.expected_effect_usd)
+    found = live_comparison(*arms, expected_effect=EXPECTED_USD)
     words = f"{found.mean:+.1f} dollars an agent-hour ({found.low:+.1f} to {found.high:+.1f}), {len(arms[0])} agents against {len(arms[1])}"
-    # Fails on any loss that is shown, and passes once a loss of ``loss_usd`` is excluded.
+    # Fails on any loss that is shown, and passes once a loss of LOSS_USD is excluded.
     if found.high < 0:
         return Guard(PNL, FAIL, f"{words}: shown to earn less")
-    if found.low > -limits.loss_usd:
+    if found.low > -LOSS_USD:
         return Guard(PNL, PASS, words)
-    return Guard(PNL, INCONCLUSIVE, f"{words}: a loss of {limits.loss_usd:g} is not excluded")
+    return Guard(PNL, INCONCLUSIVE, f"{words}: a loss of {LOSS_USD:g} is not excluded")
 
 
 def _by_agent(hours: Sequence[AgentHour]) -> list[list[float]]:

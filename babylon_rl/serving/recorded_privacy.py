@@ -1,4 +1,7 @@
-"""Personal fields that are dropped from recorded calls, or replaced by a hash: RECORD_PRIVATE_FIELDS."""
+"""Personal fields that are dropped from recorded calls, or replaced by a hash: RECORD_PRIVATE_FIELDS.
+
+Every function here raises SettingsError for a name or a treatment in it that does not exist.
+"""
 
 import hashlib
 import hmac
@@ -37,19 +40,12 @@ class RecordedPrivacy:
 
     @classmethod
     def of(cls, settings: Settings) -> "RecordedPrivacy":
-        """Parse the setting; hashes are keyed with RECORD_HASH_KEY, or a secret in the state directory.
-
-        Raises:
-            SettingsError: a name or a treatment that does not exist.
-        """
+        """Parse the setting; hashes are keyed with RECORD_HASH_KEY, or a secret in the state directory."""
         fields = _treatments(settings)
         return cls(fields, (_key(settings) or _new_secret(_secret_path(settings))) if fields.get("agent") == "hash" else b"")
 
     def apply(self, call: dict[str, Any], log: dict[str, Any] | None) -> None:
-        """Drop or hash the private fields of a call's rows.
-
-        A call without its prompts or its answer does not train.
-        """
+        """Drop or hash the private fields of a call's rows."""
         if not self.fields:
             return
         agent = call["agentId"] = self._agent(call["agentId"])
@@ -72,32 +68,18 @@ class RecordedPrivacy:
 
 
 def hides_agents(settings: Settings) -> bool:
-    """True where recorded calls do not name their agents.
-
-    Raises:
-        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
-    """
+    """True where recorded calls do not name their agents."""
     return "agent" in _treatments(settings)
 
 
 def agent_hash(settings: Settings) -> Callable[[str], str] | None:
-    """Return the hash that stands for an agent in recorded calls.
-
-    None where calls are not hashed, or where this process has not the key.
-
-    Raises:
-        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
-    """
+    """Return the hash that stands for an agent in recorded calls; None without one or its key."""
     key = _key(settings) if _treatments(settings).get("agent") == "hash" else None
     return None if key is None else partial(_hashed, key)
 
 
 def why_agents_unknown(settings: Settings) -> str | None:
-    """Return why no recorded call is found with its agent's hour; None where calls are.
-
-    Raises:
-        SettingsError: RECORD_PRIVATE_FIELDS holds a name or a treatment that does not exist.
-    """
+    """Return why no recorded call is found with its agent's hour; None where calls are."""
     how = _treatments(settings).get("agent")
     if how is None or agent_hash(settings) is not None:
         return None

@@ -68,10 +68,7 @@ _WORDS: dict[Action, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ReleaseAuthor:
-    """Author and reason of a transition.
-
-    ``automatic`` is not a person, and never deploys a version that was rolled back.
-    """
+    """Author and reason of a transition; an ``automatic`` one never deploys what was rolled back."""
 
     who: str
     why: str

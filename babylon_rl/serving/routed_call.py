@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import uuid4
 
 from babylon_rl.serving.access import Client
 from babylon_rl.serving.call_entry import CallEntry
@@ -19,10 +18,7 @@ CLIENT_LEFT = 499
 
 @dataclass(eq=False)
 class RoutedCall:
-    """State of one call.
-
-    ``chosen`` is the route of the version that should answer, ``route`` of the one that does.
-    """
+    """State of one call: ``chosen`` is the route it should take, ``route`` the one it took."""
 
     call_id: str
     request_id: str
@@ -53,10 +49,6 @@ class RoutedCall:
     def seconds(self) -> float:
         """Time since the request came."""
         return time.perf_counter() - self.started
-
-    def answered(self) -> None:
-        """Note that the answer, or its first token, is there."""
-        self.first_token_s = self.seconds
 
     def spend(self, answer_bytes: int) -> None:
         """Take the call from its client's budget; an error costs nothing."""
@@ -98,11 +90,6 @@ def trace_call(call: RoutedCall) -> None:
         version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status, fallback=call.fallback,
         prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
     )  # fmt: skip
-
-
-def new_call_id() -> str:
-    """Return a fresh id of a call."""
-    return f"gw-{uuid4().hex}"
 
 
 def _header_value(value: str) -> bytes:

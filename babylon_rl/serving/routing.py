@@ -6,7 +6,7 @@ scale of 0 to 100 % is a hash of its id, so that it keeps its model, and raising
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
@@ -52,10 +52,7 @@ class Route:
 
 
 def place(identity: str, salt: str = "") -> float:
-    """The place of an agent on the scale from 0 (inclusive) to 100.
-
-    Another ``salt`` gives an independent one.
-    """
+    """The place of an agent from 0 to below 100, independent by ``salt``."""
     digest = blake2b(identity.encode(), digest_size=8, salt=blake2b(salt.encode(), digest_size=16).digest() if salt else b"").digest()
     return 100 * ((int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS))
 
@@ -134,8 +131,7 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
     name, share = test.arms[arm], test.shares[arm]
     reason = f"arm {name} of the A/B test {test.name}"
     if name == BASE:
-        chosen = base_route(settings, reason)
-        return Route(None, chosen.model_name, chosen.upstream, "ab", reason, share)
+        return replace(base_route(settings, reason), arm="ab", share=share)
     return _to(_usable(table, name), "ab", reason, share)
 
 

@@ -1,10 +1,8 @@
 """Spool: append-only segment files between servers and the database's writer.
 
-Servers must not wait for the database.
-
-A record that ``append`` has taken survives the end of its process at once (it is in the kernel), and a power failure after the writer's
-next ``sync``. A server holds a lock on the segment that it writes, so that a segment without one is complete. Records are read again
-after a crash of the writer, never lost. call_writer.py takes them from there into the database.
+Servers must not wait for the database. A record that ``append`` has taken survives the end of its process at once (it is in the kernel),
+and a power failure after the writer's next ``sync``. A server holds a lock on the segment that it writes, so that a segment without one is
+complete. Records are read again after a crash of the writer, never lost. call_writer.py takes them from there into the database.
 """
 
 import fcntl
@@ -12,10 +10,8 @@ import logging
 import os
 import random
 import struct
-import threading
 import time
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +47,7 @@ class SpoolStatus(msgspec.Struct, rename="camel"):
 
 
 class Spool:
-    """The server's side: one open segment of a process, for its event loop alone.
-
-    ``max_bytes`` limits all segments of the directory together; beyond it records are refused.
-    """
+    """One open segment of a process; ``max_bytes`` limits all segments of the directory together."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,16 +103,12 @@ class Spool:
         self._size, self._opened_at = 0, now
 
 
-@dataclass(eq=False)
 class SpoolReader:
     """The writer's side: all segments of a directory, and how far each has been handled."""
 
-    directory: Path
-    status: SpoolStatus = field(default_factory=SpoolStatus)
-
-    def __post_init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.status = directory, SpoolStatus()
         self._synced: dict[str, int] = {}
-        self._syncing = threading.Lock()
 
     def segments(self) -> list[Path]:
         """Segments, oldest first."""
@@ -146,15 +135,8 @@ class SpoolReader:
             at += _HEAD.size + length
         return records, at
 
-    def handled(self, segment: Path, offset: int) -> None:
-        """Note that a segment is handled up to an offset."""
-        self.status.offsets[segment.name] = offset
-
     def is_complete(self, segment: Path) -> bool:
-        """Return True if no process writes the segment any more.
-
-        Ask before reading its last records.
-        """
+        """Return True if no process writes the segment; ask before its last records are read."""
         with segment.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,10 +145,7 @@ class SpoolReader:
             return True
 
     def remove(self, segment: Path) -> int:
-        """Delete a segment that is complete and handled.
-
-        Returns the bytes at its end that were no whole record.
-        """
+        """Delete a handled segment; return the bytes at its end that are no record."""
         left = segment.stat().st_size - self.status.offsets.pop(segment.name, 0)
         segment.unlink()
         self._synced.pop(segment.name, None)
@@ -181,17 +160,16 @@ class SpoolReader:
             OSError: some segment cannot be synced; the others are.
         """
         broken: OSError | None = None
-        with self._syncing:
-            for segment in self.segments():
-                try:
-                    with segment.open("rb") as file:
-                        if (size := os.fstat(file.fileno()).st_size) != self._synced.get(segment.name):
-                            os.fsync(file.fileno())
-                            self._synced[segment.name] = size
-                except FileNotFoundError:
-                    self._synced.pop(segment.name, None)
-                except OSError as failed:
-                    broken = failed
+        for segment in self.segments():
+            try:
+                with segment.open("rb") as file:
+                    if (size := os.fstat(file.fileno()).st_size) != self._synced.get(segment.name):
+                        os.fsync(file.fileno())
+                        self._synced[segment.name] = size
+            except FileNotFoundError:
+                self._synced.pop(segment.name, None)
+            except OSError as failed:
+                broken = failed
         if broken is not None:
             raise broken
 
@@ -230,17 +208,11 @@ class CallLog:
         self._spool = Spool(self._directory, MOST_BYTES)
 
     def records_texts(self, identity: str) -> bool:
-        """Return True if the texts of a call are recorded.
-
-        A trajectory is recorded whole or not at all, as the recorder decides.
-        """
+        """Return True if the texts of a trajectory's calls are recorded, as the recorder decides."""
         return self._rate >= 1 or (self._rate > 0 and random.Random(identity).random() < self._rate)
 
     def record(self, entry: CallEntry) -> bool:
-        """Take a call; once this returns, the end of this process does not lose it.
-
-        False if the spool is full.
-        """
+        """Take a call, which then survives this process; False if the spool is full."""
         taken = self._spool.append(entry.encoded())
         if not taken and self._spool.refused in _REPORTED:
             _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self._spool.refused, self._directory)

@@ -18,6 +18,7 @@ from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.batches import Batch, last_completed_at, read_batches
 from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.freezing import FreezeBounds
 from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.registry import Model, deployed_model, read_models
@@ -50,7 +51,8 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
         pending = pending_batches(connection)
         current = next(iter(pending), None)
-        judged = _judged_hours(connection, settings, now)
+        bounds = freeze_bounds(connection, settings, now)
+        judged = judged_state(connection, bounds.first, bounds.end)
         automation = _automation(connection, settings, now, models, pending, judged)
         totals = trajectory_totals(connection)
         return shapes.StatusDocument(
@@ -59,7 +61,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             # A status request must not count a large table anew: the counts of automation are enough.
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else progress_document(connection, settings, current, batches, now),
-            judge=_judge(connection, settings, now, judged),
+            judge=_judge(connection, settings, now, judged, bounds),
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
             alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
@@ -77,7 +79,8 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
 
 def automation_document(connection: Connection, settings: Settings, now: datetime) -> shapes.Automation:
     """Data collection, trainings, versions and health."""
-    judged = _judged_hours(connection, settings, now)
+    bounds = freeze_bounds(connection, settings, now)
+    judged = judged_state(connection, bounds.first, bounds.end)
     return _automation(connection, settings, now, read_models(connection), pending_batches(connection), judged)
 
 
@@ -135,17 +138,10 @@ def _activity(settings: Settings, current: Batch, progress: BatchProgress) -> st
     return words.get(current.state, current.state)
 
 
-def _judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
-    """Count the look-back's hours that are scored, wait for their judge or are quarantined."""
-    bounds = freeze_bounds(connection, settings, now)
-    return judged_state(connection, bounds.first, bounds.end)
-
-
-def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState) -> shapes.JudgeDocument:
+def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState, bounds: FreezeBounds) -> shapes.JudgeDocument:
     spent, unpriced = spent_on(connection, now)
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
-    bounds = freeze_bounds(connection, settings, now)
     others, others_usd = by_other_rules(connection, bounds.first, bounds.end, settings.judge_model, judge_version(settings))
     return shapes.JudgeDocument(
         model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,

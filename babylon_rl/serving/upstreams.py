@@ -125,10 +125,7 @@ class StreamedAnswer:
 
 
 class Upstream:
-    """One OpenAI-compatible server.
-
-    ``timeout_s`` limits an answer, a stream's first token and each pause after it.
-    """
+    """One OpenAI-compatible server; ``timeout_s`` limits an answer and each pause of a stream."""
 
     def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
         self.name = name
@@ -257,7 +254,11 @@ class Upstream:
         return await post()
 
     async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
-        body = await self._read(response)
+        try:
+            body = await whole_body(response)
+        except AnswerTooLong as failed:
+            message = f"The model's server failed: {failed}."
+            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
         if response.status != 200:
             return self._refusal(response.status, ReportedError.read(body, self._secrets), response)
         try:
@@ -304,13 +305,6 @@ class Upstream:
             return self._refusal(error.status, error, response)
         message = f"The model's stream broke before its first token: {scrubbed(error.message)}"
         raise UpstreamFailed("broken", error.api_error(502, message, "upstream_error"))
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            return await whole_body(response)
-        except AnswerTooLong as failed:
-            message = f"The model's server failed: {failed}."
-            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
 
 
 class Upstreams:

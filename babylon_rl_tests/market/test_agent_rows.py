@@ -103,8 +103,8 @@ def test_the_call_is_recorded_as_it_was_served_and_once_more_as_a_log() -> None:
         assert call["model"] == f"scripted/{agent}" and "modelVersion" not in call and "latencyMs" not in call
         assert call["maxTokens"] == 48
         (log,) = recording.calls
-        assert log.columns["trajectoryId"] == recording.columns["trajectoryId"]
-        assert log.columns["response"] == call["response"]
+        assert log["trajectoryId"] == recording.columns["trajectoryId"]
+        assert log["response"] == call["response"]
 
 
 @pytest.mark.parametrize(("model", "version"), [("v1.0.0", "v1.0.0"), ("v12.3.45", "v12.3.45"), ("base", None), ("vicuna-7b", None)])
@@ -119,7 +119,7 @@ def test_why_an_answer_ended_is_recorded() -> None:
     answers = iter(['{"action": "hold"}', '{"action": "hold", "why": "nothing that I read moves any price"'])
     with stand_in(lambda _: next(answers)) as endpoint, ChatClient(endpoint.url, None, "m", attempts=1) as client:
         run = play(opening(make_scenario(), 2), {"agent-0": model_agent(client)}, seed=0)
-    reasons = [json.loads(call.columns["metadata"])["finishReason"] for _, _, row in rows_of(run) for call in row.calls]
+    reasons = [json.loads(call["metadata"])["finishReason"] for _, _, row in rows_of(run) for call in row.calls]
     assert reasons == ["stop", "length"]
 
 

@@ -73,7 +73,7 @@ def store(connection: Connection, recorded: Recorded) -> None:
     """Write what was recorded, agents included."""
     add_users(connection, *sorted({one.columns["agentId"] for one in recorded.kept}))
     copy_rows(connection, "trajectories", [one.columns for one in recorded.kept])
-    copy_rows(connection, "llm_call_logs", [call.columns for one in recorded.kept for call in one.calls])
+    copy_rows(connection, "llm_call_logs", [call for one in recorded.kept for call in one.calls])
 
 
 def connected(url: str, settings: Settings, **options: Any) -> TrajectoryRecorder:

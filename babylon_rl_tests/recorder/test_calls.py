@@ -96,7 +96,7 @@ def test_logprobs_of_an_openai_endpoint_are_taken_as_they_came(given: Any) -> No
         environment_state={"balance": 1, "pnl": 2}, action={"type": "HOLD"}, reward=0, llm_calls=[ASKED | {"logprobs": given}]
     )
     assert recorded.steps[0]["llmCalls"][0]["logprobs"] == [{"token": '{"', "logprob": -0.5}]
-    assert json.loads(recorded.kept[0].calls[0].columns["metadata"])["logprobs"] == [{"token": '{"', "logprob": -0.5}]
+    assert json.loads(recorded.kept[0].calls[0]["metadata"])["logprobs"] == [{"token": '{"', "logprob": -0.5}]
 
 
 @pytest.mark.parametrize("entry", [{"token_id": 17}, {"tokenId": 17}, {"token": "token_id:17"}])
@@ -121,7 +121,7 @@ def test_why_an_answer_ended_is_recorded_in_step_and_log() -> None:
         environment_state={"balance": 1, "pnl": 2}, action={"type": "HOLD"}, reward=0, llm_calls=[ASKED | {"finish_reason": "length"}]
     )
     assert recorded.steps[0]["llmCalls"][0]["finishReason"] == "length"
-    assert json.loads(recorded.kept[0].calls[0].columns["metadata"])["finishReason"] == "length"
+    assert json.loads(recorded.kept[0].calls[0]["metadata"])["finishReason"] == "length"
 
 
 def test_a_chat_is_recorded_by_what_its_roles_and_contents_mean() -> None:
@@ -130,7 +130,7 @@ def test_a_chat_is_recorded_by_what_its_roles_and_contents_mean() -> None:
     recorded = record_one(
         environment_state={"balance": 1, "pnl": 2}, action={"type": "HOLD"}, reward=0, llm_calls=[ASKED | {"messages": chat}]
     )
-    assert json.loads(recorded.kept[0].calls[0].columns["messagesJson"]) == [
+    assert json.loads(recorded.kept[0].calls[0]["messagesJson"]) == [
         {"role": "system", "content": "You trade."}, {"role": "assistant", "content": ""}, {"role": "user", "content": "What now?"},
     ]  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_messages_are_taken_as_client_libraries_hold_them(kind: str) -> None:
     begun = recorded.recorder.start_trajectory("agent-1")
     recorded.step(begun, messages=iter([USER, given, USER]))
     recorded.recorder.end_trajectory(begun)
-    messages = json.loads(recorded.kept[0].calls[0].columns["messagesJson"])
+    messages = json.loads(recorded.kept[0].calls[0]["messagesJson"])
     assert messages == [USER, {"role": role, "content": content}, USER]
 
 
@@ -184,7 +184,7 @@ def test_an_answer_is_taken_as_client_libraries_hold_it(response: Any, text: str
     begun = recorded.recorder.start_trajectory("agent-1")
     recorded.step(begun, response=response)
     recorded.recorder.end_trajectory(begun)
-    assert (recorded.steps[0]["llmCalls"][0]["response"], recorded.kept[0].calls[0].columns["response"]) == (text, text)
+    assert (recorded.steps[0]["llmCalls"][0]["response"], recorded.kept[0].calls[0]["response"]) == (text, text)
 
 
 @pytest.mark.parametrize("nothing", [None, [], {"content": None}])
@@ -234,4 +234,4 @@ def test_every_recorded_call_that_trains_is_read_back_as_it_was_recorded(connect
     assert [(one.messages[0]["content"], one.messages[1]["content"], one.response) for one in episode.sequences] == [
         (words, words * 2, words) for words in texts
     ]
-    assert [one.call_id for one in episode.sequences] == [call.columns["callId"] for call in recorded.kept[0].calls]
+    assert [one.call_id for one in episode.sequences] == [call["callId"] for call in recorded.kept[0].calls]

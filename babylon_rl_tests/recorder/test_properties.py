@@ -48,7 +48,7 @@ def test_calls_come_back_as_they_were_recorded(steps: list[list[tuple[str, str, 
         for index, call in enumerate(embedded_calls(step))
     ]
     assert [(one.call_id, [part["content"] for part in one.messages], one.response) for one in found if one is not None] == expected
-    logged = [call.columns for call in recorded.kept[0].calls]
+    logged = list(recorded.kept[0].calls)
     for row, (call_id, contents, response) in zip(logged, expected, strict=True):
         messages = valid_messages(row["messagesJson"].encode())
         assert messages is not None

@@ -187,9 +187,9 @@ def test_a_log_row_is_the_games_in_every_column(connection: Connection) -> None:
     names = {
         name for (name,) in connection.execute("SELECT column_name FROM information_schema.columns WHERE table_name = 'llm_call_logs'")
     }
-    assert set(call.columns) == names
-    assert {name: call.columns[name] for name in ("stepId", "callId")} == {name: make_log(begun)[name] for name in ("stepId", "callId")}
-    assert milliseconds(call.columns["timestamp"]) == recorded.steps[0]["timestamp"]
+    assert set(call) == names
+    assert {name: call[name] for name in ("stepId", "callId")} == {name: make_log(begun)[name] for name in ("stepId", "callId")}
+    assert milliseconds(call["timestamp"]) == recorded.steps[0]["timestamp"]
 
 
 def test_texts_that_postgres_cannot_hold_are_kept_as_far_as_it_can(connection: Connection, settings: Settings) -> None:
@@ -200,7 +200,7 @@ def test_texts_that_postgres_cannot_hold_are_kept_as_far_as_it_can(connection: C
     store(connection, recorded)
     (episode,) = read_window(connection, WINDOW, settings).episodes
     assert episode.sequences[0].response == "a\ufffdb\ufffdc 😀"
-    assert recorded.kept[0].calls[0].columns["response"] == "a\ufffdb\ufffdc 😀"
+    assert recorded.kept[0].calls[0]["response"] == "a\ufffdb\ufffdc 😀"
 
 
 def test_an_evaluation_is_marked_so_that_nothing_trains_on_it(connection: Connection, settings: Settings) -> None:

@@ -175,7 +175,7 @@ def test_numbers_of_numpy_and_objects_are_recorded_as_what_they_mean() -> None:
     (asked,) = step["llmCalls"]
     assert [asked[name] for name in ("maxTokens", "temperature", "latencyMs", "promptTokens", "completionTokens")] == [9, 0.5, 3, 4, 5]
     assert asked["logprobs"] == [{"token": "a", "logprob": -0.5, "tokenId": 17}]
-    columns = recorded.kept[0].calls[0].columns
+    columns = recorded.kept[0].calls[0]
     assert (type(columns["maxTokens"]), type(columns["totalTokens"]), type(recorded.columns["finalBalance"])) == (int, int, int)
 
 
@@ -194,7 +194,7 @@ def test_texts_and_payloads_are_kept_without_what_postgres_cannot_hold() -> None
     (asked,) = step["llmCalls"]
     assert (asked["response"], asked["reasoning"], asked["logprobs"][0]["token"]) == ("r\ufffd", "\ufffd", "\ufffd")
     assert step["action"]["error"] == "e\ufffd"
-    row, log = recorded.columns, recorded.kept[0].calls[0].columns
+    row, log = recorded.columns, recorded.kept[0].calls[0]
     assert not any("\x00" in value or "\\u0000" in value.replace("\\\\u0000", "") for value in (row["stepsJson"], log["metadata"]))
 
 

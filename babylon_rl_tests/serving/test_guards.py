@@ -15,7 +15,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
 from babylon_rl.serving import promotion
-from babylon_rl.serving.promotion import Limits, advance, judge_calls, judge_hours
+from babylon_rl.serving.promotion import advance, judge_calls, judge_hours
 from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, marked_versions, pause
 from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage
@@ -24,7 +24,6 @@ from babylon_rl_tests.rows import insert, make_log, make_trajectory
 from babylon_rl_tests.serving.live_rows import hours_after, insert_calls, insert_hour
 
 START = datetime(2025, 11, 20, 12)
-LIMITS = Limits(0.02, 25.0, 50.0)
 TREATED, CONTROL = [f"treated-{n}" for n in range(20)], [f"control-{n}" for n in range(20)]
 
 
@@ -157,7 +156,7 @@ def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
                 AgentHour(f"h{hour}", f"a{n}", "new" if n < 20 else "old", float(rng.normal(means[n], 50)), 10, 10, 10, 20, 0)
                 for n in range(40)
             ]
-            if hour % 3 == 2 and any(guard.verdict == FAIL for guard in judge_hours(hours, "new", "old", LIMITS)):
+            if hour % 3 == 2 and any(guard.verdict == FAIL for guard in judge_hours(hours, "new", "old")):
                 wrong += 1
                 break
     assert wrong / runs < 0.05
@@ -184,7 +183,7 @@ def test_guards_find_the_hours_of_agents_whose_recorded_calls_are_hashed(connect
 
 def test_guards_of_calls_need_enough_of_them() -> None:
     def verdicts(*ours: int, control: tuple[int, ...] = (5000, 50, 0)) -> list[str]:
-        return [guard.verdict for guard in judge_calls(CallCounts(*ours), CallCounts(*control), LIMITS)]
+        return [guard.verdict for guard in judge_calls(CallCounts(*ours), CallCounts(*control))]
 
     assert verdicts(0, 0, 0) == [INCONCLUSIVE, INCONCLUSIVE]
     assert verdicts(20, 0, 0) == [INCONCLUSIVE, INCONCLUSIVE]

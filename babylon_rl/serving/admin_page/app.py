@@ -70,10 +70,7 @@ class Logins:
         self._keys.pop(_cookie(headers), None)
 
     def has_ended(self, headers: Mapping[str, str]) -> bool:
-        """True for a request with the cookie of a login that is over.
-
-        It is too old, closed, or of a server that was stopped since.
-        """
+        """True for the cookie of a login that is too old, closed, or unknown."""
         return _cookie(headers) != "" and "authorization" not in self.with_key(headers)
 
     def with_key(self, headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -150,11 +147,9 @@ class AdminPage:
             try:
                 # In a thread, so that other visitors are answered while the database works.
                 return await anyio.to_thread.run_sync(shown)
-            except BabylonError as failed:
-                return _html("login.html.j2", 503, words=str(failed), asks=False)
-            except psycopg.Error as broken:
-                reason = first_line(broken)
-                return _html("login.html.j2", 503, words=f"The database does not answer: {reason}.", asks=False)
+            except (BabylonError, psycopg.Error) as failed:
+                words = str(failed) if isinstance(failed, BabylonError) else f"The database does not answer: {first_line(failed)}."
+                return _html("login.html.j2", 503, words=words, asks=False)
 
         return answer
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
@@ -59,10 +60,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class HourStrip:
-    """Cells of hours as SVG paths of unit width, by state.
-
-    ``codes`` is by hour the state's place in MEANINGS, ``-`` for a gap.
-    """
+    """Hours as SVG paths by state; ``codes``: places in MEANINGS by hour, ``-`` for a gap."""
 
     first: str
     last: str
@@ -75,10 +73,7 @@ class HourStrip:
 
 @dataclass(frozen=True)
 class Training:
-    """The unfinished training, else the newest one.
-
-    ``losses`` are by optimizer step, or by iteration where no more is known.
-    """
+    """The unfinished training, else the newest one; losses by optimizer step, else by iteration."""
 
     batch: Batch
     progress: ProgressDocument | None
@@ -106,18 +101,6 @@ class Version:
 
 
 @dataclass(frozen=True)
-class ReleaseView:
-    """Routing of agents to versions.
-
-    With the last transitions (newest first), and the versions that could be deployed.
-    """
-
-    routing: RoutingTable
-    events: Sequence[RolloutEvent]
-    choices: Sequence[str]
-
-
-@dataclass(frozen=True)
 class StepView:
     """A recorded step with its outcome; ``calls`` are those that train."""
 
@@ -141,7 +124,7 @@ class AgentHourView:
 
 @dataclass(frozen=True)
 class PageView:
-    """All of the page."""
+    """All of the page; ``events`` of releases come newest first, ``choices`` are the versions that could be deployed."""
 
     status: StatusDocument
     bars: Sequence[Bar]
@@ -150,7 +133,9 @@ class PageView:
     tree: Sequence[Version]
     bounds: tuple[float, float]
     versions_left_out: int
-    release: ReleaseView
+    routing: RoutingTable
+    events: Sequence[RolloutEvent]
+    choices: Sequence[str]
     test: ab_tests.ABReport | None
     agents: Sequence[AgentHourView]
     meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
@@ -164,10 +149,11 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> Page
     # They come newest first: reversed, the newest rollout of a version is the one that stays.
     rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
     tree = lineage(models[:MOST_VERSIONS], rollouts)
-    test = next(iter(read_tests(connection)), None)
+    test, routing = next(iter(read_tests(connection)), None), read_routing(connection)
+    choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
     return PageView(
         status, bars(status, settings), hour_strip(states), training_view(connection, settings, now), tree, _bounds(tree),
-        max(0, len(models) - MOST_VERSIONS), release_view(connection, models),
+        max(0, len(models) - MOST_VERSIONS), routing, newest_events(connection, MOST_EVENTS), choices,
         None if test is None else ab_tests.report(connection, test.name, settings), newest_agents(connection, list(states)),
     )  # fmt: skip
 
@@ -202,10 +188,7 @@ def training_view(connection: Connection, settings: Settings, now: datetime) -> 
 
 
 def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
-    """The versions as trees, newest first.
-
-    One whose parent is not among them is a root.
-    """
+    """The versions as trees, newest first; without a listed parent they are roots."""
     nodes = {model.version: _version(model, rollouts.get(model.version)) for model in models}
     roots: list[Version] = []
     for node in nodes.values():
@@ -239,13 +222,6 @@ def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
             ends += [end for end in (node.pnl.mean, node.pnl.low, node.pnl.high) if end is not None]
     low, high = min(ends), max(ends)
     return (low, high) if high > low else (low, low + 1.0)
-
-
-def release_view(connection: Connection, models: Sequence[Model]) -> ReleaseView:
-    """The versions in front of agents, and those that could be."""
-    routing = read_routing(connection)
-    choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
-    return ReleaseView(routing, newest_events(connection, MOST_EVENTS), choices)
 
 
 def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHourView]:
@@ -310,10 +286,7 @@ def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHo
 
 
 def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
-    """Draw the states of hours (window -> state), MOST_HOURS back from the newest.
-
-    None without hours.
-    """
+    """Draw the states of hours (window -> state), the last MOST_HOURS; None without hours."""
     if not states:
         return None
     last = window_start(max(states))
@@ -327,16 +300,11 @@ def hour_strip(states: Mapping[str, str]) -> HourStrip | None:
     windows = [f"{day}T{hour:02}:00" for day in days for hour in range(24)][first.hour : first.hour + length]
     by_place = [states.get(window) for window in windows]
     paths: dict[str, list[str]] = {state: [] for state in MEANINGS}
-    place = 0
-    while place < length:
-        end = place + 1
-        # Equal neighbours within a column are one stroke.
-        while end < length and end % rows and by_place[end] == by_place[place]:
-            end += 1
-        state = by_place[place]
+    # Equal neighbours within a column are one stroke.
+    for (column, state), run in groupby(range(length), lambda place: (place // rows, by_place[place])):
+        cells = list(run)
         if state is not None:
-            paths[state].append(f"M{place // rows}.5 {place % rows}v{end - place}")
-        place = end
+            paths[state].append(f"M{column}.5 {cells[0] % rows}v{len(cells)}")
     places = {state: str(number) for number, state in enumerate(MEANINGS)}
     counts = Counter(state for state in by_place if state is not None)
     return HourStrip(
