@@ -55,7 +55,6 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _METADATA = msgspec.json.Decoder(_Metadata)
-_METADATA_KEYS = dict(zip(_Metadata.__struct_fields__, _Metadata.__struct_encode_fields__, strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,7 @@ def logged_call(row: CallLogRow) -> StepCall:
     try:
         metadata = _METADATA.decode(row.metadata or b"{}")
     except (msgspec.DecodeError, RecursionError):
-        # One field of a wrong type must not lose the others.
-        metadata = _Metadata(**{field: _lenient(row.metadata).get(key) for field, key in _METADATA_KEYS.items()})
+        metadata = msgspec.convert(_lenient(row.metadata), _Metadata)
     return StepCall(
         model=row.model,
         model_version=metadata.model_version,
