@@ -37,10 +37,7 @@ def time_of(window: str, minute: int) -> str:
 
 
 def hour_parts(episodes: Sequence[Episode], most: int = HOUR_MINUTES) -> tuple[Part, ...]:
-    """Divide an hour by the times of a group's episodes, into ``most`` parts at most.
-
-    One part, where no agent acted twice or times are not known.
-    """
+    """Divide an hour by the times of a group's episodes into ``most`` parts at most; one where no agent acted twice or times lack."""
     acted = [sorted({own.minute for own in episode.minutes}) for episode in episodes]
     spacings = [later - earlier for minutes in acted for earlier, later in pairwise(minutes)]
     if not spacings or not all(acted):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from babylon_rl.judge.reliability.measures import Estimate, HourPoint, bin_estimates
+from babylon_rl.judge.reliability.measures import Estimate, bin_estimates
 from babylon_rl.judge.reliability.report import ReliabilityReport
 from babylon_rl.reporting.plots import date_axis, new_figure, plain_axes, png_of
 from babylon_rl.windows import window_start
@@ -11,7 +11,6 @@ from babylon_rl.windows import window_start
 _MAIN, _SECOND = "#1f6fb4", "#c8553d"
 _DPI = 88
 _SIZE = (6.8, 3.5)
-_NOTHING = HourPoint("", None, 0.0, None)  # its tau keeps the zero line within the picture
 
 
 def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
@@ -29,7 +28,6 @@ def _position(report: ReliabilityReport) -> bytes | None:
         return None
     figure, axes = _figure()
     _points(axes, bins)
-    # the line of the estimated slope through the middle of the request
     slope = report.position_slope.value
     axes.plot([0, 1], [-slope / 2, slope / 2], color=_SECOND, linewidth=1.2, linestyle="--", label=f"slope {slope:+.3f}")
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -50,12 +48,11 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
     upper.set_ylim(0, 1.12 * max(0.05, *(p.disagreement or 0.0 for p in shown)))
     upper.sharex(lower)
     upper.tick_params(labelbottom=False)
-    # one time axis for both panels
     for axes in (upper, lower):
         axes.xaxis.get_offset_text().set_fontsize(8)
     upper.xaxis.get_offset_text().set_visible(False)
     _by_hour(lower, [(p.window, p.tau) for p in shown], "Kendall's tau")
-    lower.set_ylim(min(p.tau for p in [*shown, _NOTHING] if p.tau is not None) - 0.08, 1.06)
+    lower.set_ylim(min([0.0, *(p.tau for p in shown if p.tau is not None)]) - 0.08, 1.06)
     lower.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     return _png(figure, f"Agreement of {report.judge} with itself, by hour")
 
@@ -90,7 +87,6 @@ def _cost(report: ReliabilityReport) -> bytes | None:
     days = list(report.days)
     priced = report.usd is not None
     places = range(len(days))
-    # dollars where every price is known, else tokens
     if priced:
         axes.bar(places, [day.usd for day in days], color=_MAIN, width=0.7)
         axes.set_ylabel("dollars", fontsize=8)
