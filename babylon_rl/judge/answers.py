@@ -232,18 +232,8 @@ class FailureStreak:
                 f"last because: {' '.join(self.faults)} See whether JUDGE_MODEL can answer in JSON (babylon-rl judge quarantine)."
             )
 
-    def record_answer(self, window: str, faults: Sequence[str]) -> None:
-        """Record an answer about an hour with its faults; one without faults resets the count."""
-        if not faults:
-            self.unusable = 0
-            self.windows.clear()
-            return
-        self.unusable += 1
-        self.windows.add(window)
+    def record(self, window: str, faults: Sequence[str], answers: int = 1) -> None:
+        """Record ``answers`` about an hour with their faults; one without faults resets the count. A refusal counts as all tries."""
+        self.unusable = self.unusable + answers if faults else 0
+        self.windows = self.windows | {window} if faults else set()
         self.faults = faults
-
-    def record_refusal(self, window: str, reason: str) -> None:
-        """Record a refused request, which counts as all its tries."""
-        self.unusable += self.tries
-        self.windows.add(window)
-        self.faults = [reason]

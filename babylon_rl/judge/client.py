@@ -34,11 +34,9 @@ LATER = "Score again later: what is answered already is kept."
 
 @dataclass(frozen=True)
 class JudgeEndpoint:
-    """Address of a model. ``base_url`` None: litellm's default for the provider.
+    """Address of a model at an OpenAI-compatible server, and its name there. ``base_url`` None: litellm's default for the provider.
 
-    ``base_url`` is that of an OpenAI-compatible server, with its version. ``wire_name`` is the model's name there. ``key_variable``
-    names the setting that holds the credential, ``address_variable`` the variable of the provider's own client that names the address,
-    empty where none does.
+    ``key_variable`` names the setting of the credential, ``address_variable`` the provider client's own variable of the address, if any.
     """
 
     model: str
@@ -69,9 +67,7 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     # a server knows OpenAI's models without litellm's prefix, and OpenPipe's with one of its own
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     url, named_by = _given_address(settings, model)
-    if url is not None:
-        return JudgeEndpoint(model, wire_name, url, key, variable, named_by)
-    return JudgeEndpoint(model, wire_name, _own_address(provider, model), key, variable)
+    return JudgeEndpoint(model, wire_name, url or _own_address(provider, model), key, variable, named_by)
 
 
 def server_of(settings: JudgeSettings, model: str) -> str:

@@ -60,12 +60,12 @@ LONGEST_TOKENS = 6  # characters, on average
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
+@dataclass(eq=False)
 class UnusableAnswers(Exception):
     """A request was refused, or every try at it gave an unusable answer."""
 
-    def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(reason)
-        self.transcript = transcript
+    reason: str
+    transcript: Sequence[Mapping[str, Any]]
 
 
 # The outcome of a group whose orders fail differently is the first of these. Any other error is a bug and comes before all.
@@ -121,7 +121,7 @@ class GroupJudge:
             if gained is not None and gained.gainers:
                 orders, agreed = without, masked
         except UnusableAnswers as unusable:
-            return UnscorableGroup(group, str(unusable), unusable.transcript)
+            return UnscorableGroup(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
         return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained, form, words)
@@ -171,7 +171,7 @@ class GroupJudge:
                     # a refusal of this request alone costs its group the scores; one of all requests ends the run
                     if refused.for_all:
                         raise
-                    self._failures.record_refusal(request.window, str(refused))
+                    self._failures.record(request.window, [str(refused)], self._settings.judge_tries)
                     self._failures.check()
                     raise UnusableAnswers(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
@@ -182,7 +182,7 @@ class GroupJudge:
             transcript.append(_exchange(request, attempt, answer.answer, faults))
             tally.lasting += any(fault.startswith(LASTING) for fault in faults)
             if tally.lasting >= LASTING_TRIES or faults[0].startswith(CUT_PROMPT):
-                self._failures.record_refusal(request.window, faults[0])
+                self._failures.record(request.window, faults[:1], self._settings.judge_tries)
                 break
         raise UnusableAnswers(
             f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript
@@ -196,7 +196,7 @@ class GroupJudge:
             self._store.check()
             reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
-            self._failures.record_answer(request.window, answer.faults)
+            self._failures.record(request.window, answer.faults)
             await self._store.add(answer)
         return answer
 
@@ -315,9 +315,7 @@ async def run_pool(
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended the others; an interruption comes before any error."""
-    leaves: list[BaseException] = []
-    for error in several.exceptions:
-        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in several.exceptions]
     return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])
 
 

@@ -294,14 +294,9 @@ def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKin
     # a question's own row, recorded together with its answer
     if raw and (context.market_ids or context.question_numbers) and _SECRET_ANCHOR in plain:
         for row in _SECRET.finditer(plain):
-            if _names_a_secret(row[0], context):
+            numbers, ids = map(int, _NUMBER_OF.findall(row[0])), _ID_OF.findall(row[0])
+            if not (context.question_numbers.isdisjoint(numbers) and context.market_ids.isdisjoint(ids)):
                 yield "hidden_answer", row.start(), row.end()
-
-
-def _names_a_secret(row: str, context: LeakContext) -> bool:
-    """True for a question's row that names one of the open questions."""
-    numbers = {int(number) for number in _NUMBER_OF.findall(row)}
-    return bool(numbers & context.question_numbers) or bool(set(_ID_OF.findall(row)) & context.market_ids)
 
 
 def _readings(text: str) -> Iterator[str]:

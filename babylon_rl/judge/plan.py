@@ -337,11 +337,12 @@ def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _Sta
 
 def _could_stand(before: GroupScores, hour: HourEpisodes, settings: JudgeSettings) -> bool:
     """True if the stored scores have this judge, the same episodes and the same server."""
-    if before.judgement is None or before.input_version != group_version(hour):
+    if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
-    if before.judgement.server not in (None, server_of(settings, settings.judge_model)):
-        return False
-    return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
+    return before.input_version == group_version(hour) and (before.judge, before.judge_version) == (
+        settings.judge_model,
+        judge_version(settings),
+    )
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:

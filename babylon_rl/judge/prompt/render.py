@@ -180,12 +180,10 @@ def keys_and_texts(steps: Sequence[RecordedStep]) -> tuple[set[str], set[str]]:
 def _keys_of(value: Any) -> Iterator[str]:
     """Yield all keys of a JSON value, at any depth."""
     if isinstance(value, dict):
-        for key, entry in value.items():
-            yield str(key)
-            yield from _keys_of(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _keys_of(entry)
+        yield from map(str, value)
+        value = list(value.values())
+    for entry in value if isinstance(value, list) else ():
+        yield from _keys_of(entry)
 
 
 def render_steps(steps: Sequence[RecordedStep], rename: Callable[[str], str], private: PrivateFields) -> list[StepText]:

@@ -1,6 +1,6 @@
 """Plots of the report: position bias, agreement by hour, score against P&L, cost by day."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from babylon_rl.judge.reliability.measures import Estimate, bin_estimates
@@ -15,10 +15,7 @@ _SIZE = (6.8, 3.5)
 
 def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
     """PNG plots by name (position, agreement, pnl, cost); those without data are absent."""
-    drawn: Mapping[str, Callable[[ReliabilityReport], bytes | None]] = {
-        "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
-    }  # fmt: skip
-    pngs = {name: draw(report) for name, draw in drawn.items()}
+    pngs = {"position": _position(report), "agreement": _agreement(report), "pnl": _pnl(report), "cost": _cost(report)}
     return {name: png for name, png in pngs.items() if png is not None}
 
 
@@ -64,7 +61,7 @@ def _pnl(report: ReliabilityReport) -> bytes | None:
     figure, (ranks, money) = _figure(1, 2)
     _points(ranks, bins)
     ranks.set_xlim(-0.05, 1.05)
-    ranks.set_xticks([place for place, _ in bins], _fifths(len(bins)))
+    ranks.set_xticks([place for place, _ in bins], ["least", *[""] * (len(bins) - 2), "most"] if len(bins) > 1 else [""])
     ranks.set_ylim(-0.03, 1.03)
     ranks.set_ylabel("score", fontsize=8)
     ranks.set_xlabel("P&L among those of its hour", fontsize=8)
@@ -128,10 +125,6 @@ def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str) 
         axes.annotate(f"mean {mean:.2f}", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                       fontsize=7.5, color=_SECOND, va="center", annotation_clip=False)  # fmt: skip
     axes.set_ylabel(label, fontsize=8)
-
-
-def _fifths(count: int) -> list[str]:
-    return ["least", *[""] * (count - 2), "most"] if count > 1 else [""]
 
 
 def _figure(rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
