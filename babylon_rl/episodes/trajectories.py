@@ -46,13 +46,6 @@ _EPOCH = datetime(1970, 1, 1)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    model_version: Any = None
-    response_format: Any = None
-    logprobs: Any = None
-    finish_reason: Any = None
-
-
 @dataclass(frozen=True)
 class SequenceRules:
     """Selection rules for training calls, from the settings."""
@@ -146,28 +139,24 @@ def logged_facts(row: CallLogRow) -> CallFacts:
 
 def logged_call(row: CallLogRow) -> StepCall:
     """Return the call of a log row with its texts."""
-    metadata = _metadata(row.metadata)
+    try:
+        parsed = read_json(row.metadata or b"{}")
+    except NotJson:
+        parsed = None
+    metadata = parsed if isinstance(parsed, dict) else {}
     return StepCall(
         model=row.model,
-        model_version=metadata.model_version,
+        model_version=metadata.get("modelVersion"),
         system_prompt=row.system_prompt,
         user_prompt=row.user_prompt,
         response=row.response,
         purpose=row.purpose,
         call_id=row.call_id,
         messages=valid_messages(row.messages_json),
-        response_format=metadata.response_format,
-        logprobs=metadata.logprobs,
-        finish_reason=metadata.finish_reason,
+        response_format=metadata.get("responseFormat"),
+        logprobs=metadata.get("logprobs"),
+        finish_reason=metadata.get("finishReason"),
     )
-
-
-def _metadata(text: bytes | None) -> _Metadata:
-    try:
-        parsed = read_json(text or b"{}")
-    except NotJson:
-        return _Metadata()
-    return msgspec.convert(parsed, _Metadata) if isinstance(parsed, dict) else _Metadata()
 
 
 def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:

@@ -138,10 +138,8 @@ def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float 
     import numpy as np  # not at the top: spearman is used by the checks of every hour
 
     # the sign of each pair's difference, a byte each: 500 agents are 250,000 pairs; importing scipy.stats takes longer than a report
-    ranked = [
-        np.greater.outer(s, s).view(np.int8) - np.less.outer(s, s) for s in ([order[agent] for agent in agents] for order in (left, right))
-    ]
-    first, second = ranked
+    ordered = ([order[agent] for agent in agents] for order in (left, right))
+    first, second = (np.greater.outer(s, s).view(np.int8) - np.less.outer(s, s) for s in ordered)
     pairs = np.count_nonzero(first) * np.count_nonzero(second)  # neither ties nor themselves, in both
     return int(np.sum(first * second, dtype=np.int64)) / math.sqrt(pairs) if pairs else None
 

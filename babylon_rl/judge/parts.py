@@ -61,8 +61,8 @@ def part_results(episode: Episode, parts: Sequence[Part]) -> dict[Part, PartResu
     """
     if not episode.minutes:
         return {parts[0]: PartResult(episode.window_pnl, episode.wins, episode.losses)}
-    acted = [(part, [own for own in episode.minutes if part.start <= own.minute < part.end]) for part in parts]
-    acted = [(part, own) for part, own in acted if own]
+    found = ((part, [own for own in episode.minutes if part.start <= own.minute < part.end]) for part in parts)
+    acted = [(part, own) for part, own in found if own]
     ends = [own[0].start_pnl for _, own in acted[1:]] + [episode.end_pnl]
     return {
         part: PartResult(

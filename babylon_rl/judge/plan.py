@@ -339,10 +339,8 @@ def _could_stand(before: GroupScores, hour: HourEpisodes, settings: JudgeSetting
     """True if the stored scores have this judge, the same episodes and the same server."""
     if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
-    return before.input_version == group_version(hour) and (before.judge, before.judge_version) == (
-        settings.judge_model,
-        judge_version(settings),
-    )
+    same_judge = (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
+    return same_judge and before.input_version == group_version(hour)
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
