@@ -77,7 +77,7 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
         seen.actions,
         known=seen.known,
         right=seen.right,
-        share_right=seen.share_right,
+        share_right=seen.right / seen.known if seen.known else None,
         sequences=seen.sequences,
         leaked_sequences=seen.leaked,
         changed=seen.changed,

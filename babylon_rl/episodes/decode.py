@@ -134,105 +134,22 @@ def as_number(value: Any) -> float | None:
 
 _VALUE_CHARACTERS = 60
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Parts of msgspec's messages: byte of a syntax error, bad escapes, index of the refused step.
-_BYTE = re.compile(r"\(byte (\d+)\)")
-_ESCAPE = re.compile("escape|surrogate")
-_INDEX = re.compile(r"`\$\[(\d+)\]")
-_ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
 _NUMBERS = ("agentBalance", "agentPnL", "openPositions")
 
 
-class _ActionShape(msgspec.Struct, gc=False):
-    actionType: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _Shape(msgspec.Struct, gc=False):
-    environmentState: EnvironmentState
-    action: _ActionShape
-
-
-_SHAPE = msgspec.json.Decoder(_Shape)
-
-
-class WrongShape(ValueError):
-    """JSON that is not an array of steps; the message names path and value."""
-
-
-def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
-    """Parse the steps of a stepsJson, or raise the exact fault.
-
-    ``refused`` is the error of the fast parser, which tells where to look first.
-
-    Raises:
-        NotJson: a syntax error anywhere in the text, NaN, Infinity or a lone surrogate.
-        WrongShape: not an array of steps.
-    """
-    if not isinstance(refused, msgspec.ValidationError):
-        _check_near(text, str(refused))
-    try:
-        entries = _ENTRIES.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as syntax:
-        _check_near(text, str(syntax))
-        parsed = strict_json(text)
-        if not isinstance(parsed, list):
-            raise WrongShape(f"$ is {_shown(parsed)}, not an array") from None
-        return [_checked(index, entry) for index, entry in enumerate(parsed)]
-    # The first faulty step is at or after the index in the message, so only those are checked strictly at first.
-    index_match = _INDEX.search(str(refused))
-    for index in range(int(index_match[1]) if index_match else 0, len(entries)):
-        if not _is_step(entries[index]):
-            _checked(index, strict_json(bytes(entries[index])))
-    # No step rejects the row by its fields. All are read strictly, which may still find a fault of the text (a lone surrogate).
-    return [_checked(index, strict_json(bytes(entry))) for index, entry in enumerate(entries)]
-
-
-def _is_step(entry: msgspec.Raw) -> bool:
-    try:
-        _SHAPE.decode(entry)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
-
-
-def _check_near(text: bytes, refused: str) -> None:
-    """Raise NotJson for a fault near the place named by the fast parser.
-
-    Reads only from the step that holds it, because strict reading is ten times slower. Raises nothing if the preceding steps cannot be
-    separated from the rest.
-    """
-    byte_match = _BYTE.search(refused)
-    # Steps of one recorder begin with the same key, so this text stands between two of them. If it does not, all is read from the start.
-    between = b"}," + text[1 : text.find(b'"', 3) + 1]  # such as },{"stepNumber"
-    # The end of the last step before the fault.
-    cut = text.rfind(between, 0, int(byte_match[1]) if byte_match else len(text)) if text.startswith(b'[{"') else -1
-    if cut < 0:
-        return
-    try:
-        before = len(_ENTRIES.decode(text[: cut + 1] + b"]"))
-        skipped = len(text[: cut + 1].decode())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return
-    end = text.find(between, cut + 1)  # end of the step: a wrong escape does not hide the start of the next one
-    if end > 0 and _ESCAPE.search(refused):
-        strict_json(b"[" + text[cut + 2 : end + 1] + b"]", skipped, before)
-    strict_json(b"[" + text[cut + 2 :], skipped, before)
-
-
-def strict_json(text: bytes, skipped: int = 0, steps_before: int = 0) -> Any:
+def strict_json(text: bytes) -> Any:
     """Parse standard JSON: no NaN, no Infinity, no lone surrogates.
-
-    ``skipped`` characters and ``steps_before`` steps precede this text and count in reported places.
 
     Raises:
         NotJson: the message names the place.
     """
     try:
         # The search for surrogates walks the whole value, so it is skipped unless the text escapes one.
-        parsed = _parsed(text.decode("utf-8"))
-        surrogate = _lone_surrogate("$", parsed, steps_before) if _SURROGATE.search(text) else None
+        parsed = _STRICT.decode(text.decode("utf-8"))
+        surrogate = _lone_surrogate("$", parsed) if _SURROGATE.search(text) else None
     except json.JSONDecodeError as fault:
         near = fault.doc[max(0, fault.pos - 10) : fault.pos + 20]
-        raise NotJson(f"not JSON at character {fault.pos + skipped}: {fault.msg}, near {near!r}") from None
+        raise NotJson(f"not JSON at character {fault.pos}: {fault.msg}, near {near!r}") from None
     except UnicodeDecodeError as fault:
         raise NotJson(f"not JSON: {fault}") from None
     except RecursionError:
@@ -242,29 +159,19 @@ def strict_json(text: bytes, skipped: int = 0, steps_before: int = 0) -> Any:
     return parsed
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return _STRICT.decode(text)
-    except (json.JSONDecodeError, NotJson):
-        raise
-    except ValueError:  # an integer with more digits than Python converts
-        return _LONG.decode(text)
-
-
 def _refuse(constant: str) -> Any:
     raise NotJson(f"not JSON: it holds {constant}, which JSON does not know")
 
 
 def _integer(digits: str) -> int | float:
-    # As a float it may become infinite; a field that counts refuses that, and any other may hold it.
-    return int(digits) if len(digits) <= 300 else float(digits)
+    # Python converts no longer ones. As a float it may become infinite; a field that counts refuses that, and any other may hold it.
+    return int(digits) if len(digits) <= 4300 else float(digits)
 
 
-_STRICT = json.JSONDecoder(parse_constant=_refuse)
-_LONG = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer)
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer)
 
 
-def _lone_surrogate(path: str, value: Any, first: int = 0) -> str | None:
+def _lone_surrogate(path: str, value: Any) -> str | None:
     """Describe the first lone surrogate in ``value``; None if there is none."""
     if _encodes(value):
         return None
@@ -276,7 +183,7 @@ def _lone_surrogate(path: str, value: Any, first: int = 0) -> str | None:
             return f"not JSON: a key of {path} holds a lone surrogate, {bad[:_VALUE_CHARACTERS]!r}"
         entries = ((f"{path}.{key}", entry) for key, entry in value.items())
     elif isinstance(value, list):
-        entries = ((f"{path}[{index}]", entry) for index, entry in enumerate(value, first))
+        entries = ((f"{path}[{index}]", entry) for index, entry in enumerate(value))
     inner = next((fault for where, entry in entries if (fault := _lone_surrogate(where, entry)) is not None), None)
     return inner or f"not JSON: {path} holds a lone surrogate, in {str(value)[:_VALUE_CHARACTERS]!r}"
 
@@ -291,32 +198,28 @@ def _encodes(value: Any) -> bool:
     return True
 
 
-def _checked(index: int, step: Any) -> dict[str, Any]:
-    path = f"$[{index}]"
+def _wrong_shape(steps: Any) -> str | None:
+    """Return path and value of the first fault among the fields that can reject a row, or None."""
+    if not isinstance(steps, list):
+        return f"$ is {_shown(steps)}, not an array"
+    return next((f"$[{index}]{fault}" for index, step in enumerate(steps) if (fault := _wrong_step(step)) is not None), None)
+
+
+def _wrong_step(step: Any) -> str | None:
     if not isinstance(step, dict):
-        raise WrongShape(f"{path} is {_shown(step)}, not an object")
-    # The four fields that can reject a row: three numbers and the action type.
-    state = step.get("environmentState")
+        return f" is {_shown(step)}, not an object"
+    state, action = step.get("environmentState"), step.get("action")
     if not isinstance(state, dict):
-        raise WrongShape(f"{path}.environmentState is {_missing_or(step, 'environmentState')}, not an object")
+        return f".environmentState is {_missing_or(step, 'environmentState')}, not an object"
     for name in _NUMBERS:
-        if not _finite(state.get(name)):
-            raise WrongShape(f"{path}.environmentState.{name} is {_missing_or(state, name)}, not a finite number")
-    action = step.get("action")
+        number = as_number(state.get(name))
+        if number is None or not math.isfinite(number):
+            return f".environmentState.{name} is {_missing_or(state, name)}, not a finite number"
     if not isinstance(action, dict):
-        raise WrongShape(f"{path}.action is {_missing_or(step, 'action')}, not an object")
+        return f".action is {_missing_or(step, 'action')}, not an object"
     if not isinstance(action.get("actionType"), str) or not action["actionType"]:
-        raise WrongShape(f"{path}.action.actionType is {_missing_or(action, 'actionType')}, not a non-empty string")
-    return step
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
+        return f".action.actionType is {_missing_or(action, 'actionType')}, not a non-empty string"
+    return None
 
 
 def _missing_or(mapping: dict[str, Any], name: str) -> str:
@@ -339,9 +242,7 @@ _STEPS = msgspec.json.Decoder(list[Step])
 _BENCHMARK = "benchmark-"
 MOST_DOLLARS = 1e12  # a larger amount is an overflow or a mistake, and would win every comparison
 _METRICS = msgspec.json.Decoder(_Metrics)
-_NO_METRICS = (b"{}", b"")
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_CALL_KEYS = dict(zip(StepCall.__struct_fields__, StepCall.__struct_encode_fields__, strict=True))
 
 
 @dataclass(frozen=True)
@@ -404,38 +305,35 @@ def not_for_training(row: TrajectoryRow) -> Fault | None:
 
 
 def decode_steps(text: bytes) -> list[Step] | Fault:
-    """Decode every step with its texts, pending ones included, or return the fault."""
+    """Decode every step with its texts, pending ones included, or return the fault. A step without a whole stepNumber gets its index."""
     try:
         steps = _STEPS.decode(text)
-    except _REFUSED as refused:
-        return _explained(text, refused)
-    # A step without a whole stepNumber gets its index.
-    return _numbered(steps)
-
-
-def decode_facts(text: bytes) -> Sequence[StepFacts] | Fault:
-    """Decode the steps without the texts of training sequences, or return the fault."""
-    try:
-        return _FACTS.decode(text)
-    except _REFUSED as refused:
-        return _explained(text, refused)
-
-
-def _numbered(steps: list[Step]) -> list[Step]:
+    except _REFUSED:
+        return _explained(text)
     return [
         step if step.step_number.__class__ is int else msgspec.structs.replace(step, step_number=whole_number(step.step_number, index))
         for index, step in enumerate(steps)
     ]
 
 
-def _explained(text: bytes, refused: Exception) -> list[Step] | Fault:
+def decode_facts(text: bytes) -> Sequence[StepFacts] | Fault:
+    """Decode the steps without the texts of training sequences, or return the fault."""
     try:
+        return _FACTS.decode(text)
+    except _REFUSED:
+        return _explained(text)
+
+
+def _explained(text: bytes) -> list[Step] | Fault:
+    try:
+        entries = strict_json(text)
+        wrong = _wrong_shape(entries)
+        if wrong is not None:
+            return Fault("malformed_shape", wrong)
         # A text without a fault was refused for a field that may hold anything, such as a call of another shape; it is then read here.
-        return [_step(entry, index) for index, entry in enumerate(checked_steps(text, refused))]
+        return [_step(entry, index) for index, entry in enumerate(entries)]
     except NotJson as fault:
         return Fault("malformed_json", str(fault))
-    except WrongShape as fault:
-        return Fault("malformed_shape", str(fault))
     except RecursionError:  # the stack sufficed to read the value, but not to show it
         return Fault("malformed_json", "not readable as JSON: nested too deeply")
 
@@ -452,7 +350,7 @@ def _step(entry: dict[str, Any], index: int) -> Step:
             _raw(action.get("error")),
             action.get("reasoning"),
         ),
-        [_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
+        [msgspec.convert(call, StepCall) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
         whole_number(entry.get("stepNumber"), index),
         entry.get("timestamp"),
     )
@@ -462,16 +360,12 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
 
 
-def _call(entry: dict[str, Any]) -> StepCall:
-    return StepCall(**{field: entry.get(key) for field, key in _CALL_KEYS.items()})
-
-
 def end_pnl(final_pnl: float | None, metrics_json: bytes, last: StepFacts) -> float:
     """Return a trajectory's P&L at its end in dollars. "finalPnL", else metricsJson.finalPnL, else the P&L of the last step."""
     if final_pnl is not None and math.isfinite(final_pnl):
         return final_pnl
     try:
-        recorded = None if metrics_json in _NO_METRICS else _METRICS.decode(metrics_json).finalPnL
+        recorded = _METRICS.decode(metrics_json).finalPnL
     except _REFUSED:
         recorded = None
     return recorded if recorded is not None else last.environment_state.agent_pnl

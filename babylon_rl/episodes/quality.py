@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from babylon_rl.episodes.decode import Fault, Step, StepCall, decode, strict_json
-from babylon_rl.episodes.trajectories import embedded_calls, is_short, logged_calls
+from babylon_rl.episodes.decode import PENDING, Fault, StepCall, decode, strict_json
+from babylon_rl.episodes.trajectories import is_short, logged_calls
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, unmatched_calls
 from babylon_rl.types import Check
@@ -47,12 +47,12 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
     if isinstance(decoded, Fault):
         return (False,) * 5
     steps = decoded.completed
-    # Shares in order: steps, calls, long prompts, results, provider accesses.
-    calls = _calls(steps, row, logs)
+    own = [step.llm_calls or () for step in steps]
+    calls: Sequence[Sequence[StepCall]] = own if any(own) else logged_calls(logs, row.trajectory_id, steps)
     served = [call for own in calls for call in own]
     entries = json.loads(row.steps_json)
     # Read again as plain JSON: results and provider accesses count here only, and the typed steps leave them out.
-    actions = [entry["action"] for entry in entries if entry["action"]["actionType"] != "pending"]
+    actions = [entry["action"] for entry in entries if entry["action"]["actionType"] != PENDING]
     return (
         bool(steps),
         all(calls),
@@ -60,11 +60,6 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
         all(any(action.get(key) is not None for key in ("result", "error", "success")) for action in actions),
         any(entry.get("providerAccesses") for entry in entries) or any(log.has_accesses for log in logs),
     )
-
-
-def _calls(steps: Sequence[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) -> Sequence[Sequence[StepCall]]:
-    own = [embedded_calls(step) for step in steps]
-    return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
 
 
 _NAMED = 3
@@ -85,7 +80,6 @@ CHECKS: dict[str, tuple[str, str]] = {
 def row_faults(row: TrajectoryRow) -> Iterator[str]:
     """Yield the names of the checks that a row fails by itself. llm_call_logs may still hold its calls, and provider accesses with them."""
     try:
-        # Without readable steps no other check applies.
         steps = strict_json(row.steps_json)
     except ValueError:
         steps = None
@@ -101,7 +95,6 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
         yield "provider accesses"
     if not all(_has_result(step.get("action")) for step in steps):
         yield "action results"
-    # Without calls here the caller looks into llm_call_logs.
     calls = [call for step in steps for call in _list(step.get("llmCalls"))]
     if not calls:
         yield "LLM calls"

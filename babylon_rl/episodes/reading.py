@@ -7,12 +7,12 @@ are requested). ``sync_windows`` keeps babylon_rl.windows, episodes and rejectio
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import structs
 
@@ -30,7 +30,8 @@ from babylon_rl.episodes.trajectories import (
 )
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
-from babylon_rl.store.columns import UNSTORABLE
+from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.store.columns import UNSTORABLE, portions
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
@@ -65,11 +66,9 @@ def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
 def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
     """Join one agent's trajectories in one window; ``own`` is in order."""
     sources = Counter([row.message_source for row in own])
-    # Sorted before it is stored, so that the same rows give the same bytes.
-    actions: dict[str, int] = {}
+    actions: Counter[str] = Counter()
     for row in own:
-        for name, number in row.actions.items():
-            actions[name] = actions.get(name, 0) + number
+        actions.update(row.actions)
     steps = sum([row.steps for row in own])
     # A row counts as won or lost by its own change; one that changed nothing is neither.
     deltas = [row.delta for row in own]
@@ -89,7 +88,7 @@ def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
         trades=sum([row.trades for row in own]),
         posts=sum([row.posts for row in own]),
         message_sources={source: sources[source] for source in MESSAGE_SOURCES},
-        actions=dict(sorted(actions.items())),
+        actions=dict(sorted(actions.items())),  # so that the same rows give the same bytes
         usable=steps >= min_steps,
         trainable_sequences=sum([row.trainable_sequences for row in own]),
         content=content_version([[row.trajectory_id, row.content] for row in own]),
@@ -118,7 +117,7 @@ def summary(reading: WindowReading, now: datetime, *, judged: str | None = None,
         state=_state(reading, is_complete(reading.window, now), judged == group, quarantined),
         rejected=count_reasons(reading.rejections),
         message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
-        avg_pnl=_mean(pnls) if pnls else None,
+        avg_pnl=math.fsum(pnls) / len(pnls) if pnls else None,
         trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
         quality=reading.quality,
         data_version=data_version(reading),
@@ -137,14 +136,6 @@ def _state(reading: WindowReading, complete: bool, scored: bool, quarantined: bo
     if scored:
         return "scored"
     return "ready" if reading.ready else "thin"
-
-
-def _mean(numbers: list[float]) -> float:
-    try:
-        return math.fsum(numbers) / len(numbers)
-    except OverflowError:
-        # The sum of finite numbers can exceed a float where their mean does not.
-        return math.fsum(number / len(numbers) for number in numbers)
 
 
 def data_version(reading: WindowReading) -> str:
@@ -185,14 +176,7 @@ _LOG_CHUNK = 1000  # trajectories per query for log rows
 TEXTS_AT_ONCE = 250  # trajectories whose texts are held
 
 
-class _HasRows(Protocol):
-    @property
-    def trajectory_ids(self) -> Sequence[str]: ...
-
-
-E = TypeVar("E", bound=_HasRows)
-
-OnRow = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
+_E = TypeVar("_E", Episode, BatchEpisode)
 
 
 @dataclass
@@ -215,18 +199,12 @@ class _WindowRows:
 
 
 def read_window(connection: Connection, window: str, settings: Settings, *, texts: bool = True) -> WindowReading:
-    """Read one hour; ``texts=False`` leaves the sequences out (they are still counted).
-
-    Raises:
-        UsageError: ``window`` is not a window id.
-    """
+    """Read one hour as ``read_windows``; ``texts=False`` leaves the sequences out (they are still counted)."""
     return read_windows(connection, [window], settings, texts=texts)[window]
 
 
 def read_windows(connection: Connection, windows: Iterable[str], settings: Settings, *, texts: bool = False) -> dict[str, WindowReading]:
-    """Read many hours with one query; the keys are ``windows`` in order.
-
-    Empty hours are included.
+    """Read many hours with one query; the keys are ``windows`` in order, empty hours included.
 
     Raises:
         UsageError: one of them is not a window id.
@@ -234,24 +212,18 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     ordered = _checked(windows)
     hours: dict[str, _WindowRows] = {window: _WindowRows() for window in ordered}
     rows = trajectory_rows(connection, ordered)
-    for trajectory in _eligible(connection, rows, settings, lambda row, content: hours[row.window].count(row, content), texts):
+    for trajectory in _eligible(connection, rows, settings, hours, texts):
         hours[trajectory.window].trajectories.append(trajectory)
     return {window: _reading(window, hour, settings) for window, hour in hours.items()}
 
 
-def stream_trajectories(
-    connection: Connection, windows: Iterable[str], settings: TrainingSettings, only: Container[str] | None = None
-) -> Generator[Trajectory]:
-    """Yield the eligible trajectories of some hours with their sequences.
+def stream_trajectories(connection: Connection, windows: Iterable[str], settings: TrainingSettings) -> Generator[Trajectory]:
+    """Yield the eligible trajectories of some hours with their sequences, in no particular order.
 
-    In no particular order; with ``only``, those with these ids. Nothing is kept of a trajectory that was yielded, so memory does not grow
-    with the hours' texts. The connection is busy until the iterator is exhausted; closing it earlier aborts the transaction.
-
-    Raises:
-        UsageError: one of ``windows`` is not a window id.
+    Nothing is kept of a trajectory that was yielded, so memory does not grow with the hours' texts. The connection is busy until the
+    iterator is exhausted; closing it earlier aborts the transaction.
     """
-    rows = trajectory_rows(connection, _checked(windows))
-    return _eligible(connection, (row for row in rows if only is None or row.trajectory_id in only), settings, None, True)
+    return _eligible(connection, trajectory_rows(connection, _checked(windows)), settings, None, True)
 
 
 def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: TrainingSettings) -> dict[str, Trajectory]:
@@ -260,37 +232,27 @@ def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str
     return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, None, True)}
 
 
-def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
+def by_rows(episodes: Iterable[_E]) -> Iterator[list[_E]]:
     """Split episodes, in order, into lists of at most TEXTS_AT_ONCE trajectories. An episode with more trajectories forms its own list."""
-    some: list[E] = []
-    rows = 0
-    for own in episodes:
-        if some and rows + len(own.trajectory_ids) > TEXTS_AT_ONCE:
-            yield some
-            some, rows = [], 0
-        some.append(own)
-        rows += len(own.trajectory_ids)
-    if some:
-        yield some
+    return portions(episodes, lambda own: len(own.trajectory_ids), TEXTS_AT_ONCE)
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
-    # window_start raises UsageError for anything that is no window id.
     ordered = sorted(set(windows))
     for window in ordered:
-        window_start(window)
+        window_start(window)  # raises UsageError for anything that is no window id
     return ordered
 
 
 def _eligible(
-    connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, on_row: OnRow | None, texts: bool
+    connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, hours: Mapping[str, _WindowRows] | None, texts: bool
 ) -> Generator[Trajectory]:
-    rules = SequenceRules.of(settings)
+    rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
     without_calls: list[LoggedSteps] = []
     for row in rows:
         result = _decoded(row, rules, texts)
-        if on_row is not None:
-            on_row(row, result)
+        if hours is not None:
+            hours[row.window].count(row, result)
         if isinstance(result, Trajectory):
             yield result
         elif isinstance(result, LoggedSteps):
@@ -303,7 +265,6 @@ def _eligible(
 
 
 def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
-    # Texts are decoded only if they are requested.
     decoded: Decoded[Any] | Fault = decode(row) if texts else decode_numbers(row)
     if isinstance(decoded, Fault):
         return decoded
@@ -315,10 +276,7 @@ def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajector
 
 
 def _completed(connection: Connection, portion: list[LoggedSteps], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
-    """Yield trajectories without calls in their steps, completed from other sources.
-
-    With the calls of the log; else with texts made of their steps, if these train; else as they are.
-    """
+    """Yield trajectories with the calls of the log; else with texts made of their steps, if these train; else as they are."""
     remaining = {entry.trajectory.trajectory_id: entry for entry in portion}
     for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
         yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
@@ -346,11 +304,7 @@ def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowRe
 
 
 def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> HourQuality:
-    """Count the odd rows among one hour's eligible trajectories.
-
-    ``agents`` holds the trajectories by agent, in order; ``odd_hours`` counts rows of another length than 1 h. Lists name at most
-    MOST_NAMED ids in order, beside the full counts.
-    """
+    """Count the odd rows among one hour's eligible trajectories, by agent; ``odd_hours`` counts rows of another length than 1 h."""
     duplicates: list[str] = []
     jumping: list[str] = []
     for own in agents:
@@ -359,7 +313,6 @@ def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> Hour
         if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
             jumping.append(own[0].agent_id)
     skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
-    # None: the row has no recorded call.
     judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
     return HourQuality(
         short_prompts=sum(judged),
@@ -389,14 +342,11 @@ def _jumps_between(before: Trajectory, after: Trajectory) -> bool:
 
 
 def sync_windows(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowSummary]:
-    """Bring our tables up to date for ``windows``; unchanged rows are not touched.
+    """Bring our tables up to date for ``windows``, and return a summary of each, in order; ``changed`` ones were written by this call.
 
     Hours are written whole or not at all: up to HOURS_READ_AT_ONCE of them in one transaction, under each hour's lock. An hour without rows
     leaves nothing behind, and scores of a changed group are marked stale. ``connection`` should not be inside a transaction, which would
     delay the commit.
-
-    Returns:
-        A summary per window, in order; ``changed`` says whether this call wrote it.
 
     Raises:
         UsageError: one of ``windows`` is not a window id.

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,9 +21,8 @@ import msgspec
 import xxhash
 
 from babylon_rl.chats import finish_reason, plain_messages
-from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts, as_number, whole_number
+from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts, whole_number
 from babylon_rl.errors import RequestRefused
-from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.tolerant_json import NotJson, read_json
@@ -42,20 +42,8 @@ LONG_USER_PROMPT = 100
 CLOCK_TOLERANCE_MS = 5 * 60_000
 MOST_LEVERAGE = 10
 LEAST_STAKE_USD = 1000.0
-_NUMBERS = frozenset((int, float))
 _EPOCH = datetime(1970, 1, 1)
 _MILLISECOND = timedelta(milliseconds=1)
-
-
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    model_version: Any = None
-    response_format: Any = None
-    logprobs: Any = None
-    finish_reason: Any = None
-
-
-_METADATA = msgspec.json.Decoder(_Metadata)
-_METADATA_KEYS = dict(zip(_Metadata.__struct_fields__, _Metadata.__struct_encode_fields__, strict=True))
 
 
 @dataclass(frozen=True)
@@ -65,16 +53,8 @@ class SequenceRules:
     purposes: frozenset[str]
     train_synthetic: bool
 
-    @classmethod
-    def of(cls, settings: TrainingSettings) -> "SequenceRules":
-        """Return the rules of the given settings."""
-        return cls(settings.purposes_g, settings.train_synthetic)
-
     def training(self, calls: Sequence[CallFacts], action_type: str) -> list[int]:
-        """Return the indexes of a step's calls that train.
-
-        Those with a training purpose. In a trading step without an action call, the first call stands in for it.
-        """
+        """Return the indexes of a step's calls with a training purpose."""
         purposes = self.purposes
         selected = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
         # A trading step without an action call: its first call stands in for it.
@@ -97,10 +77,7 @@ def _shared(values: _T) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class StepPlaces:
-    """Numbers, start times and action types of a trajectory's steps.
-
-    Pending steps are included. ``began_ms``: milliseconds since the epoch, or NaN.
-    """
+    """Numbers, start times (milliseconds since the epoch, or NaN) and action types of a trajectory's steps, pending ones included."""
 
     numbers: tuple[int, ...]
     began_ms: "array[float]"
@@ -116,11 +93,6 @@ class StepPlaces:
             _shared(tuple(step.action.action_type for step in steps)),
             frozenset(index for index, step in enumerate(steps) if step.action.action_type == PENDING),
         )
-
-
-def embedded_calls(step: Step) -> Sequence[StepCall]:
-    """Return the calls recorded in a step."""
-    return step.llm_calls or ()
 
 
 def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
@@ -168,38 +140,27 @@ def logged_facts(row: CallLogRow) -> CallFacts:
 def logged_call(row: CallLogRow) -> StepCall:
     """Return the call of a log row with its texts."""
     try:
-        metadata = _METADATA.decode(row.metadata or b"{}")
-    except (msgspec.DecodeError, RecursionError):
-        # One field of a wrong type must not lose the others.
-        metadata = _Metadata(**{field: _lenient(row.metadata).get(key) for field, key in _METADATA_KEYS.items()})
+        parsed = read_json(row.metadata or b"{}")
+    except NotJson:
+        parsed = None
+    metadata = parsed if isinstance(parsed, dict) else {}
     return StepCall(
         model=row.model,
-        model_version=metadata.model_version,
+        model_version=metadata.get("modelVersion"),
         system_prompt=row.system_prompt,
         user_prompt=row.user_prompt,
         response=row.response,
         purpose=row.purpose,
         call_id=row.call_id,
         messages=valid_messages(row.messages_json),
-        response_format=metadata.response_format,
-        logprobs=metadata.logprobs,
-        finish_reason=metadata.finish_reason,
+        response_format=metadata.get("responseFormat"),
+        logprobs=metadata.get("logprobs"),
+        finish_reason=metadata.get("finishReason"),
     )
 
 
-def _lenient(text: bytes | None) -> dict[str, Any]:
-    try:
-        parsed = read_json(text or b"{}")
-    except NotJson:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
-
-
 def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
-    """Decode messagesJson as chat messages, or return None.
-
-    Valid: an array of messages with texts (chats.py) that ends with a user message.
-    """
+    """Decode messagesJson, or return None unless it is an array of messages with texts (chats.py) that ends with a user message."""
     if not text:
         return None
     try:
@@ -246,16 +207,11 @@ def _prompts(call: StepCall) -> list[dict[str, str]]:
 
 
 def _token_logprobs(recorded: Any) -> list[dict[str, Any]] | None:
-    if not isinstance(recorded, list) or not recorded:
-        return None
-    return recorded if all(isinstance(token, dict) for token in recorded) else None
+    return recorded if isinstance(recorded, list) and recorded and all(isinstance(token, dict) for token in recorded) else None
 
 
 def synthetic(step: Step, trajectory_id: str, index: int, minute: int = 0) -> ServedSequence:
-    """Build a text from the state and action of a step without a recorded prompt.
-
-    It is labelled synthetic and does not train unless a setting allows it.
-    """
+    """Build a text from the state and action of a step without a recorded prompt; it trains only if a setting allows it."""
     state = step.environment_state
     prompt = f"Balance: ${state.agent_balance:.2f}. P&L: ${state.agent_pnl:.2f}. Open positions: {state.open_positions:g}. What do you do?"
     answer = {"action": step.action.action_type, "parameters": json.loads(bytes(step.action.parameters))}
@@ -291,34 +247,21 @@ def _shown(kinds: tuple[tuple[str, int], ...]) -> dict[str, int]:
     return {_kind(name).shown: number for name, number in kinds}
 
 
-def _counted(names: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}  # faster than a Counter for the few dozen steps of a row
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
 def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> Trajectory:
     """Return the trajectory of a row without sequences.
 
     If its steps hold no call, the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
     """
     steps: Sequence[StepFacts] = decoded.completed
-    kinds = _counted([step.action.action_type for step in steps])
+    kinds = Counter([step.action.action_type for step in steps])
     # Trades and posts count only when they succeeded.
-    won = [step.action.action_type for step in steps if step.action.success is True]
-    # Mostly every step succeeded; then the counts are those of all steps and are not made again.
-    wins = kinds if len(won) == len(steps) else _counted(won)
-    trades = posts = 0
-    for name, number in wins.items():
-        kind = _kind(name)
-        trades += number * kind.trade
-        posts += number * kind.post
+    won = [_kind(step.action.action_type) for step in steps if step.action.succeeded]
     # Facts for the hour's quality are taken here, while the texts are still in memory.
-    first = _first_call(steps)
+    first = next((step.llm_calls[0] for step in steps if step.llm_calls), None)
     first_state, last_state = steps[0].environment_state, steps[-1].environment_state
     content = digest(row.steps_json)
-    minutes = step_minutes(row.window, row.start_time, [step.began_ms for step in steps])
+    began_ms = [step.began_ms for step in steps]
+    minutes = step_minutes(row.window, row.start_time, began_ms)
     return Trajectory(
         trajectory_id=row.trajectory_id,
         # An hour holds many rows of few agents: equal texts are kept once.
@@ -330,14 +273,14 @@ def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> 
         start_pnl=first_state.agent_pnl,
         end_pnl=decoded.end_pnl,
         actions=_shown(tuple(kinds.items())),
-        trades=trades,
-        posts=posts,
+        trades=sum([kind.trade for kind in won]),
+        posts=sum([kind.post for kind in won]),
         message_source="synthetic" if first is None else "embedded",
         trainable_sequences=_count(steps, rules) if first is not None else len(steps) * rules.train_synthetic,
         content=content,
         recorded=content,
         short_prompts=None if first is None else is_short(first),
-        skewed=is_skewed(row, steps),
+        skewed=is_skewed(row, began_ms),
         jumped=jumps(steps, decoded.end_pnl),
         stake=max(first_state.agent_balance, last_state.agent_balance),
         minutes=minute_pnls(minutes, steps, decoded.end_pnl),
@@ -362,20 +305,18 @@ def step_minutes(window: str, start: datetime, began_ms: Sequence[float | None])
 
 def minute_pnls(minutes: Sequence[int], steps: Sequence[StepFacts], end_pnl: float) -> tuple[MinutePnl, ...]:
     """Return the P&L of a trajectory by minute: from the first step of each to the first of the next, or to the end."""
-    if minutes[0] == minutes[-1]:
-        return (MinutePnl(minutes[0], steps[0].environment_state.agent_pnl, end_pnl),)
     first = [place for place, minute in enumerate(minutes) if place == 0 or minute != minutes[place - 1]]
     pnls = [*(steps[place].environment_state.agent_pnl for place in first), end_pnl]
     return tuple(MinutePnl(minutes[place], start, end) for place, (start, end) in zip(first, pairwise(pnls), strict=True))
 
 
 def is_short(call: CallFacts) -> bool:
-    """Return True if a prompt of the call is too short. A system prompt of at most 50 characters, or a user prompt of at most 100."""
+    """Return True if a prompt of the call is missing or too short."""
     system, user = call.system_prompt, call.user_prompt
     return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
 
 
-def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
+def is_skewed(row: TrajectoryRow, began_ms: Sequence[float | None]) -> bool:
     """Return True if a row's times contradict each other.
 
     It ends before it starts, its "windowId" is another hour than that of both its start and its end, or a step was taken more than five
@@ -386,18 +327,8 @@ def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
     opens, closes = _bounds(row.window)
     if end < start or not (opens <= start <= closes or opens <= end <= closes):
         return True
-    # Fast path: all timestamps are numbers. Otherwise only the numbers among them count.
-    began = [step.timestamp for step in steps]
-    try:
-        first, last = min(began), max(began)
-    except TypeError:
-        first = last = None
-    if first.__class__ not in _NUMBERS or last.__class__ not in _NUMBERS:
-        numbers = [ms for moment in began if (ms := as_number(moment)) is not None]
-        if not numbers:
-            return False
-        first, last = min(numbers), max(numbers)
-    return bool(first < _ms(start) - CLOCK_TOLERANCE_MS or last > _ms(end) + CLOCK_TOLERANCE_MS)
+    earliest, latest = _ms(start) - CLOCK_TOLERANCE_MS, _ms(end) + CLOCK_TOLERANCE_MS
+    return any([moment is not None and not earliest <= moment <= latest for moment in began_ms])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -411,30 +342,22 @@ def _ms(moment: datetime) -> float:
 
 
 def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
-    """Return True if the P&L jumps by more than the agent could win or lose.
+    """Return True if the P&L jumps by more than the agent could win or lose, from one step to the next, or to the end.
 
-    From one step to the next, or to the end. The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at
-    least the game's starting balance, because an agent with all its money in positions has a small one.
+    The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at least the game's starting balance,
+    because an agent with all its money in positions has a small one.
     """
     pnls = [step.environment_state.agent_pnl for step in steps]
     pnls.append(end_pnl)
     # Nearly all rows: no single change can exceed the whole range.
     if max(pnls) - min(pnls) <= MOST_LEVERAGE * LEAST_STAKE_USD:
         return False
-    # The limit grows with the largest balance so far.
     most = LEAST_STAKE_USD
     for step, (before, after) in zip(steps, pairwise(pnls), strict=True):
         most = max(most, step.environment_state.agent_balance)
         if abs(after - before) > MOST_LEVERAGE * most:
             return True
     return False
-
-
-def _first_call(steps: Sequence[StepFacts]) -> CallFacts | None:
-    for step in steps:
-        if step.llm_calls:
-            return step.llm_calls[0]
-    return None
 
 
 def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
@@ -445,9 +368,8 @@ def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
 
 def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its completed steps."""
-    calls = [step.llm_calls or () for step in steps]
-    minutes = step_minutes(trajectory.window, trajectory.start_time, [step.began_ms for step in steps])
-    return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, minutes, rules)
+    called = [(step.number, step.action.action_type, step.llm_calls or (), step.began_ms) for step in steps]
+    return _with_texts(trajectory, called, rules)
 
 
 def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
@@ -488,21 +410,19 @@ def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRule
         return counted
     # The texts are decoded only now, because most readings need the numbers only.
     calls = calls_by_step(ordered, trajectory.trajectory_id, places, logged_call)
-    numbers = [places.numbers[index] for index in done]
-    kinds = [places.action_types[index] for index in done]
-    minutes = step_minutes(trajectory.window, trajectory.start_time, [places.began_ms[index] for index in done])
-    return _with_texts(counted, numbers, kinds, [calls[index] for index in done], minutes, rules)
+    called = [(places.numbers[index], places.action_types[index], calls[index], places.began_ms[index]) for index in done]
+    return _with_texts(counted, called, rules)
 
 
 def _with_texts(
-    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[StepCall]],
-    minutes: Sequence[int], rules: SequenceRules,
-) -> Trajectory:  # fmt: skip
-    source: MessageSource = trajectory.message_source
+    trajectory: Trajectory, steps: Sequence[tuple[int, str, Sequence[StepCall], float | None]], rules: SequenceRules
+) -> Trajectory:
+    """Return the trajectory with the texts of its steps: number, action type, calls and start of each."""
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [began_ms for *_, began_ms in steps])
     sequences: list[ServedSequence] = []
-    for number, action_type, own, minute in zip(numbers, action_types, calls, minutes, strict=True):
+    for (number, action_type, own, _), minute in zip(steps, minutes, strict=True):
         for place in rules.training(own, action_type):
-            served = sequence(own[place], trajectory.trajectory_id, number, place, source, minute)
+            served = sequence(own[place], trajectory.trajectory_id, number, place, trajectory.message_source, minute)
             if served is not None:
                 sequences.append(served)
     return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))

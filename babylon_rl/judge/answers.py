@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from babylon_rl.errors import BabylonError, JudgeUnavailable
@@ -79,7 +79,6 @@ def read_answer(text: str, ids: Collection[str], parts: int = 0) -> dict[str, Ep
         else:
             seen.add(identity)
             faults += _judged(identity, entry, parts, verdicts)
-    # ids without an entry at all
     faults += [f"The id {identity} is missing." for identity in ids if identity not in seen]
     if faults:
         rest = len(faults) - MOST_FAULTS
@@ -88,38 +87,27 @@ def read_answer(text: str, ids: Collection[str], parts: int = 0) -> dict[str, Ep
 
 
 def _judged(identity: str, entry: Mapping[str, Any], parts: int, verdicts: dict[str, EpisodeVerdict]) -> Iterator[str]:
-    """Add the verdict of one entry to ``verdicts``, and yield the entry's faults."""
-    faults, marks = _marks(identity, entry, parts) if parts else _one_score(identity, entry)
+    """Add the verdict of one entry to ``verdicts``, or yield the entry's faults."""
+    faults = []
+    if parts:
+        marks = entry.get("marks")
+        given = marks if isinstance(marks, list) else []
+        faults += [] if len(given) == parts else [f"The entry of {identity} holds {len(given)} marks, not {parts}."]
+    else:
+        given = [entry["score"]] if "score" in entry else []
+        faults += [] if given else [f"The score of {identity} is missing."]
+    scores = [score for mark in given if (score := _score(mark)) is not None]
+    if not faults and len(scores) < len(given):
+        number, wrong = next((number, mark) for number, mark in enumerate(given, 1) if _score(mark) is None)
+        name = f"Mark {number}" if parts else "The score"
+        faults.append(f"{name} of {identity} is {_shown(wrong)}, which is no number from 0 to 1.")
     explanation = entry.get("explanation")
     if not isinstance(explanation, str) or not explanation.strip():
         faults.append(f"The explanation of {identity} is missing.")
     elif not faults:
-        own = tuple(marks) if parts else ()
-        verdicts[identity] = EpisodeVerdict(math.fsum(marks) / len(marks), explanation.strip()[:MOST_EXPLANATION], own)
+        own = tuple(scores) if parts else ()
+        verdicts[identity] = EpisodeVerdict(math.fsum(scores) / len(scores), explanation.strip()[:MOST_EXPLANATION], own)
     yield from faults
-
-
-def _one_score(identity: str, entry: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-    """Faults of an entry's score, or the score as a list."""
-    score = _score(entry.get("score"))
-    if score is not None:
-        return [], [score]
-    if "score" not in entry:
-        return [f"The score of {identity} is missing."], []
-    return [f"The score of {identity} is {_shown(entry['score'])}, which is no number from 0 to 1."], []
-
-
-def _marks(identity: str, entry: Mapping[str, Any], parts: int) -> tuple[list[str], list[float]]:
-    """Faults of an entry's marks, or the marks."""
-    given = entry.get("marks")
-    if not isinstance(given, list) or len(given) != parts:
-        number = len(given) if isinstance(given, list) else 0
-        return [f"The entry of {identity} holds {number} marks, not {parts}."], []
-    marks = [_score(mark) for mark in given]
-    wrong = [number for number, mark in enumerate(marks, 1) if mark is None]
-    if wrong:
-        return [f"Mark {wrong[0]} of {identity} is {_shown(given[wrong[0] - 1])}, which is no number from 0 to 1."], []
-    return [], [mark for mark in marks if mark is not None]
 
 
 def _score(value: Any) -> float | None:
@@ -226,40 +214,26 @@ def _from(text: str, starts: re.Pattern[str]) -> Iterator[tuple[int, int, Any]]:
         yield start.start(), position, value
 
 
+@dataclass
 class FailureStreak:
     """Count of unusable answers of one run; ``tries`` is the number allowed per request."""
 
-    def __init__(self, model: str, tries: int) -> None:
-        self._model = model
-        self._tries = tries
-        self._unusable = 0
-        self._windows: set[str] = set()
-        self._faults: Sequence[str] = ()
+    model: str
+    tries: int
+    unusable: int = 0
+    windows: set[str] = field(default_factory=set)
+    faults: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raise if further requests to the judge are pointless.
-
-        Raises:
-            JudgeUnavailable: too many answers in a row, about too many groups, were unusable.
-        """
-        if self._unusable >= GROUPS * self._tries and len(self._windows) > GROUPS:
+        """Raise JudgeUnavailable if too many answers in a row, about too many groups, were unusable."""
+        if self.unusable >= GROUPS * self.tries and len(self.windows) > GROUPS:
             raise JudgeUnavailable(
-                f"Not asked: the last answers of {self._model}, about {len(self._windows)} hours, could not be used or were refusals, the "
-                f"last because: {' '.join(self._faults)} See whether JUDGE_MODEL can answer in JSON (babylon-rl judge quarantine)."
+                f"Not asked: the last answers of {self.model}, about {len(self.windows)} hours, could not be used or were refusals, the "
+                f"last because: {' '.join(self.faults)} See whether JUDGE_MODEL can answer in JSON (babylon-rl judge quarantine)."
             )
 
-    def record_answer(self, window: str, faults: Sequence[str]) -> None:
-        """Record an answer about an hour with its faults; one without faults resets the count."""
-        if not faults:
-            self._unusable = 0
-            self._windows.clear()
-            return
-        self._unusable += 1
-        self._windows.add(window)
-        self._faults = faults
-
-    def record_refusal(self, window: str, reason: str) -> None:
-        """Record a refused request, which counts as all its tries."""
-        self._unusable += self._tries
-        self._windows.add(window)
-        self._faults = [reason]
+    def record(self, window: str, faults: Sequence[str], answers: int = 1) -> None:
+        """Record ``answers`` about an hour with their faults; one without faults resets the count. A refusal counts as all tries."""
+        self.unusable = self.unusable + answers if faults else 0
+        self.windows = self.windows | {window} if faults else set()
+        self.faults = faults

@@ -34,11 +34,9 @@ LATER = "Score again later: what is answered already is kept."
 
 @dataclass(frozen=True)
 class JudgeEndpoint:
-    """Address of a model. ``base_url`` None: litellm's default for the provider.
+    """Address of a model at an OpenAI-compatible server, and its name there. ``base_url`` None: litellm's default for the provider.
 
-    ``base_url`` is that of an OpenAI-compatible server, with its version. ``wire_name`` is the model's name there. ``key_variable``
-    names the setting that holds the credential, ``address_variable`` the variable of the provider's own client that names the address,
-    empty where none does.
+    ``key_variable`` names the setting of the credential, ``address_variable`` the provider client's own variable of the address, if any.
     """
 
     model: str
@@ -69,15 +67,13 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     # a server knows OpenAI's models without litellm's prefix, and OpenPipe's with one of its own
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     url, named_by = _given_address(settings, model)
-    if url is not None:
-        return JudgeEndpoint(model, wire_name, url, key, variable, named_by)
-    return JudgeEndpoint(model, wire_name, _own_address(provider, model), key, variable)
+    return JudgeEndpoint(model, wire_name, url or _own_address(provider, model), key, variable, named_by)
 
 
 def server_of(settings: JudgeSettings, model: str) -> str:
-    """Address of a server that replaces the model's provider; empty if the provider answers.
+    """Address of a server that replaces the model's provider; empty if the provider answers, and for the heuristic.
 
-    Also empty for the heuristic. Answers are stored under it, so that answers of a trial server are never taken for those of the model
+    Answers are stored under it, so that answers of a trial server are never taken for those of the model
     whose name it used.
     """
     url = None if model == HEURISTIC else _given_address(settings, model)[0]
@@ -185,7 +181,9 @@ class JudgeClient:
         self._breaker = breaker or CircuitBreaker(clock)
         self._endpoint = endpoint_of(settings, self.model)
         self._transport = transport or _transport(self._endpoint, settings)
-        self._form = _first_form(self._endpoint)
+        # a schema, unless litellm's table says the model takes none; a model that refuses it is asked without
+        entry = table_entry(self.model)
+        self._form = AnswerFormat("schema" if entry is None or entry.get("supports_response_schema") else "json")
         if is_priced(self.model):
             # the import blocks the loop for more than a second
             litellm_quietly()  # now rather than at the first answer, when it would keep the others waiting
@@ -268,23 +266,19 @@ class JudgeClient:
         return JudgeReply(text, *tokens, usd, latency_s, attempts, read, fault)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
-        """Report the failure to the breaker, and return the error to raise."""
-        error = self._error(failed)
+        """Report the failure to the breaker, and return the error to raise: refused for good, or unavailable for now."""
+        judge = f"The judge {self.model} at {self._endpoint.where}"
+        error: JudgeUnavailable | JudgeRefused
+        if failed.is_worth_a_retry:
+            wait = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
+            error = JudgeUnavailable(f"{judge} does not answer ({failed.attempts} tries): {failed}.{wait} {LATER}")
+        else:
+            error = JudgeRefused(f"{judge} refused a request ({failed}). {self._advice(failed)}", for_all=failed.fails_all_requests)
         if failed.fails_all_requests:
             self._breaker.failed(str(error))
         else:
             self._breaker.succeeded()  # the judge answers; it refused this request only
         return error
-
-    def _error(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
-        """The error for a failed call: refused for good, or unavailable for now."""
-        if not failed.is_worth_a_retry:
-            message = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
-            return JudgeRefused(message, for_all=failed.fails_all_requests)
-        wait = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
-        return JudgeUnavailable(
-            f"The judge {self.model} at {self._endpoint.where} does not answer ({failed.attempts} tries): {failed}.{wait} {LATER}"
-        )
 
     def _advice(self, failed: CallFailed) -> str:
         """Advice on a failure that no retry cures."""
@@ -307,12 +301,3 @@ def _transport(endpoint: JudgeEndpoint, settings: JudgeSettings) -> Transport:
     if endpoint.base_url is not None:
         return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
     return LitellmTransport(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
-
-
-def _first_form(endpoint: JudgeEndpoint) -> AnswerFormat:
-    """The first form to try: a schema, unless litellm's table says the model takes none.
-
-    A model that refuses the schema is asked without.
-    """
-    entry = table_entry(endpoint.model)
-    return AnswerFormat("schema" if entry is None or entry.get("supports_response_schema") else "json")

@@ -28,7 +28,7 @@ MIN_SCALE_ANCHORS = 4  # anchors that tell a scale from noise
 LEAST_GAIN = 0.1  # of a score; a smaller one is left to the judge
 ERROR_RATE = 0.01  # share of the hours in which noise alone looks like a gain, at each comparison
 _NOTHING = 1e-9  # sums of the same scores differ in the last bits
-_DECIMALS = 9  # of a score, for the same reason
+DECIMALS = 9  # of a score, for the same reason
 
 Orders = Sequence[Mapping[str, float]]  # score by agent in each order
 Marks = Mapping[str, Mapping[Part, float]]  # score by agent and part
@@ -62,15 +62,9 @@ class Gain:
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
-    """Agreement of some orders (agent id -> score, same agents in each), by agent.
-
-    Raises:
-        ValueError: there is no order, or an empty one.
-    """
-    if not orders or not orders[0]:
-        raise ValueError("There are no scores to agree on.")
+    """Agreement of some orders (agent id -> score, same agents in each), by agent."""
     agents = sorted(orders[0])
-    scores = {agent: math.fsum(order[agent] for order in orders) / len(orders) for agent in agents}
+    scores = {agent: _mean_of(orders, agent) for agent in agents}
     pairs = list(combinations(orders, 2))
     by_agent = {agent: math.fsum(abs(first[agent] - second[agent]) for first, second in pairs) / max(1, len(pairs)) for agent in agents}
     # pairs in which one order gives a single score to all have no tau
@@ -95,7 +89,7 @@ def gain(shown: Orders, masked: Orders, suspects: Collection[str], placebo: Orde
     if placebo is not None:
         error = math.sqrt(_spread(list(harmless.values())) / max(1, len(harmless) - 1) * (1 + 1 / len(harmless)))
         gainers = tuple(agent for agent in _beyond_noise(chosen, error, len(harmless) - 1) if agent in gainers)
-    return Gain({agent: round(_mean_of(shown, agent) - _mean_of(masked, agent), _DECIMALS) for agent in changes}, noise, gainers)
+    return Gain({agent: round(_mean_of(shown, agent) - _mean_of(masked, agent), DECIMALS) for agent in changes}, noise, gainers)
 
 
 def _changes(shown: Orders, other: Orders) -> dict[str, float]:
@@ -116,7 +110,7 @@ def gain_of_words(shown: Orders, without: Mapping[str, Mapping[str, float]]) -> 
     freedom = sum(len(values) - 1 for values in spoken.values())
     most = max(len(values) for values in spoken.values())
     noise = math.sqrt(math.fsum(map(_spread, spoken.values())) / freedom * (1 + 1 / most)) if freedom else None
-    changes = {agent: round(math.fsum(values) / len(values) - silent[agent][agent], _DECIMALS) for agent, values in spoken.items()}
+    changes = {agent: round(math.fsum(values) / len(values) - silent[agent][agent], DECIMALS) for agent, values in spoken.items()}
     return Gain(changes, noise, _beyond_noise(changes, noise or 0.0, freedom))
 
 
@@ -144,10 +138,8 @@ def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float 
     import numpy as np  # not at the top: spearman is used by the checks of every hour
 
     # the sign of each pair's difference, a byte each: 500 agents are 250,000 pairs; importing scipy.stats takes longer than a report
-    ranked = [
-        np.greater.outer(s, s).view(np.int8) - np.less.outer(s, s) for s in ([order[agent] for agent in agents] for order in (left, right))
-    ]
-    first, second = ranked
+    ordered = ([order[agent] for agent in agents] for order in (left, right))
+    first, second = (np.greater.outer(s, s).view(np.int8) - np.less.outer(s, s) for s in ordered)
     pairs = np.count_nonzero(first) * np.count_nonzero(second)  # neither ties nor themselves, in both
     return int(np.sum(first * second, dtype=np.int64)) / math.sqrt(pairs) if pairs else None
 
@@ -174,19 +166,12 @@ def rank_with_pnl(scores: Sequence[float], pnls_usd: Sequence[float | None]) -> 
 
 
 def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
-    """Split agents into overlapping sub-groups of at most ``most``; one group if all fit.
+    """Split agents into overlapping sub-groups of at most ``most`` (MIN_SUBGROUP or more); one group if all fit.
 
     They share a third of ``most`` as anchors, or up to MIN_SCALE_ANCHORS of a half. Anchors and the rest are drawn by ``seed`` from the
     sorted agents, so that the same group splits the same way.
-
-    Raises:
-        ValueError: ``most`` is below MIN_SUBGROUP, or an agent occurs twice.
     """
-    if most < MIN_SUBGROUP:
-        raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {MIN_SUBGROUP}.")
     ordered = sorted(agents)
-    if len(set(ordered)) != len(ordered):
-        raise ValueError("An agent is there twice.")
     if len(ordered) <= most:
         return [ordered]
     random.Random(seed).shuffle(ordered)
@@ -198,23 +183,14 @@ def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Merge the scores of some parts into one score (0..1) per agent.
-
-    Agents are sorted. A single part stays as it is.
+    """Merge the scores of some parts, which share agents, into one score (0..1) per agent, sorted. A single part stays as it is.
 
     With a judge whose scores in each part are a rising straight-line map of the same skill, the order is that of the skill. Two anchors
     or fewer tell how far parts lie apart, and nothing of their scale.
-
-    Raises:
-        ValueError: there are no parts, or they share no agent.
     """
-    if not parts:
-        raise ValueError("There is nothing to merge.")
     if len(parts) == 1:
         return dict(sorted(parts[0].items()))
     anchors = sorted(set.intersection(*(set(part) for part in parts)))
-    if not anchors:
-        raise ValueError("The parts share no agent.")
     gathered: dict[str, list[float]] = {}
     for part, (mean, to, stretch) in zip(parts, _maps([[part[agent] for agent in anchors] for part in parts]), strict=True):
         for agent, score in part.items():
@@ -233,17 +209,12 @@ def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]
         [(score - mean) * (width / deviation if scales else 1.0) for score in scores]
         for scores, (mean, deviation) in zip(anchors, moments, strict=True)
     ]
-    # shift and stretch only by the share of the difference that noise does not explain
-    noise = _disagreement(aligned, count - (2 if scales else 1))
+    # shift and stretch only by the share of the difference that noise does not explain: residual variance of one score after alignment
+    freedom = (count - (2 if scales else 1)) * (len(aligned) - 1)
+    noise = math.fsum(_spread(scores) for scores in zip(*aligned, strict=True)) / freedom if freedom > 0 else 0.0
     moved = _beyond(means, noise / count)
     stretched = _beyond([math.log(deviation) for deviation in deviations], noise / width**2 / (count - 1)) if scales else 0.0
     return [(mean, mean + moved * (middle - mean), (width / deviation) ** stretched if scales else 1.0) for mean, deviation in moments]
-
-
-def _disagreement(aligned: Sequence[Sequence[float]], freedom: int) -> float:
-    """Residual variance of one score after alignment; 0 if it cannot be estimated."""
-    left = math.fsum(_spread(scores) for scores in zip(*aligned, strict=True))
-    return left / (freedom * (len(aligned) - 1)) if freedom > 0 else 0.0
 
 
 def _beyond(values: Sequence[float], noise: float) -> float:
@@ -266,11 +237,10 @@ def _moments(values: Sequence[float]) -> tuple[float, float]:
 def _within(scores: Mapping[str, float]) -> dict[str, float]:
     """The scores, compressed linearly if one lies outside 0 to 1."""
     low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
-    return {agent: round((score - low) / (high - low), _DECIMALS) for agent, score in scores.items()}
+    return {agent: round((score - low) / (high - low), DECIMALS) for agent, score in scores.items()}
 
 
 ADVANTAGE_SCALE = 0.12  # of the advantages of parts and of answers: (score - group mean) / this, however little a group differs
-_SAME = 9  # decimals in which two scores must agree to be equal: sums of floats differ in the last bits
 
 
 def without_agents(group: GroupScores, dropped: Collection[str]) -> GroupScores:
@@ -338,21 +308,14 @@ def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
 def group_scores(
     window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str, marks: Marks | None = None
 ) -> GroupScores:
-    """Rank ``scores`` (agent id -> score 0..1, reasoning) and compute advantages, those of parts by ``marks``.
-
-    Raises:
-        ValueError: the group is empty.
-    """
-    if not scores:
-        raise ValueError(f"The group of {window} is empty.")
+    """Rank ``scores`` (agent id -> score 0..1, reasoning) and compute advantages, those of parts by ``marks``."""
     values = [score for score, _ in scores.values()]
-    mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    mean, spread = _moments(values)
     # equal up to rounding counts as equal, or noise in the last bits would decide ranks
-    rounded = sorted((round(value, _SAME) for value in values), reverse=True)
+    rounded = sorted((round(value, DECIMALS) for value in values), reverse=True)
     ranked = []
     for agent_id, (score, reasoning) in scores.items():
-        rank = 1 + rounded.index(round(score, _SAME))
+        rank = 1 + rounded.index(round(score, DECIMALS))
         # a spread this small is rounding: divided by it, noise would look like merit
         advantage = (score - mean) / spread if spread >= NO_SPREAD else 0.0
         ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))

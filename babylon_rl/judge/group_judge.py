@@ -60,12 +60,12 @@ LONGEST_TOKENS = 6  # characters, on average
 MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
+@dataclass(eq=False)
 class UnusableAnswers(Exception):
     """A request was refused, or every try at it gave an unusable answer."""
 
-    def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(reason)
-        self.transcript = transcript
+    reason: str
+    transcript: Sequence[Mapping[str, Any]]
 
 
 # The outcome of a group whose orders fail differently is the first of these. Any other error is a bug and comes before all.
@@ -92,14 +92,9 @@ class GroupJudge:
         self._store = store
         # Held until the answer is committed, so a crash loses at most ``judge_concurrency`` paid answers.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
-        self._budget = Budget(settings.judge_budget_usd, self.model, store)
+        self.budget = Budget(settings.judge_budget_usd, self.model, store)
         self._failures = FailureStreak(self.model, settings.judge_tries)
         self._counted: dict[int, int] = {}  # our least count of tokens of a prompt, by the server's
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on limits that could not be enforced."""
-        return self._budget.notes
 
     async def judge(self, group: RenderedGroup, *, looks: bool = True) -> GroupOutcome:
         """Judge one group; a group with flagged sentences a second time with them masked.
@@ -126,7 +121,7 @@ class GroupJudge:
             if gained is not None and gained.gainers:
                 orders, agreed = without, masked
         except UnusableAnswers as unusable:
-            return UnscorableGroup(group, str(unusable), unusable.transcript)
+            return UnscorableGroup(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
         return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained, form, words)
@@ -155,7 +150,7 @@ class GroupJudge:
         requests = [request for plan in plans for request in plan]
         stored = await self._store.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
-        async with self._budget.reserved(_sizes(request for request in requests if request.key not in stored)):
+        async with self.budget.reserved(_sizes(request for request in requests if request.key not in stored)):
             parts = await _all([self._verdicts(request, stored.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), parts, strict=True))
         return [merged_order([by_key[request.key] for request in plan]) for plan in plans]
@@ -176,7 +171,7 @@ class GroupJudge:
                     # a refusal of this request alone costs its group the scores; one of all requests ends the run
                     if refused.for_all:
                         raise
-                    self._failures.record_refusal(request.window, str(refused))
+                    self._failures.record(request.window, [str(refused)], self._settings.judge_tries)
                     self._failures.check()
                     raise UnusableAnswers(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
@@ -187,7 +182,7 @@ class GroupJudge:
             transcript.append(_exchange(request, attempt, answer.answer, faults))
             tally.lasting += any(fault.startswith(LASTING) for fault in faults)
             if tally.lasting >= LASTING_TRIES or faults[0].startswith(CUT_PROMPT):
-                self._failures.record_refusal(request.window, faults[0])
+                self._failures.record(request.window, faults[:1], self._settings.judge_tries)
                 break
         raise UnusableAnswers(
             f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript
@@ -196,12 +191,12 @@ class GroupJudge:
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         """Ask once and store the answer before it is used."""
         # The group's first requests were reserved together.
-        async with self._budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
+        async with self.budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
             self._failures.check()
             self._store.check()
             reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
-            self._failures.record_answer(request.window, answer.faults)
+            self._failures.record(request.window, answer.faults)
             await self._store.add(answer)
         return answer
 
@@ -209,7 +204,7 @@ class GroupJudge:
         """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
         usd = expected_usd(self.model, request.tokens, len(request.ids), len(request.group.parts)) if reply.usd is None else reply.usd
-        self._budget.pay(usd)
+        self.budget.pay(usd)
         text = storable(reply.text)
         fault = reply.fault or self._cut_prompt(request, reply.read_tokens)
         faults, scores = ([fault], None) if fault else _checked(text, request)
@@ -247,10 +242,7 @@ def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int, int]]:
 
 
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Await all tasks, then raise the gravest error.
-
-    A failure must not cancel the others, whose answers are paid for.
-    """
+    """Await all tasks, then raise the gravest error: a failure must not cancel the others, whose answers are paid for."""
     results = await asyncio.gather(*work, return_exceptions=True)
     failed = [result for result in results if isinstance(result, BaseException)]
     if failed:
@@ -323,9 +315,7 @@ async def run_pool(
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended the others; an interruption comes before any error."""
-    leaves: list[BaseException] = []
-    for error in several.exceptions:
-        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in several.exceptions]
     return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])
 
 
@@ -361,7 +351,7 @@ def score_with_model(
         JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
     """
     secret = keep_secret(connection, secrets.token_bytes(32), now)
-    run = _ScoringRun(settings, secret, now, len(windows), on_progress, force=force, stale=stale)
+    run = _ScoringRun(settings, secret, now, len(windows), on_progress, force, stale)
     run.scored.notes += unreadable(connection, settings)
     # however the run ends: answers are written, leases returned, pending hours recorded
     store = JudgeStore(connection, clock_from(now))
@@ -379,45 +369,43 @@ def score_with_model(
     return run.scored.in_order()
 
 
+@dataclass
 class _ScoringRun:
     """State of one call of score_with_model."""
 
-    def __init__(
-        self, settings: Settings, secret: bytes, now: datetime, total: int, on_progress: Progress, *, force: bool, stale: bool
-    ) -> None:
-        self.scored = ScoringResult()
-        self._settings = settings
-        self._secret = secret
-        self._now = now
-        self._force, self._stale = force, stale
-        self._total = total
-        self._on_progress = on_progress
-        self.unfinished: dict[str, PlannedHour] = {}
-        self._done = 0
+    settings: Settings
+    secret: bytes
+    now: datetime
+    total: int
+    on_progress: Progress
+    force: bool
+    stale: bool
+    scored: ScoringResult = field(default_factory=ScoringResult)
+    unfinished: dict[str, PlannedHour] = field(default_factory=dict)
+    done: int = 0
 
     async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
         """Judge all hours that need it."""
-        async with JudgeClient(self._settings) as client, leases:
-            judge = GroupJudge(client, self._secret, self._settings, store)
-            answers, _ = await store.run(count_answers, self._settings.judge_model)
-            looks = answers >= self._settings.judge_look_after
+        async with JudgeClient(self.settings) as client, leases:
+            judge = GroupJudge(client, self.secret, self.settings, store)
+            answers, _ = await store.run(count_answers, self.settings.judge_model)
+            looks = answers >= self.settings.judge_look_after
 
             async def judge_leased(group: RenderedGroup) -> GroupOutcome:
                 # a group that another run has judged by then is answered from the cache
-                async with leases.hold(group.window):
-                    return await judge.judge(group, looks=looks)
+                await leases.acquire(group.window)
+                return await judge.judge(group, looks=looks)
 
             async def finish(outcome: GroupOutcome) -> None:
                 await self._finish(store, leases.holder, outcome)
 
-            await run_pool(self._groups(store, windows), judge_leased, finish, self._settings.judge_concurrency)
-            self.scored.notes += judge.notes
+            await run_pool(self._groups(store, windows), judge_leased, finish, self.settings.judge_concurrency)
+            self.scored.notes += judge.budget.notes
 
     async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
         """Plan the hours chunk by chunk, and yield the groups to judge."""
         for chunk in await store.run(_chunks, windows):
-            plan: ScoringPlan = await store.run(plan_hours, chunk, self._settings, self._secret, force=self._force, stale=self._stale)
-            # kept and quarantined hours are done without a request
+            plan: ScoringPlan = await store.run(plan_hours, chunk, self.settings, self.secret, force=self.force, stale=self.stale)
             self.scored.update(plan.unchanged)
             self.scored.quarantined |= plan.quarantined
             self.scored.by_other_rules += plan.by_other_rules
@@ -432,7 +420,7 @@ class _ScoringRun:
         hour = self.unfinished.pop(window)
         if sum(map(len, hour.trajectories.values())) >= LARGE_HOUR:
             forget_encodings()
-        result = await store.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
+        result = await store.run(finish_hour, hour, outcome, self.settings, self.now, holder, self.force)
         if isinstance(outcome, ScoredGroup):
             self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)
         if isinstance(result, GroupScores):
@@ -445,9 +433,9 @@ class _ScoringRun:
         self._report_progress(1)
 
     def _report_progress(self, hours: int) -> None:
-        self._done += hours
+        self.done += hours
         if hours:
-            self._on_progress("judging", self._done, self._total)
+            self.on_progress("judging", self.done, self.total)
 
 
 def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
@@ -458,9 +446,7 @@ def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
 def finish_hour(
     connection: Connection, hour: PlannedHour, outcome: GroupOutcome, settings: Settings, now: datetime, holder: str, force: bool
 ) -> GroupScores | str:
-    """Write the outcome of an hour and return its lease, in one transaction.
-
-    The transaction holds the hour's lock.
+    """Write the outcome of an hour and return its lease, in one transaction under the hour's lock.
 
     Returns:
         Its scores, or the reason why it has none. A judgement is written only if the hour's group has not changed since.
@@ -469,7 +455,6 @@ def finish_hour(
     with connection.transaction():
         lock_windows(connection, [window])
         drop_leases(connection, holder, [window])
-        # no scores: a quarantine is recorded with the version of its request
         if not isinstance(outcome, ScoredGroup):
             if isinstance(outcome, UnscorableGroup):
                 transcript = list(map(dict, outcome.transcript))
@@ -490,7 +475,6 @@ def finish_hour(
             if before == judged:
                 scores.keep_made_from(connection, {window: hour.sources}, rules_version(settings))
                 return before
-        # write the new scores, and end a quarantine
         scores.release(connection, [window])
         shown, orders = outcome.group.input_version, len(outcome.orders)
         criteria = {"rubric": RUBRIC, "rubricVersion": rubric_version(settings), "shown": shown, "orders": orders}

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from babylon_rl.judge.answers import EpisodeVerdict, read_answer
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.consensus import Agreement, Gain, group_scores, merge
+from babylon_rl.judge.consensus import DECIMALS, Agreement, Gain, group_scores, merge
 from babylon_rl.judge.parts import Part
 from babylon_rl.judge.prompt.forms import MaskedGroup
 from babylon_rl.judge.prompt.injection import Flag
@@ -22,17 +22,13 @@ from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer
 from babylon_rl.types import GroupScores, Judgement
 
-_MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
 MAX_EXCERPT = 200
 MAX_PASSAGE = 500  # characters of a line that was masked
 
 
 @dataclass(frozen=True)
 class Order:
-    """One order of a group: verdict and place of every agent.
-
-    Places run from 0 (first) to 1 (last); the mean where the agent stood in several parts.
-    """
+    """One order of a group: verdict and place of every agent, from 0 (first) to 1 (last), the mean over its parts."""
 
     verdicts: Mapping[str, EpisodeVerdict]
     places: Mapping[str, float]
@@ -58,10 +54,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class UnscorableGroup:
-    """A group without scores, after a refusal or only unusable answers; it goes to quarantine.
-
-    ``transcript`` holds the tries, shortened.
-    """
+    """A group to quarantine, after a refusal or only unusable answers; ``transcript`` holds the tries, shortened."""
 
     group: RenderedGroup
     reason: str
@@ -107,15 +100,11 @@ def _moved(marks: Sequence[tuple[float, ...]], score: float) -> tuple[float, ...
         return ()
     means = [math.fsum(own) / len(own) for own in zip(*marks, strict=True)]
     change = score - math.fsum(means) / len(means)
-    return tuple(round(min(1.0, max(0.0, mark + change)), _MEAN_DECIMALS) for mark in means)
+    return tuple(round(min(1.0, max(0.0, mark + change)), DECIMALS) for mark in means)
 
 
 def read_verdicts(text: str, request: JudgeRequest) -> dict[str, EpisodeVerdict]:
-    """Read the verdicts of an answer by agent id, with the marks of the parts in which each acted.
-
-    Raises:
-        AnswerFault: as ``read_answer``.
-    """
+    """Read the verdicts of an answer by agent id, with the marks of the parts in which each acted; raises as ``read_answer``."""
     found = read_answer(text, list(request.ids), len(request.group.parts))
     acted = {episode.agent_id: episode.acted for episode in request.shown}
     return {agent: _of_acted(found[shown], acted[agent]) for shown, agent in request.ids.items()}
@@ -134,7 +123,7 @@ def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
     for episode in outcome.group.episodes:
         orders = [order.verdicts[episode.agent_id].marks for order in outcome.orders]
         for own, given in zip(episode.acted, zip(*orders, strict=True), strict=True):
-            mean = round(math.fsum(given) / len(given), _MEAN_DECIMALS)
+            mean = round(math.fsum(given) / len(given), DECIMALS)
             marks.setdefault(episode.agent_id, {})[outcome.group.parts[own.place]] = mean
     return marks
 
@@ -143,7 +132,7 @@ def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: 
     """Scores of a judged group, not stored."""
     group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
     gains = {} if outcome.gain is None else outcome.gain.by_agent
-    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
+    scores = {agent: (round(score, DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
     whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version, _marks(outcome))
     episodes = {episode.agent_id: episode for episode in group.episodes}
     entries = tuple(
@@ -178,7 +167,7 @@ def _reasoning(outcome: ScoredGroup, agent: str) -> str:
 def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
     """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
     # The same answers in another order of arrival are the same judgement.
-    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
+    episodes, answers = outcome.group.episodes, sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]
     return Judgement(
         orders=len(outcome.orders),
@@ -190,9 +179,9 @@ def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
         seconds=math.fsum(answer.latency_seconds for answer in answers),
         shown_version=outcome.group.input_version,
         server=server,
-        steps=outcome.group.steps,
-        shortened=outcome.group.shortened,
-        decisions_shortened=outcome.group.decisions_shortened,
+        steps=sum(episode.steps for episode in episodes),
+        shortened=sum(episode.shortened for episode in episodes),
+        decisions_shortened=sum(episode.decisions_shortened for episode in episodes),
         context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
         masked=None if outcome.gain is None else bool(outcome.gain.gainers),
         noise=None if outcome.gain is None else outcome.gain.noise,

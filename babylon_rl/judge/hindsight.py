@@ -29,7 +29,7 @@ from babylon_rl.market.correctness import HourMarket, Targets, correctness, inte
 from babylon_rl.market.outcomes import PredictionOutcome, WindowOutcomes, read_many_outcomes
 from babylon_rl.settings import HEURISTIC, HourSettings, Settings
 from babylon_rl.store import hindsight as store
-from babylon_rl.store.columns import storable
+from babylon_rl.store.columns import portions, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers, recorded_knowledge
@@ -59,18 +59,12 @@ class HourHindsight:
     data_version: str
     changed: bool = False
 
-    @property
-    def share_right(self) -> float | None:
-        """Share of right actions, 0 to 1; None while nothing is known."""
-        return self.right / self.known if self.known else None
-
 
 @dataclass(frozen=True)
 class HourSecrets:
-    """Facts of an hour that its texts must not hold in raw form.
+    """Facts of an hour that its texts must not hold in raw form: questions without an answer in it, and gameKnowledge.
 
-    These are questions without an answer in the hour, and gameKnowledge by trajectory. ``knowledge`` has the texts and the numbers by
-    which each trajectory's own would be recognised.
+    ``knowledge`` has the texts and the numbers by which each trajectory's own would be recognised.
     """
 
     hour: LeakContext = field(default_factory=LeakContext)
@@ -98,8 +92,8 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
             lock_windows(connection, chunk)
             targets = Targets(store.organizations(connection), store.questions(connection))
             # batches bound the memory; the transaction covers all of them
-            for hours in _batches(store.hours_read(connection, chunk)):
-                seen = _labels_and_leaks(connection, hours, targets, settings)
+            for hours in portions(store.hours_read(connection, chunk).items(), lambda hour: hour[1], ROWS_AT_ONCE):
+                seen = _labels_and_leaks(connection, [window for window, _ in hours], targets, settings)
                 changed = store.replace(connection, list(seen.values()), now)
                 hindsights |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
     return hindsights
@@ -111,35 +105,10 @@ def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_id
     return HourSecrets(_secrets(outcomes, answers), _knowledge(connection, trajectory_ids, {outcomes.window: outcomes}))
 
 
-def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tuple[int, Leak]]:
-    """Yield every leak of a trajectory's sequences, with the sequence's index."""
-    context = secrets.of(trajectory.trajectory_id)
-    for place, sequence in enumerate(trajectory.sequences):
-        for leak in find_leaks(sequence.messages, sequence.response, context):
-            yield place, leak
-
-
-def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
-    """Split hours into batches of about ROWS_AT_ONCE trajectories."""
-    batch, size = list[str](), 0
-    for window, number in rows.items():
-        # an hour is never divided: one that is larger than a batch is a batch of its own
-        if batch and size + number > ROWS_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-        batch.append(window)
-        size += number
-    if batch:
-        yield batch
-
-
 def _knowledge(
     connection: Connection, trajectory_ids: Sequence[str], markets: Mapping[str, WindowOutcomes]
 ) -> dict[str, tuple[tuple[str, ...], frozenset[str]]]:
-    """Secret texts and numbers of each trajectory's gameKnowledge.
-
-    Values that stand in the hours' own public questions and news are left out.
-    """
+    """Secret texts and numbers of each trajectory's gameKnowledge."""
     if not trajectory_ids:
         return {}
     # a value that every agent could read in the market proves no leak
@@ -172,19 +141,23 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
     markets = read_many_outcomes(connection, windows, settings)
     actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
     leaks: dict[str, list[StoredLeak]] = {window: [] for window in markets}
-    named = {window: _market(market) for window, market in markets.items()}
+    named = {
+        window: HourMarket(
+            # a change that is not a number would count as a fall
+            {stock.organization_id: stock.change_percent for stock in market.stocks if math.isfinite(stock.change_percent)},
+            {stock.ticker: stock.organization_id for stock in market.stocks},
+        )
+        for window, market in markets.items()
+    }
     eligible: list[str] = []
-    # first pass over the rows: the correctness of each action
     for row in trajectory_rows(connection, windows):
         decoded = decode(row)
         if not isinstance(decoded, Fault):
             eligible.append(row.trajectory_id)
             actions[row.window].extend(_actions(row, decoded.completed, targets, named[row.window]))
-    # secrets of all hours, before any text is read
     knowledge = _knowledge(connection, eligible, markets)
     answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))
     secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
-    # second pass, one trajectory's texts at a time: the leaks
     looked_at: Counter[str] = Counter()
     for trajectory in stream_trajectories(connection, windows, settings):
         looked_at[trajectory.window] += len(trajectory.sequences)
@@ -209,23 +182,16 @@ def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market
 
 def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[StoredLeak]:
     """Yield the first leak of each kind in each sequence."""
-    first: dict[tuple[int, str], Leak] = {}
-    for place, leak in sequence_leaks(trajectory, secrets):
-        first.setdefault((place, leak.kind), leak)
-    for (place, kind), leak in first.items():
-        yield StoredLeak(
-            window=trajectory.window, trajectory_id=trajectory.trajectory_id, sequence=place, kind=kind,
-            call_id=storable(trajectory.sequences[place].call_id), detail=storable(leak.detail),
-        )  # fmt: skip
-
-
-def _market(outcomes: WindowOutcomes) -> HourMarket:
-    """Price changes of an hour, as the correctness check takes them."""
-    return HourMarket(
-        # a change that is not a number would count as a fall
-        {stock.organization_id: stock.change_percent for stock in outcomes.stocks if math.isfinite(stock.change_percent)},
-        {stock.ticker: stock.organization_id for stock in outcomes.stocks},
-    )
+    context = secrets.of(trajectory.trajectory_id)
+    for place, sequence in enumerate(trajectory.sequences):
+        first: dict[str, Leak] = {}
+        for leak in find_leaks(sequence.messages, sequence.response, context):
+            first.setdefault(leak.kind, leak)
+        for kind, leak in first.items():
+            yield StoredLeak(
+                window=trajectory.window, trajectory_id=trajectory.trajectory_id, sequence=place, kind=kind,
+                call_id=storable(sequence.call_id), detail=storable(leak.detail),
+            )  # fmt: skip
 
 
 def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContext:

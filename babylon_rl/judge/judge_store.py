@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -41,10 +42,7 @@ HEARTBEAT_S = 30.0
 
 
 class JudgeStore:
-    """Stored answers and the budget of all runs, for an event loop; the database works in a thread.
-
-    It must be closed after the loop has ended, with or without an error.
-    """
+    """Stored answers and the budget of all runs, for an event loop. It must be closed after the loop has ended, even by an error."""
 
     def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self.connection = connection
@@ -89,10 +87,7 @@ class JudgeStore:
             self._flushing.result()
 
     async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
-        """Reserve dollars if they fit beside the spending of all runs today.
-
-        Requests under way count too; ``paid`` is this run's own spending.
-        """
+        """Reserve dollars if they fit beside the spending of all runs today, requests under way included; ``paid`` is this run's own."""
         return await self.run(self._reserve, usd, most, paid)
 
     async def give_back(self, usd: float) -> None:
@@ -159,23 +154,18 @@ class Leases:
         if not self._store.connection.closed:
             drop_leases(self._store.connection, self.holder)
 
-    @asynccontextmanager
-    async def hold(self, window: str) -> AsyncIterator[None]:
-        """Acquire an hour's lease; waits while another live run holds it.
-
-        The lease is returned in the transaction that writes the hour (``finish_hour``), not here.
-        """
+    async def acquire(self, window: str) -> None:
+        """Acquire an hour's lease, once no other live run holds it. The transaction that writes the hour returns it (``finish_hour``)."""
         while True:
             now = self._store.clock()
             other = await self._store.run(claim_lease, window, self.holder, now, now - LEASE, list(self._gone))
             if other is None:
-                break
+                return
             # the holder's process is dead: take the lease over at once
             if is_running(other) is False:
                 self._gone.add(other)
             elif other:
                 await asyncio.sleep(ASK_AGAIN_S)
-        yield
 
     async def _renew(self) -> None:
         """Renew all leases of this run at intervals."""
@@ -199,10 +189,7 @@ def answer_tokens(episodes: int, parts: int = 0) -> int:
 
 
 def expected_usd(model: str, tokens: int, episodes: int, parts: int = 0) -> float | None:
-    """Expected dollars of a request; None where the price is unknown.
-
-    ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it, ``parts`` of marks for each.
-    """
+    """Expected dollars of a request by the tokens of its prompt, its episodes and the marks for each; None where the price is unknown."""
     return price(model, tokens, answer_tokens(episodes, parts))
 
 
@@ -216,55 +203,49 @@ def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime 
     return asked_at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
+@dataclass
 class Budget:
     """One run's view of the budget; ``usd`` None is no limit. Requests under way, of all runs, count at their expected cost."""
 
-    def __init__(self, usd: float | None, model: str, store: JudgeStore) -> None:
-        self._usd = usd
-        self._model = model
-        self._store = store
-        self._paid = 0.0
-        self._blind = False
+    usd: float | None
+    model: str
+    store: JudgeStore
+    paid: float = 0.0
+    blind: bool = False
 
     @property
     def notes(self) -> list[str]:
         """Sentences on limits that the budget cannot enforce."""
-        if not self._blind:
+        if not self.blind:
             return []
-        return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self._model} is in no table, and its answers count as unknown."]
+        return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self.model} is in no table, and its answers count as unknown."]
 
     def pay(self, usd: float | None) -> None:
-        """Add the cost of an answer of this run.
-
-        The run keeps its own sum because it may go on past midnight, when the day's sum starts at 0.
-        """
-        self._paid += usd or 0.0
+        """Add the cost of an answer to the run's own sum, as the day's starts at 0 at midnight."""
+        self.paid += usd or 0.0
 
     @asynccontextmanager
     async def reserved(self, sizes: Iterable[tuple[int, int, int]]) -> AsyncIterator[None]:
-        """Reserve the expected cost of some requests, and return it at the end.
-
-        Args:
-            sizes: prompt tokens, episodes and parts of each; read only where there is a limit.
+        """Reserve the expected cost of some requests, by prompt tokens, episodes and parts of each, and return it at the end.
 
         Raises:
             OverBudget: they do not fit.
         """
-        expected = [] if self._usd is None else [expected_usd(self._model, *size) for size in sizes]
-        if self._usd is None or not expected:
+        expected = [] if self.usd is None else [expected_usd(self.model, *size) for size in sizes]
+        if self.usd is None or not expected:
             yield
             return
         # requests without a known price pass, and are noted
-        self._blind |= None in expected
+        self.blind |= None in expected
         usd = sum(part for part in expected if part is not None)
-        account = await self._store.reserve(usd, self._usd, self._paid)
+        account = await self.store.reserve(usd, self.usd, self.paid)
         if not account.fits:
             raise OverBudget(
-                _LIMIT.format(usd=self._usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
+                _LIMIT.format(usd=self.usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
                 f"are under way, and this hour takes about ${usd:.4f}. Raise it, or wait for tomorrow."
             )
         try:
             yield
         finally:
             # answers that came are stored by now, and count at their real cost
-            await self._store.give_back(usd)
+            await self.store.give_back(usd)

@@ -60,10 +60,7 @@ class HiddenAnswer:
 
 
 def leaks_hidden_answer(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
-    """True if a clause names a question and states its hidden answer.
-
-    It says that the hidden answer is right, or that the other is wrong.
-    """
+    """True if a clause names a question and says that its hidden answer is right, or that the other is wrong."""
     for clause in _CLAUSES.split(explanation):
         for question in hidden:
             own, other = (_YES, _NO) if question.answer else (_NO, _YES)
@@ -74,9 +71,7 @@ def leaks_hidden_answer(explanation: str, hidden: Iterable[HiddenAnswer]) -> boo
 
 
 def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
-    """First clause that names a question and states its answer as a fact.
-
-    None where no clause does.
+    """First clause that names a question and states its answer as a fact, None where no clause does.
 
     A guess, a condition and both answers in one clause state nothing, nor does the wrong answer.
     """
@@ -202,13 +197,9 @@ _ESCAPED = {'"': '"', "\\": "\\", "/": "/"}
 
 
 def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: LeakContext = LeakContext()) -> list[Leak]:
-    """Find the leaks of a sequence, in the order of its texts.
+    """Find the leaks of a sequence, in the order of its texts; none in a sequence that may train.
 
-    The list is empty for a sequence that may train.
-
-    Args:
-        messages: the chat messages that the policy was served (``role``, ``content``).
-        context: the hour's and the row's own secrets; without it only judges' sentences and named columns are found.
+    ``context`` holds the hour's and the row's own secrets; without it only judges' sentences and named columns are found.
     """
     leaks: list[Leak] = []
     for number, message in enumerate(messages):
@@ -227,7 +218,6 @@ def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
             needles += [_json({key: value})[1:-1] for key, value in entries.items() if len(key) >= _SHORTEST_KEY and _telling(value)]
         if isinstance(entries, Mapping | list) and len(_json(entries)) >= _SHORTEST_SECTION:
             needles.append(_json(entries))
-    # long bare texts, at any depth
     needles += [text for value in _values(knowledge) if isinstance(value, str) and len(text := folded(value)) >= _SHORTEST_TEXT]
     return tuple(dict.fromkeys(needles))
 
@@ -266,10 +256,7 @@ def _json(value: Any) -> str:
 
 
 def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[Leak]:
-    """Find the leaks of one text, the first of each kind.
-
-    ``raw``: also search for raw forms, which count in messages and not in a response.
-    """
+    """Find the leaks of one text, the first of each kind; ``raw`` forms count in messages and not in a response."""
     leaks: dict[LeakKind, Leak] = {}
     if raw and context.answers and (clause := stated_answer(text, context.answers)):
         leaks["hidden_answer"] = Leak("hidden_answer", where, _line(clause))
@@ -287,23 +274,16 @@ def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[
 @lru_cache(maxsize=64)  # system prompts come again and again
 def _is_clean(text: str) -> bool:
     """True if no anchor occurs in the text. This does not depend on the hour, so it is cached."""
-    for reading in _readings(text):
-        plain = folded(reading)
-        for anchor in _anchors():
-            if anchor in plain:
-                return False
-    return True
+    return not any(anchor in plain for plain in map(folded, _readings(text)) for anchor in _anchors())
 
 
 def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKind, int, int]]:
     """Yield kind, start and end of each leak in folded text."""
-    # forms that every hour shares
     for pattern in (*_sentences(), *_RAW) if raw else _sentences():
         if any(anchor in plain for anchor in pattern.anchors):
             match = pattern.expression.search(plain)
             if match is not None:
                 yield pattern.kind, match.start(), match.end()
-    # this row's gameKnowledge
     for needle in context.knowledge:
         position = plain.find(needle)
         if position >= 0:
@@ -314,14 +294,9 @@ def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKin
     # a question's own row, recorded together with its answer
     if raw and (context.market_ids or context.question_numbers) and _SECRET_ANCHOR in plain:
         for row in _SECRET.finditer(plain):
-            if _names_a_secret(row[0], context):
+            numbers, ids = map(int, _NUMBER_OF.findall(row[0])), _ID_OF.findall(row[0])
+            if not (context.question_numbers.isdisjoint(numbers) and context.market_ids.isdisjoint(ids)):
                 yield "hidden_answer", row.start(), row.end()
-
-
-def _names_a_secret(row: str, context: LeakContext) -> bool:
-    """True for a question's row that names one of the open questions."""
-    numbers = {int(number) for number in _NUMBER_OF.findall(row)}
-    return bool(numbers & context.question_numbers) or bool(set(_ID_OF.findall(row)) & context.market_ids)
 
 
 def _readings(text: str) -> Iterator[str]:

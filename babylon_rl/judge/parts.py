@@ -37,10 +37,7 @@ def time_of(window: str, minute: int) -> str:
 
 
 def hour_parts(episodes: Sequence[Episode], most: int = HOUR_MINUTES) -> tuple[Part, ...]:
-    """Divide an hour by the times of a group's episodes, into ``most`` parts at most.
-
-    One part, where no agent acted twice or times are not known.
-    """
+    """Divide an hour by the times of a group's episodes into ``most`` parts at most; one where no agent acted twice or times lack."""
     acted = [sorted({own.minute for own in episode.minutes}) for episode in episodes]
     spacings = [later - earlier for minutes in acted for earlier, later in pairwise(minutes)]
     if not spacings or not all(acted):
@@ -64,8 +61,8 @@ def part_results(episode: Episode, parts: Sequence[Part]) -> dict[Part, PartResu
     """
     if not episode.minutes:
         return {parts[0]: PartResult(episode.window_pnl, episode.wins, episode.losses)}
-    acted = [(part, [own for own in episode.minutes if part.start <= own.minute < part.end]) for part in parts]
-    acted = [(part, own) for part, own in acted if own]
+    found = ((part, [own for own in episode.minutes if part.start <= own.minute < part.end]) for part in parts)
+    acted = [(part, own) for part, own in found if own]
     ends = [own[0].start_pnl for _, own in acted[1:]] + [episode.end_pnl]
     return {
         part: PartResult(

@@ -133,6 +133,15 @@ def sources_of_scores(
     return sources
 
 
+def _changes(
+    connection: Connection, hours: Mapping[str, HourEpisodes], held: Mapping[str, GroupScores], settings: Settings, secret: bytes
+) -> dict[str, tuple[Change, str]]:
+    """Change of each hour with scores, with the version of its sources now."""
+    made_from = scores.read_made_from(connection, list(held))
+    now = sources_of_scores(connection, hours, held, settings, secret)
+    return {window: (change_of(group, made_from[window], now[window], settings), now[window]) for window, group in held.items()}
+
+
 def change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings: Settings) -> Change:
     """Changes since ``group`` was scored; ``sources`` is the present version of its sources."""
     own = (group.judge, group.judge_version) == (settings.judge_model, judge_version(settings))
@@ -146,17 +155,12 @@ def change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings:
 
 
 def find_changes(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, tuple[Change, str]]:
-    """Change of each hour with scores, with the version of its sources now; reads what the graph stored.
-
-    Hours of which a training has consumed an episode keep their scores and are left out.
-    """
+    """Change of each hour with scores and the version of its sources now, but of hours of which a training has consumed an episode."""
     secret, changes = judge_inputs.read_secret(connection) or b"", dict[str, tuple[Change, str]]()
     for some in reading_chunks(connection, windows):
         held = scores.read(connection, some)
         held = {window: held[window] for window in sorted(held.keys() - scores.consumed_windows(connection, list(held)))}
-        made_from = scores.read_made_from(connection, list(held))
-        now = sources_of_scores(connection, stored_hours(connection, list(held), settings.min_agents_per_window), held, settings, secret)
-        changes |= {window: (change_of(group, made_from[window], now[window], settings), now[window]) for window, group in held.items()}
+        changes |= _changes(connection, stored_hours(connection, list(held), settings.min_agents_per_window), held, settings, secret)
     return changes
 
 
@@ -229,17 +233,14 @@ def plan_hours(
         if write:
             lock_windows(connection, windows)
         state = _read(connection, windows, settings)
-        # first the hours whose scores or quarantine stand
         held_back = {} if force else _held_back(connection, state, settings, secret)
         chosen = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
         if not force:
             _keep_scores(connection, chosen, state, settings, secret, plan, stale=stale, write=write)
-        # then render the others, which is the expensive part
         rest = {window: state.hours[window] for window in chosen if window not in plan.unchanged}
         plan.hours = _planned(connection, rest, state, settings, secret)
         plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.unchanged or window in rest)]
         if write:
-            # scores of hours that are not ready any more
             gone = [window for window in state.stored if window not in plan.unchanged and not state.hours[window].ready]
             scores.delete(connection, gone)
             judge_requests.retire_unusable(connection, plan.released)
@@ -257,7 +258,6 @@ def _planned(
 
     agents = {window: state.agents(window) for window in hours}
     shown = render_groups(connection, hours, settings, agents=agents, secret=secret)
-    # versions of the sources, by which the next scoring recognises an unchanged hour
     sources = input_versions(connection, hours, agents, settings, secret)
     return {window: PlannedHour(hour, group_version(hour), sources[window], shown[window]) for window, hour in hours.items()}
 
@@ -309,25 +309,20 @@ def _keep_scores(
     connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, *,
     stale: bool, write: bool,
 ) -> None:  # fmt: skip
-    """Keep the scores of hours that are not to be judged, and record why the others are.
-
-    Dropout decided after the judgement does not count as a change.
-    """
+    """Keep the scores of hours that are not to be judged, and record why the others are. Later dropout is no change."""
     held = {window: state.stored[window] for window in windows if window in state.stored}
-    made_from = scores.read_made_from(connection, list(held))
-    now = sources_of_scores(connection, state.hours, held, settings, secret)
-    changes = {window: change_of(group, made_from[window], now[window], settings) for window, group in held.items()}
+    changes = _changes(connection, state.hours, held, settings, secret)
     # different sources may still show the same: render with the judged agents and compare
-    same = _shown_as_judged(connection, [window for window in held if changes[window] is not Change.NOTHING], state, settings, secret)
-    follows_rules = {window for window, group in held.items() if stale or settings.judge_model == HEURISTIC == group.judge}
+    changed = [window for window, (change, _) in changes.items() if change is not Change.NOTHING]
+    for window in _shown_as_judged(connection, changed, state, settings, secret):
+        changes[window] = Change.NOTHING, changes[window][1]
     for window, group in held.items():
-        if window in same:
-            changes[window] = Change.NOTHING
-        if changes[window] is Change.NOTHING or (changes[window] is Change.RULES and window not in follows_rules):
+        change, follows_rules = changes[window][0], stale or settings.judge_model == HEURISTIC == group.judge
+        if change is Change.NOTHING or (change is Change.RULES and not follows_rules):
             plan.unchanged[window] = group
-            plan.by_other_rules += [window] if changes[window] is Change.RULES else []
+            plan.by_other_rules += [window] if change is Change.RULES else []
     if write:
-        note(connection, {window: (change, now[window]) for window, change in changes.items()}, settings)
+        note(connection, changes, settings)
 
 
 def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes) -> set[str]:
@@ -342,11 +337,10 @@ def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _Sta
 
 def _could_stand(before: GroupScores, hour: HourEpisodes, settings: JudgeSettings) -> bool:
     """True if the stored scores have this judge, the same episodes and the same server."""
-    if before.judgement is None or before.input_version != group_version(hour):
+    if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
-    if before.judgement.server not in (None, server_of(settings, settings.judge_model)):
-        return False
-    return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
+    same_judge = (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
+    return same_judge and before.input_version == group_version(hour)
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:

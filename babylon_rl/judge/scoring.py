@@ -53,31 +53,26 @@ def heuristic_part_score(pnl_usd: float, wins: int, losses: int) -> float:
 def judge_by_part(hour: HourEpisodes, version: str) -> GroupScores:
     """Score a group by the heuristic: each agent in each part in which it acted, and the hour by the mean of these."""
     parts = hour_parts(hour.usable_episodes)
-    marks = {
-        episode.agent_id: {part: heuristic_part_score(*result) for part, result in part_results(episode, parts).items()}
-        for episode in hour.usable_episodes
-    }
-    scores = {}
+    scores, marks = {}, {}
     for episode in hour.usable_episodes:
-        own = marks[episode.agent_id]
+        own = {part: heuristic_part_score(*result) for part, result in part_results(episode, parts).items()}
         score = math.fsum(own.values()) / len(own)
-        counted = f"{len(own)} part{'' if len(own) == 1 else 's'}"
-        scores[episode.agent_id] = (
-            score,
-            f"Heuristic (a formula, no judge model), mean of {counted} of the hour: window P&L ${episode.window_pnl:.2f}, "
-            f"{episode.wins} wins, {episode.losses} losses, {episode.steps} actions: {score:.4f}.",
-        )
+        marks[episode.agent_id] = own
+        scores[episode.agent_id] = score, _reasoning(f", mean of {len(own)} part{'' if len(own) == 1 else 's'} of the hour", episode, score)
     return group_scores(hour.window, HEURISTIC, HEURISTIC_BY_PART, scores, version, marks)
 
 
 def judge_episode(episode: Episode) -> tuple[float, str]:
     """Score one episode by the heuristic, with the numbers used as reasoning."""
     score = heuristic_score(episode.window_pnl, episode.steps, episode.wins, episode.losses)
-    reasoning = (
-        f"Heuristic (a formula, no judge model): window P&L ${episode.window_pnl:.2f}, "
+    return score, _reasoning("", episode, score)
+
+
+def _reasoning(of: str, episode: Episode, score: float) -> str:
+    return (
+        f"Heuristic (a formula, no judge model){of}: window P&L ${episode.window_pnl:.2f}, "
         f"{episode.wins} wins, {episode.losses} losses, {episode.steps} actions: {score:.4f}."
     )
-    return score, reasoning
 
 
 def unscored_hours(connection: Connection, windows: Iterable[str]) -> set[str]:
@@ -97,15 +92,12 @@ def score_windows(
     on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
 ) -> ScoringResult:
-    """Score the groups of some hours and store them.
-
-    Written are our tables, the trajectories' judge columns and reward_judgments.
+    """Score the groups of some hours and store them: in our tables, the trajectories' judge columns and reward_judgments.
 
     Hours that are not complete or not ready have no group and are absent from the result. Groups without spread are scored and reported
     (``has_spread`` is False). ``stale`` judges again where a rule, a setting or the judge has changed since, ``force`` unchanged, consumed
     and quarantined hours too; requests that the cache answers are not sent. Hours that it could not judge are in the result's ``pending``
-    and ``quarantined``.
-    ``on_beat`` is called about every half minute and may use ``connection``; an error that it raises ends the scoring.
+    and ``quarantined``. ``on_beat`` is called about every half minute and may use ``connection``; an error that it raises ends the scoring.
 
     Where a language model judges, ``connection`` is committed on the way, so that every paid answer is stored whatever happens next.
 

@@ -3,7 +3,7 @@
 A column has the encoded name of its field, so a new field reaches every statement of its table.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -22,6 +22,19 @@ def in_parts(items: Sequence[T], size: int = IDS_AT_ONCE) -> Iterator[list[T]]:
     """Split ``items`` into parts of at most ``size``, in order."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
+
+
+def portions(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Split ``items``, in order, into lists of at most ``most`` by ``size``. A larger item forms its own list."""
+    some, total = list[T](), 0
+    for item in items:
+        if some and total + size(item) > most:
+            yield some
+            some, total = [], 0
+        some.append(item)
+        total += size(item)
+    if some:
+        yield some
 
 
 def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:

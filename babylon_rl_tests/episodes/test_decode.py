@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Fault, Step, decode, decode_facts, decode_steps, end_pnl, strict_json
+from babylon_rl.episodes.decode import Fault, Step, decode, decode_facts, decode_steps, end_pnl
 from babylon_rl.store.trajectories import TrajectoryRow
-from babylon_rl.tolerant_json import NotJson
 from babylon_rl_tests.rows import WINDOW, make_call, make_step
 
 
@@ -143,29 +142,6 @@ def test_odd_calls_reject_nothing(calls: Any) -> None:
 )
 def test_what_is_not_json_is_named_with_its_place(text: str, words: str) -> None:
     assert words in fault(text).detail
-
-
-@pytest.mark.slow
-@given(st.integers(1, 6), st.sampled_from(["cut", "NaN", "surrogate", "extra", "comma", "é"]), st.integers(0, 2000))
-def test_a_fault_is_told_as_if_the_whole_text_had_been_read(steps: int, kind: str, place: int) -> None:
-    """Reading only from the faulty step on says what reading all of it strictly says."""
-    text = json.dumps([make_step(number, note="é" * number, seen=[{"a": 1}, {"a": 2}]) for number in range(steps)], ensure_ascii=False)
-    place %= len(text)
-    odd = {"cut": "", "NaN": "NaN", "surrogate": '"\\ud83d"', "extra": "]]", "comma": ",,", "é": "é"}[kind]
-    broken = text[:place] if kind == "cut" else text[:place] + odd + text[place:]
-    broken = broken.replace('{"', '{ "') if place % 7 == 0 else broken
-    found = decode_steps(broken.encode())
-    try:
-        strict_json(broken.encode())
-    except NotJson as fault:
-        assert isinstance(found, Fault)
-        assert _told(found.detail) == _told(str(fault))
-    else:
-        assert not isinstance(found, Fault) or found.reason == "malformed_shape"
-
-
-def _told(detail: str) -> str:
-    return detail.partition(", near")[0]
 
 
 def test_the_first_wrong_step_is_named_however_odd_the_others_are() -> None:

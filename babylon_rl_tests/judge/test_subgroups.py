@@ -34,13 +34,6 @@ def test_another_seed_draws_other_anchors() -> None:
     assert len(drawn) > 15
 
 
-def test_what_cannot_be_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="takes 4"):
-        split(agents(9), 3, 0)
-    with pytest.raises(ValueError, match="twice"):
-        split(["a", "a"], 8, 0)
-
-
 def ranking(scores: dict[str, float]) -> list[str]:
     return sorted(scores, key=lambda agent: (scores[agent], agent))
 
@@ -119,10 +112,3 @@ def test_anchors_that_tie_leave_the_scale_as_it_is() -> None:
 
 def test_a_single_part_stays_as_it_is() -> None:
     assert merge([{"b": 0.1, "a": 1.0}]) == {"a": 1.0, "b": 0.1}
-
-
-def test_parts_that_share_nothing_cannot_be_merged() -> None:
-    with pytest.raises(ValueError, match="share no agent"):
-        merge([{"a": 1.0}, {"b": 0.0}])
-    with pytest.raises(ValueError, match="nothing to merge"):
-        merge([])

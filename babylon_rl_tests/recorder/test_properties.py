@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.episodes.decode import Step, decode_steps, strict_json
-from babylon_rl.episodes.trajectories import embedded_calls, sequence, valid_messages
+from babylon_rl.episodes.trajectories import sequence, valid_messages
 from babylon_rl_tests.recorder.builders import ASKED, Recorded
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
@@ -45,7 +45,7 @@ def test_calls_come_back_as_they_were_recorded(steps: list[list[tuple[str, str, 
     found = [
         sequence(call, begun, number, index, "embedded")
         for number, step in enumerate(steps_of(recorded))
-        for index, call in enumerate(embedded_calls(step))
+        for index, call in enumerate(step.llm_calls or ())
     ]
     assert [(one.call_id, [part["content"] for part in one.messages], one.response) for one in found if one is not None] == expected
     logged = list(recorded.kept[0].calls)

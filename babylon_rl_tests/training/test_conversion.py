@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from babylon_rl.episodes.reading import read_window, stream_trajectories
+from babylon_rl.episodes.reading import read_window
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import convert, preflight_document
@@ -60,11 +60,6 @@ def test_a_trajectory_that_is_gone_is_missing_from_its_episode(connection, setti
     connection.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [gone])
     found = convert(connection, episodes, settings)
     assert found.sequences and gone not in {sequence.trajectory_id for sequence in found.sequences}
-
-
-def test_only_the_asked_trajectories_are_decoded(connection, settings):
-    asked = frozenset(episodes_of(connection, settings)[0].trajectory_ids)
-    assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
 
 
 @pytest.mark.long

@@ -81,10 +81,7 @@ class Flag:
 
 
 def escaped(text: str) -> str:
-    """Escape a text as data: markup characters as entities, invisible ones as code points.
-
-    Wide and small forms of markup characters count too. Line breaks and tabs stay.
-    """
+    """Escape a text as data: markup characters (wide and small forms too) as entities, invisible ones as code points."""
     text = _visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text if text.isascii() else text.translate(_BRACKETS)
 
@@ -123,22 +120,15 @@ def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
     mixed = mixed_scripts(text)
     if mixed:
         excerpts["lookalike"] = _excerpt(mixed)
-    # the words themselves, in the text and in all its decoded forms
     for reading, disguise in readings(text):
-        for kind, excerpt in _spoken(reading):
-            excerpts.setdefault(kind, _excerpt(excerpt))
-            if disguise and "encoded" not in excerpts:
-                excerpts["encoded"] = _excerpt(f"{disguise}: {excerpt}")
+        plain = folded(reading)
+        for kind, expression in _EXPRESSIONS.items():
+            if match := expression.search(plain):
+                excerpt = plain[max(0, match.start() - 20) : match.end() + 40]
+                excerpts.setdefault(kind, _excerpt(excerpt))
+                if disguise:
+                    excerpts.setdefault("encoded", _excerpt(f"{disguise}: {excerpt}"))
     return tuple(excerpts.items())
-
-
-def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
-    """Yield the kinds of address in a text, each with its first match."""
-    plain = folded(reading)
-    for kind, expression in _EXPRESSIONS.items():
-        match = expression.search(plain)
-        if match is not None:
-            yield kind, plain[max(0, match.start() - 20) : match.end() + 40]
 
 
 def masked(text: str) -> str:

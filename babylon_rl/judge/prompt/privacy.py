@@ -108,22 +108,14 @@ def private_fields(settings: JudgeSettings, secret: bytes = b"") -> PrivateField
 
 
 def fields_that_leave(settings: JudgeSettings) -> dict[str, str]:
-    """``leaves``, ``dropped`` or ``hashed`` by field, in request order, then by private key of an action.
-
-    Raises:
-        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
-    """
+    """``leaves``, ``dropped`` or ``hashed`` by field, in request order, then by private key of an action."""
     words = {"drop": "dropped", "hash": "hashed"}
     private = {name: words[how] for name, how in private_fields(settings).fields.items()}
     return dict.fromkeys(FIELDS, "leaves") | private
 
 
 def what_leaves(settings: Settings) -> str:
-    """Sentence on the data that is sent to judges with these settings.
-
-    Raises:
-        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
-    """
+    """Sentence on the data that is sent to judges with these settings. Raises as ``private_fields``."""
     listed = fields_that_leave(settings)
     addresses = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
     if not addresses:
@@ -134,9 +126,7 @@ def what_leaves(settings: Settings) -> str:
 
 
 class HourVocabulary:
-    """Names that an hour also uses as words.
-
-    They must not be replaced everywhere.
+    """Names that an hour also uses as words, and that must not be replaced everywhere.
 
     These words are its market's ``terms``, its actions and keys, and ordinary words in use. Steps are added in portions, and none is kept.
     """
@@ -178,7 +168,7 @@ class NameReplacer:
         replacements |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
         # longest first, or a name inside a longer one would split that
         ordered = sorted(replacements, key=lambda small: (-len(small), small))
-        self._names = [(small, replacements[small][0], _at_marks(small) if replacements[small][1] else None) for small in ordered]
+        self._names = [(small, *replacements[small]) for small in ordered]
         # A name stands in a text only where its first word does.
         self._by_word: dict[str, list[int]] = {}
         for place, (small, _, _) in enumerate(self._names):
@@ -195,37 +185,13 @@ class NameReplacer:
 
     def _renamed(self, text: str) -> str:
         """Replace the names whose first word occurs in the text."""
-        words = self._by_word.keys() & {"", *_WORD.findall(text.casefold())}
+        folded = text.casefold()
+        words = self._by_word.keys() & {"", *_WORD.findall(folded)}
         for place in sorted(place for word in words for place in self._by_word[word]):
             small, short, marked = self._names[place]
-            text = _replaced(text, small, short) if marked is None else marked.sub(rf"\g<mark>{short}", text)
+            if small in folded:
+                text = _at_marks(small).sub(rf"\g<mark>{short}", text) if marked else _whole(small).sub(short, text)
         return text
-
-
-def _replaced(text: str, name: str, short: str) -> str:
-    """Replace the casefolded ``name`` by ``short`` where it stands as whole words."""
-    small = text.casefold()
-    start = small.find(name)
-    if start < 0:
-        return text
-    if len(small) != len(text):  # a letter that folds into several: places differ
-        return _whole(name).sub(short, text)
-    # plain string search, without an expression for every name
-    parts: list[str] = []
-    copied = 0
-    while start >= 0:
-        end = start + len(name)
-        if _is_word(small[start - 1 : start]) or _is_word(small[end : end + 1]):
-            start = small.find(name, start + 1)
-            continue
-        parts += (text[copied:start], short)
-        copied = end
-        start = small.find(name, end)
-    return "".join([*parts, text[copied:]])
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from typing import Any
 
 from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
 from babylon_rl.episodes.reading import by_rows
-from babylon_rl.episodes.trajectories import embedded_calls, logged_calls, step_minutes
+from babylon_rl.episodes.trajectories import logged_calls, step_minutes
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.parts import Part, hour_parts, part_results
@@ -105,10 +105,9 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
         steps = decoded.completed
         minutes = step_minutes(row.window, row.start_time, [step.began_ms for step in steps])
         if any(step.llm_calls for step in steps):
-            transcripts[row.trajectory_id] = _recorded(steps, [embedded_calls(step) for step in steps], minutes, {})
+            transcripts[row.trajectory_id] = _recorded(steps, [step.llm_calls or () for step in steps], minutes, {})
         else:
             silent[row.trajectory_id] = steps, minutes
-    # trajectories without calls in their steps may have them in the log
     reasoning = logged_reasoning(connection, list(silent))
     # the rows of the log come in order of their trajectory, as groupby needs
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
@@ -169,10 +168,7 @@ def _text(value: Any) -> str:
 
 
 def keys_and_texts(steps: Sequence[RecordedStep]) -> tuple[set[str], set[str]]:
-    """Words of some steps that are not names, and their texts.
-
-    The former are action types, and keys of recorded values and of JSON in texts.
-    """
+    """Words of some steps that are no names (action types, keys of recorded values and of JSON in texts), and their texts."""
     calls = [call for step in steps for call in step.calls]
     texts = {text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)}
     texts |= {step.reasoning for step in steps}
@@ -184,12 +180,10 @@ def keys_and_texts(steps: Sequence[RecordedStep]) -> tuple[set[str], set[str]]:
 def _keys_of(value: Any) -> Iterator[str]:
     """Yield all keys of a JSON value, at any depth."""
     if isinstance(value, dict):
-        for key, entry in value.items():
-            yield str(key)
-            yield from _keys_of(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _keys_of(entry)
+        yield from map(str, value)
+        value = list(value.values())
+    for entry in value if isinstance(value, list) else ():
+        yield from _keys_of(entry)
 
 
 def render_steps(steps: Sequence[RecordedStep], rename: Callable[[str], str], private: PrivateFields) -> list[StepText]:
@@ -208,7 +202,6 @@ def _render_step(number: int, step: RecordedStep, rename: Callable[[str], str], 
     def served(text: str) -> list[str]:
         return [flat(rename(piece)) for piece in pieces(bounded(text))]
 
-    # prompts and answers
     for call in step.calls:
         seen += served(private.text("system_prompt", call.system))
         seen += served(private.text("user_prompt", call.prompt))
@@ -219,7 +212,6 @@ def _render_step(number: int, step: RecordedStep, rename: Callable[[str], str], 
     for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
         if reasoning := own(private.text("reasoning", note)):
             words.append(f"(why) {reasoning}")
-    # the action with parameters and result
     named = own(plain(_meaningful(_allowed(step, private), step)))
     result = _result(step, private)
     outcome = "" if step.succeeded else " FAILED"
@@ -327,10 +319,7 @@ def render_groups(
 ) -> dict[str, RenderedGroup]:
     """Render the groups of some hours, by window; hours without a usable episode are absent.
 
-    Args:
-        readings: the hours, without texts; these are read here, one hour's at a time.
-        agents: those to show, by window; None: all.
-        secret: the key of hashes that JUDGE_PRIVATE_FIELDS asks for.
+    Texts are read here, one hour's at a time. ``agents`` are those to show, by window (None: all), ``secret`` is the key of hashes.
 
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names an unknown field.
@@ -370,13 +359,7 @@ def unreadable(connection: Connection, settings: JudgeSettings) -> list[str]:
     return sentences
 
 
-def _context(
-    connection: Connection,
-    outcomes: WindowOutcomes,
-    episodes: Sequence[Episode],
-    settings: JudgeSettings,
-    private: PrivateFields,
-) -> list[str]:
+def _context(connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], private: PrivateFields) -> list[str]:
     """Sentences on the hour, without private fields."""
     sentences = market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
@@ -408,7 +391,7 @@ def _group(
             vocabulary.add(*keys_and_texts(own))
             minutes.append([step.minute for step in own])
             places += spill.write([own])
-    sentences, recorded = _context(connection, outcomes, episodes, settings, private), Spilled(spill, places)
+    sentences, recorded = _context(connection, outcomes, episodes, private), Spilled(spill, places)
     return with_flags(_written(sentences, outcomes, episodes, recorded, minutes, names, vocabulary.words, settings, private))
 
 
@@ -427,7 +410,6 @@ def _written(
     budget = request_tokens(settings)
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = question_names(outcomes) if private.allows("market") else {}
-    # names and steps as texts, before any shortening
     kept = Spill[list[StepText]](settings.home)
     rendered = (
         render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private)
@@ -450,10 +432,7 @@ def _written(
     share = _share(sizes, max_episodes, left)
     share -= PART_TOKENS * len(parts)
     shown = tuple(
-        replace(
-            _episode(episode, condense(text, _numbered(steps, shared), share, count), private),
-            acted=_acted(episode, parts, begun, private),
-        )
+        _episode(episode, condense(text, _numbered(steps, shared), share, count), _acted(episode, parts, begun, private), private)
         for episode, text, steps, begun in zip(episodes, whole, own, minutes, strict=True)
     )
     # shortening may have removed the last reference to a shared line
@@ -483,7 +462,7 @@ def _numbered(steps: Sequence[StepText], shared: SharedLines) -> list[StepText]:
     return [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps]
 
 
-def _episode(episode: Episode, text: Condensed, private: PrivateFields) -> RenderedEpisode:
+def _episode(episode: Episode, text: Condensed, acted: tuple[ActedPart, ...], private: PrivateFields) -> RenderedEpisode:
     return RenderedEpisode(
         agent_id=episode.agent_id,
         text=text.text,
@@ -493,6 +472,7 @@ def _episode(episode: Episode, text: Condensed, private: PrivateFields) -> Rende
         steps=episode.steps,
         shortened=text.shortened,
         decisions_shortened=text.decisions_shortened,
+        acted=acted,
     )
 
 
@@ -510,10 +490,7 @@ def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -
 
 
 def _max_episodes(sizes: Sequence[int], group_size: int, left: int) -> int:
-    """Largest number of episodes per request such that any of them fit in full.
-
-    Never below MIN_SUBGROUP, the fewest that can still be put on one scale.
-    """
+    """Largest number of episodes per request such that any of them fit in full; MIN_SUBGROUP at least."""
     for place, size in enumerate(sorted(sizes, reverse=True)):
         left -= size + OVERHEAD_TOKENS
         if left < 0:
@@ -522,10 +499,7 @@ def _max_episodes(sizes: Sequence[int], group_size: int, left: int) -> int:
 
 
 def _share(sizes: Sequence[int], max_episodes: int, left: int) -> int:
-    """Tokens per episode such that the ``max_episodes`` largest fit into ``left``.
-
-    Tokens that small episodes do not use go to the others.
-    """
+    """Tokens per episode such that the ``max_episodes`` largest fit into ``left``; what small episodes do not use goes to others."""
     largest = sorted(sizes)[-max_episodes:]
     left -= OVERHEAD_TOKENS * len(largest)
     for place, size in enumerate(largest):

@@ -17,6 +17,7 @@ import heapq
 import hmac
 import json
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,10 +103,7 @@ Written = Callable[[StepText, Detail, StepText | None], str]
 
 @dataclass(frozen=True)
 class Condensed:
-    """An episode's text with its number of tokens and its losses.
-
-    ``left_out`` counts the missing steps, ``shortened`` and ``decisions_shortened`` the steps and decisions that are not shown in full.
-    """
+    """An episode's text, its number of tokens, and how many steps are missing or, with decisions among them, not shown in full."""
 
     text: str
     tokens: int
@@ -134,26 +132,13 @@ def condense(whole: Condensed, steps: Sequence[StepText], budget: int, count: Ca
             levels[place] = detail
         return levels
 
-    # binary search for the fewest losses with which the text fits
-    levels = details(_fewest(len(losses), lambda number: count(_text(steps, details(number), written)) <= budget))
+    levels = details(bisect_left(range(len(losses)), True, key=lambda number: count(_text(steps, details(number), written)) <= budget))
     text = _text(steps, levels, written)
     lost = [step for step, kept, full in _each(steps, levels, written) if kept != full]
     if count(text) > budget:  # tokens of very odd characters
         text, lost = _cut(text, budget // 2), list(steps)
     gone = sum(detail == Detail.GONE for detail in levels)
     return Condensed(text, count(text), gone, len(lost), sum(step.decision for step in lost))
-
-
-def _fewest(high: int, fits: Callable[[int], bool]) -> int:
-    """Smallest number from 0 to ``high`` that fits, found by bisection.
-
-    All numbers above a fitting one must fit; ``high`` is returned where none does.
-    """
-    low = 0
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
 
 
 def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
@@ -209,10 +194,7 @@ def _cut(text: str, characters: int) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """Split a prompt into lines, and JSON lines into entries.
-
-    A line that is a JSON list gives one piece per entry, a JSON object one piece.
-    """
+    """Split a prompt into lines; a line that is a JSON list gives one piece per entry, a JSON object one piece."""
     return [piece for line in text.splitlines() if line.strip() for piece in _entries(line.strip())]
 
 
@@ -308,10 +290,7 @@ _MESSAGE_TOKENS = 4  # added to each message by a chat template
 
 
 class ActedPart(NamedTuple):
-    """Steps of an agent in a part: the part's place in the group's, the numbers of the first and the last, and the P&L in dollars.
-
-    The P&L is None where it is private.
-    """
+    """An agent's part: its place in the group's, numbers of the first and last step, P&L in dollars (None where private)."""
 
     place: int
     first: int
@@ -359,26 +338,6 @@ class RenderedGroup:
     parts: tuple[Part, ...] = ()
 
     @property
-    def left_out(self) -> int:
-        """Steps left out, over all episodes."""
-        return sum(episode.left_out for episode in self.episodes)
-
-    @property
-    def steps(self) -> int:
-        """Steps of all episodes."""
-        return sum(episode.steps for episode in self.episodes)
-
-    @property
-    def shortened(self) -> int:
-        """Steps not shown in full, those left out included."""
-        return sum(episode.shortened for episode in self.episodes)
-
-    @property
-    def decisions_shortened(self) -> int:
-        """Successful trades among the shortened steps."""
-        return sum(episode.decisions_shortened for episode in self.episodes)
-
-    @property
     def flags(self) -> dict[str, tuple[Flag, ...]]:
         """Flags by agent id; agents without flags are absent."""
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
@@ -386,9 +345,7 @@ class RenderedGroup:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One request to a judge.
-
-    Its texts are made of the group whenever they are asked for, so that a plan of many holds them once.
+    """One request to a judge. Its texts are made of the group whenever they are asked for, so that a plan of many holds them once.
 
     ``ids`` are opaque id -> agent id in the order of ``shown``; ``server`` is empty where the model's provider answers.
     """
@@ -453,11 +410,7 @@ class JudgeRequest:
 
 
 def order_rounds(settings: JudgeSettings) -> Iterator[range]:
-    """Yield the orders to request one after another while a group's orders disagree.
-
-    Up to an even number each time, so that every order comes with its reverse: only between the two does a preference for a place cancel
-    out.
-    """
+    """Yield the orders to request while a group's orders disagree, up to an even number each time: every order with its reverse."""
     orders = settings.judge_orders
     yield range(orders)
     while settings.judge_disagreement < 1 and (more := orders + 2 - orders % 2) <= settings.judge_max_orders:
@@ -472,39 +425,30 @@ def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, s
     # an order and its reverse have the same split
     seed = int.from_bytes(derived(secret, group, "split", str(order // 2))[:8], "big")
     parts = split(list(by_agent), most, seed)
+    shown = [tuple(by_agent[agent] for agent in agents) for agents in parts]
     server = server_of(settings, model)
-    return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
+    return [_arranged(JudgeRequest(group, own, order, part, {}, "", model, server=server), secret) for part, own in enumerate(shown)]
 
 
 def retry_request(asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
     """A request with another order, nonce and ids, for a further try. With new ids a judge cannot give the old answer again."""
-    return _request(asked.group, asked.shown, asked.model, asked.order, asked.part, secret, asked.server, attempt)
+    return _arranged(replace(asked, attempt=attempt), secret)
 
 
-def _request(
-    group: RenderedGroup,
-    episodes: Sequence[RenderedEpisode],
-    model: str,
-    order: int,
-    part: int,
-    secret: bytes,
-    server: str,
-    attempt: int = 0,
-) -> JudgeRequest:
-    """Build one request: order, nonce and ids by keyed hash, then the messages."""
-    again = [f"attempt {attempt}"] if attempt else []  # the first try's bytes are those of the cache
+def _arranged(asked: JudgeRequest, secret: bytes) -> JudgeRequest:
+    """The request with order, nonce and ids by keyed hash."""
+    group, order, part = asked.group, asked.order, str(asked.part)
+    again = [f"attempt {asked.attempt}"] if asked.attempt else []  # the first try's bytes are those of the cache
     # order 2n and 2n + 1 hash alike, and the odd one is reversed
-    place = {
-        episode.agent_id: derived(secret, group, "place", str(order // 2), str(part), episode.agent_id, *again) for episode in episodes
-    }
-    shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
+    place = {e.agent_id: derived(secret, group, "place", str(order // 2), part, e.agent_id, *again) for e in asked.shown}
+    shown = sorted(asked.shown, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
     # nonce and ids must not occur in any shown text, or agents could name them
     text = "\n".join([*group.context, group.common, *(episode.text for episode in shown)])
-    nonce = _unused(secret, group, text, 16, "nonce", str(order), str(part), *again)
+    nonce = _unused(secret, group, text, 16, "nonce", str(order), part, *again)
     ids: dict[str, str] = {}
     for episode in shown:
-        ids[_unused(secret, group, text, 6, "id", str(order), str(part), episode.agent_id, *again, taken=ids)] = episode.agent_id
-    return JudgeRequest(group, tuple(shown), order, part, ids, nonce, model, attempt, server)
+        ids[_unused(secret, group, text, 6, "id", str(order), part, episode.agent_id, *again, taken=ids)] = episode.agent_id
+    return replace(asked, shown=tuple(shown), ids=ids, nonce=nonce)
 
 
 def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequence[str], nonce: str) -> str:

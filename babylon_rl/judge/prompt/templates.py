@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.settings import HEURISTIC, JudgeSettings
+from babylon_rl.store.columns import portions
 
 # Scores by different rubrics are not compared, and no cached answer is used: a change here needs another version.
 RUBRIC_VERSION = "1"
@@ -117,10 +118,7 @@ class Template:
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)"
 FIELD_TYPES: Mapping[str, str] = {
     "number": rf"(?:{_NUMBER}|{UNKNOWN})",
-    "label": rf"(?:bullish|bearish|neutral|{UNKNOWN})",
     "answer": rf"(?:yes|no|unresolved|{UNKNOWN})",
-    "side": rf"(?:yes|no|up|down|{UNKNOWN})",
-    "verdict": r"(?:right|wrong|undecided)",
     "window": r"\d{4}-\d\d-\d\dt\d\d:\d\d",
     # folding a letter can make three of it
     "text": rf".{{0,{3 * TEXT_CHARACTERS}}}?",
@@ -129,55 +127,29 @@ FIELD_TYPES: Mapping[str, str] = {
 MARKET = Template(
     "market", "outcome", "The market as a whole in the hour {window:window}: mean change {mean:number} %, volatility {volatility:number} %."
 )
-STOCK = Template(
-    "stock", "outcome",
-    "Over the hour {name:text} went from ${start:number} to ${end:number}, a change of {change:number} %: {label:label}.",
-)  # fmt: skip
 NEWS = Template("news", "outcome", "News of this hour that concerned {subject:text}: {news:text}.")
-PREDICTION = Template(
-    "prediction", "outcome",
-    'The question "{question:text}" ({market:text}) went from {start:number} to {end:number} probability of YES; '
-    "its official answer is {answer:answer}.",
-)  # fmt: skip
 STOCKS = Template("stocks", "outcome", "Stocks over the hour {window:window}, dollars at its start and its end: {stocks:text}.")
 QUESTION = Template(
     "question_brief", "outcome",
     'In the hour {market:text} "{question:text}" went from {start:number} to {end:number} for YES, officially {answer:answer}.',
 )  # fmt: skip
-ACTION = Template(
-    "action", "outcome",
-    "Step {step:number} of {agent:text} took the side {side:side} of {target:text}, which proved {verdict:verdict} by the outcome.",
-)  # fmt: skip
 WINDOW_PNL = Template(
     "window_pnl", "outcome", "From the hour's start to its end {agent:text} made {pnl:number} dollars in {steps:number} steps."
 )
 PARTS_PNL = Template("parts_pnl", "outcome", "By part {agent:text} made these dollars in these steps: {parts:text}.")
-HIDDEN_ANSWER = Template(
-    "hidden_answer", "hidden_answer",
-    f'{HIDDEN} the engine decided when it made the question "{{question:text}}" ({{market:text}}) that the answer is {{answer:answer}}.',
-)  # fmt: skip
 HIDDEN_ANSWERS = Template(
     "hidden_answers", "hidden_answer", f"{HIDDEN} the answers that the engine decided when it made the questions: {{answers:text}}."
 )
 GAME_KNOWLEDGE = Template(
     "game_knowledge", "game_knowledge", f"{HIDDEN} the game knew by {{section:text}} that {{key:text}} is {{value:text}}, says its record."
 )
-SCORE = Template(
-    "score", "score", "The judge gave {agent:text} a score of {score:number}, rank {rank:number} of {group:number} in its hour."
-)
-ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has an advantage of {advantage:number}.")
 
 # The leak check finds these sentences and no others: a template that is missing here could leak unseen.
-TEMPLATES = (
-    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE,
-    SCORE, ADVANTAGE,
-)  # fmt: skip
+TEMPLATES = (MARKET, STOCKS, NEWS, QUESTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWERS, GAME_KNOWLEDGE)
 
 
 def fill_template(template: Template, **values: Any) -> str:
-    """Fill a template: numbers short, None as ``unknown``, texts in one line.
-
-    A text has at most TEXT_CHARACTERS characters.
+    """Fill a template: numbers short, None as ``unknown``, texts in one line of at most TEXT_CHARACTERS characters.
 
     Raises:
         KeyError: a field has no value.
@@ -282,11 +254,11 @@ def parts_pnl(agent: str, parts: Iterable[tuple[int, int, int, float | None]]) -
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:
     """Sentences with the engine's own answers, marked as hidden."""
-    entries = []
-    for question in outcomes.predictions:
-        if question.market_id in answers:
-            name = market_name(question.market_id, question.question_number)
-            entries.append(f"{name} {'YES' if answers[question.market_id] else 'NO'}")
+    entries = [
+        f"{market_name(question.market_id, question.question_number)} {'YES' if answers[question.market_id] else 'NO'}"
+        for question in outcomes.predictions
+        if question.market_id in answers
+    ]
     return [fill_template(HIDDEN_ANSWERS, answers=line) for line in _lists(entries)]
 
 
@@ -311,14 +283,7 @@ def game_knowledge(metadata_json: str) -> Any:
 
 def _lists(entries: Iterable[str]) -> Iterator[str]:
     """Join entries with commas into lines that fit a template's text field."""
-    line = ""
-    for entry in entries:
-        if line and len(line) + len(entry) + 2 > TEXT_CHARACTERS:
-            yield line
-            line = ""
-        line += f", {entry}" if line else entry
-    if line:
-        yield line
+    return (", ".join(line) for line in portions(entries, lambda entry: len(entry) + 2, TEXT_CHARACTERS + 2))
 
 
 def _stock(stock: StockOutcome) -> str:

@@ -66,10 +66,7 @@ class AuditResult:
 
 
 def audit_sample(windows: Sequence[str], size: int) -> list[str]:
-    """Draw at most ``size`` hours by hash, in order.
-
-    The hours with the smallest hashes are drawn, so that ranges that overlap draw the same hours of the overlap.
-    """
+    """Draw the ``size`` hours with the smallest hashes, in order, so that ranges that overlap draw the same hours of the overlap."""
     return sorted(sorted(windows, key=lambda window: hashlib.sha256(f"0/{window}".encode()).digest())[:size])
 
 
@@ -82,15 +79,15 @@ def audit(
     groups: int = AUDIT_GROUPS,
     on_progress: Progress = no_progress,
 ) -> AuditResult | None:
-    """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
+    """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``; None without one, or where it is the judge itself.
 
-    Returns None without such a model, or where it is the judge itself. ``connection`` is in
-    autocommit. Stored answers cost nothing; JUDGE_BUDGET_USD holds for the second judge too.
+    ``connection`` is in autocommit. Stored answers cost nothing; JUDGE_BUDGET_USD holds for the second judge too.
     """
     model = settings.judge_audit_model
     if model is None or model == settings.judge_model or groups < 1:
         return None
-    run = _Audit(settings, settings.model_copy(update={"judge_model": model}), audit_sample(windows, groups), on_progress)
+    sample = audit_sample(windows, groups)
+    run = _Audit(settings, settings.model_copy(update={"judge_model": model}), sample, on_progress, AuditResult(model, len(sample)))
     # the judge's own: with another, no stored answer would be found and the sample would be paid for again
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     # a refusal ends the asking; the answers that came before it still count
@@ -104,27 +101,26 @@ def audit(
     return run.result
 
 
+@dataclass
 class _Audit:
     """State of one call of ``audit``. ``first`` are the judge's settings; ``second`` are the same with the second judge as the judge."""
 
-    def __init__(self, first: Settings, second: Settings, sample: Sequence[str], on_progress: Progress) -> None:
-        self.result = AuditResult(second.judge_model, len(sample))
-        self._sample = sample
-        self._first = first
-        self._second = second
-        self._on_progress = on_progress
+    first: Settings
+    second: Settings
+    sample: Sequence[str]
+    on_progress: Progress
+    result: AuditResult
 
     async def judge(self, store: JudgeStore, secret: bytes) -> None:
         """Ask about every group of the sample."""
-        async with JudgeClient(self._second) as client:
-            judge = GroupJudge(client, secret, self._second, store)
-            await run_pool(self._groups(store, secret), partial(judge.judge, looks=False), self._done, self._second.judge_concurrency)
+        async with JudgeClient(self.second) as client:
+            judge = GroupJudge(client, secret, self.second, store)
+            await run_pool(self._groups(store, secret), partial(judge.judge, looks=False), self._done, self.second.judge_concurrency)
 
     async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
         """Yield the sample's groups as the judge was shown them, in small chunks."""
-        for chunk in in_parts(self._sample, HOURS_PLANNED_AT_ONCE):
-            shown = await store.run(_as_judged, chunk, self._first, secret)
-            # hours that changed since are missing from ``shown``
+        for chunk in in_parts(self.sample, HOURS_PLANNED_AT_ONCE):
+            shown = await store.run(_as_judged, chunk, self.first, secret)
             self.result.changed += len(chunk) - len(shown)
             for group in shown:
                 yield group
@@ -141,7 +137,7 @@ class _Audit:
         else:
             result.pending[window] = outcome.reason
         done = result.agreed_on + len(result.quarantined) + len(result.pending) + result.changed
-        self._on_progress("second judge", done, result.sampled)
+        self.on_progress("second judge", done, result.sampled)
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[RenderedGroup]:
@@ -153,10 +149,8 @@ def _as_judged(connection: Connection, windows: Sequence[str], settings: Setting
     with connection.transaction():
         held = scores.read(connection, windows)
         readings = read_windows(connection, list(held), settings)
-        # the episodes must be the judged ones
         same = {window: reading for window, reading in readings.items() if held[window].input_version == group_version(reading)}
         judged = {window: {score.agent_id for score in held[window].scores} for window in same}
-        # agents without a score (dropout, late rows) are left out
         shown = render_groups(connection, same, settings, agents=judged, secret=secret)
         return [group for window, group in shown.items() if held[window].shown_version in ("", group.input_version)]
 

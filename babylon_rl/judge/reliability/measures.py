@@ -53,9 +53,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Slope of one least-squares line within groups.
-
-    Each group is given as (sum of xy, sum of xx) of its centred values.
+    """Slope of one least-squares line within groups, each given as (sum of xy, sum of xx) of its centred values.
 
     The interval is that of the cluster-robust variance (Liang and Zeger, 1986) with G/(G - 1), and G - 1 degrees of freedom.
     """
@@ -125,10 +123,7 @@ def _jackknifed(
     scaled: Callable[[float], float],
     unscaled: Callable[[float], float],
 ) -> Estimate | None:
-    """Estimate of ``measure`` over all groups, with a jackknife interval over groups.
-
-    The interval is computed on the scale of ``scaled`` and converted back by ``unscaled``.
-    """
+    """Estimate of ``measure`` with a jackknife interval over groups, computed on the scale of ``scaled``."""
     whole = np.sum(groups, axis=0) if groups else None
     value = None if whole is None else measure(whole)
     if whole is None or value is None:
@@ -189,14 +184,12 @@ class GroupSums:
         with_pnl = [episode for episode in episodes if episode.pnl_usd is not None and math.isfinite(episode.pnl_usd)]
         pnls = [max(-MOST_USD, min(MOST_USD, episode.pnl_usd or 0.0)) for episode in with_pnl]
         scores = [episode.score for episode in with_pnl]
-        # agreement between orders and with P&L, one point per hour
         correlation = spearman(scores, pnls)
         self.without_pnl_ranks += correlation is None
         several = hour.orders > 1
         self.hours.append(HourPoint(hour.window, hour.disagreement if several else None, hour.tau if several else None, correlation))
         if len(self.hours) % self.every == 0:
             self.points += zip(pnls, scores, strict=True)
-        # flagged passages, and their gain
         self.episodes += len(episodes)
         self.flagged += sum(episode.flags > 0 for episode in episodes)
         self.masked += hour.masked is True
@@ -204,7 +197,6 @@ class GroupSums:
         self.gains += [_mean(gains)] if gains else []
         self.words += [_mean([abs(gain) for gain in hour.words.values()])] if hour.words else []
         self.followed += hour.followed
-        # place, P&L rank and length, each as a mean per group
         self._add_places(episodes)
         if correlation is not None:
             ranks = [rank + 0.5 for rank in centred_ranks(pnls)]  # from 0 (least) to 1
@@ -213,10 +205,7 @@ class GroupSums:
             self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
 
     def _add_places(self, episodes: Sequence[JudgedEpisode]) -> None:
-        """Add places and scores as differences from the episode's mean over its orders.
-
-        With a single order, the difference is from the group's mean.
-        """
+        """Add places and scores as differences from the episode's mean over its orders, with a single order from the group's."""
         seen = [e for e in episodes if e.order_scores and len(e.order_scores) == len(e.places)]
         if not seen:
             return

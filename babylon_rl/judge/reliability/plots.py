@@ -1,9 +1,9 @@
 """Plots of the report: position bias, agreement by hour, score against P&L, cost by day."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from babylon_rl.judge.reliability.measures import Estimate, HourPoint, bin_estimates
+from babylon_rl.judge.reliability.measures import Estimate, bin_estimates
 from babylon_rl.judge.reliability.report import ReliabilityReport
 from babylon_rl.reporting.plots import date_axis, new_figure, plain_axes, png_of
 from babylon_rl.windows import window_start
@@ -11,15 +11,11 @@ from babylon_rl.windows import window_start
 _MAIN, _SECOND = "#1f6fb4", "#c8553d"
 _DPI = 88
 _SIZE = (6.8, 3.5)
-_NOTHING = HourPoint("", None, 0.0, None)  # its tau keeps the zero line within the picture
 
 
 def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
     """PNG plots by name (position, agreement, pnl, cost); those without data are absent."""
-    drawn: Mapping[str, Callable[[ReliabilityReport], bytes | None]] = {
-        "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
-    }  # fmt: skip
-    pngs = {name: draw(report) for name, draw in drawn.items()}
+    pngs = {"position": _position(report), "agreement": _agreement(report), "pnl": _pnl(report), "cost": _cost(report)}
     return {name: png for name, png in pngs.items() if png is not None}
 
 
@@ -29,7 +25,6 @@ def _position(report: ReliabilityReport) -> bytes | None:
         return None
     figure, axes = _figure()
     _points(axes, bins)
-    # the line of the estimated slope through the middle of the request
     slope = report.position_slope.value
     axes.plot([0, 1], [-slope / 2, slope / 2], color=_SECOND, linewidth=1.2, linestyle="--", label=f"slope {slope:+.3f}")
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -50,12 +45,11 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
     upper.set_ylim(0, 1.12 * max(0.05, *(p.disagreement or 0.0 for p in shown)))
     upper.sharex(lower)
     upper.tick_params(labelbottom=False)
-    # one time axis for both panels
     for axes in (upper, lower):
         axes.xaxis.get_offset_text().set_fontsize(8)
     upper.xaxis.get_offset_text().set_visible(False)
     _by_hour(lower, [(p.window, p.tau) for p in shown], "Kendall's tau")
-    lower.set_ylim(min(p.tau for p in [*shown, _NOTHING] if p.tau is not None) - 0.08, 1.06)
+    lower.set_ylim(min([0.0, *(p.tau for p in shown if p.tau is not None)]) - 0.08, 1.06)
     lower.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     return _png(figure, f"Agreement of {report.judge} with itself, by hour")
 
@@ -67,7 +61,7 @@ def _pnl(report: ReliabilityReport) -> bytes | None:
     figure, (ranks, money) = _figure(1, 2)
     _points(ranks, bins)
     ranks.set_xlim(-0.05, 1.05)
-    ranks.set_xticks([place for place, _ in bins], _fifths(len(bins)))
+    ranks.set_xticks([place for place, _ in bins], ["least", *[""] * (len(bins) - 2), "most"] if len(bins) > 1 else [""])
     ranks.set_ylim(-0.03, 1.03)
     ranks.set_ylabel("score", fontsize=8)
     ranks.set_xlabel("P&L among those of its hour", fontsize=8)
@@ -90,7 +84,6 @@ def _cost(report: ReliabilityReport) -> bytes | None:
     days = list(report.days)
     priced = report.usd is not None
     places = range(len(days))
-    # dollars where every price is known, else tokens
     if priced:
         axes.bar(places, [day.usd for day in days], color=_MAIN, width=0.7)
         axes.set_ylabel("dollars", fontsize=8)
@@ -132,10 +125,6 @@ def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str) 
         axes.annotate(f"mean {mean:.2f}", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                       fontsize=7.5, color=_SECOND, va="center", annotation_clip=False)  # fmt: skip
     axes.set_ylabel(label, fontsize=8)
-
-
-def _fifths(count: int) -> list[str]:
-    return ["least", *[""] * (count - 2), "most"] if count > 1 else [""]
 
 
 def _figure(rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

@@ -106,10 +106,7 @@ def default_range(connection: Connection) -> tuple[str, str] | None:
 def reliability_report(
     connection: Connection, first: str, end: str, settings: JudgeSettings, *, judge: str | None = None
 ) -> ReliabilityReport:
-    """Build the report on the hours from ``first`` to before ``end``.
-
-    ``judge`` defaults to JUDGE_MODEL, or to the one with most scores if that has none.
-    """
+    """Build the report on the hours from ``first`` to before ``end``; ``judge`` defaults to JUDGE_MODEL, else to that of most scores."""
     judges = store.judges_of(connection, first, end)
     about = judge or (settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges)))
     hours = store.judged_hours(connection, about, first, end)
@@ -175,9 +172,9 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
 
 
 def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: Sequence[str]) -> dict[str, float] | None:
-    """Mean scores of a second judge over the orders that cover exactly ``agents``.
+    """Mean scores of a second judge over the orders that cover exactly ``agents``; None where no order does.
 
-    None where no order does. ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing
+    ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing
     does not count.
     """
     merged = []
@@ -275,13 +272,17 @@ def _cost(report: ReliabilityReport) -> dict[str, Any]:
 
 def report_rows(report: ReliabilityReport) -> list[tuple[str, str, str]]:
     """Rows of the report's table: measure, number with its interval, meaning."""
+    unranked = f"; {report.sums.without_pnl_ranks} hours do not rank" if report.sums.without_pnl_ranks else ""
+    left = f"of the last place over the first; in the mean over the orders {report.position_left or 0.0:.3f} is left"
+    correlation = _said(report.length_correlation, 2, sign=True)
+    longest = f"of the longest transcript over the shortest, at equal P&L; correlation {correlation}"
     lines = [
         ("groups", *_groups(report)),
         ("orders differ by", _said(report.self_difference, 3), _orders_words(report)),
         ("Kendall's tau between orders", _said(report.self_tau, 2, sign=True), "1: every order ranks alike"),
-        ("position bias", _said(report.position_slope, 3, sign=True), _position_words(report)),
-        ("length bias", _said(report.length_points, 3, sign=True), _length_words(report)),
-        ("with the hour's P&L", _said(report.pnl_correlation, 2, sign=True), _pnl_words(report)),
+        ("position bias", _said(report.position_slope, 3, sign=True), "no places recorded" if report.position_slope is None else left),
+        ("length bias", _said(report.length_points, 3, sign=True), longest),
+        ("with the hour's P&L", _said(report.pnl_correlation, 2, sign=True), f"Spearman within an hour{unranked}"),
     ]
     return lines + _gain_lines(report) + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
 
@@ -304,22 +305,6 @@ def _orders_words(report: ReliabilityReport) -> str:
         return "the heuristic has one opinion" if report.judge == HEURISTIC else "one order each: nothing to compare"
     more = f"; {report.further_orders} groups needed more than others" if report.further_orders else ""
     return f"of 0 to 1, mean of any two of {report.orders:.3g} orders{more}"
-
-
-def _position_words(report: ReliabilityReport) -> str:
-    if report.position_slope is None:
-        return "no places recorded"
-    return f"of the last place over the first; in the mean over the orders {report.position_left or 0.0:.3f} is left"
-
-
-def _length_words(report: ReliabilityReport) -> str:
-    correlation = _said(report.length_correlation, 2, sign=True)
-    return f"of the longest transcript over the shortest, at equal P&L; correlation {correlation}"
-
-
-def _pnl_words(report: ReliabilityReport) -> str:
-    left_out = report.sums.without_pnl_ranks
-    return "Spearman within an hour" + (f"; {left_out} hours do not rank" if left_out else "")
 
 
 def _gain_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
