@@ -22,7 +22,7 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
-from babylon_rl.store.migrate import require_migrated
+from babylon_rl.store.migrate import migrate, require_migrated
 from babylon_rl.store.registry import Model, read_models
 
 
@@ -98,7 +98,12 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
     if not names:
         return {}, {}
     versions = [name for name in names if name != BASE]
-    models = _registered(settings) if versions else {}
+    models: dict[str, Model] = {}
+    if versions:
+        with open_database(settings, prepare=False) as database:
+            migrate(database)
+            with database.connect() as connection:
+                models = {model.version: model for model in read_models(connection)}
     unknown = [name for name in versions if name not in models]
     if unknown:
         raise UsageError(
@@ -107,15 +112,6 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
         )
     sources = {source.name: source for source in sources_named(names, models, settings)}
     return sources, {name: game_trained(models[name], settings) for name in versions}
-
-
-def _registered(settings: Settings) -> dict[str, Model]:
-    from babylon_rl.store.migrate import migrate
-
-    with open_database(settings, prepare=False) as database:
-        migrate(database)
-        with database.connect() as connection:
-            return {model.version: model for model in read_models(connection)}
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:

@@ -11,11 +11,11 @@ from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progr
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.judge_agreement import calibration_name, measure
 from babylon_rl.judge.plan import release_quarantined
-from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, AuditResult, report_with_audit
+from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, report_with_audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import ReliabilityReport, default_range, report_document, report_rows
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.database import open_database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.scores import read_quarantined
@@ -104,9 +104,13 @@ def report(
     span = named_range(first, end)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        measures, audited = _measured(database, settings, span, judge, audit_groups)
-    if measures is None:
-        raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
+        require_migrated(database)
+        groups = AUDIT_GROUPS if audit_groups is None else audit_groups
+        with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
+            span = span or default_range(connection)
+            if span is None:
+                raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
+            measures, audited = report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
     written = [] if plots is None else _write(measures, plots)
     document = report_document(measures) | {"plots": [str(path) for path in written]}
     emit(document, _report_parts(measures), as_json)
@@ -114,22 +118,6 @@ def report(
         say(audited.sentence)
     for path in written:
         say(f"Wrote {path}")
-
-
-def _measured(
-    database: Database, settings: Settings, chosen: tuple[str, str] | None, judge: str | None, audit_groups: int | None
-) -> tuple[ReliabilityReport | None, AuditResult | None]:
-    """Reliability report of the chosen hours or the newest 14 days, after the second judge was asked.
-
-    The report is None if nothing is judged.
-    """
-    require_migrated(database)
-    groups = AUDIT_GROUPS if audit_groups is None else audit_groups
-    with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
-        span = chosen or default_range(connection)
-        if span is None:
-            return None, None
-        return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
 
 
 def _write(report: ReliabilityReport, directory: Path) -> list[Path]:
