@@ -79,11 +79,10 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
                 # The first beat does not look: the run has just begun, and writes its tags.
-                stopped = instance is not None and not begins and _is_stopped(instance, run_id)
+                run = None if instance is None or begins else instance.get_run_by_id(run_id)
+                stopped = run is not None and run.status in _STOPPED
             # A database error, of Dagster's storage too, says nothing about the run: it goes on.
-            except (psycopg.Error, BabylonError):
-                lives = True
-            except storage_errors():
+            except (psycopg.Error, BabylonError, *storage_errors()):
                 lives = True
             # Two beats long: a run that ends by itself has ended by then, and a worker that was asked to interrupt it has.
             if (not lives or (before and stopped)) and not ended.is_set():
@@ -102,11 +101,6 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
     finally:
         ended.set()
         thread.join()
-
-
-def _is_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
-    run = instance.get_run_by_id(run_id)
-    return run is not None and run.status in _STOPPED
 
 
 def why_dead(heartbeat: Heartbeat) -> str | None:
@@ -174,21 +168,15 @@ def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
         yield
     # Ctrl-C and Dagster's own end of a run are no Exception; whatever it is goes on from here.
     except BaseException as ended:
-        _tag_end(context, ended)
+        try:
+            if (how := _how_it_ends(ended)) is not None:
+                context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+            if how == INTERRUPTED:
+                context.log.warning(COMES_BACK)
+        except storage_errors() as failed:
+            # The error that ended the run decides whether its step is tried again; a failure to tag must not replace it.
+            _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
         raise
-
-
-def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
-    how = _how_it_ends(ended)
-    if how is None:
-        return
-    try:
-        context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
-        if how == INTERRUPTED:
-            context.log.warning(COMES_BACK)
-    except storage_errors() as failed:
-        # The error that ended the run decides whether its step is tried again; a failure to tag must not replace it.
-        _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
@@ -297,8 +285,7 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
         raise dg.Failure(why_not)
     start_logs(settings)
     by_worker = context.run is not None and TASK_TAG in context.run.tags
-    interrupted_for_s = NOTED_WITHIN_S if by_worker else 0.0
-    yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=interrupted_for_s))
+    yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=NOTED_WITHIN_S if by_worker else 0.0))
 
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:
@@ -365,10 +352,10 @@ def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babyl
 
     A failed run would leave every asset that it planned red.
     """
-    batch_id = run.tags.get(PARTITION_TAG)
+    batch_id = str(run.tags.get(PARTITION_TAG))
     why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
-    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, str(batch_id)):
-        why_not = no_batch(str(batch_id))
+    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, batch_id):
+        why_not = no_batch(batch_id)
     if why_not is not None:
         instance.report_run_canceled(run, why_not)
         raise dg.DagsterExecutionInterruptedError(why_not)

@@ -1,7 +1,6 @@
 """Asset ``trained_checkpoint``: a batch trained, published under its version, and registered."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -81,9 +80,13 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
             for line in _preflight(batch):
                 context.log.info(line)
 
-        # A training that fails closes its tracker, so that no half run stays open there.
-        with _abandoning(tracker, context.log.info):
+        try:
             trained = train_batch(connection, batch_id, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight)
+        except BaseException:
+            # A training that fails closes its tracker, so that no half run stays open there.
+            if words := tracker.abandon().words:
+                context.log.info(words)
+            raise
         # The version is registered by now; the rest only reports it.
         judging = judging_of(connection, batch_id)
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
@@ -100,19 +103,7 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
 
 
 def _preflight(batch: Batch) -> list[str]:
-    if batch.preflight is None:
-        return []
-    return preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
-
-
-@contextmanager
-def _abandoning(tracker: Tracker, log: Callable[[str], None]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if words := tracker.abandon().words:
-            log(words)
-        raise
+    return [] if batch.preflight is None else preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
 
 
 def _finish(
@@ -159,9 +150,15 @@ def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
     )
     metadata |= embedded(_pictures(trained, curves))
-    metadata["iterations"] = table([_row(step) for step in trained.steps])
-    if any(step.metrics for step in trained.steps):
-        metadata["policy"] = table([_policy(step) for step in trained.steps])
+    measured = {step.iteration: step.metrics or {} for step in trained.steps}
+    metadata["iterations"] = table([
+        {"iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens, "sequences": step.sequences,
+         "hours": len(step.windows), "seconds": measured[step.iteration].get("seconds")}
+        for step in trained.steps
+    ])  # fmt: skip
+    if any(measured.values()):
+        policy = [{"no.": number} | {title: of[name] for name, title in POLICY.items() if name in of} for number, of in measured.items()]
+        metadata["policy"] = table(policy)
     preflight = _preflight(trained.batch)
     if preflight:
         metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
@@ -186,7 +183,8 @@ def _pictures(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
     if losses:
         x_label, shown = "step" if steps else "iteration", {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
-            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
+            smoothed = [fmean(losses[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(losses) + 1)]
+            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = smoothed
         pictures.append(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
     if steps:
         over = f", over that of {model.parent_version}" if len(curves) > 1 else ""
@@ -198,20 +196,3 @@ def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
     if sent.link is None:
         return sent.words or None
     return dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)
-
-
-def _row(step: Any) -> dict[str, Any]:
-    return {
-        "iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens,
-        "sequences": step.sequences, "hours": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
-    }  # fmt: skip
-
-
-def _policy(step: Any) -> dict[str, Any]:
-    measured = step.metrics or {}
-    return {"no.": step.iteration} | {title: measured[name] for name, title in POLICY.items() if name in measured}
-
-
-def _smoothed(numbers: list[float]) -> list[float]:
-    """Running mean over the last SMOOTHED_STEPS numbers."""
-    return [fmean(numbers[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(numbers) + 1)]

@@ -54,7 +54,9 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
 
     caches = Removal(dry_run)
     cache = settings.home / "cache"
-    for directory in [*(entry for entry in _directories(cache) if entry.name not in _KEPT_CACHES), settings.home / "tmp"]:
+    entries = sorted(os.scandir(cache), key=lambda entry: entry.path) if cache.is_dir() else []
+    directories = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name not in _KEPT_CACHES]
+    for directory in [*directories, settings.home / "tmp"]:
         caches.unused(directory, seconds)
     yield _files("caches", caches)
 
@@ -82,10 +84,6 @@ def _before_experiments(connection: Connection, before: datetime) -> datetime:
     begun = [test.started_at for test in read_tests(connection) if test.state == "running"]
     begun += [rollout.created_at for rollout in read_rollouts(connection, ("rolling", "paused"))]
     return min([before, *begun])
-
-
-def _directories(parent: Path) -> list[Path]:
-    return sorted(Path(entry) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)) if parent.is_dir() else []
 
 
 def _files(name: str, removal: Removal) -> CleanedPart:
