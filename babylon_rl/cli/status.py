@@ -60,7 +60,8 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
         cost = "" if judge.other_rules_usd is None else f", which cost ${judge.other_rules_usd:.2f} then"
         says = f"{judge.hours_by_other_rules} hours have scores of another judge, or from before a rule or a setting changed{cost}"
         yield "stale scores", f"{says}: `babylon-rl score --stale --dry-run` says the price of new ones"
-    yield "judge", f"{judge.model}: {hours}; disagreement {_number(judge.disagreement)}; {agreement}; {spent}"
+    differ = "-" if judge.disagreement is None else f"{judge.disagreement:.3f}"
+    yield "judge", f"{judge.model}: {hours}; disagreement {differ}; {agreement}; {spent}"
     yield "training", _training(found)
     yield "", f"last completed {jobs.last_completed or 'never'}; the next is due {jobs.next_scheduled or 'at once'}"
     of = found.automation.models
@@ -106,10 +107,6 @@ def _version(version: Any) -> str:
         against = f"{version.reference or 'base'} ({version.improvement_low:+.0f} to {version.improvement_high:+.0f})"
         gain = f", {version.improvement:+.0f} dollars an hour against {against}"
     return f"{version.version} {version.status}, from {version.parent or 'base'}, gate: {version.decision or 'none'}{gain}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 @app.command("alerts")
