@@ -159,14 +159,6 @@ class HourReport:
 ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[str, HourReport]]
 
 
-def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get plots: the newest of a day at most.
-
-    A longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
-    """
-    return frozenset(sorted(windows)[-1:]) if len(windows) <= MOST_HOURS_WITH_PLOTS else frozenset()
-
-
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
     """Yield the result of an hourly asset, with metadata for each hour.
 
@@ -174,15 +166,15 @@ def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of
     """
     windows = hours_of(context)
     versions: dict[str, str] = {}
+    # The newest hour of a day at most: a longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
+    plotted = frozenset([max(windows)] if len(windows) <= MOST_HOURS_WITH_PLOTS else [])
     with babylon.connection() as connection:
         for some in reading_chunks(connection, windows):
-            for window, report in reports_of(connection, some, babylon, plotted(windows)).items():
+            for window, report in reports_of(connection, some, babylon, plotted).items():
                 versions[window] = report.data_version
-                metadata = report.metadata if len(windows) <= MOST_HOURS_WITH_TABLES else _without_tables(report.metadata)
+                metadata = dict(report.metadata)
+                if len(windows) > MOST_HOURS_WITH_TABLES:
+                    metadata = {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}
                 context.add_asset_metadata(metadata, partition_key=window)
     version = versions[windows[0]] if len(windows) == 1 else content_version(versions)
     yield dg.MaterializeResult(data_version=dg.DataVersion(version))
-
-
-def _without_tables(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}

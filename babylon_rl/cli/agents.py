@@ -26,7 +26,7 @@ from babylon_rl.evaluation.results import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
-from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
+from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
@@ -71,10 +71,6 @@ def spawn_agents(
         llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0, game=request.game)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
-    emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
-
-
-def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
     earned: dict[tuple[str, str], float] = {}
     for hour in hours:
         for agent, strategy, pnl in hour.agents:
@@ -82,7 +78,7 @@ def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
     played = f"{len(hours)} hours, {hours[0].window} to {hours[-1].window}" if len(hours) > 1 else hours[0].window
     title = f"{played}: {sum(hour.trajectories for hour in hours):,} trajectories"
     lines = [[*named, f"{pnl:+.2f}"] for named, pnl in sorted(earned.items(), key=lambda item: -item[1])]
-    return [listed(["agent", "strategy", "P&L, $"], lines, title)]
+    emit({"windows": [hour.document for hour in hours]}, [listed(["agent", "strategy", "P&L, $"], lines, title)], as_json)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from babylon_rl.evaluation.gate import BASE, Comparison, GateRow
 from babylon_rl.evaluation.gate import compare as compared
 from babylon_rl.evaluation.play import gate_job, script_rows, scripted
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
-from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
+from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import GATE_ID, Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
@@ -219,8 +219,31 @@ def generate(
     for warning in warnings:
         say(warning)
     path = out if out is not None else Path(f"{snapshot.id}.json.gz")
-    document = _summary(snapshot, path, save(snapshot, path), warnings)
-    emit(document, [_told(document)], as_json)
+    size, best = save(snapshot, path), optimum_of(snapshot)
+    document = {
+        "id": snapshot.id,
+        "file": str(path),
+        "bytes": size,
+        "sha256": sha256(encode(snapshot)).hexdigest(),
+        "seed": snapshot.seed,
+        "duration": snapshot.duration,
+        "tickInterval": snapshot.tick_interval,
+        "ticks": len(snapshot.ticks),
+        "predictionMarkets": len(snapshot.ground_truth.market_outcomes),
+        "perpetualMarkets": len(snapshot.initial_state.perpetual_markets),
+        "agents": len(snapshot.initial_state.agents),
+        "events": sum(len(tick.events) for tick in snapshot.ticks),
+        "optimalPnl": best.pnl,
+        "startBalance": best.start_balance,
+        "warnings": warnings,
+    }
+    says = (
+        f"{path}: {snapshot.id}, seed {snapshot.seed}, {len(snapshot.ticks):,} ticks of {snapshot.tick_interval} s, "
+        f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
+        f"{size:,} bytes.\n"
+        f"From {best.start_balance:,.0f} $ an agent that knows the market to its end earns {best.pnl:,.0f} $."
+    )
+    emit(document, [says], as_json)
 
 
 def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> ScenarioConfig:
@@ -240,33 +263,3 @@ def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> Scenar
         return named(preset if preset is not None else DEFAULT_PRESET, edition=edition, **changes)
     except MarketError as error:
         raise UsageError(str(error)) from error
-
-
-def _summary(snapshot: SnapshotDocument, path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
-    best = optimum_of(snapshot)
-    return {
-        "id": snapshot.id,
-        "file": str(path),
-        "bytes": size,
-        "sha256": sha256(encode(snapshot)).hexdigest(),
-        "seed": snapshot.seed,
-        "duration": snapshot.duration,
-        "tickInterval": snapshot.tick_interval,
-        "ticks": len(snapshot.ticks),
-        "predictionMarkets": len(snapshot.ground_truth.market_outcomes),
-        "perpetualMarkets": len(snapshot.initial_state.perpetual_markets),
-        "agents": len(snapshot.initial_state.agents),
-        "events": sum(len(tick.events) for tick in snapshot.ticks),
-        "optimalPnl": best.pnl,
-        "startBalance": best.start_balance,
-        "warnings": warnings,
-    }
-
-
-def _told(document: dict[str, Any]) -> str:
-    return (
-        f"{document['file']}: {document['id']}, seed {document['seed']}, {document['ticks']:,} ticks of {document['tickInterval']} s, "
-        f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
-        f"{document['bytes']:,} bytes.\n"
-        f"From {document['startBalance']:,.0f} $ an agent that knows the market to its end earns {document['optimalPnl']:,.0f} $."
-    )
