@@ -60,7 +60,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
     if not rows:
         return dg.MetadataValue.text("no rows")
     records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:MOST_TABLE_ROWS]]
-    columns = [dg.TableColumn(name, _type(name, rows)) for name in rows[0]]
+    # The type of a column is that of its first value.
+    first = {name: next((row[name] for row in rows if row.get(name) is not None), "") for name in rows[0]}
+    columns = [dg.TableColumn(name, _TYPES.get(type(value), "string")) for name, value in first.items()]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
@@ -100,11 +102,6 @@ def _readable(value: Any, digits: int = SIGNIFICANT) -> Any:
 def _cell(value: Any) -> str | int | float | bool | None:
     value = _readable(value, SIGNIFICANT_IN_TABLES)
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    value = next((row[name] for row in rows if row.get(name) is not None), "")
-    return _TYPES.get(type(value), "string")
 
 
 AS_LOADED = load_settings()  # of the environment in which the code location was loaded

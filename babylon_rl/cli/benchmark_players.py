@@ -49,7 +49,6 @@ def players_named(
     Raises:
         UsageError: a name is unknown, or a version cannot be played here.
     """
-    endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
@@ -68,7 +67,7 @@ def players_named(
                 script = scripted(player, game.mandate)
                 players.append(replace(script, game=script.game and game))
             elif url is not None:
-                client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
+                client = stack.enter_context(ChatClient(url, key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.shown_url}"))
             else:
                 players.append(model(partial(client_of, player), player, local[player].identity))

@@ -64,7 +64,11 @@ def serve_model(
         checkpoints.verify(directory, base_dir)
         return directory
 
-    server.serve(policy, bound, _announce, published)
+    def announce(line: str) -> None:
+        bound = json.loads(line)
+        say(f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.")
+
+    server.serve(policy, bound, announce, published)
 
 
 @serve.command("market")
@@ -108,8 +112,3 @@ def serve_admin(
     from babylon_rl.serving.admin_api import serve as run
 
     run(load_settings(), host, port, say)
-
-
-def _announce(line: str) -> None:
-    bound = json.loads(line)
-    say(f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.")

@@ -12,7 +12,7 @@ from babylon_rl.errors import CheckFailed, UsageError
 from babylon_rl.reporting.numbers import about
 from babylon_rl.serving.status import status_document
 from babylon_rl.serving.status_shapes import StatusDocument
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import load_settings
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
@@ -117,25 +117,19 @@ def alerts(
     """Show alerts: since when, whether sent, and what to do. Those whose cause lasts come first."""
     settings = load_settings()
     if test:
-        return _test(settings, as_json)
+        sent = send_test(settings, utc_now())
+        if not sent.causes and not sent.failures:
+            raise UsageError("No channel is set: DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL.")
+        words = [f"{channel}: taken" for channel in sent.causes] + [f"{channel}: {reason}" for channel, reason in sent.failures.items()]
+        emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
+        if sent.failures:
+            raise CheckFailed(f"{', '.join(sent.failures)} did not take the message.")
+        return
     with open_database(settings) as database, database.connect() as connection:
         rows = read_alerts(connection)
     cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
-    emit(
-        {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]},
-        [listed(["cause", "since", "sent", "ended", "says"], cells)],
-        as_json,
-    )
+    document = {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]}
+    emit(document, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
     for alert in rows:
         if alert.open:
             say(f"{alert.cause}: {alert.advice}")
-
-
-def _test(settings: Settings, as_json: bool) -> None:
-    sent = send_test(settings, utc_now())
-    if not sent.causes and not sent.failures:
-        raise UsageError("No channel is set: DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL.")
-    words = [f"{channel}: taken" for channel in sent.causes] + [f"{channel}: {reason}" for channel, reason in sent.failures.items()]
-    emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
-    if sent.failures:
-        raise CheckFailed(f"{', '.join(sent.failures)} did not take the message.")

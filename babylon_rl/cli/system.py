@@ -27,7 +27,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
-from babylon_rl.store.indexes import BuiltIndex, build_indexes
+from babylon_rl.store.indexes import build_indexes
 from babylon_rl.store.migrate import migrate as apply_migrations
 from babylon_rl.store.observation import RECENT
 from babylon_rl.store.trajectories import newest_window_with_rows
@@ -71,8 +71,13 @@ def migrate(
 ) -> None:
     """Update the database's schema, or build optional indexes."""
     if indexes:
+        states = {"valid": "there", "invalid": "to rebuild" if check else "rebuilt", "absent": "to build" if check else "built"}
         with open_database(load_settings(), prepare=False) as database:
-            built = [_index_row(one, check) for one in build_indexes(database, check_only=check)]
+            built = [
+                {"name": one.index.name, "state": states[one.found], "bytes": one.size_bytes, "purpose": one.index.purpose,
+                 "statement": one.index.statement}
+                for one in build_indexes(database, check_only=check)
+            ]  # fmt: skip
         emit({"indexes": built}, [Table(INDEXES, built)], as_json)
         return
     # --check changes nothing, so it makes no schema for Dagster either.
@@ -91,15 +96,6 @@ def migrate(
     if not report.applied:
         parts.append(f"The schema at {place} is up to date.")
     emit({"applied": list(report.applied), "adopted": list(report.adopted), "differences": list(report.differences)}, parts, as_json)
-
-
-def _index_row(built: BuiltIndex, check: bool) -> dict[str, object]:
-    """One optional index as JSON shows it."""
-    done = {"valid": "there", "invalid": "rebuilt", "absent": "built"}
-    planned = {"valid": "there", "invalid": "to rebuild", "absent": "to build"}
-    index = built.index
-    state = (planned if check else done)[built.found]
-    return {"name": index.name, "state": state, "bytes": built.size_bytes, "purpose": index.purpose, "statement": index.statement}
 
 
 @app.command("settings")
