@@ -246,16 +246,13 @@ def stream(
         raise UsageError(f"There is no frame {kind!r}: take one of {', '.join(_READERS)}.")
     if rows < 1:
         raise UsageError(f"rows is {rows}: give 1 or more.")
-    if first is not None and end is not None:
-        next(window_range(first, end), None)  # refuses a range that runs backwards
-    for edge in (first, end):
-        if edge is not None:
-            window_start(edge)
+    if (edge := end if first is None else first) is not None:
+        next(window_range(edge, end or edge), None)  # refuses a malformed hour, and a range that runs backwards
     settings = settings or load_settings()
     # Autocommit: the caller may take long between two parts.
     with process_database(settings).connect(autocommit=True) as connection:
-        ranged = first is not None or end is not None
-        records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
+        source = _Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, edge is not None, settings)
+        records = _READERS[kind](source)
         while part := list(islice(records, rows)):
             yield _frame(part, COLUMNS[kind])
 

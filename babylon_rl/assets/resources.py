@@ -118,30 +118,6 @@ def why_dead(heartbeat: Heartbeat) -> str | None:
     return None
 
 
-def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> None:
-    """Refuse this run if an earlier run of the same batch is alive.
-
-    Raises:
-        BatchConflict: another run of the batch began before this one, and is alive.
-    """
-    filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
-    records = context.instance.get_run_records(filters)
-    began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
-    # Ties are broken by storage id: of two runs, exactly one is the earlier.
-    # A run whose start Dagster does not show yet is the later one of any two.
-    own = began.get(context.run.run_id, (math.inf, 0))
-    earlier = [run_id for run_id, start in began.items() if start < own]
-    # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
-    with connection.transaction():
-        alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
-    if alive:
-        who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
-        raise BatchConflict(
-            f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
-            f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
-        )
-
-
 def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
     """Tag a run, and its trace, with its window (or first...last), batch or version."""
     note(window=window, batch=batch, version=version)
@@ -156,10 +132,25 @@ def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id
     """Give a batch to this run alone; tag the run if it ends on purpose.
 
     Raises:
-        BatchConflict: another run has the batch.
+        BatchConflict: another run of the batch began before this one, and is alive.
     """
     with tagging_end(context):
-        refuse_second_run(context, connection, batch_id)
+        filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
+        records = context.instance.get_run_records(filters)
+        began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
+        # Ties are broken by storage id: of two runs, exactly one is the earlier.
+        # A run whose start Dagster does not show yet is the later one of any two.
+        own = began.get(context.run.run_id, (math.inf, 0))
+        earlier = [run_id for run_id, start in began.items() if start < own]
+        # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
+        with connection.transaction():
+            alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
+        if alive:
+            who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
+            raise BatchConflict(
+                f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
+                f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
+            )
         yield
 
 

@@ -24,7 +24,7 @@ from babylon_rl.store.scores import have_scores, input_versions, read_pending, r
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined, reading_chunks
 from babylon_rl.types import GroupScores, Rejection, WindowReading, WindowSummary, count_reasons
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range
 
 if TYPE_CHECKING:
     from babylon_rl.market.outcomes import WindowOutcomes
@@ -304,9 +304,9 @@ def _wanted(connection: Connection, now: datetime, first: str | None, end: str |
     """The requested hours that hold rows."""
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
-    # Refuses a range that runs backwards.
-    if first is not None and end is not None:
-        next(window_range(first, end), None)
+    # Refuses a malformed hour, and a range that runs backwards.
+    if end is not None:
+        next(window_range(first or end, end), None)
     if first is not None:
         refuse_future(first, now)
     # The look-back ends with the newest complete hour that holds rows, not with now.
@@ -316,7 +316,4 @@ def _wanted(connection: Connection, now: datetime, first: str | None, end: str |
             return []
         end = window_of(window_end(newest))
         first = window_of(window_end(newest) - lookback_hours * HOUR)
-    for edge in (first, end):
-        if edge is not None:
-            window_start(edge)
     return windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
