@@ -131,13 +131,6 @@ MOST_HOURS_WITH_TABLES = 720
 MOST_HOURS_WITH_PLOTS = 24
 
 
-def hours_of(context: dg.AssetExecutionContext) -> list[str]:
-    """The hours that a run was started for; tags the run with them."""
-    windows = list(context.partition_keys)
-    tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
-    return windows
-
-
 def batch_of(context: dg.AssetExecutionContext) -> str:
     """The batch that a run was started for; tags the run with it."""
     tag_run(context, batch=str(context.partition_key))
@@ -157,11 +150,12 @@ ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[s
 
 
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the result of an hourly asset, with metadata for each hour.
+    """Yield the result of an hourly asset, with metadata for each hour; tag the run with its hours.
 
     A run of one hour has the hour's data version, a range one version of all its hours.
     """
-    windows = hours_of(context)
+    windows = list(context.partition_keys)
+    tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
     versions: dict[str, str] = {}
     # The newest hour of a day at most: a longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
     plotted = frozenset([max(windows)] if len(windows) <= MOST_HOURS_WITH_PLOTS else [])

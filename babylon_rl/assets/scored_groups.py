@@ -162,20 +162,12 @@ def _parts(group: GroupScores) -> list[dict[str, Any]]:
     return rows
 
 
-def _gain(group: GroupScores) -> dict[str, Any]:
-    """Metadata on the gain of flagged sentences; empty if nothing was masked."""
-    judgement = group.judgement
-    if judgement is None or judgement.masked is None:
-        return {}
-    largest = max(score.gain or 0.0 for score in group.scores)
-    return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_of_gain": judgement.noise or 0.0}
-
-
 def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
     """Tokens and cost of a language model judge; empty for the heuristic. Some numbers are of the whole judgement, others of this run."""
     judgement, calls = group.judgement, scores.asked.get(group.window)
     if judgement is None:
         return {}
+    masked = judgement.masked is not None  # flagged sentences, whose gain was measured then
     return {
         "orders": judgement.orders,
         "kendall_tau": judgement.tau,
@@ -191,5 +183,7 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
         "shortened_share": None if judgement.shortened is None else judgement.shortened / max(1, judgement.steps or 0),
         "shortened_decisions": judgement.decisions_shortened,
         "flagged_episodes": sum(bool(score.flags) for score in group.scores),
-        **_gain(group),
+        "masked_scores_count": judgement.masked,
+        "largest_gain": max(score.gain or 0.0 for score in group.scores) if masked else None,
+        "noise_of_gain": judgement.noise or 0.0 if masked else None,
     }

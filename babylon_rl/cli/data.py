@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
+from babylon_rl.cli.options import FromOption, ToOption, WindowArgument, refuse_future
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.episodes.quality import unmatched_sentence
 from babylon_rl.episodes.reading import read_window, read_windows, summary
@@ -93,7 +93,9 @@ QUESTIONS = (
 def windows(
     first: FromOption = None,
     end: ToOption = None,
-    lookback_hours: LookbackOption = None,
+    lookback_hours: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Hours back from the newest complete hour that holds rows.")
+    ] = None,
     min_agents: Annotated[int | None, typer.Option("--min-agents", min=1, help="Usable episodes that make an hour ready.")] = None,
     as_json: JsonOption = False,
 ) -> None:
