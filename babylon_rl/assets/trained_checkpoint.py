@@ -88,9 +88,7 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
                 context.log.info(words)
             raise
         # The version is registered by now; the rest only reports it.
-        judging = judging_of(connection, batch_id)
-        numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
-        sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
+        sent = _finish(connection, tracker, trained, babylon)
         artifact = _artifact(connection, trained, babylon)
         line = [model for model in read_models(connection) if model.version in (trained.model.version, trained.model.parent_version)]
         curves = training_curves(connection, line)
@@ -106,25 +104,20 @@ def _preflight(batch: Batch) -> list[str]:
     return [] if batch.preflight is None else preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
 
 
-def _finish(
-    connection: Any,
-    tracker: Tracker,
-    trained: Trained,
-    numbers: Mapping[int, Mapping[str, Any]],
-    costs: Mapping[str, float],
-    babylon: Babylon,
-) -> WandbResult:
+def _finish(connection: Any, tracker: Tracker, trained: Trained, babylon: Babylon) -> WandbResult:
     """Log the training to its tracker, and store the link with the version."""
-    model = trained.model
+    model, batch_id = trained.model, trained.batch.batch_id
+    judging = judging_of(connection, batch_id)
+    numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
-    sent = tracker.finish(trained.steps, numbers, {**summary, **costs})
+    sent = tracker.finish(trained.steps, numbers, {**summary, **batch_costs(trained.steps, judging)})
     # A resumed run may already have stored this link.
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
-            note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
+            note_tracking(connection, batch_id, tracker.run_id, sent.link, babylon.now())
     elif sent.link is None and refusal(babylon.settings) is None:
         with own_transaction(connection):
-            note_tracking_refusal(connection, trained.batch.batch_id, sent.words)
+            note_tracking_refusal(connection, batch_id, sent.words)
     return sent
 
 
