@@ -28,7 +28,7 @@ from babylon_rl.store.freezing import READ_TABLES
 from babylon_rl.store.judge_report import hour_verdicts
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.observation import watermark
-from babylon_rl.store.releases import AUTOMATION, RolloutEvent, read_events
+from babylon_rl.store.releases import AUTOMATION, read_events
 from babylon_rl.store.windows import recent_hours
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.readiness import readiness, sampled_quality, smaller_batch_due, with_smaller_minimum
@@ -132,12 +132,8 @@ def send_test(settings: AlertSettings, now: datetime) -> Sent:
     """Send a test message to every channel that is set."""
     alert = StoredAlert("test", "test", "This is a test.", "Nothing: alerts arrive here.", now, now, now, None, None, (), 0, None)
     sent, channels = Sent(), _channels(settings)
-    for name, deliver in channels.items():
-        failure = _failure(deliver, alert)
-        if failure is None:
-            sent.causes.append(name)
-        else:
-            sent.failures[name] = failure
+    sent.failures = {name: failure for name, deliver in channels.items() if (failure := _failure(deliver, alert)) is not None}
+    sent.causes = [name for name in channels if name not in sent.failures]
     return sent
 
 
@@ -164,8 +160,7 @@ def _send_due(connection: Connection, settings: AlertSettings, now: datetime) ->
                 # A channel that failed in this tick is not asked again: it would hold up the others.
                 if name in done or name in sent.failures:
                     continue
-                failure = _failure(deliver, alert)
-                if failure is None:
+                if (failure := _failure(deliver, alert)) is None:
                     done.append(name)
                 else:
                     sent.failures[name] = failure
@@ -262,19 +257,15 @@ def _judge_budget_spent(connection: Connection, settings: Settings, now: datetim
 
 
 def _rollbacks(connection: Connection, settings: Settings, now: datetime, *, by_guard: bool) -> dict[str, str]:
-    return {
-        f"{event.version} {event.at:%Y-%m-%dT%H:%M:%S}": _rollback_sentence(event)
-        for event in read_events(connection, since=now - stored.FORGOTTEN_AFTER)
-        if event.to_state == "rolled_back" and (event.who == AUTOMATION) == by_guard
-    }
-
-
-def _rollback_sentence(event: RolloutEvent) -> str:
-    share = event.to_percentage if event.from_percentage is None else event.from_percentage
-    # "cli: ada" is the user ada of the command line.
-    place, _, person = event.who.partition(": ")
-    who = f"{person} ({place})" if person else place
-    return _sentence(f"{event.version} was rolled back by {who}, at {share:g} % of agents. Reason: {event.why}")
+    found = {}
+    for event in read_events(connection, since=now - stored.FORGOTTEN_AFTER):
+        if event.to_state == "rolled_back" and (event.who == AUTOMATION) == by_guard:
+            share = event.to_percentage if event.from_percentage is None else event.from_percentage
+            # "cli: ada" is the user ada of the command line.
+            place, _, person = event.who.partition(": ")
+            says = f"{event.version} was rolled back by {f'{person} ({place})' if person else place}, at {share:g} % of agents."
+            found[f"{event.version} {event.at:%Y-%m-%dT%H:%M:%S}"] = _sentence(f"{says} Reason: {event.why}")
+    return found
 
 
 def _sentence(text: str) -> str:

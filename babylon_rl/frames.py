@@ -6,7 +6,7 @@ as they are now. Settings are those of the process: DATABASE_URL, or the embedde
 process ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from babylon_rl.errors import UsageError
-from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, read_many_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
@@ -186,6 +186,11 @@ class _Source:
         """Hours of the range that hold rows."""
         return windows_with_rows(self.connection, self.first, self.end)
 
+    @property
+    def moments(self) -> tuple[datetime, datetime]:
+        """The range's first moment, and the first one after it."""
+        return window_start(self.first), window_start(self.end)
+
 
 def episodes(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
     """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read. Ordered by window, then P&L, highest first."""
@@ -241,16 +246,13 @@ def stream(
         raise UsageError(f"There is no frame {kind!r}: take one of {', '.join(_READERS)}.")
     if rows < 1:
         raise UsageError(f"rows is {rows}: give 1 or more.")
-    if first is not None and end is not None:
-        next(window_range(first, end), None)  # refuses a range that runs backwards
-    for edge in (first, end):
-        if edge is not None:
-            window_start(edge)
+    if (edge := end if first is None else first) is not None:
+        next(window_range(edge, end or edge), None)  # refuses a malformed hour, and a range that runs backwards
     settings = settings or load_settings()
     # Autocommit: the caller may take long between two parts.
     with process_database(settings).connect(autocommit=True) as connection:
-        ranged = first is not None or end is not None
-        records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
+        source = _Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, edge is not None, settings)
+        records = _READERS[kind](source)
         while part := list(islice(records, rows)):
             yield _frame(part, COLUMNS[kind])
 
@@ -262,10 +264,9 @@ def _whole(kind: Kind, first: str | None, end: str | None, settings: Settings | 
     return pandas.concat(parts, ignore_index=True) if parts else _frame([], COLUMNS[kind])
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], columns: Iterable[FrameColumn]) -> "DataFrame":
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Iterable[FrameColumn]) -> "DataFrame":
     import pandas
 
-    rows = list(rows)
     return pandas.DataFrame({column.name: _series([row[column.name] for row in rows], column.dtype) for column in columns})
 
 
@@ -303,25 +304,17 @@ def _outcome_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for some in chunks(source.windows):
         for window, market in read_many_outcomes(source.connection, some, source.settings).items():
             for stock in market.stocks:
-                yield _hour(window) | _stock(stock)
-            for question in market.predictions:
-                yield _hour(window) | _prediction(question)
-
-
-def _stock(stock: StockOutcome) -> dict[str, Any]:
-    return {
-        "kind": "stock", "subject": stock.organization_id, "name": stock.name, "ticker": stock.ticker, "startValue": stock.start_price,
-        "endValue": stock.end_price, "changePercent": stock.change_percent, "sentiment": stock.sentiment, "outcome": None,
-        "news": list(stock.news), "flags": list(stock.flags),
-    }  # fmt: skip
-
-
-def _prediction(question: PredictionOutcome) -> dict[str, Any]:
-    return {
-        "kind": "prediction", "subject": question.market_id, "name": question.question, "ticker": None,
-        "startValue": question.start_probability, "endValue": question.end_probability, "changePercent": None, "sentiment": None,
-        "outcome": question.outcome, "news": list(question.news), "flags": list(question.flags),
-    }  # fmt: skip
+                yield _hour(window) | {
+                    "kind": "stock", "subject": stock.organization_id, "name": stock.name, "ticker": stock.ticker,
+                    "startValue": stock.start_price, "endValue": stock.end_price, "changePercent": stock.change_percent,
+                    "sentiment": stock.sentiment, "outcome": None, "news": list(stock.news), "flags": list(stock.flags),
+                }  # fmt: skip
+            for asked in market.predictions:
+                yield _hour(window) | {
+                    "kind": "prediction", "subject": asked.market_id, "name": asked.question, "ticker": None,
+                    "startValue": asked.start_probability, "endValue": asked.end_probability, "changePercent": None,
+                    "sentiment": None, "outcome": asked.outcome, "news": list(asked.news), "flags": list(asked.flags),
+                }  # fmt: skip
 
 
 def _batches(source: _Source) -> list[Batch]:
@@ -346,7 +339,7 @@ def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
 
 
 def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
-    for played in benchmarks.played_results(source.connection, *_moments(source)):
+    for played in benchmarks.played_results(source.connection, *source.moments):
         result = played.result
         yield {
             "model": played.model, "identity": played.identity, "snapshot": result.snapshot, "pnlUsd": result.pnl_usd,
@@ -359,21 +352,12 @@ def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
 def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for hour in read_hours(source.connection, source.windows, source.settings, Splits(), Selection(everything=True)):
         for record in hour.records():
-            wanted = record.response_format
             # Schemas differ from call to call, so they are text, as in the export.
-            form = None if wanted is None else records.encode(wanted).decode()
+            form = None if record.response_format is None else records.encode(record.response_format).decode()
             yield {**msgspec.to_builtins(record), **_hour(hour.window), "responseFormat": form}
-
-
-def _gateway_rows(source: _Source) -> Iterator[dict[str, Any]]:
-    return live_usage.read_calls(source.connection, *_moments(source))
-
-
-def _moments(source: _Source) -> tuple[datetime, datetime]:
-    return window_start(source.first), window_start(source.end)
 
 
 _READERS: dict[Kind, Callable[[_Source], Iterator[dict[str, Any]]]] = {
     "episodes": _episode_rows, "scores": _score_rows, "outcomes": _outcome_rows, "batches": _batch_rows, "steps": _step_rows,
-    "results": _result_rows, "calls": _call_rows, "gateway_calls": _gateway_rows,
+    "results": _result_rows, "calls": _call_rows, "gateway_calls": lambda source: live_usage.read_calls(source.connection, *source.moments),
 }  # fmt: skip

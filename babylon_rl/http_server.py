@@ -71,16 +71,14 @@ def server_config(app: Any, **options: Any) -> "uvicorn.Config":
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    limits: dict[str, Any] = {
-        "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
-        "timeout_keep_alive": KEEP_ALIVE_S,
-        "timeout_graceful_shutdown": 3,
-    }
     # The peer is the connection's: headers that a proxy adds are read where access is decided. A line for each request that asks
     # for an upgrade, as Java's client does by default, would be a warning.
-    hidden: dict[str, Any] = {"access_log": False, "server_header": False, "proxy_headers": False, "log_level": "error"}
-    stock: dict[str, Any] = {"http": "h11", "loop": "uvloop", "ws": "none", "lifespan": "on"}
-    return uvicorn.Config(app, **(stock | limits | hidden | options))
+    chosen: dict[str, Any] = {
+        "http": "h11", "loop": "uvloop", "ws": "none", "lifespan": "on",
+        "h11_max_incomplete_event_size": MAX_HEAD_BYTES, "timeout_keep_alive": KEEP_ALIVE_S, "timeout_graceful_shutdown": 3,
+        "access_log": False, "server_header": False, "proxy_headers": False, "log_level": "error",
+    }  # fmt: skip
+    return uvicorn.Config(app, **(chosen | options))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -179,14 +177,12 @@ class Door:
             raise ApiError(400, "Send one header Host: the server's name or address, and its port.", "host")
         if scope["path"] != "/" and scope["path"].endswith("/"):
             raise ApiError(404, f"{scope['path']} is not served here: leave out the slash at its end.", "not_found")
-        if _is_of_another_site(headers) and not self._is_link(scope, headers):
+        is_link = scope["method"] == "GET" and headers.get(b"sec-fetch-mode") == b"navigate" and scope["path"] in self._pages
+        if _is_of_another_site(headers) and not is_link:
             raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
         if not self._keyed() and _may_be_a_stranger_s(host[1]):
             message = "This server answers to localhost, addresses and names of a local network only"
             raise ApiError(403, f"{message}: a proxy in front sends one of them as Host, or keys decide who is served.", "host")
-
-    def _is_link(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-        return scope["method"] == "GET" and headers.get(b"sec-fetch-mode") == b"navigate" and scope["path"] in self._pages
 
 
 def _is_of_another_site(headers: Mapping[bytes, bytes]) -> bool:
@@ -209,13 +205,9 @@ def why_not_local(scope: Mapping[str, Any]) -> str:
         if name in _OF_PROXIES or name.startswith(b"x-forwarded"):
             return f"came through a proxy (it has the header {name.decode()})"
         host = _HOST.fullmatch(value.decode("latin-1")) if name == b"host" else None
-        if host is not None and not _is_name_here(host[1]):
+        if host is not None and not (f".{host[1].lower()}".endswith(".localhost") or _is_address_here(host[1])):
             return f"names another as its Host ({host[1][:100]})"
     return "came through a proxy (by HTTP/1.0)" if scope.get("http_version") == "1.0" else ""
-
-
-def _is_name_here(host: str) -> bool:
-    return host.lower() == "localhost" or host.lower().endswith(".localhost") or _is_address_here(host)
 
 
 @lru_cache(maxsize=1024)

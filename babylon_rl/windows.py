@@ -77,15 +77,14 @@ def window_range(first: str, end: str) -> Iterator[str]:
 
 def window_stretches(windows: Iterable[str], longest: int) -> Iterator[tuple[str, str]]:
     """Stretches of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
-    first = last = None
-    length = 0
+    stretch: list[str] = []
     for window in sorted(set(windows)):
-        if last is not None and first is not None and (next_window(last) != window or length == longest):
-            yield first, last
-            first, length = None, 0
-        first, last, length = first or window, window, length + 1
-    if first is not None and last is not None:
-        yield first, last
+        if stretch and (next_window(stretch[-1]) != window or len(stretch) == longest):
+            yield stretch[0], stretch[-1]
+            stretch = []
+        stretch.append(window)
+    if stretch:
+        yield stretch[0], stretch[-1]
 
 
 def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:

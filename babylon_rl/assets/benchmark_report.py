@@ -89,16 +89,13 @@ def benchmark_report(
     tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
     metadata["results"] = results_table(report.rows, SHOWN)
-    # A report without its own plot gets a simple bar plot.
-    bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
-    intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
-    metadata |= embedded(
-        [
-            Picture("P&L with intervals", report.plot_png)
-            if report.plot_png is not None
-            else bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
-        ]
-    )
+    if (png := report.plot_png) is not None:
+        picture = Picture("P&L with intervals", png)
+    else:  # its file is not on this machine
+        bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
+        intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
+        picture = bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
+    metadata |= embedded([picture])
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     decisions = runs_directory(babylon.settings.home, report.version)
     if decisions.is_dir():  # a version that could not be played here has none

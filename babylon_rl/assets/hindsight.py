@@ -87,9 +87,7 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
     if drawn and shares:
         metadata |= embedded([bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)])
     if agents:
-        metadata["agents"] = table([_row(agent) for agent in agents])
+        metadata["agents"] = table(
+            [{"agent": a.agent_id, "actions": a.actions, "known": a.known, "right": a.right, "share right": a.share} for a in agents]
+        )
     return HourReport(seen.data_version, metadata)
-
-
-def _row(agent: AgentCorrectness) -> dict[str, Any]:
-    return {"agent": agent.agent_id, "actions": agent.actions, "known": agent.known, "right": agent.right, "share right": agent.share}

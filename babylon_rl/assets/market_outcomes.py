@@ -112,8 +112,8 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
     swingers = sorted(market.predictions, key=lambda prediction: -abs(_swing(prediction)))
-    stocks = [(_stock_name(s), _percent(prices[market.window, s.organization_id], s)) for s in movers]
-    questions = [(_question_name(p), _from_start(odds[market.window, p.market_id], p)) for p in swingers]
+    stocks = [(f"{s.ticker} {s.change_percent:+.1f} %", _percent(prices[market.window, s.organization_id], s)) for s in movers]
+    questions = [(_question_name(p), _whole_hour(p.start_probability, odds[market.window, p.market_id])) for p in swingers]
     panels = [
         Paths("prices, percent from the hour's start", {name: path for name, path in stocks if path}),
         Paths("probability of YES", {name: path for name, path in questions if path}),
@@ -128,10 +128,6 @@ def _swing(prediction: PredictionOutcome) -> float:
     return prediction.end_probability - prediction.start_probability
 
 
-def _stock_name(stock: StockOutcome) -> str:
-    return f"{stock.ticker} {stock.change_percent:+.1f} %"
-
-
 def _question_name(prediction: PredictionOutcome) -> str:
     name = prediction.market_id if prediction.question_number is None else f"no. {prediction.question_number}"
     return f"{name} {_swing(prediction):+.3f}"
@@ -139,18 +135,14 @@ def _question_name(prediction: PredictionOutcome) -> str:
 
 def _percent(path: Path, stock: StockOutcome) -> Path:
     """A price path in percent from the hour's start price; [] if not comparable."""
-    if not path or stock.start_price <= 0:
+    if stock.start_price <= 0:
         return []
     return _whole_hour(0.0, [(minute, _drawable((price / stock.start_price - 1) * 100)) for minute, price in path])
 
 
-def _from_start(path: Path, prediction: PredictionOutcome) -> Path:
-    return _whole_hour(prediction.start_probability, path) if path else []
-
-
 def _whole_hour(start: float, path: Path) -> Path:
     # Drawn from the hour's first to its last minute, also where a price moved once.
-    return [(0.0, start), *path, (60.0, path[-1][1])]
+    return [(0.0, start), *path, (60.0, path[-1][1])] if path else []
 
 
 def _drawable(percent: float) -> float:

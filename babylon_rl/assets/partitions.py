@@ -60,7 +60,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
     if not rows:
         return dg.MetadataValue.text("no rows")
     records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:MOST_TABLE_ROWS]]
-    columns = [dg.TableColumn(name, _type(name, rows)) for name in rows[0]]
+    # The type of a column is that of its first value.
+    first = {name: next((row[name] for row in rows if row.get(name) is not None), "") for name in rows[0]}
+    columns = [dg.TableColumn(name, _TYPES.get(type(value), "string")) for name, value in first.items()]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
@@ -102,11 +104,6 @@ def _cell(value: Any) -> str | int | float | bool | None:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    value = next((row[name] for row in rows if row.get(name) is not None), "")
-    return _TYPES.get(type(value), "string")
-
-
 AS_LOADED = load_settings()  # of the environment in which the code location was loaded
 
 
@@ -134,13 +131,6 @@ MOST_HOURS_WITH_TABLES = 720
 MOST_HOURS_WITH_PLOTS = 24
 
 
-def hours_of(context: dg.AssetExecutionContext) -> list[str]:
-    """The hours that a run was started for; tags the run with them."""
-    windows = list(context.partition_keys)
-    tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
-    return windows
-
-
 def batch_of(context: dg.AssetExecutionContext) -> str:
     """The batch that a run was started for; tags the run with it."""
     tag_run(context, batch=str(context.partition_key))
@@ -159,30 +149,23 @@ class HourReport:
 ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[str, HourReport]]
 
 
-def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get plots: the newest of a day at most.
-
-    A longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
-    """
-    return frozenset(sorted(windows)[-1:]) if len(windows) <= MOST_HOURS_WITH_PLOTS else frozenset()
-
-
 def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the result of an hourly asset, with metadata for each hour.
+    """Yield the result of an hourly asset, with metadata for each hour; tag the run with its hours.
 
     A run of one hour has the hour's data version, a range one version of all its hours.
     """
-    windows = hours_of(context)
+    windows = list(context.partition_keys)
+    tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
     versions: dict[str, str] = {}
+    # The newest hour of a day at most: a longer range is read by its tables, and the first plot costs as much as a hundred hours of it.
+    plotted = frozenset([max(windows)] if len(windows) <= MOST_HOURS_WITH_PLOTS else [])
     with babylon.connection() as connection:
         for some in reading_chunks(connection, windows):
-            for window, report in reports_of(connection, some, babylon, plotted(windows)).items():
+            for window, report in reports_of(connection, some, babylon, plotted).items():
                 versions[window] = report.data_version
-                metadata = report.metadata if len(windows) <= MOST_HOURS_WITH_TABLES else _without_tables(report.metadata)
+                metadata = dict(report.metadata)
+                if len(windows) > MOST_HOURS_WITH_TABLES:
+                    metadata = {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}
                 context.add_asset_metadata(metadata, partition_key=window)
     version = versions[windows[0]] if len(windows) == 1 else content_version(versions)
     yield dg.MaterializeResult(data_version=dg.DataVersion(version))
-
-
-def _without_tables(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}

@@ -79,7 +79,8 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
                 # The first beat does not look: the run has just begun, and writes its tags.
-                stopped = instance is not None and not begins and _is_stopped(instance, run_id)
+                run = None if instance is None or begins else instance.get_run_by_id(run_id)
+                stopped = run is not None and run.status in _STOPPED
             # A database error, of Dagster's storage too, says nothing about the run: it goes on.
             except (psycopg.Error, BabylonError):
                 lives = True
@@ -104,11 +105,6 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
         thread.join()
 
 
-def _is_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
-    run = instance.get_run_by_id(run_id)
-    return run is not None and run.status in _STOPPED
-
-
 def why_dead(heartbeat: Heartbeat) -> str | None:
     """A sentence that says why the run counts as dead; None while it may live."""
     silent = heartbeat.silent_s > SILENT_S
@@ -120,30 +116,6 @@ def why_dead(heartbeat: Heartbeat) -> str | None:
         end = "is gone" if running is False else f"has been silent for {heartbeat.silent_s:.0f} s"
         return f"Its process {end}: {described(heartbeat.holder)}, last heartbeat at {heartbeat.seen_at:%Y-%m-%d %H:%M:%S} UTC."
     return None
-
-
-def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> None:
-    """Refuse this run if an earlier run of the same batch is alive.
-
-    Raises:
-        BatchConflict: another run of the batch began before this one, and is alive.
-    """
-    filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
-    records = context.instance.get_run_records(filters)
-    began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
-    # Ties are broken by storage id: of two runs, exactly one is the earlier.
-    # A run whose start Dagster does not show yet is the later one of any two.
-    own = began.get(context.run.run_id, (math.inf, 0))
-    earlier = [run_id for run_id, start in began.items() if start < own]
-    # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
-    with connection.transaction():
-        alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
-    if alive:
-        who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
-        raise BatchConflict(
-            f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
-            f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
-        )
 
 
 def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
@@ -160,10 +132,25 @@ def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id
     """Give a batch to this run alone; tag the run if it ends on purpose.
 
     Raises:
-        BatchConflict: another run has the batch.
+        BatchConflict: another run of the batch began before this one, and is alive.
     """
     with tagging_end(context):
-        refuse_second_run(context, connection, batch_id)
+        filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
+        records = context.instance.get_run_records(filters)
+        began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
+        # Ties are broken by storage id: of two runs, exactly one is the earlier.
+        # A run whose start Dagster does not show yet is the later one of any two.
+        own = began.get(context.run.run_id, (math.inf, 0))
+        earlier = [run_id for run_id, start in began.items() if start < own]
+        # The rows are locked, so that no verdict on these runs, nor a beat of theirs, comes in between.
+        with connection.transaction():
+            alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
+        if alive:
+            who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
+            raise BatchConflict(
+                f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
+                f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
+            )
         yield
 
 
@@ -174,21 +161,15 @@ def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
         yield
     # Ctrl-C and Dagster's own end of a run are no Exception; whatever it is goes on from here.
     except BaseException as ended:
-        _tag_end(context, ended)
+        try:
+            if (how := _how_it_ends(ended)) is not None:
+                context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+            if how == INTERRUPTED:
+                context.log.warning(COMES_BACK)
+        except storage_errors() as failed:
+            # The error that ended the run decides whether its step is tried again; a failure to tag must not replace it.
+            _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
         raise
-
-
-def _tag_end(context: dg.AssetExecutionContext, ended: BaseException) -> None:
-    how = _how_it_ends(ended)
-    if how is None:
-        return
-    try:
-        context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
-        if how == INTERRUPTED:
-            context.log.warning(COMES_BACK)
-    except storage_errors() as failed:
-        # The error that ended the run decides whether its step is tried again; a failure to tag must not replace it.
-        _LOG.warning("The run could not be tagged %s=%s: %s", ENDED_TAG, how, first_line(failed))
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
@@ -297,8 +278,7 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
         raise dg.Failure(why_not)
     start_logs(settings)
     by_worker = context.run is not None and TASK_TAG in context.run.tags
-    interrupted_for_s = NOTED_WITHIN_S if by_worker else 0.0
-    yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=interrupted_for_s))
+    yield from _held(context, Babylon(settings, process_database(settings), interrupted_for_s=NOTED_WITHIN_S if by_worker else 0.0))
 
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:
@@ -365,10 +345,10 @@ def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babyl
 
     A failed run would leave every asset that it planned red.
     """
-    batch_id = run.tags.get(PARTITION_TAG)
+    batch_id = str(run.tags.get(PARTITION_TAG))
     why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
-    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, str(batch_id)):
-        why_not = no_batch(str(batch_id))
+    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, batch_id):
+        why_not = no_batch(batch_id)
     if why_not is not None:
         instance.report_run_canceled(run, why_not)
         raise dg.DagsterExecutionInterruptedError(why_not)

@@ -31,7 +31,7 @@ from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.traces import traced_step
 from babylon_rl.training.freezing import drop_before_judging
-from babylon_rl.types import GroupScores, Judgement
+from babylon_rl.types import GroupScores
 
 OTHER_RULES = (
     "A rule, a setting or the judge has changed since: the scores stand. `babylon-rl score --stale --dry-run` says what it costs to judge "
@@ -54,9 +54,7 @@ def hours_per_run(settings: Settings) -> int | None:
     return None if settings.judge_model == HEURISTIC else HOURS_PER_RUN
 
 
-def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
-    most = hours_per_run(settings)
-    return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
+_MOST = hours_per_run(AS_LOADED)
 
 
 @dg.asset(
@@ -66,7 +64,7 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version=judge_rules(AS_LOADED),
-    backfill_policy=_backfill_policy(AS_LOADED),
+    backfill_policy=dg.BackfillPolicy.single_run() if _MOST is None else dg.BackfillPolicy.multi_run(_MOST),
     metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
     description=described(
         "Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
@@ -164,20 +162,12 @@ def _parts(group: GroupScores) -> list[dict[str, Any]]:
     return rows
 
 
-def _gain(group: GroupScores) -> dict[str, Any]:
-    """Metadata on the gain of flagged sentences; empty if nothing was masked."""
-    judgement = group.judgement
-    if judgement is None or judgement.masked is None:
-        return {}
-    largest = max(score.gain or 0.0 for score in group.scores)
-    return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_of_gain": judgement.noise or 0.0}
-
-
 def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
     """Tokens and cost of a language model judge; empty for the heuristic. Some numbers are of the whole judgement, others of this run."""
     judgement, calls = group.judgement, scores.asked.get(group.window)
     if judgement is None:
         return {}
+    masked = judgement.masked is not None  # flagged sentences, whose gain was measured then
     return {
         "orders": judgement.orders,
         "kendall_tau": judgement.tau,
@@ -188,19 +178,12 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
         "completion_tokens": judgement.completion_tokens,
         "usd": "unknown: the judge's price is in no table" if judgement.usd is None else judgement.usd,
         "judge_seconds": judgement.seconds,
-        **_shortened(judgement),
-        "flagged_episodes": sum(bool(score.flags) for score in group.scores),
-        **_gain(group),
-    }
-
-
-def _shortened(judgement: Judgement) -> dict[str, Any]:
-    """Shares of the hour that the judge saw shortened; empty for older judgements."""
-    if judgement.steps is None or judgement.shortened is None:
-        return {}
-    return {
-        "steps": judgement.steps,
+        "steps": judgement.steps,  # None, and left out, of older judgements; so are the three below
         "shortened_steps": judgement.shortened,
-        "shortened_share": judgement.shortened / max(1, judgement.steps),
+        "shortened_share": None if judgement.shortened is None else judgement.shortened / max(1, judgement.steps or 0),
         "shortened_decisions": judgement.decisions_shortened,
+        "flagged_episodes": sum(bool(score.flags) for score in group.scores),
+        "masked_scores_count": judgement.masked,
+        "largest_gain": max(score.gain or 0.0 for score in group.scores) if masked else None,
+        "noise_of_gain": judgement.noise or 0.0 if masked else None,
     }

@@ -123,17 +123,12 @@ def report(
                         continue
                     told = told_versions(connection, storage, key.to_user_string(), min(own), next_window(max(own)))
                     current = {window: change for window, change in own.items() if told.get(window) == change.before}
-                    for event in _observations(key, current):
-                        tell(event)
+                    for window, change in current.items():
+                        metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
+                        tell(dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata))
                     note_versions(connection, storage, key.to_user_string(), {window: change.after for window, change in current.items()})
                     count += len(current)
     return count
-
-
-def _observations(key: dg.AssetKey, changes: Mapping[str, NewVersion]) -> Iterator[dg.AssetObservation]:
-    for window, change in changes.items():
-        metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
-        yield dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata)
 
 
 TRAJECTORY_COLUMNS = column_schema(

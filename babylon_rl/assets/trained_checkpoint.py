@@ -1,7 +1,6 @@
 """Asset ``trained_checkpoint``: a batch trained, published under its version, and registered."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -81,13 +80,15 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
             for line in _preflight(batch):
                 context.log.info(line)
 
-        # A training that fails closes its tracker, so that no half run stays open there.
-        with _abandoning(tracker, context.log.info):
+        try:
             trained = train_batch(connection, batch_id, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight)
+        except BaseException:
+            # A training that fails closes its tracker, so that no half run stays open there.
+            if words := tracker.abandon().words:
+                context.log.info(words)
+            raise
         # The version is registered by now; the rest only reports it.
-        judging = judging_of(connection, batch_id)
-        numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
-        sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
+        sent = _finish(connection, tracker, trained, babylon)
         artifact = _artifact(connection, trained, babylon)
         line = [model for model in read_models(connection) if model.version in (trained.model.version, trained.model.parent_version)]
         curves = training_curves(connection, line)
@@ -100,40 +101,23 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
 
 
 def _preflight(batch: Batch) -> list[str]:
-    if batch.preflight is None:
-        return []
-    return preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
+    return [] if batch.preflight is None else preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
 
 
-@contextmanager
-def _abandoning(tracker: Tracker, log: Callable[[str], None]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if words := tracker.abandon().words:
-            log(words)
-        raise
-
-
-def _finish(
-    connection: Any,
-    tracker: Tracker,
-    trained: Trained,
-    numbers: Mapping[int, Mapping[str, Any]],
-    costs: Mapping[str, float],
-    babylon: Babylon,
-) -> WandbResult:
+def _finish(connection: Any, tracker: Tracker, trained: Trained, babylon: Babylon) -> WandbResult:
     """Log the training to its tracker, and store the link with the version."""
-    model = trained.model
+    model, batch_id = trained.model, trained.batch.batch_id
+    judging = judging_of(connection, batch_id)
+    numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
-    sent = tracker.finish(trained.steps, numbers, {**summary, **costs})
+    sent = tracker.finish(trained.steps, numbers, {**summary, **batch_costs(trained.steps, judging)})
     # A resumed run may already have stored this link.
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
-            note_tracking(connection, trained.batch.batch_id, trained.batch.batch_id, sent.link, babylon.now())
+            note_tracking(connection, batch_id, batch_id, sent.link, babylon.now())
     elif sent.link is None and refusal(babylon.settings) is None:
         with own_transaction(connection):
-            note_tracking_refusal(connection, trained.batch.batch_id, sent.words)
+            note_tracking_refusal(connection, batch_id, sent.words)
     return sent
 
 
@@ -159,9 +143,15 @@ def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
     )
     metadata |= embedded(_pictures(trained, curves))
-    metadata["iterations"] = table([_row(step) for step in trained.steps])
-    if any(step.metrics for step in trained.steps):
-        metadata["policy"] = table([_policy(step) for step in trained.steps])
+    measured = {step.iteration: step.metrics or {} for step in trained.steps}
+    metadata["iterations"] = table([
+        {"iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens, "sequences": step.sequences,
+         "hours": len(step.windows), "seconds": measured[step.iteration].get("seconds")}
+        for step in trained.steps
+    ])  # fmt: skip
+    if any(measured.values()):
+        policy = [{"no.": number} | {title: of[name] for name, title in POLICY.items() if name in of} for number, of in measured.items()]
+        metadata["policy"] = table(policy)
     preflight = _preflight(trained.batch)
     if preflight:
         metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
@@ -186,7 +176,8 @@ def _pictures(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
     if losses:
         x_label, shown = "step" if steps else "iteration", {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
-            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
+            smoothed = [fmean(losses[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(losses) + 1)]
+            shown[f"mean of {SMOOTHED_STEPS} {x_label}s"] = smoothed
         pictures.append(line_plot(f"Loss of {model.version}", "loss", shown, x_label=x_label))
     if steps:
         over = f", over that of {model.parent_version}" if len(curves) > 1 else ""
@@ -198,20 +189,3 @@ def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
     if sent.link is None:
         return sent.words or None
     return dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)
-
-
-def _row(step: Any) -> dict[str, Any]:
-    return {
-        "iteration": step.iteration, "loss": step.loss, "tokens": step.trainable_tokens,
-        "sequences": step.sequences, "hours": len(step.windows), "seconds": (step.metrics or {}).get("seconds"),
-    }  # fmt: skip
-
-
-def _policy(step: Any) -> dict[str, Any]:
-    measured = step.metrics or {}
-    return {"no.": step.iteration} | {title: measured[name] for name, title in POLICY.items() if name in measured}
-
-
-def _smoothed(numbers: list[float]) -> list[float]:
-    """Running mean over the last SMOOTHED_STEPS numbers."""
-    return [fmean(numbers[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(numbers) + 1)]

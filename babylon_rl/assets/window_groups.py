@@ -91,21 +91,13 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
         pictures.append(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
     metadata |= embedded(pictures)
     if episodes:
-        metadata["episodes"] = table([_row(episode) for episode in episodes])
+        metadata["episodes"] = table([
+            {"agent": e.agent_id, "P&L $": e.window_pnl, "wins": None if e.win_rate is None else percent(e.win_rate), "steps": e.steps,
+             "trades": e.trades, "usable": e.usable, "trains": e.trainable_sequences}
+            for e in episodes
+        ])  # fmt: skip
     if rejected:
         metadata["rejected_rows"] = table(
             [{"reason": rejection.reason, "trajectory": rejection.trajectory_id, "detail": rejection.detail} for rejection in rejected]
         )
     return HourReport(facts.data_version, metadata)
-
-
-def _row(episode: Episode) -> dict[str, Any]:
-    return {
-        "agent": episode.agent_id,
-        "P&L $": episode.window_pnl,
-        "wins": None if episode.win_rate is None else percent(episode.win_rate),
-        "steps": episode.steps,
-        "trades": episode.trades,
-        "usable": episode.usable,
-        "trains": episode.trainable_sequences,
-    }

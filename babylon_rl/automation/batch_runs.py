@@ -152,13 +152,10 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judge
     # One that waits, for its judge or with a sentence in its row, has not died: its last run ended on purpose.
     if asked_at is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
-        if not _holds_what_was_paid(connection, batch):
+        paid = batch.state == "uploading" or any(job.live or job.state == "trained" for job in read_jobs(connection, batch.batch_id))
+        if not paid:
             fail_batch(connection, batch.batch_id, f"{died} runs died without an error message.", now)
             return f"{batch.batch_id} was given up: {died} runs died without an error message."
         if now - runs.seen_at < RETRY_EVERY:
             return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {RETRY_EVERY}."
     return None
-
-
-def _holds_what_was_paid(connection: Connection, batch: Batch) -> bool:
-    return batch.state == "uploading" or any(job.live or job.state == "trained" for job in read_jobs(connection, batch.batch_id))

@@ -32,21 +32,13 @@ def worker_app() -> Celery:
         broker_connection_max_retries=None,
         worker_hijack_root_logger=False,
     )
-    signals.worker_process_init.connect(_leave_terminal, weak=False)
-    signals.task_postrun.connect(_send_traces, weak=False)
+    # Ctrl-C of the terminal does not reach a run: the worker ends after it.
+    signals.worker_process_init.connect(lambda **_: os.setpgrp(), weak=False)
+    # The run's spans are sent now: a process of Celery's pool leaves by os._exit.
+    signals.task_postrun.connect(lambda **_: stop_traces(), weak=False)
     signals.task_revoked.connect(_report_canceled, weak=False)
     code_version()
     return app
-
-
-def _leave_terminal(**_: Any) -> None:
-    """Keep Ctrl-C of the terminal from a run: the worker ends after it."""
-    os.setpgrp()
-
-
-def _send_traces(**_: Any) -> None:
-    """Send the run's spans: a process of Celery's pool leaves by os._exit."""
-    stop_traces()
 
 
 def _report_canceled(request: Any, **_: Any) -> None:

@@ -120,19 +120,15 @@ class HourlyChecks(Generic[Hour]):
         def check(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
             with babylon.connection() as connection:
                 recent = recent_hours(connection, self.asset, HOURS_LOOKED_AT, babylon.now() - CHANGED_WITHIN)
-                windows = {*recent, *_hours_of_run(context.run.tags)}
+                windows, tags = set(recent), context.run.tags
+                # A run of checks alone was started for no hour.
+                if (first := tags.get(PARTITION_TAG, tags.get(RANGE_START))) is not None:
+                    windows.update(window_range(first, next_window(tags.get(RANGE_END, first))))
                 hours = self.read(connection, sorted(windows), babylon.settings)
             selected = {key.name for key in context.op_execution_context.selected_asset_check_keys}
             yield from (rule.result(self.asset, hours, babylon.settings) for rule in self.rules if rule.name in selected)
 
         return check
-
-
-def _hours_of_run(tags: Mapping[str, str]) -> Iterator[str]:
-    """The hours that a run was started for; none for a run of checks alone."""
-    first = tags.get(PARTITION_TAG, tags.get(RANGE_START))
-    if first is not None:
-        yield from window_range(first, next_window(tags.get(RANGE_END, first)))
 
 
 def _hours(hours: Sequence[HourFacts]) -> str:

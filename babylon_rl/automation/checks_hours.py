@@ -5,7 +5,7 @@ without scores do not train, and a person decides whether unusual scores are wro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from textwrap import shorten
@@ -21,7 +21,7 @@ from babylon_rl.store.hindsight import StoredLeak, stored_leaks
 from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.windows import stored_summaries
-from babylon_rl.types import NO_SPREAD, WindowSummary
+from babylon_rl.types import NO_SPREAD, HourQuality, WindowSummary
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
@@ -80,18 +80,14 @@ def _short_prompts(hour: WindowSummary, settings: Settings) -> Finding | None:
     )
 
 
-def _duplicates(hour: WindowSummary, settings: Settings) -> Finding | None:
-    quality = hour.quality
-    if not quality.duplicate_rows:
-        return None
-    return Finding(f"{share_of(quality.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", quality.duplicates)
+def _odd_rows(says: str, odd: Callable[[HourQuality], tuple[int, tuple[str, ...]]]) -> Callable[[WindowSummary, Settings], Finding | None]:
+    """The test for rows that count, but are odd; ``odd`` gives their number and the first ids."""
 
+    def look(hour: WindowSummary, settings: Settings) -> Finding | None:
+        count, ids = odd(hour.quality)
+        return Finding(f"{share_of(count, hour.rows)} rows {says}", ids) if count else None
 
-def _skew(hour: WindowSummary, settings: Settings) -> Finding | None:
-    quality = hour.quality
-    if not quality.skewed_rows:
-        return None
-    return Finding(f"{share_of(quality.skewed_rows, hour.rows)} rows have times that contradict each other", quality.clock_skew)
+    return look
 
 
 def _jumps(hour: WindowSummary, settings: Settings) -> Finding | None:
@@ -102,18 +98,12 @@ def _jumps(hour: WindowSummary, settings: Settings) -> Finding | None:
     return Finding(f"{quality.jumping_agents} {agents} by more than could be won or lost", quality.pnl_jumps)
 
 
-def _other_lengths(hour: WindowSummary, settings: Settings) -> Finding | None:
-    count = hour.quality.other_lengths
-    return Finding(f"{share_of(count, hour.rows)} rows say windowHours other than 1") if count else None
-
-
 def share_of(count: int, total: int) -> str:
     return f"{count} of {total} ({count / total:.0%})" if total else str(count)
 
 
 def _shared_tickers(market: MarketFlags, settings: Settings) -> Finding | None:
-    tickers = tuple(market.shared_tickers)
-    if not tickers:
+    if not (tickers := tuple(market.shared_tickers)):
         return None
     return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
 
@@ -138,8 +128,7 @@ def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Set
 
 
 def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
-    leaks = hour.leaks
-    if not leaks:
+    if not (leaks := hour.leaks):
         return None
     names = tuple(dict.fromkeys(f"{leak.trajectory_id} {leak.call_id}" for leak in leaks))
     kinds = ", ".join(sorted({leak.kind for leak in leaks}))
@@ -259,13 +248,13 @@ ROWS = HourlyChecks(
         Rule(
             "rows_unique",
             "No agent's trajectory is recorded twice in the hour.",
-            _duplicates,
+            _odd_rows("repeat the steps of another row of their agent", lambda found: (found.duplicate_rows, found.duplicates)),
             "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
         ),
         Rule(
             "clocks_agree",
             "Start, end, window and steps of every row name the same time.",
-            _skew,
+            _odd_rows("have times that contradict each other", lambda found: (found.skewed_rows, found.clock_skew)),
             "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
         ),
         Rule(
@@ -278,7 +267,7 @@ ROWS = HourlyChecks(
         Rule(
             "one_hour_each",
             "Every row is about one hour (windowHours is 1).",
-            _other_lengths,
+            _odd_rows("say windowHours other than 1", lambda found: (found.other_lengths, ())),
             "Each was read as part of its own hour only; have it recorded by the hour.",
         ),
     ),

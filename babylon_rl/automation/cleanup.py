@@ -54,7 +54,9 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
 
     caches = Removal(dry_run)
     cache = settings.home / "cache"
-    for directory in [*(entry for entry in _directories(cache) if entry.name not in _KEPT_CACHES), settings.home / "tmp"]:
+    entries = sorted(os.scandir(cache), key=lambda entry: entry.path) if cache.is_dir() else []
+    directories = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name not in _KEPT_CACHES]
+    for directory in [*directories, settings.home / "tmp"]:
         caches.unused(directory, seconds)
     yield _files("caches", caches)
 
@@ -66,7 +68,10 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
     if rejects.exists() and rejects.stat().st_mtime < seconds:
         rejected.file(rejects)
     yield _files("rejected calls", rejected)
-    yield CleanedPart("gateway calls", forget_calls(connection, _before_experiments(connection, before), dry_run=dry_run), "rows")
+    # Not those that a rollout or an A/B test still counts.
+    begun = [test.started_at for test in read_tests(connection) if test.state == "running"]
+    begun += [rollout.created_at for rollout in read_rollouts(connection, ("rolling", "paused"))]
+    yield CleanedPart("gateway calls", forget_calls(connection, min([before, *begun]), dry_run=dry_run), "rows")
 
     # Runs of batches on record stay whole; of the others only what lies between the records goes (docs/decisions/0019).
     runs = ended_runs(connection, before, batches_on_record(connection, settings))
@@ -75,17 +80,6 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
     for run_id in runs:
         outputs.tree(settings.home / "dagster" / "storage" / run_id)
     yield _files("run output", outputs)
-
-
-def _before_experiments(connection: Connection, before: datetime) -> datetime:
-    """``before``, or the start of the oldest rollout or A/B test that still counts calls."""
-    begun = [test.started_at for test in read_tests(connection) if test.state == "running"]
-    begun += [rollout.created_at for rollout in read_rollouts(connection, ("rolling", "paused"))]
-    return min([before, *begun])
-
-
-def _directories(parent: Path) -> list[Path]:
-    return sorted(Path(entry) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)) if parent.is_dir() else []
 
 
 def _files(name: str, removal: Removal) -> CleanedPart:

@@ -31,7 +31,14 @@ def instance_config(settings: Settings) -> str:
     config = yaml.safe_load(CONFIG.read_text())
     config["concurrency"]["runs"] = _limits(settings)
     if settings.celery_broker_url is not None:
-        config["run_launcher"] = _celery_launcher(settings)
+        require("dagster_celery", "redis")
+        celery = {
+            "broker": {"env": BROKER},
+            "backend": {"env": RESULTS},
+            "default_queue": HOURS,
+            "config_source": celery_config(settings),
+        }
+        config["run_launcher"] = {"module": "dagster_celery.launcher", "class": "CeleryRunLauncher", "config": celery}
     if settings.compute_logs_url is not None:
         config["compute_logs"] = _compute_logs(settings.compute_logs_url, str(settings.home / "dagster" / "storage"))
     text: str = yaml.safe_dump(config, sort_keys=False)
@@ -79,24 +86,15 @@ def _limits(settings: AutomationSettings) -> dict[str, Any]:
     return {"max_concurrent_runs": -1, "tag_concurrency_limits": [each_queue, backfills]}
 
 
-def _celery_launcher(settings: AutomationSettings) -> dict[str, Any]:
-    require("dagster_celery", "redis")
-    config = {"broker": {"env": BROKER}, "backend": {"env": RESULTS}, "default_queue": HOURS, "config_source": celery_config(settings)}
-    return {"module": "dagster_celery.launcher", "class": "CeleryRunLauncher", "config": config}
-
-
 def _compute_logs(url: str, local_directory: str) -> dict[str, Any]:
     parts = urlsplit(url)
     shared = {"prefix": parts.path.strip("/") or "dagster", "local_dir": local_directory, "upload_interval": UPLOAD_EVERY_S}
-    if parts.scheme == "s3":
-        require("dagster_aws")
-        config = {"bucket": parts.netloc, **shared}
-        return {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": config}
-    if parts.scheme == "gs":
-        require("dagster_gcp")
-        config = {"bucket": parts.netloc, **shared}
-        return {"module": "dagster_gcp.gcs.compute_log_manager", "class": "GCSComputeLogManager", "config": config}
-    require("dagster_azure")
+    package, module, manager = {
+        "s3": ("dagster_aws", "s3", "S3ComputeLogManager"),
+        "gs": ("dagster_gcp", "gcs", "GCSComputeLogManager"),
+        "az": ("dagster_azure", "blob", "AzureBlobComputeLogManager"),
+    }[parts.scheme]
+    require(package)
     account = {"storage_account": {"env": "AZURE_STORAGE_ACCOUNT_NAME"}, "default_azure_credential": {}}
-    config = {"container": parts.netloc, **account, **shared}
-    return {"module": "dagster_azure.blob.compute_log_manager", "class": "AzureBlobComputeLogManager", "config": config}
+    place = {"container": parts.netloc, **account} if parts.scheme == "az" else {"bucket": parts.netloc}
+    return {"module": f"{package}.{module}.compute_log_manager", "class": manager, "config": place | shared}

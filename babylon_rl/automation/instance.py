@@ -56,7 +56,7 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
     # Only the first process creates Dagster's tables; the others wait for it.
     with database.making_dagster_storage(dg.__version__) as first:
         if first:
-            with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+            with _opened(database, variables) as instance:
                 instance.get_runs_count()
     return variables
 
@@ -71,36 +71,29 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
     shorten_storage_errors()
-    variables = prepare_instance(database, settings)
-    with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+    with _opened(database, prepare_instance(database, settings)) as instance:
         report_dead_runs(instance, database)
         yield instance
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set some variables in this process's environment until the block ends."""
-    before = {name: os.environ.get(name) for name in variables}
+def _opened(database: Database, variables: Mapping[str, str]) -> Iterator[dg.DagsterInstance]:
+    """The instance, with ``variables`` in this process's environment until the block ends."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _storage_of(database: Database) -> Iterator[None]:
-    try:
-        yield
+        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+            yield instance
     except storage_errors() as failed:
         raise DatabaseError(
             f"Dagster cannot use its storage at {database.address}: {first_line(first_cause(failed))}. "
             "Mend that (room on the disk, the server, the role's rights), then run the same command again."
         ) from failed
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
@@ -135,7 +128,12 @@ def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: 
     run = instance.get_run_by_id(run_id)
     sentence = None
     if run is not None and run.status in HELD:
-        _report(instance, run, why)
+        # A run that was being canceled ends as canceled, not as lost.
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, why)
+        else:
+            instance.add_run_tags(run_id, {ENDED_TAG: LOST})
+            instance.report_run_failed(run, f"{why} What it had finished is kept, and the next run goes on from there.")
         sentence = f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}"
     connection.commit()
     return sentence
@@ -144,12 +142,3 @@ def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: 
 def is_ours(run: dg.DagsterRun) -> bool:
     """False for a run of another code location, which has no heartbeat."""
     return run.job_name in _OUR_JOBS or bool(run.asset_selection and run.asset_selection <= _OUR_ASSETS)
-
-
-def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str) -> None:
-    # A run that was being canceled ends as canceled, not as lost.
-    if run.status == dg.DagsterRunStatus.CANCELING:
-        instance.report_run_canceled(run, why)
-        return
-    instance.add_run_tags(run.run_id, {ENDED_TAG: LOST})
-    instance.report_run_failed(run, f"{why} What it had finished is kept, and the next run goes on from there.")

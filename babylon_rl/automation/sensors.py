@@ -293,20 +293,14 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
                 return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
         part = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START)
         reason = failure_reason(context.instance, run.run_id) or context.failure_event.message or "no reason was recorded."
-        says = f"Run {run.run_id} of {_job_words(run)}{f' ({part})' if part else ''} failed: {reason}"
-        raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, _advice(run), now)
+        assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+        # A run of assets alone has a job of Dagster's own.
+        job = ", ".join(assets) if assets and run.job_name.startswith("__") else run.job_name
+        says = f"Run {run.run_id} of {job}{f' ({part})' if part else ''} failed: {reason}"
+        of_hours = run.job_name in SCORING_JOBS or not set(HOURLY).isdisjoint(assets)
+        advice = _READ + (_HOURS_AGAIN if of_hours else _AGAIN.get(run.job_name, "Then launch it again."))
+        raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, advice, now)
     return dg.SkipReason(f"Noted {run.run_id}.")
-
-
-def _job_words(run: dg.DagsterRun) -> str:
-    # A run of assets alone has a job of Dagster's own.
-    names = sorted(key.to_user_string() for key in run.asset_selection or ())
-    return ", ".join(names) if names and run.job_name.startswith("__") else run.job_name
-
-
-def _advice(run: dg.DagsterRun) -> str:
-    of_hours = run.job_name in SCORING_JOBS or any(key.to_user_string() in HOURLY for key in run.asset_selection or ())
-    return _READ + (_HOURS_AGAIN if of_hours else _AGAIN.get(run.job_name, "Then launch it again."))
 
 
 @dg.sensor(

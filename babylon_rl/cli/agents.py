@@ -5,7 +5,7 @@ artifact at Weights & Biases is not the checkpoint.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from babylon_rl.evaluation.results import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
-from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
+from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
@@ -34,7 +34,6 @@ from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.backends.protocol import trainer_choice
-from babylon_rl.training.batches import Trained
 from babylon_rl.training.readiness import Readiness, readiness
 from babylon_rl.windows import utc_now
 
@@ -72,10 +71,6 @@ def spawn_agents(
         llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0, game=request.game)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
-    emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
-
-
-def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
     earned: dict[tuple[str, str], float] = {}
     for hour in hours:
         for agent, strategy, pnl in hour.agents:
@@ -83,7 +78,7 @@ def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
     played = f"{len(hours)} hours, {hours[0].window} to {hours[-1].window}" if len(hours) > 1 else hours[0].window
     title = f"{played}: {sum(hour.trajectories for hour in hours):,} trajectories"
     lines = [[*named, f"{pnl:+.2f}"] for named, pnl in sorted(earned.items(), key=lambda item: -item[1])]
-    return [listed(["agent", "strategy", "P&L, $"], lines, title)]
+    emit({"windows": [hour.document for hour in hours]}, [listed(["agent", "strategy", "P&L, $"], lines, title)], as_json)
 
 
 @dataclass(frozen=True)
@@ -95,17 +90,6 @@ class Harness:
     agents: int
     seed: int
     as_json: bool
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Result of ``--train``. ``offered`` is the readiness that decided; ``trained`` is None without a training."""
-
-    hours: list[str]
-    offered: Readiness
-    trained: Trained | None = None
-    answer: str | None = None
-    faults: list[str] = field(default_factory=list)
 
 
 @app.command("harness")
@@ -140,14 +124,15 @@ def harness(
         # Readiness before and after shows what the harness added.
         before = _readiness(state, reading=train)
         comparison, recorded = _benchmark(state, markets, report)
-        learning = _learn(state, markets[0], windows, start, force) if train else None
+        training, faults = _learn(state, markets[0], windows, start, force) if train else (None, [])
         after = _readiness(state)
-        model = _latest_model(state)
+        with database.connect() as connection:
+            model = next((model_document(model) for model in read_models(connection) if not model.foreign), None)
     # Gathered and raised at the end, after everything that was measured has been shown.
-    faults = benchmark_faults(comparison) + (learning.faults if learning is not None else [])
+    faults = benchmark_faults(comparison) + faults
     document = {
         "before": _shown(before), "after": _shown(after), "model": model, **comparison.document, "recorded": recorded,
-        "training": _training(learning) if learning is not None else None, "faults": faults,
+        "training": training, "faults": faults,
     }  # fmt: skip
     emit(document, _parts(document, comparison), as_json)
     if faults:
@@ -184,73 +169,51 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
     return compare_results(sound, refused), recorded
 
 
-def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> Learning:
-    """Play training hours, then train if there is enough data, or if ``force``."""
+def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> tuple[dict[str, Any], list[str]]:
+    """Play training hours, then train if there is enough data, or if ``force``; return the result as JSON shows it, and faults."""
     # Without --windows, as many hours as readiness lacks.
     number = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
         request = SpawnRequest(state.agents, 0, number, state.seed, start=start)
         hours = [hour.window for hour in spawn(connection, request, utc_now(), None, on_hour)]
     offered = _readiness(state, reading=True)
+    document: dict[str, Any] = {"hours": hours, "ready": _shown(offered)}
+    document |= dict.fromkeys(("batchId", "modelVersion", "checkpoint", "artifact", "answer"))
     if not offered.ready and not force:
-        return Learning(hours, offered, faults=[f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."])
-    return _train(state, market, Learning(hours, offered), force)
-
-
-def _train(state: Harness, market: Snapshot, learning: Learning, force: bool) -> Learning:
+        return document, [f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."]
     try:
         batch = choose_batch(state.database, state.settings, TrainArguments(seed=state.seed, force=force))
         trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
     except NothingToTrain as nothing:
-        return replace(learning, faults=[str(nothing)])
+        return document, [str(nothing)]
     with state.database.connect() as connection:
         # A trained version still fails the harness if its groups have no spread or its model does not answer.
         faults = learning_faults(judged_groups(connection, batch.batch_id), trained.steps)
-    answer = None
+    document |= {
+        "batchId": trained.batch.batch_id, "modelVersion": trained.model.version, "checkpoint": str(trained.checkpoint),
+        "artifact": trained.model.wandb_artifact_id,
+    }  # fmt: skip
     try:
-        answer = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, state.settings)
+        document["answer"] = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, state.settings)
     except (CheckpointError, ModelUnavailable, CheckFailed) as unusable:
         faults.append(f"The checkpoint does not load and answer: {unusable}")
-    faults += published_faults(trained.model, trained.checkpoint, state.settings)
-    return replace(learning, trained=trained, answer=answer, faults=faults)
-
-
-def _latest_model(state: Harness) -> dict[str, Any] | None:
-    with state.database.connect() as connection:
-        return next((model_document(model) for model in read_models(connection) if not model.foreign), None)
-
-
-def _training(learning: Learning) -> dict[str, Any]:
-    trained = learning.trained
-    return {
-        "hours": learning.hours,
-        "ready": _shown(learning.offered),
-        "batchId": trained.batch.batch_id if trained is not None else None,
-        "modelVersion": trained.model.version if trained is not None else None,
-        "checkpoint": str(trained.checkpoint) if trained is not None else None,
-        "artifact": trained.model.wandb_artifact_id if trained is not None else None,
-        "answer": learning.answer,
-    }
+    return document, faults + published_faults(trained.model, trained.checkpoint, state.settings)
 
 
 def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Table | str]:
-    training, model = document["training"], document["model"]
-    stages: list[tuple[str, dict[str, Any]]] = [("before", document["before"])]
-    if training is not None:
-        stages.append((f"hours played: {len(training['hours'])}", training["ready"]))
-    stages.append(("after", document["after"]))
-    states = listed(["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages])
-    facts = [f"{name:11} {value}" for name, value in _facts(document, training, model)]
-    return [agents_table(comparison), *comparison.notes, "", states, "", *facts]
+    training = document["training"]
+    played = {} if training is None else {f"hours played: {len(training['hours'])}": training["ready"]}
+    rows = [
+        [name, stats["totalTrajectories"], stats["scenarioGroups"], f"{stats['dataQuality']:.1%}", ready["reason"]]
+        for name, ready in ({"before": document["before"]} | played | {"after": document["after"]}).items()
+        for stats in [ready["stats"]]
+    ]
+    states = listed(["readiness", "freezable", "hours", "quality", ""], rows)
+    return [agents_table(comparison), *comparison.notes, "", states, "", *(f"{name:11} {value}" for name, value in _facts(document))]
 
 
-def _stage(name: str, ready: dict[str, Any]) -> list[Any]:
-    stats = ready["stats"]
-    return [name, stats["totalTrajectories"], stats["scenarioGroups"], f"{stats['dataQuality']:.1%}", ready["reason"]]
-
-
-def _facts(document: dict[str, Any], training: dict[str, Any] | None, model: dict[str, Any] | None) -> list[tuple[str, str]]:
-    runs = len(document["runs"])
+def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    runs, training, model = len(document["runs"]), document["training"], document["model"]
     facts = [("recorded", f"{document['recorded']} runs as evaluation, {runs - document['recorded']} were in the database before")]
     if training is not None:
         facts.append(("played", f"{len(training['hours'])} training hours, {training['hours'][0]} to {training['hours'][-1]}"))

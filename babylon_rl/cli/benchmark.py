@@ -1,4 +1,4 @@
-"""Command group ``benchmark``: standings, leaderboard and markets as files here, run and compare in benchmark_run.py."""
+"""Command group ``benchmark``: standings, leaderboard, errors and markets as files here, run and compare in benchmark_run.py."""
 
 import re
 from collections.abc import Sequence
@@ -9,26 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_errors import show_errors
 from babylon_rl.cli.benchmark_players import game_of_players
-from babylon_rl.cli.benchmark_run import compare, run
+from babylon_rl.cli.benchmark_run import compare, gate_results, run
 from babylon_rl.cli.options import GameOfVersionOption
-from babylon_rl.cli.output import JsonOption, Table, emit, say
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
 from babylon_rl.evaluation.benchmark import gate_rows, sources_named, trained_windows
+from babylon_rl.evaluation.ceiling import errors
 from babylon_rl.evaluation.gate import BASE, Comparison, GateRow
 from babylon_rl.evaluation.gate import compare as compared
-from babylon_rl.evaluation.play import script_rows
+from babylon_rl.evaluation.play import gate_job, script_rows, scripted
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
-from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario, optimum_of, save, validate
+from babylon_rl.evaluation.snapshots import GATE_ID, Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.games import Game
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult
@@ -42,17 +43,71 @@ benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("run")(run)
 benchmark.command("compare")(compare)
-benchmark.command("errors")(show_errors)
 DEFAULT_PRESET = "quick"
-MarketsOption = Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")]
-PlotOption = Annotated[Path | None, typer.Option("--plot", help="A PNG file for the picture.")]
+
+
+def _share(title: str, key: str, meaning: str = "") -> Column:
+    return Column(title, lambda row: f"{row[key]:.0%}", meaning=meaning)
+
+
+_ANSWERS = [
+    _share("follows", "follows", "an order as the headline says"),
+    _share("other market", "otherMarket", "an order in a market that the headline does not name"),
+    _share("against", "against", "an order the other way"),
+    _share("HOLD", "hold"),
+]
+# Of the document of ``Errors``.
+KINDS = [
+    Column("headline", "name"), Column("decisions", "decisions"), *_ANSWERS,
+    _share("trades", "trades", "an order where no direction is said"),
+    _share("unusable", "unusable", "an answer or an order that was not carried out"),
+    Column("$ a decision", lambda row: f"{row['usd']:+.1f}", meaning="expected dollars, without the luck of prices"),
+    Column("following", lambda row: f"{row['followingUsd']:+.1f}", meaning="the same of orders as the headlines say"),
+]  # fmt: skip
+TEXTS = [
+    Column("text", "name"), Column("says", lambda row: {1: "good, YES", -1: "bad, NO", 0: "nothing"}[row["direction"]]),
+    Column("decisions", "decisions"), *_ANSWERS,
+    Column("lost, $", lambda row: f"{row['lostUsd']:.0f}", meaning="expected dollars below following, over all of its decisions"),
+]  # fmt: skip
+
+
+@benchmark.command("errors")
+def show_errors(
+    player: Annotated[str, typer.Argument(metavar="PLAYER", help="A version, base, or an agent (conservative, best-by-prompt...).")],
+    texts: Annotated[int, typer.Option(min=0, help="Most misread texts to show.")] = 10,
+    game: GameOfVersionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show answers by kind of headline, and misread texts. In the gate's markets, of stored decisions; no model is asked."""
+    played = game_of_players([player], game)
+    if played.name not in CEILING_OF_GAME:
+        raise UsageError(
+            f"Errors are of orders for one tick, and {played.name} is played with positions that last: choose {', '.join(CEILING_OF_GAME)}."
+        )
+    if player in PLAYERS:
+        markets, script = benchmark_snapshots(load_settings().benchmark_markets, played), scripted(player, played.mandate)
+        results = [gate_job(script, market).result(lambda done, of: None) for market in markets]
+    else:
+        results = gate_results([player], played)[0]
+    highest = max((int(result.benchmark_id.removeprefix(GATE_ID)) for result in results), default=-1)
+    kinds, by_text = errors(results, {snapshot.id: snapshot for snapshot in benchmark_snapshots(highest + 1, played)})
+    misread = [one for one in by_text if one.lost_usd > 0.0][:texts]
+    document: dict[str, Any] = {
+        "player": player, "markets": len(results), "kinds": [one.document for one in kinds], "texts": [one.document for one in misread],
+    }  # fmt: skip
+    tables: list[Table | str] = [
+        Table(KINDS, document["kinds"], f"{player}, {len(results)} markets: answers by kind of headline"),
+        "",
+        Table(TEXTS, document["texts"], "Texts that cost most, below following them"),
+    ]
+    emit(document, tables, as_json)
 
 
 @benchmark.command("standings")
 def standings(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
     against: Annotated[str | None, typer.Option(help="Player to compare the others with. Default: the last NAME of several.")] = None,
-    markets: MarketsOption = None,
+    markets: Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")] = None,
     game: GameOfVersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +116,19 @@ def standings(
     reference = against or (chosen[-1] if len(chosen) > 1 else None)
     if against is not None and len(chosen) == 1:
         raise UsageError(f"{against} cannot be compared with itself: name another.")
-    _emit_standings(_played(chosen, markets, reference, game_of_players(chosen, game)), as_json)
+    comparison = _played(chosen, markets, reference, game_of_players(chosen, game))
+    document = {
+        "markets": comparison.markets,
+        "reference": comparison.reference,
+        "rows": [row.document for row in comparison.rows],
+        "runs": [
+            {"model": row.player, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
+             "invalid": r.invalid, "refused": r.refused, "actions": dict(r.actions), "equity": list(r.equity_usd)}
+            for row in comparison.rows for r in row.results
+        ],
+    }  # fmt: skip
+    title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
+    emit(document, [Table(gate_columns(comparison.reference, comparison.game.sized), comparison.rows, title)], as_json)
 
 
 def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison[GateRow]:
@@ -96,23 +163,10 @@ def _models_played(
     return {source.name: (source.role, results[source.name]) for source in sources}
 
 
-def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
-    document = {
-        "markets": comparison.markets,
-        "reference": comparison.reference,
-        "rows": [row.document for row in comparison.rows],
-        "runs": [
-            {"model": row.player, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
-             "invalid": r.invalid, "refused": r.refused, "actions": dict(r.actions), "equity": list(r.equity_usd)}
-            for row in comparison.rows for r in row.results
-        ],
-    }  # fmt: skip
-    title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
-    emit(document, [Table(gate_columns(comparison.reference, comparison.game.sized), comparison.rows, title)], as_json)
-
-
 @benchmark.command("leaderboard")
-def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
+def leaderboard(
+    plot: Annotated[Path | None, typer.Option("--plot", help="A PNG file for the picture.")] = None, as_json: JsonOption = False
+) -> None:
     """Rank versions, base and agents by P&L. In the gate's markets; no model is asked."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
@@ -154,7 +208,7 @@ def generate(
         "perps": perps,
         "agents": agents,
         "seed": int(seed) if seed is not None and re.fullmatch(r"-?\d+", seed) else seed,
-        "start_ms": _start_ms(start),
+        "start_ms": None if start is None else int(window_start(start).replace(tzinfo=UTC).timestamp() * 1000),
     }
     config = _config(preset, edition, {name: value for name, value in options.items() if value is not None})
     snapshot = from_scenario(benchmark_scenario(config))
@@ -165,8 +219,31 @@ def generate(
     for warning in warnings:
         say(warning)
     path = out if out is not None else Path(f"{snapshot.id}.json.gz")
-    document = _summary(snapshot, path, save(snapshot, path), warnings)
-    emit(document, [_told(document)], as_json)
+    size, best = save(snapshot, path), optimum_of(snapshot)
+    document = {
+        "id": snapshot.id,
+        "file": str(path),
+        "bytes": size,
+        "sha256": sha256(encode(snapshot)).hexdigest(),
+        "seed": snapshot.seed,
+        "duration": snapshot.duration,
+        "tickInterval": snapshot.tick_interval,
+        "ticks": len(snapshot.ticks),
+        "predictionMarkets": len(snapshot.ground_truth.market_outcomes),
+        "perpetualMarkets": len(snapshot.initial_state.perpetual_markets),
+        "agents": len(snapshot.initial_state.agents),
+        "events": sum(len(tick.events) for tick in snapshot.ticks),
+        "optimalPnl": best.pnl,
+        "startBalance": best.start_balance,
+        "warnings": warnings,
+    }
+    says = (
+        f"{path}: {snapshot.id}, seed {snapshot.seed}, {len(snapshot.ticks):,} ticks of {snapshot.tick_interval} s, "
+        f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
+        f"{size:,} bytes.\n"
+        f"From {best.start_balance:,.0f} $ an agent that knows the market to its end earns {best.pnl:,.0f} $."
+    )
+    emit(document, [says], as_json)
 
 
 def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> ScenarioConfig:
@@ -186,37 +263,3 @@ def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> Scenar
         return named(preset if preset is not None else DEFAULT_PRESET, edition=edition, **changes)
     except MarketError as error:
         raise UsageError(str(error)) from error
-
-
-def _start_ms(start: str | None) -> int | None:
-    return int(window_start(start).replace(tzinfo=UTC).timestamp() * 1000) if start is not None else None
-
-
-def _summary(snapshot: SnapshotDocument, path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
-    best = optimum_of(snapshot)
-    return {
-        "id": snapshot.id,
-        "file": str(path),
-        "bytes": size,
-        "sha256": sha256(encode(snapshot)).hexdigest(),
-        "seed": snapshot.seed,
-        "duration": snapshot.duration,
-        "tickInterval": snapshot.tick_interval,
-        "ticks": len(snapshot.ticks),
-        "predictionMarkets": len(snapshot.ground_truth.market_outcomes),
-        "perpetualMarkets": len(snapshot.initial_state.perpetual_markets),
-        "agents": len(snapshot.initial_state.agents),
-        "events": sum(len(tick.events) for tick in snapshot.ticks),
-        "optimalPnl": best.pnl,
-        "startBalance": best.start_balance,
-        "warnings": warnings,
-    }
-
-
-def _told(document: dict[str, Any]) -> str:
-    return (
-        f"{document['file']}: {document['id']}, seed {document['seed']}, {document['ticks']:,} ticks of {document['tickInterval']} s, "
-        f"{document['predictionMarkets']} prediction markets, {document['perpetualMarkets']} perpetuals, {document['agents']} agents, "
-        f"{document['bytes']:,} bytes.\n"
-        f"From {document['startBalance']:,.0f} $ an agent that knows the market to its end earns {document['optimalPnl']:,.0f} $."
-    )

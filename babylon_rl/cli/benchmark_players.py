@@ -22,7 +22,7 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
-from babylon_rl.store.migrate import require_migrated
+from babylon_rl.store.migrate import migrate, require_migrated
 from babylon_rl.store.registry import Model, read_models
 
 
@@ -49,7 +49,6 @@ def players_named(
     Raises:
         UsageError: a name is unknown, or a version cannot be played here.
     """
-    endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
@@ -68,7 +67,7 @@ def players_named(
                 script = scripted(player, game.mandate)
                 players.append(replace(script, game=script.game and game))
             elif url is not None:
-                client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
+                client = stack.enter_context(ChatClient(url, key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.shown_url}"))
             else:
                 players.append(model(partial(client_of, player), player, local[player].identity))
@@ -98,7 +97,12 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
     if not names:
         return {}, {}
     versions = [name for name in names if name != BASE]
-    models = _registered(settings) if versions else {}
+    models: dict[str, Model] = {}
+    if versions:
+        with open_database(settings, prepare=False) as database:
+            migrate(database)
+            with database.connect() as connection:
+                models = {model.version: model for model in read_models(connection)}
     unknown = [name for name in versions if name not in models]
     if unknown:
         raise UsageError(
@@ -107,15 +111,6 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
         )
     sources = {source.name: source for source in sources_named(names, models, settings)}
     return sources, {name: game_trained(models[name], settings) for name in versions}
-
-
-def _registered(settings: Settings) -> dict[str, Model]:
-    from babylon_rl.store.migrate import migrate
-
-    with open_database(settings, prepare=False) as database:
-        migrate(database)
-        with database.connect() as connection:
-            return {model.version: model for model in read_models(connection)}
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:

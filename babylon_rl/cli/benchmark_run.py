@@ -24,7 +24,7 @@ from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import played_markets
 from babylon_rl.store.database import open_database
-from babylon_rl.store.migrate import require_migrated
+from babylon_rl.store.migrate import migrate, require_migrated
 
 RESULTS = "benchmark-results"
 MANDATES = ("one-tick", "free")
@@ -79,7 +79,11 @@ def run(
             )
     # Runs are kept as files first; the database is optional.
     if record:
-        _record(runs.files)
+        with open_database(settings, prepare=False) as database:
+            migrate(database)
+            with database.connect() as connection:
+                written = record_runs(connection, runs.files)
+        say(f"{written} runs recorded, {len(runs.files) - written} were in the database before.")
     _emit_run(runs, directory, markets, report, as_json)
 
 
@@ -135,7 +139,6 @@ def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     """The markets named by ``snapshots``; reports those without a result."""
     if not snapshots:
         return []
-
     markets, played = snapshots_named(snapshots), {result.snapshot for result in sound}
     other = [market.id for market in markets if market.digest not in played]
     if other:
@@ -190,7 +193,7 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
     # Names that are no paths are agents in the results directory.
     requested = [name for name in names if not Path(name).exists()]
     if requested:
-        more, not_sound = sound_results(result_files(_results_directory(directory)))
+        more, not_sound = sound_results(result_files(directory or load_settings().home / RESULTS))
         agents = {result.agent_id for result in more}
         missing = [name for name in requested if name not in agents]
         if missing:
@@ -204,10 +207,6 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
         sound += [result for result in named if result.id not in ids]
         refused += [refusal for refusal in not_sound if refusal.agent is None or refusal.agent in requested]
     return sound, refused
-
-
-def _results_directory(option: Path | None) -> Path:
-    return option if option is not None else load_settings().home / RESULTS
 
 
 def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], report: Path | None, as_json: bool) -> None:
@@ -242,16 +241,6 @@ def write_pages(sound: list[Result], directory: Path, markets: list[Snapshot]) -
     """Write the report of results, and say where it is."""
     pages = write_report(sound, directory, {market.digest: market.scenario for market in markets})
     say(f"The report is {pages[0]}.")
-
-
-def _record(files: list[Path]) -> None:
-    from babylon_rl.store.migrate import migrate
-
-    with open_database(load_settings(), prepare=False) as database:
-        migrate(database)
-        with database.connect() as connection:
-            written = record_runs(connection, files)
-    say(f"{written} runs recorded, {len(files) - written} were in the database before.")
 
 
 def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:

@@ -41,11 +41,18 @@ def run_child(
         stdout: the file for its standard output; by default that of this process. So is stderr for what it says.
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
+
+    def tell_of_end() -> None:
+        process.wait()
+        events.put(_ENDED)
+
     with _signals_queued() as events:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=stdout, stderr=stderr, start_new_session=True)
         try:
-            _write_note(home, process.pid, command)
-            threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()
+            note = {"group": _identity(process.pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
+            # Whole at once: `stop` takes half a note for a damaged one, removes it, and never finds the program again.
+            write_atomically(_note(home, process.pid), json.dumps(note).encode())
+            threading.Thread(target=tell_of_end, daemon=True).start()
             # The first event decides: the program's end, or a signal to this process.
             first = events.get()
         finally:
@@ -94,11 +101,6 @@ def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
             signal.signal(number, handler)
 
 
-def _tell_of_end(process: subprocess.Popen[bytes], events: "queue.SimpleQueue[int]") -> None:
-    process.wait()
-    events.put(_ENDED)
-
-
 def _impatience(events: "queue.SimpleQueue[int]") -> Callable[[], bool]:
     """A function that returns True after a further signal, IMPATIENT_S from now or later.
 
@@ -118,12 +120,6 @@ def _impatience(events: "queue.SimpleQueue[int]") -> Callable[[], bool]:
 
 def _note(home: Path, pid: int) -> Path:
     return home / "children" / f"{pid}.json"
-
-
-def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
-    note = {"group": _identity(pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
-    # Whole at once: `stop` takes half a note for a damaged one, removes it, and never finds the program again.
-    write_atomically(_note(home, pid), json.dumps(note).encode())
 
 
 def _identity(pid: int) -> dict[str, float]:

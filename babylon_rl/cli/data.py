@@ -4,16 +4,14 @@ All but ``scores`` read the game's own tables as they are now, whatever the asse
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
+from babylon_rl.cli.options import FromOption, ToOption, WindowArgument, refuse_future
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.episodes.quality import unmatched_sentence
 from babylon_rl.episodes.reading import read_window, read_windows, summary
@@ -26,7 +24,7 @@ from babylon_rl.store.scores import have_scores, input_versions, read_pending, r
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined, reading_chunks
 from babylon_rl.types import GroupScores, Rejection, WindowReading, WindowSummary, count_reasons
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range
 
 if TYPE_CHECKING:
     from babylon_rl.market.outcomes import WindowOutcomes
@@ -91,26 +89,13 @@ QUESTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class _Session:
-    """Database connection, settings and clock of one command."""
-
-    connection: Connection
-    settings: Settings
-    now: datetime
-
-
-@contextmanager
-def _session(settings: Settings) -> Iterator[_Session]:
-    with open_database(settings, prepare=False) as database, database.connect() as connection:
-        yield _Session(connection, settings, utc_now())
-
-
 @app.command("windows")
 def windows(
     first: FromOption = None,
     end: ToOption = None,
-    lookback_hours: LookbackOption = None,
+    lookback_hours: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Hours back from the newest complete hour that holds rows.")
+    ] = None,
     min_agents: Annotated[int | None, typer.Option("--min-agents", min=1, help="Usable episodes that make an hour ready.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,11 +103,12 @@ def windows(
     from babylon_rl.training.freezing import freeze_bounds  # other commands of this file need not wait for it
 
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
-    with _session(settings) as session:
-        chosen = _wanted(session, first, end, lookback_hours)
-        summaries = _summaries(session, chosen)
-        unmatched = unmatched_sentence(session.connection, first or (chosen[0] if chosen else FIRST_POSSIBLE), session.now, end)
-        verdict = _verdict(summaries, freeze_bounds(session.connection, settings, session.now).first, settings)
+    now = utc_now()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        chosen = _wanted(connection, now, first, end, lookback_hours)
+        summaries = _summaries(connection, settings, now, chosen)
+        unmatched = unmatched_sentence(connection, first or (chosen[0] if chosen else FIRST_POSSIBLE), now, end)
+        verdict = _verdict(summaries, freeze_bounds(connection, settings, now).first, settings)
     rows = [window_row(facts) for facts in summaries]
     document = {
         "windows": rows,
@@ -137,19 +123,17 @@ def windows(
     emit(document, [Table(WINDOWS, rows), verdict], as_json)
 
 
-def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
-    connection, judges = session.connection, have_scores(session.connection)
-    found: list[WindowSummary] = []
+def _summaries(connection: Connection, settings: Settings, now: datetime, windows: list[str]) -> list[WindowSummary]:
+    found, judges = list[WindowSummary](), have_scores(connection)
     # A portion at a time: of a portion all trajectories are held, of an hour its summary.
     portions = reading_chunks(connection, windows)
     with progress_of_parts() as on_progress:
         for some in portions:
-            readings = read_windows(connection, some, session.settings)
+            readings = read_windows(connection, some, settings)
             judged = input_versions(connection, some) if judges else {}
             set_aside = quarantined(connection, some)
             found += [
-                summary(reading, session.now, judged=judged.get(window), quarantined=window in set_aside)
-                for window, reading in readings.items()
+                summary(reading, now, judged=judged.get(window), quarantined=window in set_aside) for window, reading in readings.items()
             ]
             if len(portions) > 1:
                 on_progress("hours read", len(found), len(windows))
@@ -177,12 +161,15 @@ def window_row(facts: WindowSummary) -> dict[str, Any]:
 @app.command("episodes")
 def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the stitched episodes of an hour."""
-    window_start(window)
-    with _session(load_settings()) as session:
-        refuse_future(window, session.now)
-        reading = read_window(session.connection, window, session.settings, texts=False)
-        _say_when_running(window, session.now)
-    _say_when_empty(reading)
+    now, settings = utc_now(), load_settings()
+    refuse_future(window, now)
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        reading = read_window(connection, window, settings, texts=False)
+    _say_when_running(window, now)
+    if not reading.rows:
+        say(f"No trajectory has been recorded in {window}.")
+    elif not reading.episodes:
+        say(f"None of the {reading.rows} trajectories in {window} counts; `babylon-rl rejected` says why.")
     rows = episode_rows(reading)
     emit({"window": window, "episodes": rows}, [Table(EPISODES, rows)], as_json)
 
@@ -201,22 +188,16 @@ def _say_when_running(window: str, now: datetime) -> None:
         say(f"{window} has not ended; this is how it stands.")
 
 
-def _say_when_empty(reading: WindowReading) -> None:
-    if not reading.rows:
-        say(f"No trajectory has been recorded in {reading.window}.")
-    elif not reading.episodes:
-        say(f"None of the {reading.rows} trajectories in {reading.window} counts; `babylon-rl rejected` says why.")
-
-
 @app.command("rejected")
 def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption = False) -> None:
     """List the rejected trajectories with their reasons."""
-    with _session(load_settings()) as session:
-        chosen = _wanted(session, first, end, None)
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        chosen = _wanted(connection, utc_now(), first, end, None)
         rejections, rows = list[Rejection](), 0
         # A portion at a time: of an hour only what was rejected is held.
-        for some in reading_chunks(session.connection, chosen):
-            for reading in read_windows(session.connection, some, session.settings).values():
+        for some in reading_chunks(connection, chosen):
+            for reading in read_windows(connection, some, settings).values():
                 rejections += reading.rejections
                 rows += reading.rows
     if not rejections:
@@ -238,11 +219,11 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """Show the market outcomes of an hour."""
     from babylon_rl.market.outcomes import read_outcomes  # `windows` need not wait for it
 
-    window_start(window)
-    with _session(load_settings()) as session:
-        refuse_future(window, session.now)
-        market = read_outcomes(session.connection, window, session.settings)
-        _say_when_running(window, session.now)
+    now, settings = utc_now(), load_settings()
+    refuse_future(window, now)
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        market = read_outcomes(connection, window, settings)
+    _say_when_running(window, now)
     if not market.stocks and not market.predictions:
         say(f"Neither a price nor an event has been recorded in {window}.")
     emit(market.document(), outcome_parts(market), as_json)
@@ -275,11 +256,10 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     from babylon_rl.judge.consensus import scores_document  # `windows` need not wait for them
     from babylon_rl.judge.scoring import stored_scores
 
-    window_start(window)
-    with _session(load_settings()) as session:
-        refuse_future(window, session.now)
-        group = stored_scores(session.connection, [window]).get(window)
-        why = _why_unscored(session.connection, window) if group is None else ""
+    refuse_future(window, utc_now())
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        group = stored_scores(connection, [window]).get(window)
+        why = _why_unscored(connection, window) if group is None else ""
     if group is None:
         say(f"{window} has no scores. {why}")
         # The same keys as with scores, so that scripts need no second shape.
@@ -322,23 +302,20 @@ def _judgement_sentences(group: GroupScores) -> list[str]:
     return [*sentences, *(f"{score.agent_id}: {flag}" for score in group.scores for flag in score.flags)]
 
 
-def _wanted(session: _Session, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
+def _wanted(connection: Connection, now: datetime, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
     """The requested hours that hold rows."""
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
-    # Refuses a range that runs backwards.
-    if first is not None and end is not None:
-        next(window_range(first, end), None)
+    # Refuses a malformed hour, and a range that runs backwards.
+    if end is not None:
+        next(window_range(first or end, end), None)
     if first is not None:
-        refuse_future(first, session.now)
+        refuse_future(first, now)
     # The look-back ends with the newest complete hour that holds rows, not with now.
     if lookback_hours is not None:
-        newest = newest_window_with_rows(session.connection, newest_complete(session.now))
+        newest = newest_window_with_rows(connection, newest_complete(now))
         if newest is None:
             return []
         end = window_of(window_end(newest))
         first = window_of(window_end(newest) - lookback_hours * HOUR)
-    for edge in (first, end):
-        if edge is not None:
-            window_start(edge)
-    return windows_with_rows(session.connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
+    return windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)

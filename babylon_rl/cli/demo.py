@@ -41,14 +41,14 @@ from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.store.releases import BASE
-from babylon_rl.store.write_ahead import TrainingStep, finished_steps
+from babylon_rl.store.write_ahead import finished_steps
 
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
-# Of an iteration; docs/explanation/training.md.
+# The distance of an iteration's policy from the one that served the recorded calls; docs/explanation/training.md.
 ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "clippedRatio", "servedKlAtStart", "servedKl", "kl")
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
@@ -144,8 +144,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
         trained = _trained(state, batch_id)
         _say_on_policy(trained.get("onPolicy", ()), player)
     condition = ", if the gate and a confirmation in fresh markets let it" if state.gate else ", whatever the gate says"
-    front = f"5. Release: {title}the version in front of agents{condition}"
-    with stage(state.settings, front):
+    with stage(state.settings, f"5. Release: {title}the version in front of agents{condition}"):
         released = release(state, trained["modelVersion"], hours)
     played = {"generation": len(earlier) + 1, "player": player, "hours": [hours[0], hours[-1]]}
     document = played | {"failure": failure, "released": released} | trained
@@ -166,14 +165,12 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
         "batchId": batch_id, "modelVersion": model.version, "parentVersion": model.parent_version, "checkpoint": model.checkpoint,
         "plot": str(report.plot_path), "sequences": preflight.get("sequences"), "scriptedShare": preflight.get("scriptedShare"),
         "reference": report.reference or BASE, "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
-        "improvement": own.get("improvement"), "onPolicy": [_on_policy(step) for step in steps],
+        "improvement": own.get("improvement"),
+        "onPolicy": [
+            {"iteration": step.iteration} | {name: step.metrics[name] for name in ON_POLICY if step.metrics and name in step.metrics}
+            for step in steps
+        ],
     }  # fmt: skip
-
-
-def _on_policy(step: TrainingStep) -> dict[str, Any]:
-    """Distance of an iteration's policy from the one that served the recorded calls."""
-    measured = step.metrics or {}
-    return {"iteration": step.iteration} | {name: measured[name] for name in ON_POLICY if name in measured}
 
 
 def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
@@ -219,7 +216,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
 def _parts(document: dict[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = []
     if "generations" in document:
-        parts += ["", generations_table(document["generations"]), ""]
+        parts += ["", Table(GENERATIONS, document["generations"]), ""]
         parts += [f"generation {one['generation']}: {one['failure'] or one['reason']}" for one in document["generations"]]
     if document["modelVersion"] is None:
         return parts
@@ -249,11 +246,6 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
         f"      {command} benchmark standings {document['modelVersion']} base --markets {more}   more evidence",
         f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",
     ]
-
-
-def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
-    """Table of generations: player, trained version, decision of the gate, release."""
-    return Table(GENERATIONS, list(generations))
 
 
 def verdict(document: dict[str, Any]) -> str:

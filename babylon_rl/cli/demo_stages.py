@@ -212,9 +212,14 @@ def train(state: Demo, hours: Sequence[str]) -> str:
     with state.database.connect(autocommit=True) as connection:
         batch = _batch_of(connection, state, hours)
         if batch is None or batch.state == "failed":
-            if _is_past(connection, state, hours):  # a version trained now would have a later one for its parent
+            # A version trained now would have a later one for its parent.
+            if state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]:
                 raise Diverged(batch.error if batch is not None and batch.error else "Nothing was frozen.")
-            batch = _freeze(connection, state, hours)
+            reach, least = (hours[0], next_window(hours[-1])), state.settings.training_min_trajectories
+            frozen = freeze(connection, state.settings, utc_now(), windows=reach, seed=state.seed, minimum=least, settled=True)
+            if frozen.batch is None:
+                raise NothingToTrain(frozen.reason)
+            batch = frozen.batch
             say(f"   {batch.batch_id} froze {batch.trajectories} trajectories")
         else:
             say(f"   {batch.batch_id} is there already ({batch.state})")
@@ -227,19 +232,6 @@ def _batch_of(connection: Connection, state: Demo, hours: Sequence[str]) -> Batc
     """The newest batch of some of ``hours``; failed ones only if there is no other."""
     own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
     return next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
-
-
-def _is_past(connection: Connection, state: Demo, hours: Sequence[str]) -> bool:
-    return state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]
-
-
-def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
-    least = state.settings.training_min_trajectories
-    reach = (hours[0], next_window(hours[-1]))
-    frozen = freeze(connection, state.settings, utc_now(), windows=reach, seed=state.seed, minimum=least, settled=True)
-    if frozen.batch is None:
-        raise NothingToTrain(frozen.reason)
-    return frozen.batch
 
 
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:

@@ -3,8 +3,7 @@
 It changes nothing in the database.
 """
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,22 +16,12 @@ from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
-
-
-class Format(StrEnum):
-    """Values of ``--format``."""
-
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-    HF = "hf"
-    ARCHIVE = "archive"
-
-
 DirectoryArgument = Annotated[
     str, typer.Argument(metavar="DIR", help="A directory, made where it is absent, or any fsspec URL (s3://...).")
 ]
 FormatOption = Annotated[
-    Format, typer.Option("--format", help="JSONL of ART messages, Parquet, a Hugging Face dataset, or an archive by window.")
+    Literal["jsonl", "parquet", "hf", "archive"],
+    typer.Option("--format", help="JSONL of ART messages, Parquet, a Hugging Face dataset, or an archive by window."),
 ]
 SplitOption = Annotated[float, typer.Option("--split", metavar="SHARE", help="Share of the windows in train; the rest is test.")]
 ValidationOption = Annotated[float, typer.Option("--validation", metavar="SHARE", help="Share of the windows in validation.")]
@@ -72,11 +61,18 @@ def export(
         connection.rollback()
         for window in unfinished:
             say(f"{window} has not ended and is left out.")
-        done = export_windows(
-            connection, windows, directory, form.value, settings, splits=splits, selection=selection, force=force, tell=tell
-        )
+        done = export_windows(connection, windows, directory, form, settings, splits=splits, selection=selection, force=force, tell=tell)
     _remark(done, bool(windows))
-    emit(_document(done, form), _parts(done), as_json)
+    document = {
+        "files": list(done.files),
+        "format": form,
+        "records": done.records,
+        "splits": {name: vars(counts) for name, counts in done.splits.items()},
+        "leftOut": done.left_out,
+        "synthetic": done.synthetic,
+        "staleWindows": done.stale,
+    }
+    emit(document, _parts(done), as_json)
 
 
 def _remark(done: ExportedRows, any_rows: bool) -> None:
@@ -96,18 +92,6 @@ def _remark(done: ExportedRows, any_rows: bool) -> None:
         say(f"{done.synthetic} trajectories recorded no prompt and give no record (docs/howto/recording.md).")
     for reason, number in done.left_out.items():
         say(f"{number} LLM calls are left out: {reason}.")
-
-
-def _document(done: ExportedRows, form: Format) -> dict[str, Any]:
-    return {
-        "files": list(done.files),
-        "format": form.value,
-        "records": done.records,
-        "splits": {name: vars(counts) for name, counts in done.splits.items()},
-        "leftOut": done.left_out,
-        "synthetic": done.synthetic,
-        "staleWindows": done.stale,
-    }
 
 
 def _parts(done: ExportedRows) -> list[Table | str]:

@@ -11,11 +11,11 @@ from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progr
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.judge_agreement import calibration_name, measure
 from babylon_rl.judge.plan import release_quarantined
-from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, AuditResult, report_with_audit
+from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, report_with_audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import ReliabilityReport, default_range, report_document, report_rows
-from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.database import Database, open_database
+from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.scores import read_quarantined
@@ -44,19 +44,12 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
         groups = read_quarantined(connection, windows)
     if not groups:
         say("No group is in quarantine.")
-    document = {
-        "quarantined": [
-            {
-                "window": q.window,
-                "judge": q.judge,
-                "reason": q.reason,
-                "at": f"{q.at.isoformat(timespec='seconds')}Z",
-                "transcript": q.transcript,
-            }
-            for q in groups.values()
-        ]
-    }
-    emit(document, [Table(QUARANTINED, document["quarantined"])], as_json)
+    rows = [
+        {"window": q.window, "judge": q.judge, "reason": q.reason, "at": f"{q.at.isoformat(timespec='seconds')}Z",
+         "transcript": q.transcript}
+        for q in groups.values()
+    ]  # fmt: skip
+    emit({"quarantined": rows}, [Table(QUARANTINED, rows)], as_json)
 
 
 @judge_group.command("retry")
@@ -104,42 +97,26 @@ def report(
     span = named_range(first, end)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        measures, audited = _measured(database, settings, span, judge, audit_groups)
-    if measures is None:
-        raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
-    written = [] if plots is None else _write(measures, plots)
+        require_migrated(database)
+        groups = AUDIT_GROUPS if audit_groups is None else audit_groups
+        with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
+            span = span or default_range(connection)
+            if span is None:
+                raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
+            measures, audited = report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
+    written = []
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        for name, png in draw_plots(measures).items():
+            path = plots / f"{PREFIX}{name}.png"
+            path.write_bytes(png)
+            written.append(path)
     document = report_document(measures) | {"plots": [str(path) for path in written]}
     emit(document, _report_parts(measures), as_json)
     if audited is not None:
         say(audited.sentence)
     for path in written:
         say(f"Wrote {path}")
-
-
-def _measured(
-    database: Database, settings: Settings, chosen: tuple[str, str] | None, judge: str | None, audit_groups: int | None
-) -> tuple[ReliabilityReport | None, AuditResult | None]:
-    """Reliability report of the chosen hours or the newest 14 days, after the second judge was asked.
-
-    The report is None if nothing is judged.
-    """
-    require_migrated(database)
-    groups = AUDIT_GROUPS if audit_groups is None else audit_groups
-    with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
-        span = chosen or default_range(connection)
-        if span is None:
-            return None, None
-        return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
-
-
-def _write(report: ReliabilityReport, directory: Path) -> list[Path]:
-    directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, png in draw_plots(report).items():
-        path = directory / f"{PREFIX}{name}.png"
-        path.write_bytes(png)
-        written.append(path)
-    return written
 
 
 def _report_parts(report: ReliabilityReport) -> list[Table | str]:
@@ -163,13 +140,6 @@ def calibrate(
     # An option that was not given leaves its setting as it is.
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
-    agreement = _calibrated(settings, hours, markets, seed)
-    emit(agreement.document, _calibration_parts(agreement), as_json)
-    if agreement.not_judged:
-        say(f"{agreement.not_judged} of {hours} hours have no score; the same command goes on with them.")
-
-
-def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> JudgeAgreement:
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
         # Its hours are played and judged in a database of their own: none of them may train, or count in a report. Only the result is kept.
@@ -180,13 +150,15 @@ def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> Judg
                 write_judge_agreement(connection, agreement)
             # Unfinished hours keep their scratch database, so that the same command resumes.
             scratch.keep = agreement.not_judged > 0
-    return agreement
+    emit(agreement.document, _calibration_parts(agreement), as_json)
+    if agreement.not_judged:
+        say(f"{agreement.not_judged} of {hours} hours have no score; the same command goes on with them.")
 
 
 def _calibration_parts(agreement: JudgeAgreement) -> list[Table | str]:
     rows: list[list[Any]] = [
-        [row["name"], _number(row["expected"], 0), _number(row["standardError"], 1, sign=False), _number(row["realized"], 0),
-         _number(row["score"], 3, sign=False), _number(row["rank"], 1, sign=False)]
+        [row["name"], _number(row["expected"], "+.0f"), _number(row["standardError"], ".1f"), _number(row["realized"], "+.0f"),
+         _number(row["score"], ".3f"), _number(row["rank"], ".1f")]
         for row in agreement.rows
     ]  # fmt: skip
     shown = "" if agreement.orders == 1 else f", {agreement.orders} orders"
@@ -207,7 +179,5 @@ def _cells(ends: Sequence[float]) -> list[str]:
     return [f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
 
 
-def _number(value: float | None, digits: int, *, sign: bool = True) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -24,6 +24,7 @@ from babylon_rl.store.registry import Model, note_upload, read_models
 from babylon_rl.training.curves import CURVES, overlaid, training_curves
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl.training.tracking import record_artifact, refusal
+from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
@@ -104,21 +105,15 @@ def export(
 ) -> None:
     """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
-    with open_database(settings, prepare=False) as database, database.connect() as connection:
-        model = find_version(read_models(connection), version)
-        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    model, report = _registered(settings, version)
     exported = export_version(model, directory.absolute(), settings, report, merged=merged)
     document = {
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
     }  # fmt: skip
     # The command that serves these files: a merged model alone, an adapter beside its base.
-    serves = f"vllm serve {exported.directory}"
-    if not merged:
-        serves = (
-            f"vllm serve {model.base_model} --served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} "
-            "--return-tokens-as-token-ids"
-        )
+    adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} --return-tokens-as-token-ids"
+    serves = f"vllm serve {exported.directory}" if merged else f"vllm serve {model.base_model} {adapter}"
     lines = [
         f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is",
         f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
@@ -165,9 +160,7 @@ def _range(rows: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
 def card(version: VersionArgument) -> None:
     """Print a version's model card. Its data, its settings, and the benchmark's result once there is one."""
     settings = load_settings()
-    with open_database(settings, prepare=False) as database, database.connect() as connection:
-        model = find_version(read_models(connection), version)
-        report = None if model.training_batch is None else read_report(connection, model.training_batch)
+    model, report = _registered(settings, version)
     if model.foreign:
         raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
     typer.echo(model_card(load_manifest(checkpoint_of(model, settings)), report), nl=False)
@@ -179,7 +172,7 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     settings = load_settings()
     if settings.model_storage_url is None and refusal(settings) is not None:
         raise UsageError("There is nowhere to upload to: set MODEL_STORAGE_URL, or WANDB_API_KEY.")
-    model = _registered(settings, version)
+    model, _ = _registered(settings, version)
     if model.foreign or model.training_batch is None:
         raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
     directory = checkpoint_of(model, settings)
@@ -204,10 +197,11 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
         # It was to be an artifact and is none. Without Weights & Biases, or for weights that it has already, that is no error.
         elif sent.link is None and remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
-    model = _registered(settings, version)
-    emit(model_document(model), [], as_json)
+    emit(model_document(_registered(settings, version)[0]), [], as_json)
 
 
-def _registered(settings: Settings, version: str) -> Model:
+def _registered(settings: Settings, version: str) -> tuple[Model, BenchmarkReport | None]:
+    """A version, and its benchmark report once there is one."""
     with open_database(settings, prepare=False) as database, database.connect() as connection:
-        return find_version(read_models(connection), version)
+        model = find_version(read_models(connection), version)
+        return model, None if model.training_batch is None else read_report(connection, model.training_batch)

@@ -12,9 +12,6 @@ from babylon_rl.windows import next_window, utc_now, window_of, window_range, wi
 
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
-LookbackOption = Annotated[
-    int | None, typer.Option("--lookback-hours", min=1, max=1_000_000, help="Hours back from the newest complete hour that holds rows.")
-]
 WindowArgument = Annotated[str, typer.Argument(metavar="WINDOW", help="An hour in UTC, YYYY-MM-DDTHH:00.")]
 WindowsArgument = Annotated[list[str] | None, typer.Argument(metavar="WINDOW...", help="Hours in UTC, YYYY-MM-DDTHH:00.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="A directory for index.html, runs.csv and actions.csv.")]

@@ -133,18 +133,10 @@ def progress_of(what: str, total: int, indent: str = "") -> Iterator[Callable[[o
 
 @contextmanager
 def _bars() -> Iterator[_Begin]:
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich import progress as rich
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console(stderr=True)) as bars:
+    columns = (rich.SpinnerColumn(), "{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
+    with rich.Progress(*columns, rich.TimeRemainingColumn(), console=console(stderr=True)) as bars:
 
         def begin(what: str, total: int) -> Callable[[int], None]:
             task = bars.add_task(what, total=total)

@@ -48,17 +48,17 @@ def score(
     Exit code 3 where some wait. A group in quarantine fails nothing: it is reported, and the exit code is 0.
     """
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
-    if window is not None and (first is not None or end is not None):
-        raise UsageError("Give --window, or --from and --to, not both.")
     if window is not None:
+        if first is not None or end is not None:
+            raise UsageError("Give --window, or --from and --to, not both.")
         first, end = window, next_window(window)
-    span = pinned_windows(settings, first, end)
+    span, stale = pinned_windows(settings, first, end), stale or judge is not None
     with open_database(settings) as database:
         if dry_run:
-            _say_cost(database, settings, span, force, stale or judge is not None, as_json)
-            return
-        held, lacking = _judge(database, settings, span, force, stale or judge is not None, drops=judge is None)
-        _show(database, settings, held, lacking, as_json)
+            _say_cost(database, settings, span, force, stale, as_json)
+        else:
+            held, lacking = _judge(database, settings, span, force, stale, drops=judge is None)
+            _show(database, settings, held, lacking, as_json)
 
 
 def _judge(database: Database, settings: Settings, span: Span, force: bool, stale: bool, drops: bool) -> tuple[list[str], list[str]]:
@@ -204,16 +204,16 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     waiting: dict[str, str] = {}
     aside: dict[str, str] = {}
     if judge != HEURISTIC:
-        waiting = {window: hour.reason for window, hour in read_pending(connection, windows, judge).items()}
+        waiting = {window: hour.reason for window, hour in read_pending(connection, sorted(lacking), judge).items()}
         # A quarantine by another version of this judge does not stand in the way of a judgement now.
         by = (judge, judge_version(settings))
-        aside = {q.window: q.reason for q in read_quarantined(connection, windows).values() if (q.judge, q.judge_version) == by}
+        aside = {q.window: q.reason for q in read_quarantined(connection, sorted(lacking)).values() if (q.judge, q.judge_version) == by}
     results = []
     for window in windows:
         scores = groups.get(window)
-        if window in lacking and window in aside:
+        if window in aside:
             results.append(HourOutcome(window, "quarantined", judge, scores, aside[window]))
-        elif window in lacking and window in waiting:
+        elif window in waiting:
             results.append(HourOutcome(window, "waiting", judge, scores, waiting[window]))
         elif scores is not None:
             fresh = window in lacking and scores.judge == judge

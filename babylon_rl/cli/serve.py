@@ -1,12 +1,12 @@
 """Command group ``serve``: versions, gateway, admin API and market as servers."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from babylon_rl.cli.output import say
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.settings import load_settings
 
@@ -36,7 +36,12 @@ def serve_model(
     settings = load_settings()
     checkpoint = None if version == BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
     if checkpoint is not None:
-        _refuse_remote(version, checkpoint)
+        remote = checkpoints.read_remote(checkpoint)
+        if remote is not None:
+            raise ModelUnavailable(
+                f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
+                f"{remote.inference_url}, and nothing needs to be started."
+            )
     elif version != BASE_MODEL_NAME:
         folder = settings.home / "checkpoints"
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
@@ -59,18 +64,11 @@ def serve_model(
         checkpoints.verify(directory, base_dir)
         return directory
 
-    server.serve(policy, bound, _announce, published)
+    def announce(line: str) -> None:
+        bound = json.loads(line)
+        say(f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.")
 
-
-def _refuse_remote(version: str, checkpoint: Path) -> None:
-    from babylon_rl.models.checkpoints import read_remote
-
-    remote = read_remote(checkpoint)
-    if remote is not None:
-        raise ModelUnavailable(
-            f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
-            f"{remote.inference_url}, and nothing needs to be started."
-        )
+    server.serve(policy, bound, announce, published)
 
 
 @serve.command("market")
@@ -89,11 +87,8 @@ def serve_market(
 
     with bind(host, port) as bound:  # first, so that a taken port is said at once
         played = snapshot_of(load(snapshot))
-
-        def announce(url: str) -> None:
-            print(f"Serving {played.id} on {url}. POST {url}/start begins a session. Ctrl-C ends it.", file=sys.stderr, flush=True)
-
-        server.serve(played, bound, announce, idle_s=idle, results=out)
+        says = "Serving {0} on {1}. POST {1}/start begins a session. Ctrl-C ends it."
+        server.serve(played, bound, lambda url: say(says.format(played.id, url)), idle_s=idle, results=out)
 
 
 @serve.command("gateway")
@@ -105,7 +100,7 @@ def serve_gateway(
     """Serve agents in place of their provider. It chooses the version and records the call. The server is OpenAI-compatible."""
     from babylon_rl.serving.gateway_process import serve as run
 
-    run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))
+    run(load_settings(), host, port, workers, say)
 
 
 @serve.command("admin")
@@ -116,11 +111,4 @@ def serve_admin(
     """Serve the admin page and API. Status, trainings, versions, cron endpoints."""
     from babylon_rl.serving.admin_api import serve as run
 
-    run(load_settings(), host, port, lambda line: print(line, file=sys.stderr, flush=True))
-
-
-def _announce(line: str) -> None:
-    bound = json.loads(line)
-    print(
-        f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.", file=sys.stderr, flush=True
-    )
+    run(load_settings(), host, port, say)

@@ -12,7 +12,7 @@ from babylon_rl.errors import CheckFailed, UsageError
 from babylon_rl.reporting.numbers import about
 from babylon_rl.serving.status import status_document
 from babylon_rl.serving.status_shapes import StatusDocument
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import load_settings
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
@@ -60,7 +60,8 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
         cost = "" if judge.other_rules_usd is None else f", which cost ${judge.other_rules_usd:.2f} then"
         says = f"{judge.hours_by_other_rules} hours have scores of another judge, or from before a rule or a setting changed{cost}"
         yield "stale scores", f"{says}: `babylon-rl score --stale --dry-run` says the price of new ones"
-    yield "judge", f"{judge.model}: {hours}; disagreement {_number(judge.disagreement)}; {agreement}; {spent}"
+    differ = "-" if judge.disagreement is None else f"{judge.disagreement:.3f}"
+    yield "judge", f"{judge.model}: {hours}; disagreement {differ}; {agreement}; {spent}"
     yield "training", _training(found)
     yield "", f"last completed {jobs.last_completed or 'never'}; the next is due {jobs.next_scheduled or 'at once'}"
     of = found.automation.models
@@ -108,10 +109,6 @@ def _version(version: Any) -> str:
     return f"{version.version} {version.status}, from {version.parent or 'base'}, gate: {version.decision or 'none'}{gain}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 @app.command("alerts")
 def alerts(
     test: Annotated[bool, typer.Option("--test", help="Send a test message to every channel that is set.")] = False,
@@ -120,25 +117,19 @@ def alerts(
     """Show alerts: since when, whether sent, and what to do. Those whose cause lasts come first."""
     settings = load_settings()
     if test:
-        return _test(settings, as_json)
+        sent = send_test(settings, utc_now())
+        if not sent.causes and not sent.failures:
+            raise UsageError("No channel is set: DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL.")
+        words = [f"{channel}: taken" for channel in sent.causes] + [f"{channel}: {reason}" for channel, reason in sent.failures.items()]
+        emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
+        if sent.failures:
+            raise CheckFailed(f"{', '.join(sent.failures)} did not take the message.")
+        return
     with open_database(settings) as database, database.connect() as connection:
         rows = read_alerts(connection)
     cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
-    emit(
-        {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]},
-        [listed(["cause", "since", "sent", "ended", "says"], cells)],
-        as_json,
-    )
+    document = {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]}
+    emit(document, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
     for alert in rows:
         if alert.open:
             say(f"{alert.cause}: {alert.advice}")
-
-
-def _test(settings: Settings, as_json: bool) -> None:
-    sent = send_test(settings, utc_now())
-    if not sent.causes and not sent.failures:
-        raise UsageError("No channel is set: DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL.")
-    words = [f"{channel}: taken" for channel in sent.causes] + [f"{channel}: {reason}" for channel, reason in sent.failures.items()]
-    emit({"taken": sent.causes, "failed": sent.failures}, ["\n".join(words)], as_json)
-    if sent.failures:
-        raise CheckFailed(f"{', '.join(sent.failures)} did not take the message.")

@@ -27,7 +27,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_server
-from babylon_rl.store.indexes import BuiltIndex, build_indexes
+from babylon_rl.store.indexes import build_indexes
 from babylon_rl.store.migrate import migrate as apply_migrations
 from babylon_rl.store.observation import RECENT
 from babylon_rl.store.trajectories import newest_window_with_rows
@@ -71,8 +71,13 @@ def migrate(
 ) -> None:
     """Update the database's schema, or build optional indexes."""
     if indexes:
+        states = {"valid": "there", "invalid": "to rebuild" if check else "rebuilt", "absent": "to build" if check else "built"}
         with open_database(load_settings(), prepare=False) as database:
-            built = [_index_row(one, check) for one in build_indexes(database, check_only=check)]
+            built = [
+                {"name": one.index.name, "state": states[one.found], "bytes": one.size_bytes, "purpose": one.index.purpose,
+                 "statement": one.index.statement}
+                for one in build_indexes(database, check_only=check)
+            ]  # fmt: skip
         emit({"indexes": built}, [Table(INDEXES, built)], as_json)
         return
     # --check changes nothing, so it makes no schema for Dagster either.
@@ -80,30 +85,17 @@ def migrate(
         report = apply_migrations(database, check_only=check)
         place = database.address
 
-    parts: list[Table | str] = []
-    verb = "would apply" if check else "applied"
-    created = [name for name in report.applied if name.startswith("public.")]
-    for name in report.applied:
-        if name not in created:
-            parts.append(f"{verb} {name}")
-    if created:
-        parts.append(f"{'would create' if check else 'created'} {len(created)} tables of the contract: {', '.join(created)}")
+    applied, created, adopted = ("would apply", "would create", "would adopt") if check else ("applied", "created", "adopted")
+    tables = [name for name in report.applied if name.startswith("public.")]
+    parts = [f"{applied} {name}" for name in report.applied if name not in tables]
+    if tables:
+        parts.append(f"{created} {len(tables)} tables of the contract: {', '.join(tables)}")
     if report.adopted:
-        parts.append(f"{'would adopt' if check else 'adopted'} {len(report.adopted)} tables as they are: {', '.join(report.adopted)}")
-    for line in report.differences:
-        parts.append(f"differs: {line}")
+        parts.append(f"{adopted} {len(report.adopted)} tables as they are: {', '.join(report.adopted)}")
+    parts += [f"differs: {line}" for line in report.differences]
     if not report.applied:
         parts.append(f"The schema at {place} is up to date.")
     emit({"applied": list(report.applied), "adopted": list(report.adopted), "differences": list(report.differences)}, parts, as_json)
-
-
-def _index_row(built: BuiltIndex, check: bool) -> dict[str, object]:
-    """One optional index as JSON shows it."""
-    done = {"valid": "there", "invalid": "rebuilt", "absent": "built"}
-    planned = {"valid": "there", "invalid": "to rebuild", "absent": "to build"}
-    index = built.index
-    state = (planned if check else done)[built.found]
-    return {"name": index.name, "state": state, "bytes": built.size_bytes, "purpose": index.purpose, "statement": index.statement}
 
 
 @app.command("settings")
@@ -131,8 +123,7 @@ def env() -> None:
     # Only an address is needed: this command must not start the embedded server.
     database = Database.of(loaded)
     if database is None:
-        url = running_url(loaded.home)
-        if url is None:
+        if (url := running_url(loaded.home)) is None:
             raise UsageError("The embedded database does not run now. Start `babylon-rl dev` in another terminal, or set DATABASE_URL.")
         database = Database(url, url)
     for name, value in _variables(database, loaded).items():
@@ -158,11 +149,7 @@ def dev(
     if free != port:
         say(f"Port {port} is in use: taking {free}.")
     if chosen := kept_demo_choices(Settings):
-        say(
-            "Settings of the demo: "
-            + " ".join(f"{name}={value}" for name, value in chosen.items())
-            + f" ({DEMO_FILE} in the state directory)"
-        )
+        say(f"Settings of the demo: {' '.join(f'{name}={value}' for name, value in chosen.items())} ({DEMO_FILE} in the state directory)")
     say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
     if Path("dagster.yaml").exists():
         say("Dagster's warning of dagster.yaml in this folder means nothing: it uses the copy with your settings.")
@@ -179,8 +166,7 @@ def dev(
 def stop() -> None:
     """Stop Dagster and the embedded database after a crash."""
     home = load_settings().home
-    stopped = stop_children(home, orphans_only=False) + stop_server(home)
-    for sentence in stopped or [f"Nothing that was started from {home} runs."]:
+    for sentence in [*stop_children(home, orphans_only=False), *stop_server(home)] or [f"Nothing that was started from {home} runs."]:
         print(sentence)
 
 

@@ -59,7 +59,12 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
             yield Check("database", PASS, f"{server} at {database.address} ({kind})")
             yield attempt("clock", lambda: _clock(connection))
             yield attempt("schema", lambda: _schema(database))
-            automation = _read_automation(connection)
+            # The daemon's runs, or the error of a role without the right, which fails the line automation alone.
+            automation: AutomationState | psycopg.Error
+            try:
+                automation = automation_state(connection)
+            except psycopg.Error as refused:
+                automation = refused
             has_run = not isinstance(automation, psycopg.Error) and automation.seen_at is not None
             expected = production or (settings.automation_status == "running" and has_run)
             # An embedded database holds what was simulated, which is of any time.
@@ -84,8 +89,7 @@ def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
 
 def _configuration(settings: Settings) -> Iterator[Check]:
     warnings = settings.warnings() + gone_settings(Settings)
-    for warning in warnings:
-        yield Check("settings", WARN, warning)
+    yield from (Check("settings", WARN, warning) for warning in warnings)
     if not warnings:
         yield Check("settings", PASS, f"{len(Settings.model_fields)} settings, all allowed")
 
@@ -156,14 +160,6 @@ def _schema(database: Database) -> tuple[str, str]:
     return PASS, "up to date"
 
 
-def _read_automation(connection: Connection) -> AutomationState | psycopg.Error:
-    """Read the daemon's runs, or the error of a role without the right."""
-    try:
-        return automation_state(connection)
-    except psycopg.Error as refused:
-        return refused
-
-
 def _data(connection: Connection, expected: bool) -> tuple[str, str]:
     now = clock_of(connection)
     came = arrivals(connection, now)
@@ -177,7 +173,6 @@ def _data(connection: Connection, expected: bool) -> tuple[str, str]:
 
 
 def _automation(state: AutomationState | psycopg.Error, expected: bool) -> tuple[str, str]:
-    # Read before the checks and raised here, so that it fails this one alone.
     if isinstance(state, psycopg.Error):
         raise state
     silent = FAIL if expected else WARN

@@ -201,7 +201,8 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
             batch = _next(database, settings, arguments, left)
             # --force is for the first batch: later rounds must resume their own batch.
             arguments = replace(arguments, force=False)
-            hours = _hours_of(database, batch.batch_id)
+            with database.connect() as connection:
+                hours = {episode.window for episode in read_batch_episodes(connection, batch.batch_id)}
             try:
                 trained.append(run_training(database, settings, batch.batch_id, arguments.as_json))
             except NothingToTrain as nothing:
@@ -245,11 +246,6 @@ def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str
         if not is_left:
             parts.append((own[0], next_window(own[-1])))
     return parts
-
-
-def _hours_of(database: Database, batch_id: str) -> set[str]:
-    with database.connect() as connection:
-        return {episode.window for episode in read_batch_episodes(connection, batch_id)}
 
 
 def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: TrainArguments) -> int:

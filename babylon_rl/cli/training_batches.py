@@ -187,69 +187,23 @@ def read_new_hours(
     return held
 
 
-class TrainingLines:
-    """Prints each line once; ``tell`` may be called any number of times. It connects again after a lost connection."""
-
-    def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
-        self._database = database
-        self._connection: Connection | None = None
-        self._batch_id = batch_id
-        self._write = write
-        self._said: set[str] = set()
-        self._lost = False
-
-    def tell(self) -> bool:
-        """Print new lines; return False while the database does not answer.
-
-        Reports once that the database does not answer, and once that it answers again.
-        """
-        try:
-            self._connection = self._connection or self._database.connect(autocommit=True)
-            self._tell(self._connection)
-        except (psycopg.OperationalError, DatabaseUnreachable):
-            self.close()
-            if not self._lost:
-                say("The database does not answer. The training goes on when it does; what is finished is kept.")
-            self._lost = True
-            return False
-        if self._lost:
-            say("The database answers again.")
-        self._lost = False
-        return True
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-
-    def _tell(self, connection: Connection) -> None:
-        """Print judged groups, then the result of pre-flight, then each finished iteration."""
-        batch = read_batch(connection, self._batch_id)
-        if batch is None:
-            return
-        # The keys keep every line from being printed twice, in the order in which facts appear.
-        for group in judged_groups(connection, self._batch_id):
-            self._once(f"group/{group.window}", group_lines(group))
-        if batch.preflight is not None:
-            self._once("preflight", preflight_lines(batch.preflight, batch.parent_version or batch.base_model))
-        for step in read_steps(connection, self._batch_id):
-            if step.finished_at is not None:
-                line = (
-                    f"Iteration {step.iteration}/{iterations_of(batch)}: checkpoint step {step.iteration}, loss {_shown(step.loss)}, "
-                    f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
-                )
-                self._once(f"step/{step.iteration}", [line])
-
-    def _once(self, key: str, lines: list[str]) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            for line in lines:
-                self._write(line)
-
-
-def _shown(loss: float | None) -> str:
-    return "not known" if loss is None else f"{loss:.4f}"
+def training_lines(connection: Connection, batch_id: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield a key and lines for each judged group, for the result of pre-flight, and for each finished iteration, in this order."""
+    batch = read_batch(connection, batch_id)
+    if batch is None:
+        return
+    for group in judged_groups(connection, batch_id):
+        yield f"group/{group.window}", group_lines(group)
+    if batch.preflight is not None:
+        yield "preflight", preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
+    for step in read_steps(connection, batch_id):
+        if step.finished_at is not None:
+            loss = "not known" if step.loss is None else f"{step.loss:.4f}"
+            line = (
+                f"Iteration {step.iteration}/{iterations_of(batch)}: checkpoint step {step.iteration}, loss {loss}, "
+                f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
+            )
+            yield f"step/{step.iteration}", [line]
 
 
 def group_lines(group: BatchGroup) -> list[str]:
@@ -265,13 +219,32 @@ def group_lines(group: BatchGroup) -> list[str]:
 
 @contextmanager
 def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
-    """Print a batch's lines while the block runs, and the rest at its end."""
+    """Print each of a batch's lines once while the block runs, and the rest at its end.
+
+    It connects again after a lost connection, and says so.
+    """
     stop = threading.Event()
-    lines = TrainingLines(database, batch_id, write)
 
     def follow() -> None:
-        while not stop.wait(POLL_EVERY_S):
-            lines.tell()
+        said, lost, ended = set[str](), False, False
+        while not ended:
+            try:
+                with database.connect(autocommit=True) as connection:
+                    while not ended:
+                        ended = stop.wait(POLL_EVERY_S)
+                        for key, lines in training_lines(connection, batch_id):
+                            if key not in said:
+                                said.add(key)
+                                for line in lines:
+                                    write(line)
+                        if lost:
+                            say("The database answers again.")
+                        lost = False
+            except (psycopg.OperationalError, DatabaseUnreachable):
+                if not lost:
+                    say("The database does not answer. The training goes on when it does; what is finished is kept.")
+                lost, ended = True, stop.is_set()
+                stop.wait(POLL_EVERY_S)
 
     thread = threading.Thread(target=follow, name=f"following {batch_id}", daemon=True)
     thread.start()
@@ -279,7 +252,4 @@ def following(database: Database, batch_id: str, write: Callable[[str], None]) -
         yield
     finally:
         stop.set()
-        # The connection is used by one thread at a time: the last read comes after the other thread has ended.
         thread.join()
-        lines.tell()
-        lines.close()

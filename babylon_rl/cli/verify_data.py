@@ -95,19 +95,13 @@ def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], 
     """Ids of rows that are meant to train, and (id, check) per failed check."""
     ids: list[str] = []
     faults: list[tuple[str, str]] = []
-    silent: list[str] = []
-    blind: list[str] = []
-    # Calls and provider accesses may stand in the log instead of the steps: rows without them are gathered and looked up together below.
+    # Calls and provider accesses may stand in the log instead of the steps: rows without them are looked up together below.
     for row in trajectory_rows(connection, windows):
         if not_for_training(row) is None:
             ids.append(row.trajectory_id)
-            for name in row_faults(row):
-                if name == "LLM calls":
-                    silent.append(row.trajectory_id)
-                elif name == "provider accesses":
-                    blind.append(row.trajectory_id)
-                else:
-                    faults.append((row.trajectory_id, name))
+            faults += [(row.trajectory_id, name) for name in row_faults(row)]
+    silent, blind = ([row for row, name in faults if name == looked_up] for looked_up in ("LLM calls", "provider accesses"))
+    faults = [(row, name) for row, name in faults if name not in ("LLM calls", "provider accesses")]
     logged = first_logged_calls(connection, silent)
     faults += [(row, "LLM calls") for row in silent if row not in logged]
     faults += [(row, "first LLM call") for row, whole in logged.items() if not whole]

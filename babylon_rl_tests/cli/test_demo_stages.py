@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from babylon_rl.cli.demo import generations_table
 from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, train
+from babylon_rl.cli.output import Table
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
+from babylon_rl.evaluation import report
 from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
@@ -114,7 +115,7 @@ def test_a_version_that_falls_behind_the_deployed_one_is_refused_in_the_table() 
         | {"generation": 2, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
         {"modelVersion": None, "generation": 3, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
     ]
-    table = generations_table(generations)
+    table = Table(report.GENERATIONS, generations)
     assert [[column.cell(row) for column in table.columns] for row in table.rows] == [
         [1, "base", "v1.0.0", "base", "pass", "+244", "base", "yes", "v1.0.0"],
         [2, "v1.0.0", "v1.0.1", "v1.0.0", "fail", "-80", "v1.0.0", "refused", "v1.0.0"],
