@@ -555,5 +555,5 @@ def _draw_differences(axes: Any, comparison: Comparison[GateRow]) -> None:
 
 def _draw_course(axes: Any, rows: Sequence[GateRow], path_of: Callable[[GateRow], Sequence[float | None]], title: str) -> None:
     """Curves over the market hour."""
-    curves = [plots.NamedCurve(row.player, path_of(row), COLOURS[row.role], dashed=row.role == STRATEGY) for row in rows]
-    plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title, x_label="minute of the hour")
+    curves = [(row.player, path_of(row), COLOURS[row.role], row.role == STRATEGY) for row in rows]
+    plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title)
