@@ -18,7 +18,7 @@ from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_ke
 from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
 from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
-from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
+from babylon_rl.evaluation.statistics.intervals import POWER, markets_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
@@ -286,7 +286,7 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses
         rows += [
             {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
-             "snapshots": snapshots_needed(effect, spread, repeats=repeats, confidence=confidence), "power": POWER,
+             "snapshots": markets_needed(effect, spread.of_means(repeats), confidence), "power": POWER,
              "played": pair.snapshots}
             for repeats in sorted({1, round(pair.runs / pair.snapshots)})
         ]  # fmt: skip

@@ -61,22 +61,14 @@ class LeaderboardRow:
 
 
 @dataclass(frozen=True)
-class Unranked:
-    """A registered version that has no place, and why."""
-
-    version: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Leaderboard:
     """Ranked players over common markets, by P&L.
 
-    ``lines`` begin with the highest; ``reference`` is the base, None before it has played.
+    ``lines`` begin with the highest; ``reference`` is the base, None before it has played. ``unranked`` says why a version has no place.
     """
 
     lines: tuple[LeaderboardRow, ...]
-    unranked: tuple[Unranked, ...]
+    unranked: Mapping[str, str]
     markets: int
     reference: str | None
 
@@ -102,7 +94,7 @@ class Leaderboard:
             "markets": self.markets,
             "reference": self.reference,
             "rows": [line.document for line in self.lines],
-            "unranked": [{"version": version.version, "reason": version.reason} for version in self.unranked],
+            "unranked": [{"version": version, "reason": why} for version, why in self.unranked.items()],
         }
 
 
@@ -140,7 +132,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
         lines=tuple(LeaderboardRow(place, row, ranked.get(row.player), reports.get(row.player)) for place, row in enumerate(rows, start=1)),
-        unranked=tuple(Unranked(model.version, why) for model, why in reasons if why is not None),
+        unranked={model.version: why for model, why in reasons if why is not None},
         markets=len(common),
         reference=reference,
     )
@@ -221,7 +213,7 @@ def markdown(board: Leaderboard) -> str:
     columns = leaderboard_columns(board.reference)
     parts = [markdown_rows(columns, board.lines), legend(columns)]
     if board.unranked:
-        parts.append("\n".join(["Not ranked:", "", *(f"* {version.version}: {version.reason}" for version in board.unranked)]))
+        parts.append("\n".join(["Not ranked:", "", *(f"* {version}: {why}" for version, why in board.unranked.items())]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")
     return "\n\n".join(parts) + "\n"
 

@@ -66,13 +66,11 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
     """
     if len(run.actions) <= MOST_ROWS:
         return run.actions
-    rewards = run.trajectory.rewards
 
     def weight(action: ActionTaken) -> tuple[bool, float, bool]:
-        brought = abs(rewards[action.tick]) if action.tick < len(rewards) else 0.0
         published = scenario is not None and bool(scenario.events_at(action.tick))
         # Decisions before holds, then by money; where that is equal, one that had something to read.
-        return action.type != "hold", brought, published
+        return action.type != "hold", abs(run.brought(action.tick) or 0.0), published
 
     heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]
     return sorted(heaviest, key=lambda action: action.tick)
@@ -80,8 +78,7 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
 
 def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -> dict[str, Any]:
     """Values of one decision; ``brought_usd`` is the change of equity until the next."""
-    rewards = run.trajectory.rewards
-    brought = rewards[action.tick] if action.tick < len(rewards) else None
+    brought = run.brought(action.tick)
     texts = _published(scenario, action.tick) if scenario is not None else []
     return {
         "tick": action.tick,
