@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from babylon_rl.cli.benchmark_players import game_of_players, players_named
@@ -218,12 +219,8 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         "directory": str(directory),
         "played": runs.played,
         "known": runs.known,
-        "unfinished": [
-            {"agent": run.agent, "benchmarkId": run.snapshot, "repeat": run.repeat, "ticksProcessed": run.ticks_played, "ticks": run.ticks,
-             "reason": run.reason}
-            for run in runs.unfinished
-        ],
-    }  # fmt: skip
+        "unfinished": msgspec.to_builtins(runs.unfinished),
+    }
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
         write_pages(sound, report, markets)
@@ -231,10 +228,10 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
     say(f"{runs.played} runs played, {runs.known} known from before; they are in {directory}.")
     if runs.unfinished:
         first = runs.unfinished[0]
-        partly = f", {sum(run.ticks_played > 0 for run in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
+        partly = f", {sum(run.ticks_processed > 0 for run in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
         raise ModelUnavailable(
             f"{len(runs.unfinished)} of {len(runs.unfinished) + len(runs.results)} runs are not complete{partly}. {first.agent} in "
-            f"{first.snapshot}: {first.reason} What was played is kept; run the same command again to go on from there."
+            f"{first.benchmark_id}: {first.reason} What was played is kept; run the same command again to go on from there."
         )
 
 

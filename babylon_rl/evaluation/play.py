@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock
@@ -21,7 +21,7 @@ from typing import TypeVar
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, expected_usd
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
-from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gate_files, resumable_client
+from babylon_rl.evaluation.results import ANSWERS, SUFFIX, CamelCase, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
@@ -249,30 +249,29 @@ def play(
     return [endings[place] for place in range(len(jobs))]
 
 
-@dataclass(frozen=True)
-class Unfinished:
+class Unfinished(CamelCase, frozen=True):
     """A run that is not complete, how far it came, and why in words."""
 
     agent: str
-    snapshot: str
+    benchmark_id: str
     repeat: int
-    ticks_played: int
+    ticks_processed: int
     ticks: int
     reason: str
 
 
 @dataclass(frozen=True)
 class BenchmarkRuns:
-    """Results of a benchmark by player, snapshot and repeat, and the missing runs.
+    """Results of a benchmark by player, snapshot and repeat, with their files, and the missing runs.
 
-    ``played`` were finished now, ``known`` before. ``files`` are the results' files.
+    ``played`` were finished now, ``known`` before.
     """
 
-    results: list[Result] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    unfinished: list[Unfinished] = field(default_factory=list)
-    played: int = 0
-    known: int = 0
+    results: list[Result]
+    files: list[Path]
+    unfinished: list[Unfinished]
+    played: int
+    known: int
 
 
 def benchmark_results(
@@ -332,8 +331,14 @@ def benchmark_results(
         ticks, reason = 0, f"Not begun: {outcome}"
         if isinstance(outcome, Result):
             ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
-        run = Unfinished(job.player.name, job.snapshot.id, job.label.repeat, ticks, job.snapshot.scenario.ticks, reason)
-        unfinished[job.label.key] = run
+        unfinished[job.label.key] = Unfinished(
+            agent=job.player.name,
+            benchmark_id=job.snapshot.id,
+            repeat=job.label.repeat,
+            ticks_processed=ticks,
+            ticks=job.snapshot.scenario.ticks,
+            reason=reason,
+        )
 
     play(missing, concurrency, on_end=keep, on_decisions=tell)
     return BenchmarkRuns(

@@ -1,7 +1,6 @@
 """Tables and reports of results: columns with header and cell together, and the gate's report.
 
-The terminal, Markdown and the HTML page draw from these lists of columns. None is a dash. The gate's report has rows,
-Markdown, a picture, how the candidate stands to others, success criteria and a content hash. A success criterion compares the candidate
+The terminal, Markdown and the HTML page draw from these lists of columns. A success criterion compares the candidate
 with the reference in the same markets: yes when the whole interval of the difference says so, no when the whole interval says the
 contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """

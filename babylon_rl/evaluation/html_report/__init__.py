@@ -42,12 +42,8 @@ _RUN: dict[str, str | Callable[[Result], object]] = {
 RUNS = [Column(name, attrgetter(place) if isinstance(place, str) else place) for name, place in _RUN.items()]
 
 
-def _run(name: str, place: str) -> Column:
-    return Column(name, lambda row: attrgetter(place)(row[0]))
-
-
-def _decision(name: str, place: str) -> Column:
-    return Column(name, lambda row: getattr(row[1], place))
+def _of(part: int, name: str, place: str) -> Column:
+    return Column(name, lambda row: attrgetter(place)(row[part]))
 
 
 def _told(name: str, *keys: str) -> Column:
@@ -70,11 +66,11 @@ def _state(name: str) -> Column:
 
 # Of (``Result``, ``ActionTaken``), every decision of a run, in actions.csv.
 ACTIONS = [
-    _run("run", "id"), _run("agent", "agent_id"), _run("benchmark", "benchmark_id"), _run("repeat", "repeat"),
-    _decision("tick", "tick"), _decision("timestamp_ms", "timestamp"), _decision("action", "type"), _told("market", "market", "ticker"),
+    _of(0, "run", "id"), _of(0, "agent", "agent_id"), _of(0, "benchmark", "benchmark_id"), _of(0, "repeat", "repeat"),
+    _of(1, "tick", "tick"), _of(1, "timestamp_ms", "timestamp"), _of(1, "action", "type"), _told("market", "market", "ticker"),
     *(_told(name, name) for name in ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")),
     _state("balance"), _state("equity"), Column("brought", lambda row: row[0].brought(row[1].tick)),
-    _decision("response_ms", "duration"), _told("text", "text"),
+    _of(1, "response_ms", "duration"), _told("text", "text"),
 ]  # fmt: skip
 
 

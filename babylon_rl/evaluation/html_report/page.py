@@ -215,8 +215,9 @@ def _curve_panels(agents: Sequence[AgentSummary], path_of: Callable[[Result], Se
     if not curves:
         return []
     ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
-    # One high curve, usually the oracle's, gets a scale of its own.
-    own = _own_scale(ranges)
+    # A curve that is OWN_SCALE_FROM times as high as any other, usually the oracle's, gets a scale of its own.
+    heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
+    own = heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
     common = [limits for name, limits in ranges.items() if name != own]
     low, high = min(limits[0] for limits in common), max(limits[1] for limits in common)
     panels = []
@@ -225,12 +226,6 @@ def _curve_panels(agents: Sequence[AgentSummary], path_of: Callable[[Result], Se
         bottom, top = ranges[agent.name] if own_scale else (low, high)
         panels.append({"agent": agent, "curve": curve, "low": bottom, "high": top, "own_scale": own_scale})
     return panels
-
-
-def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """Agent whose curve is OWN_SCALE_FROM times as high as any other. Usually that is the oracle."""
-    heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
-    return heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
 
 
 def _matrix(

@@ -1,7 +1,7 @@
 """Confidence intervals of means, paired differences and shares, and the paired comparison of two players.
 
-The clusters' means are resampled and nothing within them: that is what makes repeats of one market count once (Davison and Hinkley,
-Bootstrap Methods and their Application, 1997, section 3.8). A market counts as much as any other, however often it was played.
+Snapshots (markets) are the independent draws. The clusters' means are resampled and nothing within them: that is what makes repeats of one
+market count once (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
 
 A comparison has power, difference, effect size, sign-flip test and Holm's correction. When neither player is better, a market's difference
 could as well have had the other sign. Left out: stratified and rank versions of the test.
