@@ -1,8 +1,8 @@
 """Benchmark of a batch: its checkpoint against reference, base, parent and all strategies.
 
 A version that a training service trained is asked there. What a model has played is kept under the hash of its weights, so that only
-what is missing is asked again, by whatever batch. A release is the gate's decision on record; serving/promotion.py does what follows from it
-(docs/decisions/0007-gate.md).
+what is missing is asked again, by whatever batch. A release is the gate's decision on record; serving/promotion.py does what follows
+from it (docs/decisions/0007-gate.md).
 """
 
 import logging
