@@ -1,14 +1,12 @@
 """Comparison of players over the same markets, and the gate that decides from it whether a version may be released.
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. p-values are
-corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). The leaderboard, ``benchmark compare``
-and the reports are views of this. In the gate's markets every interval of a difference is as wide as all interim analyses together ask,
-whoever shows it, so that one comparison has one interval.
+corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). In the gate's markets every interval of
+a difference is as wide as all interim analyses together ask, whoever shows it, so that one comparison has one interval.
 
 The gate asks for objective P&L alone: the judge that a version was trained with has no say here. docs/decisions/0007-gate.md says why the
-rules are these. Interim analyses are fixed beforehand: the benchmark as it is set, twice and four times as large, each at a confidence that
-keeps 95 % over all of them (stopping early only makes it more careful), so that playing on until something shows is no way through the
-gate. Left out: sizes chosen from what was seen, which no such correction covers.
+rules are these. Interim analyses are fixed beforehand, so that playing on until something shows is no way through the gate. Left out: sizes
+chosen from what was seen, which no correction covers.
 """
 
 import math

@@ -230,7 +230,6 @@ def play(
             down.setdefault(name, ModelUnavailable(result.stopped))
         return result
 
-    # Only models wait for an endpoint; strategies run in this thread.
     asking = [place for place, job in enumerate(jobs) if job.player.asks]
     with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
         futures: dict[Future[Outcome], int] = {}

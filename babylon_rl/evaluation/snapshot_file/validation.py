@@ -173,8 +173,10 @@ def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
     for state in snapshot.states():
         _check_state(state, findings)
     _check_course(snapshot.states(), findings)
-    for before, tick in zip((snapshot.initial_state, *snapshot.ticks), snapshot.ticks, strict=False):
-        _check_events(tick, before.timestamp, findings)
+    began = snapshot.initial_state.timestamp
+    for tick in snapshot.ticks:
+        _check_events(tick, began, findings)
+        began = tick.timestamp
     _check_truth(snapshot, findings)
     return findings.sentences()
 
