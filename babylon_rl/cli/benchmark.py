@@ -177,8 +177,8 @@ def leaderboard(
         say(f"The picture is {report.write_plot(ranking.leaderboard_png(board), plot)}.")
     title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
     emit(board.document, [Table(leaderboard_columns(board.reference), board.lines, title)], as_json)
-    for left_out in board.unranked:
-        say(f"{left_out.version} is not ranked. {left_out.reason}")
+    for version, why in board.unranked.items():
+        say(f"{version} is not ranked. {why}")
 
 
 @benchmark.command("generate")

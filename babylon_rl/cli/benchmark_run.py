@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from babylon_rl.cli.benchmark_players import game_of_players, players_named
@@ -18,7 +19,7 @@ from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_ke
 from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
 from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
-from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed, spread_of
+from babylon_rl.evaluation.statistics.intervals import POWER, markets_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
@@ -217,12 +218,8 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         "directory": str(directory),
         "played": runs.played,
         "known": runs.known,
-        "unfinished": [
-            {"agent": run.agent, "benchmarkId": run.snapshot, "repeat": run.repeat, "ticksProcessed": run.ticks_played, "ticks": run.ticks,
-             "reason": run.reason}
-            for run in runs.unfinished
-        ],
-    }  # fmt: skip
+        "unfinished": msgspec.to_builtins(runs.unfinished),
+    }
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
         write_pages(sound, report, markets)
@@ -230,10 +227,10 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
     say(f"{runs.played} runs played, {runs.known} known from before; they are in {directory}.")
     if runs.unfinished:
         first = runs.unfinished[0]
-        partly = f", {sum(run.ticks_played > 0 for run in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
+        partly = f", {sum(run.ticks_processed > 0 for run in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
         raise ModelUnavailable(
             f"{len(runs.unfinished)} of {len(runs.unfinished) + len(runs.results)} runs are not complete{partly}. {first.agent} in "
-            f"{first.snapshot}: {first.reason} What was played is kept; run the same command again to go on from there."
+            f"{first.benchmark_id}: {first.reason} What was played is kept; run the same command again to go on from there."
         )
 
 
@@ -275,7 +272,7 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses
         rows += [
             {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
-             "snapshots": snapshots_needed(effect, spread, repeats=repeats, confidence=confidence), "power": POWER,
+             "snapshots": markets_needed(effect, spread.of_means(repeats), confidence), "power": POWER,
              "played": pair.snapshots}
             for repeats in sorted({1, round(pair.runs / pair.snapshots)})
         ]  # fmt: skip

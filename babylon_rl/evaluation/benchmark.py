@@ -1,9 +1,8 @@
 """Benchmark of a batch: its checkpoint against reference, base, parent and all strategies.
 
-A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
-run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
-is asked again, by whatever batch. When the markets played decide nothing and a few times as many would, they are played too (gate.py). A
-release is the gate's decision on record; serving/promotion.py does what follows from it (docs/decisions/0007-gate.md).
+A version that a training service trained is asked there. What a model has played is kept under the hash of its weights, so that only
+what is missing is asked again, by whatever batch. A release is the gate's decision on record; serving/promotion.py does what follows
+from it (docs/decisions/0007-gate.md).
 """
 
 import logging
@@ -11,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
@@ -49,7 +48,6 @@ from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import (
     MANIFEST,
-    Manifest,
     base_identity,
     load_manifest,
     read_remote,
@@ -78,6 +76,7 @@ from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now
 
 Say = Callable[[str], Any]
+Rows = Callable[..., dict[str, list[MarketResult]]]  # ``gate_rows`` with what all of a batch's comparisons have alike
 
 
 @dataclass(frozen=True)
@@ -136,20 +135,19 @@ def absent(model: Model, settings: Settings) -> str | None:
         if remote is not None and address.refusal:
             return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
-        manifest = verify(directory, base_model_dir(settings) if remote is None else None)
-        _game_trained(manifest)
+        verify(directory, base_model_dir(settings) if remote is None else None)
+        game_trained(model, settings)
     except CheckpointError as unusable:
         return f"{absent_for} {unusable}"
     return None
 
 
 def game_trained(model: Model, settings: Settings) -> Game:
-    """The game that a version which is not ``absent`` was trained in: the one whose prompt and schema its calls had."""
-    return _game_trained(load_manifest(checkpoint_of(model, settings)))
+    """The game that a version was trained in: the one whose prompt and schema its calls had.
 
-
-def _game_trained(manifest: Manifest) -> Game:
-    """Raises CheckpointError: no game asks as its training calls did."""
+    Raises CheckpointError: no game asks as its training calls did, as of a version that is ``absent``.
+    """
+    manifest = load_manifest(checkpoint_of(model, settings))
     game = game_of(recorded_names(manifest.prompt_version), recorded_names(manifest.action_grammar))
     if game is None:
         raise CheckpointError(
@@ -331,25 +329,25 @@ def evaluate_batch(
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
     players = _players(connection, settings, model)
     trained = trained_windows(read_models(connection))
-    kept = _kept(connection, settings, model, progress, clock, serving, on_progress)
+    rows = partial(gate_rows, connection, settings, say=progress, clock=clock, serving=serving, on_progress=on_progress)
+    kept = _kept(connection, settings, model, rows, progress)
     size: int | None = settings.benchmark_markets
     while size is not None:
         snapshots = benchmark_snapshots(size, players.game)
         # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
         if kept is not None and kept.found == FAIL:
-            comparison, verdict = (
-                compare(script_rows(snapshots), None, None, game=players.game),
-                GateVerdict(FAIL, f"{kept.words}.", (kept,)),
-            )
+            comparison = compare(script_rows(snapshots), None, None, game=players.game)
+            verdict = GateVerdict(FAIL, f"{kept.words}.", (kept,))
             break
-        comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
+        comparison = _compare(players, snapshots, rows)
         verdict = decide(comparison, settings.min_improvement, kept)
         undecided = verdict.decision == INCONCLUSIVE
         # Only the sizes that the gate fixed beforehand, so that playing on is no second chance.
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if size is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
+    now = clock()
     report = BenchmarkReport(
         batch_id=batch_id,
         version=model.version,
@@ -363,22 +361,14 @@ def evaluate_batch(
         table_markdown=markdown(comparison, verdict),
         # Before the row that names it: a report never points to a picture that is not there.
         plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
-        created_at=_to_milliseconds(clock()),
+        created_at=now.replace(microsecond=now.microsecond // 1000 * 1000),  # the table's precision
     )
     write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")
     return report
 
 
-def _kept(
-    connection: Connection,
-    settings: Settings,
-    model: Model,
-    say: Say,
-    clock: Callable[[], datetime],
-    serving: Serving,
-    on_progress: Progress,
-) -> GateCheck | None:
+def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, say: Say) -> GateCheck | None:
     """The version against its parent in fresh training hours; None where it cannot be played here."""
     if absent(model, settings) is not None:
         return None
@@ -395,11 +385,8 @@ def _kept(
         return not_asked(f"the expected dollars of positions that last, as in the game {game.name}, are not known")
     pair = [(model, CANDIDATE), (parent, PARENT)]
     sources = [version_source(one, role, base_of(one, settings), settings) for one, role in pair]
-    rows = gate_rows(
-        connection, settings, sources, fresh_hours(game), say, clock=clock, serving=serving, on_progress=on_progress,
-        activity="fresh training hours", expected=True,
-    )  # fmt: skip
-    ours, theirs = ([row.expected_usd or 0.0 for row in rows[source.name]] for source in sources)
+    results = rows(sources=sources, snapshots=fresh_hours(game), activity="fresh training hours", expected=True)
+    ours, theirs = ([row.expected_usd or 0.0 for row in results[source.name]] for source in sources)
     check = kept_check(model.version, ours, parent.version, theirs)
     say(f"{check.words}.")
     return check
@@ -407,13 +394,7 @@ def _kept(
 
 @dataclass(frozen=True)
 class _Players:
-    """Models that play, the candidate first, with the reference's name and notes.
-
-    There are none when the candidate is not here.
-
-    Notes say who is missing and why; ``learned_from`` are the scripts whose texts trained the candidate. All play the ``game`` that the
-    candidate was trained in.
-    """
+    """Models that play, the candidate first, and what ``Comparison`` says of them. There are none when the candidate is not here."""
 
     sources: tuple[ModelSource, ...]
     reference: str | None
@@ -423,21 +404,12 @@ class _Players:
     own_trade_usd: float | None = None
 
 
-def _compare(
-    connection: Connection,
-    settings: Settings,
-    players: _Players,
-    snapshots: Sequence[Snapshot],
-    say: Say,
-    clock: Callable[[], datetime],
-    serving: Serving,
-    on_progress: Progress,
-) -> Comparison[GateRow]:
+def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Comparison[GateRow]:
     scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
     if not players.sources:
         return compare(scripts, None, None, players.notes, game=players.game)
-    results = gate_rows(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    results = rows(sources=players.sources, snapshots=snapshots)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
     candidate = players.sources[0].name
     return compare(
@@ -512,11 +484,6 @@ def _reference(
     return None, [f"The reference is the base, as {why}", *notes]
 
 
-def _to_milliseconds(moment: datetime) -> datetime:
-    """Round to the table's precision, so that a stored report equals its original."""
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
-
-
 def record_release(connection: Connection, batch_id: str, now: datetime) -> BenchmarkReport:
     """Record the decision of a batch's report, and its figures beside the version in trained_models.
 
@@ -529,18 +496,14 @@ def record_release(connection: Connection, batch_id: str, now: datetime) -> Benc
     report = read_report(connection, batch_id)
     if report is None:
         raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
-    row = next((row for row in report.rows if row["model"] == report.version), None)
     # A version that was not compared keeps the figures it has.
-    score, accuracy = (None, None) if row is None else (row["pnl"], row["accuracy"])
-    write_release(connection, report, score, accuracy, {"benchmark": _metrics(report, row)}, now)
-    said = {"version": report.version, "decision": report.decision}
-    _LOG.info("the gate's decision on %s is %s: %s", report.version, report.decision, report.reason, extra=said)
-    return report
-
-
-def _metrics(report: BenchmarkReport, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    row = next((row for row in report.rows if row["model"] == report.version), {})
     decided = {
         "decision": report.decision, "reason": report.reason, "reference": report.reference, "markets": report.markets,
         "minImprovement": report.min_improvement, "reportVersion": report.data_version,
     }  # fmt: skip
-    return decided | {name: value for name, value in (row or {}).items() if name not in ("model", "role", "markets")}
+    metrics = decided | {name: value for name, value in row.items() if name not in ("model", "role", "markets")}
+    write_release(connection, report, row.get("pnl"), row.get("accuracy"), {"benchmark": metrics}, now)
+    said = {"version": report.version, "decision": report.decision}
+    _LOG.info("the gate's decision on %s is %s: %s", report.version, report.decision, report.reason, extra=said)
+    return report

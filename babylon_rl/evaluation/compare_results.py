@@ -1,6 +1,4 @@
-"""Command ``benchmark compare``: stored results side by side, as one document.
-
-It has the shape of the game's own benchmark, with our fields beside it.
+"""Command ``benchmark compare``: stored results side by side, in the shape of the game's own benchmark, with our fields beside it.
 
 A result that is not sound, of a market that its agent had met before, or of another version of the engine than the others enters nothing
 and is named with the reason.

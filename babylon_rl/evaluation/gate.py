@@ -1,14 +1,12 @@
 """Comparison of players over the same markets, and the gate that decides from it whether a version may be released.
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. p-values are
-corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). The leaderboard, ``benchmark compare``
-and the reports are views of this. In the gate's markets every interval of a difference is as wide as all interim analyses together ask,
-whoever shows it, so that one comparison has one interval.
+corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). In the gate's markets every interval of
+a difference is as wide as all interim analyses together ask, whoever shows it, so that one comparison has one interval.
 
 The gate asks for objective P&L alone: the judge that a version was trained with has no say here. docs/decisions/0007-gate.md says why the
-rules are these. Interim analyses are fixed beforehand: the benchmark as it is set, twice and four times as large, each at a confidence that
-keeps 95 % over all of them (stopping early only makes it more careful), so that playing on until something shows is no way through the
-gate. Left out: sizes chosen from what was seen, which no such correction covers.
+rules are these. Interim analyses are fixed beforehand, so that playing on until something shows is no way through the gate. Left out: sizes
+chosen from what was seen, which no correction covers.
 """
 
 import math
@@ -25,10 +23,13 @@ from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.statistics.intervals import (
     CONFIDENCE,
     FEWEST_TO_RESAMPLE,
+    Floats,
     Interval,
     PairedComparison,
+    cluster_means,
     compare_pairs,
     detectable_effect,
+    finite,
     holm,
     markets_needed,
     mean_interval,
@@ -90,15 +91,10 @@ class PlayerRow(Generic[R]):
         own, best = self._by_snapshot(lambda run: run.expected_usd), self._by_snapshot(lambda run: run.ceiling_usd)
         return ratio_interval(own, best) if own is not None and best is not None and any(best) else None
 
-    def _by_snapshot(self, value_of: Callable[[R], float | None]) -> list[float] | None:
+    def _by_snapshot(self, value_of: Callable[[R], float | None]) -> Floats | None:
         """The value of each snapshot, the mean of its repeats; None where one is missing."""
-        found: dict[str, list[float]] = {}
-        for (snapshot, _, _), run in self.runs.items():
-            value = value_of(run)
-            if value is None:
-                return None
-            found.setdefault(snapshot, []).append(value)
-        return [sum(values) / len(values) for values in found.values()]
+        values = [value for run in self.results if (value := value_of(run)) is not None]
+        return cluster_means(finite(values), [snapshot for snapshot, _, _ in self.runs]) if len(values) == len(self.runs) else None
 
 
 @dataclass(frozen=True)
@@ -419,17 +415,18 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0, kept: 
         _collapse(candidate),
         _valid_answers(candidate, reference),
         improvement,
-        *(_gain(pair, comparison) for pair in comparison.pairs if _vetoes(pair, comparison)),
+        *(_gain(pair, comparison) for pair in comparison.pairs[1:] if pair.b == NOTHING or comparison.row(pair.b).role == BASE),
         _enough_markets(comparison),
     )
     outcomes = {check.found for check in checks}
     # One failed check decides; a pass needs every check.
     decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
     # Only the checks that made the decision are named before the money; a pass is said by the money alone.
-    named = [check for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
-    return GateVerdict(
-        decision, _sentences(*(check.words for check in named), *_money(comparison, improvement, min_improvement, decision)), checks
-    )
+    said = [check.words for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
+    said.append(improvement.words)
+    if decision == INCONCLUSIVE and improvement.found == INCONCLUSIVE:
+        said.append(_markets_wanted(comparison, min_improvement))
+    return GateVerdict(decision, _sentences(*said, *comparison.notes), checks)
 
 
 def _collapse(candidate: GateRow) -> GateCheck:
@@ -464,10 +461,6 @@ def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improv
     return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {required}")
 
 
-def _vetoes(pair: Pair, comparison: Comparison[GateRow]) -> bool:
-    return pair.b != comparison.reference and (pair.b == NOTHING or comparison.row(pair.b).role == BASE)
-
-
 def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
     """Veto check: a version must earn more than the base, and than no trading."""
     difference, rival = pair.paired.difference, "doing nothing" if pair.b == NOTHING else pair.b
@@ -490,14 +483,6 @@ def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
     if comparison.markets < FEWEST_MARKETS:
         return GateCheck("enough_markets", INCONCLUSIVE, f"{sentence}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
     return GateCheck("enough_markets", PASS, sentence)
-
-
-def _money(comparison: Comparison[GateRow], improvement: GateCheck, min_improvement: float, decision: str) -> Sequence[str]:
-    """Sentences about dollars, for every decision."""
-    sentences = [improvement.words]
-    if decision == INCONCLUSIVE and improvement.found == INCONCLUSIVE:
-        sentences.append(_markets_wanted(comparison, min_improvement))
-    return [*sentences, *comparison.notes]
 
 
 def _markets_wanted(comparison: Comparison[GateRow], min_improvement: float) -> str:

@@ -35,8 +35,8 @@ from babylon_rl.versions import content_version
 
 def harness_players(agents: int) -> list[Player]:
     """Scripted strategies in turn, in the order of ``spawn``. The second round is named ``balanced-2`` and draws other numbers."""
-    names = [player.strategy for player in players_of(SpawnRequest(agents, 0, 1, 0))]
-    return [_player(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
+    spawned = players_of(SpawnRequest(agents, 0, 1, 0))
+    return [_player(player.strategy, index // len(STRATEGIES) + 1) for index, player in enumerate(spawned)]
 
 
 def _player(strategy: str, round_: int) -> Player:

@@ -8,14 +8,13 @@ the gate compares a version with one reference and is the place for decisions.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from babylon_rl.evaluation.benchmark import identity_of
 from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import known_rows, script_rows
 from babylon_rl.evaluation.report import COLOURS, CORRECTED, MARKET_FIT, leaderboard_columns
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.stakes import game_of_report
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
@@ -61,22 +60,14 @@ class LeaderboardRow:
 
 
 @dataclass(frozen=True)
-class Unranked:
-    """A registered version that has no place, and why."""
-
-    version: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Leaderboard:
     """Ranked players over common markets, by P&L.
 
-    ``lines`` begin with the highest; ``reference`` is the base, None before it has played.
+    ``lines`` begin with the highest; ``reference`` is the base, None before it has played. ``unranked`` says why a version has no place.
     """
 
     lines: tuple[LeaderboardRow, ...]
-    unranked: tuple[Unranked, ...]
+    unranked: Mapping[str, str]
     markets: int
     reference: str | None
 
@@ -102,7 +93,7 @@ class Leaderboard:
             "markets": self.markets,
             "reference": self.reference,
             "rows": [line.document for line in self.lines],
-            "unranked": [{"version": version.version, "reason": version.reason} for version in self.unranked],
+            "unranked": [{"version": version, "reason": why} for version, why in self.unranked.items()],
         }
 
 
@@ -120,71 +111,58 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     # As many markets as the largest report has played.
     most = max([settings.benchmark_markets, *(report.markets for report in reports.values())])
     snapshots = benchmark_snapshots(most, game_named(game))
-    stored = _Known(connection, [model for model in models if not model.foreign], snapshots, settings.home)
+    ours = [model for model in models if not model.foreign]
+    # Results of other weights under the same name are ignored.
+    weights = _line(ours, read_identities(connection, [BASE, *(model.version for model in ours)]))
+    results = {name: known_rows(connection, name, identity, snapshots, settings.home) for name, identity in weights.items()}
     reasons = [
         (
             model,
             f"It plays {games[model.version]}; the newest version, and this leaderboard, {game}."
             if games.get(model.version, game) != game
-            else stored.missing(model, reports.get(model.version), settings.benchmark_markets),
+            else _missing(model, reports.get(model.version), results, settings.benchmark_markets),
         )
         for model in models
     ]
     ranked = {model.version: model for model, why in reasons if why is None}
     # Everyone is measured in the same markets, or differences would be those of the markets.
-    common = stored.common(ranked, settings.benchmark_markets)
-    played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in stored.of(ranked, common).items()}
+    players = {name: results[name] for name in (*ranked, BASE) if name in results}
+    common = [snapshot for snapshot in snapshots if players and all(snapshot.id in rows for rows in players.values())]
+    if len(common) < _FEWEST:
+        common = list(snapshots[: settings.benchmark_markets])
+        players = {name: rows for name, rows in players.items() if all(snapshot.id in rows for snapshot in common)}
+    played = {name: (_role(name, ranked), [rows[snapshot.id] for snapshot in common]) for name, rows in players.items()}
     played |= script_rows(common)
     # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
         lines=tuple(LeaderboardRow(place, row, ranked.get(row.player), reports.get(row.player)) for place, row in enumerate(rows, start=1)),
-        unranked=tuple(Unranked(model.version, why) for model, why in reasons if why is not None),
+        unranked={model.version: why for model, why in reasons if why is not None},
         markets=len(common),
         reference=reference,
     )
 
 
-class _Known:
-    """Stored results of the base and its versions in the current ``snapshots``."""
-
-    def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot], home: Path) -> None:
-        self._snapshots = snapshots
-        # Results of other weights under the same name are ignored.
-        weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
-        self._results = {name: known_rows(connection, name, identity, snapshots, home) for name, identity in weights.items()}
-
-    def missing(self, model: Model, report: BenchmarkReport | None, benchmark_size: int) -> str | None:
-        """Reason why a version has no place; None when it has one. ``benchmark_size`` is the number of markets of a benchmark."""
-        again = f"materialize benchmark_report of {model.training_batch}"
-        if model.foreign or model.status == _FAILED:
-            return "Another producer made it." if model.foreign else "Its training failed."
-        if report is None:
-            return f"It has no benchmark report yet: {again}."
-        if model.version not in self._results:
-            return report.reason if report.reference is None else "It stands on another base than the newest version."
-        # Measured by the version that shares most: after a change of the markets all have few, and none is at fault.
-        shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
-        # A version that shares too few markets would make the common set small for all.
-        if shared < max(_FEWEST, min(benchmark_size, most)):
-            # One without a reference was not compared, or refused before the gate's markets: the report says why.
-            return report.reason if report.reference is None else f"It and the base share {shared} of the markets as they are now: {again}."
-        return None
-
-    def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:
-        """Markets that the base and all ``versions`` have played. Without any, the first ``benchmark_size``."""
-        sets = [self._results[name].keys() for name in (BASE, *versions) if name in self._results]
-        shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in played for played in sets)]
-        return shared if len(shared) >= _FEWEST else list(self._snapshots[:benchmark_size])
-
-    def of(self, versions: Mapping[str, Model], markets: Sequence[Snapshot]) -> dict[str, dict[str, MarketResult]]:
-        """Results of ``versions`` and the base, for those that played all of ``markets``."""
-        by_player = {name: self._results[name] for name in (*versions, BASE) if name in self._results}
-        return {name: results for name, results in by_player.items() if all(market.id in results for market in markets)}
-
-    def _shared(self, version: str) -> int:
-        return len(self._results[version].keys() & self._results[BASE].keys())
+def _missing(
+    model: Model, report: BenchmarkReport | None, results: Mapping[str, Mapping[str, MarketResult]], benchmark_size: int
+) -> str | None:
+    """Reason why a version has no place; None when it has one. ``benchmark_size`` is the number of markets of a benchmark."""
+    again = f"materialize benchmark_report of {model.training_batch}"
+    if model.foreign or model.status == _FAILED:
+        return "Another producer made it." if model.foreign else "Its training failed."
+    if report is None:
+        return f"It has no benchmark report yet: {again}."
+    if model.version not in results:
+        return report.reason if report.reference is None else "It stands on another base than the newest version."
+    # Measured by the version that shares most: after a change of the markets all have few, and none is at fault.
+    shared = {name: len(rows.keys() & results[BASE].keys()) for name, rows in results.items() if name != BASE}
+    # A version that shares too few markets would make the common set small for all.
+    if shared[model.version] < max(_FEWEST, min(benchmark_size, max(shared.values()))):
+        # One without a reference was not compared, or refused before the gate's markets: the report says why.
+        few = f"It and the base share {shared[model.version]} of the markets as they are now: {again}."
+        return report.reason if report.reference is None else few
+    return None
 
 
 def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -221,7 +199,7 @@ def markdown(board: Leaderboard) -> str:
     columns = leaderboard_columns(board.reference)
     parts = [markdown_rows(columns, board.lines), legend(columns)]
     if board.unranked:
-        parts.append("\n".join(["Not ranked:", "", *(f"* {version.version}: {version.reason}" for version in board.unranked)]))
+        parts.append("\n".join(["Not ranked:", "", *(f"* {version}: {why}" for version, why in board.unranked.items())]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")
     return "\n\n".join(parts) + "\n"
 

@@ -48,8 +48,6 @@ OPENING, CLOSING = ("buy_prediction", "open_perp"), ("sell_prediction", "close_p
 class Position:
     """One position from its first purchase to its end.
 
-    A position still open is worth the proceeds of closing it.
-
     ``profit`` is in dollars after fees and funding; ``ended`` is sold, mandate, answer, liquidation or open; from ``ended_moment`` on it
     is not there any more.
     """
@@ -76,20 +74,24 @@ def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
     for fill in purchases(record):
         # Later purchases into the same position change its size, not where it began.
         by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
-    # Profits of sales, mandates, answers and liquidations, in order.
-    for closing, how in _closings(record):
+    sold = [outcome for outcome in record.outcomes if isinstance(outcome, Fill) and outcome.position and outcome.kind not in OPENING]
+    closings: list[tuple[Fill | Settlement, str]] = [
+        *((fill, "sold") for fill in sold),
+        *((fill, "mandate") for fills in record.closed.values() for fill in fills),
+        *((settlement, "answer" if settlement.kind == "resolution" else settlement.kind) for settlement in record.settled),
+    ]
+    for closing, how in closings:
         if closing.profit is not None:
             position = by_id[closing.position]
             position.profit += closing.profit
             position.ended, position.ended_moment = how, closing.tick + (how == "sold")  # what is sold at a tick is gone at the next moment
     account = exchange.accounts[record.agent_id]
     # Still open at the end: worth the proceeds of closing them now.
-    for perp in account.perps.values():
-        by_id[perp.id].profit += exchange.worth(perp) - perp.margin - perp.paid
-        by_id[perp.id].ended, by_id[perp.id].ended_moment = "open", None
-    for shares in account.shares.values():
-        by_id[shares.id].profit += exchange.worth(shares) - shares.cost
-        by_id[shares.id].ended, by_id[shares.id].ended_moment = "open", None
+    worth = {perp.id: exchange.worth(perp) - perp.margin - perp.paid for perp in account.perps.values()}
+    worth |= {shares.id: exchange.worth(shares) - shares.cost for shares in account.shares.values()}
+    for name, usd in worth.items():
+        by_id[name].profit += usd
+        by_id[name].ended, by_id[name].ended_moment = "open", None
     return by_id
 
 
@@ -101,17 +103,6 @@ def open_counts(held: Iterable[Position], moments: int) -> list[int]:
         changes[min(moments, position.opened_tick + 1)] += 1
         changes[min(moments, position.ended_moment if position.ended_moment is not None else moments)] -= 1
     return list(accumulate(changes[:moments]))
-
-
-def _closings(record: AgentRecord) -> Iterator[tuple[Fill | Settlement, str]]:
-    for outcome in record.outcomes:
-        if isinstance(outcome, Fill) and outcome.position and outcome.kind not in OPENING:
-            yield outcome, "sold"
-    for fills in record.closed.values():
-        for fill in fills:
-            yield fill, "mandate"
-    for settlement in record.settled:
-        yield settlement, "answer" if settlement.kind == "resolution" else settlement.kind
 
 
 BINS = 10
@@ -131,7 +122,8 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
     held = list(positions(record, run.exchange).values())
     equity, start = list(record.equity), record.account.start
     forecasts_made = forecasts(record, scenario)
-    shares = action_shares(action_counts(record))
+    decided = zip(record.actions, record.outcomes, strict=True)
+    shares = action_shares(INVALID if isinstance(outcome, Invalid) else action_name(action) for action, outcome in decided)
     brier, market_brier, edge = forecast_scores(forecasts_made)
     reactions, news = reaction_ticks(record, scenario, run.ticks_played)
     invalid = record.invalid
@@ -141,8 +133,17 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
         total_pnl=record.pnl_usd,
         prediction_metrics=_predictions([position for position in held if position.question], scenario),
         perp_metrics=_perps([position for position in held if not position.question], equity, record.account.liquidations),
-        social_metrics=_social(record, scenario, run.ticks_played),
-        timing=_timing(durations_ms),
+        social_metrics=SocialMetrics(
+            posts_created=sum(isinstance(outcome, Fill) and outcome.kind == "post" for outcome in record.outcomes),
+            groups_joined=0,
+            messages_received=sum(post.tick < run.ticks_played for post in scenario.posts),
+            reputation_gained=0.0,
+        ),
+        timing=Timing(
+            avg_response_time=_mean(durations_ms) or 0.0,
+            max_response_time=max(durations_ms, default=0.0),
+            total_duration=math.fsum(durations_ms),
+        ),
         optimality_score=optimality,
         return_share=record.pnl_usd / start if start > 0.0 else 0.0,
         sharpe=sharpe(equity),
@@ -213,16 +214,10 @@ def action_name(action: Action) -> str:
     return f"{kind(action)}:{side}" if side is not None else kind(action)
 
 
-def action_counts(record: AgentRecord) -> Counter[str]:
-    """Counts of decisions by kind; refused orders count as ordered."""
-    pairs = zip(record.actions, record.outcomes, strict=True)
-    return Counter(INVALID if isinstance(outcome, Invalid) else action_name(action) for action, outcome in pairs)
-
-
-def action_shares(counts: Mapping[str, int]) -> dict[str, float]:
-    """Each kind's share of all decisions, by name; empty without a decision."""
-    total = sum(counts.values())
-    return {name: counts[name] / total for name in sorted(counts)}
+def action_shares(names: Iterable[str]) -> dict[str, float]:
+    """Each kind's share of all decisions, by name; refused orders count as ordered. Empty without a decision."""
+    counts = Counter(names)
+    return {name: counts[name] / counts.total() for name in sorted(counts)}
 
 
 def entropy_bits(shares: Mapping[str, float]) -> float | None:
@@ -263,7 +258,7 @@ def drawdowns(equity: Sequence[float]) -> list[float]:
 
 def drawdown_shares(equity: Sequence[float]) -> list[float]:
     """``drawdowns`` as shares of the peak so far."""
-    return [(peak - value) / peak if peak > 0.0 else 0.0 for peak, value in zip(accumulate(equity, max), equity, strict=True)]
+    return [fall / peak if peak > 0.0 else 0.0 for fall, peak in zip(drawdowns(equity), accumulate(equity, max), strict=True)]
 
 
 def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:
@@ -305,18 +300,6 @@ def _perps(held: Sequence[Position], equity: Sequence[float], liquidations: int)
         total_trades=len(held), profitable_trades=won, win_rate=share(won, len(held)), avg_pnl_per_trade=share(pnl, len(held)),
         max_drawdown=max(drawdowns(equity), default=0.0), pnl=pnl, liquidations=liquidations,
     )  # fmt: skip
-
-
-def _social(record: AgentRecord, scenario: Scenario, ticks: int) -> SocialMetrics:
-    posts = sum(isinstance(outcome, Fill) and outcome.kind == "post" for outcome in record.outcomes)
-    read = sum(post.tick < ticks for post in scenario.posts)
-    return SocialMetrics(posts_created=posts, groups_joined=0, messages_received=read, reputation_gained=0.0)
-
-
-def _timing(durations_ms: Sequence[float]) -> Timing:
-    total = math.fsum(durations_ms)
-    average = total / len(durations_ms) if durations_ms else 0.0
-    return Timing(avg_response_time=average, max_response_time=max(durations_ms, default=0.0), total_duration=total)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock
@@ -21,7 +21,7 @@ from typing import TypeVar
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, expected_usd
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
-from babylon_rl.evaluation.results import ANSWERS, SUFFIX, Result, RunFiles, gate_files, resumable_client
+from babylon_rl.evaluation.results import ANSWERS, SUFFIX, CamelCase, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
@@ -230,7 +230,6 @@ def play(
             down.setdefault(name, ModelUnavailable(result.stopped))
         return result
 
-    # Only models wait for an endpoint; strategies run in this thread.
     asking = [place for place, job in enumerate(jobs) if job.player.asks]
     with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
         futures: dict[Future[Outcome], int] = {}
@@ -249,30 +248,29 @@ def play(
     return [endings[place] for place in range(len(jobs))]
 
 
-@dataclass(frozen=True)
-class Unfinished:
+class Unfinished(CamelCase, frozen=True):
     """A run that is not complete, how far it came, and why in words."""
 
     agent: str
-    snapshot: str
+    benchmark_id: str
     repeat: int
-    ticks_played: int
+    ticks_processed: int
     ticks: int
     reason: str
 
 
 @dataclass(frozen=True)
 class BenchmarkRuns:
-    """Results of a benchmark by player, snapshot and repeat, and the missing runs.
+    """Results of a benchmark by player, snapshot and repeat, with their files, and the missing runs.
 
-    ``played`` were finished now, ``known`` before. ``files`` are the results' files.
+    ``played`` were finished now, ``known`` before.
     """
 
-    results: list[Result] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    unfinished: list[Unfinished] = field(default_factory=list)
-    played: int = 0
-    known: int = 0
+    results: list[Result]
+    files: list[Path]
+    unfinished: list[Unfinished]
+    played: int
+    known: int
 
 
 def benchmark_results(
@@ -308,7 +306,7 @@ def benchmark_results(
     jobs = [
         _job(player, snapshot, repeat, seed, engine, directory) for player in players for snapshot in snapshots for repeat in range(repeats)
     ]
-    files = {job.label.key: RunFiles(directory, job.player.name, job.label.key) for job in jobs}
+    files = {job.label.key: job.files for job in jobs if job.files is not None}
     # Removed first, so that an interrupted repeat never mixes old and new runs.
     if again:
         for run_files in files.values():
@@ -316,16 +314,32 @@ def benchmark_results(
     # Finished runs are read, not played: a second call goes on. A file that cannot be read is played again and replaced.
     finished = {key: result for key, run_files in files.items() if (result := run_files.finished()) is not None}
     missing = [job for job in jobs if job.label.key not in finished]
-    progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
+    total, made, lock = sum(job.snapshot.scenario.ticks for job in missing), 0, Lock()
     results, unfinished = dict(finished), dict[str, Unfinished]()
+
+    def tell(decisions: int) -> None:
+        nonlocal made
+        with lock:
+            made += decisions
+            on_progress(DECISIONS, made, total)
 
     def keep(job: Job, outcome: Outcome) -> None:
         if isinstance(outcome, Result) and outcome.complete:
             results[job.label.key] = outcome
-        else:
-            unfinished[job.label.key] = _unfinished(job, outcome)
+            return
+        ticks, reason = 0, f"Not begun: {outcome}"
+        if isinstance(outcome, Result):
+            ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
+        unfinished[job.label.key] = Unfinished(
+            agent=job.player.name,
+            benchmark_id=job.snapshot.id,
+            repeat=job.label.repeat,
+            ticks_processed=ticks,
+            ticks=job.snapshot.scenario.ticks,
+            reason=reason,
+        )
 
-    play(missing, concurrency, on_end=keep, on_decisions=progress.more)
+    play(missing, concurrency, on_end=keep, on_decisions=tell)
     return BenchmarkRuns(
         [results[key] for key in files if key in results],
         [files[key].path(SUFFIX) for key in files if key in results],
@@ -340,26 +354,6 @@ def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engin
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
     label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine, player.game)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
-
-
-def _unfinished(job: Job, outcome: Outcome) -> Unfinished:
-    if isinstance(outcome, ModelUnavailable):
-        ticks, reason = 0, f"Not begun: {outcome}"
-    else:
-        ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
-    return Unfinished(job.player.name, job.snapshot.id, job.label.repeat, ticks, job.snapshot.scenario.ticks, reason)
-
-
-class _Progress:
-    """Progress from several threads."""
-
-    def __init__(self, on_progress: Progress, total: int) -> None:
-        self._on_progress, self._total, self._done, self._lock = on_progress, total, 0, Lock()
-
-    def more(self, decisions: int) -> None:
-        with self._lock:
-            self._done += decisions
-            self._on_progress(DECISIONS, self._done, self._total)
 
 
 def market_rows(
@@ -377,29 +371,27 @@ def market_rows(
             given up.
     """
 
-    def row_of(job: Job, outcome: Outcome) -> MarketResult | ModelUnavailable:
-        if isinstance(outcome, ModelUnavailable):
-            return outcome
-        if not outcome.complete:
-            stopped = ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}")
-            failures.append(stopped)
-            return stopped
-        row = market_result(outcome, job.snapshot)
-        on_row(job, row)
-        return row
+    def row_of(job: Job, outcome: Outcome) -> MarketResult | None:
+        if isinstance(outcome, Result) and outcome.complete:
+            row = market_result(outcome, job.snapshot)
+            on_row(job, row)
+            return row
+        if isinstance(outcome, Result):
+            stopped.append(ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}"))
+        else:
+            not_begun.append(outcome)
+        return None
 
-    failures, rows = list[ModelUnavailable](), list[MarketResult]()
-    endings = play(jobs, concurrency, on_end=row_of)
+    stopped, not_begun = list[ModelUnavailable](), list[ModelUnavailable]()
+    rows = play(jobs, concurrency, on_end=row_of)
     # Raised at the end, after every market under way was passed on: a run that stopped before those that were not begun for it.
-    for ending in (*failures, *endings):
-        if isinstance(ending, ModelUnavailable):
-            raise ending
-        rows.append(ending)
-    return rows
+    if failures := [*stopped, *not_begun]:
+        raise failures[0]
+    return [row for row in rows if row is not None]
 
 
 def gate_key(identity: str, fingerprint: str) -> str:
-    """Key of a player's run in a market of the gate; its row is stored under the same two hashes."""
+    """Key of a player's run in a market of the gate, from the two hashes that its row is stored under."""
     return content_version([identity, fingerprint])
 
 

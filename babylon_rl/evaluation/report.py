@@ -1,7 +1,6 @@
 """Tables and reports of results: columns with header and cell together, and the gate's report.
 
-The terminal, Markdown and the HTML page draw from these lists of columns. None is a dash. The gate's report has rows,
-Markdown, a picture, how the candidate stands to others, success criteria and a content hash. A success criterion compares the candidate
+The terminal, Markdown and the HTML page draw from these lists of columns. A success criterion compares the candidate
 with the reference in the same markets: yes when the whole interval of the difference says so, no when the whole interval says the
 contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """
@@ -13,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow
+from babylon_rl.evaluation.compare_results import AgentRow, Bounds
 from babylon_rl.evaluation.gate import (
     ANALYSES,
     BASE,
@@ -32,8 +29,8 @@ from babylon_rl.evaluation.gate import (
 )
 from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.snapshots import PRESET
-from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLUMNS, risk_words, rivals_at_stake
-from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
+from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLUMNS, risk_words, rivals_at_stake, stored
+from babylon_rl.evaluation.statistics.intervals import Interval, linearised, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
@@ -190,10 +187,6 @@ AGENTS = [
 ON_PAGE = ("expected, $", "of the ceiling", "Sharpe", "drawdown $", "win rate", "answers right", "Brier (crowd's)", "invalid", "optimality")
 
 
-def _better(row: PairRow) -> str | None:
-    return _percent(row.better_share.mean)
-
-
 # Of a ``PairRow``.
 PAIRS = [
     Column("A - B", lambda row: f"{row.a} - {row.b}"),
@@ -201,7 +194,7 @@ PAIRS = [
     Column("p", lambda row: f"{row.p:.2g}", meaning="by sign flips"),
     Column("p (Holm)", lambda row: f"{row.adjusted_p:.2g}", meaning="corrected for all rows and looks"),
     Column("effect size (95 %)", lambda row: _bounds(row.effect_size, 2), meaning="in standard deviations between markets"),
-    Column("A better in", _better),
+    Column("A better in", lambda row: _percent(row.better_share.mean)),
     Column("markets", "snapshots"),
     Column("better", lambda row: row.winner or "not decided", meaning="by an interval without 0 and p (Holm) of at most 0.05"),
 ]
@@ -222,17 +215,15 @@ def demo_columns(reference: str, sized: bool = False) -> list[Column]:
     def percent(name: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda row: _percent(row.get(name))
 
-    def signed(name: str) -> Callable[[dict[str, Any]], str | None]:
-        return lambda row: None if row.get(name) is None else f"{row[name]:+.0f}"
-
     def ends(low: str, high: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda row: None if row.get(low) is None else f"{row[low]:+.0f} to {row[high]:+.0f}"
 
     return [
-        Column("model", "model"), Column("P&L", signed("pnl"), meaning="dollars an hour"), Column("interval", ends("low", "high")),
-        Column(f"against {reference}", signed("improvement"), meaning=_PAIRED),
+        Column("model", "model"), Column("P&L", stored("pnl", "+.0f"), meaning="dollars an hour"), Column("interval", ends("low", "high")),
+        Column(f"against {reference}", stored("improvement", "+.0f"), meaning=_PAIRED),
         Column("interval ", ends("improvementLow", "improvementHigh")),
-        Column("expected", signed("expected"), meaning=_EXPECTED), Column("of the ceiling", percent("ofCeiling"), meaning=_OF_CEILING),
+        Column("expected", stored("expected", "+.0f"), meaning=_EXPECTED),
+        Column("of the ceiling", percent("ofCeiling"), meaning=_OF_CEILING),
         Column("win rate", percent("winRate"), meaning=_WIN_RATE),
         Column("accuracy", percent("accuracy"), meaning=_ACCURACY),
         Column("invalid", lambda row: row.get("invalid"), meaning="unusable answers"),
@@ -335,29 +326,13 @@ def _met(beyond: Interval) -> str:
 def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float) -> Interval | None:
     """Difference of two shares in the same markets, clustered by market.
 
-    Ratio estimates, linearised (Cochran, Sampling Techniques, 1977, chapter 6), in the interval of means. None when one of them is a share
-    of nothing.
+    None when one of them is a share of nothing.
     """
-    parts = []
-    for row in (ours, theirs):
-        hits, trials = np.array([count(result) for result in row.results], dtype=np.float64).T
-        if not trials.sum():
-            return None
-        share = hits.sum() / trials.sum()
-        # Each market's part in the ratio: their mean is the share, and their spread is its error.
-        parts.append(share + (hits - share * trials) / trials.mean())
-    linear: Sequence[float] = (parts[0] - parts[1]).tolist()
-    return mean_interval(linear, confidence=confidence)
-
-
-FOOTER = (
-    "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
-    "look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
-    "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
-    "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
-    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn{stakes}. "
-    "{ceiling}" + MARKET_FIT
-)
+    counts = [[count(result) for result in row.results] for row in (ours, theirs)]
+    if not all(any(trials for _, trials in row) for row in counts):
+        return None
+    first, second = (linearised([hits for hits, _ in row], [trials for _, trials in row]) for row in counts)
+    return mean_interval(first - second, confidence=confidence)
 
 
 def _footer(game: Game, analyses: int) -> str:
@@ -365,7 +340,14 @@ def _footer(game: Game, analyses: int) -> str:
     best = CEILING_OF_GAME.get(game.name)
     ceiling = "" if best is None else f"The ceiling is the best play from what the prompt shows ({best.name}), without foresight. "
     stakes = "; players stake different dollars" if game.sized else " with the same stake"
-    return FOOTER.format(analyses=analyses, stakes=stakes, ceiling=ceiling)
+    return (
+        "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
+        f"look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
+        "are corrected for the looks and for each other (Holm). The other rows describe and are not corrected for their number. All "
+        "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may "
+        "pass by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn"
+        f"{stakes}. {ceiling}{MARKET_FIT}"
+    )
 
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
@@ -555,5 +537,5 @@ def _draw_differences(axes: Any, comparison: Comparison[GateRow]) -> None:
 
 def _draw_course(axes: Any, rows: Sequence[GateRow], path_of: Callable[[GateRow], Sequence[float | None]], title: str) -> None:
     """Curves over the market hour."""
-    curves = [plots.NamedCurve(row.player, path_of(row), COLOURS[row.role], dashed=row.role == STRATEGY) for row in rows]
-    plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title, x_label="minute of the hour")
+    curves = [(row.player, path_of(row), COLOURS[row.role], row.role == STRATEGY) for row in rows]
+    plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title)

@@ -136,8 +136,9 @@ def _positions(result: Result) -> Iterator[str]:
 def _decisions(result: Result) -> Iterator[str]:
     metrics = result.metrics
     # Shares are counted again from the decisions.
-    kinds = Counter(_kind(action.type, action.data) for action in result.actions)
-    expected = action_shares(kinds)
+    expected = action_shares(
+        f"{one.type}:{one.data['side']}" if one.type != INVALID and "side" in one.data else one.type for one in result.actions
+    )
     if set(metrics.action_shares) != set(expected) or any(abs(metrics.action_shares[name] - expected[name]) > 1e-9 for name in expected):
         yield f"The action shares are {metrics.action_shares}, the actions say {expected}."
     if metrics.action_shares and abs(math.fsum(metrics.action_shares.values()) - 1.0) > 1e-9:
@@ -186,12 +187,6 @@ def _ranges(result: Result) -> Iterator[str]:
         yield f"reactionTicks is {metrics.reaction_ticks}, the snapshot has {result.ticks} ticks."
     if metrics.fees < 0.0 or metrics.trades < 0:
         yield f"Fees of {metrics.fees} for {metrics.trades} trades cannot be."
-
-
-def _kind(name: str, data: dict[str, Any]) -> str:
-    if name == INVALID:
-        return INVALID
-    return f"{name}:{data['side']}" if "side" in data else name
 
 
 def _near(value: float, expected: float) -> bool:

@@ -27,10 +27,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -262,6 +263,10 @@ class Result(CamelCase, frozen=True):
         """P&L of every position, in the order of opening."""
         return [action.correctness["pnl"] for action in self.actions if action.correctness is not None]
 
+    def brought(self, tick: int) -> float | None:
+        """Change of equity from a decision to the next; None where the run ended before."""
+        return self.trajectory.rewards[tick] if tick < len(self.trajectory.rewards) else None
+
     @property
     def pnl_path(self) -> list[float]:
         """Dollars earned so far, at moments 0 to the last one played."""
@@ -428,35 +433,28 @@ def record_runs(connection: Connection, files: Sequence[Path]) -> int:
     for path in files:
         # One transaction a run: an interrupted call leaves whole runs only.
         with connection.transaction():
-            written += _record(connection, read_result(path), decisions_beside(path))
+            result = read_result(path)
+            agent = f"{BENCHMARK}{slug(result.agent_id)}"
+            with gzip.open(path.with_name(path.name.removesuffix(SUFFIX) + DECISIONS), "rt", encoding="utf-8") as lines:
+                recording = _recording_of(result, agent, map(json.loads, lines))
+            if rows.stored_rows(connection, [recording.columns["id"]]):
+                continue
+            rows.add_agents(connection, [(agent, result.agent_id)], _moment(result.start_time))
+            rows.copy_rows(connection, "trajectories", [recording.columns])
+            rows.copy_rows(connection, "llm_call_logs", list(recording.calls))
+            written += 1
     return written
 
 
-def decisions_beside(result_file: Path) -> Path:
-    """The file of a run's decisions, by that of its result."""
-    return result_file.with_name(result_file.name.removesuffix(SUFFIX) + DECISIONS)
-
-
-def agent_id(result: Result) -> str:
-    """Id of the game user for a result's agent."""
-    return f"{BENCHMARK}{slug(result.agent_id)}"
-
-
-def _record(connection: Connection, result: Result, decisions: Path) -> int:
-    recording = recording_of(result, _decisions(decisions))
-    if rows.stored_rows(connection, [recording.columns["id"]]):
-        return 0
-    rows.add_agents(connection, [(agent_id(result), result.agent_id)], _moment(result.start_time))
-    rows.copy_rows(connection, "trajectories", [recording.columns])
-    rows.copy_rows(connection, "llm_call_logs", list(recording.calls))
-    return 1
-
-
-def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
+def _recording_of(result: Result, agent: str, decisions: Iterable[dict[str, Any]]) -> Recording:
     """A run as one trajectory with a step for every tick; rewards are dollars. Times are the market's own."""
-    clock, recordings = [_moment(result.start_time)], list[Recording]()
-    recorder = TrajectoryRecorder(recordings.append, _ids(result.id), lambda: clock[0])
-    trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])
+    clock, recordings, number = [_moment(result.start_time)], list[Recording](), count()
+    recorder = TrajectoryRecorder(
+        recordings.append, lambda: str(uuid5(NAMESPACE_URL, f"babylon-rl/benchmark/{result.id}/{next(number)}")), lambda: clock[0]
+    )
+    name = f"{BENCHMARK}{result.benchmark_id}"
+    window = name if len(name) <= WINDOW_CHARACTERS else f"{BENCHMARK}{content_version(result.benchmark_id)}"
+    trajectory = recorder.start_trajectory(agent, window=window, scenario=name[:100])
     for turn in decisions:
         tick = int(turn["tick"])
         # The state at the tick's beginning; moments are counted from 0, before the first decision.
@@ -505,22 +503,6 @@ def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -
         tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
         finish_reason=call.get("finish_reason"),
     )
-
-
-def _decisions(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _ids(result_id: str) -> Callable[[], str]:
-    count = iter(range(10**9))
-    return lambda: str(uuid5(NAMESPACE_URL, f"babylon-rl/benchmark/{result_id}/{next(count)}"))
-
-
-def _window(result: Result) -> str:
-    window = f"{BENCHMARK}{result.benchmark_id}"
-    return window if len(window) <= WINDOW_CHARACTERS else f"{BENCHMARK}{content_version(result.benchmark_id)}"
 
 
 def _moment(timestamp_ms: int) -> datetime:

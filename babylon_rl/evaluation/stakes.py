@@ -58,20 +58,15 @@ def _risk_columns(cell: Callable[[str, str], Cell]) -> list[Column]:
     ]
 
 
-def _stored(name: str, form: str) -> Cell:
+def stored(name: str, form: str) -> Cell:
     """The cell of a figure in a row's document."""
     return lambda row: None if row.get(name) is None else format(row[name], form)
 
 
-def _measured(name: str, form: str) -> Cell:
-    """The same of a ``GateRow``."""
-    return lambda row: _stored(name, form)(row.document)
-
-
-ROW_COLUMNS = _risk_columns(_measured)
+ROW_COLUMNS = _risk_columns(lambda name, form: lambda row: stored(name, form)(row.document))
 DOCUMENT_COLUMNS = [
-    *_risk_columns(_stored),
-    Column("drawdown, $", _stored("maxDrawdown", ".0f"), meaning="largest fall from the peak"),
+    *_risk_columns(stored),
+    Column("drawdown, $", stored("maxDrawdown", ".0f"), meaning="largest fall from the peak"),
 ]
 
 

@@ -20,7 +20,9 @@ from babylon_rl.reporting.numbers import DASH, MINUS, dollars, moment, number, p
 
 TEMPLATES = Path(__file__).with_name("templates")
 POINTS = 120  # of a curve
-_DIRECTIONS = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A)})
+_NON_CHARACTERS = "".join(chr(plane + end) for plane in range(0, 0x110000, 0x10000) for end in (0xFFFE, 0xFFFF))
+# Controls, lone surrogates, marks of direction, and the two non-characters at the end of every plane.
+_FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069{_NON_CHARACTERS}]")
 
 
 def render(template: Path, **values: Any) -> str:
@@ -58,18 +60,7 @@ def _clean(value: Any) -> Any:
     """A value without forbidden characters; None becomes nothing."""
     if value is None or isinstance(value, Markup):
         return "" if value is None else value
-    return "".join("\N{REPLACEMENT CHARACTER}" if _forbidden(ord(character)) else character for character in str(value))
-
-
-def _forbidden(code: int) -> bool:
-    # controls, lone surrogates, marks of direction, and the two non-characters at the end of every plane
-    return (
-        (code < 32 and code not in (9, 10, 13))
-        or 127 <= code < 160
-        or 0xD800 <= code < 0xE000
-        or code in _DIRECTIONS
-        or (code >= 0xFFFE and code & 0xFFFE == 0xFFFE)
-    )
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,6 @@ class IntervalMark:
 
 
 @dataclass(frozen=True)
-class NamedCurve:
-    """Plot values over time, with the name beside the end; None leaves a gap."""
-
-    name: str
-    values: Sequence[float | None]
-    colour: str
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
 class Paths:
     """One panel of ``path_plot``: (minute, value) series by name, most informative first."""
 
@@ -284,17 +274,16 @@ def draw_differences(axes: Any, differences: Sequence[float], *, title: str, mea
     axes.set_title(title, fontsize=9, loc="left")
 
 
-def draw_curves(axes: Any, curves: Sequence[NamedCurve], *, step: float, title: str, x_label: str) -> None:
-    """Curves over time, ``step`` between two values, each with its name at the end."""
+def draw_curves(axes: Any, curves: Iterable[tuple[str, Sequence[float | None], str, bool]], *, step: float, title: str) -> None:
+    """Curves over an hour, ``step`` minutes between two values: name, written at the end, values, colour, dashed. None leaves a gap."""
     ends = []
-    for curve in curves:
-        values = [math.nan if value is None else value for value in curve.values]
+    for name, path, colour, dashed in curves:
+        values = [math.nan if value is None else value for value in path]
         times = [index * step for index in range(len(values))]
-        style = {"linewidth": 1.1, "linestyle": "--"} if curve.dashed else {"linewidth": 2.0}
-        axes.plot(times, values, color=curve.colour, **style)
+        axes.plot(times, values, color=colour, linewidth=1.1 if dashed else 2.0, linestyle="--" if dashed else "-")
         # a player without trades has no Sharpe ratio, so no end to name
         if not math.isnan(values[-1]):
-            ends.append((values[-1], curve.name, curve.colour, times[-1]))
+            ends.append((values[-1], name, colour, times[-1]))
     low, high = axes.get_ylim()
     ends.sort()
     places = spaced([end[0] for end in ends], (high - low) * 0.045)
@@ -303,7 +292,7 @@ def draw_curves(axes: Any, curves: Sequence[NamedCurve], *, step: float, title: 
             name, (time, place), xytext=(5, 0), textcoords="offset points", fontsize=8, color=colour, va="center", parse_math=False
         )
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_xlabel("minute of the hour", fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
 
 

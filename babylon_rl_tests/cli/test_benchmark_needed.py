@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.cli.benchmark_run import needed, needed_table
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results
-from babylon_rl.evaluation.statistics.intervals import snapshots_needed, spread_of
+from babylon_rl.evaluation.statistics.intervals import markets_needed, spread_of
 from babylon_rl_tests.evaluation.runs import results
 
 MARKETS, REPEATS = 6, 2
@@ -32,7 +32,7 @@ def test_the_confidence_is_shared_among_the_pairs(comparison: ComparisonDocument
     snapshots = [run.snapshot for run in comparison.runs if run.agent_id == "random"]
     spread = spread_of([one - other for one, other in zip(of["random"], of["nothing"], strict=True)], snapshots)
     [row] = [row for row in needed(comparison, 100.0) if {row["a"], row["b"]} == {"random", "nothing"} and row["repeats"] == 1]
-    assert row["snapshots"] == snapshots_needed(100.0, spread, confidence=1 - 0.05 / 3)
+    assert row["snapshots"] == markets_needed(100.0, spread.of_means(), 1 - 0.05 / 3)
 
 
 def test_one_snapshot_tells_no_spread_and_the_table_still_stands(tmp_path: Path) -> None:

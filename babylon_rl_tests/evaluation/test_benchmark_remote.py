@@ -50,7 +50,7 @@ def test_a_version_at_a_service_passes_over_its_base_there(evaluate, make_versio
     assert (report.decision, report.reference, here.starts) == ("pass", "base", 0)
     assert asked == {"v1.0.0@service": 48 * 12, BASE: 48 * 12}
     board = leaderboard(connection, remote)
-    assert {"v1.0.0", "base"} <= {line.row.player for line in board.lines} and board.unranked == ()
+    assert {"v1.0.0", "base"} <= {line.row.player for line in board.lines} and board.unranked == {}
 
 
 @pytest.mark.long

@@ -58,9 +58,7 @@ def test_a_version_trained_on_amounts_is_compared_in_amounts_beside_scripts_at_i
     assert served.asked["base"] > before and game_of_report(plain) == "one-tick"
     assert not any(" at $" in row["model"] for row in plain.rows) and "mean stake" not in plain.table_markdown
     board = leaderboard(connection, settings)
-    assert [(one.version, one.reason) for one in board.unranked] == [
-        ("v1.0.0", "It plays amounts; the newest version, and this leaderboard, one-tick.")
-    ]
+    assert list(board.unranked.items()) == [("v1.0.0", "It plays amounts; the newest version, and this leaderboard, one-tick.")]
 
 
 @pytest.mark.long
@@ -93,7 +91,7 @@ def test_a_version_that_is_refused_before_the_gate_keeps_its_game(connection, se
     assert absent.decision == "not_compared" and game_of_report(absent) is None
     board = leaderboard(connection, few)
     assert {"v1.0.0", "base", "best-with-posts"} <= {line.row.player for line in board.lines}
-    assert {one.version: one.reason for one in board.unranked}["v1.0.1"] == refused.reason
+    assert board.unranked["v1.0.1"] == refused.reason
 
 
 def test_a_stake_is_what_the_name_says_whatever_was_played_before() -> None:

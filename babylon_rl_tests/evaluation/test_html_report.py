@@ -14,7 +14,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report import safe, write_report
 from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.html_report.runs import MOST_ROWS, MOST_RUNS, chosen, rows_of
-from babylon_rl.evaluation.metrics import RunLabel, result_of
+from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, RunLabel, drawdowns, result_of, sharpe_path
 from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
@@ -257,11 +257,10 @@ def test_means_and_differences_are_those_of_the_runs(results: list[Result]) -> N
 
 def test_risk_over_time_is_drawn_for_whoever_has_it(results: list[Result], tmp_path: Path) -> None:
     balanced, nothing = ([run for run in results if run.agent_id == name] for name in ("balanced", "nothing"))
-    agents = {one.name: one for one in summarized(results).agents}
-    drawn = agents["balanced"].sharpe_curve
+    drawn = curve_of([sharpe_path(run.equity, FEWEST_TO_DRAW) for run in balanced])
     assert drawn is not None and drawn.mean[-1] == pytest.approx(sum(run.metrics.sharpe or 0.0 for run in balanced) / len(balanced))
-    assert drawn.start > 0 and agents["nothing"].sharpe_curve is None
-    falls = agents["balanced"].drawdown_curve
+    assert drawn.start > 0 and curve_of([sharpe_path(run.equity, FEWEST_TO_DRAW) for run in nothing]) is None
+    falls = curve_of([drawdowns(run.equity) for run in balanced])
     assert falls is not None and falls.mean[0] == 0.0 and max(falls.high) <= max(run.metrics.perp_metrics.max_drawdown for run in balanced)
     text, page = page_of(results, tmp_path)
     assert text.count('aria-label="Mean Sharpe ratio over time"') == 3 and text.count('aria-label="Mean drawdown over time"') == 4

@@ -38,7 +38,7 @@ def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, co
     found = places(board)
     assert set(found) == {"v1.0.0", "v1.0.1", "base", *NAMES, "best-by-prompt"} and sorted(found.values()) == list(range(1, 14))
     assert found["oracle"] == 1 and found["v1.0.1"] < found["base"] < found["v1.0.0"]
-    assert (board.markets, board.reference, board.unranked) == (12, "base", ())
+    assert (board.markets, board.reference, board.unranked) == (12, "base", {})
     rows = {line.row.player: line.document for line in board.lines}
     better = rows["v1.0.1"]
     assert better["decision"] == "fail" and better["role"] == "deployed" and better["parent"] == "v1.0.0"
@@ -73,7 +73,7 @@ def test_who_cannot_be_compared_is_named_with_the_reason(evaluate, make_version,
     )
     evaluate(played, **{"base": hold, "v1.0.2": reads_news})
     board = leaderboard(connection, settings)
-    assert {one.version: one.reason for one in board.unranked} == {
+    assert board.unranked == {
         "v1.0.3": "v1.0.3 could not be played here: a dry run makes checkpoints without a model.",
         "v1.0.1": "It has no benchmark report yet: materialize benchmark_report of batch-v1.0.1.",
         "v1.0.0": "It and the base share 4 of the markets as they are now: materialize benchmark_report of batch-v1.0.0.",
@@ -89,7 +89,7 @@ def test_a_version_on_weights_of_another_base_is_not_compared_with_this_one(eval
     evaluate(make_version("v1.0.1"))
     board = leaderboard(connection, settings)
     assert "v1.0.1" in places(board) and "v1.0.0" not in places(board)
-    assert [one.reason for one in board.unranked] == ["It stands on another base than the newest version."]
+    assert list(board.unranked.values()) == ["It stands on another base than the newest version."]
 
 
 def test_without_any_version_scripts_stand_alone(connection, settings):

@@ -135,7 +135,7 @@ def test_an_endpoint_that_breaks_off_loses_nothing_else_and_the_next_call_goes_o
         served.breaks_after = TICKS + 5
         broken = benchmark_results(players, markets, tmp_path, concurrency=1)
         assert [result.agent_id for result in broken.results] == ["m", "balanced", "balanced", "balanced"]
-        assert [(left.agent, left.ticks_played, left.ticks) for left in broken.unfinished] == [("m", 5, TICKS), ("m", 0, TICKS)]
+        assert [(left.agent, left.ticks_processed, left.ticks) for left in broken.unfinished] == [("m", 5, TICKS), ("m", 0, TICKS)]
         assert "Stopped at tick 5 of 12" in broken.unfinished[0].reason and "Not begun" in broken.unfinished[1].reason
         partial = read_result(next(tmp_path.glob("*.partial.json")))
         assert (partial.complete, partial.ticks_processed, validate_result(partial)) == (False, 5, [])
@@ -162,7 +162,7 @@ def test_a_run_that_was_broken_off_ends_like_one_that_was_not(tmp_path: Path) ->
 def test_a_model_that_is_down_from_the_start_has_runs_that_were_not_begun(tmp_path: Path) -> None:
     with model("http://127.0.0.1:9/v1") as one:
         runs = benchmark_results([one, *roster("nothing")], small_markets(), tmp_path, concurrency=1)
-    assert len(runs.results) == 3 and [left.ticks_played for left in runs.unfinished] == [0, 0, 0]
+    assert len(runs.results) == 3 and [left.ticks_processed for left in runs.unfinished] == [0, 0, 0]
     assert "does not answer" in runs.unfinished[0].reason
 
 

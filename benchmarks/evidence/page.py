@@ -185,11 +185,11 @@ def _headline(results: Sequence[Document]) -> str:
 def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     """The number of markets that shows a wanted improvement in one analysis of the gate."""
     from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, confidence_of
-    from babylon_rl.evaluation.statistics.intervals import POWER, snapshots_needed
+    from babylon_rl.evaluation.statistics.intervals import POWER, markets_needed
 
     widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
     confidence = confidence_of(len(ANALYSES))
-    takes = ", ".join(f"{snapshots_needed(usd, widest, confidence=confidence)} for ${usd:.0f}" for usd in WANTED_USD)
+    takes = ", ".join(f"{markets_needed(usd, widest.of_means(), confidence)} for ${usd:.0f}" for usd in WANTED_USD)
     return (
         f"With {_percent(POWER)} power a look of the gate needs so many paired markets: {takes} an hour (at the widest spread seen, "
         f"${widest.between:.0f}), and {FEWEST_MARKETS} at least."

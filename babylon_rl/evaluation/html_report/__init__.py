@@ -42,12 +42,8 @@ _RUN: dict[str, str | Callable[[Result], object]] = {
 RUNS = [Column(name, attrgetter(place) if isinstance(place, str) else place) for name, place in _RUN.items()]
 
 
-def _run(name: str, place: str) -> Column:
-    return Column(name, lambda row: attrgetter(place)(row[0]))
-
-
-def _decision(name: str, place: str) -> Column:
-    return Column(name, lambda row: getattr(row[1], place))
+def _of(part: int, name: str, place: str) -> Column:
+    return Column(name, lambda row: attrgetter(place)(row[part]))
 
 
 def _told(name: str, *keys: str) -> Column:
@@ -68,18 +64,13 @@ def _state(name: str) -> Column:
     return Column(name, cell)
 
 
-def _brought(row: tuple[Result, ActionTaken]) -> float | None:
-    """Change of equity until the next decision."""
-    rewards = row[0].trajectory.rewards
-    return rewards[row[1].tick] if row[1].tick < len(rewards) else None
-
-
 # Of (``Result``, ``ActionTaken``), every decision of a run, in actions.csv.
 ACTIONS = [
-    _run("run", "id"), _run("agent", "agent_id"), _run("benchmark", "benchmark_id"), _run("repeat", "repeat"),
-    _decision("tick", "tick"), _decision("timestamp_ms", "timestamp"), _decision("action", "type"), _told("market", "market", "ticker"),
+    _of(0, "run", "id"), _of(0, "agent", "agent_id"), _of(0, "benchmark", "benchmark_id"), _of(0, "repeat", "repeat"),
+    _of(1, "tick", "tick"), _of(1, "timestamp_ms", "timestamp"), _of(1, "action", "type"), _told("market", "market", "ticker"),
     *(_told(name, name) for name in ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")),
-    _state("balance"), _state("equity"), Column("brought", _brought), _decision("response_ms", "duration"), _told("text", "text"),
+    _state("balance"), _state("equity"), Column("brought", lambda row: row[0].brought(row[1].tick)),
+    _of(1, "response_ms", "duration"), _told("text", "text"),
 ]  # fmt: skip
 
 
@@ -110,12 +101,9 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
         "actions.csv": lambda: _lines(ACTIONS, ((result, action) for result in results for action in result.actions)),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    return [_written(directory / name, parts()) for name, parts in files.items()]
-
-
-def _written(path: Path, parts: Iterable[str]) -> Path:
-    write_atomically(path, (part.encode("utf-8", "replace") for part in parts))
-    return path
+    for name, parts in files.items():
+        write_atomically(directory / name, (part.encode("utf-8", "replace") for part in parts()))
+    return [directory / name for name in files]
 
 
 def safe(value: object) -> object:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from babylon_rl.evaluation.compare_results import LEVEL, AgentRow, Bounds, PairRow, by_agent, compare_results
 from babylon_rl.evaluation.gate import BASE, NOTHING, STRATEGY, RunKey
@@ -21,7 +22,7 @@ from babylon_rl.evaluation.stakes import NEWS_READER
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import dollars, duration, moment, plural
-from babylon_rl.reporting.pages import Curve, Quantiles, curve_of, quantiles_of, render
+from babylon_rl.reporting.pages import Quantiles, curve_of, quantiles_of, render
 
 MOST_COMPARED = 12  # agents of which every pair is shown: 66 pairs
 OWN_SCALE_FROM = 3.0  # times as high as every other curve
@@ -53,17 +54,12 @@ KIND_NAMES = {
 class AgentSummary:
     """An agent's complete runs and their statistics.
 
-    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets. Curves are over a
-    market's time; None where no run has such values.
+    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets.
     """
 
     number: int
     row: AgentRow
     runs: tuple[Result, ...]
-    quantiles: Quantiles
-    curve: Curve | None
-    sharpe_curve: Curve | None
-    drawdown_curve: Curve | None
 
     @property
     def name(self) -> str:
@@ -78,7 +74,12 @@ class AgentSummary:
     @property
     def pnls(self) -> list[float]:
         """P&L of every run, in dollars."""
-        return [run.metrics.total_pnl for run in self.runs]
+        return [run.pnl_usd for run in self.runs]
+
+    @property
+    def quantiles(self) -> Quantiles:
+        """Quantiles of the P&L of its runs."""
+        return quantiles_of(self.pnls)
 
     @property
     def share_above_zero(self) -> float:
@@ -137,17 +138,6 @@ class ReportSummary:
     analyses: int = 1
 
 
-@dataclass(frozen=True)
-class CurvePanel:
-    """A curve of an agent with the range of its vertical axis."""
-
-    agent: AgentSummary
-    curve: Curve
-    low: float
-    high: float
-    own_scale: bool
-
-
 def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
     """The report of some runs as an HTML document."""
     summary = summarized(results)
@@ -172,9 +162,9 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         end=moment(ends.pop()) if len(ends) == 1 else "end",
         pnl_range=_range([bound for agent in agents for bound in (agent.row.pnl.mean, agent.row.pnl.low, agent.row.pnl.high)]),
         run_range=_range(pnls),
-        equity=_curve_panels(agents, lambda agent: agent.curve),
-        sharpe=_curve_panels(agents, lambda agent: agent.sharpe_curve),
-        drawdown=_curve_panels(agents, lambda agent: agent.drawdown_curve),
+        equity=_curve_panels(agents, lambda run: run.pnl_path),
+        sharpe=_curve_panels(agents, lambda run: sharpe_path(run.equity, FEWEST_TO_DRAW)),
+        drawdown=_curve_panels(agents, lambda run: drawdowns(run.equity)),
         neighbours=[differences[a.name, b.name] for a, b in pairwise(agents) if (a.name, b.name) in differences],
         matrix=_matrix(agents[:MOST_COMPARED], differences) if differences else [],
         kinds=[name for name in (*KIND_NAMES.values(), "other") if name in used],
@@ -198,7 +188,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     # The name breaks ties, so that colours are stable.
     ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(comparison.runs)
-    agents = tuple(_agent_summary(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
+    agents = tuple(AgentSummary(number, row, tuple(runs[row.agent].values())) for number, row in enumerate(ranked))
     places = {agent.name: agent.number for agent in agents}
     differences = {}
     for pair in comparison.pairs:
@@ -210,47 +200,32 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     return ReportSummary(agents, differences, comparison.analyses)
 
 
-def _agent_summary(number: int, row: AgentRow, runs: Sequence[Result]) -> AgentSummary:
-    return AgentSummary(
-        number,
-        row,
-        tuple(runs),
-        quantiles_of([run.metrics.total_pnl for run in runs]),
-        curve=curve_of([run.pnl_path for run in runs]),
-        sharpe_curve=curve_of([sharpe_path(run.equity, FEWEST_TO_DRAW) for run in runs]),
-        drawdown_curve=curve_of([drawdowns(run.equity) for run in runs]),
-    )
-
-
 def _difference(pair: PairRow, runs: Mapping[str, Mapping[RunKey, Result]]) -> Difference:
     by_market = defaultdict[str, list[float]](list)
     for key, run in runs[pair.a].items():
         if key in runs[pair.b]:
-            by_market[run.snapshot].append(run.metrics.total_pnl - runs[pair.b][key].metrics.total_pnl)
+            by_market[run.snapshot].append(run.pnl_usd - runs[pair.b][key].pnl_usd)
     values = tuple(math.fsum(gains) / len(gains) for gains in by_market.values())
     return Difference(pair.a, pair.b, values, pair.difference, pair.adjusted_p if pair.snapshots > 1 else None)
 
 
-def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSummary], Curve | None]) -> list[CurvePanel]:
-    """Curve panels on one scale, except a curve that would flatten the others."""
-    curves = [(agent, curve) for agent in agents if (curve := curve_of(agent)) is not None]
+def _curve_panels(agents: Sequence[AgentSummary], path_of: Callable[[Result], Sequence[float | None]]) -> list[dict[str, Any]]:
+    """A curve of each agent that has one, with the range of its vertical axis: one scale, but for a curve that would flatten the others."""
+    curves = [(agent, curve) for agent in agents if (curve := curve_of([path_of(run) for run in agent.runs])) is not None]
     if not curves:
         return []
     ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
-    # One high curve, usually the oracle's, gets a scale of its own.
-    own = _own_scale(ranges)
+    # A curve that is OWN_SCALE_FROM times as high as any other, usually the oracle's, gets a scale of its own.
+    heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
+    own = heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
     common = [limits for name, limits in ranges.items() if name != own]
     low, high = min(limits[0] for limits in common), max(limits[1] for limits in common)
-    return [
-        CurvePanel(agent, curve, *(ranges[agent.name] if agent.name == own else (low, high)), own_scale=agent.name == own)
-        for agent, curve in curves
-    ]
-
-
-def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """Agent whose curve is OWN_SCALE_FROM times as high as any other. Usually that is the oracle."""
-    heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
-    return heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
+    panels = []
+    for agent, curve in curves:
+        own_scale = agent.name == own
+        bottom, top = ranges[agent.name] if own_scale else (low, high)
+        panels.append({"agent": agent, "curve": curve, "low": bottom, "high": top, "own_scale": own_scale})
+    return panels
 
 
 def _matrix(

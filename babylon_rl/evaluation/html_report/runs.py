@@ -4,11 +4,10 @@ A report shows a few runs of each agent and a few ticks of each run, chosen by w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.evaluation.results import ActionTaken, Result
-from babylon_rl.market.simulation.scenario import Question, Scenario
+from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.reporting.numbers import dollars, number, percent, shortened
 
 MOST_RUNS = 24
@@ -16,59 +15,6 @@ MOST_ROWS = 60
 MOST_TEXTS = 4
 MOST_QUESTIONS = 12
 LONGEST_TEXT = 240
-
-
-@dataclass(frozen=True)
-class PublishedText:
-    """One publication at a tick; ``source`` says how far to trust it."""
-
-    source: str
-    text: str
-
-
-@dataclass(frozen=True)
-class DecisionWords:
-    """Decision in words: a bold ``verb``, the ``order``, and an agent's text as ``quote``."""
-
-    verb: str = ""
-    order: str = ""
-    quote: str | None = None
-
-
-@dataclass(frozen=True)
-class FillWords:
-    """Outcome of a decision in words: a fill with its profit, or a failure."""
-
-    words: str
-    failure: str = ""
-    profit_usd: float | None = None
-
-
-@dataclass(frozen=True)
-class DecisionRow:
-    """One decision of a run; ``brought_usd`` is the change of equity until the next."""
-
-    tick: int
-    seconds: int
-    texts: list[PublishedText]
-    more_texts: int
-    decision: DecisionWords
-    fill: FillWords | None
-    brought_usd: float | None
-    quiet: bool
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run as the page shows it, with those of its decisions that are shown."""
-
-    name: str
-    result: Result
-    tags: list[str]
-    stopped: str | None
-    questions: list[Question]
-    has_market: bool
-    decisions: list[DecisionRow]
 
 
 def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST_RUNS) -> list[Result]:
@@ -98,20 +44,19 @@ def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST
     return sorted(shown, key=lambda run: (names.get(run.id, run.agent_id), -run.metrics.total_pnl, order[run.id]))
 
 
-def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
-    """Values of one run for the page; without a scenario there are no publications."""
-    tags = [f"seed {run.seed}", *([f"repeat {run.repeat}"] if run.repeat else []), f"{run.ticks_processed:,} ticks"]
+def run_view(run: Result, name: str, scenario: Scenario | None) -> dict[str, Any]:
+    """Values of one run for runs.html.j2; without a scenario there are no publications."""
     traded = {action.data.get("market") for action in run.actions}
     questions = [question for question in scenario.questions if question.id in traded] if scenario is not None else []
-    return RunView(
-        name=name,
-        result=run,
-        tags=tags,
-        stopped=None if run.complete else run.stopped or "The run ended early.",
-        questions=questions[:MOST_QUESTIONS],
-        has_market=scenario is not None,
-        decisions=[_decision_row(run, action, scenario) for action in rows_of(run, scenario)],
-    )
+    return {
+        "name": name,
+        "result": run,
+        "tags": [f"seed {run.seed}", *([f"repeat {run.repeat}"] if run.repeat else []), f"{run.ticks_processed:,} ticks"],
+        "stopped": None if run.complete else run.stopped or "The run ended early.",
+        "questions": questions[:MOST_QUESTIONS],
+        "has_market": scenario is not None,
+        "decisions": [_decision_row(run, action, scenario) for action in rows_of(run, scenario)],
+    }
 
 
 def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
@@ -121,76 +66,72 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
     """
     if len(run.actions) <= MOST_ROWS:
         return run.actions
-    rewards = run.trajectory.rewards
 
     def weight(action: ActionTaken) -> tuple[bool, float, bool]:
-        brought = abs(rewards[action.tick]) if action.tick < len(rewards) else 0.0
         published = scenario is not None and bool(scenario.events_at(action.tick))
         # Decisions before holds, then by money; where that is equal, one that had something to read.
-        return action.type != "hold", brought, published
+        return action.type != "hold", abs(run.brought(action.tick) or 0.0), published
 
     heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]
     return sorted(heaviest, key=lambda action: action.tick)
 
 
-def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -> DecisionRow:
-    rewards = run.trajectory.rewards
-    brought = rewards[action.tick] if action.tick < len(rewards) else None
+def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -> dict[str, Any]:
+    """Values of one decision; ``brought_usd`` is the change of equity until the next."""
+    brought = run.brought(action.tick)
     texts = _published(scenario, action.tick) if scenario is not None else []
-    return DecisionRow(
-        tick=action.tick,
-        seconds=action.tick * run.tick_interval,
-        texts=texts[:MOST_TEXTS],
-        more_texts=max(0, len(texts) - MOST_TEXTS),
-        decision=decision_words(action),
-        fill=fill_words(action),
-        brought_usd=brought,
-        quiet=action.type == "hold" and not brought,
-    )
+    return {
+        "tick": action.tick,
+        "seconds": action.tick * run.tick_interval,
+        "texts": texts[:MOST_TEXTS],
+        "more_texts": max(0, len(texts) - MOST_TEXTS),
+        "decision": _decision(action),
+        "fill": _fill(action),
+        "brought_usd": brought,
+        "quiet": action.type == "hold" and not brought,
+    }
 
 
-def decision_words(action: ActionTaken) -> DecisionWords:
-    """A decision in words."""
+def _decision(action: ActionTaken) -> tuple[str, str, str]:
+    """A decision in words: a bold verb, the order, and an agent's text."""
     data = action.data
     market, side = _name(data, "market") or _name(data, "ticker"), _text(data, "side")
     usd = dollars(_amount(data, "usd"), sign=False)
     match action.type:
         case "open_perp":
             leverage = _amount(data, "leverage") or 1.0
-            return DecisionWords(side, f" {market}, {usd}{f' × {leverage:g}' if leverage != 1.0 else ''}")
+            return side, f" {market}, {usd}{f' × {leverage:g}' if leverage != 1.0 else ''}", ""
         case "buy_prediction":
-            return DecisionWords(f"buys {side.upper()}", f" of {market}, {usd}")
+            return f"buys {side.upper()}", f" of {market}, {usd}", ""
         case "sell_prediction":
-            return DecisionWords(f"sells {side.upper()}", f" of {market}{_share_sold(data)}")
+            return f"sells {side.upper()}", f" of {market}{_share_sold(data)}", ""
         case "close_perp":
-            return DecisionWords("closes", f" {market}{_share_sold(data)}")
+            return "closes", f" {market}{_share_sold(data)}", ""
         case "post":
-            return DecisionWords("posts", " ", shortened(_text(data, "text"), LONGEST_TEXT))
+            return "posts", " ", shortened(_text(data, "text"), LONGEST_TEXT)
         case "hold":
-            return DecisionWords(order="holds")
-    return DecisionWords(shortened(action.type, 40))
+            return "", "holds", ""
+    return shortened(action.type, 40), "", ""
 
 
-def fill_words(action: ActionTaken) -> FillWords | None:
-    """The outcome of a decision in words; None where nothing was filled or refused."""
+def _fill(action: ActionTaken) -> tuple[str, str, float | None] | None:
+    """The outcome of a decision: a failure, its words, and the profit; None where nothing was filled or refused."""
     data = action.data
     outcome = _text(data, "outcome")
     if outcome in ("refused", "invalid"):
         reason = shortened(_text(data, "reason"), LONGEST_TEXT)
-        return FillWords(f": {reason}" if reason else "", outcome)
+        return outcome, f": {reason}" if reason else "", None
     if (price := _amount(data, "price")) is None:
         return None
     words = f"{number(_amount(data, 'quantity'))} at {dollars(price, sign=False)}, fee {dollars(_amount(data, 'fee'), sign=False)}"
-    return FillWords(words, profit_usd=_amount(data, "profit"))
+    return "", words, _amount(data, "profit")
 
 
-def _published(scenario: Scenario, tick: int) -> list[PublishedText]:
-    texts = [PublishedText("answered", f"{q.id}: {'YES' if q.answer else 'NO'}") for q in scenario.questions if q.resolve_tick == tick]
-    texts += [
-        PublishedText("rumour" if event.rumour else f"news, {percent(event.clarity)} clear", event.text)
-        for event in scenario.events_at(tick)
-    ]
-    return texts + [PublishedText(f"{post.author}, trust {percent(post.trust)}", post.text) for post in scenario.posts_at(tick)]
+def _published(scenario: Scenario, tick: int) -> list[tuple[str, str]]:
+    """Publications at a tick: a source, which says how far to trust it, and the text."""
+    texts = [("answered", f"{q.id}: {'YES' if q.answer else 'NO'}") for q in scenario.questions if q.resolve_tick == tick]
+    texts += [("rumour" if event.rumour else f"news, {percent(event.clarity)} clear", event.text) for event in scenario.events_at(tick)]
+    return texts + [(f"{post.author}, trust {percent(post.trust)}", post.text) for post in scenario.posts_at(tick)]
 
 
 def _name(data: Mapping[str, Any], field: str) -> str:

@@ -35,14 +35,13 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     State,
     Tick,
     camel_fields,
-    config_of,
     decode,
     encode,
-    model_of,
+    read_fields,
 )
 from babylon_rl.evaluation.snapshot_file.validation import validate
 from babylon_rl.files.durable import write_atomically
-from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
+from babylon_rl.market.simulation.config import START_BALANCE, MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.ledger import Fill, Settlement
@@ -175,21 +174,16 @@ def opportunities(scenario: Scenario) -> tuple[SocialOpportunity, ...]:
     The value is that of following a text with STAKE_USD: buying what it speaks for when it can be read, unlevered, and selling when its
     effect is over, fees paid, at the prices on the screen.
     """
-    model = scenario.model or MarketModel()
-    worthwhile = (opportunity for opportunity in _all(scenario, model) if opportunity.value > 0.0)
-    return tuple(sorted(worthwhile, key=lambda opportunity: opportunity.tick))
-
-
-def _all(scenario: Scenario, model: MarketModel) -> Iterator[SocialOpportunity]:
+    model, found = scenario.model or MarketModel(), list[SocialOpportunity]()
     lasts = max(1, round(model.event_minutes * 60 / scenario.tick_seconds))
     for event in scenario.events:
         value = _value(scenario, model, event.about, event.direction, event.tick, event.tick + event.ticks)
         kind = "rumour" if event.rumour else "news"
-        yield SocialOpportunity(event.tick, kind, value, f"{event.text} ({event.about})", event.about)
-    for post in scenario.posts:
-        if post.informed:
-            value = _value(scenario, model, post.about, post.direction, post.tick, post.tick + lasts)
-            yield SocialOpportunity(post.tick, "informed_post", value, f"{post.author}: {post.text}", post.about)
+        found.append(SocialOpportunity(event.tick, kind, value, f"{event.text} ({event.about})", event.about))
+    for post in (post for post in scenario.posts if post.informed):
+        value = _value(scenario, model, post.about, post.direction, post.tick, post.tick + lasts)
+        found.append(SocialOpportunity(post.tick, "informed_post", value, f"{post.author}: {post.text}", post.about))
+    return tuple(sorted((one for one in found if one.value > 0.0), key=lambda opportunity: opportunity.tick))
 
 
 def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, tick: int, until: int) -> float:
@@ -218,9 +212,11 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
     recording, config = MarketRecording(scenario), scenario.config
-    record = oracle_play(scenario)
+    record, times = oracle_play(scenario), [scenario.timestamp_ms(tick) for tick in range(scenario.ticks + 1)]
+    # From the whole content of the market, so that two markets never share an id.
+    digest = hashlib.sha256(f"{VERSION}/{scenario.digest}".encode()).hexdigest()
     return SnapshotDocument(
-        id=_id(scenario),
+        id=f"snapshot-{digest[:ID_CHARACTERS]}",
         version=VERSION,
         created_at=scenario.start_ms,
         duration=scenario.ticks * scenario.tick_seconds,
@@ -229,7 +225,13 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
         ticks=tuple(recording.ticks()),
         ground_truth=GroundTruth(
             market_outcomes={question.id: question.answer for question in scenario.questions},
-            price_history=_price_history(scenario),
+            price_history={
+                asset.ticker: tuple(
+                    PricePoint(tick, time, round(price, PRICE_DECIMALS))
+                    for tick, (time, price) in enumerate(zip(times, asset.prices, strict=True))
+                )
+                for asset in scenario.assets
+            },
             optimal_actions=optimal_actions(record),
             social_opportunities=opportunities(scenario),
             optimum=optimum(record),
@@ -238,21 +240,6 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
         config=camel_fields(config) if config is not None else None,
         generator=Generator(FORMAT, scenario.digest, camel_fields(scenario.model or MarketModel())) if config is not None else None,
     )
-
-
-def _price_history(scenario: Scenario) -> dict[str, tuple[PricePoint, ...]]:
-    times = [scenario.timestamp_ms(tick) for tick in range(scenario.ticks + 1)]
-    return {
-        asset.ticker: tuple(
-            PricePoint(tick, time, round(price, PRICE_DECIMALS)) for tick, (time, price) in enumerate(zip(times, asset.prices, strict=True))
-        )
-        for asset in scenario.assets
-    }
-
-
-def _id(scenario: Scenario) -> str:
-    """Id from the whole content of the market, so that two markets never share one."""
-    return f"snapshot-{hashlib.sha256(f'{VERSION}/{scenario.digest}'.encode()).hexdigest()[:ID_CHARACTERS]}"
 
 
 def save(snapshot: SnapshotDocument, path: Path) -> int:
@@ -317,11 +304,11 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
 
 
 def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
-    config = config_of(fields)
+    config = read_fields(fields, ScenarioConfig, "config")
     # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
-    scenario = generate(config, model_of(generator.model))
+    scenario = generate(config, read_fields(generator.model, MarketModel, "market model"))
     if generator.format != FORMAT or scenario.digest != generator.scenario:
         raise MarketError(
             f"Snapshot {snapshot.id} was written by another version of the generator (format {generator.format}, this is {FORMAT}; its "
@@ -437,12 +424,11 @@ def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
     ends: list[Fill | Settlement] = [*fills, *record.settled]
     for end in ends:
         profits.setdefault(end.position, []).append(end.profit or 0.0)
-    return tuple(
-        _action(fill, math.fsum(profits[fill.position]), _REASONS[record.mandate]) for fill in sorted(fills, key=lambda fill: fill.tick)
-    )
-
-
-def _action(fill: Fill, profit: float, reason: str) -> OptimalAction:
-    if fill.profit is not None:
-        return OptimalAction(fill.tick, fill.kind, fill.market, 0.0, "Closes the position", fill.side)
-    return OptimalAction(fill.tick, fill.kind, fill.market, round(profit, USD_DECIMALS), reason, fill.side, round(fill.usd, USD_DECIMALS))
+    actions = []
+    for fill in sorted(fills, key=lambda fill: fill.tick):
+        value, reason, usd = 0.0, "Closes the position", None
+        if fill.profit is None:
+            value, reason = round(math.fsum(profits[fill.position]), USD_DECIMALS), _REASONS[record.mandate]
+            usd = round(fill.usd, USD_DECIMALS)
+        actions.append(OptimalAction(fill.tick, fill.kind, fill.market, value, reason, fill.side, usd))
+    return tuple(actions)

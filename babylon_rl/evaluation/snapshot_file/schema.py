@@ -69,8 +69,6 @@ class State(_SnapshotPart, frozen=True, gc=False):
     prediction_markets: tuple[PredictionMarket, ...]
     perpetual_markets: tuple[PerpetualMarket, ...]
     agents: tuple[Person, ...]
-    posts: list[Any] | None = None
-    group_chats: list[Any] | None = None
 
 
 class SnapshotEvent(_SnapshotPart, frozen=True):
@@ -103,10 +101,7 @@ class PricePoint(_SnapshotPart, frozen=True, gc=False):
 
 
 class OptimalAction(_SnapshotPart, frozen=True, gc=False):
-    """One trade of the oracle; ``expected_value`` is a round trip's, in dollars.
-
-    ``side``, ``usd`` (what is traded, with leverage) and ``leverage`` are ours.
-    """
+    """One trade of the oracle; ``expected_value`` is a round trip's, in dollars. ``side`` and ``usd`` (with leverage) are ours."""
 
     tick: int
     type: str
@@ -115,7 +110,6 @@ class OptimalAction(_SnapshotPart, frozen=True, gc=False):
     reason: str
     side: str | None = None
     usd: float | None = None
-    leverage: float | None = None
 
 
 class SocialOpportunity(_SnapshotPart, frozen=True, gc=False):
@@ -232,17 +226,8 @@ def camel_fields(value: Any) -> Any:
     return value
 
 
-def config_of(fields: dict[str, Any]) -> ScenarioConfig:
-    """The config that `camel_fields` wrote. Raises MarketError: it is none, or a value is out of range."""
-    return _read(fields, ScenarioConfig, "config")
-
-
-def model_of(fields: dict[str, Any]) -> MarketModel:
-    """The model that `camel_fields` wrote. Raises MarketError: it is none."""
-    return _read(fields, MarketModel, "market model")
-
-
-def _read(fields: dict[str, Any], kind: type[T], what: str) -> T:
+def read_fields(fields: dict[str, Any], kind: type[T], what: str) -> T:
+    """The config or model that `camel_fields` wrote. Raises MarketError: it is none, or a value is out of range."""
     try:
         return msgspec.convert(_snake_fields(fields), kind)
     except msgspec.ValidationError as error:
@@ -251,9 +236,5 @@ def _read(fields: dict[str, Any], kind: type[T], what: str) -> T:
 
 def _snake_fields(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_snake(name): _snake_fields(field) for name, field in value.items()}
+        return {re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower(): _snake_fields(field) for name, field in value.items()}
     return [_snake_fields(item) for item in value] if isinstance(value, list) else value
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()

@@ -18,8 +18,9 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     SnapshotDocument,
     State,
     Tick,
-    config_of,
+    read_fields,
 )
+from babylon_rl.market.simulation.config import ScenarioConfig
 
 
 class Findings:
@@ -28,13 +29,14 @@ class Findings:
     def __init__(self) -> None:
         self._found: dict[tuple[bool, str], tuple[str, int]] = {}
 
-    def error(self, kind: str, sentence: str) -> None:
+    def error(self, kind: str, sentence: str, is_error: bool = True) -> None:
         """Record a fault that makes the snapshot unusable; without a full stop."""
-        self._add(True, kind, sentence)
+        first, count = self._found.get((is_error, kind), (sentence, 0))
+        self._found[is_error, kind] = (first, count + 1)
 
     def warning(self, kind: str, sentence: str) -> None:
         """Record a fault that does not."""
-        self._add(False, kind, sentence)
+        self.error(kind, sentence, is_error=False)
 
     def sentences(self) -> tuple[list[str], list[str]]:
         """Errors and warnings in the order in which they were first met."""
@@ -44,23 +46,12 @@ class Findings:
             sentences[0 if is_error else 1].append(f"{sentence}{more}.")
         return sentences
 
-    def _add(self, is_error: bool, kind: str, sentence: str) -> None:
-        first, count = self._found.get((is_error, kind), (sentence, 0))
-        self._found[is_error, kind] = (first, count + 1)
-
 
 RELATIVE = 1e-9
 
 
-def check_events(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """Check that events name known markets, lie in their tick, and match the next state."""
-    began = snapshot.initial_state.timestamp
-    for tick in snapshot.ticks:
-        _check_tick(tick, began, findings)
-        began = tick.timestamp
-
-
-def _check_tick(tick: Tick, began: int, findings: Findings) -> None:
+def _check_events(tick: Tick, began: int, findings: Findings) -> None:
+    """Check that events of a tick name known markets, lie in it, and match the state after it."""
     prices = {market.ticker: market.price for market in tick.state.perpetual_markets}
     questions = {market.id for market in tick.state.prediction_markets}
     updated: dict[str, object] = {}
@@ -90,7 +81,7 @@ def _check_tick(tick: Tick, began: int, findings: Findings) -> None:
 UNCLEAR = (0.01, 0.99)  # prices of a resolved question that do not tell its answer
 
 
-def check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
+def _check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
     """Check that outcomes and prices are those of the states, for every market and no other."""
     states = snapshot.states()
     # Questions may be created and resolved within the market.
@@ -182,8 +173,11 @@ def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
     for state in snapshot.states():
         _check_state(state, findings)
     _check_course(snapshot.states(), findings)
-    check_events(snapshot, findings)
-    check_truth(snapshot, findings)
+    began = snapshot.initial_state.timestamp
+    for tick in snapshot.ticks:
+        _check_events(tick, began, findings)
+        began = tick.timestamp
+    _check_truth(snapshot, findings)
     return findings.sentences()
 
 
@@ -214,7 +208,7 @@ def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
         findings.error("origin", "It has a config without its generator, or a generator without its config")
         return
     try:
-        config = config_of(snapshot.config)
+        config = read_fields(snapshot.config, ScenarioConfig, "config")
     except MarketError as error:
         findings.error("config", str(error).rstrip("."))
         return

@@ -1,7 +1,7 @@
 """Confidence intervals of means, paired differences and shares, and the paired comparison of two players.
 
-The clusters' means are resampled and nothing within them: that is what makes repeats of one market count once (Davison and Hinkley,
-Bootstrap Methods and their Application, 1997, section 3.8). A market counts as much as any other, however often it was played.
+Snapshots (markets) are the independent draws. The clusters' means are resampled and nothing within them: that is what makes repeats of one
+market count once (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
 
 A comparison has power, difference, effect size, sign-flip test and Holm's correction. When neither player is better, a market's difference
 could as well have had the other sign. Left out: stratified and rank versions of the test.
@@ -117,15 +117,9 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, count)
 
 
-def paired_interval(
-    ours: Values, theirs: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
-) -> Interval:
-    """Mean of ``ours - theirs``, in the same order of markets, with its interval. ``clusters`` names the market of every pair.
-
-    Raises:
-        ValueError: they are not of the same length, empty, or not finite.
-    """
-    return mean_interval(differences(ours, theirs), clusters=clusters, confidence=confidence)
+def paired_interval(ours: Values, theirs: Values, *, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of ``ours - theirs``, in the same order of markets, with its interval. Raises ValueError as ``differences`` does."""
+    return mean_interval(differences(ours, theirs), confidence=confidence)
 
 
 def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
@@ -156,17 +150,22 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
 def ratio_interval(parts: Values, wholes: Values, *, confidence: float = CONFIDENCE) -> Interval:
     """Sum of ``parts`` over sum of ``wholes``, one of each a market, with its interval.
 
-    A ratio estimate, linearised (Cochran, Sampling Techniques, 1977, chapter 6), in the interval of means.
-
     Raises:
         ValueError: they are not of the same length, empty, not finite, or the wholes sum to 0.
+    """
+    return mean_interval(linearised(parts, wholes), confidence=confidence)
+
+
+def linearised(parts: Values, wholes: Values) -> Floats:
+    """Each market's part in the ratio of the sums: their mean is the ratio, and their spread is its error.
+
+    A ratio estimate (Cochran, Sampling Techniques, 1977, chapter 6). Raises ValueError as ``ratio_interval`` does.
     """
     of, whole = finite(parts), finite(wholes)
     if of.size != whole.size or not whole.sum():
         raise ValueError(f"{of.size} parts of {whole.size} wholes, which sum to {whole.sum()}, have no ratio.")
     ratio = of.sum() / whole.sum()
-    # Each market's part in the ratio: their mean is the ratio, and their spread is its error.
-    return mean_interval(ratio + (of - ratio * whole) / whole.mean(), confidence=confidence)
+    return np.asarray(ratio + (of - ratio * whole) / whole.mean(), dtype=np.float64)
 
 
 def share_by_snapshot(successes: Sequence[int], counts: Sequence[int]) -> Interval:
@@ -266,11 +265,6 @@ def spread_of(differences: Values, clusters: Sequence[Hashable] | None = None) -
     return Spread(math.sqrt(max(0.0, (among - within) / usual)), math.sqrt(within))
 
 
-def snapshots_needed(effect: float, spread: Spread, *, repeats: int = 1, confidence: float = CONFIDENCE) -> int | None:
-    """``markets_needed`` when each snapshot is played ``repeats`` times and its mean counts."""
-    return markets_needed(effect, spread.of_means(repeats), confidence)
-
-
 def detectable_effect(snapshots: int, spread: Spread, confidence: float = CONFIDENCE) -> float:
     """The smallest effect that ``snapshots`` show with probability POWER, in the unit of the spread.
 
@@ -291,44 +285,36 @@ def _shows(count: int, confidence: float) -> float:
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """Test of a mean difference of 0 over ``count`` snapshots, by sign flips.
-
-    From all ways to set the signs (``exact``) or ``flips`` random ones.
-    """
+    """Test of a mean difference of 0, by sign flips."""
 
     p: float
     mean: float
-    count: int
-    flips: int
-    exact: bool
 
 
 def permutation_test(
     differences: Values,
     *,
-    clusters: Sequence[Hashable] | None = None,
     alternative: Literal["two-sided", "greater"] = "two-sided",
     seed: int = 0,
     flips: int = FLIPS,
 ) -> PermutationTest:
-    """Test whether the mean difference is 0, by sign flips of whole snapshots.
+    """Test whether the mean difference is 0, one value a snapshot, by all sign flips or ``flips`` random ones.
 
-    Fisher, The Design of Experiments, 1935.
-
-    Exact for differences that are symmetric about 0 when nothing is better, as those of two players that could change names are.
-    Random flips count the observed one too, so that p is never 0 and never too small (Phipson and Smyth, 2010).
+    Fisher, The Design of Experiments, 1935. Exact for differences that are symmetric about 0 when nothing is better, as those of two
+    players that could change names are. Random flips count the observed one too, so that p is never 0 and never too small (Phipson and
+    Smyth, 2010).
 
     Raises:
-        ValueError: there is no difference, one is not finite, or there is not one cluster label each.
+        ValueError: there is no difference, or one is not finite.
     """
-    x = cluster_means(finite(differences, "differences"), clusters)
+    x = finite(differences, "differences")
     exact = x.size <= EXACT_UP_TO
     sums = _all_sums(x) if exact else _random_sums(x, seed, flips)
     observed = float(x.sum())
     near = 1e-9 * float(np.abs(x).sum())  # sums in another order differ in their last digits
     extreme = np.abs(sums) >= abs(observed) - near if alternative == "two-sided" else sums >= observed - near
     more = 0 if exact else 1
-    return PermutationTest((int(extreme.sum()) + more) / (sums.size + more), observed / x.size, int(x.size), int(sums.size), exact)
+    return PermutationTest((int(extreme.sum()) + more) / (sums.size + more), observed / x.size)
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -374,23 +360,18 @@ def _random_sums(x: Floats, seed: int, flips: int) -> Floats:
 FEWEST_FOR_EFFECT = 3
 
 
-def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Interval:
+def paired_effect(differences: Values, *, confidence: float = CONFIDENCE) -> Interval | None:
     """Cohen's d_z (Statistical Power Analysis, 1988), bias-corrected by the jackknife, with its interval.
 
-    That is the mean difference in standard deviations between snapshots.
+    That is the mean difference in standard deviations between snapshots; None of fewer than FEWEST_FOR_EFFECT, or without any spread.
 
     The usual interval by the noncentral t distribution holds for normal differences alone (79 % instead of 95 % for skewed ones); the
     jackknife (Miller, Biometrika 61, 1974) needs no such thing and costs some width for few snapshots.
-
-    Raises:
-        ValueError: fewer than FEWEST_FOR_EFFECT snapshots, a value that is not finite, or differences without any spread.
     """
-    x = cluster_means(finite(differences, "differences"), clusters)
+    x = finite(differences, "differences")
     count = int(x.size)
-    if count < FEWEST_FOR_EFFECT:
-        raise ValueError(f"An effect size needs {FEWEST_FOR_EFFECT} snapshots at least, not {count}.")
-    if np.ptp(x) == 0:
-        raise ValueError(f"An effect size needs differences that vary; all {count} are {x[0]:g}.")
+    if count < FEWEST_FOR_EFFECT or np.ptp(x) == 0:
+        return None
     size = float(x.mean() / x.std(ddof=1))
     # Mean and variance without each value in turn, in one pass.
     means = (x.sum() - x) / (count - 1)
@@ -404,15 +385,15 @@ def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = 
     return Interval(size, size - half, size + half, count)
 
 
-def superiority(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Interval:
+def superiority(differences: Values, *, confidence: float = CONFIDENCE) -> Interval:
     """Share of snapshots in which ours does better, with Wilson's interval; an equal result counts half.
 
     The common-language effect size of pairs (McGraw and Wong, Psychological Bulletin 111, 1992).
 
     Raises:
-        ValueError: there is no difference, one is not finite, or there is not one cluster label each.
+        ValueError: there is no difference, or one is not finite.
     """
-    x = cluster_means(finite(differences, "differences"), clusters)
+    x = finite(differences, "differences")
     share = float((np.sign(x) + 1).mean() / 2)
     return Interval(share, *wilson(share, x.size, confidence), int(x.size))
 
@@ -443,11 +424,10 @@ def compare_pairs(
     """
     gains = differences(ours, theirs)
     means = cluster_means(gains, clusters)
-    varied = means.size >= FEWEST_FOR_EFFECT and np.ptp(means) > 0
     return PairedComparison(
-        paired_interval(ours, theirs, clusters=clusters, confidence=confidence),
-        permutation_test(gains, clusters=clusters),
-        superiority(gains, clusters=clusters, confidence=confidence),
-        paired_effect(gains, clusters=clusters, confidence=confidence) if varied else None,
+        mean_interval(means, confidence=confidence),
+        permutation_test(means),
+        superiority(means, confidence=confidence),
+        paired_effect(means, confidence=confidence),
         spread_of(gains, clusters) if means.size > 1 else None,
     )

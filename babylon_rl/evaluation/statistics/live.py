@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Interval, finite, student_quantile, tail
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Interval, finite, student_quantile, tail
 
 FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
 MISMATCH_BELOW = 0.001  # Fabijan and others, Diagnosing Sample Ratio Mismatch, KDD 2019
@@ -79,6 +79,8 @@ def live_comparison(
     Raises:
         ValueError: an arm has no agent, a value is not finite, or ``expected_effect`` is not above 0.
     """
+    from scipy.special import ndtr, ndtri, stdtr
+
     if not (math.isfinite(expected_effect) and expected_effect > 0):
         raise ValueError(f"The expected effect is a finite number above 0, not {expected_effect}.")
     (our_mean, our_variance, our_agents), (their_mean, their_variance, their_agents) = (
@@ -91,8 +93,9 @@ def live_comparison(
     degrees = variance**2 / (our_variance**2 / (our_agents - 1) + their_variance**2 / (their_agents - 1))
     information = expected_effect**2 / variance
     reach = math.sqrt(2 * (1 + information) / information * (0.5 * math.log1p(information) - math.log(2 * (1 - tail(confidence)))))
-    half = _as_student(reach, degrees) * math.sqrt(variance)
-    z = _as_normal(abs(difference) / math.sqrt(variance), degrees)
+    # Student's and the normal quantile at the other's probability, from the small tail, which keeps its digits.
+    half = -student_quantile(float(ndtr(-reach)), degrees) * math.sqrt(variance)
+    z = -float(ndtri(max(float(stdtr(degrees, -abs(difference) / math.sqrt(variance))), 1e-300)))
     evidence = -0.5 * math.log1p(information) + z * z * information / (2 * (1 + information))
     return LiveInterval(difference, difference - half, difference + half, count, min(1.0, math.exp(-min(evidence, 700.0))))
 
@@ -110,19 +113,6 @@ def _arm(agents: Sequence[Sequence[float]], name: str) -> tuple[float, float, fl
         return mean, math.inf, 1.0
     residuals = float(((totals - mean * hours) ** 2).sum()) / float(hours.sum()) ** 2
     return mean, residuals * effective / (effective - 1), effective
-
-
-def _as_student(z: float, degrees: float) -> float:
-    """Student's quantile at the normal's probability, from the small tail, which keeps its digits."""
-    from scipy.special import ndtr
-
-    return -student_quantile(float(ndtr(-z)), degrees)
-
-
-def _as_normal(t: float, degrees: float) -> float:
-    from scipy.special import ndtri, stdtr
-
-    return -float(ndtri(max(float(stdtr(degrees, -t)), 1e-300)))
 
 
 @dataclass(frozen=True)
@@ -155,21 +145,17 @@ def live_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleR
     """
     from scipy.special import gammaln
 
-    observed, weights = _checked(counts, shares)
-    prior, total = _PRIOR_WEIGHT * weights, float(observed.sum())
-    mixed = gammaln(_PRIOR_WEIGHT) - gammaln(_PRIOR_WEIGHT + total) + (gammaln(prior + observed) - gammaln(prior)).sum()
-    evidence = float(mixed - (observed * np.log(weights)).sum())
-    p = min(1.0, math.exp(-max(min(evidence, 700.0), 0.0)))
-    return SampleRatio(tuple(int(count) for count in observed), tuple((weights * total).tolist()), p)
-
-
-def _checked(counts: Sequence[int], shares: Sequence[float]) -> tuple[Floats, Floats]:
     if len(counts) != len(shares):
         raise ValueError(f"{len(counts)} counts and {len(shares)} shares are not of the same arms.")
     observed, weights = finite(counts, "counts", 2), finite(shares, "shares", 2)
     if (observed < 0).any() or (observed != np.floor(observed)).any() or (weights <= 0).any():
         raise ValueError(f"Counts are whole and 0 at least, shares above 0: {list(counts)}, {list(shares)}.")
-    return observed, np.asarray(weights / weights.sum(), dtype=np.float64)
+    weights = weights / weights.sum()
+    prior, total = _PRIOR_WEIGHT * weights, float(observed.sum())
+    mixed = gammaln(_PRIOR_WEIGHT) - gammaln(_PRIOR_WEIGHT + total) + (gammaln(prior + observed) - gammaln(prior)).sum()
+    evidence = float(mixed - (observed * np.log(weights)).sum())
+    p = min(1.0, math.exp(-max(min(evidence, 700.0), 0.0)))
+    return SampleRatio(tuple(int(count) for count in observed), tuple((weights * total).tolist()), p)
 
 
 def next_level(discoveries: Sequence[bool]) -> float:
