@@ -138,11 +138,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def asset(self, ticker: str) -> Asset:
         """The stock with that ticker; KeyError when there is none."""
-        return self._assets_by_ticker[ticker]
+        return {asset.ticker: asset for asset in self.assets}[ticker]
 
     def question(self, market: str) -> Question:
         """The question with that id; KeyError when there is none."""
-        return self._questions_by_id[market]
+        return {question.id: question for question in self.questions}[market]
 
     @cached_property
     def digest(self) -> str:
@@ -156,14 +156,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _posts_by_tick(self) -> dict[int, tuple[Post, ...]]:
         return _by_tick(self.posts)
-
-    @cached_property
-    def _assets_by_ticker(self) -> dict[str, Asset]:
-        return {asset.ticker: asset for asset in self.assets}
-
-    @cached_property
-    def _questions_by_id(self) -> dict[str, Question]:
-        return {question.id: question for question in self.questions}
 
 
 def encode(scenario: Scenario) -> bytes:
