@@ -43,10 +43,11 @@ AgentFactory = Callable[[str, int | str], Agent]  # (agent id, seed) -> a fresh 
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A decision and the request behind it."""
+    """A decision, the request behind it, and how long it took."""
 
     action: Action | Invalid
     call: Call | None = None
+    latency_ms: float = 0.0
 
 
 @runtime_checkable
