@@ -142,7 +142,6 @@ class OneTickTrader:
         self._stake_usd = stake_usd
 
     def decide(self, seen: Observation) -> Action:
-        """The order of this tick."""
         return order(self._strategy.choose(seen), seen, self._stake_usd)
 
 
@@ -192,7 +191,6 @@ class Nothing:
     name = "nothing"
 
     def decide(self, seen: Observation) -> Hold:
-        """Hold."""
         return HOLD
 
 

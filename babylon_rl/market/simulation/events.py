@@ -41,9 +41,7 @@ def times(per_tick: float, at: float) -> int:
     return int(per_tick) + (at < per_tick - int(per_tick))
 
 
-def tell(
-    config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
-) -> tuple[WorldEvent, ...]:
+def tell(config: ScenarioConfig, model: MarketModel, companies: dict[str, str], crowds: tuple[Crowd, ...]) -> tuple[WorldEvent, ...]:
     """All events in the order of ticks. ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
     rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
     when = stream(config.seed, config.edition, "event times")
@@ -51,21 +49,16 @@ def tell(
     for tick in range(config.ticks):
         open_crowds = {crowd.asked.id: crowd for crowd in crowds if crowd.asked.open_at(tick)}
         count = times(rate * (len(companies) + len(open_crowds)) * config.tick_hours, when.random())
-        found += [_event(config, model, edition, companies, open_crowds, tick, number) for number in range(count)]
+        found += [_event(config, model, companies, open_crowds, tick, number) for number in range(count)]
         for crowd in crowds:
             crowd.advance(tick)
     return tuple(found)
 
 
 def _event(
-    config: ScenarioConfig,
-    model: MarketModel,
-    edition: Edition,
-    companies: dict[str, str],
-    crowds: dict[str, Crowd],
-    tick: int,
-    number: int,
+    config: ScenarioConfig, model: MarketModel, companies: dict[str, str], crowds: dict[str, Crowd], tick: int, number: int
 ) -> WorldEvent:
+    edition = edition_named(config.edition)
     rng = stream(config.seed, config.edition, "event", tick, number)
     markets = [*companies, *crowds]
     weights = [1.0 if market in companies else model.question_weight for market in markets]

@@ -1,6 +1,4 @@
-"""Observation of an agent at a tick, as the game shows it to its agents.
-
-Its money, quotes, news and posts, and its memory.
+"""Observation of an agent at a tick, as the game shows it to its agents: its money, quotes, news and posts, and its memory.
 
 An observation is a value: nothing in it changes after it was made. It copies no history; what is older than its tick is looked up in
 the scenario and in the agent's own record when it is asked for. Hidden parts of a scenario are not reachable from it by its public names.
@@ -120,12 +118,10 @@ class Observation(msgspec.Struct, frozen=True):
 
     @property
     def stocks(self) -> tuple[StockQuote, ...]:
-        """Stocks with price and change."""
         return self.quotes.stocks
 
     @property
     def questions(self) -> tuple[QuestionQuote, ...]:
-        """Open questions with probability and change."""
         return self.quotes.questions
 
     @property
@@ -135,7 +131,6 @@ class Observation(msgspec.Struct, frozen=True):
 
     @property
     def headlines(self) -> tuple[Headline, ...]:
-        """The events published at this tick."""
         return self._newsroom.headlines(self.tick, self.tick)
 
     @property

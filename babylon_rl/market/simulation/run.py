@@ -7,6 +7,7 @@ models are asked at once. The same scenario, agents and seed give the same run, 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import msgspec
 
@@ -29,6 +30,7 @@ Clock = Callable[[], float]
 OnTick = Callable[[int, int], None]
 
 
+@dataclass(eq=False)
 class Run:
     """A played scenario.
 
@@ -38,13 +40,12 @@ class Run:
         exchange: as it stands at the end: accounts, the house, what agents posted.
     """
 
-    def __init__(self, scenario: Scenario, seed: int | str, exchange: Exchange, records: dict[str, AgentRecord]) -> None:
-        self.scenario = scenario
-        self.seed = seed
-        self.exchange = exchange
-        self.records = records
-        self.ticks_played = 0
-        self.stopped: str | None = None
+    scenario: Scenario
+    seed: int | str
+    exchange: Exchange
+    records: dict[str, AgentRecord]
+    ticks_played: int = 0
+    stopped: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -53,15 +54,12 @@ class Run:
 
     @property
     def paths(self) -> dict[str, list[float]]:
-        """Prices and YES prices at every moment played, by ticker and question.
-
-        As agents moved them; a question's from its first moment.
-        """
-        return {name: list(self.exchange.path(name)) for name in (*self.exchange.books, *self.exchange.pools)}
+        """Prices and YES prices as each moment began, by ticker and question. As agents moved them; a question's from its first moment."""
+        markets = {**self.exchange.books, **self.exchange.pools}
+        return {name: list(market.path) for name, market in markets.items()}
 
     @property
     def pnl_usd(self) -> dict[str, float]:
-        """Dollars won, by agent id."""
         return {agent_id: record.pnl_usd for agent_id, record in self.records.items()}
 
 
@@ -169,13 +167,11 @@ class Seat:
         return seen
 
     def decide(self, seen: Observation, clock: Clock) -> Decision:
-        """The agent's decision."""
         started = clock()
         decision = self.agent.ask(seen) if isinstance(self.agent, AskingAgent) else Decision(self.agent.decide(seen))
         return msgspec.structs.replace(decision, latency_ms=1000.0 * (clock() - started))
 
     def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, decision: Decision) -> None:
-        """Carry out a decision and keep its result."""
         record, call = self.record, decision.call
         record.latency_ms.append(decision.latency_ms)
         given: object = decision.action  # anybody's own agent may return anything
