@@ -45,7 +45,6 @@ def main() -> None:
     rng, fills, refusals = random.Random(0), 0, 0
     while not exchange.over:
         for agent, account in exchange.accounts.items():
-            exchange.equity(agent)
             if isinstance(exchange.apply(agent, any_action(rng, exchange, account)), Fill):
                 fills += 1
             else:

@@ -34,18 +34,15 @@ from babylon_rl.judge.answer_groups import tick_score
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.simulation import agents, prompting
-from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision, OneTickTrader
-from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision
 from babylon_rl.market.simulation.config import MarketModel, preset
-from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import Game, game_named
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.observation import Newsroom
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import AgentRecord, Call
-from babylon_rl.market.simulation.run import Seat, Timed
+from babylon_rl.market.simulation.run import Table
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.market.simulation.strategies import STRATEGIES, Scripted, factory
+from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import saving_weights
 from babylon_rl.models.encoding import encode_prompt
@@ -126,26 +123,17 @@ def play_hours(
     player: Player, hours: Sequence[Scenario], scripts: Sequence[str], seed: str, game: Game, *, greedy: bool
 ) -> tuple[list[Asked], list[dict[str, AgentRecord]]]:
     """Play hours in lockstep, each with one agent of ours; return its decisions and all records by hour."""
-    rng, asked, rooms = random.Random(seed), list[Asked](), []
-    for hour in hours:
-        # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
-        exchange, luck = Exchange(hour, [*scripts, OWN]), f"{seed}/{hour.digest[:16]}"
-        seats = [Seat(factory(name, hour)(name, luck), name, exchange, game) for name in scripts]
-        rooms.append(
-            (
-                exchange,
-                [*seats, Seat(OneTickTrader(Scripted("balanced", OWN, 0)), OWN, exchange)],
-                Newsroom(hour),
-                stream(luck, "order of fills"),
-            )
-        )
+    rng, asked = random.Random(seed), list[Asked]()
+    # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
+    rooms = [
+        Table(hour, {name: factory(name, hour) for name in scripts} | {OWN: factory("balanced", hour)}, seed, game=game) for hour in hours
+    ]
     for tick in range(hours[0].ticks):
-        seen = [[seat.look(exchange, newsroom) for seat in seats] for exchange, seats, newsroom, _ in rooms]
-        prompts = [prompting.request(own, game) for *_, own in seen]
+        prompts = [prompting.request(table.look()[OWN], game) for table in rooms]
         legal = [player.legal(*prompt) for prompt in prompts]
         logprobs = iter(player.logprobs([one for answers in legal for one in answers.values()]))
-        for place, (exchange, seats, newsroom, fills) in enumerate(rooms):
-            own, texts = seen[place][-1], list(legal[place])
+        for place, table in enumerate(rooms):
+            own, texts = table.seen[OWN], list(legal[place])
             logprobs_k = [next(logprobs) for _ in texts]
             probability_k = [math.exp(math.fsum(one)) for one in logprobs_k]
             taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
@@ -153,20 +141,11 @@ def play_hours(
             choice_k = [choice for choice in read if isinstance(choice, Choice)]
             asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken))
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
-            turns = [(seat, one, seat.decide(one, lambda: 0.0)) for seat, one in zip(seats[:-1], seen[place], strict=False)]
-            turns.append((seats[-1], own, Timed(Decision(agents.order(choice_k[taken], own, STAKE_USD), call), 0.0)))
-            fills.shuffle(turns)
-            for seat, one, timed in turns:
-                seat.act(exchange, newsroom, one, timed)
-            for settlement in exchange.advance():
-                next(seat for seat in seats if seat.record.agent_id == settlement.agent).record.settle(settlement)
-            fills.shuffle(turns)
-            for seat, *_ in turns:
-                seat.keep_mandate(exchange)
-    for exchange, seats, newsroom, _ in rooms:
-        for seat in seats:
-            seat.look(exchange, newsroom)
-    return asked, [{seat.record.agent_id: seat.record for seat in seats} for _, seats, *_ in rooms]
+            decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
+            table.play(decisions | {OWN: Decision(agents.order(choice_k[taken], own, STAKE_USD), call)})
+    for table in rooms:
+        table.look()
+    return asked, [{name: seat.record for name, seat in table.seats.items()} for table in rooms]
 
 
 def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> float:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-import msgspec
-
 from babylon_rl.market.outcomes import engine_ticker
 
 Kind = Literal["prediction", "stock"]
@@ -203,12 +201,9 @@ def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        parsed = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            return {}
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
     return parsed if isinstance(parsed, dict) else {}
 
 

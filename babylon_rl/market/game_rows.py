@@ -18,7 +18,7 @@ from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.record import Turn
 from babylon_rl.market.simulation.run import Run
-from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
 from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
 from babylon_rl.windows import window_of
 
@@ -73,7 +73,7 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
     Args:
         paths: prices after the agents' trades, by ticker, for the moments that were played; after them the scenario's own prices are used.
     """
-    rows, steps = [], _steps(scenario)
+    rows, steps = [], max(1, scenario.tick_seconds // 60)
     step = timedelta(seconds=scenario.tick_seconds) / steps
     for asset in scenario.assets:
         prices = _between(scenario, asset, _whole(paths.get(asset.ticker, ()), asset.prices), steps)
@@ -88,11 +88,6 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
                     "timestamp": at + timedelta(milliseconds=late_ms), "isSnapshot": False,
                 })  # fmt: skip
     return rows
-
-
-def _steps(scenario: Scenario) -> int:
-    """Prices of a tick: one a minute, at least one."""
-    return max(1, scenario.tick_seconds // 60)
 
 
 def _between(scenario: Scenario, asset: Asset, path: Sequence[float], steps: int) -> list[float]:
@@ -168,19 +163,18 @@ def _pool(yes_price: float, depth: float) -> dict[str, float]:
 
 def event_rows(scenario: Scenario) -> list[dict[str, Any]]:
     """WorldEvent rows, a second before the agents of their tick act."""
-    return [_event_row(scenario, event, number) for number, event in enumerate(scenario.events)]
-
-
-def _event_row(scenario: Scenario, event: WorldEvent, number: int) -> dict[str, Any]:
-    at = _after(scenario, event.tick, 1000)
-    question = next((question for question in scenario.questions if question.id == event.about), None)
-    return {
-        "id": f"event-{milliseconds(at)}-{number}", "eventType": "rumor" if event.rumour else event.category, "description": event.text,
-        "actors": [slug(scenario.asset(event.about).name)] if question is None else [],
-        "relatedQuestion": question.number if question is not None else None,
-        "pointsToward": {1: "YES", -1: "NO"}.get(event.direction) if question is not None else None,
-        "visibility": "public", "gameId": "continuous", "timestamp": at, "createdAt": at,
-    }  # fmt: skip
+    rows = []
+    for number, event in enumerate(scenario.events):
+        at = _after(scenario, event.tick, 1000)
+        question = next((question for question in scenario.questions if question.id == event.about), None)
+        rows.append({
+            "id": f"event-{milliseconds(at)}-{number}", "eventType": "rumor" if event.rumour else event.category,
+            "description": event.text, "actors": [slug(scenario.asset(event.about).name)] if question is None else [],
+            "relatedQuestion": question.number if question is not None else None,
+            "pointsToward": {1: "YES", -1: "NO"}.get(event.direction) if question is not None else None,
+            "visibility": "public", "gameId": "continuous", "timestamp": at, "createdAt": at,
+        })  # fmt: skip
+    return rows
 
 
 def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl_usd: Mapping[str, float] | None = None) -> list[Recording]:

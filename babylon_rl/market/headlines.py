@@ -6,7 +6,7 @@ hour contains. A newer edition changes no older one: an hour keeps its bytes.
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,43 +19,9 @@ EDITIONS = (*TRAINING_EDITIONS, *HELD_OUT_EDITIONS)
 TRAINING, HELD_OUT = TRAINING_EDITIONS[-1], HELD_OUT_EDITIONS[0]
 
 _FOLDER = Path(__file__).parent / "texts"
+# Of posts, by direction (+1, -1, 0): about a stock, about a question.
+_SIDES = {False: {1: "up", -1: "down", 0: "flat"}, True: {1: "yes", -1: "no", 0: "unsure"}}
 _PAIR = re.compile(r"\{([^{}|]*)\|([^{}|]*)\}")
-
-
-@dataclass(frozen=True)
-class Words:
-    """Posts of an edition; ``{m}`` is a company's name or a question's label.
-
-    ``up``, ``down`` and ``flat`` are posts about a stock, ``yes``, ``no`` and ``unsure`` about a question.
-
-    Those with ``take_`` follow the event that they are about.
-    """
-
-    authors: tuple[str, ...]
-    up: tuple[str, ...]
-    down: tuple[str, ...]
-    flat: tuple[str, ...]
-    yes: tuple[str, ...]
-    no: tuple[str, ...]
-    unsure: tuple[str, ...]
-    take_up: tuple[str, ...]
-    take_down: tuple[str, ...]
-    take_flat: tuple[str, ...]
-    take_yes: tuple[str, ...]
-    take_no: tuple[str, ...]
-    take_unsure: tuple[str, ...]
-
-    def of(self, direction: int, question: bool) -> tuple[str, ...]:
-        """The texts that say a direction (+1, -1, 0) about a question or a stock."""
-        if question:
-            return {1: self.yes, -1: self.no, 0: self.unsure}[direction]
-        return {1: self.up, -1: self.down, 0: self.flat}[direction]
-
-    def takes(self, direction: int, question: bool) -> tuple[str, ...]:
-        """The clauses that say a direction about an event that was quoted."""
-        if question:
-            return {1: self.take_yes, -1: self.take_no, 0: self.take_unsure}[direction]
-        return {1: self.take_up, -1: self.take_down, 0: self.take_flat}[direction]
 
 
 @dataclass(frozen=True)
@@ -63,6 +29,8 @@ class Edition:
     """One set of words; ``{c}`` in a headline is the company's name.
 
     ``good``, ``bad`` and ``neutral`` are headlines about a company; ``toward_yes``, ``toward_no`` and ``no_news`` about a question.
+    ``posts`` are by their side (``up``, ``yes``), and after ``take_`` the clauses that follow an event; ``{m}`` in them is a company's name
+    or a question's label.
     """
 
     name: str
@@ -74,13 +42,18 @@ class Edition:
     toward_yes: tuple[str, ...]
     toward_no: tuple[str, ...]
     no_news: tuple[str, ...]
-    posts: Words
+    authors: tuple[str, ...]
+    posts: Mapping[str, tuple[str, ...]]
+
+    def posts_of(self, direction: int, *, question: bool, take: bool = False) -> tuple[str, ...]:
+        """The texts that say a direction (+1, -1, 0) about a question or a stock, or about an event that was quoted."""
+        return self.posts[("take_" if take else "") + _SIDES[question][direction]]
 
     @property
     def wordings(self) -> frozenset[str]:
         """Companies, questions, headlines, posts and authors."""
         texts = (self.questions, self.good, self.bad, self.neutral, self.toward_yes, self.toward_no, self.no_news)
-        return frozenset({name for name, _ in self.companies}.union(*texts, *vars(self.posts).values()))
+        return frozenset({name for name, _ in self.companies}.union(*texts, self.authors, *self.posts.values()))
 
 
 @cache
@@ -101,7 +74,8 @@ def edition_named(name: str) -> Edition:
         toward_yes=(*questions["toward_yes"], *yes),
         toward_no=(*questions["toward_no"], *no),
         no_news=tuple(questions["no_news"]),
-        posts=Words(**{field: tuple(texts) for field, texts in found["posts"].items()}),
+        authors=tuple(found["posts"].pop("authors")),
+        posts={side: tuple(texts) for side, texts in found["posts"].items()},
     )
 
 

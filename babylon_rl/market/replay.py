@@ -12,18 +12,15 @@ the tick.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Decision, Mandate, order
-from babylon_rl.market.simulation.arithmetic import stream
-from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
-from babylon_rl.market.simulation.observation import Newsroom, Observation
-from babylon_rl.market.simulation.run import Seat, Timed
+from babylon_rl.market.simulation.observation import Observation
+from babylon_rl.market.simulation.run import Table
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STAKES_USD
 from babylon_rl.models.grammar import language
@@ -78,21 +75,20 @@ def replay(
     """
     if game.mandate != ONE_TICK:
         raise MarketError(f"What a position of the game {game.name} is worth is known only after its tick.")
-    table = _Table(scenario, seed, seats)
+    table = Table(scenario, {agent: lambda *_: _Recorded() for agent in seats}, seed, seats)
     found: list[ReplayedCall] = []
     for agent, own in turns.items():
         if len(own) != scenario.ticks:
             raise MarketError(f"{agent} has {len(own)} recorded decisions of {scenario.ticks}: the others are gone or do not count.")
     for tick in range(scenario.ticks):
         seen = table.look()
-        played = {agent: turns[agent][tick] for agent in seats}
-        actions = {
-            agent: _action(turn, turn.response, observed, game) for (agent, turn), observed in zip(played.items(), seen, strict=True)
-        }
-        for (agent, turn), observed in zip(played.items(), seen, strict=True):
-            _same_prompt(agent, turn, observed, game)
+        actions = {agent: _decided(turns[agent][tick], turns[agent][tick].response, seen[agent], game) for agent in seats}
+        for agent in seats:
+            turn, observed = turns[agent][tick], seen[agent]
+            if turn.call_id and list(turn.messages) != prompting.messages(observed, game.prompt_version, game.mandate):
+                raise MarketError(f"The replay of tick {tick} shows {agent} another prompt than the recorded one.")
             if turn.asks and turn.response in (answers := _answers(turn)):
-                brought = tuple((text, _brought(table, actions | {agent: _action(turn, text, observed, game)}, agent)) for text in answers)
+                brought = tuple((text, _brought(table, actions | {agent: _decided(turn, text, observed, game)}, agent)) for text in answers)
                 found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, brought))
         table.play(actions)
     table.look()
@@ -111,60 +107,23 @@ class _Recorded:
         raise NotImplementedError("a recorded agent is given its actions")
 
 
-class _Table:
-    """An hour in play: exchange, seats, news, and the order in which orders are filled."""
-
-    def __init__(self, scenario: Scenario, seed: int, seats: Mapping[str, float]) -> None:
-        # As market/simulation/run.py begins a run.
-        self.exchange = Exchange(scenario, list(seats), seats)
-        self.seats = {agent: Seat(_Recorded(), agent, self.exchange) for agent in seats}
-        self.newsroom = Newsroom(scenario)
-        self.fills = stream(f"{seed}/{scenario.digest[:16]}", "order of fills")
-        self._seen: list[Observation] = []
-
-    def look(self) -> list[Observation]:
-        """Let every seat look; its money goes on record."""
-        self._seen = [seat.look(self.exchange, self.newsroom) for seat in self.seats.values()]
-        return self._seen
-
-    def play(self, actions: Mapping[str, Action | Invalid]) -> None:
-        """Carry out one tick's actions, and let it pass."""
-        decided = [Timed(Decision(actions[agent]), 0.0) for agent in self.seats]
-        turns = list(zip(self.seats.values(), self._seen, decided, strict=True))
-        self.fills.shuffle(turns)
-        for seat, observed, decision in turns:
-            seat.act(self.exchange, self.newsroom, observed, decision)
-        for settlement in self.exchange.advance():
-            self.seats[settlement.agent].record.settle(settlement)
-        self.fills.shuffle(turns)
-        for seat, *_ in turns:
-            seat.keep_mandate(self.exchange)
-
-    def copied(self) -> "_Table":
-        """A copy that plays on alone; what never changes is shared."""
-        shared = [*self._unchanging, *self._seen]
-        return copy.deepcopy(self, {id(one): one for one in shared})
-
-    @cached_property
-    def _unchanging(self) -> list[Any]:
-        scenario = self.exchange.scenario
-        return [scenario, self.exchange.model, self.newsroom, *scenario.assets, *scenario.questions]
-
-
-def _brought(table: _Table, actions: Mapping[str, Action | Invalid], agent: str) -> float:
+def _brought(table: Table, actions: Mapping[str, Decision], agent: str) -> float:
     """Dollars of one agent in the tick of these actions, its positions closed as its mandate has it."""
-    after = table.copied()
+    scenario = table.exchange.scenario
+    # The copy plays on alone; what never changes is shared.
+    shared = [scenario, table.exchange.model, table.newsroom, *scenario.assets, *scenario.questions, *table.seen.values()]
+    after = copy.deepcopy(table, {id(one): one for one in shared})
     after.play(actions)
     seat = after.seats[agent]
     return seat.look(after.exchange, after.newsroom).equity - table.seats[agent].record.equity[-1]
 
 
-def _action(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Action | Invalid:
+def _decided(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Decision:
     """The order of an answer, as the agent of this turn gave it."""
     choice = prompting.parse_choice(text, seen, game)
     if isinstance(choice, Invalid) or game.amounts:
-        return prompting.ordered(text, seen, game)
-    return order(choice, seen, STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD))
+        return Decision(prompting.ordered(text, seen, game))
+    return Decision(order(choice, seen, STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD)))
 
 
 def _answers(turn: RecordedTurn) -> Sequence[str]:
@@ -181,12 +140,7 @@ def _answers(turn: RecordedTurn) -> Sequence[str]:
     return [text for text in allowed if text in chosen]
 
 
-def _same_prompt(agent: str, turn: RecordedTurn, seen: Observation, game: Game) -> None:
-    if turn.call_id and list(turn.messages) != prompting.messages(seen, game.prompt_version, game.mandate):
-        raise MarketError(f"The replay of tick {seen.tick} shows {agent} another prompt than the recorded one.")
-
-
-def _same_money(table: _Table, agent: str, own: Sequence[RecordedTurn]) -> None:
+def _same_money(table: Table, agent: str, own: Sequence[RecordedTurn]) -> None:
     equity, start = table.seats[agent].record.equity, table.seats[agent].record.account.start
     earlier = own[0].start_pnl - start
     for tick, turn in enumerate(own):

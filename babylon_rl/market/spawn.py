@@ -71,7 +71,6 @@ class SpawnRequest:
 
     @property
     def tick_seconds(self) -> int:
-        """Length of a tick."""
         return self.minutes * 60 // TICKS
 
 
@@ -267,7 +266,7 @@ def _recorded_hour(connection: Connection, window: str, tick_seconds: int) -> Sc
         )
     market_id, number, text, answer = traded
     minutes = recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)
-    crowd = tuple(_bounded(probability) for probability in _at_ticks(minutes, tick_seconds))
+    crowd = tuple(min(1 - _EXTREME, max(_EXTREME, probability)) for probability in _at_ticks(minutes, tick_seconds))
     # Resolved after the last tick, so that its answer is not known within the hour.
     question = Question(f"Q{number}", number, text, answer, crowd, 0, _HOUR.ticks + 1)
     scenario = from_paths(
@@ -293,10 +292,6 @@ def _stock(connection: Connection, organization_id: str, name: str, window: str,
         last = price if price is not None and 0 < price < math.inf else last
         filled.append(last)
     return Asset(organization_id, name, tuple(_at_ticks(filled, tick_seconds)))
-
-
-def _bounded(probability: float) -> float:
-    return min(1 - _EXTREME, max(_EXTREME, probability))
 
 
 def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question, tick_seconds: int) -> list[WorldEvent]:

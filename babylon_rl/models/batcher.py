@@ -19,7 +19,7 @@ from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.policy import Policy
 from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model
-from babylon_rl.models.threads import computing_on, threads_of_torch
+from babylon_rl.models.threads import computing_on
 
 FEWEST_APART = 4  # waiting requests that are worth a second batch
 LINGER_S = 0.005
@@ -32,13 +32,12 @@ Result = TypeVar("Result")
 class PendingAnswer:
     """A request and the tokens of its answer so far.
 
-    ``tokens``, ``logprobs`` and ``ended`` may be read at any time; ``left`` is set when nobody waits for the answer any more.
+    ``tokens`` and ``ended`` may be read at any time; ``left`` is set when nobody waits for the answer any more.
     """
 
     def __init__(self, row: Row) -> None:
         self.row, self.left = row, False
         self.tokens: Sequence[int] = ()
-        self.logprobs: Sequence[float] = ()
         self._failure: BaseException | None = None
         self.ended, self._news = False, asyncio.Event()
 
@@ -56,8 +55,7 @@ class PendingAnswer:
 
     def report(self, failure: BaseException | None = None) -> None:
         """Show the tokens that the row has now, or the failure."""
-        self.tokens, self.logprobs = tuple(self.row.tokens), tuple(self.row.logprobs)
-        self._failure, self.ended = failure, self.row.done
+        self.tokens, self.ended, self._failure = tuple(self.row.tokens), self.row.done, failure
         self._news.set()
 
 
@@ -73,9 +71,11 @@ class Batcher:
     """Collects requests from the event loop; as many batches at once as torch's threads."""
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
+        import torch
+
         self._policy, self._find_adapter = policy, find_adapter
         # On a GPU all is done in one stream.
-        self._threads = 1 if policy.device.gpu else threads_of_torch()
+        self._threads = 1 if policy.device.gpu else torch.get_num_threads()
         # The policy itself continues free texts; answers under a grammar are finished by others.
         self._texts = _Worker(policy)
         self._finishers = [_Worker(policy.twin()) for _ in range(self._threads)]

@@ -13,7 +13,6 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -68,7 +67,7 @@ def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None
         return directory
     if not _has_manifest(directory, manifest_sha):
         stored = _stored(version, settings)
-        if stored is not None and stored.sha256 == manifest_sha:
+        if stored is not None and stored[1] == manifest_sha:
             directory = _fetched(version, settings, stored) or directory
     if not _has_manifest(directory, manifest_sha):
         raise CheckpointError(
@@ -158,15 +157,7 @@ def _has_manifest(directory: Path, manifest_sha: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Manifest at MODEL_STORAGE_URL, with the hash of its file."""
-
-    manifest: Manifest
-    sha256: str
-
-
-def _fetched(version: str, settings: Settings, stored: _Stored | None = None) -> Path | None:
+def _fetched(version: str, settings: Settings, stored: tuple[Manifest, str] | None = None) -> Path | None:
     """Fetch a version unless it is here; another checkpoint of the batch of ``stored`` makes room for it.
 
     A process that dies between the two leaves none here, and the next one fetches it.
@@ -185,7 +176,8 @@ def _fetched(version: str, settings: Settings, stored: _Stored | None = None) ->
 
     with describing_failures(settings.model_storage_url, failed):
         if stored is not None:
-            set_aside(directory, stored.manifest.batch_id, stored.sha256)
+            manifest, manifest_sha = stored
+            set_aside(directory, manifest.batch_id, manifest_sha)
         files = FileSet(Location(settings.model_storage_url), version, MANIFEST)
         there = files.fetch(directory, lambda content: decode_manifest(content, shown).files)
     return directory if there else None
@@ -210,17 +202,18 @@ def stored_manifest(version: str, settings: StorageSettings) -> Manifest | None:
         ModelUnavailable: the storage does not answer.
     """
     stored = _stored(version, settings)
-    return None if stored is None else stored.manifest
+    return None if stored is None else stored[0]
 
 
-def _stored(version: str, settings: StorageSettings) -> _Stored | None:
+def _stored(version: str, settings: StorageSettings) -> tuple[Manifest, str] | None:
+    """The same, with the hash of its file."""
     url = settings.model_storage_url
     if url is None:
         return None
     shown = f"{shown_url(url)}/{version}"
     with describing_failures(url, lambda reason, number: ModelUnavailable(f"{shown} cannot be read: {reason}.")):
         content = FileSet(Location(url), version, MANIFEST).manifest()
-    return None if content is None else _Stored(decode_manifest(content, shown), hashlib.sha256(content).hexdigest())
+    return None if content is None else (decode_manifest(content, shown), hashlib.sha256(content).hexdigest())
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:

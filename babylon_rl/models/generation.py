@@ -119,21 +119,11 @@ def _pick_open(row: Row, logprobs_v: "torch.Tensor") -> int:
 AHEAD_TOKENS = 48
 
 
-@dataclass(frozen=True)
-class Ahead:
-    """The answers that a grammar allows after a prompt, as a tree of tokens.
+def ahead(node: Trie | None, last: int) -> tuple[Unread, dict[Trie, int]] | None:
+    """The answers that a grammar allows after the token of index ``last``, as a tree of tokens.
 
-    ``places``: by node of the trie, the index of the token before that choice, among the unread tokens of prompt and tree.
-    """
-
-    tree: Unread
-    places: dict[Trie, int]
-
-
-def ahead(node: Trie | None, last: int) -> Ahead | None:
-    """The tree after the token of index ``last``.
-
-    None for free text, and where the tree is larger than AHEAD_TOKENS.
+    With it, by node of the trie, the index of the token before that choice, among the unread tokens of prompt and tree. None for free text,
+    and where the tree is larger than AHEAD_TOKENS.
     """
     if node is None:
         return None
@@ -152,7 +142,7 @@ def ahead(node: Trie | None, last: int) -> Ahead | None:
             tokens += forced
             places[end] = last + len(tokens)
             todo.append(end)
-    return Ahead(Unread(tokens, before), places)
+    return Unread(tokens, before), places
 
 
 def _forced(token: int, node: Trie) -> tuple[list[int], Trie]:
@@ -174,7 +164,6 @@ class Generation:
         self.rows: list[Row] = []
 
     def unfinished(self) -> bool:
-        """Return True while a row lacks tokens."""
         return any(not row.done for row in self.rows)
 
     def admit(self, rows: Sequence[Row]) -> None:
@@ -192,10 +181,10 @@ class Generation:
         begun = self._begin([prompt for prompt, _ in distinct])
         trees = [ahead(node, len(prompt) - known - 1) for (prompt, node), (known, _) in zip(distinct, begun, strict=True)]
         prompts = [Unread.text(prompt[known:]) for (prompt, _), (known, _) in zip(distinct, begun, strict=True)]
-        unread = [prompt if tree is None else prompt.then(tree.tree) for prompt, tree in zip(prompts, trees, strict=True)]
+        unread = [prompt if tree is None else prompt.then(tree[0]) for prompt, tree in zip(prompts, trees, strict=True)]
         caches = [list(cache) for _, cache in begun]
         ends = [len(prompt.tokens) - 1 for prompt in prompts]
-        wanted = [[end] if tree is None else list(tree.places.values()) for end, tree in zip(ends, trees, strict=True)]
+        wanted = [[end] if tree is None else list(tree[1].values()) for end, tree in zip(ends, trees, strict=True)]
         found = read_rows(self._causal, unread, caches, wanted=wanted)
         hidden = [dict(zip(tokens, states, strict=True)) for tokens, states in zip(wanted, found, strict=True)]
         for (prompt, _), cache in zip(distinct, caches, strict=True):
@@ -205,7 +194,7 @@ class Generation:
         while drawing:
             choose([row for row, _, _ in drawing], torch.stack([hidden[n][token] for _, n, token in drawing]), self._head)
             drawing = [
-                (row, n, tree.places[row.node])
+                (row, n, tree[1][row.node])
                 for row, n, _ in drawing
                 if not row.done and (tree := trees[n]) is not None and row.node is not None
             ]

@@ -6,7 +6,7 @@ strings, arrays, references and optional properties are deliberately not support
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
@@ -66,18 +66,11 @@ def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedToken
     Raises:
         UsageError: another type, a schema that is not finite, or one with more than ``LANGUAGE_LIMIT`` answers.
     """
-    return _compile(canonical(response_format), tokenizer)
-
-
-def canonical(response_format: dict[str, Any]) -> str:
-    """Serialize the format as one line of JSON, with properties in the order of answers."""
-    return json.dumps(response_format, separators=(",", ":"))
+    return _compile(json.dumps(response_format), tokenizer)
 
 
 def language(schema: dict[str, Any]) -> tuple[str, ...]:
-    """List every text of a finite schema, as ``json.dumps`` writes it, without repeats.
-
-    The order is the schema's.
+    """List every text of a finite schema, as ``json.dumps`` writes it, without repeats, in the schema's order.
 
     Raises:
         UsageError: as ``compile_grammar``.
@@ -113,33 +106,34 @@ def _texts(schema: Any, where: str) -> list[str]:
         names = ", ".join(sorted(unknown))
         raise UsageError(f"{where} uses {names}: only finite schemas are served (anyOf, const, enum, boolean, null, objects of these).")
     if "anyOf" in schema:
-        return _within([text for index, part in enumerate(schema["anyOf"]) for text in _texts(part, f"{where}.anyOf[{index}]")], where)
+        texts = [text for index, part in enumerate(schema["anyOf"]) for text in _texts(part, f"{where}.anyOf[{index}]")]
+        _check_size(len(texts), where)
+        return texts
     if "const" in schema:
         return [_scalar(schema["const"], where)]
     if "enum" in schema:
-        return _within([_scalar(value, where) for value in schema["enum"]], where)
+        _check_size(len(schema["enum"]), where)
+        return [_scalar(value, where) for value in schema["enum"]]
     match schema.get("type"):
         case "boolean":
             return ["true", "false"]
         case "null":
             return ["null"]
         case "object":
-            return _within(list(_objects(schema, where)), where)
+            return _objects(schema, where)
     raise UsageError(f"{where} allows any {schema.get('type', 'value')}: name the values with enum or const.")
 
 
-def _objects(schema: dict[str, Any], where: str) -> Iterator[str]:
+def _objects(schema: dict[str, Any], where: str) -> list[str]:
     properties = schema.get("properties", {})
     optional = [name for name in properties if name not in schema.get("required", ())]
     if optional:
         raise UsageError(f"{where}: {', '.join(optional)} must be in required: optional properties are not served.")
     # The product is checked before it is built: it may be huge.
     parts = {name: _texts(value, f"{where}.{name}") for name, value in properties.items()}
-    size = prod(len(values) for values in parts.values())
-    if size > LANGUAGE_LIMIT:
-        raise UsageError(f"{where} allows {size:,} answers; at most {LANGUAGE_LIMIT:,} are served.")
-    for values in product(*parts.values()):
-        yield "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in zip(parts, values, strict=True)) + "}"
+    _check_size(prod(len(values) for values in parts.values()), where)
+    named = [[f"{json.dumps(name)}: {value}" for value in values] for name, values in parts.items()]
+    return ["{" + ", ".join(fields) + "}" for fields in product(*named)]
 
 
 def _scalar(value: Any, where: str) -> str:
@@ -151,9 +145,8 @@ def _scalar(value: Any, where: str) -> str:
         raise UsageError(f"{where}: {value} is not a JSON number.") from error
 
 
-def _within(texts: list[str], where: str) -> list[str]:
-    if not texts:
+def _check_size(answers: int, where: str) -> None:
+    if not answers:
         raise UsageError(f"{where} allows nothing.")
-    if len(texts) > LANGUAGE_LIMIT:
-        raise UsageError(f"{where} allows {len(texts):,} answers; at most {LANGUAGE_LIMIT:,} are served.")
-    return texts
+    if answers > LANGUAGE_LIMIT:
+        raise UsageError(f"{where} allows {answers:,} answers; at most {LANGUAGE_LIMIT:,} are served.")

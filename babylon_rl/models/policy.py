@@ -33,14 +33,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-BASE = None
-
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One chat to continue.
-
-    Without a ``response_format`` the answer is free text of at most ``max_tokens``.
+    """One chat to continue. Without a ``response_format`` the answer is free text of at most ``max_tokens``.
 
     ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model. The text ends
     before the first of the ``stop`` strings. ``top_logprobs`` likeliest tokens are given with each token. A prompt that leaves no room for
@@ -52,7 +48,7 @@ class CompletionRequest:
     temperature: float = 1.0
     seed: int = 0
     max_tokens: int = 64
-    adapter: str | None = BASE
+    adapter: str | None = None
     stop: Sequence[str] = ()
     top_logprobs: int = 0
 

@@ -35,7 +35,6 @@ class PrepackedLinear(torch.nn.Linear):  # type: ignore[misc]
         return self.product(input)
 
     def product(self, given: "Tensor") -> "Tensor":
-        """Multiply [..., in] by the weight."""
         return _product(given, self._packed, self.bias)
 
     def gradient(self, given: "Tensor") -> "Tensor":

@@ -111,8 +111,7 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
     import torch
 
     shared, recorded = shared_trunk(rows), [part.states for part in parts if part.states is not None]
-    if len(recorded) < len(parts):
-        raise AssertionError("a pass recorded no states")
+    assert len(recorded) == len(parts), "a pass recorded no states"
     return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
 
 
@@ -120,8 +119,7 @@ def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
     """The recorded states of a pass over some rows, for each row alone: the inverse of ``joined``."""
     import torch
 
-    if whole.states is None:
-        raise AssertionError("a pass recorded no states")
+    assert whole.states is not None, "a pass recorded no states"
     shared = shared_trunk(rows)
     trunk, *parts = whole.states.split([shared, *(len(row.tokens) - shared for row in rows)], 1)
     return [LowerStates(whole.layer, torch.cat([trunk, part], 1) if shared else part) for part in parts]

@@ -137,7 +137,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="babylon_rl.models.server")
     parser.add_argument("base", type=Path)
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIRECTORY")
-    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--end-with-stdin", action="store_true", help="stop when standard input closes, as it does when the parent dies")
@@ -145,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     # The port is bound before the model is loaded: a used port fails at once.
-    bound = bind(options.host, options.port)
+    bound = bind("127.0.0.1", options.port)
     # Before the policy: torch reads how its threads wait when it is first imported.
     set_threads(options.threads)
     policy = Policy.load(options.base)

@@ -34,7 +34,6 @@ class RunningServer:
     url: str
     port: int
     pid: int
-    log: Path
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def running_server(
             )
         try:
             bound = _announced_port(child, log, time.monotonic() + start_timeout_s)
-            yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid, log)
+            yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid)
         finally:
             _stop(child)
 

@@ -63,13 +63,6 @@ def _take_long_turns() -> None:
     ctypes.CDLL(None).syscall(call, 0, asked, 0)
 
 
-def threads_of_torch() -> int:
-    """Number of threads that an operation of torch takes in this thread."""
-    import torch
-
-    return int(torch.get_num_threads())
-
-
 @contextmanager
 def one_thread_unless(worth_more: bool) -> Iterator[None]:
     """Compute with one thread of torch within the block, or with as many as before."""

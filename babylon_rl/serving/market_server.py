@@ -36,7 +36,7 @@ from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.observation import Newsroom, Observation
 from babylon_rl.market.simulation.record import Call, Outcome
-from babylon_rl.market.simulation.run import Run, Seat, Timed
+from babylon_rl.market.simulation.run import Run, Seat
 from babylon_rl.serving.access import bearer_token
 from babylon_rl.versions import content_version
 
@@ -98,7 +98,7 @@ class MarketSession:
         # From the moment the observation was there: what the agent took, its way through the network included.
         latency_ms = 1000.0 * (self._clock() - self._asked)
         call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
-        self._seat.act(self._exchange, self._newsroom, self.seen, Timed(Decision(action, call), latency_ms))
+        self._seat.act(self._exchange, self._newsroom, self.seen, Decision(action, call, latency_ms))
         return self._seat.record.outcomes[-1]
 
     def advance(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.strategies import factory
+from babylon_rl_tests.market.simulation import audit
 
 GAME = Path(__file__).parent.parent / "data" / "game_benchmark_snapshot.json.gz"
 
@@ -67,9 +68,9 @@ def test_the_games_own_snapshot_loads_and_can_be_played(tmp_path: Path, wrapped:
     assert isinstance(exchange.apply("a", BuyPrediction("market-2", "no", 1000.0)), Fill)
     for tick in snapshot.ticks:
         exchange.advance()
-        assert exchange.price("SOL") == tick.state.perpetual_markets[2].price
-    assert exchange.over and exchange.account("a").correct == 1
-    assert exchange.equity("a") > 10_000.0
+        assert exchange.books["SOL"].mark == tick.state.perpetual_markets[2].price
+    assert exchange.over and exchange.accounts["a"].correct == 1
+    assert audit.equity(exchange, "a") > 10_000.0
     assert [post.about for post in scenario.posts if post.direction] and all(0.0 <= post.trust <= 1.0 for post in scenario.posts)
 
 

@@ -66,24 +66,20 @@ class Invalid(msgspec.Struct, frozen=True):
 
 
 Action = Hold | BuyPrediction | SellPrediction | OpenPerp | ClosePerp | WritePost
-KINDS: tuple[str, ...] = ("hold", "buy_prediction", "sell_prediction", "open_perp", "close_perp", "post")
 
 _decoder: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 
 
 def kind(action: Action) -> str:
-    """The action's tag, one of ``KINDS``."""
+    """The action's tag, such as ``hold``."""
     return str(action.__struct_config__.tag)
 
 
 def encode_action(action: Action) -> str:
     """The action as the JSON text that `parse_action` reads, and that a grammar serves: whole numbers have no decimal point."""
     fields = msgspec.to_builtins(action)
-    return json.dumps({name: int(value) if _whole(value) else value for name, value in fields.items()})
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    whole = {name: int(value) for name, value in fields.items() if isinstance(value, float) and value.is_integer() and abs(value) < 2**53}
+    return json.dumps(fields | whole)
 
 
 def parse_action(text: str, markets: Iterable[str] | None = None, tickers: Iterable[str] | None = None) -> Action | Invalid:
@@ -119,7 +115,7 @@ def _invalid(reason: str) -> Invalid:
     return Invalid(reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 3]}...")
 
 
-def response_format(markets: Sequence[str], tickers: Sequence[str], *, max_leverage: float = 10.0, posts: bool = True) -> dict[str, Any]:
+def response_format(markets: Sequence[str], tickers: Sequence[str]) -> dict[str, Any]:
     """The schema of an action over these questions and stocks, as OpenAI's ``response_format``."""
     share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     usd = {"type": "number", "minimum": 1}
@@ -129,11 +125,10 @@ def response_format(markets: Sequence[str], tickers: Sequence[str], *, max_lever
         forms += [_form("buy_prediction", {**one, "usd": usd}), _form("sell_prediction", {**one, "share": share})]
     if tickers:
         ticker = {"ticker": {"enum": list(tickers)}}
-        leverage = {"type": "number", "minimum": 1, "maximum": max_leverage}
+        leverage = {"type": "number", "minimum": 1, "maximum": 10.0}
         opening = {**ticker, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": leverage}
         forms += [_form("open_perp", opening), _form("close_perp", {**ticker, "share": share})]
-    if posts:
-        forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
+    forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
     return {"type": "json_schema", "json_schema": {"name": "action", "schema": {"anyOf": forms}}}
 
 

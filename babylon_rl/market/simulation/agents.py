@@ -43,10 +43,11 @@ AgentFactory = Callable[[str, int | str], Agent]  # (agent id, seed) -> a fresh 
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A decision and the request behind it."""
+    """A decision, the request behind it, and how long it took."""
 
     action: Action | Invalid
     call: Call | None = None
+    latency_ms: float = 0.0
 
 
 @runtime_checkable
@@ -141,7 +142,6 @@ class OneTickTrader:
         self._stake_usd = stake_usd
 
     def decide(self, seen: Observation) -> Action:
-        """The order of this tick."""
         return order(self._strategy.choose(seen), seen, self._stake_usd)
 
 
@@ -191,7 +191,6 @@ class Nothing:
     name = "nothing"
 
     def decide(self, seen: Observation) -> Hold:
-        """Hold."""
         return HOLD
 
 

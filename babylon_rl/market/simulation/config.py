@@ -74,7 +74,6 @@ class ScenarioConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tick_hours(self) -> float:
-        """The length of a tick in hours."""
         return self.tick_seconds / HOUR_S
 
 

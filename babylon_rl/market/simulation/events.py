@@ -10,7 +10,7 @@ The frames are the game's: an event about a question reads ``Event related to: <
 <event>``. The game ends there; here a clause with a direction follows.
 """
 
-from babylon_rl.market.headlines import Edition, Words, edition_named
+from babylon_rl.market.headlines import Edition, edition_named
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.questions import Asked, Crowd
@@ -29,9 +29,9 @@ def related(edition: Edition, question: str, direction: int, rumour: bool, at: f
     return f"{'Rumour' if rumour else 'Event'} related to: {question} {clauses[int(at * len(clauses))]}"
 
 
-def take(words: Words, author: str, event: str, question: str | None, direction: int, at: float) -> str:
+def take(edition: Edition, author: str, event: str, question: str | None, direction: int, at: float) -> str:
     """A post about an event, in the game's frame. The event's text, or its ``question`` alone, and the author's view of it."""
-    clauses = words.takes(direction, question is not None)
+    clauses = edition.posts_of(direction, question=question is not None, take=True)
     subject = f"Event related to: {question}" if question is not None else f"{event}."
     return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"
 
@@ -41,9 +41,7 @@ def times(per_tick: float, at: float) -> int:
     return int(per_tick) + (at < per_tick - int(per_tick))
 
 
-def tell(
-    config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
-) -> tuple[WorldEvent, ...]:
+def tell(config: ScenarioConfig, model: MarketModel, companies: dict[str, str], crowds: tuple[Crowd, ...]) -> tuple[WorldEvent, ...]:
     """All events in the order of ticks. ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
     rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
     when = stream(config.seed, config.edition, "event times")
@@ -51,21 +49,16 @@ def tell(
     for tick in range(config.ticks):
         open_crowds = {crowd.asked.id: crowd for crowd in crowds if crowd.asked.open_at(tick)}
         count = times(rate * (len(companies) + len(open_crowds)) * config.tick_hours, when.random())
-        found += [_event(config, model, edition, companies, open_crowds, tick, number) for number in range(count)]
+        found += [_event(config, model, companies, open_crowds, tick, number) for number in range(count)]
         for crowd in crowds:
             crowd.advance(tick)
     return tuple(found)
 
 
 def _event(
-    config: ScenarioConfig,
-    model: MarketModel,
-    edition: Edition,
-    companies: dict[str, str],
-    crowds: dict[str, Crowd],
-    tick: int,
-    number: int,
+    config: ScenarioConfig, model: MarketModel, companies: dict[str, str], crowds: dict[str, Crowd], tick: int, number: int
 ) -> WorldEvent:
+    edition = edition_named(config.edition)
     rng = stream(config.seed, config.edition, "event", tick, number)
     markets = [*companies, *crowds]
     weights = [1.0 if market in companies else model.question_weight for market in markets]
@@ -76,7 +69,8 @@ def _event(
     rumour = rng.random() < model.rumour_share and not silent
     right = rng.random() < (model.rumour_truth if rumour else model.report_truth)
     strength = round(_within(model.strength, rng.random()) * (model.rumour_strength if rumour else 1.0), 4)
-    clarity = round(_within(_clarity(model, silent, rumour), rng.random()), 3)
+    clear = model.neutral_clarity if silent else model.rumour_clarity if rumour else model.report_clarity
+    clarity = round(_within(clear, rng.random()), 3)
     category = rng.choices([name for name, _ in model.categories], [share for _, share in model.categories])[0]
     kind: EventKind = "noise" if silent else "rumour" if rumour else "true" if right else "decoy"
     lasts = max(1, round(model.event_minutes * 60 / config.tick_seconds))
@@ -94,17 +88,13 @@ def _event(
     return WorldEvent(tick, about, text, direction, clarity, rumour, category, strength, kind, effect, lasts)
 
 
-def _clarity(model: MarketModel, silent: bool, rumour: bool) -> tuple[float, float]:
-    return model.neutral_clarity if silent else model.rumour_clarity if rumour else model.report_clarity
-
-
 def _within(bounds: tuple[float, float], at: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * at
 
 
 def authors(config: ScenarioConfig, model: MarketModel) -> tuple[Author, ...]:
     """Authors of posts, with the share of events of which each knows the effect."""
-    names = list(edition_named(config.edition).posts.authors)
+    names = list(edition_named(config.edition).authors)
     stream(config.seed, config.edition, "authors").shuffle(names)
     return tuple(Author(name, round(stream(config.seed, config.edition, "trust", name).random(), 2)) for name in names[: model.authors])
 
@@ -133,7 +123,7 @@ def write_posts(
             if tick < event.tick:
                 found.append(_post(config, companies, tick, author, event.about, direction, informed, rng.random()))
             else:
-                text = take(edition_named(config.edition).posts, author.name, event.text, texts.get(event.about), direction, rng.random())
+                text = take(edition_named(config.edition), author.name, event.text, texts.get(event.about), direction, rng.random())
                 found.append(Post(tick, author.name, author.trust, text, event.about, direction, informed))
     when = stream(config.seed, config.edition, "chatter times")
     for tick in range(config.ticks):
@@ -149,6 +139,6 @@ def write_posts(
 def _post(
     config: ScenarioConfig, companies: dict[str, str], tick: int, author: Author, about: str, direction: int, informed: bool, at: float
 ) -> Post:
-    texts = edition_named(config.edition).posts.of(direction, question=about not in companies)
+    texts = edition_named(config.edition).posts_of(direction, question=about not in companies)
     text = texts[int(at * len(texts))].format(m=companies.get(about, about))
     return Post(tick, author.name, author.trust, text, about, direction, informed)

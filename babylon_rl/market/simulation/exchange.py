@@ -11,7 +11,7 @@ from babylon_rl.market.simulation import orders
 from babylon_rl.market.simulation.actions import MAX_POST_CHARACTERS, Action, BuyPrediction, ClosePerp, Hold, OpenPerp, WritePost, kind
 from babylon_rl.market.simulation.arithmetic import exp
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
-from babylon_rl.market.simulation.ledger import Account, Fill, PerpPosition, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
+from babylon_rl.market.simulation.ledger import Account, Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.venue import PerpBook, Pool, Venue
 
@@ -104,13 +104,6 @@ class Exchange(Venue):
             self._quotes = Quotes(self.tick, stocks, tuple(self._question_quote(pool) for pool in self._open))
         return self._quotes
 
-    def path(self, market: str) -> Sequence[float]:
-        """Prices of a stock, or YES prices of a question, at every moment so far.
-
-        As each moment began; a question's from ``created_tick`` on. KeyError when there is no such market yet.
-        """
-        return self.books[market].path if market in self.books else self.pools[market].path
-
     def restate(self) -> None:
         """Write this moment's prices again.
 
@@ -174,7 +167,11 @@ def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement
         account.funding += paid
         venue.house.funding += paid
         venue.house.cash += paid
-        settled.append(_settlement(venue, "funding", account, position, book.mark, -paid, None))
+        settled.append(
+            Settlement(
+                venue.tick, account.agent_id, "funding", position.ticker, position.side, position.units, book.mark, -paid, None, position.id
+            )
+        )
     return settled
 
 
@@ -202,7 +199,11 @@ def liquidate(venue: Venue, book: PerpBook) -> list[Settlement]:
         account.liquidations += 1
         profit = -position.margin - position.paid
         account.closed(profit)
-        settled.append(_settlement(venue, "liquidation", account, position, mark, 0.0, profit))
+        settled.append(
+            Settlement(
+                venue.tick, account.agent_id, "liquidation", position.ticker, position.side, position.units, mark, 0.0, profit, position.id
+            )
+        )
     return settled
 
 
@@ -232,20 +233,3 @@ def resolve(venue: Venue, pool: Pool) -> list[Settlement]:
     venue.house.cash += pool.sets
     pool.sets = pool.yes = pool.no = pool.crowd_yes = pool.crowd_no = 0.0
     return settled
-
-
-def _settlement(
-    venue: Venue, kind: str, account: Account, position: PerpPosition, mark: float, usd: float, profit: float | None
-) -> Settlement:
-    return Settlement(
-        venue.tick,
-        account.agent_id,
-        "funding" if kind == "funding" else "liquidation",
-        position.ticker,
-        position.side,
-        position.units,
-        mark,
-        usd,
-        profit,
-        position.id,
-    )

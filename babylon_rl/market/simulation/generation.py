@@ -43,18 +43,19 @@ def generate(
         MarketError: fewer numbers than questions, a number twice, or a first price that is not positive.
     """
     model = model if model is not None else MarketModel()
-    edition = edition_named(config.edition)
-    numbers = _numbers(config, question_numbers)
-    listed = list(edition.companies)
+    numbers = None if question_numbers is None else question_numbers[: config.predictions]
+    if numbers is not None and (len(numbers) != config.predictions or len(set(numbers)) != len(numbers)):
+        raise MarketError(f"{config.predictions} questions need as many different numbers; given are {list(question_numbers or ())}.")
+    listed = list(edition_named(config.edition).companies)
     stream(config.seed, config.edition, "companies").shuffle(listed)
     listed = listed[: config.perps]
     companies = {ticker_of(name): name for name, _ in listed}
     first = {name: (start_prices or {}).get(name, price) for name, price in listed}
     if wrong := [f"{name} at {price}" for name, price in first.items() if not 0.0 < price < float("inf")]:
         raise MarketError(f"A stock's first price must be a positive number of dollars: {', '.join(wrong)}.")
-    asked = questions.ask(config, edition, numbers)
+    asked = questions.ask(config, numbers)
     crowds = tuple(questions.Crowd(config, model, question, index) for index, question in enumerate(asked))
-    told = events.tell(config, model, edition, companies, crowds)
+    told = events.tell(config, model, companies, crowds)
     people = events.authors(config, model)
     return Scenario(
         config=config,
@@ -69,15 +70,6 @@ def generate(
         posts=events.write_posts(config, model, people, companies, asked, told),
         funding_ticks=funding_ticks(config, model),
     )
-
-
-def _numbers(config: ScenarioConfig, given: Sequence[int] | None) -> tuple[int, ...] | None:
-    if given is None:
-        return None
-    numbers = tuple(given[: config.predictions])
-    if len(numbers) != config.predictions or len(set(numbers)) != len(numbers):
-        raise MarketError(f"{config.predictions} questions need as many different numbers; given are {list(given)}.")
-    return numbers
 
 
 def pressed(ticks: int, about: str, events: tuple[WorldEvent, ...]) -> list[float]:

@@ -118,8 +118,6 @@ class PerpPosition:
     ``exit_units`` are the units that leaving at the mark is worth, the market's impact included.
     """
 
-    __slots__ = ("direction", "exit_units", "id", "margin", "notional", "opened_tick", "paid", "ticker", "units")
-
     def __init__(self, position_id: str, ticker: str, direction: int, opened_tick: int) -> None:
         self.id = position_id
         self.ticker = ticker
@@ -154,8 +152,6 @@ class PerpPosition:
 class SharePosition:
     """YES or NO shares of a question. ``cost`` is their price with fees, in dollars."""
 
-    __slots__ = ("cost", "id", "market", "opened_tick", "shares", "side")
-
     def __init__(self, position_id: str, market: str, side: str, opened_tick: int) -> None:
         self.id = position_id
         self.market = market
@@ -176,11 +172,6 @@ class Account:
     closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
     """
 
-    __slots__ = (
-        "agent_id", "balance", "correct", "fees", "funding", "incorrect", "liquidations", "losses", "perps", "realized", "shares", "start",
-        "trades", "wins",
-    )  # fmt: skip
-
     def __init__(self, agent_id: str, balance: float) -> None:
         self.agent_id = agent_id
         self.start = self.balance = balance
@@ -191,11 +182,9 @@ class Account:
 
     @property
     def open_positions(self) -> int:
-        """How many positions are open."""
         return len(self.perps) + len(self.shares)
 
     def closed(self, profit: float) -> None:
-        """Book the profit of something that was closed."""
         self.realized += profit
         self.wins += profit > 0.0
         self.losses += profit < 0.0
@@ -207,8 +196,6 @@ class House:
     ``cash`` may be negative: it is the world outside. The rest says where cash came from: ``fees`` and ``funding`` received,
     ``perp_profit`` won from positions, ``gaps`` the losses beyond a margin that it bore, ``liquidated`` the margins that it kept.
     """
-
-    __slots__ = ("cash", "fees", "funding", "gaps", "liquidated", "perp_profit")
 
     def __init__(self) -> None:
         self.cash = self.fees = self.funding = self.gaps = self.liquidated = self.perp_profit = 0.0

@@ -1,12 +1,11 @@
-"""An agent that asks a language model for every decision.
-
-It asks any endpoint of the OpenAI chat-completions interface.
+"""An agent that asks a language model for every decision, at any endpoint of the OpenAI chat-completions interface.
 
 The answer is constrained to a finite schema where the endpoint can do that; one that does not fit is ``Invalid``, counted by its reason,
 and costs the turn. An endpoint that stays down raises ModelUnavailable, which ends the run there.
 """
 
 import hashlib
+from functools import partial
 
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation import prompting
@@ -38,7 +37,6 @@ class ModelAgent:
         *,
         game: Game = ONE_TICK_GAME,
         temperature: float = 1.0,
-        max_tokens: int | None = None,
         name: str | None = None,
     ) -> None:
         self.name = name if name is not None else client.model
@@ -47,10 +45,8 @@ class ModelAgent:
         self._seed = f"{seed}/{agent_id}"
         self._game = game
         self._temperature = temperature
-        self._max_tokens = max_tokens if max_tokens is not None else game.max_tokens
 
     def decide(self, seen: Observation) -> Action | Invalid:
-        """The model's decision."""
         return self.ask(seen).action
 
     def ask(self, seen: Observation) -> Decision:
@@ -63,26 +59,15 @@ class ModelAgent:
         # the prompt is part of the seed: otherwise every market would draw the same numbers at the same tick
         seed = request_seed(self._seed, seen.tick, messages[-1]["content"])
         answer = self._client.complete_now(
-            messages, response_format=schema, temperature=self._temperature, seed=seed, max_tokens=self._max_tokens
+            messages, response_format=schema, temperature=self._temperature, seed=seed, max_tokens=self._game.max_tokens
         )
         call = Call(
             answer.model, messages, answer.text, self._game.prompt_version, schema, answer.logprobs, answer.latency_ms,
-            answer.prompt_tokens, answer.completion_tokens, self._temperature, self._max_tokens, answer.finish_reason,
+            answer.prompt_tokens, answer.completion_tokens, self._temperature, self._game.max_tokens, answer.finish_reason,
         )  # fmt: skip
         return Decision(prompting.ordered(answer.text, seen, self._game), call)
 
 
-def model_agent(
-    client: ChatClient,
-    *,
-    game: Game = ONE_TICK_GAME,
-    temperature: float = 1.0,
-    max_tokens: int | None = None,
-    name: str | None = None,
-) -> AgentFactory:
+def model_agent(client: ChatClient, *, game: Game = ONE_TICK_GAME, temperature: float = 1.0, name: str | None = None) -> AgentFactory:
     """A factory of `ModelAgent`s."""
-
-    def make(agent_id: str, seed: int | str) -> ModelAgent:
-        return ModelAgent(client, agent_id, seed, game=game, temperature=temperature, max_tokens=max_tokens, name=name)
-
-    return make
+    return partial(ModelAgent, client, game=game, temperature=temperature, name=name)

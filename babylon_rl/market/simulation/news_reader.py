@@ -1,7 +1,5 @@
 """Reader of news and posts: the best play possible without the future.
 
-It knows how often each is right.
-
 It holds the model's own rates: how often a report and a rumour are true, how far they move their market and for how long, how often a
 post comes from knowledge. From these it takes the probability that an event moves its market up, by Bayes' rule over the event's
 text and the posts about it, and from that the dollars that an order can be expected to bring. ``NewsReader`` chooses the best order
@@ -10,7 +8,7 @@ for one tick; ``NewsTrader`` holds positions. Trends, reversion to a fundamental
 
 import msgspec
 
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
+from babylon_rl.market.simulation.actions import Action
 from babylon_rl.market.simulation.agents import (
     FREE,
     HOLDING,
@@ -20,6 +18,7 @@ from babylon_rl.market.simulation.agents import (
     Mandate,
     choose,
     closing,
+    order,
     question_profit,
     stock_profit,
 )
@@ -32,12 +31,13 @@ from babylon_rl.market.simulation.record import HOLD
 _SURE = 1e9  # odds
 
 
-class Beliefs:
-    """Expected moves of markets, from news and posts.
+def odds(probability: float) -> float:
+    """The odds of a probability."""
+    return probability / (1.0 - probability) if probability < 1.0 else _SURE
 
-    Args:
-        model: the market's true rates.
-    """
+
+class Beliefs:
+    """Expected moves of markets, from news and posts and the true rates of ``model``."""
 
     def __init__(self, model: MarketModel) -> None:
         self._model = model
@@ -57,23 +57,23 @@ class Beliefs:
                 continue
             ahead = left if horizon_ticks is None else min(left, horizon_ticks)
             up = self.probability_up(event, [post for post in posts if post.about == event.about and post.tick >= event.tick - 1], seen)
-            size = (self._model.event_effect if event.about in stocks else self._question_effect(seen, event.about)) * self._strength(event)
+            size = self._model.event_effect if event.about in stocks else self._question_effect(seen, event.about)
+            size *= sum(self._model.strength) / 2.0 * (self._model.rumour_strength if event.rumour else 1.0)
             found[event.about] = found.get(event.about, 0.0) + (2.0 * up - 1.0) * size * ahead / lasts
         return found
 
     def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
         """The probability that an event moves its market up (towards YES). It is given the event's text and the posts about it."""
         right = self._model.rumour_truth if event.rumour else self._model.report_truth
-        odds = right / (1.0 - right) if right < 1.0 else _SURE
-        odds = odds if event.direction > 0 else 1.0 / odds
+        up = odds(right) if event.direction > 0 else 1.0 / odds(right)
         about_it = self._share_about_events(seen)
         for post in posts:
             if post.direction and post.trust is not None:
                 knows = about_it * post.trust
                 guesses = about_it * (1.0 - post.trust) / 2.0 + (1.0 - about_it) / 3.0
                 ratio = (knows + guesses) / guesses if guesses > 0.0 else _SURE
-                odds *= ratio if post.direction > 0 else 1.0 / ratio
-        return odds / (1.0 + odds)
+                up *= ratio if post.direction > 0 else 1.0 / ratio
+        return up / (1.0 + up)
 
     def _share_about_events(self, seen: Observation) -> float:
         """Share of a market's posts that are about an event, and not chatter."""
@@ -85,9 +85,6 @@ class Beliefs:
     def _question_effect(self, seen: Observation, market: str) -> float:
         yes = next((question.yes for question in seen.questions if question.market == market), 0.5)
         return self._model.question_effect * room(log(yes / (1.0 - yes)), self._model.question_limit)
-
-    def _strength(self, event: Headline) -> float:
-        return sum(self._model.strength) / 2.0 * (self._model.rumour_strength if event.rumour else 1.0)
 
 
 class Prospect(msgspec.Struct, frozen=True, order=True):
@@ -124,7 +121,6 @@ class NewsReader:
         self._stake_usd = stake_usd
 
     def choose(self, seen: Observation) -> Choice:
-        """The best order for one tick."""
         moves = self._beliefs.moves(seen, horizon_ticks=1)
         if not moves:
             return HOLDING
@@ -160,13 +156,10 @@ class NewsTrader:
         for position in seen.positions:
             if position.market in moves and self._expected_loss(seen, position, moves[position.market]) > expected:
                 return closing(position)
-        return self._opened(seen, best) if best is not None and best.usd > 0.0 else self._leave(seen)
-
-    def _opened(self, seen: Observation, best: Prospect) -> Action:
-        if any(stock.ticker == best.market for stock in seen.stocks):
-            margin = self._stake_usd / self._leverage
-            return OpenPerp(best.market, "long" if best.direction > 0 else "short", margin, self._leverage)
-        return BuyPrediction(best.market, "yes" if best.direction > 0 else "no", self._stake_usd * QUESTION_STAKE)
+        if best is None or best.usd <= 0.0:
+            return self._leave(seen)
+        leverage = self._leverage if any(stock.ticker == best.market for stock in seen.stocks) else 1.0
+        return order(choose(best.direction, best.market), seen, self._stake_usd / leverage, leverage)
 
     def _expected_loss(self, seen: Observation, position: Held, move: float) -> float:
         if position.side in ("long", "short"):

@@ -1,11 +1,10 @@
-"""Observation of an agent at a tick, as the game shows it to its agents.
-
-Its money, quotes, news and posts, and its memory.
+"""Observation of an agent at a tick, as the game shows it to its agents: its money, quotes, news and posts, and its memory.
 
 An observation is a value: nothing in it changes after it was made. It copies no history; what is older than its tick is looked up in
 the scenario and in the agent's own record when it is asked for. Hidden parts of a scenario are not reachable from it by its public names.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -72,32 +71,24 @@ class Newsroom:
     """News and posts of one run, by tick, without hidden effects. Shared by all its agents."""
 
     def __init__(self, scenario: Scenario) -> None:
-        self._scenario = scenario
-        self._headlines: dict[int, tuple[Headline, ...]] = {}
-        self._heard: dict[int, tuple[Heard, ...]] = {}
-        self._by_agents: dict[int, list[Heard]] = {}
+        self._headlines: defaultdict[int, list[Headline]] = defaultdict(list)
+        self._heard: defaultdict[int, list[Heard]] = defaultdict(list)
+        for e in scenario.events:
+            self._headlines[e.tick].append(Headline(e.tick, e.about, e.text, e.direction, e.clarity, e.rumour, e.category))
+        for p in scenario.posts:
+            self._heard[p.tick].append(Heard(p.tick, p.author, p.trust, p.text, p.about, p.direction))
 
     def said(self, tick: int, agent_id: str, text: str) -> None:
         """An agent posted at a tick: the others read it at the next one."""
-        self._by_agents.setdefault(tick + 1, []).append(Heard(tick, agent_id, None, text, "", 0))
-        self._heard.pop(tick + 1, None)
+        self._heard[tick + 1].append(Heard(tick, agent_id, None, text, "", 0))
 
-    def headlines(self, tick: int) -> tuple[Headline, ...]:
-        """The events published at a tick."""
-        found = self._headlines.get(tick)
-        if found is None:
-            found = self._headlines[tick] = tuple(
-                Headline(e.tick, e.about, e.text, e.direction, e.clarity, e.rumour, e.category) for e in self._scenario.events_at(tick)
-            )
-        return found
+    def headlines(self, first: int, last: int) -> tuple[Headline, ...]:
+        """The events published at some ticks, both ends included."""
+        return tuple(event for tick in range(first, last + 1) for event in self._headlines.get(tick, ()))
 
-    def heard(self, tick: int) -> tuple[Heard, ...]:
-        """The posts to be read at a tick. The scenario's of that tick, and those that agents wrote at the tick before."""
-        found = self._heard.get(tick)
-        if found is None:
-            posts = [Heard(p.tick, p.author, p.trust, p.text, p.about, p.direction) for p in self._scenario.posts_at(tick)]
-            found = self._heard[tick] = (*posts, *self._by_agents.get(tick, ()))
-        return found
+    def heard(self, first: int, last: int, but_of: str) -> tuple[Heard, ...]:
+        """The posts to be read at some ticks but those of one author. The scenario's, then those that agents wrote at the tick before."""
+        return tuple(post for tick in range(first, last + 1) for post in self._heard.get(tick, ()) if post.author != but_of)
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -127,12 +118,10 @@ class Observation(msgspec.Struct, frozen=True):
 
     @property
     def stocks(self) -> tuple[StockQuote, ...]:
-        """Stocks with price and change."""
         return self.quotes.stocks
 
     @property
     def questions(self) -> tuple[QuestionQuote, ...]:
-        """Open questions with probability and change."""
         return self.quotes.questions
 
     @property
@@ -142,27 +131,20 @@ class Observation(msgspec.Struct, frozen=True):
 
     @property
     def headlines(self) -> tuple[Headline, ...]:
-        """The events published at this tick."""
-        return self._newsroom.headlines(self.tick)
+        return self._newsroom.headlines(self.tick, self.tick)
 
     @property
     def posts(self) -> tuple[Heard, ...]:
         """The posts new at this tick, the agent's own left out."""
-        return tuple(post for post in self._newsroom.heard(self.tick) if post.author != self.agent_id)
+        return self._newsroom.heard(self.tick, self.tick, self.agent_id)
 
     def recent_headlines(self, minutes: float = NEWS_MINUTES) -> tuple[Headline, ...]:
         """The events published in the last ``minutes``, this tick's included, oldest first."""
-        found: list[Headline] = []
-        for tick in range(self._since(minutes), self.tick + 1):
-            found += self._newsroom.headlines(tick)
-        return tuple(found)
+        return self._newsroom.headlines(self._since(minutes), self.tick)
 
     def recent_posts(self, minutes: float = NEWS_MINUTES) -> tuple[Heard, ...]:
         """The posts new in the last ``minutes``, oldest first. This tick's included, the agent's own left out."""
-        found: list[Heard] = []
-        for tick in range(self._since(minutes), self.tick + 1):
-            found += self._newsroom.heard(tick)
-        return tuple(post for post in found if post.author != self.agent_id)
+        return self._newsroom.heard(self._since(minutes), self.tick, self.agent_id)
 
     def memory(self, count: int = 3, minutes: float = MEMORY_MINUTES) -> tuple[Remembered, ...]:
         """The agent's last decisions with their results, oldest first. At most ``count`` and no older than ``minutes``."""

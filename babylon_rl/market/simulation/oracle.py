@@ -1,6 +1,4 @@
-"""Agents that know the scenario to its end.
-
-They measure perfect foresight under the same money, fees and market depth.
+"""Agents that know the scenario to its end: perfect foresight under the same money, fees and market depth.
 
 ``Oracle`` chooses for one tick at a time, exactly. ``SwingOracle`` holds positions: it rides every swing of a market that is larger
 than what entering and leaving cost, found by dynamic programming over long, flat and short. It ignores other agents and funding.
@@ -43,7 +41,6 @@ class Oracle:
         self._stake_usd = stake_usd
 
     def choose(self, seen: Observation) -> Choice:
-        """The best order for one tick."""
         tick, fee, worth = seen.tick, self._model.fee, []
         for stock in seen.stocks:
             prices = self._scenario.asset(stock.ticker).prices
@@ -62,9 +59,7 @@ class Oracle:
 
 
 class Swings:
-    """The best side of one market at every moment, given the present side.
-
-    +1, -1 or 0 for neither.
+    """The best side of one market at every moment, given the present side: +1, -1 or 0 for neither.
 
     Args:
         first: the first moment that can be traded.
@@ -87,7 +82,6 @@ class Swings:
             flat, long, short = from_flat[0], from_long[0], from_short[0]
 
     def best(self, tick: int, side: int) -> int:
-        """The side to be on from a moment on."""
         return self._best[self._at(tick)][side]
 
     def gain(self, tick: int) -> float:
@@ -95,7 +89,6 @@ class Swings:
         return self._gain[self._at(tick)]
 
     def covers(self, tick: int) -> bool:
-        """Whether the market can be traded at a moment."""
         return 0 <= self._at(tick) < len(self._best)
 
     def _at(self, tick: int) -> int:

@@ -15,14 +15,12 @@ from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Mandate, ch
 from babylon_rl.market.simulation.arithmetic import exp, log
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS
-from babylon_rl.market.simulation.news_reader import Beliefs
+from babylon_rl.market.simulation.news_reader import Beliefs, odds
 from babylon_rl.market.simulation.observation import Headline, Heard, Observation
 from babylon_rl.market.simulation.prompting import POSTS_SHOWN
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
-
-_SURE = 1e9  # odds
 
 
 class Ceiling(msgspec.Struct, frozen=True):
@@ -55,17 +53,13 @@ class _Shown(Beliefs):
     def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
         """The probability that an event moves its market up, from its text and the shown posts that quote it."""
         right = self._model.rumour_truth if event.rumour else self._model.report_truth
-        odds = _odds(right) if event.direction > 0 else 1.0 / _odds(right)
+        up = odds(right) if event.direction > 0 else 1.0 / odds(right)
         for post in seen.recent_posts()[-self._posts :] if self._posts else ():
             quotes = post.about == event.about and post.text.startswith(f"{post.author}'s take on:")
             if quotes and post.direction and post.trust is not None:
                 # It knows with probability trust, and guesses right with half of the rest.
-                odds *= _odds((1.0 + post.trust) / 2.0) ** post.direction
-        return odds / (1.0 + odds)
-
-
-def _odds(probability: float) -> float:
-    return probability / (1.0 - probability) if probability < 1.0 else _SURE
+                up *= odds((1.0 + post.trust) / 2.0) ** post.direction
+        return up / (1.0 + up)
 
 
 class Appraisal(msgspec.Struct, frozen=True):
@@ -116,7 +110,6 @@ class PromptReader:
         self.amounts_usd = ceiling.amounts_usd or (stake_usd,)
 
     def appraise(self, seen: Observation) -> Appraisal:
-        """Expected profits at this tick."""
         moves = self._beliefs.moves(seen, horizon_ticks=1)
         yes = {question.market: question.yes for question in seen.questions}
         open_now = {market: move for market, move in moves.items() if market in yes or any(stock.ticker == market for stock in seen.stocks)}
@@ -124,7 +117,6 @@ class PromptReader:
         return Appraisal(seen.recent_headlines(), open_now, yes, recovery, self._model)
 
     def decide(self, seen: Observation) -> Action:
-        """The order with the largest expected profit; hold where none is above 0."""
         return self.appraise(seen).best(seen, self.amounts_usd)[1]
 
 

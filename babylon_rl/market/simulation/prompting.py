@@ -21,8 +21,8 @@ import msgspec
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, encode_action, parse_action, unfenced
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, TRADER_V2, Game
-from babylon_rl.market.simulation.ledger import QuestionQuote, Refusal
-from babylon_rl.market.simulation.observation import Heard, Held, Observation
+from babylon_rl.market.simulation.ledger import Refusal
+from babylon_rl.market.simulation.observation import Heard, Observation
 from babylon_rl.market.simulation.record import HOLD, Call, Remembered
 
 USD_STEPS = (100, 250, 500, 1000, 2500)
@@ -151,11 +151,6 @@ def _action_format(
     return _format("action", forms)
 
 
-def parse_full(text: str, seen: Observation) -> Action | Invalid:
-    """Read an action in full; anything else is ``Invalid`` with the reason. Never raises."""
-    return parse_action(text, [question.market for question in seen.questions], [stock.ticker for stock in seen.stocks])
-
-
 def _form(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
@@ -175,8 +170,7 @@ def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str
     """The system and the user message."""
     system = "system" if mandate == ONE_TICK else "positions.system"
     named = {market: label for label, market in labels(seen).items()} if mandate == ONE_TICK else {}
-    user = _v1(seen, named) if version == TRADER_V1 else _v2(seen, named)
-    return [{"role": "system", "content": _part(version, system)}, {"role": "user", "content": user}]
+    return [{"role": "system", "content": _part(version, system)}, {"role": "user", "content": _user(seen, version, named)}]
 
 
 def version_of(given: Iterable[Mapping[str, Any]]) -> str | None:
@@ -218,7 +212,7 @@ def request(seen: Observation, game: Game) -> tuple[list[dict[str, str]], dict[s
 def ordered(text: str, seen: Observation, game: Game) -> Action | Invalid:
     """The order of an answer in a game; ``Invalid`` with the reason for one that cannot be used. Never raises."""
     if game.mandate == FREE:
-        return parse_full(text, seen)
+        return parse_action(text, [question.market for question in seen.questions], [stock.ticker for stock in seen.stocks])
     choice = parse_choice(text, seen, game)
     if isinstance(choice, Invalid):
         return choice
@@ -229,14 +223,11 @@ def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: 
     """The request and the answer that a script would have had. An order that is not on the game's menu is served under no schema."""
     asked, schema = request(seen, game)
     legal = game.mandate == ONE_TICK or (not isinstance(action, Invalid) and on_menu(action, seen) == action)
-    text = _scripted_text(action, seen, game)
-    return Call(f"scripted/{name}", asked, text, game.prompt_version, schema if legal else None, max_tokens=game.max_tokens)
-
-
-def _scripted_text(action: Action | Invalid, seen: Observation, game: Game) -> str:
     if isinstance(action, Invalid):
-        return action.reason
-    return encode_action(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
+        text = action.reason
+    else:
+        text = encode_action(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
+    return Call(f"scripted/{name}", asked, text, game.prompt_version, schema if legal else None, max_tokens=game.max_tokens)
 
 
 def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
@@ -261,40 +252,25 @@ def _part(version: str, part: str) -> str:
     return (_FOLDER / f"{version}.{part}.txt").read_text(encoding="utf-8").strip()
 
 
-def _v1(seen: Observation, named: dict[str, str]) -> str:
-    lines = [_stock_line(named.get(stock.ticker, stock.ticker), stock.price, stock.change) for stock in seen.stocks]
-    lines += [f"{question.market} YES {question.yes * 100:.0f}% {question.change:+.0f}: {question.text}" for question in seen.questions]
-    last = "none" if seen.last_profit is None else _dollars(seen.last_profit)
-    return _part(TRADER_V1, "user").format(markets="\n".join(lines), news=_news(seen, named), balance=f"{seen.balance:.0f}", last=last)
-
-
-def _v2(seen: Observation, named: dict[str, str]) -> str:
-    lines = [_stock_line(named.get(stock.ticker, stock.ticker), stock.price, stock.change) for stock in seen.stocks]
-    lines += [_question_line(seen, question) for question in seen.questions]
-    posts = seen.recent_posts()[-POSTS_SHOWN:]
-    memory = "; ".join(_remembered(turn, named) for turn in seen.memory(DECISIONS_SHOWN))
-    return _part(TRADER_V2, "user").format(
+def _user(seen: Observation, version: str, named: dict[str, str]) -> str:
+    lines = [f"{named.get(stock.ticker, stock.ticker)} ${stock.price:.0f} {stock.change:+.1f}%" for stock in seen.stocks]
+    for question in seen.questions:
+        left = "" if version == TRADER_V1 else f" ({_left(seen.minutes_left(question))})"
+        lines.append(f"{question.market} YES {question.yes * 100:.0f}% {question.change:+.0f}{left}: {question.text}")
+    # A version shows those of them that it has places for.
+    return _part(version, "user").format(
         markets="\n".join(lines),
-        news=_news(seen, named),
-        posts="\n".join(_post(post) for post in posts) or "nothing",
+        news="\n".join(f"[{named.get(news.about, news.about)}] {_one_line(news.text)}" for news in seen.recent_headlines()) or "nothing",
+        posts="\n".join(_post(post) for post in seen.recent_posts()[-POSTS_SHOWN:]) or "nothing",
         balance=f"{seen.balance:.0f}",
-        held="".join(f", hold {_held(position, named)}" for position in seen.positions),
-        memory=memory or "none",
+        last="none" if seen.last_profit is None else _dollars(seen.last_profit),
+        held="".join(f", hold {named.get(one.market, one.market)} {one.side} {_dollars(one.profit)}" for one in seen.positions),
+        memory="; ".join(_remembered(turn, named) for turn in seen.memory(DECISIONS_SHOWN)) or "none",
     )
 
 
-def _stock_line(label: str, price: float, change: float) -> str:
-    return f"{label} ${price:.0f} {change:+.1f}%"
-
-
-def _question_line(seen: Observation, question: QuestionQuote) -> str:
-    minutes = seen.minutes_left(question)
-    left = f"{minutes:.0f}m" if minutes < 120 else f"{minutes / 60:.0f}h" if minutes < 2880 else f"{minutes / 1440:.0f}d"
-    return f"{question.market} YES {question.yes * 100:.0f}% {question.change:+.0f} ({left}): {question.text}"
-
-
-def _news(seen: Observation, named: dict[str, str]) -> str:
-    return "\n".join(f"[{named.get(news.about, news.about)}] {_one_line(news.text)}" for news in seen.recent_headlines()) or "nothing"
+def _left(minutes: float) -> str:
+    return f"{minutes:.0f}m" if minutes < 120 else f"{minutes / 60:.0f}h" if minutes < 2880 else f"{minutes / 1440:.0f}d"
 
 
 def _post(post: Heard) -> str:
@@ -305,10 +281,6 @@ def _post(post: Heard) -> str:
 def _one_line(text: str) -> str:
     """Without line breaks: nobody's post can pass for a line of news."""
     return " ".join(text.split())
-
-
-def _held(position: Held, named: dict[str, str]) -> str:
-    return f"{named.get(position.market, position.market)} {position.side} {_dollars(position.profit)}"
 
 
 def _remembered(turn: Remembered, named: dict[str, str]) -> str:

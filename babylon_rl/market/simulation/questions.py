@@ -6,9 +6,10 @@ crowd is calibrated at every moment, but for effects still on their way, drifts 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from babylon_rl.market.headlines import Edition
+from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation.arithmetic import exp, normal, stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.scenario import Question
@@ -27,13 +28,12 @@ class Asked:
     resolve_tick: int
 
     def open_at(self, tick: int) -> bool:
-        """Whether it can be traded at a tick."""
         return self.created_tick <= tick < self.resolve_tick
 
 
-def ask(config: ScenarioConfig, edition: Edition, numbers: tuple[int, ...] | None = None) -> tuple[Asked, ...]:
+def ask(config: ScenarioConfig, numbers: Sequence[int] | None) -> tuple[Asked, ...]:
     """The questions of a scenario, no text twice; ``numbers`` instead of the seed's own."""
-    words = stream(config.seed, config.edition, "question texts")
+    edition, words = edition_named(config.edition), stream(config.seed, config.edition, "question texts")
     first = words.randrange(10, 90)
     texts = [text.format(c=company) for text in edition.questions for company, _ in edition.companies]
     words.shuffle(texts)
@@ -93,7 +93,6 @@ class Crowd:
         self._path.append(_probability(self._log_odds, self._limit))
 
     def question(self) -> Question:
-        """The question with its answer and past beliefs."""
         asked = self.asked
         return Question(asked.id, asked.number, asked.text, self._answer, tuple(self._path), asked.created_tick, asked.resolve_tick)
 

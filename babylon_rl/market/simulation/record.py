@@ -1,7 +1,4 @@
-"""Record of one agent in one run, in columns by tick.
-
-It is compact enough for a week of minutes, and the agent's memory reads it.
-"""
+"""Record of one agent in one run, in columns by tick. Compact enough for a week of minutes; the agent's memory reads it."""
 
 from array import array
 from collections import Counter
@@ -76,11 +73,6 @@ class AgentRecord:
     the mandate closed, ``settled`` what time did to positions, in order.
     """
 
-    __slots__ = (
-        "account", "actions", "agent_id", "balance", "calls", "closed", "equity", "held", "last_profit", "latency_ms", "mandate", "name",
-        "outcomes", "settled",
-    )  # fmt: skip
-
     def __init__(self, agent_id: str, name: str, mandate: str, account: Account) -> None:
         self.agent_id = agent_id
         self.name = name
@@ -96,7 +88,6 @@ class AgentRecord:
         self.last_profit: float | None = None
 
     def acted(self, action: Action, outcome: Outcome) -> None:
-        """Keep a decision and its result."""
         self.actions.append(action)
         self.outcomes.append(outcome)
         if isinstance(outcome, Fill) and outcome.profit is not None:
@@ -108,14 +99,12 @@ class AgentRecord:
         self.last_profit = fill.profit
 
     def settle(self, settlement: Settlement) -> None:
-        """Keep a settlement."""
         self.settled.append(settlement)
         if settlement.profit is not None:
             self.last_profit = settlement.profit
 
     @property
     def decisions(self) -> int:
-        """How many decisions were made."""
         return len(self.actions)
 
     @property

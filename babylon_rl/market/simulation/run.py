@@ -1,15 +1,13 @@
-"""Run of a scenario: every tick each agent sees, decides and trades.
-
-All of it is kept.
+"""Run of a scenario: every tick each agent sees, decides and trades. All of it is kept.
 
 All agents of a tick decide on the same quotes; their orders are then filled in a seeded order, and one tick passes. Agents that ask
 models are asked at once. The same scenario, agents and seed give the same run, to the byte of `encode_run`, for scripted agents.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from dataclasses import dataclass
 
 import msgspec
 
@@ -32,6 +30,7 @@ Clock = Callable[[], float]
 OnTick = Callable[[int, int], None]
 
 
+@dataclass(eq=False)
 class Run:
     """A played scenario.
 
@@ -41,13 +40,12 @@ class Run:
         exchange: as it stands at the end: accounts, the house, what agents posted.
     """
 
-    def __init__(self, scenario: Scenario, seed: int | str, exchange: Exchange, records: dict[str, AgentRecord]) -> None:
-        self.scenario = scenario
-        self.seed = seed
-        self.exchange = exchange
-        self.records = records
-        self.ticks_played = 0
-        self.stopped: str | None = None
+    scenario: Scenario
+    seed: int | str
+    exchange: Exchange
+    records: dict[str, AgentRecord]
+    ticks_played: int = 0
+    stopped: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -56,15 +54,12 @@ class Run:
 
     @property
     def paths(self) -> dict[str, list[float]]:
-        """Prices and YES prices at every moment played, by ticker and question.
-
-        As agents moved them; a question's from its first moment.
-        """
-        return {name: list(self.exchange.path(name)) for name in (*self.exchange.books, *self.exchange.pools)}
+        """Prices and YES prices as each moment began, by ticker and question. As agents moved them; a question's from its first moment."""
+        markets = {**self.exchange.books, **self.exchange.pools}
+        return {name: list(market.path) for name, market in markets.items()}
 
     @property
     def pnl_usd(self) -> dict[str, float]:
-        """Dollars won, by agent id."""
         return {agent_id: record.pnl_usd for agent_id, record in self.records.items()}
 
 
@@ -95,34 +90,25 @@ def play(
     Raises:
         MarketError: a start balance that is missing or below zero, or an agent of another mandate than the game's.
     """
-    exchange = Exchange(scenario, list(agents), start_balance, model)
-    luck = f"{seed}/{scenario.digest[:16]}"
-    seats = [Seat(make(agent_id, luck), agent_id, exchange, game) for agent_id, make in agents.items()]
-    run = Run(scenario, seed, exchange, {seat.record.agent_id: seat.record for seat in seats})
-    newsroom, order_of_fills = Newsroom(scenario), stream(luck, "order of fills")
-    with ExitStack() as stack:
-        pool = _threads(seats, stack)
+    table = Table(scenario, agents, seed, start_balance, model, game)
+    exchange = table.exchange
+    run = Run(scenario, seed, exchange, {agent_id: seat.record for agent_id, seat in table.seats.items()})
+    pool = ThreadPoolExecutor(MOST_THREADS)  # its threads begin when agents ask
+    try:
         while not exchange.over:
-            seen = [seat.look(exchange, newsroom) for seat in seats]
+            table.look()
             try:
-                timed = _decisions(seats, seen, pool, clock)
+                decisions = _decisions(table, pool, clock)
             except ModelUnavailable as down:
                 run.stopped = f"Stopped at tick {exchange.tick} of {scenario.ticks}: {down}"
                 return run
-            turns = list(zip(seats, seen, timed, strict=True))
-            order_of_fills.shuffle(turns)
-            for seat, observed, decision in turns:
-                seat.act(exchange, newsroom, observed, decision)
-            for settlement in exchange.advance():
-                run.records[settlement.agent].settle(settlement)
-            order_of_fills.shuffle(turns)
-            for seat, *_ in turns:
-                seat.keep_mandate(exchange)
+            table.play(decisions)
             run.ticks_played += 1
             if on_tick is not None:
                 on_tick(run.ticks_played, scenario.ticks)
-    for seat in seats:
-        seat.look(exchange, newsroom)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    table.look()
     return run
 
 
@@ -156,29 +142,21 @@ def encode_run(run: Run) -> bytes:
     )
 
 
-class Timed(msgspec.Struct, frozen=True):
-    """An answer and how long it took."""
-
-    answer: Decision
-    latency_ms: float
-
-
 class Seat:
     """An agent at its place in a run.
 
-    `play` takes every seat through its turns; who plays one step by step instead calls, tick by tick, ``look``, ``act``, the exchange's
+    `Table` takes every seat through its turns; who plays one step by step instead calls, tick by tick, ``look``, ``act``, the exchange's
     ``advance``, the record's ``settle`` and ``keep_mandate``, and ``look`` once more at the end.
     """
 
     def __init__(self, agent: Agent, agent_id: str, exchange: Exchange, game: Game | None = None) -> None:
         mandate = mandate_of(agent)
         self.agent = agent
-        self.asks = isinstance(agent, AskingAgent)
         self.record = AgentRecord(agent_id, agent.name, mandate, exchange.accounts[agent_id])
         self._mandate = mandate
         if game is not None and game.mandate != mandate:
             raise MarketError(f"{agent.name} trades under the {mandate} mandate; the game {game.name} is played under {game.mandate}.")
-        self._game = None if self.asks else game
+        self._game = None if isinstance(agent, AskingAgent) else game
 
     def look(self, exchange: Exchange, newsroom: Newsroom) -> Observation:
         """The agent's present view; its money goes on record."""
@@ -188,21 +166,17 @@ class Seat:
         self.record.held.append(self.record.account.open_positions)
         return seen
 
-    def decide(self, seen: Observation, clock: Clock) -> Timed:
-        """The agent's answer."""
+    def decide(self, seen: Observation, clock: Clock) -> Decision:
         started = clock()
-        if isinstance(self.agent, AskingAgent) and self.asks:
-            answer = self.agent.ask(seen)
-        else:
-            answer = Decision(self.agent.decide(seen))
-        return Timed(answer, 1000.0 * (clock() - started))
+        decision = self.agent.ask(seen) if isinstance(self.agent, AskingAgent) else Decision(self.agent.decide(seen))
+        return msgspec.structs.replace(decision, latency_ms=1000.0 * (clock() - started))
 
-    def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, timed: Timed) -> None:
-        """Carry out an answer and keep its result."""
-        record, call = self.record, timed.answer.call
-        record.latency_ms.append(timed.latency_ms)
-        action = _understood(timed.answer.action)
-        if self._game is not None:
+    def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, decision: Decision) -> None:
+        record, call = self.record, decision.call
+        record.latency_ms.append(decision.latency_ms)
+        given: object = decision.action  # anybody's own agent may return anything
+        action = given if isinstance(given, Action | Invalid) else Invalid(f"not an action: {type(given).__name__}")
+        if call is None and self._game is not None:
             call = prompting.scripted_call(record.name, seen, action, self._game)
         if call is not None:
             record.calls[exchange.tick] = call
@@ -228,24 +202,48 @@ class Seat:
         exchange.restate()
 
 
-def _understood(given: object) -> Action | Invalid:
-    """The decision of an agent. Anybody's own agent may return anything."""
-    return given if isinstance(given, Action | Invalid) else Invalid(f"not an action: {type(given).__name__}")
+class Table:
+    """A market in play: its exchange, its seats by agent id, its news, and the seeded order in which orders are filled.
+
+    ``look`` and ``play`` alternate, with a last ``look`` at the end; arguments are those of the function `play`.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        agents: Mapping[str, AgentFactory],
+        seed: int | str,
+        start_balance: float | Mapping[str, float] = START_BALANCE,
+        model: MarketModel | None = None,
+        game: Game | None = None,
+    ) -> None:
+        luck = f"{seed}/{scenario.digest[:16]}"
+        self.exchange = Exchange(scenario, list(agents), start_balance, model)
+        self.seats = {agent_id: Seat(make(agent_id, luck), agent_id, self.exchange, game) for agent_id, make in agents.items()}
+        self.newsroom = Newsroom(scenario)
+        self.seen: dict[str, Observation] = {}
+        self._fills = stream(luck, "order of fills")
+
+    def look(self) -> dict[str, Observation]:
+        """Let every seat look; its money goes on record."""
+        self.seen = {agent_id: seat.look(self.exchange, self.newsroom) for agent_id, seat in self.seats.items()}
+        return self.seen
+
+    def play(self, decisions: Mapping[str, Decision]) -> None:
+        """Carry out one tick's decisions, and let it pass."""
+        order = list(self.seats)
+        self._fills.shuffle(order)
+        for agent_id in order:
+            self.seats[agent_id].act(self.exchange, self.newsroom, self.seen[agent_id], decisions[agent_id])
+        for settlement in self.exchange.advance():
+            self.seats[settlement.agent].record.settle(settlement)
+        self._fills.shuffle(order)
+        for agent_id in order:
+            self.seats[agent_id].keep_mandate(self.exchange)
 
 
-def _threads(seats: Sequence[Seat], stack: ExitStack) -> ThreadPoolExecutor | None:
-    """Threads for the agents that wait for an answer, None if one thread is enough."""
-    asking = sum(seat.asks for seat in seats)
-    if asking < 2:
-        return None
-    pool = ThreadPoolExecutor(min(asking, MOST_THREADS))
-    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-    return pool
-
-
-def _decisions(seats: Sequence[Seat], seen: Sequence[Observation], pool: ThreadPoolExecutor | None, clock: Clock) -> list[Timed]:
-    if pool is None:
-        return [seat.decide(one, clock) for seat, one in zip(seats, seen, strict=True)]
-    asked = {index: pool.submit(seat.decide, one, clock) for index, (seat, one) in enumerate(zip(seats, seen, strict=True)) if seat.asks}
-    own = {index: seat.decide(one, clock) for index, (seat, one) in enumerate(zip(seats, seen, strict=True)) if not seat.asks}
-    return [own[index] if index in own else asked[index].result() for index in range(len(seats))]
+def _decisions(table: Table, pool: ThreadPoolExecutor, clock: Clock) -> dict[str, Decision]:
+    turns = [(agent_id, seat, table.seen[agent_id]) for agent_id, seat in table.seats.items()]
+    asked = {name: pool.submit(seat.decide, seen, clock) for name, seat, seen in turns if isinstance(seat.agent, AskingAgent)}
+    own = {name: seat.decide(seen, clock) for name, seat, seen in turns if name not in asked}
+    return own | {name: answer.result() for name, answer in asked.items()}

@@ -1,6 +1,4 @@
-"""Scenario: the course of a market without agents.
-
-Prices, the crowd's beliefs, events, posts, answers and funding rates.
+"""Scenario: the course of a market without agents: prices, the crowd's beliefs, events, posts, answers and funding rates.
 
 Moments are numbered 0 to ``ticks``; agents act at 0 to ``ticks - 1``. What is published at a tick can be read at that tick and moves
 the market only after it. Fields marked hidden are for the judge and the oracle, never for agents.
@@ -129,20 +127,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.start_ms + tick * self.tick_seconds * 1000
 
     def events_at(self, tick: int) -> tuple[WorldEvent, ...]:
-        """The events that agents read at a tick."""
         return self._events_by_tick.get(tick, ())
 
     def posts_at(self, tick: int) -> tuple[Post, ...]:
-        """The posts that agents read at a tick."""
         return self._posts_by_tick.get(tick, ())
 
     def asset(self, ticker: str) -> Asset:
         """The stock with that ticker; KeyError when there is none."""
-        return self._assets_by_ticker[ticker]
+        return {asset.ticker: asset for asset in self.assets}[ticker]
 
     def question(self, market: str) -> Question:
         """The question with that id; KeyError when there is none."""
-        return self._questions_by_id[market]
+        return {question.id: question for question in self.questions}[market]
 
     @cached_property
     def digest(self) -> str:
@@ -157,26 +153,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _posts_by_tick(self) -> dict[int, tuple[Post, ...]]:
         return _by_tick(self.posts)
 
-    @cached_property
-    def _assets_by_ticker(self) -> dict[str, Asset]:
-        return {asset.ticker: asset for asset in self.assets}
-
-    @cached_property
-    def _questions_by_id(self) -> dict[str, Question]:
-        return {question.id: question for question in self.questions}
-
 
 def encode(scenario: Scenario) -> bytes:
     """The scenario as JSON, hidden parts included: the same scenario gives the same bytes."""
     return msgspec.json.encode(scenario)
-
-
-def decode(raw: bytes) -> Scenario:
-    """The scenario of `encode`. Raises MarketError: the bytes are no scenario, or one that contradicts itself."""
-    try:
-        return checked(msgspec.json.decode(raw, type=Scenario))
-    except msgspec.DecodeError as error:
-        raise MarketError(f"These {len(raw)} bytes are no scenario: {error}") from error
 
 
 def from_paths(

@@ -24,7 +24,6 @@ from babylon_rl.market.simulation.agents import (
     Nothing,
     OneTickTrader,
     PositionTrader,
-    Strategy,
     Style,
     choose,
 )
@@ -65,7 +64,6 @@ class Scripted:
         self._rng = stream(seed, "agent", agent_id)
 
     def choose(self, seen: Observation) -> Choice:
-        """The script's choice."""
         return self._script(seen, self._rng)
 
 
@@ -164,7 +162,8 @@ def factory(
         if name == "news-reader" and mandate == FREE:
             return NewsTrader(market, stake)
         if mandate == ONE_TICK:
-            return OneTickTrader(_strategy(name, scenario, market, stake, agent_id, seed), stake)
+            known = {"oracle": Oracle(scenario, market, stake), "news-reader": NewsReader(market, stake)}
+            return OneTickTrader(known[name] if name in known else Scripted(name, agent_id, seed), stake)
         return PositionTrader(Scripted(name, agent_id, seed), msgspec.structs.replace(STYLES[name], stake_usd=stake))
 
     return make
@@ -206,12 +205,6 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
         style = msgspec.structs.replace(STYLES[name], stake_usd=stake_usd, leverage=1.0)
         return lambda agent_id, seed: PositionTrader(Scripted(name, agent_id, seed), style)
     return factory(name, scenario, game.mandate, stake_usd=stake_usd)
-
-
-def _strategy(name: str, scenario: Scenario, model: MarketModel, stake_usd: float, agent_id: str, seed: int | str) -> Strategy:
-    if name == "oracle":
-        return Oracle(scenario, model, stake_usd)
-    return NewsReader(model, stake_usd) if name == "news-reader" else Scripted(name, agent_id, seed)
 
 
 def oracle_play(scenario: Scenario) -> AgentRecord:

@@ -28,8 +28,6 @@ class PerpBook:
     ``mark`` is the price now, ``pressure`` the log distance to which agents have pushed it from ``base``; volumes in dollars.
     """
 
-    __slots__ = ("asset", "base", "mark", "open_units", "path", "per_unit", "pressure", "volume")
-
     def __init__(self, asset: Asset, impact_per_usd: float) -> None:
         self.asset = asset
         self.base = self.mark = asset.prices[0]
@@ -79,8 +77,6 @@ class Pool:
     ``resolved`` is the answer once it is known, None before.
     """
 
-    __slots__ = ("_odds", "crowd_no", "crowd_yes", "no", "path", "question", "resolved", "sets", "volume", "yes")
-
     def __init__(self, question: Question, tick: int, depth: float, house: House) -> None:
         probability = question.crowd[tick]
         self.question = question
@@ -100,10 +96,6 @@ class Pool:
         if self.resolved is not None:
             return float(self.resolved)
         return self.no / (self.yes + self.no)
-
-    def price(self, side: str) -> float:
-        """Dollars for the next share of ``yes`` or ``no``."""
-        return self.yes_price if side == "yes" else 1.0 - self.yes_price
 
     def buy(self, side: str, usd: float) -> float:
         """Pay ``usd`` in; returns the shares of that side received."""
@@ -127,12 +119,6 @@ class Pool:
         total = self.yes + self.no + shares
         # the maker burns usd complete sets: (mine + shares - usd) * (other - usd) = mine * other, in the form without cancellation
         return 2.0 * shares * other / (total + math.sqrt(total * total - 4.0 * shares * other))
-
-    def worth_both(self, yes: float, no: float) -> float:
-        """The dollars from selling shares of both sides, before the fee. A pair is a dollar at any price."""
-        pairs = min(yes, no)
-        rest = max(yes, no) - pairs
-        return pairs + (self.worth("yes" if yes > no else "no", rest) if rest > 0.0 else 0.0)
 
     def sell(self, side: str, shares: float) -> float:
         """Give shares back; returns the dollars received."""
@@ -198,18 +184,6 @@ class Venue:
         """Whether the last moment has come."""
         return self.tick >= self.scenario.ticks
 
-    def account(self, agent_id: str) -> Account:
-        """An agent's account; KeyError when there is no such agent."""
-        return self.accounts[agent_id]
-
-    def price(self, ticker: str) -> float:
-        """A stock's price in dollars; KeyError when there is none."""
-        return self.books[ticker].mark
-
-    def probability(self, market: str) -> float:
-        """A question's YES price, 0..1; KeyError before its first moment."""
-        return self.pools[market].yes_price
-
     def worth(self, position: PerpPosition | SharePosition) -> float:
         """Proceeds of closing a position now, never below 0. After the fee and with its margin."""
         if isinstance(position, SharePosition):
@@ -217,20 +191,6 @@ class Venue:
             return pool.worth(position.side, position.shares) * (1.0 - self.model.fee)
         usd = self.books[position.ticker].mark * position.exit_units
         return max(0.0, position.margin + position.direction * (usd - position.notional) - self.model.fee * usd)
-
-    def equity(self, agent_id: str) -> float:
-        """An agent's balance and the worth of its positions, in dollars."""
-        account = self.accounts[agent_id]
-        total = account.balance
-        for perp in account.perps.values():
-            total += self.worth(perp)
-        for (market, side), shares in account.shares.items():
-            other = account.shares.get((market, "no")) if side == "yes" else None
-            if other is not None:
-                total += self.pools[market].worth_both(shares.shares, other.shares) * (1.0 - self.model.fee)
-            elif side == "yes" or (market, "yes") not in account.shares:
-                total += self.worth(shares)
-        return total
 
     def next_position(self) -> str:
         """A position's id; no two of a run are the same."""

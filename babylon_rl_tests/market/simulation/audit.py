@@ -24,6 +24,21 @@ def conserved(venue: Venue) -> float:
     return total
 
 
+def equity(venue: Venue, agent_id: str) -> float:
+    """Dollars that an agent has once it has closed everything. A pair of YES and NO is a dollar at any price."""
+    account = venue.accounts[agent_id]
+    total = account.balance
+    for perp in account.perps.values():
+        total += venue.worth(perp)
+    for market in dict.fromkeys(market for market, _ in account.shares):
+        yes, no = (account.shares[market, side].shares if (market, side) in account.shares else 0.0 for side in ("yes", "no"))
+        pairs = min(yes, no)
+        rest = max(yes, no) - pairs
+        left = venue.pools[market].worth("yes" if yes > no else "no", rest) if rest > 0.0 else 0.0
+        total += (pairs + left) * (1.0 - venue.model.fee)
+    return total
+
+
 def faults(venue: Venue) -> list[str]:
     """Faults of a venue's books, in words."""
     found = []

@@ -48,7 +48,7 @@ def filled(exchange: Exchange, agent: str, action: Action) -> Fill:
 
 def close_everything(exchange: Exchange, agent: str) -> None:
     """Close all positions of an agent."""
-    account = exchange.account(agent)
+    account = exchange.accounts[agent]
     for ticker in list(account.perps):
         filled(exchange, agent, ClosePerp(ticker))
     for market, side in list(account.shares):

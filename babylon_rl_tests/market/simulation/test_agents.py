@@ -123,7 +123,7 @@ def test_the_oracle_knows_answers_and_does_not_pay_more_than_it_gains() -> None:
     answered = make_market(resolve_tick=10, answer=True)
     for mandate in (ONE_TICK, FREE):
         run = play(answered, {"a": factory("oracle", answered, mandate)})
-        assert run.pnl_usd["a"] > 500.0 and run.exchange.account("a").incorrect == 0
+        assert run.pnl_usd["a"] > 500.0 and run.exchange.accounts["a"].incorrect == 0
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -135,7 +135,7 @@ def test_an_order_weighed_is_an_order_filled(direction: int) -> None:
     shares = exchange.apply("a", BuyPrediction(MARKET, "yes" if direction > 0 else "no", 525.0))
     assert isinstance(stock, Fill) and isinstance(shares, Fill)
     exchange.advance()
-    perp, share = exchange.account("a").perps[STOCK], exchange.account("a").shares[MARKET, shares.side]
+    perp, share = exchange.accounts["a"].perps[STOCK], exchange.accounts["a"].shares[MARKET, shares.side]
     moved = math.log(0.46 / 0.54) - math.log(0.4 / 0.6)
     assert exchange.worth(perp) - 1500.0 - perp.paid == pytest.approx(stock_profit(direction, 1500.0, math.log(1.04), model.fee), abs=0.1)
     assert exchange.worth(share) - share.cost == pytest.approx(
@@ -145,7 +145,7 @@ def test_an_order_weighed_is_an_order_filled(direction: int) -> None:
 
 def test_beliefs_weigh_news_by_how_often_they_are_true_and_posts_by_trust() -> None:
     exchange = Exchange(make_market(), ["a"])
-    seen = observe(exchange, Newsroom(exchange.scenario), AgentRecord("a", "me", "free", exchange.account("a")))
+    seen = observe(exchange, Newsroom(exchange.scenario), AgentRecord("a", "me", "free", exchange.accounts["a"]))
     beliefs = Beliefs(MarketModel())
 
     def up(direction: int, rumour: bool, *posts: tuple[float, int]) -> float:
@@ -165,7 +165,7 @@ def test_beliefs_are_calibrated() -> None:
     for seed in range(250):
         scenario = generate(preset("hour", seed=seed))
         exchange, newsroom = Exchange(scenario, ["a"]), Newsroom(scenario)
-        record = AgentRecord("a", "me", "free", exchange.account("a"))
+        record = AgentRecord("a", "me", "free", exchange.accounts["a"])
         for told in scenario.events:
             while exchange.tick < told.tick:
                 exchange.advance()

@@ -22,7 +22,7 @@ def shown(*names: str) -> Observation:
     assets = [Asset(f"S{number}", name, (10.0, 10.0)) for number, name in enumerate(names)]
     scenario = from_paths(tick_seconds=300, assets=assets, questions=[Question("Q7", 7, "Will it?", True, (0.5, 0.5), 0, 9)])
     exchange = Exchange(scenario, ["a"])
-    return observe(exchange, Newsroom(scenario), AgentRecord("a", "me", "one-tick", exchange.account("a")))
+    return observe(exchange, Newsroom(scenario), AgentRecord("a", "me", "one-tick", exchange.accounts["a"]))
 
 
 SEEN = shown("Bluff Social", "Titan Diet")

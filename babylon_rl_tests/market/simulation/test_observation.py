@@ -14,6 +14,7 @@ from babylon_rl.market.simulation.prompting import messages
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Post, WorldEvent, from_paths
+from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.agents import Scribe, Script
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, make_market
 
@@ -40,10 +41,10 @@ def test_money_positions_and_quotes_are_as_the_exchange_has_them() -> None:
     exchange = Exchange(told_market(), ["a"])
     exchange.apply("a", OpenPerp(STOCK, "short", 500.0, 4.0))
     exchange.apply("a", BuyPrediction(MARKET, "no", 200.0))
-    record = AgentRecord("a", "me", "free", exchange.account("a"))
+    record = AgentRecord("a", "me", "free", exchange.accounts["a"])
     seen = observe(exchange, Newsroom(exchange.scenario), record)
-    assert seen.balance == exchange.account("a").balance
-    assert seen.equity == pytest.approx(exchange.equity("a"))
+    assert seen.balance == exchange.accounts["a"].balance
+    assert seen.equity == pytest.approx(audit.equity(exchange, "a"))
     stock, shares = seen.positions
     assert (stock.market, stock.side, stock.direction, stock.margin) == (STOCK, "short", -1, 500.0)
     assert stock.leverage == pytest.approx(4.0)

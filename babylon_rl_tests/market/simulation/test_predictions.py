@@ -22,13 +22,12 @@ def test_the_pools_product_never_falls_and_yes_and_no_cost_a_dollar(trades: list
     pool = exchange.pools[MARKET]
     for side, usd, back in trades:
         product, chosen = pool.yes * pool.no, "yes" if side == "yes" else "no"
-        if back and (MARKET, side) in exchange.account("me").shares:
+        if back and (MARKET, side) in exchange.accounts["me"].shares:
             filled(exchange, "me", SellPrediction(MARKET, "yes" if chosen == "yes" else "no", 0.7))
         else:
             filled(exchange, "me", BuyPrediction(MARKET, "yes" if chosen == "yes" else "no", usd))
         assert pool.yes * pool.no == pytest.approx(product, rel=1e-9)
         assert 0.0 < pool.yes_price < 1.0
-        assert pool.price("yes") + pool.price("no") == 1.0
 
 
 @repeatable(60)
@@ -36,27 +35,31 @@ def test_the_pools_product_never_falls_and_yes_and_no_cost_a_dollar(trades: list
 def test_buying_a_side_raises_its_price_and_selling_lowers_it(side: str, usd: float) -> None:
     exchange = Exchange(make_market(), ("me",))
     pool, chosen = exchange.pools[MARKET], "yes" if side == "yes" else "no"
-    before = pool.price(side)
+
+    def price() -> float:
+        return pool.yes_price if side == "yes" else 1.0 - pool.yes_price
+
+    before = price()
     fill = filled(exchange, "me", BuyPrediction(MARKET, "yes" if chosen == "yes" else "no", usd))
-    bought = pool.price(side)
+    bought = price()
     assert before < fill.price < bought
     filled(exchange, "me", SellPrediction(MARKET, "yes" if chosen == "yes" else "no"))
-    assert before == pytest.approx(pool.price(side))
+    assert before == pytest.approx(price())
 
 
 def test_the_pool_follows_the_crowd_and_the_crowd_takes_back_what_agents_did() -> None:
     crowd = [0.4, 0.7, 0.7, 0.2] + [0.2] * 60
     exchange = Exchange(make_market([100.0] * 64, crowd), ("me",))
     exchange.advance()
-    assert exchange.probability(MARKET) == pytest.approx(0.7)
-    assert exchange.probability(OTHER_MARKET) == pytest.approx(0.3)
+    assert exchange.pools[MARKET].yes_price == pytest.approx(0.7)
+    assert exchange.pools[OTHER_MARKET].yes_price == pytest.approx(0.3)
     filled(exchange, "me", BuyPrediction(MARKET, "yes", 5_000.0))
-    pushed = exchange.probability(MARKET)
+    pushed = exchange.pools[MARKET].yes_price
     exchange.advance()
-    assert 0.7 < exchange.probability(MARKET) < pushed
+    assert 0.7 < exchange.pools[MARKET].yes_price < pushed
     while not exchange.over:
         exchange.advance()
-    assert exchange.probability(MARKET) == pytest.approx(0.2, abs=0.001)
+    assert exchange.pools[MARKET].yes_price == pytest.approx(0.2, abs=0.001)
 
 
 @pytest.mark.parametrize(("answer", "side"), [(True, "yes"), (False, "no")])
@@ -69,10 +72,10 @@ def test_the_right_side_is_paid_a_dollar_a_share_and_the_wrong_one_nothing(answe
     assert (won.agent, won.usd, won.price) == ("right", right.quantity, 1.0)
     assert won.profit == pytest.approx(right.quantity - 1_001.0)
     assert (lost.agent, lost.usd, lost.price, lost.profit) == ("wrong", 0.0, 0.0, -1_001.0)
-    winner, loser = exchange.account("right"), exchange.account("wrong")
+    winner, loser = exchange.accounts["right"], exchange.accounts["wrong"]
     assert winner.balance == pytest.approx(8_999.0 + right.quantity)
     assert (winner.correct, winner.incorrect, winner.wins, loser.correct, loser.incorrect, loser.losses) == (1, 0, 1, 0, 1, 1)
-    assert exchange.probability(MARKET) == float(answer)
+    assert exchange.pools[MARKET].yes_price == float(answer)
     assert MARKET not in {quote.market for quote in exchange.quotes().questions}
     refused = exchange.apply("right", BuyPrediction(MARKET, "yes", 10.0))
     assert isinstance(refused, Refusal)
@@ -85,7 +88,7 @@ def test_a_question_opens_at_its_first_tick_at_the_crowds_price() -> None:
     assert isinstance(refused, Refusal) and refused.code == "not_open"
     exchange.advance()
     exchange.advance()
-    assert exchange.probability(MARKET) == pytest.approx(0.6)
+    assert exchange.pools[MARKET].yes_price == pytest.approx(0.6)
     filled(exchange, "me", BuyPrediction(MARKET, "yes", 10.0))
 
 
@@ -113,7 +116,7 @@ def test_selling_nothing_or_more_than_all_is_refused_and_dust_is_sold_with_the_r
         refused = exchange.apply("me", SellPrediction(MARKET, "yes", share))
         assert isinstance(refused, Refusal) and refused.code == "amount"
     filled(exchange, "me", SellPrediction(MARKET, "yes", 0.9999))
-    assert exchange.account("me").shares == {}
+    assert exchange.accounts["me"].shares == {}
 
 
 def test_posts_are_kept_with_who_said_them_and_when() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, actions, close_everything, filled, make_market
 from babylon_rl_tests.repeatable import repeatable
 
@@ -24,7 +25,7 @@ def test_a_round_trip_at_once_costs_exactly_the_fees_however_it_is_split(earlier
     for action in orders:
         exchange.apply("me", action)
     close_everything(exchange, "me")
-    account = exchange.account("me")
+    account = exchange.accounts["me"]
     assert account.balance == pytest.approx(START - account.fees, abs=1e-6)
     assert account.realized == pytest.approx(-account.fees, abs=1e-6)
 
@@ -39,7 +40,7 @@ def test_waiting_for_ones_own_impact_to_fade_earns_nothing(orders: list[Action |
         else:
             exchange.apply("me", action)
     close_everything(exchange, "me")
-    account = exchange.account("me")
+    account = exchange.accounts["me"]
     assert account.balance <= START - account.fees + 1e-6
 
 
@@ -51,7 +52,7 @@ def test_two_who_trade_into_each_others_hands_earn_nothing_together(orders: list
         exchange.apply(agent, action)
     close_everything(exchange, "me")
     close_everything(exchange, "you")
-    both = [exchange.account(agent) for agent in ("me", "you")]
+    both = [exchange.accounts[agent] for agent in ("me", "you")]
     assert sum(account.balance for account in both) <= 2 * START - sum(account.fees for account in both) + 1e-6
 
 
@@ -60,9 +61,9 @@ def test_two_who_trade_into_each_others_hands_earn_nothing_together(orders: list
 def test_no_order_makes_its_owner_richer_on_paper(orders: list[Action]) -> None:
     exchange = Exchange(make_market(), ("me",))
     for action in orders:
-        before = exchange.equity("me")
+        before = audit.equity(exchange, "me")
         exchange.apply("me", action)
-        assert exchange.equity("me") <= before + 1e-6
+        assert audit.equity(exchange, "me") <= before + 1e-6
 
 
 @repeatable(100)
@@ -71,9 +72,9 @@ def test_equity_is_what_closing_everything_brings(orders: list[Action]) -> None:
     exchange = Exchange(make_market(), ("me",))
     for action in orders:
         exchange.apply("me", action)
-    equity = exchange.equity("me")
+    equity = audit.equity(exchange, "me")
     close_everything(exchange, "me")
-    assert exchange.account("me").balance == pytest.approx(equity, abs=1e-6)
+    assert exchange.accounts["me"].balance == pytest.approx(equity, abs=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 7, 100])
@@ -82,7 +83,7 @@ def test_a_split_order_costs_what_the_whole_costs(parts: int) -> None:
     for _ in range(parts):
         filled(exchange, "me", BuyPrediction(MARKET, "yes", 3_000.0 / parts))
         filled(exchange, "me", OpenPerp(STOCK, "short", 3_000.0 / parts, 10.0))
-    account = exchange.account("me")
+    account = exchange.accounts["me"]
     yes, no = 20_000.0 / math.sqrt(0.4 / 0.6), 20_000.0 * math.sqrt(0.4 / 0.6)
     per_unit = exchange.model.impact_per_usd * 100.0
     assert account.shares[MARKET, "yes"].shares == pytest.approx(yes + 3_000.0 - 20_000.0**2 / (no + 3_000.0))

@@ -17,6 +17,7 @@ from babylon_rl.market.simulation.ledger import Fill, Refusal
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl.market.simulation.strategies import NAMES, factory
+from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.agents import Script
 from babylon_rl_tests.market.simulation.audit import check
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_STOCK, STOCK, make_market
@@ -55,8 +56,8 @@ def test_under_the_one_tick_mandate_a_decision_owns_its_profit() -> None:
 
 def test_under_the_free_mandate_positions_stay() -> None:
     run = play(make_market(), {"a": scripted({1: OpenPerp(STOCK, "long", 1000.0)})})
-    assert not run.records["a"].closed and STOCK in run.exchange.account("a").perps
-    assert run.records["a"].equity[-1] == pytest.approx(run.exchange.equity("a"))
+    assert not run.records["a"].closed and STOCK in run.exchange.accounts["a"].perps
+    assert run.records["a"].equity[-1] == pytest.approx(audit.equity(run.exchange, "a"))
 
 
 def test_every_decision_is_kept_with_its_outcome() -> None:
@@ -192,4 +193,4 @@ def test_the_agent_of_the_docs_plays() -> None:
     block = DOCS.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(block, names)
-    assert names["run"].complete and not names["run"].records["mine"].invalid and names["run"].exchange.account("mine").trades > 0
+    assert names["run"].complete and not names["run"].records["mine"].invalid and names["run"].exchange.accounts["mine"].trades > 0

@@ -26,7 +26,7 @@ def seen_at_tick_1(*told: WorldEvent, prices: Sequence[float] = (100.0, 100.0), 
     scenario = from_paths(tick_seconds=300, assets=base.assets, questions=base.questions[:1], events=told)
     exchange = Exchange(scenario, ["a"])
     exchange.advance()
-    return observe(exchange, Newsroom(scenario), AgentRecord("a", "me", "one-tick", exchange.account("a")))
+    return observe(exchange, Newsroom(scenario), AgentRecord("a", "me", "one-tick", exchange.accounts["a"]))
 
 
 def shares(name: str, seen: Observation, draws: int = 400) -> dict[str, float]:
