@@ -243,7 +243,15 @@ class _Plan:
 def _train(
     run: BatchRun, prepared: Prepared, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None], begun: bool
 ) -> Model:
-    """Train and register a claimed batch.
+    """Train and register a claimed batch, in phases; after each, the database holds:
+
+    1. published before: the registered version of a checkpoint that an earlier run published, and the completed batch;
+    2. ``_enter_the_line``: the batch as `training`, the only one of its line;
+    3. ``check_storage`` and ``_plan``: what it held;
+    4. ``_record_preflight``: parent, pre-flight, contributions, and episodes without a token as dropped;
+    5. refusals: what it held; there is something to train, and the money for it;
+    6. ``train_iterations``: each iteration as a finished step, committed one by one;
+    7. ``publish_and_register``: the registered version, the completed batch, its trajectories as used.
 
     ``begun``: a start on record may have trained and posted, so that parent, hours and counts stay as they were written.
     """
