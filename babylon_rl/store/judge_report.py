@@ -339,7 +339,9 @@ _WRITE_AGREEMENT = f"""
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
-    """Return the newest calibration of every judge setting, best agreement first."""
+    """Return the newest calibration of every judge setting, best agreement first; empty without the table."""
+    if not connection.has_table("babylon_rl.judge_agreements"):
+        return []
     return [JudgeAgreement(*row) for row in connection.execute(_AGREEMENTS)]
 
 
