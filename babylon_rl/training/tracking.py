@@ -41,6 +41,7 @@ INIT_TIMEOUT_S = 45.0
 JOB_TYPE = "model"
 FETCH = "fetch"
 _RAISED = re.compile(r"[\w.]+(?:Error|Exception|Timeout\w*): ")  # the line of a traceback that says what happened
+_OF_RUN = ("entity", "project", "mode", "id", "name", "job_type", "group", "config")
 _OPEN_ENDED: dict[str, Any] = {
     "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "disable_git": True, "console": "off",
 }  # fmt: skip
@@ -146,18 +147,8 @@ def open_run(request: Mapping[str, Any]) -> Any:
     options = _OPEN_ENDED | {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
     # The version that training on a GPU pins (0.25) lacks some; the parent's own time limit holds in any case.
     supported = {name: value for name, value in options.items() if name in wandb.Settings.model_fields}
-    return wandb.init(
-        entity=request["entity"],
-        project=request["project"],
-        id=request["id"],
-        name=request["name"],
-        job_type=request["job_type"],
-        group=request.get("group"),
-        config=request.get("config"),
-        resume=None if offline else "allow",
-        mode=request["mode"],
-        settings=wandb.Settings(silent=True, **supported),
-    )
+    given = {name: request[name] for name in _OF_RUN if name in request}
+    return wandb.init(**given, resume=None if offline else "allow", settings=wandb.Settings(silent=True, **supported))
 
 
 def link_of(run: Any, request: Mapping[str, Any]) -> str:

@@ -305,7 +305,14 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
             "on this machine."
         )
     if chosen == SERVERLESS:
-        _require_service(settings)
+        chosen_by = "TRAINER is serverless" if settings.trainer else "WANDB_API_KEY is set, which chooses serverless training"
+        if not settings.wandb_key:
+            raise NoTrainer(f"{chosen_by}, and WANDB_API_KEY is not set. Set it, or TRAINER=local to train on this machine.")
+        if find_spec("art") is None:
+            raise NoTrainer(
+                f"{chosen_by}, and openpipe-art is not installed. Install the extra `remote` (make setup), or set TRAINER=local to train "
+                "on this machine."
+            )
         return TrainerChoice(SERVERLESS, settings.base_model, WANDB)
     if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
@@ -332,17 +339,6 @@ def settings_for(backend: str, settings: Settings) -> Settings:
     if moved and trainer_choice(settings).backend != backend:
         return settings.model_copy(update={"trainer": backend})
     return settings
-
-
-def _require_service(settings: Settings) -> None:
-    chosen_by = "TRAINER is serverless" if settings.trainer else "WANDB_API_KEY is set, which chooses serverless training"
-    if not settings.wandb_key:
-        raise NoTrainer(f"{chosen_by}, and WANDB_API_KEY is not set. Set it, or TRAINER=local to train on this machine.")
-    if find_spec("art") is None:
-        raise NoTrainer(
-            f"{chosen_by}, and openpipe-art is not installed. Install the extra `remote` (make setup), or set TRAINER=local to train on "
-            "this machine."
-        )
 
 
 def gpu_is_here() -> bool:

@@ -100,7 +100,8 @@ class Destination:
         """Close and stage a complete file, unless a URL holds it already."""
         self._writing.pop(name).close()
         file = self._staging.described(name)
-        if self._location.local is None and self._is_up(file):
+        known = self._location.local is None and self._known.get(name) == {file.sha256}
+        if known and self._location.size(name) == file.bytes:
             self._staging.new(name).unlink()
         else:
             self._staging.put(file)
@@ -166,9 +167,6 @@ class Destination:
         if self._location.local is None:
             return self._location.exists(name)
         return self._location.sha256(name) in self._known[name]
-
-    def _is_up(self, file: PublishedFile) -> bool:
-        return self._known.get(file.name) == {file.sha256} and self._location.size(file.name) == file.bytes
 
     def _write_manifest(self, manifest: ExportManifest) -> None:
         self._staging.new(MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

@@ -91,7 +91,10 @@ class RemoteJobRunner:
         """
         current = newest_job(self._run.connection, job.batch_id, job.iteration)
         if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
-            raise TrainingPaused(_elsewhere(current, job))
+            raise TrainingPaused(
+                f"{_of(current)} was posted to {current.model} at {current.service}, and the settings name {job.model} at {job.service}. "
+                "Set SERVERLESS_BASE_URL, WANDB_ENTITY, WANDB_PROJECT and WANDB_API_KEY back to what they were; the batch goes on there."
+            )
         await self._settle_others(job)
         # Every turn first checks the outcome of earlier posts; a new one is made only when the last was refused or given up.
         posts = 0
@@ -179,7 +182,11 @@ class RemoteJobRunner:
             if not progress.ended:
                 late = self._now() + timedelta(seconds=self._times.list_lag_s)
                 if self._now() > deadline:
-                    raise TrainingPaused(_overdue(job, self._times.longest_job))
+                    raise TrainingPaused(
+                        f"Job {job.job_id} of {_of(job)} has not ended within {self._times.longest_job.total_seconds() / 60:g} minutes. "
+                        f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it "
+                        f"never will end, say so: `babylon-rl batches give-up-job {job.job_id} --reason ...`."
+                    )
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
@@ -252,7 +259,12 @@ class RemoteJobRunner:
         """Ensure that the model is at ``step``: delete steps of failed batches, refuse any other."""
         # Classify the jobs above `step`: of failed batches (deletable), without a known step, and of published versions (never deleted).
         above = jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
-        self._refuse_unfinished(above)
+        for job in above:
+            if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id:
+                raise BatchConflict(
+                    f"{job.batch_id} has trained steps of {job.model} and has not ended. "
+                    f"Finish it with `babylon-rl train --batch {job.batch_id}`, or cancel it."
+                )
         ours = [job for job in above if job.batch_state == "failed"]
         made = {job.step_after for job in ours if job.step_after is not None}
         silent = [job for job in ours if job.step_after is None and job.state in ("lost", "expired")]  # each may have made one more
@@ -277,19 +289,15 @@ class RemoteJobRunner:
             elif not extra and (step == 0 or step in shown):
                 break
             if self._now() > until:
-                raise CheckpointError(_gone(self._service.model_name, step, max(shown, default=0)))
+                raise CheckpointError(
+                    f"{self._service.model_name} is at step {max(shown, default=0)}, and this training continues from step {step}, which "
+                    "the service does not list. Restore it, or mark the version as failed in trained_models to continue from the one "
+                    "before."
+                )
             await self._pause(self._times.poll_s)
         gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
         if gone:
             discard_jobs(self._run.connection, gone, self._now())
-
-    def _refuse_unfinished(self, above: Sequence[RemoteJob]) -> None:
-        for job in above:
-            if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id:
-                raise BatchConflict(
-                    f"{job.batch_id} has trained steps of {job.model} and has not ended. "
-                    f"Finish it with `babylon-rl train --batch {job.batch_id}`, or cancel it."
-                )
 
     async def _step_above(self, step: int) -> int | None:
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
@@ -374,21 +382,6 @@ def failure_of(job: RemoteJob) -> TrainingError:
     return TrainingError(f"{message} Freeze a new batch with `babylon-rl train`.")
 
 
-def _elsewhere(posted: RemoteJob, job: RemoteJob) -> str:
-    return (
-        f"{_of(posted)} was posted to {posted.model} at {posted.service}, and the settings name {job.model} at {job.service}. "
-        "Set SERVERLESS_BASE_URL, WANDB_ENTITY, WANDB_PROJECT and WANDB_API_KEY back to what they were; the batch goes on there."
-    )
-
-
-def _overdue(job: RemoteJob, longest: timedelta) -> str:
-    return (
-        f"Job {job.job_id} of {_of(job)} has not ended within {longest.total_seconds() / 60:g} minutes. "
-        f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it never will end, "
-        f"say so: `babylon-rl batches give-up-job {job.job_id} --reason ...`."
-    )
-
-
 def _given_up(model: str, shown: int, step: int, batches: Sequence[str]) -> str:
     return (
         f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that failed, were "
@@ -402,11 +395,4 @@ def _foreign(model: str, shown: int, step: int, late: Sequence[RemoteJob]) -> st
     return (
         f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it{given_up}. "
         "Set ART_MODEL_NAME to a name of this pipeline's own, or delete the steps that are not its."
-    )
-
-
-def _gone(model: str, step: int, shown: int) -> str:
-    return (
-        f"{model} is at step {shown}, and this training continues from step {step}, which the service does not list. "
-        "Restore it, or mark the version as failed in trained_models to continue from the one before."
     )
