@@ -279,11 +279,6 @@ class Result(CamelCase, frozen=True):
         return [moment.equity for moment in self.trajectory.states]
 
 
-def encode_result(result: Result) -> bytes:
-    """The result as JSON."""
-    return msgspec.json.encode(result)
-
-
 def decode_result(raw: bytes) -> Result:
     """The result in a JSON text.
 
@@ -346,7 +341,7 @@ class RunFiles:
         with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:
             file.writelines(decisions)
         write_atomically(self.path(DECISIONS), packed.getvalue())
-        write_atomically(self.path(SUFFIX if result.complete else PARTIAL), encode_result(result))
+        write_atomically(self.path(SUFFIX if result.complete else PARTIAL), msgspec.json.encode(result))
         if result.complete:
             # After the result: a crash before leaves more than is needed, never less.
             self.path(PARTIAL).unlink(missing_ok=True)

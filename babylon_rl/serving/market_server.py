@@ -27,7 +27,7 @@ from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
-from babylon_rl.evaluation.results import SUFFIX, RunFiles, encode_result, read_result, slug
+from babylon_rl.evaluation.results import SUFFIX, RunFiles, read_result, slug
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.http_server import Door, client_address, error_handlers, json_response, read_json, server_config, url_of
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
@@ -320,7 +320,7 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
     result = result_of(session.run, PLAYER_ID, market, label)
     if directory is not None:
         RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, PLAYER_ID))
-    return encode_result(result)
+    return msgspec.json.encode(result)
 
 
 def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) -> int:

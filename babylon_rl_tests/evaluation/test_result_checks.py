@@ -11,7 +11,7 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.result_checks import validate_result
-from babylon_rl.evaluation.results import Result, decode_result, encode_result
+from babylon_rl.evaluation.results import Result, decode_result
 from babylon_rl_tests.evaluation.runs import results
 
 Change = Callable[[dict[str, Any]], Any]
@@ -25,7 +25,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def changed(result: Result, change: Change) -> Result:
-    document = json.loads(encode_result(result))
+    document = json.loads(msgspec.json.encode(result))
     change(document)
     return decode_result(json.dumps(document).encode())
 
@@ -107,7 +107,7 @@ def test_what_is_no_result_is_a_sentence(raw: bytes, said: str) -> None:
 
 
 def test_a_result_has_the_names_of_the_games_own(tmp_path: Path) -> None:
-    document = json.loads(encode_result(results(tmp_path, "balanced", markets=1)[0]))
+    document = json.loads(msgspec.json.encode(results(tmp_path, "balanced", markets=1)[0]))
     wanted = {"id", "agentId", "benchmarkId", "startTime", "endTime", "ticksProcessed", "actions", "metrics", "trajectory"}
     assert wanted <= set(document)
     assert {"totalPnl", "predictionMetrics", "perpMetrics", "socialMetrics", "timing", "optimalityScore"} <= set(document["metrics"])
