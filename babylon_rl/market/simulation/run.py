@@ -55,8 +55,8 @@ class Run:
     @property
     def paths(self) -> dict[str, list[float]]:
         """Prices and YES prices as each moment began, by ticker and question. As agents moved them; a question's from its first moment."""
-        markets = {**self.exchange.books, **self.exchange.pools}
-        return {name: list(market.path) for name, market in markets.items()}
+        stocks = {ticker: list(book.path) for ticker, book in self.exchange.books.items()}
+        return stocks | {market: list(pool.path) for market, pool in self.exchange.pools.items()}
 
     @property
     def pnl_usd(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ from babylon_rl.market.simulation.agents import (
     Nothing,
     OneTickTrader,
     PositionTrader,
+    Strategy,
     Style,
     choose,
 )
@@ -162,7 +163,7 @@ def factory(
         if name == "news-reader" and mandate == FREE:
             return NewsTrader(market, stake)
         if mandate == ONE_TICK:
-            known = {"oracle": Oracle(scenario, market, stake), "news-reader": NewsReader(market, stake)}
+            known: dict[str, Strategy] = {"oracle": Oracle(scenario, market, stake), "news-reader": NewsReader(market, stake)}
             return OneTickTrader(known[name] if name in known else Scripted(name, agent_id, seed), stake)
         return PositionTrader(Scripted(name, agent_id, seed), msgspec.structs.replace(STYLES[name], stake_usd=stake))
 
