@@ -9,6 +9,8 @@ import dagster as dg
 import pytest
 
 from babylon_rl.definitions import defs
+from babylon_rl.judge.prompt import templates
+from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.database import Database
 from babylon_rl.training.freezing import count_freezable, freeze
@@ -16,7 +18,7 @@ from babylon_rl_tests.assets.conftest import VERSION, Bench
 
 HOUR, NEXT = "2025-10-29T14:00", "2025-10-29T15:00"
 KEY = dg.AssetKey("hindsight")
-SECRET = "aiJudgeReward: 0.93"
+SECRET = fill_template(templates.SCORE, agent="you", score=0.93, rank=1, group=7)
 
 
 def plant(bench: Bench) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from babylon_rl_tests.expected import SAMPLES
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 NOW = datetime(2026, 1, 1)
-SECRET = fill_template(templates.QUESTION, question="Will it rain?", market="Q1", start=0.5, end=0.9, answer="YES")
+SECRET = fill_template(templates.PREDICTION, question="Will it rain?", market="Q1", start=0.5, end=0.9, answer="YES")
 
 
 def trade(
@@ -135,8 +135,8 @@ def test_leaks_are_named_by_sequence_wherever_its_texts_were_recorded(connection
     assert [(leak.trajectory_id, leak.sequence, leak.call_id, leak.kind) for leak in leaks] == [
         ("t1", 1, "t1-call-1-0", "outcome"), ("t2", 0, "t2-call-0-0", "outcome"),
     ]  # fmt: skip
-    assert leaks[0].detail.startswith("message 1 (user): N THE HOUR Q1")
-    assert leaks[1].detail.startswith("message 0 (system): n the hour Q1")
+    assert leaks[0].detail.startswith("message 1 (user): HE QUESTION")
+    assert leaks[1].detail.startswith("message 0 (system): he question")
 
 
 def test_recorded_game_knowledge_is_a_leak_in_its_own_trajectory(connection: Connection, settings: Settings) -> None:

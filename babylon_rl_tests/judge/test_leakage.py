@@ -231,23 +231,23 @@ def test_guesses_and_wrong_answers_state_nothing(text: str) -> None:
 def test_an_agents_own_guess_is_no_leak() -> None:
     guess = '{"action": "buy", "why": "the actualOutcomes: {yes}, my score: 0.9, ground truth: it rises"}'
     assert find_leaks(PROMPT, guess) == []
-    assert find_leaks(PROMPT, fill_template(templates.WINDOW_PNL, agent="a", pnl=1, steps=5))[0].where == RESPONSE
+    assert find_leaks(PROMPT, fill_template(templates.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
 
 
 def test_a_find_says_where_and_how_it_reads() -> None:
-    sentence = fill_template(templates.WINDOW_PNL, agent="OpenLIE", pnl=4.77777777, steps=5)
+    sentence = fill_template(templates.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
     text = f"FEED:\nnothing\n\n{sentence.upper()}\nWhat now?"
     (leak,) = find_leaks([{"role": "user", "content": text}], "hold")
-    excerpt = "ROM THE HOUR'S START TO ITS END OPENLIE MADE 4.77778 DOLLARS IN 5 STEPS."
+    excerpt = "VER THE HOUR OPENLIE WENT FROM $450 TO $471.5, A CHANGE OF 4.77778 %: BULLISH."
     assert leak == Leak("outcome", "message 0 (user)", excerpt)
     assert leak.detail == f"message 0 (user): {excerpt}"
 
 
 def test_a_value_of_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="pnl is 'great'"):
-        fill_template(templates.WINDOW_PNL, agent="OpenLIE", pnl="great", steps=5)
+    with pytest.raises(ValueError, match="label is 'great'"):
+        fill_template(templates.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
     with pytest.raises(KeyError):
-        fill_template(templates.WINDOW_PNL, agent="OpenLIE")
+        fill_template(templates.STOCK, name="OpenLIE")
 
 
 TYPED = str.maketrans("‐‑‒–—−“”„‟«»‘’‚‛", "-" * 6 + '"' * 6 + "'" * 4, "\xad\u200b\u200c\u200d\u2060\ufeff")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from babylon_rl.episodes.reading import read_window, sync_windows
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.consensus import scores_document
-from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
+from babylon_rl.judge.prompt.templates import SCORE, fill_template
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -195,7 +195,7 @@ def test_short_episodes_and_quarantined_hours_need_to_be_asked_for(connection: C
 
 @pytest.mark.long
 def test_leaks_are_left_out_and_hidden_knowledge_is_in_no_file(connection: Connection, settings: Settings, tmp_path: Path) -> None:
-    told = fill_template(WINDOW_PNL, agent="agent-7", pnl=0.5, steps=6)
+    told = fill_template(SCORE, agent="agent-7", score=0.5, rank=1, group=6)
     quoted = json.dumps({f"{CANARY}-market": 0.987654})
     late = [make_step(0, calls=[make_call(userPrompt=told)]), make_step(1, calls=[make_call(userPrompt=quoted)])]
     steps = [*late, *(make_step(number, calls=[make_call()]) for number in range(2, 6))]

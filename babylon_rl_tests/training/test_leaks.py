@@ -19,7 +19,7 @@ from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.training.sample import NOW, value
 
 HOUR = "2025-10-29T14:00"
-SECRET = fill_template(templates.HIDDEN_ANSWERS, answers="Q1 NO")
+SECRET = fill_template(templates.HIDDEN_ANSWER, question="Will it?", market="Q1", answer="NO")
 
 
 def plant(connection: Connection, trajectory_id: str, *, calls: int | None = None) -> int:

@@ -118,7 +118,10 @@ class Template:
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)"
 FIELD_TYPES: Mapping[str, str] = {
     "number": rf"(?:{_NUMBER}|{UNKNOWN})",
+    "label": rf"(?:bullish|bearish|neutral|{UNKNOWN})",
     "answer": rf"(?:yes|no|unresolved|{UNKNOWN})",
+    "side": rf"(?:yes|no|up|down|{UNKNOWN})",
+    "verdict": r"(?:right|wrong|undecided)",
     "window": r"\d{4}-\d\d-\d\dt\d\d:\d\d",
     # folding a letter can make three of it
     "text": rf".{{0,{3 * TEXT_CHARACTERS}}}?",
@@ -127,25 +130,49 @@ FIELD_TYPES: Mapping[str, str] = {
 MARKET = Template(
     "market", "outcome", "The market as a whole in the hour {window:window}: mean change {mean:number} %, volatility {volatility:number} %."
 )
+STOCK = Template(
+    "stock", "outcome",
+    "Over the hour {name:text} went from ${start:number} to ${end:number}, a change of {change:number} %: {label:label}.",
+)  # fmt: skip
 NEWS = Template("news", "outcome", "News of this hour that concerned {subject:text}: {news:text}.")
+PREDICTION = Template(
+    "prediction", "outcome",
+    'The question "{question:text}" ({market:text}) went from {start:number} to {end:number} probability of YES; '
+    "its official answer is {answer:answer}.",
+)  # fmt: skip
 STOCKS = Template("stocks", "outcome", "Stocks over the hour {window:window}, dollars at its start and its end: {stocks:text}.")
 QUESTION = Template(
     "question_brief", "outcome",
     'In the hour {market:text} "{question:text}" went from {start:number} to {end:number} for YES, officially {answer:answer}.',
 )  # fmt: skip
+ACTION = Template(
+    "action", "outcome",
+    "Step {step:number} of {agent:text} took the side {side:side} of {target:text}, which proved {verdict:verdict} by the outcome.",
+)  # fmt: skip
 WINDOW_PNL = Template(
     "window_pnl", "outcome", "From the hour's start to its end {agent:text} made {pnl:number} dollars in {steps:number} steps."
 )
 PARTS_PNL = Template("parts_pnl", "outcome", "By part {agent:text} made these dollars in these steps: {parts:text}.")
+HIDDEN_ANSWER = Template(
+    "hidden_answer", "hidden_answer",
+    f'{HIDDEN} the engine decided when it made the question "{{question:text}}" ({{market:text}}) that the answer is {{answer:answer}}.',
+)  # fmt: skip
 HIDDEN_ANSWERS = Template(
     "hidden_answers", "hidden_answer", f"{HIDDEN} the answers that the engine decided when it made the questions: {{answers:text}}."
 )
 GAME_KNOWLEDGE = Template(
     "game_knowledge", "game_knowledge", f"{HIDDEN} the game knew by {{section:text}} that {{key:text}} is {{value:text}}, says its record."
 )
+SCORE = Template(
+    "score", "score", "The judge gave {agent:text} a score of {score:number}, rank {rank:number} of {group:number} in its hour."
+)
+ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has an advantage of {advantage:number}.")
 
 # The leak check finds these sentences and no others: a template that is missing here could leak unseen.
-TEMPLATES = (MARKET, STOCKS, NEWS, QUESTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWERS, GAME_KNOWLEDGE)
+TEMPLATES = (
+    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, PARTS_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE,
+    SCORE, ADVANTAGE,
+)  # fmt: skip
 
 
 def fill_template(template: Template, **values: Any) -> str:
