@@ -75,12 +75,10 @@ def measure(connection: Connection, game: str, settings: Settings) -> Iterator[d
         if reading.ready:
             group = render_groups(connection, {window: reading}, settings)[window]
             requests = plan_requests(group, settings.judge_model, 0, b"0" * 32, settings)
-            sums = ("steps", "shortened", "decisions_shortened", "left_out")
             yield {
-                "game": game, "window": window, "episodes": len(group.episodes),
-                "decisions": sum(episode.trades for episode in reading.usable_episodes),
-                **{name: sum(getattr(episode, name) for episode in group.episodes) for name in sums},
-                "requests": [request.tokens for request in requests],
+                "game": game, "window": window, "episodes": len(group.episodes), "steps": group.steps, "shortened": group.shortened,
+                "decisions": sum(episode.trades for episode in reading.usable_episodes), "decisions_shortened": group.decisions_shortened,
+                "left_out": group.left_out, "requests": [request.tokens for request in requests],
             }  # fmt: skip
 
 

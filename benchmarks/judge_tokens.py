@@ -153,8 +153,7 @@ def main() -> None:
             theirs = {every: art_tokens(connection, ready[window], keeper, every=every) for every in (True, False)}
             hours.append(
                 {
-                    "window": window, "episodes": len(group.episodes), "requests": ours,
-                    "steps_left_out": sum(episode.left_out for episode in group.episodes),
+                    "window": window, "episodes": len(group.episodes), "requests": ours, "steps_left_out": group.left_out,
                     "context": count("\n".join(group.context)), "art": theirs[True], "ratio": round(sum(ours) / theirs[True], 3),
                     "art_actions_alone": theirs[False], "ratio_to_actions_alone": round(sum(ours) / theirs[False], 3),
                 }

@@ -167,7 +167,7 @@ def _reasoning(outcome: ScoredGroup, agent: str) -> str:
 def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
     """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
     # The same answers in another order of arrival are the same judgement.
-    episodes, answers = outcome.group.episodes, sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
+    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]
     return Judgement(
         orders=len(outcome.orders),
@@ -179,9 +179,9 @@ def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
         seconds=math.fsum(answer.latency_seconds for answer in answers),
         shown_version=outcome.group.input_version,
         server=server,
-        steps=sum(episode.steps for episode in episodes),
-        shortened=sum(episode.shortened for episode in episodes),
-        decisions_shortened=sum(episode.decisions_shortened for episode in episodes),
+        steps=outcome.group.steps,
+        shortened=outcome.group.shortened,
+        decisions_shortened=outcome.group.decisions_shortened,
         context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
         masked=None if outcome.gain is None else bool(outcome.gain.gainers),
         noise=None if outcome.gain is None else outcome.gain.noise,

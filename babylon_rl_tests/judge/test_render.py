@@ -39,10 +39,6 @@ def shown(connection: Connection, settings: Settings, **more: Any) -> RenderedGr
     return render_groups(connection, read_windows(connection, [WINDOW], settings), settings, **more)[WINDOW]
 
 
-def total(group: RenderedGroup, field: str) -> int:
-    return sum(getattr(episode, field) for episode in group.episodes)
-
-
 def text_of(group: RenderedGroup, agent: str = "agent-1") -> str:
     return next(episode.text for episode in group.episodes if episode.agent_id == agent)
 
@@ -262,7 +258,7 @@ def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connectio
         f"agent-{agent}" for agent in range(7)
     }
     assert all(len(request.ids) <= max(MIN_SUBGROUP, min(group.max_episodes, tight.judge_group_size)) for request in requests)
-    assert total(group, "left_out") > 0 and all("left out]" in episode.text for episode in group.episodes)
+    assert group.left_out > 0 and all("left out]" in episode.text for episode in group.episodes)
     for episode in group.episodes:
         assert episode.text.startswith("1. ") and f"\n{STEPS}. " in episode.text
 
@@ -272,7 +268,7 @@ def test_no_step_is_shortened_while_the_models_context_has_room(connection: Conn
     known = settings.model_copy(update={"judge_model": MODEL})
     group = shown(connection, known)
     (request,) = plan_requests(group, MODEL, 0, SECRET, known)
-    assert REQUEST_TOKENS < request.tokens < request_tokens(known) and total(group, "shortened") == total(group, "left_out") == 0
+    assert REQUEST_TOKENS < request.tokens < request_tokens(known) and group.shortened == group.left_out == 0
 
 
 def test_a_group_is_asked_in_parts_before_any_step_is_shortened(connection: Connection, settings: Settings) -> None:
@@ -280,7 +276,7 @@ def test_a_group_is_asked_in_parts_before_any_step_is_shortened(connection: Conn
     unknown = settings.model_copy(update={"judge_model": "x/nobody-knows"})
     group = shown(connection, unknown)
     requests = plan_requests(group, unknown.judge_model, 0, SECRET, unknown)
-    assert len(requests) > 1 and total(group, "shortened") == 0
+    assert len(requests) > 1 and group.shortened == 0
     assert all(request.tokens <= REQUEST_TOKENS for request in requests)
 
 
@@ -288,8 +284,8 @@ def test_where_not_even_four_episodes_fit_trades_lose_nothing_before_all_else_do
     make_busy(connection, 10)
     tight = settings.model_copy(update={"judge_model": MODEL, "judge_request_tokens": 14_000})
     group = shown(connection, tight)
-    assert all(request.tokens <= 14_000 for request in plan_requests(group, MODEL, 0, SECRET, tight)) and total(group, "steps") == 10 * BUSY
-    assert total(group, "shortened") > 0 == total(group, "decisions_shortened"), "there is room for all trades"
+    assert all(request.tokens <= 14_000 for request in plan_requests(group, MODEL, 0, SECRET, tight)) and group.steps == 10 * BUSY
+    assert group.shortened > 0 == group.decisions_shortened, "there is room for all trades"
     for episode in group.episodes:
         assert episode.text.count("said (why) because of this") >= BUSY // 4 and "[what it saw left out]" in episode.text
 
@@ -321,7 +317,7 @@ def test_the_recorded_game_names_no_agent_and_keeps_its_budget(sample_database: 
         readings = {window: reading for window, reading in read_windows(connection, windows, settings).items() if reading.ready}
         names = connection.execute("""SELECT id, "displayName", username FROM "User" WHERE "isAgent" """).fetchall()
         groups = render_groups(connection, readings, settings)
-    assert len(groups) == 7 and names and [total(group, "shortened") for group in groups.values()] == [0] * 7
+    assert len(groups) == 7 and names and [group.shortened for group in groups.values()] == [0] * 7
     for window, group in groups.items():
         for request in plan_requests(group, MODEL, 0, SECRET, settings):
             text = request.messages[1]["content"]

@@ -338,6 +338,26 @@ class RenderedGroup:
     parts: tuple[Part, ...] = ()
 
     @property
+    def left_out(self) -> int:
+        """Steps left out, over all episodes."""
+        return sum(episode.left_out for episode in self.episodes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all episodes."""
+        return sum(episode.steps for episode in self.episodes)
+
+    @property
+    def shortened(self) -> int:
+        """Steps not shown in full, those left out included."""
+        return sum(episode.shortened for episode in self.episodes)
+
+    @property
+    def decisions_shortened(self) -> int:
+        """Successful trades among the shortened steps."""
+        return sum(episode.decisions_shortened for episode in self.episodes)
+
+    @property
     def flags(self) -> dict[str, tuple[Flag, ...]]:
         """Flags by agent id; agents without flags are absent."""
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
