@@ -40,7 +40,7 @@ from babylon_rl.market.simulation.games import Game, game_named
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import AgentRecord, Call
-from babylon_rl.market.simulation.run import Table
+from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.models.base_model import base_model_dir
@@ -126,7 +126,8 @@ def play_hours(
     rng, asked = random.Random(seed), list[Asked]()
     # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
     rooms = [
-        Table(hour, {name: factory(name, hour) for name in scripts} | {OWN: factory("balanced", hour)}, seed, game=game) for hour in hours
+        GameTable(hour, {name: factory(name, hour) for name in scripts} | {OWN: factory("balanced", hour)}, seed, game=game)
+        for hour in hours
     ]
     for tick in range(hours[0].ticks):
         prompts = [prompting.request(table.look()[OWN], game) for table in rooms]

@@ -20,7 +20,7 @@ from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Decision, Mandate, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.run import Table
+from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STAKES_USD
 from babylon_rl.models.grammar import language
@@ -75,7 +75,7 @@ def replay(
     """
     if game.mandate != ONE_TICK:
         raise MarketError(f"What a position of the game {game.name} is worth is known only after its tick.")
-    table = Table(scenario, {agent: lambda *_: _Recorded() for agent in seats}, seed, seats)
+    table = GameTable(scenario, {agent: lambda *_: _Recorded() for agent in seats}, seed, seats)
     found: list[ReplayedCall] = []
     for agent, own in turns.items():
         if len(own) != scenario.ticks:
@@ -107,7 +107,7 @@ class _Recorded:
         raise NotImplementedError("a recorded agent is given its actions")
 
 
-def _brought(table: Table, actions: Mapping[str, Decision], agent: str) -> float:
+def _brought(table: GameTable, actions: Mapping[str, Decision], agent: str) -> float:
     """Dollars of one agent in the tick of these actions, its positions closed as its mandate has it."""
     scenario = table.exchange.scenario
     # The copy plays on alone; what never changes is shared.
@@ -140,7 +140,7 @@ def _answers(turn: RecordedTurn) -> Sequence[str]:
     return [text for text in allowed if text in chosen]
 
 
-def _same_money(table: Table, agent: str, own: Sequence[RecordedTurn]) -> None:
+def _same_money(table: GameTable, agent: str, own: Sequence[RecordedTurn]) -> None:
     equity, start = table.seats[agent].record.equity, table.seats[agent].record.account.start
     earlier = own[0].start_pnl - start
     for tick, turn in enumerate(own):

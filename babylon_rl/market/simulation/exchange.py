@@ -6,12 +6,13 @@ refused, and the house bears what a position loses beyond its margin. Refused or
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from babylon_rl.market.simulation import orders
 from babylon_rl.market.simulation.actions import MAX_POST_CHARACTERS, Action, BuyPrediction, ClosePerp, Hold, OpenPerp, WritePost, kind
 from babylon_rl.market.simulation.arithmetic import exp
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
-from babylon_rl.market.simulation.ledger import Account, Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
+from babylon_rl.market.simulation.ledger import Account, Fill, PerpPosition, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.venue import PerpBook, Pool, Venue
 
@@ -167,11 +168,7 @@ def settle_funding(venue: Venue, book: PerpBook, rate: float) -> list[Settlement
         account.funding += paid
         venue.house.funding += paid
         venue.house.cash += paid
-        settled.append(
-            Settlement(
-                venue.tick, account.agent_id, "funding", position.ticker, position.side, position.units, book.mark, -paid, None, position.id
-            )
-        )
+        settled.append(_settlement(venue, "funding", account, position, book.mark, -paid, None))
     return settled
 
 
@@ -199,11 +196,7 @@ def liquidate(venue: Venue, book: PerpBook) -> list[Settlement]:
         account.liquidations += 1
         profit = -position.margin - position.paid
         account.closed(profit)
-        settled.append(
-            Settlement(
-                venue.tick, account.agent_id, "liquidation", position.ticker, position.side, position.units, mark, 0.0, profit, position.id
-            )
-        )
+        settled.append(_settlement(venue, "liquidation", account, position, mark, 0.0, profit))
     return settled
 
 
@@ -233,3 +226,10 @@ def resolve(venue: Venue, pool: Pool) -> list[Settlement]:
     venue.house.cash += pool.sets
     pool.sets = pool.yes = pool.no = pool.crowd_yes = pool.crowd_no = 0.0
     return settled
+
+
+def _settlement(
+    venue: Venue, kind: Literal["funding", "liquidation"], account: Account, position: PerpPosition, mark: float, usd: float,
+    profit: float | None,
+) -> Settlement:  # fmt: skip
+    return Settlement(venue.tick, account.agent_id, kind, position.ticker, position.side, position.units, mark, usd, profit, position.id)

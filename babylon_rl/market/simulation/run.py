@@ -90,7 +90,7 @@ def play(
     Raises:
         MarketError: a start balance that is missing or below zero, or an agent of another mandate than the game's.
     """
-    table = Table(scenario, agents, seed, start_balance, model, game)
+    table = GameTable(scenario, agents, seed, start_balance, model, game)
     exchange = table.exchange
     run = Run(scenario, seed, exchange, {agent_id: seat.record for agent_id, seat in table.seats.items()})
     pool = ThreadPoolExecutor(MOST_THREADS)  # its threads begin when agents ask
@@ -145,8 +145,8 @@ def encode_run(run: Run) -> bytes:
 class Seat:
     """An agent at its place in a run.
 
-    `Table` takes every seat through its turns; who plays one step by step instead calls, tick by tick, ``look``, ``act``, the exchange's
-    ``advance``, the record's ``settle`` and ``keep_mandate``, and ``look`` once more at the end.
+    `GameTable` takes every seat through its turns; who plays one step by step instead calls, tick by tick, ``look``, ``act``, the
+    exchange's ``advance``, the record's ``settle`` and ``keep_mandate``, and ``look`` once more at the end.
     """
 
     def __init__(self, agent: Agent, agent_id: str, exchange: Exchange, game: Game | None = None) -> None:
@@ -202,7 +202,7 @@ class Seat:
         exchange.restate()
 
 
-class Table:
+class GameTable:
     """A market in play: its exchange, its seats by agent id, its news, and the seeded order in which orders are filled.
 
     ``look`` and ``play`` alternate, with a last ``look`` at the end; arguments are those of the function `play`.
@@ -242,7 +242,7 @@ class Table:
             self.seats[agent_id].keep_mandate(self.exchange)
 
 
-def _decisions(table: Table, pool: ThreadPoolExecutor, clock: Clock) -> dict[str, Decision]:
+def _decisions(table: GameTable, pool: ThreadPoolExecutor, clock: Clock) -> dict[str, Decision]:
     turns = [(agent_id, seat, table.seen[agent_id]) for agent_id, seat in table.seats.items()]
     asked = {name: pool.submit(seat.decide, seen, clock) for name, seat, seen in turns if isinstance(seat.agent, AskingAgent)}
     own = {name: seat.decide(seen, clock) for name, seat, seen in turns if name not in asked}
