@@ -114,7 +114,7 @@ def _finish(connection: Any, tracker: Tracker, trained: Trained, babylon: Babylo
     # A resumed run may already have stored this link.
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
-            note_tracking(connection, batch_id, batch_id, sent.link, babylon.now())
+            note_tracking(connection, batch_id, sent.link, babylon.now())
     elif sent.link is None and refusal(babylon.settings) is None:
         with own_transaction(connection):
             note_tracking_refusal(connection, batch_id, sent.words)

@@ -313,14 +313,14 @@ def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime)
     )
 
 
-def note_tracking(connection: Connection, batch_id: str, run_id: str, link: str, now: datetime) -> None:
-    """Store the tracking link of a version's training; the caller commits."""
+def note_tracking(connection: Connection, batch_id: str, link: str, now: datetime) -> None:
+    """Store the tracking link of a version's training, whose run is named by its batch; the caller commits."""
     updated = connection.execute(
         'UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s, "trackingRefusal" = NULL WHERE "batchId" = %s', [link, batch_id]
     )
     if updated.rowcount:
         connection.execute(
-            'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [run_id, now, batch_id]
+            'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [batch_id, now, batch_id]
         )
 
 

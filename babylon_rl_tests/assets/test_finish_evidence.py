@@ -88,7 +88,7 @@ def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(re
         waiting.run("train", batch, asset_selection=[dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")])
     assert ready.instance.get_runs(limit=1)[0].tags[ENDED_TAG] == WAITS
     with ready.babylon.database.connect(autocommit=True) as connection:
-        note_tracking(connection, batch, batch, "https://wandb.test/run", NOW)
+        note_tracking(connection, batch, "https://wandb.test/run", NOW)
     ready.run("train", batch, asset_selection=request.asset_selection)
     released = ready.materializations("released_model")[batch].metadata
     assert released["decision"].value == "not_compared"

@@ -109,7 +109,7 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
     assert f"| Data | {manifest.data_version} |" in card and "| batch_size | 4 |" in card and f"| seed | {batch.seed} |" in card
     losses = [manifest.metrics["loss"], lineage.loss, trained.steps[-1].loss, model.eval_metrics["training"]["iterations"][-1]["loss"]]
     assert losses == pytest.approx([losses[0]] * 4)
-    note_tracking(connection, batch.batch_id, batch.batch_id, "https://w/run", NOW)
+    note_tracking(connection, batch.batch_id, "https://w/run", NOW)
     noted = next(m for m in read_models(connection) if m.version == model.version)
     assert (noted.wandb_run_id, noted.tracking_url) == (batch.batch_id, "https://w/run")
 
