@@ -48,6 +48,7 @@ from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import (
     MANIFEST,
+    Manifest,
     base_identity,
     load_manifest,
     read_remote,
@@ -135,19 +136,20 @@ def absent(model: Model, settings: Settings) -> str | None:
         if remote is not None and address.refusal:
             return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
-        verify(directory, base_model_dir(settings) if remote is None else None)
-        game_trained(model, settings)
+        manifest = verify(directory, base_model_dir(settings) if remote is None else None)
+        _game_trained(manifest)
     except CheckpointError as unusable:
         return f"{absent_for} {unusable}"
     return None
 
 
 def game_trained(model: Model, settings: Settings) -> Game:
-    """The game that a version was trained in: the one whose prompt and schema its calls had.
+    """The game that a version which is not ``absent`` was trained in: the one whose prompt and schema its calls had."""
+    return _game_trained(load_manifest(checkpoint_of(model, settings)))
 
-    Raises CheckpointError: no game asks as its training calls did, as of a version that is ``absent``.
-    """
-    manifest = load_manifest(checkpoint_of(model, settings))
+
+def _game_trained(manifest: Manifest) -> Game:
+    """Raises CheckpointError: no game asks as its training calls did."""
     game = game_of(recorded_names(manifest.prompt_version), recorded_names(manifest.action_grammar))
     if game is None:
         raise CheckpointError(
