@@ -23,7 +23,7 @@ from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.headlines import TRAINING, TRAINING_EDITIONS
 from babylon_rl.market.model_endpoints import gateway_agents, served_here
 from babylon_rl.market.simulation.agents import AgentFactory
-from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_named
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
@@ -60,8 +60,8 @@ GATEWAY_SETTINGS = {
 class Demo:
     """State shared by the stages.
 
-    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours of ``game``. ``serving`` answers for the
-    models. Without ``gate`` every version is released.
+    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours, of ``game`` unless they were played before
+    in another one. ``serving`` answers for the models. Without ``gate`` every version is released.
     """
 
     settings: Settings
@@ -118,7 +118,7 @@ def planned(state: Demo) -> list[list[str]]:
     They begin with the first hour that was played, or with FIRST_HOUR.
 
     Raises:
-        UsageError: the hours would reach into the future, or those of another seed or game are there.
+        UsageError: the hours would reach into the future, or those of another seed or prompt are there.
     """
     now, total = utc_now(), (state.windows + 1) * state.generations
     with state.database.connect() as connection:
@@ -133,11 +133,13 @@ def planned(state: Demo) -> list[list[str]]:
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
         )
-    other_games = sorted({ONE_TICK_GAME.name if source is None else source.game for source in played} - {state.game.name})
-    if other_games:
+    # A game with the same prompt goes on from the versions of the other one; its hours stay as they were played.
+    games = {ONE_TICK_GAME if source is None else game_named(source.game) for source in played}
+    unlike = sorted(game.name for game in games if not game.has_prompt_of(state.game))
+    if unlike:
         raise UsageError(
-            f"{state.settings.home} holds a demo of the game {other_games[0]}. Choose that game, another BABYLON_RL_HOME, or run "
-            "`make clean` first."
+            f"{state.settings.home} holds a demo of the game {unlike[0]}, whose prompt is another. Choose that game, another "
+            "BABYLON_RL_HOME, or run `make clean` first."
         )
     if not is_complete(hours[-1], now):
         raise UsageError(

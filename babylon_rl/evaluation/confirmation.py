@@ -37,8 +37,8 @@ def confirm(
 ) -> Confirmation | str:
     """Test once whether a version earns more than the deployed one, else than the base.
 
-    Returns a sentence where one of them cannot be played here, or the deployed version was trained in another game: no market is fair to
-    both, so a person chooses the game.
+    Both play the version's game. Returns a sentence where one of them cannot be played here, or where the deployed version was trained on
+    another prompt: no market is fair to both then, so a person chooses the game.
 
     The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
 
@@ -61,7 +61,7 @@ def confirm(
             return f"{version} was not confirmed: {missing}"
     game = game_trained(model, settings)
     other = game if deployed is None else game_trained(deployed, settings)
-    if begun is None and deployed is not None and other != game:
+    if begun is None and deployed is not None and not game.has_prompt_of(other):
         return (
             f"{version} was not confirmed: it was trained in {game.name}, and {deployed.version}, which is deployed, in {other.name}. "
             f"Compare them in the game that your agents play, `babylon-rl benchmark run preset:hour:seeds=1-96 --model {version} --model "

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,14 @@ def test_the_page_gives_every_seed_and_both_intervals_of_their_mean() -> None:
     assert "seed 0 +279 (+219 to +339), seed 1 +329 (+269 to +389), seed 2 +95 (+35 to +155). Mean of 3 seeds +234: " in text
     assert "over markets, -72 to +540 over seeds: it holds 0" in text
     assert "One seed says nothing of another training." in page(results[:1], "a.png", "b.png", "one-tick")
+
+
+def test_the_page_names_the_game_of_the_first_generations() -> None:
+    told = page(RESULTS, "players.png", "curve.png", "amounts", first=("posts", 2))
+    assert "--game amounts --begin posts:2`" in told and "The first 2 generations play posts" in told
+    assert "--begin" not in page(RESULTS, "players.png", "curve.png", "amounts")
+    with pytest.raises(ArgumentTypeError, match="posts:2"):
+        evidence.beginning("posts")
 
 
 def test_the_page_says_how_many_markets_a_wanted_improvement_needs() -> None:

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, train
+from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, play, train
 from babylon_rl.cli.output import Table
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation import report
-from babylon_rl.market.simulation.games import POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS, Game
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.recording import read_sources
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import newest_complete, utc_now, window_range
@@ -27,10 +28,10 @@ def demo(database: Database, settings: Settings) -> Demo:
     return Demo(settings.model_copy(update=chosen), database, WINDOWS, seed=4, generations=GENERATIONS)
 
 
-def played(demo: Demo, hours: list[str], seed: int = 4) -> None:
+def played(demo: Demo, hours: list[str], seed: int = 4, game: Game = ONE_TICK_GAME) -> None:
     """Hours that scripts alone have played."""
     with demo.database.connect() as connection:
-        spawn(connection, SpawnRequest(6, 0, len(hours), seed, start=hours[0]), utc_now(), None)
+        spawn(connection, SpawnRequest(6, 0, len(hours), seed, start=hours[0], game=game), utc_now(), None)
 
 
 def test_generations_follow_each_other_in_hours_that_no_clock_moves(demo: Demo, settings: Settings) -> None:
@@ -53,11 +54,20 @@ def test_hours_of_another_seed_are_not_mixed_in(demo: Demo) -> None:
         planned(demo)
 
 
-def test_hours_of_another_game_are_not_mixed_in(demo: Demo) -> None:
+def test_a_demo_of_another_prompt_is_refused_and_one_of_another_game_goes_on(demo: Demo) -> None:
     played(demo, ["2026-02-03T04:00"])
-    with pytest.raises(UsageError, match="holds a demo of the game one-tick"):
+    with pytest.raises(UsageError, match="holds a demo of the game one-tick, whose prompt is another"):
         planned(replace(demo, game=POSTS))
     assert planned(demo)[0][0] == "2026-02-03T04:00"
+
+
+def test_a_game_with_the_same_prompt_goes_on_from_the_versions_of_the_other_one(demo: Demo) -> None:
+    played(demo, ["2026-02-03T04:00", "2026-02-03T05:00"], game=POSTS)
+    plan = planned(replace(demo, game=AMOUNTS))
+    assert plan[0] == ["2026-02-03T04:00", "2026-02-03T05:00"] and len(plan) == GENERATIONS
+    play(replace(demo, game=AMOUNTS), plan[0], "base")  # nothing is missing, so no model is asked
+    with demo.database.connect() as connection:
+        assert {source.game for *_, source in read_sources(connection, plan[0]).values() if source} == {"posts"}
 
 
 def test_generations_that_find_no_room_before_now_are_refused(demo: Demo) -> None:

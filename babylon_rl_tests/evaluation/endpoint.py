@@ -82,6 +82,16 @@ def alternates(prompt: str, markets: list[str]) -> str:
     return json.dumps({"action": "buy" if len(prompt) % 2 else "sell", "market": markets[0]})
 
 
+def at_usd(rule: Rule, usd: int = 1500) -> Rule:
+    """Answers as in a game with amounts: the same trade at a stake."""
+
+    def sized(prompt: str, markets: list[str]) -> str:
+        answer = json.loads(rule(prompt, markets))
+        return json.dumps(answer | ({"usd": usd} if "market" in answer else {}))
+
+    return sized
+
+
 def reads_fresh(wrong: float) -> Rule:
     """Follows the headlines of fresh training hours, but for the share ``wrong`` of texts, which it reads the other way."""
     words = {event.text: event.direction for snapshot in fresh_hours() for event in snapshot.scenario.events}

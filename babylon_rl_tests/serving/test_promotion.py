@@ -8,13 +8,13 @@ from babylon_rl.cli.demo_stages import Demo, end_trial, release
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
-from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS
 from babylon_rl.serving.promotion import promote, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.store.benchmarks import begin_confirmation, read_confirmations
 from babylon_rl.store.releases import read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
-from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, endpoint, hold, reads_news, reads_wrongly
+from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, at_usd, endpoint, hold, reads_news, reads_wrongly
 from babylon_rl_tests.serving.live_rows import insert_calls
 
 MARKETS = 24
@@ -114,7 +114,7 @@ def test_a_test_whose_rival_is_not_registered_any_more_leaves_a_candidate(promot
     assert said == f"v1.0.1 is a candidate, and a person decides: {why}" and served.asked == {}
 
 
-def test_a_version_of_another_game_than_the_deployed_ones_waits_for_a_person_with_the_commands(promoted, make_version, connection):
+def test_a_version_of_another_prompt_than_the_deployed_ones_waits_for_a_person_with_the_commands(promoted, make_version, connection):
     make_version("v1.0.0", status="deployed", game=ONE_TICK_GAME)
     make_version("v1.0.1", parent="v1.0.0", game=POSTS)
     with endpoint(base=hold) as served:
@@ -123,6 +123,17 @@ def test_a_version_of_another_game_than_the_deployed_ones_waits_for_a_person_wit
     assert said.startswith(f"v1.0.1 is a candidate, and a person decides: {why}")
     assert "--model v1.0.1 --model v1.0.0 --game posts` (or one-tick), then `babylon-rl models deploy v1.0.1`" in said
     assert why in read_events(connection)[-1].why and served.asked == {} and read_confirmations(connection) == []
+
+
+@pytest.mark.long
+def test_a_version_of_another_game_with_the_same_prompt_is_confirmed_in_its_own_game(promoted, make_version, connection):
+    make_version("v1.0.0", status="deployed", game=POSTS)
+    make_version("v1.0.1", parent="v1.0.0", game=AMOUNTS)
+    with endpoint(base=hold, **{"v1.0.0": at_usd(alternates), "v1.0.1": at_usd(reads_news)}) as served:
+        assert promoted("v1.0.1", served).startswith("v1.0.1 is rolling at 1 % of agents: confirmed: +")
+    (test,) = read_confirmations(connection)
+    assert (test.reference, test.confirmed) == ("v1.0.0", True)
+    assert served.asked.keys() == {"v1.0.0", "v1.0.1"}
 
 
 @pytest.mark.long

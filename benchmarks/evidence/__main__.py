@@ -48,18 +48,30 @@ UNGATED = "-without-gate"
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 
-def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int | None = None, game: Game = POSTS) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Beginning:
+    """The game of the first ``generations``, before that of the others."""
+
+    game: Game
+    generations: int
+
+
+def evidence(
+    seeds: int, generations: int, windows: int, out: Path, at_once: int | None = None, game: Game = POSTS, begin: Beginning | None = None
+) -> dict[str, Any]:
     """Play, judge, train and play again with seeds 0 to ``seeds`` - 1, and write the page and its pictures into ``out``.
 
-    Each game has a page of its own. ``at_once`` seeds run side by side, by default what ``side_by_side`` says.
+    Each game has a page of its own. ``at_once`` seeds run side by side, by default what ``side_by_side`` says. The first generations may
+    play another game.
     """
     settings = load_settings()
     # An empty variable, which gives a seed its own database, does not win over that file.
     if setting_sources(Settings)["database_url"] == ENV_FILE:
         raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
-    root = settings.home / "evidence" / f"{game.name}-{generations}-generations-of-{windows}-hours"
-    make = partial(_make, base=base, generations=generations, windows=windows, game=game, at_once=at_once)
+    after = "" if begin is None else f"-after-{begin.generations}-of-{begin.game.name}"
+    root = settings.home / "evidence" / f"{game.name}{after}-{generations}-generations-of-{windows}-hours"
+    make = partial(_make, base=base, generations=generations, windows=windows, game=game, at_once=at_once, begin=begin)
     results = make({seed: root / f"seed-{seed}" for seed in range(seeds)})
     # Where nothing was refused before the last generation, the loop without the gate is the same.
     others = [result["seed"] for result in results if goes_on_otherwise(result)]
@@ -69,11 +81,14 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     page_name, players_name, curve_name = (name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE))
     (out / players_name).write_bytes(players(results))
     (out / curve_name).write_bytes(learning_curve(results))
-    (out / page_name).write_text(page(results, players_name, curve_name, game.name, ungated), encoding="utf-8")
+    first = None if begin is None else (begin.game.name, begin.generations)
+    (out / page_name).write_text(page(results, players_name, curve_name, game.name, ungated, first), encoding="utf-8")
     return {"seeds": results, "withoutGate": list(ungated.values()), "page": str(out / page_name)}
 
 
-def _make(directories: Mapping[int, Path], base: Path, generations: int, windows: int, game: Game, at_once: int | None) -> list[Document]:
+def _make(
+    directories: Mapping[int, Path], base: Path, generations: int, windows: int, game: Game, at_once: int | None, begin: Beginning | None
+) -> list[Document]:
     """Results of the seeds, by their directories; those without a result are run."""
     missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
     for seed, own in directories.items():
@@ -83,7 +98,7 @@ def _make(directories: Mapping[int, Path], base: Path, generations: int, windows
         at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
             played = base_play(next(iter(missing.values())).with_name(BASE), base, game)
-            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, game) for seed, own in missing.items()]
+            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, game, begin) for seed, own in missing.items()]
             try:
                 wait(runs)
             except KeyboardInterrupt:
@@ -153,7 +168,9 @@ def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
     return BasePlay(source.identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots}, played[source.name])
 
 
-def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, game: Game) -> None:
+def run_seed(
+    directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, game: Game, begin: Beginning | None = None
+) -> None:
     """Run the demo of a seed to its end, and write its result file; the directory's name says whether without the gate."""
     log = directory / LOG
     say(f"{directory.name}: {log} says how far it is")
@@ -162,16 +179,18 @@ def run_seed(directory: Path, base: Path, played: BasePlay, seed: int, generatio
         write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
-    arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--game", game.name, "--json"]
-    if directory.name.endswith(UNGATED):
-        arguments.append("--no-gate")
+    courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     result = directory / RESULT
     printed = result.with_suffix(".printed")
-    with printed.open("wb") as file, log.open("ab") as said:
-        status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
-    if status != 0:
-        raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
+    for played_game, last in courses:
+        arguments = ["--seed", str(seed), "--generations", str(last), "--windows", str(windows), "--game", played_game.name, "--json"]
+        if directory.name.endswith(UNGATED):
+            arguments.append("--no-gate")
+        with printed.open("wb") as file, log.open("ab") as said:
+            status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
+        if status != 0:
+            raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
     # The result file appears only when complete: its existence marks a finished seed.
     document = json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE))
     printed.write_text(json.dumps(document, indent=2) + "\n")
@@ -206,9 +225,19 @@ def _spent(*directories: Path) -> dict[str, float]:
     return {name: round(sum(stage[name] for stage in spent), 1) for name in ("seconds", "processorSeconds")}
 
 
+def beginning(text: str) -> Beginning:
+    name, _, generations = text.partition(":")
+    if name not in GAMES or not generations.isdecimal() or int(generations) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not GAME:N, as posts:2; games are {', '.join(GAMES)}")
+    return Beginning(GAMES[name], int(generations))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--game", default=POSTS.name, choices=tuple(GAMES), help="what is played and trained")
+    parser.add_argument(
+        "--begin", type=beginning, metavar="GAME:N", help="the first N generations play this game, as posts:2 before amounts"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to N-1")
     parser.add_argument("--generations", type=int, default=5, help="how often each seed plays, judges and trains; at least 2")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of market to simulate in each generation; at least 2")
@@ -221,7 +250,7 @@ def main() -> int:
     if asked.seeds < 1 or asked.generations < 2 or asked.windows < 2 or (asked.at_once or 1) < 1:
         parser.error("--seeds and --at-once are at least 1, --generations and --windows at least 2")
     try:
-        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once, game_named(asked.game))
+        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once, game_named(asked.game), asked.begin)
     except BabylonError as failed:
         print(failed, file=sys.stderr)
         return failed.exit_code

@@ -59,23 +59,34 @@ def stakes(results: Sequence[Document]) -> str:
     return f"\n{heading}\n\n{markdown_rows(columns, rows)}\n\n{legend(columns)}\n"
 
 
-def page(results: Sequence[Document], players: str, curve: str, game: str, ungated: Mapping[int, Document] = MappingProxyType({})) -> str:
+def page(
+    results: Sequence[Document],
+    players: str,
+    curve: str,
+    game: str,
+    ungated: Mapping[int, Document] = MappingProxyType({}),
+    first: tuple[str, int] | None = None,
+) -> str:
     """The page as Markdown.
 
     ``players`` and ``curve`` are the file names of its plots. ``ungated`` are results without the gate by seed, of seeds that went on
-    otherwise.
+    otherwise. ``first`` is another game with the number of first generations that play it.
     """
+    begin, other = "", ""
+    if first is not None:
+        begin = f" --begin {first[0]}:{first[1]}"
+        other = f"The first {first[1]} generations play {first[0]}, in the gate too; in the tables all play {game}.\n"
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
     return f"""# Evidence in the game {game}
 
-Made by `python -m benchmarks.evidence --game {game}`: {generations} generations with each of {len(results)} seeds, up to {minutes:.0f}
-minutes of processor time a seed.
+Made by `python -m benchmarks.evidence --game {game}{begin}`: {generations} generations with each of {len(results)} seeds,
+up to {minutes:.0f} minutes of processor time a seed.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.
-
+{other}
 {_headline(results)}
 
 The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
