@@ -28,13 +28,14 @@ from typing import Any
 
 import torch
 
+from babylon_rl.cli.demo_stages import BASE_EDITION
 from babylon_rl.errors import Diverged
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.answer_groups import tick_score
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.simulation import agents, prompting
-from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision
+from babylon_rl.market.simulation import agents, prompting, strategies
+from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.games import Game, game_named
 from babylon_rl.market.simulation.generation import generate
@@ -42,7 +43,6 @@ from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import AgentRecord, Call
 from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.market.simulation.strategies import STRATEGIES, factory
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import saving_weights
 from babylon_rl.models.encoding import encode_prompt
@@ -126,7 +126,12 @@ def play_hours(
     rng, asked = random.Random(seed), list[Asked]()
     # Who sits on our seat is not asked: the policy answers for it, in all hours at once.
     rooms = [
-        GameTable(hour, {name: factory(name, hour) for name in scripts} | {OWN: factory("balanced", hour)}, seed, game=game)
+        GameTable(
+            hour,
+            {name: strategies.player(name, hour, game) for name in scripts} | {OWN: strategies.factory("balanced", hour)},
+            seed,
+            game=game,
+        )
         for hour in hours
     ]
     for tick in range(hours[0].ticks):
@@ -138,15 +143,20 @@ def play_hours(
             logprobs_k = [next(logprobs) for _ in texts]
             probability_k = [math.exp(math.fsum(one)) for one in logprobs_k]
             taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
-            read = [prompting.parse_choice(text, own) for text in texts]
+            read = [prompting.parse_choice(text, own, game) for text in texts]
             choice_k = [choice for choice in read if isinstance(choice, Choice)]
             asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken))
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
-            table.play(decisions | {OWN: Decision(agents.order(choice_k[taken], own, STAKE_USD), call)})
+            table.play(decisions | {OWN: Decision(agents.order(choice_k[taken], own, stake(choice_k[taken])), call)})
     for table in rooms:
         table.look()
     return asked, [{name: seat.record for name, seat in table.seats.items()} for table in rooms]
+
+
+def stake(choice: Choice) -> float:
+    """Dollars of a choice: its own, or the fixed stake."""
+    return (choice.usd or 0.0) if isinstance(choice, SizedChoice) else STAKE_USD
 
 
 def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> float:
@@ -161,11 +171,11 @@ def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> flo
             move = event.direction * (2 * truth - 1) * strength * (MODEL.question_effect if stock is None else MODEL.event_effect)
     if stock is not None:
         moved = move if expected else math.log(stock.prices[tick + 1] / stock.prices[tick])
-        return agents.stock_profit(choice.direction, STAKE_USD, moved, MODEL.fee)
+        return agents.stock_profit(choice.direction, stake(choice), moved, MODEL.fee)
     crowd = hour.question(choice.market).crowd
     now, then = (math.log(yes / (1 - yes)) for yes in (crowd[tick], crowd[tick + 1]))
     moved = move * room(now, MODEL.question_limit) if expected else then - now
-    return agents.question_profit(choice.direction, STAKE_USD * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
+    return agents.question_profit(choice.direction, stake(choice) * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
 
 
 def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
@@ -262,9 +272,10 @@ def run_generation(
     """Play, train and examine one generation; a line of the result file."""
     began_s, base, game = time.perf_counter(), base_model_dir(settings), game_named(given.game)
     numbers = range(generation * 1000, generation * 1000 + given.hours)
-    hours = [generate(preset("hour", seed=f"training/{seed}/{number}", edition=given.edition, agents=6)) for number in numbers]
+    edition = BASE_EDITION if generation == 1 else TRAINING
+    hours = [generate(preset("hour", seed=f"training/{seed}/{number}", edition=edition, agents=6)) for number in numbers]
     player = Player(base, parent)
-    asked, records = play_hours(player, hours, STRATEGIES if generation == 1 else (), f"{seed}/{generation}", game, greedy=False)
+    asked, records = play_hours(player, hours, strategies.STRATEGIES if generation == 1 else (), f"{seed}/{generation}", game, greedy=False)
     rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in ARMS[arm])
     played_s = time.perf_counter() - began_s
     line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
@@ -299,8 +310,7 @@ def main() -> None:
     parser.add_argument("--hours", type=int, default=24, help="of play in a generation")
     parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
     parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
-    parser.add_argument("--edition", default=TRAINING, help="of the headlines in training")
-    parser.add_argument("--game", default="one-tick", choices=("one-tick", "posts"))
+    parser.add_argument("--game", default="one-tick", choices=("one-tick", "posts", "amounts"))
     given = parser.parse_args()
     set_threads(1)
     settings = load_settings()

@@ -35,7 +35,7 @@ POOL = "trainer"
 # What is measured of the policy in an iteration, by the heads of a table that is narrow enough for a page.
 POLICY = {
     "entropy": "entropy", "kl": "KL", "klParent": "parent KL", "topActionShare": "top act", "turnedShare": "turned", "ratio": "ratio",
-    "servedKl": "served KL", "gradientNorm": "gradient", "skippedSteps": "skipped steps", "stepBack": "step back",
+    "servedKl": "served KL", "gradientNorm": "gradient", "stepBack": "step back",
 }  # fmt: skip
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(

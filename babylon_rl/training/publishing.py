@@ -176,7 +176,7 @@ def publish_and_register(
     version = _own_version(run, parent, settings)
     scores = [episode.score for episode in episodes if episode.score is not None]
     windows = sorted({episode.window for episode in episodes}, reverse=True)
-    bounded = [step.metrics for step in steps if step.metrics and "skippedSteps" in step.metrics]
+    taken_back = [step.metrics["stepBack"] for step in steps if step.metrics and "stepBack" in step.metrics]
     manifest = Manifest(
         version=version,
         base=run.trainer.base_identity(),
@@ -196,9 +196,8 @@ def publish_and_register(
             "avgReward": sum(scores) / len(scores),
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
             **({"answers": float(conversion.answers)} if conversion.replayed else {}),
-            # What the trust region has refused of all iterations: steps, and the largest share of the way that was taken back.
-            **({"skippedSteps": sum(one["skippedSteps"] for one in bounded)} if bounded else {}),
-            **({"stepBack": max(one["stepBack"] for one in bounded)} if bounded else {}),
+            # Of all iterations the largest share of the way that the trust region took back.
+            **({"stepBack": max(taken_back)} if taken_back else {}),
         },
         trainer={
             "backend": run.batch.backend, "seed": run.batch.seed,

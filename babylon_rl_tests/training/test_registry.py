@@ -202,7 +202,7 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     # Each manifest has the values of its own generation.
     child = load_manifest(train_batch(connection, prepared(connection, small, max_trajectories=30).batch_id, small, NOW).checkpoint)
     assert [one.trainer["settings"]["entropy_bonus"] for one in (manifest, child)] == [0.05, 0.03]
-    assert {"skippedSteps", "stepBack"} <= child.metrics.keys() - manifest.metrics.keys()
+    assert "stepBack" in child.metrics.keys() - manifest.metrics.keys()
     weights = trained.checkpoint / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     damaged = look.answers(connection, found, small)

@@ -27,11 +27,12 @@ from babylon_rl.training.backends.cpu.bounds import (
 from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, choices, load_policy, make_items, pack
 from babylon_rl.training.backends.cpu.trainer import (
     ENTROPY_BONUSES,
+    FINAL_RATE_SHARE,
+    KL_STEPS,
     LEARNING_RATES,
-    LEAST_STEPS,
-    MOST_STEPS,
     CpuTrainer,
     of_generation,
+    within_reach,
 )
 from babylon_rl.training.backends.protocol import IterationResult, StepMetrics, TrainSequence
 from babylon_rl_tests.training.sequences import BUY, GOOD, HOLD, make_iteration, make_lesson, make_sequence
@@ -61,18 +62,32 @@ def digest(directory: Path) -> str:
     return hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_a_child_that_would_leave_its_parent_stops_and_steps_back(cpu_settings: Settings, parent: Path, tmp_path: Path) -> None:
+def test_a_child_that_would_leave_its_parent_is_slowed_and_steps_back(cpu_settings: Settings, parent: Path, tmp_path: Path) -> None:
     fast, told = cpu_settings.model_copy(update={"learning_rate": 0.03, "kl_penalty": 0.0}), list[StepMetrics]()
     result = train(fast, tmp_path / "child", make_lesson(4), parent, passes=6, told=told)
     assert 0 < result.metrics["klParent"] <= PARENT_BOUND and 0 < result.metrics["stepBack"] < 1
-    assert result.metrics["optimizerSteps"] == len(told) < told[-1].steps
-    assert result.metrics["skippedSteps"] == told[-1].steps - len(told)
+    assert result.metrics["optimizerSteps"] == len(told) == told[-1].steps
     assert told[0].metrics["klParent"] == pytest.approx(0.0, abs=1e-4)
-    # No step follows once the last ones are beyond the bound together, however far one alone is.
+    # No step moves the policy once the last ones are beyond the bound together, however far one alone is.
     near = [one.metrics["klParent"] for one in told]
-    assert all(fmean(near[max(0, n - MOST_STEPS) : n]) <= PARENT_BOUND for n in range(LEAST_STEPS, len(near) + 1))
+    beyond = [fmean(near[max(0, n - KL_STEPS) : n]) > PARENT_BOUND for n in range(1, len(near) + 1)]
+    assert [one.metrics["learningRate"] == 0 for one in told] == beyond and any(beyond)
     # What is published is what was measured.
     assert kl_between(cpu_settings, tmp_path / "child", parent) == pytest.approx(result.metrics["klParent"], rel=0.02)
+
+
+def test_the_rate_falls_where_the_kl_is_ahead_of_the_planned_rates() -> None:
+    assert within_reach(0.0, 0.0) == within_reach(0.9, 0.0) == 1.0 and within_reach(0.0, -1e-9) == 1.0
+    # Half of the way with half of the rates is as planned; with a quarter of them, two thirds of the rate are within reach.
+    half = PARENT_BOUND / 4
+    spent = {share: next(n / 1000 for n in range(1001) if planned(n / 1000) >= share) for share in (0.25, 0.5, 0.75)}
+    assert [within_reach(spent[share], half) for share in spent] == pytest.approx([2 / 3, 1.0, 1.0], rel=0.01)
+    assert within_reach(0.3, PARENT_BOUND) == within_reach(0.3, 2 * PARENT_BOUND) == 0.0
+
+
+def planned(done: float) -> float:
+    """Share of the planned rates, which fall in a line, that the steps until ``done`` have."""
+    return done * (1 + 1 - (1 - FINAL_RATE_SHARE) * done) / (1 + FINAL_RATE_SHARE)
 
 
 def kl_between(settings: Settings, child: Path, parent: Path) -> float:
@@ -87,15 +102,15 @@ def kl_between(settings: Settings, child: Path, parent: Path) -> float:
     return weighted_kl(found[0], found[1], items, policy.head) / weight
 
 
-def test_a_child_within_the_region_takes_every_step_and_the_first_generation_has_no_parent(
+def test_a_child_within_the_region_goes_its_whole_way_and_the_first_generation_has_no_parent(
     cpu_settings: Settings, parent: Path, tmp_path: Path
 ) -> None:
     slow = cpu_settings.model_copy(update={"learning_rate": 1e-4})
     told: list[StepMetrics] = []
     near = train(slow, tmp_path / "child", make_lesson(4), parent, passes=2, told=told)
-    assert near.metrics["stepBack"] == near.metrics["skippedSteps"] == 0.0 and near.metrics["optimizerSteps"] == told[-1].steps
+    assert near.metrics["stepBack"] == 0.0 and near.metrics["optimizerSteps"] == told[-1].steps
     first = train(slow, tmp_path / "first", make_lesson(2))
-    assert not {"klParent", "stepBack", "skippedSteps", "turnedShare"} & first.metrics.keys()
+    assert not {"klParent", "stepBack", "turnedShare"} & first.metrics.keys()
 
 
 def test_a_second_iteration_is_measured_from_the_parent_version(cpu_settings: Settings, parent: Path, tmp_path: Path) -> None:

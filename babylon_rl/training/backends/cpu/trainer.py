@@ -9,6 +9,7 @@ threads. A step accumulates the gradients of several packs, then clips and appli
 """
 
 import gc
+import math
 import random
 import time
 from collections import Counter, deque
@@ -78,15 +79,14 @@ from babylon_rl.training.backends.protocol import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# By generation, the last one for all later ones too. After the first so low that the data come to an end within PARENT_BOUND: at 1e-3 a few
-# steps use it up, and the rest teaches nothing.
+# By generation, the last one for all later ones too: the most that a step may have, as the trust region allows it.
 LEARNING_RATES = (3e-3, 3e-4, 2e-4)
 # The first generation explores more, so that a base that holds on most prompts tries something else.
 ENTROPY_BONUSES = (0.05, 0.03)
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
-# The mean KL from the parent of the last steps decides whether one more is taken: the few dozen choices of one step tell it badly.
-LEAST_STEPS, MOST_STEPS = 3, 6
+# The KL from the parent that sets the rate is the mean of so many steps: the few dozen choices of one step tell it badly.
+KL_STEPS = 3
 # Means over the tokens with recorded log-probabilities, of the policy in training to the one that served them.
 SERVED = ("ratio", "clippedRatio", "servedKl")
 OPTIMIZER_STATE = "trainer_state.safetensors"
@@ -187,6 +187,17 @@ def of_generation(values: Sequence[float], generation: int) -> float:
     return values[min(generation, len(values)) - 1]
 
 
+def within_reach(done: float, kl: float) -> float:
+    """Share of the planned rate at which the steps that are left end within the trust region, 1 where they do anyway.
+
+    The KL grows with the square of the way, and the way with the rates of the steps. So this is the share of the way to the bound that is
+    left, over the share of the planned rates that is left: the last data count too, whatever the game's scores move.
+    """
+    fall = 1 - FINAL_RATE_SHARE
+    planned_left = 1 - (done - fall * done**2 / 2) / (1 - fall / 2)
+    return min(1.0, max(0.0, 1 - math.sqrt(max(kl, 0.0) / PARENT_BOUND)) / planned_left)
+
+
 class IterationRun:
     """Training of a policy on the items of one iteration."""
 
@@ -200,7 +211,7 @@ class IterationRun:
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
         self._parent: Parent | None = None
-        self._kl_of_steps = deque[float](maxlen=MOST_STEPS)
+        self._kl_of_steps = deque[float](maxlen=KL_STEPS)
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
         self._weights = weights or LossWeights(of_generation(ENTROPY_BONUSES, iteration.generation), settings.kl_penalty)
 
@@ -221,11 +232,7 @@ class IterationRun:
         self._policy.model.train()
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
-            rate = self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
-            taken = self.take_step(chosen, number)
-            if taken is None:
-                break
-            step = taken | {"learningRate": rate}
+            step = self.take_step(chosen, number, len(plan))
             step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
             tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
@@ -238,7 +245,6 @@ class IterationRun:
             found, within = read(self._policy, self._items, packs), dict[str, float]()
         else:
             found, within = step_back(self._policy, self._items, packs, self._parent)
-            within |= {"skippedSteps": float(len(plan) - told["loss"])}
         measured = measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}
@@ -248,8 +254,8 @@ class IterationRun:
         means["prefixSharing"] = sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs)
         return IterationResult(means, tokens, loss)
 
-    def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float] | None:
-        """Take one optimizer step and return its metrics; None, without a step, where the policy is beyond the trust region.
+    def take_step(self, packs: Sequence[Pack], number: int = 1, of: int = 1) -> dict[str, float]:
+        """Take optimizer step ``number`` of ``of`` in this iteration, and return its metrics.
 
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
         log-probabilities: recordedShare of the tokens, and of these the means of SERVED. With a parent: klParent before the step.
@@ -258,8 +264,7 @@ class IterationRun:
 
         step = self.gradients(packs)
         self._kl_of_steps.append(step.get("klParent", 0.0))
-        if len(self._kl_of_steps) >= LEAST_STEPS and fmean(self._kl_of_steps) > PARENT_BOUND:
-            return None
+        step["learningRate"] = self._set_rate((self._iteration.step - 1 + (number - 1) / of) / self._iteration.steps, number)
         if recorded := step.pop("recorded"):
             tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
             step |= {"recordedShare": recorded / tokens} | {name: step[name] / recorded for name in SERVED}
@@ -337,7 +342,7 @@ class IterationRun:
     def _set_rate(self, done: float, number: int) -> float:
         # Only in the first iteration: the optimizer's state goes on from one to the next, so it is warm in the others.
         warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0
-        rate = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
+        rate = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done) * within_reach(done, fmean(self._kl_of_steps))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         return rate
