@@ -14,7 +14,7 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.services import LOCAL, WANDB, service_in_use, unknown_service
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import MODEL_PREFIX
-from babylon_rl.store.releases import BASE, RoutedTest, RoutedVersion, RoutingTable
+from babylon_rl.store.releases import BASE, ABTest, RoutedVersion, RoutingTable
 
 Arm = Literal["named", "pinned", "wandb_model", "ab", "test", "rollout", "deployed", "base"]
 NEWEST, BY_REGISTRY = "newest", "registry"
@@ -135,7 +135,7 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
     return _to(_usable(table, name), "ab", reason, share)
 
 
-def arm_of(test: RoutedTest, identity: str) -> int | None:
+def arm_of(test: ABTest, identity: str) -> int | None:
     """Number of an agent's arm in an A/B test, None beyond the shares.
 
     Each test has its own scale, so that arms of successive tests are independent of each other and of rollouts.

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, insertion, updates
+from babylon_rl.store.columns import columns_of, insertion, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
@@ -66,7 +66,7 @@ _HELD = """
 """
 _INSERT = insertion("babylon_rl.answer_groups", ("window", *columns_of(AnswerGroup)))
 _COLUMNS = ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
-_UPSERT = insertion("babylon_rl.replayed_hours", _COLUMNS) + f'ON CONFLICT ("window") DO UPDATE SET {updates(_COLUMNS[1:])}'
+_UPSERT = upsert("babylon_rl.replayed_hours", _COLUMNS)
 
 
 def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:

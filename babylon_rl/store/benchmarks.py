@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -10,27 +10,9 @@ import msgspec
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
-from babylon_rl.store.columns import columns_of, insertion, listed, loaded, updates
+from babylon_rl.store.columns import camel, columns_of, document_of, insertion, listed, loaded, upsert
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
-
-# A result counts only for the same market content (fingerprint) and the same model identity.
-_RESULT = (
-    "snapshot", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds", "predictions",
-    "predictionsRight", "equityUsd", "refused", "stakedUsd",
-)  # fmt: skip
-_RESULTS = f"""
-SELECT {listed(_RESULT, "r")}
-FROM babylon_rl.benchmark_results r
-JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
-WHERE r."model" = %s AND r."identity" = %s
-"""
-
-_PLAYED = f"""
-SELECT r."model", r."identity", r."playedAt", {listed(_RESULT, "r")}
-FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < %s
-ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
-"""
 
 _PLAYED_MARKETS = """
 SELECT r."identity", r."snapshot", r."market" FROM babylon_rl.benchmark_results r
@@ -38,15 +20,8 @@ WHERE r."model" = %s AND starts_with(r."snapshot", %s)
 ORDER BY r."playedAt" DESC, r."identity", r."snapshot", r."market"
 """
 
-# The first stored result of a key stands.
-_INSERT_RESULT = f"""
-INSERT INTO babylon_rl.benchmark_results ("model", "identity", "market", "playedAt", {listed(_RESULT)})
-VALUES (%s, %s, %s, %s, {", ".join(["%s"] * len(_RESULT))})
-ON CONFLICT DO NOTHING
-"""
-
 _REPORT = columns_of(BenchmarkReport)
-_UPSERT_REPORT = insertion("babylon_rl.benchmark_reports", _REPORT) + f'ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}'
+_UPSERT_REPORT = upsert("babylon_rl.benchmark_reports", _REPORT, key="batchId")
 _READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
 
 # Completed batches without a release decision.
@@ -64,10 +39,7 @@ ORDER BY p."completedAt" DESC
 """
 
 _RELEASE = ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
-_UPSERT_RELEASE = f"""
-INSERT INTO babylon_rl.releases ({listed(_RELEASE)}) VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT ("batchId") DO UPDATE SET {updates(_RELEASE[1:])}
-"""
+_UPSERT_RELEASE = upsert("babylon_rl.releases", _RELEASE, key="batchId")
 
 # NULL parameters leave the stored values; evalMetrics is merged, and replaced if it is not an object.
 _SCORE_MODEL = """
@@ -121,6 +93,25 @@ class MarketResult:
             raise MarketError(f"The result of {self.snapshot} contradicts itself: {self!r}. It was not counted.")
 
 
+_ACTIONS = {"buy": "buys", "sell": "sells", "hold": "holds"}
+_FACTS = [field.name for field in fields(MarketResult) if field.name not in ("actions", "expected_usd", "ceiling_usd")]
+_RESULT = [*map(camel, _FACTS), *_ACTIONS.values()]
+# A result counts only for the same market content (fingerprint) and the same model identity.
+_RESULTS = f"""
+SELECT {listed(_RESULT, "r")}
+FROM babylon_rl.benchmark_results r
+JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
+WHERE r."model" = %s AND r."identity" = %s
+"""
+_PLAYED = f"""
+SELECT r."model", r."identity", r."playedAt", {listed(_RESULT, "r")}
+FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < %s
+ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
+"""
+# The first stored result of a key stands.
+_ADD_RESULTS = insertion("babylon_rl.benchmark_results", ("model", "identity", "market", "playedAt", *_RESULT)) + "ON CONFLICT DO NOTHING"
+
+
 def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
     """Return the stored results of ``model`` by snapshot id. ``markets`` maps snapshot id to fingerprint."""
     rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
@@ -153,14 +144,15 @@ def write_results(
     connection: Connection, model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
 ) -> None:
     """Store results and commit; results already stored stay unchanged."""
+    player = {"model": model, "identity": identity, "playedAt": now.isoformat()}
     rows = [
-        [model, identity, markets[r.snapshot], now, r.snapshot, r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
-         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused,
-         r.staked_usd]
-        for r in results
-    ]  # fmt: skip
-    with own_transaction(connection), connection.cursor() as cursor:
-        cursor.executemany(_INSERT_RESULT, rows)
+        player
+        | {"market": markets[result.snapshot], **document_of(result, *_FACTS)}
+        | {column: result.actions[action] for action, column in _ACTIONS.items()}
+        for result in results
+    ]
+    with own_transaction(connection):
+        connection.execute(_ADD_RESULTS, [Jsonb(rows)])
 
 
 def passed_versions(connection: Connection) -> set[str]:
@@ -203,17 +195,16 @@ def write_release(
     measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         # Together: the admin page and the game never see a decision without the numbers behind it.
-        connection.execute(_UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now])
+        release = (report.batch_id, report.version, report.decision, report.reason, report.data_version, now.isoformat())
+        connection.execute(_UPSERT_RELEASE, [Jsonb([dict(zip(_RELEASE, release, strict=True))])])
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
         connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [measured, report.batch_id])
 
 
 def _result(row: Sequence[Any]) -> MarketResult:
-    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity, refused, staked = row
-    actions = {"buy": buys, "sell": sells, "hold": holds}
-    return MarketResult(
-        snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity), refused, staked
-    )
+    facts = dict(zip(_FACTS, row, strict=False))
+    actions = dict(zip(_ACTIONS, row[len(_FACTS) :], strict=True))
+    return MarketResult(**{**facts, "equity_usd": tuple(facts["equity_usd"]), "actions": actions})
 
 
 _IDENTITIES = """

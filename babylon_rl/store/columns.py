@@ -76,6 +76,12 @@ def insertion(table: str, columns: Iterable[str], parameter: str = "%s", alias: 
     return f"INSERT INTO {table} {alias} ({names}) SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, {parameter}) "
 
 
+def upsert(table: str, columns: Sequence[str], *, key: str = "window", but: Mapping[str, str] | None = None, alias: str = "") -> str:
+    """Return the ``insertion`` that replaces rows of the same ``key``; ``but`` as for ``updates``."""
+    kept = updates((name for name in columns if name != key), but)
+    return insertion(table, columns, alias=alias) + f'ON CONFLICT ("{key}") DO UPDATE SET {kept}'
+
+
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
     """Build ``struct`` from the values of ``columns``; absent fields have their defaults."""
     return msgspec.convert(dict(zip(columns, row, strict=True)), struct)

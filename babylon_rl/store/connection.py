@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from socket import SHUT_RDWR, socket
@@ -73,6 +73,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         row = self.execute(statement, parameters).fetchone()
         assert row is not None
         return row
+
+    def insert(self, table: str, row: Mapping[str, Any]) -> None:
+        """Insert one row, given by column name; ``table`` as for ``copy_rows``."""
+        self.execute(f"INSERT INTO {table} ({listed(row)}) VALUES ({', '.join(['%s'] * len(row))})", list(row.values()))
 
     def copy_rows(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write many rows by COPY, the fastest way; ``table`` is qualified by its schema and quoted."""

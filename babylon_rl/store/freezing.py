@@ -295,16 +295,11 @@ def insert_batch(connection: Connection, new: NewBatch) -> None:
     Raises BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
     windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.batches
-            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt",
-             "passes")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.seed, Jsonb(dict(new.settings)),
-         Jsonb(dict(new.dropout)), new.now, new.now, new.passes],
-    )  # fmt: skip
+    connection.insert("babylon_rl.batches", {
+        "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
+        "version": new.version, "seed": new.seed, "settings": Jsonb(dict(new.settings)), "dropout": Jsonb(dict(new.dropout)),
+        "createdAt": new.now, "heartbeatAt": new.now, "passes": new.passes,
+    })  # fmt: skip
     connection.execute(
         """
         INSERT INTO babylon_rl.batch_episodes ("batchId", "window", "agentId", "trajectories")

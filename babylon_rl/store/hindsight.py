@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import camel, insertion, listed, updates
+from babylon_rl.store.columns import camel, listed, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -112,7 +112,7 @@ _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
 
 # One row of counts per hour.
 _COUNTS = ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
-_UPSERT = insertion("babylon_rl.hindsight", _COUNTS) + f'ON CONFLICT ("window") DO UPDATE SET {updates(_COUNTS[1:])}'
+_UPSERT = upsert("babylon_rl.hindsight", _COUNTS)
 
 _AGENTS = """
     SELECT "window", "agentId", count(*), count("correct"), count(*) FILTER (WHERE "correct")

@@ -107,11 +107,6 @@ class NewModel:
     wandb_artifact_id: str | None = None
 
     @property
-    def model_id(self) -> str:
-        """The model id of the version."""
-        return model_id(self.version)
-
-    @property
     def windows(self) -> list[str]:
         """Windows of the training, newest first."""
         return sorted({episode.window for episode in self.episodes}, reverse=True)
@@ -257,39 +252,25 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
 
 def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:
     """Write the row that the game reads, and the lineage."""
-    connection.execute(
-        """
-        INSERT INTO public.trained_models
-            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "avgReward", "evalMetrics",
-             "wandbArtifactId", "createdAt", "updatedAt")
-        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s, %s)
-        """,
-        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.storage_path,
-         reward, Jsonb(dict(eval_metrics)), new.wandb_artifact_id, new.now, new.now],
-    )  # fmt: skip
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.model_lineage
-            ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
-             "uploadedUrl", "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [new.version, new.parent_version, new.base_model, new.backend, new.batch_id, new.checkpoint, new.manifest_sha,
-         new.windows, Jsonb(dict(new.metrics)), new.uploaded_url, new.now],
-    )  # fmt: skip
+    both = {"version": new.version, "baseModel": new.base_model, "createdAt": new.now}
+    connection.insert("public.trained_models", {
+        **both, "id": f"model-{new.batch_id.removeprefix('batch-')}", "modelId": model_id(new.version), "trainingBatch": new.batch_id,
+        "status": "ready", "storagePath": new.storage_path, "avgReward": reward, "evalMetrics": Jsonb(dict(eval_metrics)),
+        "wandbArtifactId": new.wandb_artifact_id, "updatedAt": new.now,
+    })  # fmt: skip
+    connection.insert("babylon_rl.model_lineage", {
+        **both, "parentVersion": new.parent_version, "backend": new.backend, "batchId": new.batch_id, "checkpointPath": new.checkpoint,
+        "manifestSha": new.manifest_sha, "windows": new.windows, "metrics": Jsonb(dict(new.metrics)), "uploadedUrl": new.uploaded_url,
+    })  # fmt: skip
 
 
 def register_import(connection: Connection, new: NewModel) -> Model:
     """Register weights from outside as a version of their parent's line; the caller commits."""
     # Without trajectories and without a row in training_batches, so that it counts as no training.
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.batches
-            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "state", "createdAt", "heartbeatAt")
-        VALUES (%s, %s, %s, %s, %s, 0, 'completed', %s, %s)
-        """,
-        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.now, new.now],
-    )
+    connection.insert("babylon_rl.batches", {
+        "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
+        "version": new.version, "seed": 0, "state": "completed", "createdAt": new.now, "heartbeatAt": new.now,
+    })  # fmt: skip
     _insert_model(connection, new, None, new.metrics)
     model = model_of_batch(connection, new.batch_id)
     assert model is not None  # written above

@@ -34,7 +34,6 @@ _NEEDED = """
 SELECT "version", "previousVersion" FROM babylon_rl.rollouts WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
 UNION ALL SELECT unnest("arms"), NULL FROM babylon_rl.ab_tests WHERE "state" = 'running'
 """
-_ARMS = """SELECT "name", "arms", "shares" FROM babylon_rl.ab_tests WHERE "state" = 'running'"""
 _VERSIONS = """
 SELECT m.version, m.status, m."deployedAt", m."storagePath", l."backend", l."checkpointPath", l."prunedAt" IS NOT NULL, l."manifestSha"
 FROM public.trained_models m
@@ -116,29 +115,33 @@ class RoutedVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutedTest:
-    """Running A/B test; ``shares`` are percent of all agents by arm."""
+class ABTest:
+    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
 
     name: str
     arms: Sequence[str]
     shares: Sequence[float]
+    expected_effect_usd: float
+    state: str
+    started_at: datetime
+    stopped_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """Routing facts of the registry at one moment; ``deployed`` is the newest deployed version."""
+    """Routing facts of the registry at one moment: the newest ``deployed`` version, the rollout on ``trial``, the running ``test``."""
 
     versions: Mapping[str, RoutedVersion] = field(default_factory=dict)
     deployed: str | None = None
     trial: Rollout | None = None
-    test: RoutedTest | None = None
+    test: ABTest | None = None
 
 
 def read_routing(connection: Connection) -> RoutingTable:
     """Read the routing table in a transaction of its own, which holds no lock."""
     with connection.transaction():
         trials = read_rollouts(connection, ON_TRIAL)
-        tests = [RoutedTest(*row) for row in connection.execute(_ARMS)]
+        test = next((test for test in read_tests(connection) if test.state == "running"), None)
         versions: dict[str, RoutedVersion] = {}
         deployed: str | None = None
         for version, status, deployed_at, storage_path, backend, checkpoint, pruned, manifest_sha in connection.execute(_VERSIONS):
@@ -149,7 +152,7 @@ def read_routing(connection: Connection) -> RoutingTable:
             versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned, manifest_sha))
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
-    return RoutingTable(versions, deployed, trials[0] if trials else None, tests[0] if tests else None)
+    return RoutingTable(versions, deployed, trials[0] if trials else None, test)
 
 
 def lock_releases(connection: Connection) -> None:
@@ -231,10 +234,6 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
 _TESTS = """
 SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "stoppedAt" FROM babylon_rl.ab_tests
 """
-_START = """
-INSERT INTO babylon_rl.ab_tests ("name", "arms", "shares", "expectedEffect", "startedAt", "startedBy", "startedWhy")
-VALUES (%s, %s, %s, %s, %s, %s, %s)
-"""
 _STOP = """
 UPDATE babylon_rl.ab_tests SET "state" = 'stopped', "stoppedAt" = %s, "stoppedBy" = %s, "stoppedWhy" = %s
 WHERE "name" = %s AND "state" = 'running'
@@ -243,19 +242,6 @@ _ASSIGNED = """
 SELECT "chosenVersion", count(DISTINCT "agentId")::int FROM babylon_rl.gateway_calls
 WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE(%s::timestamp, 'infinity') GROUP BY 1
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ABTest:
-    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
-
-    name: str
-    arms: Sequence[str]
-    shares: Sequence[float]
-    expected_effect_usd: float
-    state: str
-    started_at: datetime
-    stopped_at: datetime | None
 
 
 def read_tests(connection: Connection) -> list[ABTest]:
@@ -268,7 +254,8 @@ def insert_test(
     now: datetime,
 ) -> None:  # fmt: skip
     """Write a running test, in the caller's transaction."""
-    connection.execute(_START, [name, list(arms), list(shares), expected_effect_usd, now, who, why])
+    row = {"arms": list(arms), "shares": list(shares), "expectedEffect": expected_effect_usd, "startedBy": who, "startedWhy": why}
+    connection.insert("babylon_rl.ab_tests", {"name": name, "startedAt": now, **row})
 
 
 def end_test(connection: Connection, name: str, who: str, why: str, now: datetime) -> bool:

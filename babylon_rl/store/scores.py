@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, insertion, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, insertion, listed, loaded, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -216,10 +216,7 @@ _READ_QUARANTINED = f"""
     SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
     WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
-_QUARANTINE = (
-    insertion("babylon_rl.judge_quarantine", _QUARANTINE_COLUMNS)
-    + f'ON CONFLICT ("window") DO UPDATE SET {updates(_QUARANTINE_COLUMNS[1:])}'
-)
+_QUARANTINE = upsert("babylon_rl.judge_quarantine", _QUARANTINE_COLUMNS)
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 # The state of the hour follows from its readiness and from current scores.
 _RELEASE = """

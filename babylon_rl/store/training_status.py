@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, insertion, listed, updates
+from babylon_rl.store.columns import columns_of, listed, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -123,7 +123,7 @@ class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
 
 _KEPT_COLUMNS = columns_of(KeptCounts)
 _KEPT = f"SELECT {listed(_KEPT_COLUMNS)} FROM babylon_rl.kept_counts"
-_KEEP = insertion("babylon_rl.kept_counts", _KEPT_COLUMNS) + f'ON CONFLICT ("one") DO UPDATE SET {updates(_KEPT_COLUMNS)}'
+_KEEP = upsert("babylon_rl.kept_counts", _KEPT_COLUMNS, key="one")
 
 
 class AutomationState(msgspec.Struct, frozen=True):

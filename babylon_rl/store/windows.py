@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, in_parts, insertion, listed, loaded, updates
+from babylon_rl.store.columns import columns_of, in_parts, insertion, listed, loaded, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
@@ -39,10 +39,7 @@ _WRITTEN = (*_WINDOWS, "rowVersion", "computedAt")
 
 # A quarantined window keeps its state.
 _KEPT_STATE = {"state": """CASE held."state" WHEN 'quarantined' THEN held."state" ELSE excluded."state" END"""}
-_UPSERT_WINDOWS = (
-    insertion("babylon_rl.windows", _WRITTEN, alias="AS held")
-    + f'ON CONFLICT ("window") DO UPDATE SET {updates(_WRITTEN[1:], _KEPT_STATE)}'
-)
+_UPSERT_WINDOWS = upsert("babylon_rl.windows", _WRITTEN, but=_KEPT_STATE, alias="AS held")
 _CLEAR_EPISODES = """DELETE FROM babylon_rl.episodes WHERE "window" = ANY(%s)"""
 _CLEAR_REJECTIONS = """DELETE FROM babylon_rl.rejections WHERE "window" = ANY(%s)"""
 _INSERT_EPISODES = insertion("babylon_rl.episodes", _EPISODES)

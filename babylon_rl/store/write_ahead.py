@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, hold_batch
-from babylon_rl.store.columns import columns_of, listed
+from babylon_rl.store.columns import camel, columns_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
 
 
@@ -56,14 +56,8 @@ class TrainingStep:
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     """Write the row of an iteration before it starts."""
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.training_steps
-            ("batchId", "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [batch_id, step.iteration, step.attempt, step.backend, step.step_before, list(step.windows), step.sequences, step.started_at],
-    )
+    begun = {camel(name): getattr(step, name) for name in ("iteration", "attempt", "backend", "step_before", "sequences", "started_at")}
+    connection.insert("babylon_rl.training_steps", {"batchId": batch_id, "windows": list(step.windows), **begun})
 
 
 def note_optimizer_steps(
@@ -204,18 +198,10 @@ FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
 """
 
 
-@dataclass(frozen=True, slots=True)
-class JobEnd:
-    """The end of a job and its known results."""
-
-    state: JobState
-    now: datetime
-    step_after: int | None = None
-    sequences: int | None = None
-    trainable_tokens: int | None = None
-    loss: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
+_POSTED = (
+    "batch_id", "iteration", "attempt", "backend", "service", "model", "step_before", "posted_at", "estimated_usd", "sequences",
+    "trainable_tokens",
+)  # fmt: skip
 
 
 def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
@@ -227,16 +213,7 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
         with own_transaction(connection):
             # Fencing and the insert commit together: an old run cannot leave a job row.
             hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
-            connection.execute(
-                """
-                INSERT INTO babylon_rl.remote_jobs
-                    ("batchId", "iteration", "attempt", "backend", "service", "model", "stepBefore", "postedAt", "estimatedUsd",
-                     "sequences", "trainableTokens")
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-                """,
-                [job.batch_id, job.iteration, job.attempt, job.backend, job.service, job.model, job.step_before, job.posted_at,
-                 job.estimated_usd, job.sequences, job.trainable_tokens],
-            )  # fmt: skip
+            connection.insert("babylon_rl.remote_jobs", {camel(name): getattr(job, name) for name in _POSTED})
     # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
@@ -279,19 +256,19 @@ def note_error(connection: Connection, job: RemoteJob, error: str) -> None:
         connection.execute(statement, [error, job.batch_id, job.iteration, job.attempt])
 
 
-def end_job(connection: Connection, job: RemoteJob, end: JobEnd) -> None:
-    """Commit the end of a live job, or of a lost one whose step has appeared. Counts without a new value stay as posted."""
+def end_job(connection: Connection, job: RemoteJob) -> None:
+    """Commit the end of a job that was live, or lost and its step has appeared; ``job`` is as it has ended."""
     with own_transaction(connection):
         connection.execute(
             """
             UPDATE babylon_rl.remote_jobs
-            SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = COALESCE(%s, "sequences"),
-                "trainableTokens" = COALESCE(%s, "trainableTokens"), "loss" = %s, "metrics" = %s, "error" = %s
+            SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = %s, "trainableTokens" = %s, "loss" = %s, "metrics" = %s,
+                "error" = %s
             WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
               -- A lost job may turn out to have trained; its step counts unless it was deleted.
               AND ("state" IN ('posting', 'running') OR "state" = 'lost' AND "discardedAt" IS NULL)
             """,
-            [end.state, end.now, end.step_after, end.sequences, end.trainable_tokens, end.loss, Jsonb(dict(end.metrics)), end.error,
+            [job.state, job.ended_at, job.step_after, job.sequences, job.trainable_tokens, job.loss, Jsonb(dict(job.metrics)), job.error,
              job.batch_id, job.iteration, job.attempt],
         )  # fmt: skip
 

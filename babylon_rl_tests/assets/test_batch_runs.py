@@ -1,6 +1,7 @@
 """Runs of a frozen batch: asked for until one ends it, tried again, given up."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
 from babylon_rl.store.batches import claim_batch, note_waiting, read_batches
-from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
+from babylon_rl.store.write_ahead import RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import DRY, Bench, a_batch, a_run, ask, run_into
@@ -112,7 +113,8 @@ def test_what_was_paid_or_only_lacks_its_upload_is_tried_now_and_then_and_not_gi
             (job,) = read_jobs(connection, batch)
             name_job(connection, job, "job-1")
             if held_by == "trained":
-                end_job(connection, job, JobEnd("trained", now, step_after=1, sequences=4, trainable_tokens=9, loss=0.1))
+                ended = replace(job, state="trained", ended_at=now, step_after=1, sequences=4, trainable_tokens=9, loss=0.1)
+                end_job(connection, ended)
     soon = make_bench(ready.babylon.database, now=utc_now(), **DRY)
     assert "3 runs died, and the next is tried every 0:30:00" in ask(soon, start_training).skip_message
     later = make_bench(ready.babylon.database, now=utc_now() + timedelta(minutes=31), **DRY)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.serving.routing import ALIASES, BY_REGISTRY, Route, alias_meaning, arm_of, place, route
 from babylon_rl.settings import Settings
-from babylon_rl.store.releases import Rollout, RoutedTest, RoutedVersion, RoutingTable
+from babylon_rl.store.releases import ABTest, Rollout, RoutedVersion, RoutingTable
 
 NOW = datetime(2025, 11, 20, 12)
 DEFAULTS = Settings(_env_file=None, **{name: field.default for name, field in Settings.model_fields.items()})
@@ -28,7 +28,11 @@ def a_trial(version: str, percentage: float, agents: tuple[str, ...] = (), state
     return Rollout(1, version, state, "test" if agents else "gradual", percentage, agents, None, NOW, NOW, NOW)
 
 
-def a_table(deployed: str | None = "v1.0.0", trial: Rollout | None = None, test: RoutedTest | None = None) -> RoutingTable:
+def a_test(arms: tuple[str, ...], shares: tuple[float, ...]) -> ABTest:
+    return ABTest("t", arms, shares, 1.0, "running", NOW, None)
+
+
+def a_table(deployed: str | None = "v1.0.0", trial: Rollout | None = None, test: ABTest | None = None) -> RoutingTable:
     versions = {name: a_version(name, "deployed" if name == deployed else "ready") for name in ("v1.0.0", "v1.0.1", "v1.0.2", "v1.0.3")}
     return RoutingTable(versions, deployed, trial, test)
 
@@ -42,7 +46,7 @@ def seen(found: Route) -> tuple[str | None, str]:
 
 
 def test_each_rule_wins_over_those_after_it() -> None:
-    everything = a_table("v1.0.0", a_trial("v1.0.1", 100), RoutedTest("t", ("v1.0.2", "base"), (100.0, 0.0)))
+    everything = a_table("v1.0.0", a_trial("v1.0.1", 100), a_test(("v1.0.2", "base"), (100.0, 0.0)))
     pinned, elsewhere = {"rl_model_version": "v1.0.3"}, {"wandb_model": "team/model"}
     assert seen(route(everything, settings(**pinned, **elsewhere), "v1.0.0", "a")) == ("v1.0.0", "named")
     assert seen(route(everything, settings(**pinned, **elsewhere), "pro", "a")) == ("v1.0.3", "pinned")
@@ -159,7 +163,7 @@ def test_the_agent_decides_its_place_and_without_one_the_key(agent: str, key: st
 def test_an_agent_is_in_one_arm_of_a_test_or_follows_the_rollouts(agents: list[str], weights: list[float]) -> None:
     shares = tuple(weight / max(1.0, sum(weights) / 100) for weight in weights)
     arms = ("v1.0.0", "v1.0.1", "v1.0.2", "base")[: len(shares)]
-    test = RoutedTest("t", arms, shares)
+    test = a_test(arms, shares)
     for agent in agents:
         found, arm = route(a_table("v1.0.3", None, test), settings(), None, agent), arm_of(test, agent)
         if arm is None:

@@ -10,7 +10,7 @@ from babylon_rl.errors import BatchConflict
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.store.write_ahead import RemoteJob, begin_job, end_job, read_jobs
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
@@ -158,7 +158,7 @@ def test_one_job_at_a_time_is_a_key_of_the_database(played, two, batch):
     with pytest.raises(BatchConflict, match="has taken the batch over|stops"):
         begin_job(played, replace(job, iteration=2), attempt - 1)
     begin_job(played, replace(job, iteration=2, model="e/p/other"), attempt)
-    end_job(played, job, JobEnd("lost", PLAYED_NOW, error="nothing came"))
+    end_job(played, replace(job, state="lost", ended_at=PLAYED_NOW, error="nothing came"))
     begin_job(played, replace(job, attempt=2), attempt)
 
 
@@ -168,8 +168,9 @@ def test_the_database_takes_no_job_for_trained_without_a_step_or_against_what_is
 
     job = RemoteJob(batch.batch_id, 1, 1, "serverless", "http://there", "e/p/m", 0, PLAYED_NOW)
     begin_job(played, job, read_batch(played, batch.batch_id).attempt)
+    ended = replace(job, state="trained", ended_at=PLAYED_NOW, step_after=1, sequences=5, trainable_tokens=50, loss=0.5)
     with pytest.raises(CheckViolation):
-        end_job(played, job, replace(JobEnd("trained", PLAYED_NOW, 1, 5, 50, 0.5), **end))
+        end_job(played, replace(ended, **end))
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from babylon_rl.errors import BabylonError, BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
 from babylon_rl.store.write_ahead import (
-    JobEnd,
     JobState,
     RemoteJob,
     begin_job,
@@ -102,8 +102,8 @@ class RemoteJobRunner:
         while True:
             lost = self._lost(job)
             # A post that was given up may still have made its step; then it counts and nothing is posted.
-            if lost is not None and (end := await self._made(lost)) is not None:
-                current = self._end(lost, end)  # its step has come after all
+            if lost is not None and (ended := await self._made(lost)) is not None:
+                current = self._end(ended)  # its step has come after all
             elif current is None or current.state in ("refused", "lost"):
                 if current is not None and posts >= MOST_POSTS:
                     raise TrainingPaused(
@@ -141,7 +141,7 @@ class RemoteJobRunner:
                 note_error(self._run.connection, job, str(refused))
                 await self._pause(refused.wait_s)
                 return self._again(job)
-            self._end(job, JobEnd("refused", self._run.now(), error=str(refused)))
+            self._end(self._ended(job, "refused", str(refused)))
             if not refused.again:
                 raise TrainingError(f"The training service refused {_of(job)}: {refused}") from None
             # As long as the service asks for, and at least a growing pause, as it may name no time.
@@ -151,7 +151,7 @@ class RemoteJobRunner:
             return self._again(job)
         except Exception as failed:  # raised on, once it is known that the request never left (ServerlessService.post)
             why = str(failed) if isinstance(failed, BabylonError) else type(failed).__name__
-            self._end(job, JobEnd("refused", self._now(), error=f"it was not sent: {why}"))
+            self._end(self._ended(job, "refused", f"it was not sent: {why}"))
             raise
         self._at("answered")
         name_job(self._run.connection, job, job_id)
@@ -175,7 +175,7 @@ class RemoteJobRunner:
             # A failure ends the wait, with the step it may have made; an end counts once its event list is complete.
             if progress.failure is not None:
                 step = await self._step_above(job.step_before)  # some fail after their last step
-                return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
+                return self._told(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
             if progress.ended and (progress.all_seen(before) or self._now() > late):
                 return await self._weigh(job, progress)
             # Only a job that still runs can be overdue; the list lag counts from its end.
@@ -202,18 +202,17 @@ class RemoteJobRunner:
             why = f"it ended, and the model's step stayed at {job.step_before}"
         elif why is None and await self._moved_too_far(job):
             why = MOVED_TOO_FAR
-        return self._ended(job, progress, "trained" if why is None else "failed", why, step)
+        return self._told(job, progress, "trained" if why is None else "failed", why, step)
 
-    async def _made(self, job: RemoteJob) -> JobEnd | None:
-        """Derive the end of a post without an id from a new step, or None."""
+    async def _made(self, job: RemoteJob) -> RemoteJob | None:
+        """A post without an id as it has ended, by a new step, or None."""
         newest = await self._service.newest()
         if newest.number <= job.step_before:
             return None
         sequences, loss = of_checkpoint(newest.metrics)
         why = MOVED_TOO_FAR if await self._moved_too_far(job) else _against(sequences, loss)
-        if why is None:
-            return JobEnd("trained", self._now(), newest.number, sequences, None, loss)
-        return JobEnd("failed", self._now(), newest.number, sequences, error=why)
+        state: JobState = "trained" if why is None else "failed"
+        return self._ended(job, state, why, step_after=newest.number, sequences=sequences, loss=loss if why is None else None)
 
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
         """Wait for the step or id of a post without an id, or time out.
@@ -233,11 +232,11 @@ class RemoteJobRunner:
             if current.state != "posting":
                 return current
             last = self._now() > deadline  # before the request: a slow answer is no denial
-            end = await self._made(job)
-            if end is None and last:
-                end = JobEnd("lost", self._now(), error=f"{current.error or 'the post was not answered'}, and the step never moved")
-            if end is not None:
-                return self._end(job, end)
+            ended = await self._made(job)
+            if ended is None and last:
+                ended = self._ended(job, "lost", f"{current.error or 'the post was not answered'}, and the step never moved")
+            if ended is not None:
+                return self._end(ended)
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
@@ -323,14 +322,20 @@ class RemoteJobRunner:
         posts = {post.state: post for post in self._posts(job)}
         return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 
-    def _ended(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None = None) -> RemoteJob:
+    def _told(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None) -> RemoteJob:
+        """End a job by what its events told."""
         loss = progress.loss if progress.loss is not None and math.isfinite(progress.loss) else None
-        end = JobEnd(state, self._now(), step, progress.sequences, progress.tokens or None, loss, dict(progress.metrics), error)
-        return self._end(job, end)
+        counts = {"sequences": progress.sequences, "trainable_tokens": progress.tokens or None}
+        return self._end(self._ended(job, state, error, step_after=step, loss=loss, metrics=progress.metrics, **counts))
 
-    def _end(self, job: RemoteJob, end: JobEnd) -> RemoteJob:
+    def _ended(self, job: RemoteJob, state: JobState, error: str | None, **told: Any) -> RemoteJob:
+        """The job as it has ended; counts that are not told stay as posted."""
+        known = {name: value for name, value in told.items() if value is not None}
+        return replace(job, state=state, ended_at=self._now(), error=error, **known)
+
+    def _end(self, job: RemoteJob) -> RemoteJob:
         self._at("end seen")
-        end_job(self._run.connection, job, end)
+        end_job(self._run.connection, job)
         self._at("end written")
         return self._again(job)
 
