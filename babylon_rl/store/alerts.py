@@ -103,7 +103,6 @@ def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> Sto
 
 
 def note_try(connection: Connection, cause: str, channels: Sequence[str], error: str | None, sent_at: datetime | None) -> None:
-    """Store the outcome of one try to send an alert."""
     connection.execute(_TRIED, [list(channels), error, sent_at, cause])
 
 
@@ -114,7 +113,6 @@ def read_alerts(connection: Connection) -> list[StoredAlert]:
 
 
 def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHour]:
-    """Return the judged hours of a range, in order."""
     return [ScoredHour(*row) for row in connection.execute(_HOURS, [first, end])]
 
 

@@ -40,7 +40,6 @@ class ReplayedHour(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def answers(self) -> int:
-        """Number of answers in all groups."""
         return sum(len(group.answers) for group in self.groups)
 
     @property
@@ -88,7 +87,6 @@ def read_answer_groups(connection: Connection, windows: Sequence[str]) -> dict[s
 
 
 def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, ReplayedHour]:
-    """Return the stored hours, with their groups."""
     groups = read_answer_groups(connection, windows)
     return {
         window: ReplayedHour(window=window, groups=tuple(groups.get(window, ())), reason=reason, sources_version=sources)

@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import PartScore
 
@@ -78,7 +79,6 @@ class Batch:
 
     @property
     def live(self) -> bool:
-        """True while the batch may still train."""
         return self.state in LIVE_STATES
 
 
@@ -115,23 +115,20 @@ def lock_registry(connection: Connection) -> None:
 
 
 def batch_id_taken(connection: Connection, batch_id: str) -> bool:
-    """Return True if a batch with this id exists, ours or foreign."""
-    taken = connection.value('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
-    return taken is not None
+    return connection.value('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id]) is not None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """Return one of our batches, or None."""
     row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Batch(*row)
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
     """Return our batches, newest first; with ``states``, only those in one of them. Without ``limit`` all."""
-    rows = connection.execute(
-        _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
-        [None if states is None else list(states), None if states is None else list(states), limit],
-    )
+    chosen = """
+    WHERE %(states)s::text[] IS NULL OR b."state" = ANY(%(states)s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %(limit)s
+    """
+    rows = connection.execute(_BATCH + chosen, {"states": None if states is None else list(states), "limit": limit})
     return [Batch(*row) for row in rows]
 
 
@@ -176,19 +173,18 @@ def last_completed_at(connection: Connection) -> datetime | None:
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | None:
     """Begin a run and return its attempt number, or None if the batch ended. The caller commits."""
-    row = connection.execute(
+    attempt: int | None = connection.value(
         """
         -- From here on no write of an earlier run matches a row.
         UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1, "heartbeatAt" = greatest("heartbeatAt", %s)
         WHERE "batchId" = %s AND "state" = ANY(%s) RETURNING "attempt"
         """,
         [now, batch_id, list(LIVE_STATES)],
-    ).fetchone()
-    if row is None:
-        return None
-    # The new run starts without the waiting reason of the run before it.
-    connection.execute('UPDATE public.training_batches SET error = NULL WHERE "batchId" = %s AND error IS NOT NULL', [batch_id])
-    return int(row[0])
+    )
+    if attempt is not None:
+        # The new run starts without the waiting reason of the run before it.
+        connection.execute('UPDATE public.training_batches SET error = NULL WHERE "batchId" = %s AND error IS NOT NULL', [batch_id])
+    return attempt
 
 
 def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: str) -> None:
@@ -247,6 +243,9 @@ def _why_not(connection: Connection, batch_id: str, attempt: int, sources: Seque
     return f"{batch_id} is {batch.state}{f' ({batch.error})' if batch.error else ''}; freeze a new batch with `babylon-rl train`."
 
 
+_JUDGED = ("window", "agent_id", "score", "rank", "advantage", "sequences", "dropped", "parts")
+
+
 def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
     """Store scores, ranks and advantages, also in the columns that the game reads, and free dropped trajectories."""
     connection.execute(
@@ -254,14 +253,11 @@ def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[B
         UPDATE babylon_rl.batch_episodes e
         SET "score" = n."score", "rank" = n."rank", "advantage" = n."advantage", "sequences" = n."sequences", "dropped" = n."dropped",
             "parts" = n."parts"
-        FROM unnest(%s::text[], %s::text[], %s::float8[], %s::int[], %s::float8[], %s::int[], %s::text[], %s::jsonb[])
-             AS n("window", "agentId", "score", "rank", "advantage", "sequences", "dropped", "parts")
+        FROM jsonb_populate_recordset(NULL::babylon_rl.batch_episodes, %s) n
         WHERE e."batchId" = %s AND e."window" = n."window" AND e."agentId" = n."agentId"
         """,
-        [[e.window for e in episodes], [e.agent_id for e in episodes], [e.score for e in episodes], [e.rank for e in episodes],
-         [e.advantage for e in episodes], [e.sequences for e in episodes], [e.dropped for e in episodes],
-         [Jsonb(msgspec.to_builtins(e.parts)) for e in episodes], batch_id],
-    )  # fmt: skip
+        [Jsonb([msgspec.to_builtins(document_of(episode, *_JUDGED)) for episode in episodes]), batch_id],
+    )
     connection.execute(
         """
         -- Free for the next batch, unless dropped_episodes holds them (bar_dropped).
@@ -355,7 +351,7 @@ def end_failed(
 
 MOST_READ = 50
 
-# The inner query finds the newest batch that did not fail; without one, every failed batch counts.
+# Without a batch that did not fail, every failed one counts.
 _SINCE = """
 SELECT b."batchId", COALESCE(p."error", ''), COALESCE(p."completedAt", b."heartbeatAt")
 FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
@@ -367,8 +363,6 @@ ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s
 
 @dataclass(frozen=True, slots=True)
 class FailedBatch:
-    """A failed or cancelled batch: its id, the error text, the time (naive UTC)."""
-
     batch_id: str
     error: str
     at: datetime
@@ -420,7 +414,6 @@ class BatchGroup:
 
 
 def judged_groups(connection: Connection, batch_id: str) -> list[BatchGroup]:
-    """Return the judged groups of a batch, ordered by window."""
     return [BatchGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
 
 

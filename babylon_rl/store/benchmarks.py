@@ -79,7 +79,6 @@ class MarketResult:
 
     @property
     def pnl_path(self) -> list[float]:
-        """P&L in dollars at every moment, from 0 at the start."""
         return [0.0, *self.equity_usd]
 
     def __post_init__(self) -> None:
@@ -163,19 +162,16 @@ def passed_versions(connection: Connection) -> set[str]:
 
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
-    """Store the report of a batch, replacing an older one."""
     with own_transaction(connection):
         connection.execute(_UPSERT_REPORT, [Jsonb([msgspec.to_builtins(report)])])
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    """Return the report of a batch, or None."""
     row = connection.execute(_READ_REPORTS + ' WHERE "batchId" = %s', [batch_id]).fetchone()
     return None if row is None else loaded(BenchmarkReport, _REPORT, row)
 
 
 def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
-    """Return the reports of all batches, by batch."""
     return {row[0]: loaded(BenchmarkReport, _REPORT, row) for row in connection.execute(_READ_REPORTS)}
 
 
@@ -238,7 +234,6 @@ class Confirmation:
 
     @property
     def confirmed(self) -> bool:
-        """True when the version was shown to be better."""
         return self.p is not None and self.p <= self.level and (self.improvement or 0) > 0
 
 

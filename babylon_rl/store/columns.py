@@ -44,7 +44,6 @@ def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def camel(name: str) -> str:
-    """The camelCase form of a field's name."""
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)
 

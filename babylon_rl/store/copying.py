@@ -59,8 +59,6 @@ def rows_of(contents: Contents) -> int:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A version of the registry whose files were not pruned."""
-
     version: str
     directory: str
     manifest_sha: str
@@ -92,13 +90,11 @@ class DatabaseSnapshot:
         return found
 
     def migrations(self) -> list[str]:
-        """Names of the migrations that are applied."""
         if not self.connection.has_table("babylon_rl.migrations"):
             return []
         return [name for (name,) in self.connection.execute("SELECT id FROM babylon_rl.migrations ORDER BY id")]
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Versions of ours whose checkpoint was not pruned."""
         if not self.connection.has_table("babylon_rl.model_lineage"):
             return []
         return [Checkpoint(*row) for row in self.connection.execute(_CHECKPOINTS)]

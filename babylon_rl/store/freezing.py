@@ -32,7 +32,7 @@ READ_TABLES = tuple(
         "dropped_episodes",
     )
 )  # fmt: skip
-BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
+BarRules = Mapping[str, str]  # SQL condition by reason, in the order in which they are tried
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory. answered: trajectories with
 # answer groups.
@@ -161,7 +161,6 @@ class FreezeBounds:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Bound parameters of the statements."""
         # Hours that are not over cannot have been read.
         stop = min(window_start(self.end), window_end(self.complete))
         return asdict(self) | {"no_spread": NO_SPREAD, "start": window_start(self.first), "stop": stop}
@@ -179,8 +178,7 @@ class FreezableEpisode:
 
 
 def reason_case(rules: BarRules) -> str:
-    """Return the SQL expression for the first reason whose condition holds."""
-    return "CASE " + " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in rules) + " END"
+    return "CASE " + " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in rules.items()) + " END"
 
 
 def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
@@ -252,8 +250,6 @@ _FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing els
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """The input of ``insert_batch``."""
-
     batch_id: str
     base_model: str
     backend: str
@@ -268,7 +264,6 @@ class NewBatch:
 
 
 def lock_freezing(connection: Connection) -> None:
-    """Take the freeze lock until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 

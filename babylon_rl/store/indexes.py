@@ -64,13 +64,11 @@ class BuiltIndex:
 
 
 def index_state(connection: Connection, index: OptionalIndex) -> IndexState:
-    """Return whether an index is there and usable."""
     valid = connection.value(_STATE, [index.name])
     return "absent" if valid is None else "valid" if valid else "invalid"
 
 
 def has_index(connection: Connection, index: OptionalIndex) -> bool:
-    """Return True if an index is there and usable."""
     return index_state(connection, index) == "valid"
 
 

@@ -85,7 +85,6 @@ def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) ->
 
 
 def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, str]:
-    """Return the logged reasoning of the trajectories' calls, by call id."""
     return {call: text for ids in in_parts(trajectory_ids) for call, text in connection.execute(_LOGGED_REASONING, (ids,))}
 
 

@@ -147,7 +147,6 @@ def newest_judged(connection: Connection) -> str | None:
 
 
 def newest_judgement(connection: Connection) -> datetime | None:
-    """Return the time of the newest judgement (naive UTC)."""
     return connection.value('SELECT max("judgedAt") FROM babylon_rl.group_scores')
 
 
@@ -157,7 +156,6 @@ def judges_of(connection: Connection, first: str, end: str) -> dict[str, int]:
 
 
 def judged_hours(connection: Connection, judge: str, first: str, end: str) -> list[JudgedHour]:
-    """Return the hours of a range scored by ``judge``, in order."""
     return [JudgedHour(*row) for row in connection.execute(_HEADS, (judge, first, end))]
 
 
@@ -189,7 +187,6 @@ def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) 
 
 
 def paid(connection: Connection, first: str, end: str) -> list[JudgeCost]:
-    """Return the cost of a range of hours, by judge."""
     return [JudgeCost(*row) for row in connection.execute(_COSTS, (first, end))]
 
 
@@ -282,7 +279,6 @@ def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVe
 
 
 def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Return the judge's reasoning by (window, agent id)."""
     return {(window, agent): reasoning for window, agent, reasoning in connection.execute(_EXPLANATIONS, (list(windows),))}
 
 
@@ -318,7 +314,6 @@ class JudgeAgreement:
 
     @property
     def document(self) -> dict[str, Any]:
-        """This calibration as a JSON-ready dict."""
         plain = document_of(self)
         return {
             **plain,
@@ -346,7 +341,6 @@ def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
 
 
 def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
-    """Store a calibration, replacing the former one of its setting."""
     values = document_of(agreement) | {"rows": Jsonb([dict(row) for row in agreement.rows]), "measuredAt": agreement.measured_at}
     with own_transaction(connection):
         connection.execute(_WRITE_AGREEMENT, list(values.values()))

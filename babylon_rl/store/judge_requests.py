@@ -144,7 +144,6 @@ def give_back(connection: Connection, holder: str, usd: float, now: datetime) ->
 
 
 def drop_reservations(connection: Connection, holders: Sequence[str]) -> None:
-    """Release all reservations of ``holders``."""
     with connection.transaction():
         connection.execute(_DROP_RESERVATIONS, (list(holders),))
 
@@ -173,7 +172,6 @@ def claim_lease(connection: Connection, window: str, holder: str, now: datetime,
 
 
 def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
-    """Renew all leases of ``holder``."""
     with connection.transaction():
         connection.execute(_RENEW, (now, holder))
 

@@ -44,8 +44,6 @@ class QuestionSpan(msgspec.Struct, frozen=True):
 
 
 class MarketEvent(msgspec.Struct, frozen=True):
-    """A world event in a window."""
-
     window: str
     description: str
     actors: list[str]
@@ -165,7 +163,6 @@ def question_spans(connection: Connection, windows: Sequence[str]) -> list[Quest
 
 
 def events(connection: Connection, windows: Sequence[str]) -> list[MarketEvent]:
-    """Return the events of ``windows`` in order of time."""
     return [MarketEvent(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
 
 

@@ -52,14 +52,11 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the SQL text."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class CatalogColumn:
-    """One column as described by the catalog."""
-
     type: str
     required: bool
     default: str | None

@@ -36,8 +36,6 @@ class OutcomeRow(msgspec.Struct, frozen=True):
 
 
 class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.market_windows."""
-
     window: str
     mean_change: float | None
     volatility: float | None
@@ -55,7 +53,6 @@ _COLUMNS = (
 
 _READ = f"""SELECT {listed(_COLUMNS)} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 _DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
-
 _DELETE_WINDOWS = """DELETE FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
 _WINDOWS = columns_of(MarketWindowRow)
 # An unchanged hour is not written, so its computedAt says since when it has been as it is.

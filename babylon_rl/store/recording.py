@@ -93,7 +93,6 @@ def last_prices(connection: Connection, before: datetime) -> dict[str, float]:
 
 
 def set_current_prices(connection: Connection, prices: Mapping[str, float], now: datetime) -> None:
-    """Set the companies' current prices, by id."""
     connection.execute(
         """
         UPDATE public."Organization" AS organization SET "currentPrice" = latest.price, "updatedAt" = %(now)s
@@ -123,12 +122,10 @@ def market_id(connection: Connection, question_number: int) -> str:
 
 
 def next_question_number(connection: Connection) -> int:
-    """Return the first free question number."""
     return int(connection.value('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"') or 1)
 
 
 def newest_simulated_hour(connection: Connection) -> str | None:
-    """Return the newest window written by ``spawn-agents``, or None."""
     return connection.value('SELECT max("window") FROM babylon_rl.simulated_hours')
 
 
@@ -144,12 +141,10 @@ def lock_simulation(connection: Connection) -> None:
 
 
 def simulated_seeds(connection: Connection) -> set[int]:
-    """Return the seeds with which ``spawn-agents`` has written hours."""
     return {seed for (seed,) in connection.execute("SELECT DISTINCT seed FROM babylon_rl.simulated_hours")}
 
 
 def has_simulated_hour(connection: Connection, window: str) -> bool:
-    """Return True if ``spawn-agents`` has written this hour."""
     return connection.value('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)) is not None
 
 

@@ -4,7 +4,6 @@ A version without a lineage row is foreign: another producer wrote it. Foreign r
 foreign. They are never a parent and are never changed.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,12 +107,10 @@ class NewModel:
 
     @property
     def windows(self) -> list[str]:
-        """Windows of the training, newest first."""
         return sorted({episode.window for episode in self.episodes}, reverse=True)
 
 
 def model_id(version: str) -> str:
-    """The model id by which the game knows a version of ours."""
     return f"{MODEL_PREFIX}{version}"
 
 
@@ -141,7 +138,6 @@ def next_version(connection: Connection, batch_id: str | None = None, above: Seq
 
 
 def version_taken(connection: Connection, version: str) -> bool:
-    """Return True if a model of this version is registered, ours or foreign."""
     statement = 'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s'
     return connection.value(statement, [version, model_id(version)]) is not None
 
@@ -165,7 +161,6 @@ def lock_models(connection: Connection) -> None:
 
 
 def read_models(connection: Connection) -> list[Model]:
-    """Return all registered versions, highest first."""
     models = [Model(*row) for row in connection.execute(_MODELS)]
     return sorted(models, key=lambda model: (model.order, model.created_at), reverse=True)
 
@@ -177,7 +172,6 @@ def model_of_batch(connection: Connection, batch_id: str) -> Model | None:
 
 
 def deployed_model(models: Iterable[Model]) -> Model | None:
-    """Return the newest deployed version, or None."""
     live = [model for model in models if model.status == "deployed" and model.deployed_at is not None]
     # Another producer may have deployed one beside ours: the newest counts, as for the game.
     return max(live, key=lambda model: (model.deployed_at, model.order), default=None)
@@ -214,24 +208,15 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
 
     Raises BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
-    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
-    # ``used`` trained; the others served as baseline only.
-    trajectories = [trajectory for _, trajectory in pairs]
-    used = [trajectory for episode, trajectory in pairs if episode.contributes != BASELINE]
+    used = [trajectory for episode in new.episodes if episode.contributes != BASELINE for trajectory in episode.trajectory_ids]
     scores = [episode.score for episode in new.episodes if episode.score is not None]
     # Fencing: only the current run of a live batch may complete it.
     hold_batch(connection, new.batch_id, new.attempt, new.now, transition)
     reserve_version(connection, new.batch_id, new.version)
     connection.execute(
-        """
-        UPDATE public.training_batches
-        SET status = %s, error = NULL, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s, "trainingLoss" = %s,
-            "completedAt" = %s
-        WHERE "batchId" = %s
-        """,
-        [transition.target, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
-         json.dumps([episode.rank for episode, _ in pairs]), new.loss, new.now, new.batch_id],
-    )  # fmt: skip
+        'UPDATE public.training_batches SET status = %s, error = NULL, "trainingLoss" = %s, "completedAt" = %s WHERE "batchId" = %s',
+        [transition.target, new.loss, new.now, new.batch_id],
+    )
     marked = connection.execute(
         """
         UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
@@ -251,7 +236,6 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
 
 
 def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:
-    """Write the row that the game reads, and the lineage."""
     both = {"version": new.version, "baseModel": new.base_model, "createdAt": new.now}
     connection.insert("public.trained_models", {
         **both, "id": f"model-{new.batch_id.removeprefix('batch-')}", "modelId": model_id(new.version), "trainingBatch": new.batch_id,
@@ -296,13 +280,10 @@ def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime)
 
 def note_tracking(connection: Connection, batch_id: str, link: str, now: datetime) -> None:
     """Store the tracking link of a version's training, whose run is named by its batch; the caller commits."""
-    updated = connection.execute(
-        'UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s, "trackingRefusal" = NULL WHERE "batchId" = %s', [link, batch_id]
-    )
-    if updated.rowcount:
-        connection.execute(
-            'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [batch_id, now, batch_id]
-        )
+    noted = 'UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s, "trackingRefusal" = NULL WHERE "batchId" = %s'
+    if connection.execute(noted, [link, batch_id]).rowcount:
+        named = 'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s'
+        connection.execute(named, [batch_id, now, batch_id])
 
 
 def note_tracking_refusal(connection: Connection, batch_id: str, reason: str) -> None:
@@ -311,7 +292,6 @@ def note_tracking_refusal(connection: Connection, batch_id: str, reason: str) ->
 
 
 def note_artifact(connection: Connection, batch_id: str, artifact: str, now: datetime) -> None:
-    """Store the Weights & Biases artifact name of a version; the caller commits."""
     connection.execute(
         'UPDATE public.trained_models SET "wandbArtifactId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [artifact, now, batch_id]
     )

@@ -184,7 +184,6 @@ def read_events(connection: Connection, rollout_id: int | None = None, *, since:
 
 
 def newest_events(connection: Connection, limit: int) -> list[RolloutEvent]:
-    """Return the newest transitions of all rollouts, newest first."""
     return [RolloutEvent(*row) for row in connection.execute(_EVENTS + 'ORDER BY "eventId" DESC LIMIT %s', [limit])]
 
 
@@ -245,7 +244,6 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 
 def read_tests(connection: Connection) -> list[ABTest]:
-    """Return all A/B tests, newest first."""
     return [ABTest(*row) for row in connection.execute(_TESTS + 'ORDER BY "startedAt" DESC, "name"')]
 
 

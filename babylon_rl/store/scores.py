@@ -105,7 +105,6 @@ _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = AN
 
 
 def have_scores(connection: Connection) -> bool:
-    """Return True once the score tables exist."""
     return connection.has_table("babylon_rl.group_scores")
 
 
@@ -289,7 +288,6 @@ def read_pending(connection: Connection, windows: Sequence[str] | None = None, j
 
 
 def end_pending(connection: Connection, windows: Sequence[str]) -> None:
-    """Remove ``windows`` from the pending ones."""
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
@@ -345,7 +343,6 @@ WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."wi
 
 
 def unscored_windows(connection: Connection, windows: list[str]) -> set[str]:
-    """Return those of ``windows`` without current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
 
 

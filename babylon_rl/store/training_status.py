@@ -176,7 +176,6 @@ def recent_trajectories(connection: Connection, now: datetime, limit: int) -> li
 
 
 def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
-    """Return the state of judging: scores of a range, and all hours without."""
     return JudgedState(*connection.row(_JUDGED, {"first": first, "end": end}))
 
 
@@ -197,13 +196,11 @@ def automation_state(connection: Connection) -> AutomationState:
 
 
 def clock_of(connection: Connection) -> datetime:
-    """Return the time of the server's clock (naive UTC)."""
     at: datetime = connection.row("SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
     return at
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:
-    """Return the counts that automation kept, or None."""
     row = connection.execute(_KEPT).fetchone()
     return None if row is None else KeptCounts(*row)
 

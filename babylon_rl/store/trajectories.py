@@ -9,9 +9,10 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
+from psycopg.abc import Params
 
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
@@ -41,7 +42,6 @@ class TrajectoryRow(msgspec.Struct, frozen=True):
 
     @property
     def window(self) -> str:
-        """The window of this row."""
         return self.window_id if self.window_id is not None and _is_window_id(self.window_id) else window_of(self.start_time)
 
 
@@ -62,12 +62,10 @@ class CallLogRow(msgspec.Struct, frozen=True):
 
     @property
     def timestamp_ms(self) -> float:
-        """Milliseconds since the epoch."""
         return self.timestamp.replace(tzinfo=UTC).timestamp() * 1000
 
     @property
     def has_accesses(self) -> bool:
-        """True if provider accesses were recorded with the call."""
         return self.metadata is not None and re.search(_ACCESSES.encode(), self.metadata) is not None
 
 
@@ -201,14 +199,13 @@ def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
 
 
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
-    """Return those of the given trajectories that have a score."""
     return {trajectory_id for (trajectory_id,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
 
 
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)
 
 
-def _copy(connection: Connection, struct: type[Row], statement: str, parameters: dict[str, Any]) -> Iterator[Row]:
+def _copy(connection: Connection, struct: type[Row], statement: str, parameters: Params) -> Iterator[Row]:
     with connection.cursor().copy(statement, parameters) as copy:
         copy.set_types(_TYPES[struct])
         for values in copy.rows():
@@ -216,16 +213,15 @@ def _copy(connection: Connection, struct: type[Row], statement: str, parameters:
 
 
 # Eligible rows are those that an hour's episodes hold. Newest hour first, so that its index ends the search after some hours.
-_NEWEST_ELIGIBLE = """
-SELECT t."trajectoryId", t."agentId", t."startTime", t."endTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL",
-       t."isTrainingData", t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
-FROM babylon_rl.episodes e
-CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
-JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
-WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s
-ORDER BY e."window" DESC, t."startTime" DESC, t."trajectoryId" DESC
-LIMIT %s
-"""
+_NEWEST_ELIGIBLE = f"""COPY (
+    SELECT {_COLUMNS} FROM (
+        SELECT t.*, e."window" FROM babylon_rl.episodes e
+        CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("id")
+        JOIN public.trajectories t ON t."trajectoryId" = i."id"
+        WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s
+        ORDER BY e."window" DESC, t."startTime" DESC, t."trajectoryId" DESC LIMIT %s
+    ) newest ORDER BY "window" DESC, "startTime" DESC, "trajectoryId" DESC
+) TO STDOUT (FORMAT BINARY)"""
 
 # The columns are NOT NULL, but can be empty.
 _FIRST_LOGGED = """
@@ -251,8 +247,7 @@ def unmatched_calls(connection: Connection, start: datetime, stop: datetime) -> 
 
 def newest_eligible(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
     """Return the newest eligible rows of complete windows, newest first. ``first`` <= window < ``end``, window <= ``complete``."""
-    rows = connection.execute(_NEWEST_ELIGIBLE, [first, end, complete, limit]).fetchall()
-    return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
+    return list(_copy(connection, TrajectoryRow, _NEWEST_ELIGIBLE, [first, end, complete, limit]))
 
 
 def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, bool]:

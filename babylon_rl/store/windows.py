@@ -196,7 +196,6 @@ def newest_states(connection: Connection, limit: int) -> dict[str, str]:
 
 
 def hours_of_agent(connection: Connection, agent_id: str, limit: int) -> list[str]:
-    """Return the newest hours in which an agent played, newest first."""
     return [window for (window,) in connection.execute(_HOURS_OF_AGENT, [agent_id, limit])]
 
 

@@ -34,11 +34,11 @@ class TrainingStep:
     windows: Sequence[str]
     sequences: int
     started_at: datetime
-    finished_at: datetime | None
-    checkpoint: str | None
-    loss: float | None
-    trainable_tokens: int | None
-    metrics: Mapping[str, Any] | None
+    finished_at: datetime | None = None
+    checkpoint: str | None = None
+    loss: float | None = None
+    trainable_tokens: int | None = None
+    metrics: Mapping[str, Any] | None = None
     losses: Sequence[float] = ()
     optimizer_steps: Sequence[Mapping[str, Any]] = ()
 
@@ -55,7 +55,6 @@ class TrainingStep:
 
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
-    """Write the row of an iteration before it starts."""
     begun = {camel(name): getattr(step, name) for name in ("iteration", "attempt", "backend", "step_before", "sequences", "started_at")}
     connection.insert("babylon_rl.training_steps", {"batchId": batch_id, "windows": list(step.windows), **begun})
 
@@ -144,7 +143,6 @@ def begun_in_line(connection: Connection, base_model: str, but: str) -> str | No
 
 
 def finished_steps(connection: Connection, batch_id: str) -> dict[int, TrainingStep]:
-    """Return the completed iterations of a batch by number."""
     return {step.iteration: step for step in read_steps(connection, batch_id) if step.finished_at is not None}
 
 
@@ -187,7 +185,6 @@ class RemoteJob:
 
     @property
     def live(self) -> bool:
-        """True while the job may still train."""
         return self.state in LIVE
 
 
@@ -343,7 +340,6 @@ def usual_duration(connection: Connection, service: str) -> timedelta:
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
-    """Return every job of a batch, in the order of iterations and posts."""
     return _jobs(connection, 'j."batchId" = %s ORDER BY j."iteration", j."attempt"', batch_id)
 
 

@@ -1,8 +1,7 @@
 """Selection of episodes that may train, and the transaction that freezes a batch of them.
 
-A rule that bars a row from training is a reason in ``BarReason`` and, at the same place, its condition in ``RULES``. Counting and freezing
-execute these rules (store/freezing.py), so both always agree, and no reason can be missing from a count. Dropout and a maximum are decided
-by seeded hashes, so that the same seed over the same rows freezes the same batch.
+Counting and freezing execute the same ``RULES`` (store/freezing.py), so both always agree. Dropout and a maximum are decided by seeded
+hashes, so that the same seed over the same rows freezes the same batch.
 """
 
 import math
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Literal, NamedTuple
 
 from babylon_rl.errors import NoTrainer, TrainingError, UsageError
 from babylon_rl.judge.answer_groups import without_answers
@@ -37,50 +35,25 @@ from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, chosen_traine
 from babylon_rl.versions import seeded_share
 from babylon_rl.windows import HOUR, newest_complete, next_window, window_of, window_range, window_start
 
-BarReason = Literal[
-    "late_after_training",
-    "in a live batch",
-    "left out by dropout",
-    "used as baseline alone",
-    "in short episodes",
-    "synthetic",
-    "leak",
-    "without a call that trains",
-    "late_after_judging",
-    "in thin hours",
-    "in quarantined hours",
-    "in groups without spread",
-    "changed since the hour was read",
-    "in hours not settled",
-    "in hours not read yet",
-]
-UNREAD: BarReason = "in hours not read yet"  # rows without an episode: counted apart, by the hour
-
-
-class EligibilityRule(NamedTuple):
-    """Reason, and its SQL condition on table ``episode`` of store/freezing.py."""
-
-    reason: BarReason
-    condition: str
-
-
-# Only the first reason that holds is counted, so the order matters: reasons that time or a person can cure come last.
-RULES = (
-    EligibilityRule("late_after_training", '"used"'),
-    EligibilityRule("in a live batch", '"held"'),
-    EligibilityRule("left out by dropout", """"left" = 'dropout'"""),
-    EligibilityRule("used as baseline alone", """"left" = 'baseline'"""),
-    EligibilityRule("in short episodes", 'NOT "usable"'),
-    EligibilityRule("synthetic", '"trainableSequences" = 0 AND "syntheticRows" > 0'),
-    EligibilityRule("leak", '"trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls"'),
-    EligibilityRule("without a call that trains", '"trainableSequences" = 0 OR "left" IS NOT NULL'),
-    EligibilityRule("late_after_judging", '"unjudged"'),
-    EligibilityRule("in thin hours", '"usableInHour" < %(min_agents)s'),
-    EligibilityRule("in quarantined hours", '"quarantined"'),
-    EligibilityRule("in groups without spread", '"flat"'),
-    EligibilityRule("changed since the hour was read", '"gone"'),
-    EligibilityRule("in hours not settled", 'NOT "settled"'),
-)
+UNREAD = "in hours not read yet"  # rows without an episode: counted apart, by the hour
+# Reason, and its SQL condition on table ``episode`` of store/freezing.py. Only the first reason that holds is counted, so the order
+# matters: reasons that time or a person can cure come last.
+RULES = {
+    "late_after_training": '"used"',
+    "in a live batch": '"held"',
+    "left out by dropout": """"left" = 'dropout'""",
+    "used as baseline alone": """"left" = 'baseline'""",
+    "in short episodes": 'NOT "usable"',
+    "synthetic": '"trainableSequences" = 0 AND "syntheticRows" > 0',
+    "leak": '"trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls"',
+    "without a call that trains": '"trainableSequences" = 0 OR "left" IS NOT NULL',
+    "late_after_judging": '"unjudged"',
+    "in thin hours": '"usableInHour" < %(min_agents)s',
+    "in quarantined hours": '"quarantined"',
+    "in groups without spread": '"flat"',
+    "changed since the hour was read": '"gone"',
+    "in hours not settled": 'NOT "settled"',
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,17 +88,18 @@ TRANSITIONS = (FREEZE, PREPARE, JUDGE, TRAIN, PUBLISH, REGISTER, FAIL, GIVE_UP, 
 
 
 class FailureEffect(StrEnum):
-    """FailureEffect of a failure on its batch."""
-
     FAILED = "failed"  # it ends with the error, and its trajectories are free
     WAITS = "waits"  # its state stays and its row holds the reason; the run does not count as dead
     RETRIED = "retried"  # nothing is written, and the run counts as dead
     LEFT = "left"  # nothing is written, and the run does not count as dead
 
 
+FAILED, WAITS, RETRIED, LEFT = FailureEffect.FAILED, FailureEffect.WAITS, FailureEffect.RETRIED, FailureEffect.LEFT
+
+
 @dataclass(frozen=True, slots=True)
 class FailureRule:
-    """Kind of failure with its effect, also during or after a paid job.
+    """Kind of failure with its effect.
 
     ``errors`` are its exception types, narrowed by ``applies``; empty where no exception reaches the run.
     """
@@ -106,9 +107,13 @@ class FailureRule:
     cause: str
     errors: tuple[type[BaseException], ...]
     effect: FailureEffect
-    when_paid: FailureEffect
     resumes: str
     applies: Callable[[BaseException], bool] = lambda error: True
+
+    @property
+    def when_paid(self) -> FailureEffect:
+        """Effect during or after a paid job: what is paid would be lost with its batch, so it waits until what is in its way is mended."""
+        return WAITS if self.effect is FAILED else self.effect
 
 
 _LATER = f"the next `train`, or automation after a minute, two, four and so on, every {RETRY_EVERY.seconds // 60} minutes at the longest"
@@ -116,39 +121,34 @@ _AT_ONCE = "the next `train`, or automation at once"
 _NEW = "a new batch; automation pauses before it freezes one"
 # The first rule that fits an error counts.
 FAILURES = (
-    FailureRule("another run has the batch, or it has ended", (BatchConflict,), FailureEffect.LEFT, FailureEffect.LEFT, _LATER),
-    FailureRule("the database does not answer", (DatabaseError, psycopg.Error), FailureEffect.RETRIED, FailureEffect.RETRIED, _AT_ONCE),
+    FailureRule("another run has the batch, or it has ended", (BatchConflict,), LEFT, _LATER),
+    FailureRule("the database does not answer", (DatabaseError, psycopg.Error), RETRIED, _AT_ONCE),
     FailureRule(
         "the judge refuses every request: a wrong key, no such model",
-        (JudgeRefused,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW, lambda error: isinstance(error, JudgeRefused) and error.for_all,
+        (JudgeRefused,), FAILED, _NEW, lambda error: isinstance(error, JudgeRefused) and error.for_all,
     ),
-    FailureRule(
-        "the judge is down, over its budget, or refuses some hours",
-        (JudgeError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
-    ),
+    FailureRule("the judge is down, over its budget, or refuses some hours", (JudgeError,), WAITS, _LATER),
     FailureRule(
         "the training service or the storage of checkpoints does not answer, another batch of the same base model trains, or time is up",
-        (TrainingPaused,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
+        (TrainingPaused,), WAITS, _LATER,
     ),
     FailureRule(
         "the base model cannot be had, a package is missing, or the settings choose no trainer or another than the batch's",
-        (ModelUnavailable, MissingPackage, NoTrainer), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
+        (ModelUnavailable, MissingPackage, NoTrainer), WAITS, _LATER,
     ),
     FailureRule(
         "any other error of the error tree: no trainable token, a policy out of bounds, a damaged parent, a refused key",
-        (BabylonError,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW,
+        (BabylonError,), FAILED, _NEW,
     ),
-    FailureRule("a full disk, or a file that cannot be written", (OSError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER),
-    FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), FailureEffect.LEFT, FailureEffect.LEFT, _AT_ONCE),
+    FailureRule("a full disk, or a file that cannot be written", (OSError,), WAITS, _LATER),
+    FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), LEFT, _AT_ONCE),
     FailureRule(
         "a killed process, or an unexpected error",
-        (BaseException,), FailureEffect.RETRIED, FailureEffect.RETRIED,
-        f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
+        (BaseException,), RETRIED, f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
     ),
     FailureRule(
         "a run lost with its machine: a reboot, a replaced container",
-        (), FailureEffect.RETRIED, FailureEffect.RETRIED,
-        f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
+        (), RETRIED, f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
     ),
 )  # fmt: skip
 
@@ -178,28 +178,26 @@ def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable
     # Whatever the trainer's libraries raise: the table of failures names an effect for every class, and the error is raised on.
     except Exception as error:
         rule = failure_rule(error)
-        effect = rule.effect
-        # What is paid at a service would be lost with its batch, so it waits until what is in its way is mended.
-        if effect != rule.when_paid and _is_paid(connection, batch_id):
-            effect = rule.when_paid
-        if effect is FailureEffect.FAILED:
+        paid = rule.effect is FAILED and _is_paid(connection, batch_id)
+        effect = rule.when_paid if paid else rule.effect
+        if effect is FAILED:
             connection.rollback()
             with own_transaction(connection):
                 ended = end_failed(connection, batch_id, FAIL, str(error), clock(), attempt)
             if ended and work is not None:
                 shutil.rmtree(work, ignore_errors=True)
-        elif effect is FailureEffect.WAITS:
-            why = _reason_to_wait(error, batch_id, paid=effect != rule.effect)
+        elif effect is WAITS:
+            why = _reason_to_wait(error, batch_id, paid)
             connection.rollback()
             with own_transaction(connection):
                 note_waiting(connection, batch_id, attempt, why)
                 pause_step(connection, batch_id, attempt)
-            if effect != rule.effect or not isinstance(error, BabylonError):
+            if paid or not isinstance(error, BabylonError):
                 raise TrainingPaused(why) from error
         raise
 
 
-def _reason_to_wait(error: Exception, batch_id: str, *, paid: bool) -> str:
+def _reason_to_wait(error: Exception, batch_id: str, paid: bool) -> str:
     if isinstance(error, OSError) and not isinstance(error, BabylonError):
         file = f" ({error.filename})" if error.filename else ""
         return (
@@ -265,7 +263,6 @@ class BatchRun:
 
 
 def work_dir(checkpoints: Path, batch_id: str) -> Path:
-    """Directory of a batch's numbered checkpoints."""
     return checkpoints / WORK / batch_id
 
 
@@ -419,10 +416,8 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
             f"Iteration {iteration.step} of {iteration.batch_id} was started {deaths} times and never ended. "
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."
         )
-    step = TrainingStep(
-        iteration.step, run.attempt, run.trainer.name, iteration.step - 1, iteration.windows, iteration.calls,
-        run.clock(), None, None, None, None, None,
-    )  # fmt: skip
+    number = iteration.step
+    step = TrainingStep(number, run.attempt, run.trainer.name, number - 1, iteration.windows, iteration.calls, run.clock())
     with own_transaction(run.connection):
         # A run that was taken over begins nothing.
         advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
@@ -455,7 +450,6 @@ class DurationFit:
     error: float | None = None
 
     def seconds(self, trajectories: int) -> float:
-        """Predicted seconds of a run from its start to its end."""
         return self.base_s + self.per_trajectory_s * trajectories
 
 

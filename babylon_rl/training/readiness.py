@@ -112,8 +112,6 @@ def _usable_counts(connection: Connection, settings: Settings, now: datetime) ->
 
 
 class NotReady(NamedTuple):
-    """Reason why a training cannot start, or None, and the next call's state."""
-
     reason: str | None
     remembered: str | None
 

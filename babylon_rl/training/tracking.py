@@ -66,7 +66,6 @@ def refusal(settings: StorageSettings) -> str | None:
 
 
 def run_request(settings: StorageSettings, run_id: str, name: str, job_type: str) -> dict[str, Any]:
-    """First line for a child: the run to open."""
     return {
         "entity": settings.wandb_entity, "project": settings.wandb_project, "mode": settings.wandb_mode, "id": run_id, "name": name,
         "job_type": job_type, "initTimeout": INIT_TIMEOUT_S,
@@ -102,7 +101,6 @@ class WandbProcess:
         self.write(request)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Queue a line; returns at once."""
         self._lines.put(json.dumps(line))
 
     def end(self, timeout_s: float = TIMEOUT_S) -> WandbResult:
@@ -118,7 +116,6 @@ class WandbProcess:
         return self._answer()
 
     def kill(self) -> None:
-        """Kill the child and its own child processes at once."""
         if self._child.poll() is None:
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
@@ -152,7 +149,6 @@ def open_run(request: Mapping[str, Any]) -> Any:
 
 
 def link_of(run: Any, request: Mapping[str, Any]) -> str:
-    """Page of the run, or its directory when it is written offline."""
     return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
 
 
@@ -229,7 +225,6 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 
 def _log_artifact(request: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
-    """Log the artifact in the child process."""
     import wandb
 
     run = open_run(request)

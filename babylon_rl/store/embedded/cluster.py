@@ -75,7 +75,6 @@ class Cluster:
 
     @property
     def log(self) -> Path:
-        """Log file of the server."""
         return self.directory / "server.log"
 
     @property
@@ -84,7 +83,6 @@ class Cluster:
         return bool(_lines(self.password_file))
 
     def url(self, port: int) -> str:
-        """Return the connection string of the running server."""
         return f"postgresql://{USER}:{self._password()}@127.0.0.1:{port}/{DATABASE}"
 
     def running_port(self) -> int | None:

@@ -103,5 +103,4 @@ class BaseTokens:
         return len(encode_text(self.tokenizer, sequence.response))
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """Count the tokens of a prompt under the chat template."""
         return len(encode_prompt(self.tokenizer, messages))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, LocalTrainer, OnStep, StepMetrics, TrainIteration
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, OnStep, StepMetrics, Trainer, TrainIteration
 
 _TENSOR = "base_model.model.lm_head.lora_A.weight"
 
 
-class DryTrainer(LocalTrainer):
+class DryTrainer(Trainer):
     """Trainer that writes a trainer's files and learns nothing; its loss falls, for plots."""
 
     name = "dry"

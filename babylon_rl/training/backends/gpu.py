@@ -33,10 +33,10 @@ from babylon_rl.training.backends.openpipe_art import (
 from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,
-    LocalTrainer,
     OnStep,
     RunContext,
     StepMetrics,
+    Trainer,
     TrainIteration,
     TrainPlan,
     TrainSequence,
@@ -54,7 +54,7 @@ ART_FAILURES = (
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class GpuTrainer(LocalTrainer):
+class GpuTrainer(Trainer):
     """Trainer for BASE_MODEL on this machine's GPU; sequences without log-probabilities use a ratio of 1.
 
     ``backend_class`` None is ART's LocalBackend.

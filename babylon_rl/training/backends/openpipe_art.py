@@ -119,8 +119,6 @@ class SentCall:
 
 @dataclass(frozen=True, slots=True)
 class SentEpisode:
-    """One episode of a group, with its reward and calls."""
-
     window: str
     agent_id: str
     trajectory_ids: Sequence[str]
@@ -142,7 +140,6 @@ class Counted:
 
     @property
     def tokens(self) -> int:
-        """Trainable tokens of all hours."""
         return sum(self.by_hour.values())
 
 
@@ -257,8 +254,6 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """One gradient step of a job."""
-
     loss: float
     metrics: Mapping[str, float]
 

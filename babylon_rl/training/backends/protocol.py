@@ -6,12 +6,13 @@ trials (dry.py). ``prepare`` plans and prices a training without posting anythin
 completely or not at all. A local trainer's directory holds an adapter, a service's a pointer to its step.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from babylon_rl.errors import NoTrainer, require
 from babylon_rl.models.base_model import DRY, base_model_name
@@ -81,7 +82,6 @@ class TrainIteration:
 
     @property
     def windows(self) -> list[str]:
-        """Windows of this iteration, newest first."""
         return sorted({sequence.window for sequence in self.sequences}, reverse=True)
 
     @property
@@ -160,7 +160,6 @@ class TrainPlan:
 
     @property
     def trainable_tokens(self) -> int | None:
-        """Trainable tokens of all hours in one pass."""
         return None if self.tokens is None else sum(self.tokens.values())
 
     def trains(self, window: str) -> bool:
@@ -174,8 +173,8 @@ class TrainPlan:
         return sum(self.usd.get(window, 0.0) for windows in iterations for window in windows)
 
 
-class Trainer(Protocol):
-    """A training backend.
+class Trainer(ABC):
+    """A training backend; the defaults are those of one on this machine, which costs nothing and counts tokens while it trains.
 
     ``name`` is its name in tables and pages; ``base_model`` is the line of its versions. ``service`` is the paid service that keeps the
     weights, None on this machine.
@@ -183,23 +182,23 @@ class Trainer(Protocol):
 
     name: str
     base_model: str
-    service: Service | None
+    service: Service | None = None
 
+    @abstractmethod
     def base_identity(self) -> BaseIdentity:
         """Identity of the base that a checkpoint needs (models.checkpoints.base_identity of its directory)."""
-        ...
 
+    @abstractmethod
     def tokenizer_dir(self) -> Path | None:
         """Directory of the tokenizer that every checkpoint contains; None without a model."""
-        ...
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
         """Values of a generation that the backend trains with beside the settings, or in place of an unset one (``learning_rate``)."""
-        ...
+        return {}
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Plan the training of sequences without scores, before a judge is paid for them."""
-        ...
+        """Plan the training of sequences without scores, before a judge is paid for them; asked of a paid service alone."""
+        return TrainPlan()
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Inspect a batch's sequences before training and before each resume; post, pay and write nothing.
@@ -207,15 +206,16 @@ class Trainer(Protocol):
         Raises:
             ModelUnavailable: what the backend needs to know of the base is not there.
         """
-        ...
+        return TrainPlan()
 
+    @abstractmethod
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train one iteration and write its checkpoint into the empty directory ``out``, after ``prepare``.
 
-        That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote).
-        ``parent`` is the directory to continue from (the parent version, or the iteration before), None for the bare
-        base. Optimizer state may be kept in files named ``trainer_state*`` in ``out``; the next iteration finds them in its
-        ``parent``, and they are not published. ``on_step`` is called after every optimizer step and may raise (cancelled).
+        That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote). ``parent`` is the
+        directory to continue from (the parent version, or the iteration before), None for the bare base. Optimizer state may be kept in
+        files named ``trainer_state*`` in ``out``; the next iteration finds them in its ``parent``, and they are not published. ``on_step``
+        is called after every optimizer step and may raise (cancelled).
 
         Raises:
             Diverged: the loss or the policy left its bounds.
@@ -223,25 +223,9 @@ class Trainer(Protocol):
             CheckpointError: ``parent`` is damaged or belongs to another base.
             TrainingPaused: a service does not answer; the batch goes on with its next run.
         """
-        ...
 
 
-class LocalTrainer:
-    """Base of the trainers of this machine: a checkpoint is a directory, served from here."""
-
-    service: Service | None = None
-
-    def hyperparameters(self, generation: int) -> dict[str, Any]:
-        """Return none."""
-        return {}
-
-    def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Return an empty plan: nothing is paid here."""
-        return TrainPlan()
-
-    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Return an empty plan: nothing is paid, and tokens are counted while training."""
-        return TrainPlan()
+LocalTrainer = Trainer
 
 
 # Gigabytes that a training writes, by backend: its checkpoints, and what they are made of.

@@ -59,7 +59,6 @@ class ExportedRows:
 
     @property
     def records(self) -> int:
-        """Number of exported LLM calls."""
         return sum(counts.records for counts in self.splits.values())
 
     def _add(self, hour: ExportHour) -> None:

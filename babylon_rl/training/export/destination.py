@@ -45,7 +45,6 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     files: list[PublishedFile] = []
 
     def hashes(self) -> dict[str, set[str]]:
-        """Known content hashes of each file, by name."""
         by_name: dict[str, set[str]] = {}
         for file in self.files:
             by_name.setdefault(file.name, set()).add(file.sha256)

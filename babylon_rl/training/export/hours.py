@@ -58,7 +58,6 @@ class Splits:
             raise UsageError(f"--split {self.train:g} and --validation {self.validation:g} are more than all windows: lower one of them.")
 
     def of(self, window: str) -> str:
-        """Return the split of a window: ``train``, ``validation`` or ``test``."""
         share = seeded_share(self.seed, "split", window)
         if share < self.train:
             return TRAIN

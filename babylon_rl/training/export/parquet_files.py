@@ -84,7 +84,6 @@ class ParquetWriter:
         self._open: dict[str, tuple[str, BufferedWriter, Any]] = {}
 
     def add(self, hour: ExportHour) -> None:
-        """Write an hour's records into its split's file."""
         records = hour.records()
         # Some rows at a time, so that memory does not grow with the hour.
         for first in records:
@@ -127,7 +126,6 @@ class HuggingFaceWriter(ParquetWriter):
         self._judges: set[str] = set()
 
     def add(self, hour: ExportHour) -> None:
-        """Write an hour's records."""
         super().add(hour)
         if hour.served.total():
             self._windows[hour.split] += 1

@@ -159,7 +159,6 @@ class RemoteJobRunner:
         return self._again(job)
 
     async def _settle(self, job: RemoteJob, on_progress: OnProgress) -> RemoteJob:
-        """Follow a live job until its end is known."""
         if job.job_id is None:
             return await self._wait_for_step(job)
         return await self._follow(job, job.job_id, on_progress)

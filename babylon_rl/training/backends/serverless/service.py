@@ -100,8 +100,6 @@ class _Posted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServiceStep:
-    """One step in the service's list of checkpoints."""
-
     number: int
     metrics: dict[str, Any]
 
@@ -142,7 +140,6 @@ class ServerlessService:
 
     @property
     def model_name(self) -> str:
-        """Full model name: entity/project/name."""
         return f"{self._model.entity}/{self._model.project}/{self._settings.art_model_name}"
 
     def remote(self, step: int, job_id: str | None) -> RemoteCheckpoint:
@@ -257,7 +254,6 @@ class ServerlessService:
 
 
 def serverless_art() -> Installed:
-    """Capabilities of the installed openpipe-art's serverless backend."""
     art = load_art()
     return installed(art.ServerlessBackend.train, art.TrainableModel.__init__)
 

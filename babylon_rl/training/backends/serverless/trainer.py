@@ -12,7 +12,7 @@ from typing import Any
 from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
 from babylon_rl.interrupts import run_coroutine
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
-from babylon_rl.services import WANDB, Service
+from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.backends.base_tokens import BaseTokens
@@ -33,6 +33,7 @@ from babylon_rl.training.backends.protocol import (
     OnStep,
     RunContext,
     StepMetrics,
+    Trainer,
     TrainIteration,
     TrainPlan,
     TrainSequence,
@@ -45,14 +46,14 @@ LONGEST_JOB = timedelta(hours=3)  # then a posted job counts as dead; before, no
 NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "warmup_steps")
 
 
-class ServerlessTrainer:
+class ServerlessTrainer(Trainer):
     """Trainer for BASE_MODEL at the service.
 
     ``times`` None takes the values of the settings; ``at`` is called at every boundary (runner.py).
     """
 
     name = SERVERLESS
-    service: Service | None = WANDB
+    service = WANDB
 
     def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = lambda boundary: None) -> None:
         self.base_model = settings.base_model
