@@ -190,11 +190,6 @@ _CALL_COLUMNS = (
     "callId", "at", "agentId", "keyName", "chosenVersion", "version", "arm", "fallback", "status", "latencyMs", "firstTokenMs",
     "promptTokens", "completionTokens",
 )  # fmt: skip
-_LOG_COLUMNS = (
-    "id", "trajectoryId", "stepId", "callId", "timestamp", "latencyMs", "model", "purpose", "actionType", "systemPrompt", "userPrompt",
-    "messagesJson", "response", "reasoning", "temperature", "maxTokens", "topP", "promptTokens", "completionTokens", "totalTokens",
-    "metadata", "createdAt",
-)  # fmt: skip
 # Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice. Versions of other
 # producers are not changed. Rows of versions are locked in one order (see lock_models).
 _INSERT_CALLS = f"""
@@ -212,7 +207,6 @@ WITH new AS (
 )
 SELECT count(*) FROM new
 """
-_INSERT_LOGS = insertion("public.llm_call_logs", _LOG_COLUMNS) + "ON CONFLICT DO NOTHING"
 _TRAJECTORY_S_AGENTS = """
 SELECT "agentId" FROM public.trajectories WHERE "trajectoryId" = %(id)s
 UNION SELECT g."agentId" FROM public.llm_call_logs l JOIN babylon_rl.gateway_calls g USING ("callId")
@@ -233,14 +227,14 @@ def agents_of_trajectory(connection: Connection, trajectory_id: str) -> set[str]
 def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: Sequence[dict[str, Any]]) -> int:
     """Write calls and the texts of recorded ones in one transaction, each once; return how many calls were new.
 
-    Rows are by column name, with times as ISO texts in UTC.
+    Rows are by column name, logs with the same columns each; times are ISO texts in UTC.
     """
     with connection.transaction():
         new = connection.value(_INSERT_CALLS, {"calls": Jsonb(calls)}) or 0
         if any(call["keyName"] for call in calls):
             connection.execute(_KEYS_USED, {"calls": Jsonb(calls)})
         if logs:
-            connection.execute(_INSERT_LOGS, [Jsonb(logs)])
+            connection.execute(insertion("public.llm_call_logs", logs[0]) + "ON CONFLICT DO NOTHING", [Jsonb(logs)])
         return int(new)
 
 

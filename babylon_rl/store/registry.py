@@ -200,11 +200,11 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
     return parent
 
 
-def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:
+def register_model(connection: Connection, new: NewModel, transition: Transition) -> None:
     """Register a trained version in the caller's transaction, under the locks of its windows.
 
     Episodes without a trainable token are not marked as used: their scores counted in the mean of their groups, and no later batch takes
-    them. Returns the number of trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
+    them.
 
     Raises BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
@@ -217,13 +217,13 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
         'UPDATE public.training_batches SET status = %s, error = NULL, "trainingLoss" = %s, "completedAt" = %s WHERE "batchId" = %s',
         [transition.target, new.loss, new.now, new.batch_id],
     )
-    marked = connection.execute(
+    connection.execute(
         """
         UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
         WHERE "trajectoryId" = ANY(%s) AND NOT "usedInTraining"
         """,
         [new.batch_id, used],
-    ).rowcount
+    )
     connection.execute(
         'UPDATE babylon_rl.batch_items SET "live" = FALSE, "consumed" = "trajectoryId" = ANY(%s) WHERE "batchId" = %s AND "live"',
         [used, new.batch_id],
@@ -232,7 +232,6 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
     # A baseline episode is excluded from later batches without being marked as used.
     record_dropped(connection, new.batch_id, BASELINE, baseline, new.now)
     _insert_model(connection, new, sum(scores) / len(scores) if scores else None, {"training": dict(new.metrics)})
-    return marked
 
 
 def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def _finite(loss: float | None) -> bool:
 
 
 async def _trained(settings: Settings, service: ServerlessService) -> Trained:
-    before = (await service.newest()).number
+    before, _ = await service.newest()
     base = BaseTokens(settings, settings.base_model)
     untrained = service.remote(before, None)
     answers = [await _ask(settings, untrained, untrained.inference_name.rpartition(":step")[0], seed) for seed in (0, 1)]
@@ -86,12 +86,12 @@ async def _trained(settings: Settings, service: ServerlessService) -> Trained:
         return read_events(await service.events(job_id))
 
     seen = await _until(progress, lambda found: _counted(found) or found.failure is not None, TRAINED_WITHIN_S)
-    newest = await _until(service.newest, lambda found: found.number > before, LISTED_WITHIN_S)
-    pointer = service.remote(newest.number, job_id)
+    newest, metrics = await _until(service.newest, lambda found: found[0] > before, LISTED_WITHIN_S)
+    pointer = service.remote(newest, job_id)
     answer = await _ask(settings, pointer, pointer.inference_name, 0)
-    await service.delete([newest.number])
-    left = await _until(service.steps, lambda found: newest.number not in found, LISTED_WITHIN_S)
-    return Trained(before, newest.number, seen, of_checkpoint(newest.metrics), pointer, answer, left)
+    await service.delete([newest])
+    left = await _until(service.steps, lambda found: newest not in found, LISTED_WITHIN_S)
+    return Trained(before, newest, seen, of_checkpoint(metrics), pointer, answer, left)
 
 
 async def _ask(settings: Settings, pointer: RemoteCheckpoint, model: str, seed: int) -> ChatAnswer:

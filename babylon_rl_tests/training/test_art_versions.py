@@ -72,7 +72,7 @@ def found_at(url: str, home: Path) -> str:
 
     async def ask() -> int:
         async with ServerlessService(make_settings(url, home), "tiny", 1.0, lambda: None) as service:
-            return (await service.newest()).number
+            return (await service.newest())[0]
 
     return f"{serverless_art().version} {asyncio.run(ask())}"
 

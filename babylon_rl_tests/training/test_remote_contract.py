@@ -72,13 +72,13 @@ def posted(served: StandIn, groups: Sequence[Any], arguments: dict[str, Any]) ->
 
     async def talk() -> tuple[str, int, int, list[str]]:
         async with ServerlessService(make_settings(served.url), "tiny", 1.0, lambda: None) as service:
-            before = await service.newest()
+            before, _ = await service.newest()
             job_id = await service.post(groups, service.installed.accepted(arguments), lambda: None)
-            after = await service.newest()
+            after, _ = await service.newest()
             events = await service.events(job_id)
             assert service.model_name == "stand-in/babylon-rl-training/babylon-agent"
-            assert service.remote(after.number, job_id).inference_name == f"wandb-artifact:///{service.model_name}:step{after.number}"
-            return job_id, before.number, after.number, [event.type for event in events]
+            assert service.remote(after, job_id).inference_name == f"wandb-artifact:///{service.model_name}:step{after}"
+            return job_id, before, after, [event.type for event in events]
 
     return asyncio.run(talk())
 
@@ -172,7 +172,7 @@ def test_what_trains_is_what_art_tokenizes(base: BaseTokens) -> None:
     for allow in (False, True):
         counted = count_groups(groups, base, allow)
         results = list(tokenize_trajectory_groups(TOKENIZER, art_groups(groups, "b", 1, allow), allow, True))
-        assert (counted.sequences, counted.tokens) == (len(results), sum(sum(result.assistant_mask) for result in results))
+        assert (counted.sequences, counted.trainable_tokens) == (len(results), sum(sum(result.assistant_mask) for result in results))
         assert counted.untrained[NO_ADVANTAGE] == 4
         for result in results:
             text = TOKENIZER.decode([token for token, trains in zip(result.token_ids, result.assistant_mask, strict=True) if trains])
@@ -183,7 +183,7 @@ def test_the_stand_in_counts_as_this_pipeline_does(base: BaseTokens) -> None:
     groups = sent_groups([make_sequence(0), make_sequence(1, logprobs=None), make_sequence(2), make_sequence(2)], base)
     payload = read_payload([group.model_dump(mode="json") for group in art_groups(groups, "b", 1, False)], {}, len(TOKENIZER))
     counted = count_groups(groups, base, False)
-    assert (payload.sequences, payload.tokens, payload.problems) == (counted.sequences, counted.tokens, ())
+    assert (payload.sequences, payload.tokens, payload.problems) == (counted.sequences, counted.trainable_tokens, ())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_texts_without_logprobs_train_where_the_installed_version_can(base: Base
     allow = art.trains_without_logprobs
     with standing_in() as served:
         posted(served, art_groups(groups, "b", 1, allow), {WITHOUT_LOGPROBS: True})
-        assert bool(served.service.trained()) == allow == (count_groups(groups, base, allow).tokens > 0)
+        assert bool(served.service.trained()) == allow == (count_groups(groups, base, allow).trainable_tokens > 0)
 
 
 def test_models_still_answer_in_a_process_that_has_loaded_art() -> None:

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import SubprocessError
@@ -84,8 +85,7 @@ class GpuTrainer(Trainer):
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         self._run = run
         counted = count_groups(sent_groups(sequences, self._base), self._base, True)
-        cure = "No sequence of it can be trained on a GPU."
-        return TrainPlan(counted.by_hour, counted.sequences, counted.untrained, cure, trajectories=counted.trajectories)
+        return replace(counted, cure="No sequence of it can be trained on a GPU.")
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train an iteration. Raises TrainingError when ART failed, in whatever way."""
@@ -93,7 +93,8 @@ class GpuTrainer(Trainer):
             raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
         groups = sent_groups(iteration.sequences, self._base)
         counted = count_groups(groups, self._base, True)
-        if counted.tokens == 0:
+        tokens = counted.trainable_tokens or 0
+        if not tokens:
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token: {dict(counted.untrained)}.")
         # ART writes into a scratch directory below the iteration's; only the adapter's two files are copied out.
         scratch = out / SCRATCH
@@ -109,8 +110,8 @@ class GpuTrainer(Trainer):
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         metrics = {name: float(value) for name, value in result.metrics.items() if isinstance(value, int | float)}
-        on_step(StepMetrics(iteration.step, 1, 1, loss, counted.tokens, metrics))
-        return IterationResult(metrics, counted.tokens, loss, counted.sequences)
+        on_step(StepMetrics(iteration.step, 1, 1, loss, tokens, metrics))
+        return IterationResult(metrics, tokens, loss, counted.sequences or 0)
 
     async def _trained(self, run: RunContext, groups: Sequence[Any], parent: Path | None, scratch: Path) -> Any:
         art = load_art()

@@ -26,7 +26,7 @@ from babylon_rl.chats import is_cut, plain_messages
 from babylon_rl.reporting.numbers import shortened
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
-from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
 LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
@@ -126,23 +126,6 @@ class SentEpisode:
     calls: Sequence[SentCall]
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Training data of some groups in one pass.
-
-    Sequences, tokens by hour, untrained sequences by reason, and trajectories with a trained sequence.
-    """
-
-    sequences: int
-    by_hour: Mapping[str, int]
-    untrained: Mapping[str, int]
-    trajectories: frozenset[str]
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.by_hour.values())
-
-
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
     """Build the groups of an iteration, one per window or part of one, newest window first."""
     # Sequences are collected by episode first, then episodes by group; -1 stands for the whole window.
@@ -160,8 +143,8 @@ def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[li
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
-def count_groups(groups: Sequence[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
-    """Count the training data of these groups as ART takes it.
+def count_groups(groups: Sequence[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> TrainPlan:
+    """Plan what ART trains of these groups.
 
     An episode at its group's mean trains nothing; neither does a call without log-probabilities, unless that is allowed. With ``judged``
     False there are no rewards yet, and every group is assumed to have a spread.
@@ -182,7 +165,7 @@ def count_groups(groups: Sequence[Sequence[SentEpisode]], base: BaseTokens, with
                     sequences += 1
                     trajectories.add(call.sequence.trajectory_id)
                     tokens[episode.window] += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
-    return Counted(sequences, tokens, dict(untrained), frozenset(trajectories))
+    return TrainPlan(tokens, sequences, dict(untrained), trajectories=frozenset(trajectories))
 
 
 def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration: int, without_logprobs: bool) -> list[Any]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from babylon_rl.errors import BabylonError, BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
@@ -50,8 +50,8 @@ class Posting:
     """Request ready to be sent, with the sequences and tokens that it would train."""
 
     send: PostJob
-    sequences: int
-    tokens: int
+    sequences: int | None
+    tokens: int | None
 
 
 MakePost = Callable[[], Posting]  # builds the request, once it is known that one is needed
@@ -166,7 +166,7 @@ class RemoteJobRunner:
     async def _follow(self, job: RemoteJob, job_id: str, on_progress: OnProgress) -> RemoteJob:
         # From the post, not from now: a run that resumes does not begin to wait anew.
         deadline = job.posted_at + self._times.longest_job
-        late, poll_s = self._now() + timedelta(seconds=self._times.list_lag_s), self._times.poll_s
+        late, poll_s = self._run.now() + timedelta(seconds=self._times.list_lag_s), self._times.poll_s
         progress = JobProgress()
         while True:
             before, progress = progress, read_events(await self._service.events(job_id))
@@ -175,12 +175,12 @@ class RemoteJobRunner:
             if progress.failure is not None:
                 step = await self._step_above(job.step_before)  # some fail after their last step
                 return self._told(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
-            if progress.ended and (progress.all_seen(before) or self._now() > late):
+            if progress.ended and (progress.all_seen(before) or self._run.now() > late):
                 return await self._weigh(job, progress)
             # Only a job that still runs can be overdue; the list lag counts from its end.
             if not progress.ended:
-                late = self._now() + timedelta(seconds=self._times.list_lag_s)
-                if self._now() > deadline:
+                late = self._run.now() + timedelta(seconds=self._times.list_lag_s)
+                if self._run.now() > deadline:
                     raise TrainingPaused(
                         f"Job {job.job_id} of {_of(job)} has not ended within {self._times.longest_job.total_seconds() / 60:g} minutes. "
                         f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it "
@@ -205,13 +205,13 @@ class RemoteJobRunner:
 
     async def _made(self, job: RemoteJob) -> RemoteJob | None:
         """A post without an id as it has ended, by a new step, or None."""
-        newest = await self._service.newest()
-        if newest.number <= job.step_before:
+        newest, metrics = await self._service.newest()
+        if newest <= job.step_before:
             return None
-        sequences, loss = of_checkpoint(newest.metrics)
+        sequences, loss = of_checkpoint(metrics)
         why = MOVED_TOO_FAR if await self._moved_too_far(job) else _against(sequences, loss)
         state: JobState = "trained" if why is None else "failed"
-        return self._ended(job, state, why, step_after=newest.number, sequences=sequences, loss=loss if why is None else None)
+        return self._ended(job, state, why, step_after=newest, sequences=sequences, loss=loss if why is None else None)
 
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
         """Wait for the step or id of a post without an id, or time out.
@@ -230,7 +230,7 @@ class RemoteJobRunner:
             current = self._again(job)
             if current.state != "posting":
                 return current
-            last = self._now() > deadline  # before the request: a slow answer is no denial
+            last = self._run.now() > deadline  # before the request: a slow answer is no denial
             ended = await self._made(job)
             if ended is None and last:
                 ended = self._ended(job, "lost", f"{current.error or 'the post was not answered'}, and the step never moved")
@@ -267,7 +267,7 @@ class RemoteJobRunner:
         made = {job.step_after for job in ours if job.step_after is not None}
         silent = [job for job in ours if job.step_after is None and job.state in ("lost", "expired")]  # each may have made one more
         published = {job.step_after: job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"}
-        until = self._now() + timedelta(seconds=self._times.list_lag_s)
+        until = self._run.now() + timedelta(seconds=self._times.list_lag_s)
         deleted: set[int] = set()
         while True:
             shown = set(await self._service.steps())
@@ -286,7 +286,7 @@ class RemoteJobRunner:
                 deleted |= extra
             elif not extra and (step == 0 or step in shown):
                 break
-            if self._now() > until:
+            if self._run.now() > until:
                 raise CheckpointError(
                     f"{self._service.model_name} is at step {max(shown, default=0)}, and this training continues from step {step}, which "
                     "the service does not list. Restore it, or mark the version as failed in trained_models to continue from the one "
@@ -295,15 +295,15 @@ class RemoteJobRunner:
             await self._pause(self._times.poll_s)
         gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
         if gone:
-            discard_jobs(self._run.connection, gone, self._now())
+            discard_jobs(self._run.connection, gone, self._run.now())
 
     async def _step_above(self, step: int) -> int | None:
-        until = self._now() + timedelta(seconds=self._times.list_lag_s)
+        until = self._run.now() + timedelta(seconds=self._times.list_lag_s)
         while True:
-            last = self._now() > until
-            newest = await self._service.newest()
-            if newest.number > step:
-                return newest.number
+            last = self._run.now() > until
+            newest, _ = await self._service.newest()
+            if newest > step:
+                return newest
             if last:
                 return None
             await self._pause(self._times.poll_s)
@@ -330,7 +330,7 @@ class RemoteJobRunner:
     def _ended(self, job: RemoteJob, state: JobState, error: str | None, **told: Any) -> RemoteJob:
         """The job as it has ended; counts that are not told stay as posted."""
         known = {name: value for name, value in told.items() if value is not None}
-        return replace(job, state=state, ended_at=self._now(), error=error, **known)
+        return replace(job, state=state, ended_at=self._run.now(), error=error, **known)
 
     def _end(self, job: RemoteJob) -> RemoteJob:
         self._at("end seen")
@@ -346,7 +346,7 @@ class RemoteJobRunner:
         return current
 
     def _keep_limit(self) -> None:
-        if self._now() - self._run.began_at > self._times.whole:
+        if self._run.now() - self._run.began_at > self._times.whole:
             raise TrainingPaused(
                 f"{self._run.batch_id} has run for more than {self._times.whole.total_seconds() / 3600:g} hours "
                 "(TRAINING_TIME_LIMIT_HOURS), and nothing more is posted. What is trained is kept: raise the limit and run "
@@ -362,9 +362,6 @@ class RemoteJobRunner:
             left_s -= LONGEST_SLEEP_S
             if left_s <= 0:
                 return
-
-    def _now(self) -> datetime:
-        return self._run.now()
 
 
 def _against(sequences: int | None, loss: float | None) -> str | None:

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -98,12 +97,6 @@ class _Posted(Exception):
         self.job_id = job_id
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceStep:
-    number: int
-    metrics: dict[str, Any]
-
-
 class ServerlessService:
     """Client of one model, an async context manager; ``beat`` may raise while it waits."""
 
@@ -149,13 +142,13 @@ class ServerlessService:
             inference_url=str(self._model.inference_base_url or WANDB.base_url),
         )  # fmt: skip
 
-    async def newest(self) -> ServiceStep:
-        """Return the highest step that the service lists, 0 for the base."""
+    async def newest(self) -> tuple[int, dict[str, Any]]:
+        """Return the highest step that the service lists, 0 for the base, and its metrics."""
 
-        async def ask() -> ServiceStep:
+        async def ask() -> tuple[int, dict[str, Any]]:
             async for checkpoint in self._client.models.checkpoints.list(limit=1, order="desc", model_id=self._model.id):
-                return ServiceStep(int(checkpoint.step), dict(checkpoint.metrics or {}))
-            return ServiceStep(0, {})
+                return int(checkpoint.step), dict(checkpoint.metrics or {})
+            return 0, {}
 
         return await self._asked("list the checkpoints", ask)
 

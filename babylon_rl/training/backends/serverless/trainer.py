@@ -5,6 +5,7 @@ holds a pointer to the step at the service, which agents call.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
     LEARNING_RATE,
-    Counted,
     Installed,
     JobProgress,
     SentEpisode,
@@ -111,7 +111,7 @@ class ServerlessTrainer(Trainer):
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
             # A step that counts must not fail as one without tokens: where the service tells no number, that of the post stands in.
-            tokens = done.trainable_tokens or self._counted(iteration, service)[1].tokens or done.sequences or 1
+            tokens = done.trainable_tokens or self._counted(iteration, service)[1].trainable_tokens or done.sequences or 1
         metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
         if done.estimated_usd is not None:
             metrics["trainingUsd"] = done.estimated_usd
@@ -119,16 +119,16 @@ class ServerlessTrainer(Trainer):
 
     def _post(self, iteration: TrainIteration, service: ServerlessService) -> Posting:
         groups, counted = self._counted(iteration, service)
-        if counted.tokens == 0:
+        if not counted.trainable_tokens:
             cure = _cure(service.installed, counted)
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {cure}")
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
         sent = art_groups(groups, iteration.batch_id, iteration.step, allow)
         arguments = service.installed.train_arguments(self._settings, without_logprobs=allow)
-        return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
+        return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.trainable_tokens)
 
-    def _counted(self, iteration: TrainIteration, service: ServerlessService) -> tuple[list[list[SentEpisode]], Counted]:
+    def _counted(self, iteration: TrainIteration, service: ServerlessService) -> tuple[list[list[SentEpisode]], TrainPlan]:
         groups = sent_groups(iteration.sequences, self._base)
         return groups, count_groups(groups, self._base, service.installed.trains_without_logprobs)
 
@@ -142,8 +142,7 @@ class ServerlessTrainer(Trainer):
         usd = {window: self._usd(own) or 0.0 for window, own in by_window.items()} if priced else None
         kl = () if "kl_penalty_coef" in art.train else ("kl_penalty",)
         ignored = [name.upper() for name in (*NEVER_TAKEN, *kl)]
-        cure = _cure(art, counted)
-        return TrainPlan(counted.by_hour, counted.sequences, counted.untrained, cure, True, usd, ignored, counted.trajectories)
+        return replace(counted, cure=_cure(art, counted), paid=True, usd=usd, ignored=ignored)
 
     def _usd(self, sequences: Sequence[TrainSequence]) -> float | None:
         price = self._settings.serverless_usd_per_million_tokens
@@ -170,7 +169,7 @@ def _step_of(parent: Path | None, service: ServerlessService) -> int:
     return remote.step
 
 
-def _cure(art: Installed, counted: Counted) -> str:
+def _cure(art: Installed, counted: TrainPlan) -> str:
     reasons = ", ".join(f"{number} {reason}" for reason, number in counted.untrained.items()) or "no sequence"
     cure = (
         "Record the answers with their logprobs (`recorder.llm_call(..., logprobs=choice.logprobs)`, the endpoint asked with "
