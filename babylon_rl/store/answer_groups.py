@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, insertion, upsert
 from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
@@ -58,14 +56,10 @@ _GROUPS = """
     SELECT "window", "trajectoryId", "callId", "modelVersion", "answers"::text FROM babylon_rl.answer_groups
     WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"
 """
-_CLEAR = 'DELETE FROM babylon_rl.answer_groups WHERE "window" = ANY(%s)'
 _HELD = """
     SELECT "trajectoryId" FROM babylon_rl.batch_items
     WHERE "window" = ANY(%s) AND "live" AND "batchId" IS DISTINCT FROM %s
 """
-_INSERT = insertion("babylon_rl.answer_groups", ("window", *columns_of(AnswerGroup)))
-_COLUMNS = ("window", "groups", "answers", "reason", "sourcesVersion", "dataVersion", "computedAt")
-_UPSERT = upsert("babylon_rl.replayed_hours", _COLUMNS)
 
 
 def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
@@ -96,11 +90,11 @@ def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, R
 
 def replace(connection: Connection, hours: Sequence[ReplayedHour], now: datetime) -> None:
     """Write hours. The caller holds their locks; each has a row in babylon_rl.windows."""
-    connection.execute(_CLEAR, ([hour.window for hour in hours],))
+    connection.delete_hours("babylon_rl.answer_groups", [hour.window for hour in hours])
     groups = [{"window": hour.window, **msgspec.to_builtins(group)} for hour in hours for group in hour.groups]
-    connection.execute(_INSERT, (Jsonb(groups),))
-    rows = [
-        (hour.window, len(hour.groups), hour.answers, hour.reason, hour.sources_version, hour.data_version, now.isoformat())
+    connection.insert("babylon_rl.answer_groups", groups)
+    connection.upsert("babylon_rl.replayed_hours", [
+        {"window": hour.window, "groups": len(hour.groups), "answers": hour.answers, "reason": hour.reason,
+         "sourcesVersion": hour.sources_version, "dataVersion": hour.data_version, "computedAt": now}
         for hour in hours
-    ]
-    connection.execute(_UPSERT, (Jsonb([dict(zip(_COLUMNS, row, strict=True)) for row in rows]),))
+    ])  # fmt: skip

@@ -297,14 +297,9 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
 
 def record_dropped(connection: Connection, batch_id: str | None, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
     """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
-        SELECT e."window", e."agentId", %s, %s, %s FROM unnest(%s::text[], %s::text[]) AS e("window", "agentId")
-        ON CONFLICT DO NOTHING
-        """,
-        [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
-    )
+    why = {"batchId": batch_id, "reason": reason, "createdAt": now}
+    rows = [{"window": window, "agentId": agent_id, **why} for window, agent_id in episodes]
+    connection.insert("babylon_rl.dropped_episodes", rows, "ON CONFLICT DO NOTHING")
 
 
 def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], now: datetime) -> None:

@@ -6,11 +6,10 @@ from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
-from babylon_rl.store.columns import camel, columns_of, document_of, insertion, listed, loaded, upsert
+from babylon_rl.store.columns import camel, columns_of, document_of, listed, loaded
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
 
@@ -21,7 +20,6 @@ ORDER BY r."playedAt" DESC, r."identity", r."snapshot", r."market"
 """
 
 _REPORT = columns_of(BenchmarkReport)
-_UPSERT_REPORT = upsert("babylon_rl.benchmark_reports", _REPORT, key="batchId")
 _READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
 
 # Completed batches without a release decision.
@@ -38,8 +36,6 @@ WHERE b."state" = 'completed' AND p."completedAt" IS NOT NULL
 ORDER BY p."completedAt" DESC
 """
 
-_RELEASE = ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
-_UPSERT_RELEASE = upsert("babylon_rl.releases", _RELEASE, key="batchId")
 
 # NULL parameters leave the stored values; evalMetrics is merged, and replaced if it is not an object.
 _SCORE_MODEL = """
@@ -107,8 +103,6 @@ SELECT r."model", r."identity", r."playedAt", {listed(_RESULT, "r")}
 FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < %s
 ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 """
-# The first stored result of a key stands.
-_ADD_RESULTS = insertion("babylon_rl.benchmark_results", ("model", "identity", "market", "playedAt", *_RESULT)) + "ON CONFLICT DO NOTHING"
 
 
 def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
@@ -143,7 +137,7 @@ def write_results(
     connection: Connection, model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
 ) -> None:
     """Store results and commit; results already stored stay unchanged."""
-    player = {"model": model, "identity": identity, "playedAt": now.isoformat()}
+    player = {"model": model, "identity": identity, "playedAt": now}
     rows = [
         player
         | {"market": markets[result.snapshot], **document_of(result, *_FACTS)}
@@ -151,7 +145,8 @@ def write_results(
         for result in results
     ]
     with own_transaction(connection):
-        connection.execute(_ADD_RESULTS, [Jsonb(rows)])
+        # The first stored result of a key stands.
+        connection.insert("babylon_rl.benchmark_results", rows, "ON CONFLICT DO NOTHING")
 
 
 def passed_versions(connection: Connection) -> set[str]:
@@ -163,7 +158,7 @@ def passed_versions(connection: Connection) -> set[str]:
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
     with own_transaction(connection):
-        connection.execute(_UPSERT_REPORT, [Jsonb([msgspec.to_builtins(report)])])
+        connection.upsert("babylon_rl.benchmark_reports", [report], keys=("batchId",))
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
@@ -191,8 +186,10 @@ def write_release(
     measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         # Together: the admin page and the game never see a decision without the numbers behind it.
-        release = (report.batch_id, report.version, report.decision, report.reason, report.data_version, now.isoformat())
-        connection.execute(_UPSERT_RELEASE, [Jsonb([dict(zip(_RELEASE, release, strict=True))])])
+        connection.upsert("babylon_rl.releases", [{
+            "batchId": report.batch_id, "version": report.version, "decision": report.decision, "reason": report.reason,
+            "reportVersion": report.data_version, "decidedAt": now,
+        }], keys=("batchId",))  # fmt: skip
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
         connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [measured, report.batch_id])
 

@@ -69,16 +69,10 @@ def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str
     return ", ".join(f'"{name}" = ' + values.get(name, f'excluded."{name}"') for name in columns)
 
 
-def insertion(table: str, columns: Iterable[str], parameter: str = "%s", alias: str = "") -> str:
-    """Return the statement that inserts rows given as one JSON document, by the types of the table itself."""
+def insertion(table: str, columns: Iterable[str], parameter: str = "%s") -> str:
+    """Return the statement that inserts rows given as one JSON document, by the types of the table, which is ``held`` in it."""
     names = listed(columns)
-    return f"INSERT INTO {table} {alias} ({names}) SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, {parameter}) "
-
-
-def upsert(table: str, columns: Sequence[str], *, key: str = "window", but: Mapping[str, str] | None = None, alias: str = "") -> str:
-    """Return the ``insertion`` that replaces rows of the same ``key``; ``but`` as for ``updates``."""
-    kept = updates((name for name in columns if name != key), but)
-    return insertion(table, columns, alias=alias) + f'ON CONFLICT ("{key}") DO UPDATE SET {kept}'
+    return f"INSERT INTO {table} AS held ({names}) SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, {parameter}) "
 
 
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:

@@ -4,24 +4,27 @@ Nothing is set for a session, because a pooler would pass it on to another clien
 is read for heartbeats (dagster_rows.py) and to compare it with this machine's, in UTC.
 """
 
+import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from socket import SHUT_RDWR, socket
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError, first_clause
 from babylon_rl.project_files import project_file
-from babylon_rl.store.columns import listed
+from babylon_rl.store.columns import columns_of, insertion, listed, updates
 from babylon_rl.traces import traced_connection
 
 _LOG = logging.getLogger(__name__)
@@ -46,6 +49,9 @@ POOLER_ADVICE = (
     "It is a pooler: name the server itself in DIRECT_DATABASE_URL, which migrations and Dagster use, "
     "and leave `options` out of DATABASE_URL."
 )
+
+
+Rows = Sequence[Mapping[str, Any] | msgspec.Struct]
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -74,9 +80,21 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         assert row is not None
         return row
 
-    def insert(self, table: str, row: Mapping[str, Any]) -> None:
-        """Insert one row, given by column name; ``table`` as for ``copy_rows``."""
-        self.execute(f"INSERT INTO {table} ({listed(row)}) VALUES ({', '.join(['%s'] * len(row))})", list(row.values()))
+    def insert(self, table: str, rows: Rows, then: str = "") -> None:
+        """Insert rows, given by column name or as structs of one type; ``table`` as for ``copy_rows``, ``then`` ends the statement."""
+        if rows:
+            document = Jsonb(list(rows), dumps=partial(json.dumps, default=msgspec.to_builtins))
+            self.execute(insertion(table, _columns(rows[0])) + then, [document])
+
+    def upsert(self, table: str, rows: Rows, keys: Sequence[str] = ("window",), but: Mapping[str, str] | None = None) -> None:
+        """Insert rows as ``insert``, in place of those with the same ``keys``; ``but`` as for ``updates``, of the table as ``held``."""
+        if rows:
+            kept = updates((name for name in _columns(rows[0]) if name not in keys), but)
+            self.insert(table, rows, f"ON CONFLICT ({listed(keys)}) DO UPDATE SET {kept}")
+
+    def delete_hours(self, table: str, windows: Sequence[str]) -> None:
+        """Delete the rows of ``windows``; ``table`` is as for ``copy_rows``."""
+        self.execute(f'DELETE FROM {table} WHERE "window" = ANY(%s)', [list(windows)])
 
     def copy_rows(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write many rows by COPY, the fastest way; ``table`` is qualified by its schema and quoted."""
@@ -123,6 +141,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
                 f"The database is not up to date: {first_clause(error)}. Run `babylon-rl migrate`. It never alters the game's tables: "
                 "`babylon-rl migrate --check` lists how they differ from what is expected."
             ) from error
+
+
+def _columns(row: Mapping[str, Any] | msgspec.Struct) -> Sequence[str]:
+    return columns_of(type(row)) if isinstance(row, msgspec.Struct) else list(row)
 
 
 def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL") -> Connection:

@@ -78,11 +78,6 @@ _TOLD = """
     SELECT "window", "version" FROM babylon_rl.observed_versions
     WHERE "storage" = %s AND "source" = %s AND "window" >= %s AND "window" < %s
 """
-_NOTE = """
-    INSERT INTO babylon_rl.observed_versions ("storage", "source", "window", "version")
-    SELECT %s, %s, * FROM unnest(%s::text[], %s::text[])
-    ON CONFLICT ("storage", "source", "window") DO UPDATE SET "version" = excluded."version"
-"""
 
 
 def told_versions(connection: Connection, storage: str, source: str, first: str, end: str) -> dict[str, str]:
@@ -97,7 +92,8 @@ def lock_reports(connection: Connection, storage: str) -> None:
 
 def note_versions(connection: Connection, storage: str, source: str, versions: Mapping[str, str]) -> None:
     """Store the versions that were reported of a source, by window."""
-    connection.execute(_NOTE, [storage, source, list(versions), list(versions.values())])
+    rows = [{"storage": storage, "source": source, "window": window, "version": version} for window, version in versions.items()]
+    connection.upsert("babylon_rl.observed_versions", rows, keys=("storage", "source", "window"))
 
 
 def forget_versions(connection: Connection, storage: str, source: str) -> None:

@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection
@@ -236,13 +235,8 @@ def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset
 
 def record_decisions(connection: Connection, windows: Sequence[str], rate: float, freezable: int, now: datetime) -> None:
     """Record that the dropout of ``windows`` is decided."""
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.dropout_decisions ("window", "rate", "freezable", "decidedAt")
-        SELECT given."window", %s, %s, %s FROM unnest(%s::text[]) AS given ("window")
-        """,
-        [rate, freezable, now, list(windows)],
-    )
+    decision = {"rate": rate, "freezable": freezable, "decidedAt": now}
+    connection.insert("babylon_rl.dropout_decisions", [{"window": window, **decision} for window in windows])
 
 
 _FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
@@ -290,19 +284,15 @@ def insert_batch(connection: Connection, new: NewBatch) -> None:
     Raises BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
     windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
-    connection.insert("babylon_rl.batches", {
+    connection.insert("babylon_rl.batches", [{
         "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
-        "version": new.version, "seed": new.seed, "settings": Jsonb(dict(new.settings)), "dropout": Jsonb(dict(new.dropout)),
-        "createdAt": new.now, "heartbeatAt": new.now, "passes": new.passes,
-    })  # fmt: skip
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.batch_episodes ("batchId", "window", "agentId", "trajectories")
-        SELECT %s, e."window", e."agentId", e."trajectories"
-        FROM unnest(%s::text[], %s::text[], %s::int[]) AS e("window", "agentId", "trajectories")
-        """,
-        [new.batch_id, windows, agents, [episode.trajectories for episode in new.episodes]],
-    )
+        "version": new.version, "seed": new.seed, "settings": dict(new.settings), "dropout": dict(new.dropout), "createdAt": new.now,
+        "heartbeatAt": new.now, "passes": new.passes,
+    }])  # fmt: skip
+    connection.insert("babylon_rl.batch_episodes", [
+        {"batchId": new.batch_id, "window": episode.window, "agentId": episode.agent_id, "trajectories": episode.trajectories}
+        for episode in new.episodes
+    ])  # fmt: skip
     try:
         with connection.transaction():
             inserted = connection.execute(_INSERT_ITEMS, [new.batch_id, windows, agents]).rowcount

@@ -10,9 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import camel, listed, upsert
+from babylon_rl.store.columns import camel, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -89,15 +88,9 @@ class AgentCorrectness:
 _HOURS = """SELECT "window", "rows" FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window\""""
 
 _VERSIONS = """SELECT "window", "dataVersion" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)"""
-_CLEAR_ACTIONS = """DELETE FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s)"""
-_CLEAR_LEAKS = """DELETE FROM babylon_rl.leaks WHERE "window" = ANY(%s)"""
 # Fields keep their names in the content's hash, and have others as columns.
 _ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
 _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
-
-# One row of counts per hour.
-_COUNTS = ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
-_UPSERT = upsert("babylon_rl.hindsight", _COUNTS)
 
 _AGENTS = """
     SELECT "window", "agentId", count(*), count("correct"), count(*) FILTER (WHERE "correct")
@@ -134,19 +127,21 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
         return set()
     windows = [hour.window for hour in changed]
     # Rows have no versions of their own, so a changed hour is written anew as a whole.
-    connection.execute(_CLEAR_ACTIONS, (windows,))
-    connection.execute(_CLEAR_LEAKS, (windows,))
+    connection.delete_hours("babylon_rl.action_outcomes", windows)
+    connection.delete_hours("babylon_rl.leaks", windows)
     astuple = msgspec.structs.astuple
     connection.copy_rows("babylon_rl.action_outcomes", _ACTIONS, (astuple(row) for hour in changed for row in hour.actions))
     connection.copy_rows("babylon_rl.leaks", _LEAKS, (astuple(row) for hour in changed for row in hour.leaks))
-    counts = [dict(zip(_COUNTS, _counts(hour, now), strict=True)) for hour in changed]
-    connection.execute(_UPSERT, [Jsonb(counts)])
+    connection.upsert("babylon_rl.hindsight", [_counts(hour) | {"computedAt": now} for hour in changed])
     return set(windows)
 
 
-def _counts(hour: StoredHour, now: datetime) -> tuple[Any, ...]:
+def _counts(hour: StoredHour) -> dict[str, Any]:
     known = [row.correct for row in hour.actions if row.correct is not None]
-    return hour.window, len(hour.actions), len(known), sum(known), hour.sequences, hour.leaked, hour.data_version, now.isoformat()
+    return {
+        "window": hour.window, "actions": len(hour.actions), "known": len(known), "right": sum(known), "sequences": hour.sequences,
+        "leaked": hour.leaked, "dataVersion": hour.data_version,
+    }  # fmt: skip
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:

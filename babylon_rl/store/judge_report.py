@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
-from babylon_rl.store.columns import columns_of, document_of, listed, updates
+from babylon_rl.store.columns import columns_of, document_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
 
 REPORT_DAYS = 14  # of a report for which nobody names hours
@@ -282,7 +280,6 @@ def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[s
     return {(window, agent): reasoning for window, agent, reasoning in connection.execute(_EXPLANATIONS, (list(windows),))}
 
 
-_KEY = ("judge", "judgeVersion", "orders")
 _INTERVALS = ("expected", "realized", "money", "overMoney")
 
 
@@ -323,13 +320,9 @@ class JudgeAgreement:
         }
 
 
-_COLUMNS = columns_of(JudgeAgreement)
 _AGREEMENTS = f"""
-    SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_agreements ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"
-"""
-_WRITE_AGREEMENT = f"""
-    INSERT INTO babylon_rl.judge_agreements ({listed(_COLUMNS)}) VALUES ({", ".join(["%s"] * len(_COLUMNS))})
-    ON CONFLICT ({listed(_KEY)}) DO UPDATE SET {updates(name for name in _COLUMNS if name not in _KEY)}
+    SELECT {listed(columns_of(JudgeAgreement))} FROM babylon_rl.judge_agreements
+    ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"
 """
 
 
@@ -341,6 +334,6 @@ def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
 
 
 def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
-    values = document_of(agreement) | {"rows": Jsonb([dict(row) for row in agreement.rows]), "measuredAt": agreement.measured_at}
+    row = document_of(agreement) | {"rows": [dict(row) for row in agreement.rows], "measuredAt": agreement.measured_at}
     with own_transaction(connection):
-        connection.execute(_WRITE_AGREEMENT, list(values.values()))
+        connection.upsert("babylon_rl.judge_agreements", [row], keys=("judge", "judgeVersion", "orders"))

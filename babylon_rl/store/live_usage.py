@@ -45,9 +45,6 @@ SELECT c.version, sum(c.calls - COALESCE(b."calls", 0))::int
 FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c."window" GROUP BY 1
 """
 _COUNTED_TO = """SELECT "countedTo" FROM babylon_rl.usage_counted"""
-_KEEP_COUNTED_TO = """
-INSERT INTO babylon_rl.usage_counted ("countedTo") VALUES (%s) ON CONFLICT ("one") DO UPDATE SET "countedTo" = excluded."countedTo"
-"""
 # Another producer's time may be infinite.
 _FIRST_VERSION = """
 SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
@@ -149,7 +146,7 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
         # Whole hours: a count replaces that of the hour.
         times = {"since": window_start(window_of(min(counted_to, now))) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
         new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
-    connection.execute(_KEEP_COUNTED_TO, [now])
+    connection.upsert("babylon_rl.usage_counted", [{"countedTo": now}], keys=("one",))
     # Read before the lock below, under which the gateways' writers wait.
     agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
     # All rows at once and in order, as the gateways' writers update the same rows (_INSERT_CALLS).
@@ -233,8 +230,7 @@ def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: S
         new = connection.value(_INSERT_CALLS, {"calls": Jsonb(calls)}) or 0
         if any(call["keyName"] for call in calls):
             connection.execute(_KEYS_USED, {"calls": Jsonb(calls)})
-        if logs:
-            connection.execute(insertion("public.llm_call_logs", logs[0]) + "ON CONFLICT DO NOTHING", [Jsonb(logs)])
+        connection.insert("public.llm_call_logs", logs, "ON CONFLICT DO NOTHING")
         return int(new)
 
 

@@ -53,7 +53,6 @@ _COLUMNS = (
 
 _READ = f"""SELECT {listed(_COLUMNS)} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 _DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
-_DELETE_WINDOWS = """DELETE FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
 _WINDOWS = columns_of(MarketWindowRow)
 # An unchanged hour is not written, so its computedAt says since when it has been as it is.
 _UPSERT_WINDOWS = f"""
@@ -88,7 +87,7 @@ def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]
 
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
     """Update babylon_rl.market_windows; ``empty`` windows are deleted. Unchanged rows are not touched."""
-    connection.execute(_DELETE_WINDOWS, (list(empty),))
+    connection.delete_hours("babylon_rl.market_windows", empty)
     connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})
 
 

@@ -51,29 +51,19 @@ def require_recording_tables(connection: Connection) -> None:
 def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: datetime) -> None:
     """Create the missing game users (id, name) of simulated agents."""
     # Simulated agents start with 10000 dollars. An existing user keeps its account.
-    connection.execute(
-        """
-        INSERT INTO public."User" (id, username, "displayName", "isAgent", "isTest", "virtualBalance", "createdAt", "updatedAt")
-        SELECT agent.id, agent.id, agent.name, true, true, 10000, %(now)s, %(now)s
-        FROM unnest(%(ids)s::text[], %(names)s::text[]) AS agent(id, name)
-        ON CONFLICT (id) DO NOTHING
-        """,
-        {"ids": [agent for agent, _ in agents], "names": [name for _, name in agents], "now": now},
-    )
+    new = {"isAgent": True, "isTest": True, "virtualBalance": 10000, "createdAt": now, "updatedAt": now}
+    rows = [{"id": agent, "username": agent, "displayName": name, **new} for agent, name in agents]
+    connection.insert('public."User"', rows, "ON CONFLICT (id) DO NOTHING")
+
+
+_SIMULATED = "A simulated company"  # the description by which our companies are known
 
 
 def add_organizations(connection: Connection, companies: Sequence[tuple[str, str, float]], now: datetime) -> None:
     """Create missing companies (id, name, initial price in dollars)."""
-    connection.execute(
-        """
-        INSERT INTO public."Organization" (id, name, description, type, "canBeInvolved", "initialPrice", "currentPrice",
-                                           "createdAt", "updatedAt")
-        SELECT company.id, company.name, 'A simulated company', 'company', true, company.price, company.price, %(now)s, %(now)s
-        FROM unnest(%(ids)s::text[], %(names)s::text[], %(prices)s::float8[]) AS company(id, name, price)
-        ON CONFLICT (id) DO NOTHING
-        """,
-        {"ids": [c[0] for c in companies], "names": [c[1] for c in companies], "prices": [c[2] for c in companies], "now": now},
-    )
+    new = {"description": _SIMULATED, "type": "company", "canBeInvolved": True, "createdAt": now, "updatedAt": now}
+    rows = [{"id": company, "name": name, "initialPrice": price, "currentPrice": price, **new} for company, name, price in companies]
+    connection.insert('public."Organization"', rows, "ON CONFLICT (id) DO NOTHING")
 
 
 def last_prices(connection: Connection, before: datetime) -> dict[str, float]:
@@ -156,15 +146,15 @@ def are_simulated(connection: Connection, windows: Collection[str]) -> bool:
 
 def is_simulated_game(connection: Connection) -> bool:
     """Return True if the simulation wrote every company in the database. An empty database, or one with benchmarks only, counts too."""
-    # ``add_organizations`` writes this description; a game's own companies have others.
     simulated = connection.value(
         """
-        SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
+        SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM %s)
            AND (EXISTS (SELECT 1 FROM babylon_rl.simulated_hours WHERE "ownMarket")
                 OR NOT EXISTS (SELECT 1 FROM public."StockPrice") AND NOT EXISTS (SELECT 1 FROM public."Question")
                    AND NOT EXISTS (SELECT 1 FROM public."WorldEvent")
-                   AND NOT EXISTS (SELECT 1 FROM public.trajectories WHERE "agentId" NOT LIKE 'benchmark-%' OR NOT "isEvaluation"))
-        """
+                   AND NOT EXISTS (SELECT 1 FROM public.trajectories WHERE "agentId" NOT LIKE 'benchmark-%%' OR NOT "isEvaluation"))
+        """,
+        [_SIMULATED],
     )
     return bool(simulated)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, hold_batch, record_dropped
 from babylon_rl.store.connection import Connection
 
@@ -236,24 +234,24 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
 
 def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:
     both = {"version": new.version, "baseModel": new.base_model, "createdAt": new.now}
-    connection.insert("public.trained_models", {
+    connection.insert("public.trained_models", [{
         **both, "id": f"model-{new.batch_id.removeprefix('batch-')}", "modelId": model_id(new.version), "trainingBatch": new.batch_id,
-        "status": "ready", "storagePath": new.storage_path, "avgReward": reward, "evalMetrics": Jsonb(dict(eval_metrics)),
+        "status": "ready", "storagePath": new.storage_path, "avgReward": reward, "evalMetrics": dict(eval_metrics),
         "wandbArtifactId": new.wandb_artifact_id, "updatedAt": new.now,
-    })  # fmt: skip
-    connection.insert("babylon_rl.model_lineage", {
+    }])  # fmt: skip
+    connection.insert("babylon_rl.model_lineage", [{
         **both, "parentVersion": new.parent_version, "backend": new.backend, "batchId": new.batch_id, "checkpointPath": new.checkpoint,
-        "manifestSha": new.manifest_sha, "windows": new.windows, "metrics": Jsonb(dict(new.metrics)), "uploadedUrl": new.uploaded_url,
-    })  # fmt: skip
+        "manifestSha": new.manifest_sha, "windows": new.windows, "metrics": dict(new.metrics), "uploadedUrl": new.uploaded_url,
+    }])  # fmt: skip
 
 
 def register_import(connection: Connection, new: NewModel) -> Model:
     """Register weights from outside as a version of their parent's line; the caller commits."""
     # Without trajectories and without a row in training_batches, so that it counts as no training.
-    connection.insert("babylon_rl.batches", {
+    connection.insert("babylon_rl.batches", [{
         "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
         "version": new.version, "seed": 0, "state": "completed", "createdAt": new.now, "heartbeatAt": new.now,
-    })  # fmt: skip
+    }])  # fmt: skip
     _insert_model(connection, new, None, new.metrics)
     model = model_of_batch(connection, new.batch_id)
     assert model is not None  # written above

@@ -48,11 +48,6 @@ UPDATE public.trained_models m SET
 FROM babylon_rl.model_lineage l
 WHERE m.version = %(version)s AND m.status <> %(status)s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
 """
-_SWITCH_GAME = """
-INSERT INTO public."SystemSettings" (id, "wandbModel", "wandbEnabled", "updatedAt") VALUES ('system', %s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET
-    "wandbModel" = excluded."wandbModel", "wandbEnabled" = excluded."wandbEnabled", "updatedAt" = excluded."updatedAt"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +221,8 @@ def move_model(connection: Connection, version: str, status: Literal["deployed",
 
 def switch_game(connection: Connection, model_name: str | None, now: datetime) -> None:
     """Set the model of the game's own agents, in the caller's transaction. None switches it off."""
-    connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])
+    row = {"id": "system", "wandbModel": model_name, "wandbEnabled": model_name is not None, "updatedAt": now}
+    connection.upsert('public."SystemSettings"', [row], keys=("id",))
 
 
 # A/B tests, and the agents that routing put into their arms.
@@ -253,7 +249,7 @@ def insert_test(
 ) -> None:  # fmt: skip
     """Write a running test, in the caller's transaction."""
     row = {"arms": list(arms), "shares": list(shares), "expectedEffect": expected_effect_usd, "startedBy": who, "startedWhy": why}
-    connection.insert("babylon_rl.ab_tests", {"name": name, "startedAt": now, **row})
+    connection.insert("babylon_rl.ab_tests", [{"name": name, "startedAt": now, **row}])
 
 
 def end_test(connection: Connection, name: str, who: str, why: str, now: datetime) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, insertion, listed, loaded, upsert
+from babylon_rl.store.columns import columns_of, listed, loaded
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -50,7 +50,6 @@ _MARK_STALE = """
 
 # The judgement's hash of what was shown is a column of its own.
 _GROUPS = (*columns_of(GroupScores, but=("scores", "changed", "parts")), "shownVersion")
-_WRITTEN_GROUPS = (*_GROUPS, "groupSize", "dataVersion", "judgedAt")
 _SCORES = columns_of(EpisodeScore)
 _PARTS = columns_of(PartScore)
 _READ_GROUPS = f"""SELECT {listed(_GROUPS)} FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY "window\""""
@@ -63,10 +62,6 @@ _READ_PARTS = f"""
     WHERE "window" = ANY(%s) ORDER BY "window", "startMinute", "agentId" COLLATE "C"
 """
 
-_DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
-_INSERT_GROUPS = insertion("babylon_rl.group_scores", _WRITTEN_GROUPS)
-_INSERT_SCORES = insertion("babylon_rl.episode_scores", ("window", *_SCORES))
-_INSERT_PARTS = insertion("babylon_rl.part_scores", ("window", *_PARTS))
 
 # What the game's tables hold of a score, for each of its trajectories.
 _JUDGED = """
@@ -168,9 +163,9 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
     # Our rows are written anew; the game's are updated.
     windows = [new.group.window for new in groups]
     delete(connection, windows)
-    connection.execute(_INSERT_GROUPS, [Jsonb([_group_document(new.group, now) for new in groups])])
-    connection.execute(_INSERT_SCORES, [Jsonb(scores)])
-    connection.execute(_INSERT_PARTS, [Jsonb(parts)])
+    connection.insert("babylon_rl.group_scores", [_group_document(new.group, now) for new in groups])
+    connection.insert("babylon_rl.episode_scores", scores)
+    connection.insert("babylon_rl.part_scores", parts)
     # Judgements before scores: both ask ``_OPEN``, which reads the score that the second statement writes.
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)
@@ -180,19 +175,20 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
 def _group_document(group: GroupScores, now: datetime) -> dict[str, Any]:
     judgement: dict[str, Any] = {} if group.judgement is None else msgspec.to_builtins(group.judgement)
     judgement.pop("shown_version", None)
+    document = msgspec.to_builtins(group)
     return {
-        **msgspec.to_builtins(group),
+        **{name: document[name] for name in _GROUPS if name in document},
         "judgement": judgement,
         "shownVersion": group.shown_version,
         "groupSize": group.group_size,
         "dataVersion": group.data_version,
-        "judgedAt": now.isoformat(),
+        "judgedAt": now,
     }
 
 
 def delete(connection: Connection, windows: Sequence[str]) -> None:
     """Delete our scores of ``windows``; the game's tables stay unchanged."""
-    connection.execute(_DELETE, (list(windows),))
+    connection.delete_hours("babylon_rl.group_scores", windows)
 
 
 class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
@@ -215,8 +211,6 @@ _READ_QUARANTINED = f"""
     SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
     WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
-_QUARANTINE = upsert("babylon_rl.judge_quarantine", _QUARANTINE_COLUMNS)
-_SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 # The state of the hour follows from its readiness and from current scores.
 _RELEASE = """
     WITH released AS (DELETE FROM babylon_rl.judge_quarantine WHERE "window" = ANY(%s) RETURNING "window")
@@ -238,7 +232,6 @@ _WAIT = """
     ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "reason" = excluded."reason", "at" = excluded."at",
         "asked" = CASE WHEN held."judge" = excluded."judge" THEN held."asked" + 1 ELSE 1 END
 """
-_WAIT_NO_MORE = """DELETE FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
 
 
 def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
@@ -250,16 +243,16 @@ def read_quarantined(connection: Connection, windows: Sequence[str] | None = Non
 
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Quarantine a group, in the caller's transaction and under the hour's lock."""
-    connection.execute(_QUARANTINE, [Jsonb([msgspec.to_builtins(entry)])])
-    connection.execute(_SET_ASIDE, (entry.window,))
+    connection.upsert("babylon_rl.judge_quarantine", [entry])
+    connection.execute("""UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s""", (entry.window,))
     # A quarantined hour is not pending any more.
-    connection.execute(_WAIT_NO_MORE, ([entry.window],))
+    end_pending(connection, [entry.window])
 
 
 def release(connection: Connection, windows: Sequence[str]) -> None:
     """Remove groups from quarantine and from the pending ones."""
     connection.execute(_RELEASE, (list(windows),))
-    connection.execute(_WAIT_NO_MORE, (list(windows),))
+    end_pending(connection, windows)
 
 
 _WITH_OLD_TRANSCRIPT = """WHERE "at" < %s AND jsonb_array_length("transcript") > 0"""
@@ -288,7 +281,7 @@ def read_pending(connection: Connection, windows: Sequence[str] | None = None, j
 
 
 def end_pending(connection: Connection, windows: Sequence[str]) -> None:
-    connection.execute(_WAIT_NO_MORE, (list(windows),))
+    connection.delete_hours("babylon_rl.judge_pending", windows)
 
 
 def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str], now: datetime) -> None:

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
-from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, upsert
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -121,9 +120,7 @@ class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
     counted_at: datetime
 
 
-_KEPT_COLUMNS = columns_of(KeptCounts)
-_KEPT = f"SELECT {listed(_KEPT_COLUMNS)} FROM babylon_rl.kept_counts"
-_KEEP = upsert("babylon_rl.kept_counts", _KEPT_COLUMNS, key="one")
+_KEPT = f"SELECT {listed(columns_of(KeptCounts))} FROM babylon_rl.kept_counts"
 
 
 class AutomationState(msgspec.Struct, frozen=True):
@@ -207,7 +204,7 @@ def read_kept_counts(connection: Connection) -> KeptCounts | None:
 
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
     """Replace the kept counts, in the caller's transaction."""
-    connection.execute(_KEEP, [Jsonb([msgspec.to_builtins(counts)])])
+    connection.upsert("babylon_rl.kept_counts", [counts], keys=("one",))
 
 
 def lock_trigger(connection: Connection) -> None:

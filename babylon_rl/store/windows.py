@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, in_parts, insertion, listed, loaded, upsert
+from babylon_rl.store.columns import columns_of, in_parts, listed, loaded
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
@@ -35,15 +34,9 @@ _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state"
 _WINDOWS = columns_of(WindowSummary, but=("changed",))
 _EPISODES = columns_of(Episode, but=("sequences",))
 _REJECTIONS = columns_of(Rejection)
-_WRITTEN = (*_WINDOWS, "rowVersion", "computedAt")
 
 # A quarantined window keeps its state.
 _KEPT_STATE = {"state": """CASE held."state" WHEN 'quarantined' THEN held."state" ELSE excluded."state" END"""}
-_UPSERT_WINDOWS = upsert("babylon_rl.windows", _WRITTEN, but=_KEPT_STATE, alias="AS held")
-_CLEAR_EPISODES = """DELETE FROM babylon_rl.episodes WHERE "window" = ANY(%s)"""
-_CLEAR_REJECTIONS = """DELETE FROM babylon_rl.rejections WHERE "window" = ANY(%s)"""
-_INSERT_EPISODES = insertion("babylon_rl.episodes", _EPISODES)
-_INSERT_REJECTIONS = insertion("babylon_rl.rejections", _REJECTIONS)
 
 # States can change while the content stays, so they are set for all hours.
 _SET_STATES = """
@@ -104,16 +97,15 @@ def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, W
         content = {name: value for name, value in document.items() if name != "state"}
         version = content_version({**content, "episodes": own_episodes, "rejections": own_rejections})
         if stored_versions.get(summary.window) != version:
-            changed[summary.window] = {**document, "rowVersion": version, "computedAt": now.isoformat()}
+            changed[summary.window] = {**document, "rowVersion": version, "computedAt": now}
             episodes += [hour | episode for episode in own_episodes]
             rejections += [hour | rejection for rejection in own_rejections]
     if changed:
+        connection.upsert("babylon_rl.windows", list(changed.values()), but=_KEPT_STATE)
         # Episodes and rejections of a changed hour are written anew.
-        connection.execute(_UPSERT_WINDOWS, (Jsonb(list(changed.values())),))
-        connection.execute(_CLEAR_EPISODES, (list(changed),))
-        connection.execute(_CLEAR_REJECTIONS, (list(changed),))
-        connection.execute(_INSERT_EPISODES, (Jsonb(episodes),))
-        connection.execute(_INSERT_REJECTIONS, (Jsonb(rejections),))
+        for table, rows in (("babylon_rl.episodes", episodes), ("babylon_rl.rejections", rejections)):
+            connection.delete_hours(table, list(changed))
+            connection.insert(table, rows)
     connection.execute(_SET_STATES, (windows, [summary.state for summary, _ in full]))
     return forgotten | set(changed)
 

@@ -56,7 +56,7 @@ class TrainingStep:
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     begun = {camel(name): getattr(step, name) for name in ("iteration", "attempt", "backend", "step_before", "sequences", "started_at")}
-    connection.insert("babylon_rl.training_steps", {"batchId": batch_id, "windows": list(step.windows), **begun})
+    connection.insert("babylon_rl.training_steps", [{"batchId": batch_id, "windows": step.windows, **begun}])
 
 
 def note_optimizer_steps(
@@ -210,7 +210,7 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
         with own_transaction(connection):
             # Fencing and the insert commit together: an old run cannot leave a job row.
             hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
-            connection.insert("babylon_rl.remote_jobs", {camel(name): getattr(job, name) for name in _POSTED})
+            connection.insert("babylon_rl.remote_jobs", [{camel(name): getattr(job, name) for name in _POSTED}])
     # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
