@@ -92,6 +92,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             kept = updates((name for name in _columns(rows[0]) if name not in keys), but)
             self.insert(table, rows, f"ON CONFLICT ({listed(keys)}) DO UPDATE SET {kept}")
 
+    def of_hours(self, table: str, column: str, windows: Sequence[str]) -> dict[str, Any]:
+        """Return a column of the rows of ``windows``, by window, in order."""
+        statement = f'SELECT "window", "{column}" FROM {table} WHERE "window" = ANY(%s) ORDER BY "window"'
+        return dict(self.execute(statement, [list(windows)]).fetchall())
+
     def delete_hours(self, table: str, windows: Sequence[str]) -> None:
         """Delete the rows of ``windows``; ``table`` is as for ``copy_rows``."""
         self.execute(f'DELETE FROM {table} WHERE "window" = ANY(%s)', [list(windows)])

@@ -36,7 +36,6 @@ _READ = f"""
     SELECT "runId", "holder", "seenAt", extract(epoch FROM {_NOW} - "seenAt")::float8 FROM babylon_rl.run_heartbeats
     WHERE "runId" = ANY(%s) ORDER BY "runId" FOR UPDATE
 """
-_END = f"""UPDATE babylon_rl.run_heartbeats SET "endedAt" = {_NOW} WHERE "runId" = %s"""
 _FORGET = f"""
     DELETE FROM babylon_rl.run_heartbeats WHERE NOT "runId" = ANY(%s) AND "seenAt" < {_NOW} - interval '1 day'
 """
@@ -66,7 +65,7 @@ def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Hear
 
 def end_heartbeat(connection: Connection, run_id: str) -> None:
     """Mark a run as reported dead, in the caller's transaction."""
-    connection.execute(_END, (run_id,))
+    connection.execute(f"""UPDATE babylon_rl.run_heartbeats SET "endedAt" = {_NOW} WHERE "runId" = %s""", (run_id,))
 
 
 def forget_heartbeats(connection: Connection, but: Sequence[str]) -> None:
@@ -114,8 +113,6 @@ _PASSING = """
         'RESOURCE_INIT_STARTED', 'RESOURCE_INIT_SUCCESS', 'LOADED_INPUT', 'HANDLED_OUTPUT', 'OBJECT_STORE_OPERATION',
         'ASSET_STORE_OPERATION', 'LOGS_CAPTURED', 'HOOK_COMPLETED', 'HOOK_SKIPPED'))
 """
-_COUNT = f"SELECT count(*) FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}"
-_DELETE = f"DELETE FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}"
 # Runs in one transaction.
 _AT_ONCE = 500
 
@@ -133,7 +130,7 @@ def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool
     for some in in_parts(run_ids, _AT_ONCE):
         with connection.transaction():
             if dry_run:
-                deleted += connection.value(_COUNT, [some]) or 0
+                deleted += connection.value(f"SELECT count(*) FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}", [some]) or 0
             else:
-                deleted += connection.execute(_DELETE, [some]).rowcount
+                deleted += connection.execute(f"DELETE FROM {DAGSTER_SCHEMA}.event_logs e WHERE {_PASSING}", [some]).rowcount
     return deleted

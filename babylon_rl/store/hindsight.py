@@ -85,9 +85,6 @@ class AgentCorrectness:
         return self.right / self.known if self.known else None
 
 
-_HOURS = """SELECT "window", "rows" FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window\""""
-
-_VERSIONS = """SELECT "window", "dataVersion" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)"""
 # Fields keep their names in the content's hash, and have others as columns.
 _ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
 _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
@@ -105,7 +102,7 @@ _READ_LEAKS = f"""
 
 def hours_read(connection: Connection, windows: Sequence[str]) -> dict[str, int]:
     """Return those of ``windows`` that window_groups has read, with their row counts. Ordered by window."""
-    return dict(connection.execute(_HOURS, (list(windows),)).fetchall())
+    return connection.of_hours("babylon_rl.windows", "rows", windows)
 
 
 def organizations(connection: Connection) -> list[tuple[str, str]]:
@@ -120,7 +117,7 @@ def questions(connection: Connection) -> list[tuple[str, int | None, str, bool |
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:
     """Write ``hours`` where their content changed, and return the changed windows. The caller holds the hours' locks."""
-    stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
+    stored_versions = connection.of_hours("babylon_rl.hindsight", "dataVersion", [hour.window for hour in hours])
     # An equal data version means equal content: nothing is written.
     changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]
     if not changed:

@@ -51,8 +51,6 @@ VERSIONS = OptionalIndex(
 )
 INDEXES = (UNNAMED, VERSIONS)
 
-_STATE = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('public.' || %s)"
-
 
 @dataclass(frozen=True)
 class BuiltIndex:
@@ -64,7 +62,7 @@ class BuiltIndex:
 
 
 def index_state(connection: Connection, index: OptionalIndex) -> IndexState:
-    valid = connection.value(_STATE, [index.name])
+    valid = connection.value("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('public.' || %s)", [index.name])
     return "absent" if valid is None else "valid" if valid else "invalid"
 
 

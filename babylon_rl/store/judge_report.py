@@ -45,7 +45,6 @@ _SAME_CONTENT = """
             WHERE newest."window" = asked."window" AND newest."judge" = asked."judge" AND NOT newest."retired"
                 AND newest."scores" IS NOT NULL ORDER BY newest."id" DESC LIMIT 1) END
 """
-_ANSWERED = f'SELECT DISTINCT asked."window" {_SAME_CONTENT}'
 _ANSWERS = f"""
     SELECT DISTINCT ON (asked."window", asked."order", asked."part") asked."window", asked."order", asked."scores"
     {_SAME_CONTENT} ORDER BY asked."window", asked."order", asked."part", asked."id" DESC
@@ -173,7 +172,7 @@ def without_scores(connection: Connection, judge: str, first: str, end: str) -> 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
     """Return those of ``windows`` with a usable answer of ``judge`` about the same content as the scores, in order."""
-    return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
+    return sorted(window for (window,) in connection.execute(f'SELECT DISTINCT asked."window" {_SAME_CONTENT}', (judge, list(windows))))
 
 
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:

@@ -110,7 +110,6 @@ _ADD_RESERVATION = """
     INSERT INTO babylon_rl.judge_reservations AS held ("holder", "usd", "seenAt") VALUES (%s, %s, %s)
     ON CONFLICT ("holder") DO UPDATE SET "usd" = held."usd" + excluded."usd", "seenAt" = excluded."seenAt"
 """
-_DROP_RESERVATIONS = """DELETE FROM babylon_rl.judge_reservations WHERE "holder" = ANY(%s)"""
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def give_back(connection: Connection, holder: str, usd: float, now: datetime) ->
 
 def drop_reservations(connection: Connection, holders: Sequence[str]) -> None:
     with connection.transaction():
-        connection.execute(_DROP_RESERVATIONS, (list(holders),))
+        connection.execute("""DELETE FROM babylon_rl.judge_reservations WHERE "holder" = ANY(%s)""", (list(holders),))
 
 
 # A lease is taken over from a holder that is silent since ``dead`` or known to be ``gone``.
@@ -155,8 +154,6 @@ _CLAIM = """
     WHERE held."holder" = excluded."holder" OR held."seenAt" < %(dead)s OR held."holder" = ANY(%(gone)s)
     RETURNING "window"
 """
-_HOLDER = """SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s"""
-_RENEW = """UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s"""
 _DROP_LEASES = """
     DELETE FROM babylon_rl.judge_leases WHERE "holder" = %(holder)s AND ("window" = ANY(%(windows)s) OR %(windows)s::text[] IS NULL)
 """
@@ -168,12 +165,12 @@ def claim_lease(connection: Connection, window: str, holder: str, now: datetime,
         parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
         if connection.value(_CLAIM, parameters) is not None:
             return None
-        return str(connection.value(_HOLDER, (window,)) or "")
+        return str(connection.value("""SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s""", (window,)) or "")
 
 
 def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
     with connection.transaction():
-        connection.execute(_RENEW, (now, holder))
+        connection.execute("""UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s""", (now, holder))
 
 
 def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:

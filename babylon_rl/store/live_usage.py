@@ -44,7 +44,6 @@ WITH seen AS (
 SELECT c.version, sum(c.calls - COALESCE(b."calls", 0))::int
 FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c."window" GROUP BY 1
 """
-_COUNTED_TO = """SELECT "countedTo" FROM babylon_rl.usage_counted"""
 # Another producer's time may be infinite.
 _FIRST_VERSION = """
 SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
@@ -141,7 +140,7 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     """
     new: dict[str, int] = {}
     # The first count begins with the first version: no call that names one is older. Without a version there is nothing to count.
-    counted_to = connection.value(_COUNTED_TO) or connection.value(_FIRST_VERSION, [now])
+    counted_to = connection.value("""SELECT "countedTo" FROM babylon_rl.usage_counted""") or connection.value(_FIRST_VERSION, [now])
     if counted_to is not None:
         # Whole hours: a count replaces that of the hour.
         times = {"since": window_start(window_of(min(counted_to, now))) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}

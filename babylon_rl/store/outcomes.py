@@ -52,7 +52,6 @@ _COLUMNS = (
 )  # fmt: skip
 
 _READ = f"""SELECT {listed(_COLUMNS)} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
-_DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 _WINDOWS = columns_of(MarketWindowRow)
 # An unchanged hour is not written, so its computedAt says since when it has been as it is.
 _UPSERT_WINDOWS = f"""
@@ -79,7 +78,7 @@ def comparable(row: OutcomeRow) -> bytes:
 
 def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]], now: datetime) -> None:
     """Replace the rows of market_outcomes for the windows in ``rows``. Runs in the caller's transaction."""
-    connection.execute(_DELETE, (list(rows),))
+    connection.execute("""DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)""", (list(rows),))
     # Lists are JSON columns.
     values = ([Jsonb(value) if isinstance(value, list) else value for value in astuple(row)] for own in rows.values() for row in own)
     connection.copy_rows("public.market_outcomes", (*_COLUMNS, "createdAt"), ([*row, now] for row in values))

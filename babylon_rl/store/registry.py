@@ -33,7 +33,6 @@ _LOCK_OURS = """
 SELECT FROM public.trained_models m JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 ORDER BY m.version FOR NO KEY UPDATE OF m
 """
-_ROLLED_BACK = """SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'"""
 _NOT_REFUSED = """SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" IN ('pass', 'inconclusive')"""
 
 
@@ -184,7 +183,7 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
     """
     line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
     deployed = deployed_model(line)
-    back = {version for (version,) in connection.execute(_ROLLED_BACK)}
+    back = {version for (version,) in connection.execute("""SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'""")}
     kept = [model for model in line if model.version not in back]
     if not promoted:
         return deployed or next(iter(kept), None)
@@ -198,7 +197,7 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
     return parent
 
 
-def register_model(connection: Connection, new: NewModel, transition: Transition) -> None:
+def register_model(connection: Connection, new: NewModel, transition: Transition) -> Model:
     """Register a trained version in the caller's transaction, under the locks of its windows.
 
     Episodes without a trainable token are not marked as used: their scores counted in the mean of their groups, and no later batch takes
@@ -229,10 +228,10 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
     baseline = [(episode.window, episode.agent_id) for episode in new.episodes if episode.contributes == BASELINE]
     # A baseline episode is excluded from later batches without being marked as used.
     record_dropped(connection, new.batch_id, BASELINE, baseline, new.now)
-    _insert_model(connection, new, sum(scores) / len(scores) if scores else None, {"training": dict(new.metrics)})
+    return _insert_model(connection, new, sum(scores) / len(scores) if scores else None, {"training": dict(new.metrics)})
 
 
-def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> None:
+def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> Model:
     both = {"version": new.version, "baseModel": new.base_model, "createdAt": new.now}
     connection.insert("public.trained_models", [{
         **both, "id": f"model-{new.batch_id.removeprefix('batch-')}", "modelId": model_id(new.version), "trainingBatch": new.batch_id,
@@ -243,6 +242,9 @@ def _insert_model(connection: Connection, new: NewModel, reward: float | None, e
         **both, "parentVersion": new.parent_version, "backend": new.backend, "batchId": new.batch_id, "checkpointPath": new.checkpoint,
         "manifestSha": new.manifest_sha, "windows": new.windows, "metrics": dict(new.metrics), "uploadedUrl": new.uploaded_url,
     }])  # fmt: skip
+    model = model_of_batch(connection, new.batch_id)
+    assert model is not None  # written above
+    return model
 
 
 def register_import(connection: Connection, new: NewModel) -> Model:
@@ -252,10 +254,7 @@ def register_import(connection: Connection, new: NewModel) -> Model:
         "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
         "version": new.version, "seed": 0, "state": "completed", "createdAt": new.now, "heartbeatAt": new.now,
     }])  # fmt: skip
-    _insert_model(connection, new, None, new.metrics)
-    model = model_of_batch(connection, new.batch_id)
-    assert model is not None  # written above
-    return model
+    return _insert_model(connection, new, None, new.metrics)
 
 
 def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime) -> None:

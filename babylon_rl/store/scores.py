@@ -36,8 +36,6 @@ class ScoredFrom(NamedTuple):
     scored_by: str = ""
 
 
-_INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
-
 # Stale: the group's content changed, or the inputs of the prompt were marked as changed. Where the rules did, judge/plan.py compares.
 _MARK_STALE = """
     UPDATE babylon_rl.group_scores held SET "stale" = now."stale"
@@ -96,7 +94,6 @@ _JUDGE_TRAJECTORIES = f"""
 """
 
 _CONSUMED = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
-_STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'"""
 
 
 def have_scores(connection: Connection) -> bool:
@@ -105,7 +102,7 @@ def have_scores(connection: Connection) -> bool:
 
 def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """Return the judged group version by window; windows without scores are absent."""
-    return dict(connection.execute(_INPUT_VERSIONS, (list(windows),)).fetchall())
+    return connection.of_hours("babylon_rl.group_scores", "inputVersion", windows)
 
 
 def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]:
@@ -169,7 +166,7 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
     # Judgements before scores: both ask ``_OPEN``, which reads the score that the second statement writes.
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)
-    connection.execute(_STATE, (windows,))
+    connection.execute("""UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'""", (windows,))
 
 
 def _group_document(group: GroupScores, now: datetime) -> dict[str, Any]:

@@ -19,9 +19,7 @@ EXACT_UP_TO = 10_000
 SAMPLED_PAGES = 200
 # The planner's estimate reads no row.
 _ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM public.trajectories"
-_PAGES = "SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int"
 _MEANS = """avg("totalReward")::float8, avg("episodeLength")::float8, avg("durationMs")::float8"""
-_TOTALS = f"SELECT count(*), {_MEANS} FROM public.trajectories"
 # The same pages at every reading, so that means do not jump between two of them.
 _SAMPLED = f"SELECT {_MEANS} FROM public.trajectories TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
 # Hour by hour, each by the index: the planner would scan the table for a range.
@@ -44,8 +42,6 @@ FROM babylon_rl.windows w LEFT JOIN babylon_rl.episodes e USING ("window")
 WHERE w."window" >= %s AND w."window" < %s GROUP BY w."window" ORDER BY w."window" DESC
 """
 _HEARTBEATS = "babylon_dagster.daemon_heartbeats"
-_NEWEST_HEARTBEAT = f"SELECT max((body::jsonb ->> 'timestamp')::float8) FROM {_HEARTBEATS}"
-_RUNS = "SELECT count(*) FROM babylon_dagster.runs"
 _STOPPED = """
 SELECT instigator_body::jsonb -> 'origin' ->> 'job_name' FROM babylon_dagster.instigators WHERE status = 'STOPPED' ORDER BY 1
 """
@@ -120,9 +116,6 @@ class KeptCounts(msgspec.Struct, frozen=True, rename="camel"):
     counted_at: datetime
 
 
-_KEPT = f"SELECT {listed(columns_of(KeptCounts))} FROM babylon_rl.kept_counts"
-
-
 class AutomationState(msgspec.Struct, frozen=True):
     """Dagster on this database. The daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off."""
 
@@ -145,9 +138,9 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
     """Count all trajectories and average them; above EXACT_UP_TO rows as estimates."""
     estimate = int(connection.row(_ESTIMATE)[0][0]["Plan"]["Plan Rows"])
     if estimate <= EXACT_UP_TO:
-        count, reward, length, duration_ms = connection.row(_TOTALS)
+        count, reward, length, duration_ms = connection.row(f"SELECT count(*), {_MEANS} FROM public.trajectories")
         return TrajectoryTotals(count, reward, length, duration_ms, "exact")
-    pages = max(1, connection.value(_PAGES) or 0)
+    pages = max(1, connection.value("SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int") or 0)
     reward, length, duration_ms = connection.row(_SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
     return TrajectoryTotals(estimate, reward, length, duration_ms, "estimated")
 
@@ -180,7 +173,7 @@ def daemon_seen_at(connection: Connection) -> datetime | None:
     """Return the newest heartbeat of Dagster's daemon (naive UTC), or None."""
     if not connection.has_table(_HEARTBEATS):
         return None
-    seconds = connection.value(_NEWEST_HEARTBEAT)
+    seconds = connection.value(f"SELECT max((body::jsonb ->> 'timestamp')::float8) FROM {_HEARTBEATS}")
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
@@ -189,7 +182,7 @@ def automation_state(connection: Connection) -> AutomationState:
     if not connection.has_table(_HEARTBEATS):
         return AutomationState(None, 0, ())
     stopped = tuple(name for (name,) in connection.execute(_STOPPED))
-    return AutomationState(daemon_seen_at(connection), connection.value(_RUNS) or 0, stopped)
+    return AutomationState(daemon_seen_at(connection), connection.value("SELECT count(*) FROM babylon_dagster.runs") or 0, stopped)
 
 
 def clock_of(connection: Connection) -> datetime:
@@ -198,7 +191,7 @@ def clock_of(connection: Connection) -> datetime:
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:
-    row = connection.execute(_KEPT).fetchone()
+    row = connection.execute(f"SELECT {listed(columns_of(KeptCounts))} FROM babylon_rl.kept_counts").fetchone()
     return None if row is None else KeptCounts(*row)
 
 

@@ -27,7 +27,6 @@ _LOCK = """
     FROM (SELECT DISTINCT hashtext('babylon_rl/' || hour) AS key FROM unnest(%s::text[]) AS given (hour) ORDER BY key OFFSET 0) wanted
 """
 
-_VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)"""
 _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state" <> 'quarantined' RETURNING "window\""""
 
 # Of a summary all but the mark of the call is stored, of an episode all but its texts.
@@ -84,7 +83,7 @@ def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, W
     empty = [summary.window for summary, _ in hours if not summary.rows]
     forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
     windows = [summary.window for summary, _ in full]
-    stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, (windows,)).fetchall())
+    stored_versions = connection.of_hours("babylon_rl.windows", "rowVersion", windows)
     changed: dict[str, dict[str, Any]] = {}
     episodes: list[dict[str, Any]] = []
     rejections: list[dict[str, Any]] = []
@@ -191,12 +190,9 @@ def hours_of_agent(connection: Connection, agent_id: str, limit: int) -> list[st
     return [window for (window,) in connection.execute(_HOURS_OF_AGENT, [agent_id, limit])]
 
 
-_DATA_VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)'
-
-
 def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """Return the data version of the last reading of each window. A window that was never read is absent."""
-    return dict(connection.execute(_DATA_VERSIONS, [list(windows)]).fetchall())
+    return connection.of_hours("babylon_rl.windows", "dataVersion", windows)
 
 
 # An hour that waits for its judge, or was set aside, is an hour of scored_groups too.

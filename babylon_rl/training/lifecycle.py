@@ -37,21 +37,11 @@ from babylon_rl.errors import (
 from babylon_rl.files.durable import publish_directory
 from babylon_rl.logs import log_context
 from babylon_rl.settings import TrainingSettings
+from babylon_rl.store import write_ahead
 from babylon_rl.store.batches import LIVE_STATES, Batch, Transition, advance_batch, end_failed, heartbeat, note_waiting
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.write_ahead import (
-    TrainingStep,
-    begin_step,
-    finish_step,
-    finished_steps,
-    newest_job,
-    note_optimizer_steps,
-    note_seconds,
-    pause_step,
-    read_jobs,
-    read_steps,
-)
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.traces import span
 from babylon_rl.training.backends.protocol import OnStep, RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
@@ -191,7 +181,7 @@ def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable
             connection.rollback()
             with own_transaction(connection):
                 note_waiting(connection, batch_id, attempt, why)
-                pause_step(connection, batch_id, attempt)
+                write_ahead.pause_step(connection, batch_id, attempt)
             if paid or not isinstance(error, BabylonError):
                 raise TrainingPaused(why) from error
         raise
@@ -210,7 +200,7 @@ def _reason_to_wait(error: Exception, batch_id: str, paid: bool) -> str:
 
 def _is_paid(connection: Connection, batch_id: str) -> bool:
     connection.rollback()
-    states = {job.state for job in read_jobs(connection, batch_id)}
+    states = {job.state for job in write_ahead.read_jobs(connection, batch_id)}
     connection.commit()
     # A lost post may have trained all the same. A job that failed or was given up lets its batch fail: nothing can go on from it.
     return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
@@ -257,7 +247,7 @@ class BatchRun:
 
     def context(self) -> RunContext:
         # Idle time between runs does not count against the limit of the training.
-        finished = finished_steps(self.connection, self.batch.batch_id).values()
+        finished = write_ahead.finished_steps(self.connection, self.batch.batch_id).values()
         took = timedelta(seconds=sum((step.metrics or {}).get("seconds", 0.0) for step in finished))
         return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock() - took, self.clock, self.rare_beat())
 
@@ -307,7 +297,7 @@ def train_iterations(
         TrainingError: an iteration was started too often by runs that died.
         BatchConflict: the batch ended, or a newer run has it.
     """
-    done, parent = finished_steps(run.connection, run.batch.batch_id), origin
+    done, parent = write_ahead.finished_steps(run.connection, run.batch.batch_id), origin
     steps = []
     for number, windows in enumerate(plan, start=1):
         directory = run.work / str(number)
@@ -316,7 +306,8 @@ def train_iterations(
             if not directory.is_dir():
                 # Calls that were pruned since must leave no gap: the next iteration continues from this one, and the last one is published.
                 sequences = [sequence for window in windows for sequence in conversion.by_window.get(window, ())] or conversion.sequences
-                if newest_job(run.connection, run.batch.batch_id, number) is None:  # else it is posted, and followed without them
+                # A posted iteration is followed without sequences.
+                if write_ahead.newest_job(run.connection, run.batch.batch_id, number) is None:
                     refuse_empty(conversion, run.batch.batch_id)
                 # From the batch's seed and the number alone: trained again after a crash, the iteration comes out the same.
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
@@ -332,7 +323,7 @@ def train_iterations(
 
 def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
     # Time of iterations that the limit cut off counts too, or each run would begin them again.
-    used_s = sum((step.metrics or {}).get("seconds", 0.0) for step in read_steps(run.connection, iteration.batch_id))
+    used_s = sum((step.metrics or {}).get("seconds", 0.0) for step in write_ahead.read_steps(run.connection, iteration.batch_id))
     if used_s >= run.time_limit_s:
         raise _over_time(run, iteration)
     # The record is committed before training, so that deaths can be counted.
@@ -345,7 +336,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     steps = 0
 
     def note_taken() -> None:
-        note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken, steps)
+        write_ahead.note_optimizer_steps(run.connection, run.batch.batch_id, iteration.step, run.attempt, taken, steps)
 
     beat = run.rare_beat(note_taken)
 
@@ -359,7 +350,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         # Not after the last step: the iteration is trained then, and only has to be written.
         if used_s + trained_s >= run.time_limit_s and metrics.step < metrics.steps:
             with own_transaction(run.connection):
-                note_seconds(run.connection, iteration.batch_id, run.attempt, trained_s)
+                write_ahead.note_seconds(run.connection, iteration.batch_id, run.attempt, trained_s)
             shutil.rmtree(partial, ignore_errors=True)
             raise _over_time(run, iteration)
 
@@ -408,10 +399,11 @@ def _over_time(run: BatchRun, iteration: TrainIteration) -> TrainingPaused:
 
 
 def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
-    begun = read_steps(run.connection, run.batch.batch_id)
+    begun = write_ahead.read_steps(run.connection, run.batch.batch_id)
     # Deaths are starts without an end; pauses do not count.
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
-    if deaths >= MAX_LOST_RUNS and newest_job(run.connection, iteration.batch_id, iteration.step) is None:  # a posted job is followed
+    # A posted job is followed, however often its runs died.
+    if deaths >= MAX_LOST_RUNS and write_ahead.newest_job(run.connection, iteration.batch_id, iteration.step) is None:
         raise TrainingError(
             f"Iteration {iteration.step} of {iteration.batch_id} was started {deaths} times and never ended. "
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."
@@ -421,12 +413,12 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
     with own_transaction(run.connection):
         # A run that was taken over begins nothing.
         advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
-        begin_step(run.connection, run.batch.batch_id, step)
+        write_ahead.begin_step(run.connection, run.batch.batch_id, step)
 
 
 def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
     outcome = json.loads((directory / RESULT_FILE).read_text())
-    newest = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
+    newest = [step for step in write_ahead.read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
     finished = replace(
         newest,
         finished_at=run.clock(),
@@ -436,7 +428,7 @@ def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
         metrics=outcome["metrics"] | {"seconds": outcome["seconds"], "sequences": outcome["sequences"]},
     )
     with own_transaction(run.connection):
-        finish_step(run.connection, run.batch.batch_id, finished)
+        write_ahead.finish_step(run.connection, run.batch.batch_id, finished)
     return finished
 
 

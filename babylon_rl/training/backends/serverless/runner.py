@@ -15,22 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 from babylon_rl.errors import BabylonError, BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
-from babylon_rl.store.write_ahead import (
-    JobState,
-    RemoteJob,
-    begin_job,
-    check_may_post,
-    discard_jobs,
-    end_job,
-    jobs_above,
-    late_jobs,
-    live_job,
-    name_job,
-    newest_job,
-    note_error,
-    read_jobs,
-    usual_duration,
-)
+from babylon_rl.store import write_ahead
+from babylon_rl.store.write_ahead import JobState, RemoteJob
 from babylon_rl.training.backends.openpipe_art import JobProgress, of_checkpoint, read_events
 from babylon_rl.training.backends.protocol import RunContext
 from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown
@@ -89,7 +75,7 @@ class RemoteJobRunner:
             BatchConflict: the batch ended, was taken over, or another live batch has the model.
             CheckpointError: the service is not at the step from which this iteration continues.
         """
-        current = newest_job(self._run.connection, job.batch_id, job.iteration)
+        current = write_ahead.newest_job(self._run.connection, job.batch_id, job.iteration)
         if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
             raise TrainingPaused(
                 f"{_of(current)} was posted to {current.model} at {current.service}, and the settings name {job.model} at {job.service}. "
@@ -131,14 +117,14 @@ class RemoteJobRunner:
 
     async def _post(self, job: RemoteJob, post: PostJob) -> RemoteJob:
         # Write-ahead: the row is committed before the request can leave.
-        begin_job(self._run.connection, job, self._run.attempt)
+        write_ahead.begin_job(self._run.connection, job, self._run.attempt)
         self._at("row written")
         try:
-            job_id = await post(lambda: check_may_post(self._run.connection, job, self._run.attempt))
+            job_id = await post(lambda: write_ahead.check_may_post(self._run.connection, job, self._run.attempt))
         except Refused as refused:
             # A server error or a cut may come after acceptance: keep the row and look for a step.
             if refused.look:
-                note_error(self._run.connection, job, str(refused))
+                write_ahead.note_error(self._run.connection, job, str(refused))
                 await self._pause(refused.wait_s)
                 return self._again(job)
             self._end(self._ended(job, "refused", str(refused)))
@@ -154,7 +140,7 @@ class RemoteJobRunner:
             self._end(self._ended(job, "refused", f"it was not sent: {why}"))
             raise
         self._at("answered")
-        name_job(self._run.connection, job, job_id)
+        write_ahead.name_job(self._run.connection, job, job_id)
         self._at("id written")
         return self._again(job)
 
@@ -221,7 +207,7 @@ class RemoteJobRunner:
         """
         longest = self._times.longest_job
         if job.error is not None:
-            longest = min(longest, 2 * usual_duration(self._run.connection, job.service))
+            longest = min(longest, 2 * write_ahead.usual_duration(self._run.connection, job.service))
             self._run.connection.commit()
         # The list may show a step later than the job ended; giving up sooner would post, and pay, twice.
         deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
@@ -241,7 +227,7 @@ class RemoteJobRunner:
 
     async def _settle_others(self, job: RemoteJob) -> None:
         """Wait for the end of another iteration's job on this model, whichever batch posted it."""
-        other = live_job(self._run.connection, job.service, job.model)
+        other = write_ahead.live_job(self._run.connection, job.service, job.model)
         if other is None or (other.batch_id, other.iteration) == (job.batch_id, job.iteration):
             return
         if other.batch_state != "failed" and other.batch_id != job.batch_id:
@@ -256,7 +242,7 @@ class RemoteJobRunner:
     async def _stand_at(self, step: int) -> None:
         """Ensure that the model is at ``step``: delete steps of failed batches, refuse any other."""
         # Classify the jobs above `step`: of failed batches (deletable), without a known step, and of published versions (never deleted).
-        above = jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
+        above = write_ahead.jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
         for job in above:
             if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id:
                 raise BatchConflict(
@@ -277,7 +263,7 @@ class RemoteJobRunner:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
             if len(unexplained) > len(silent):
-                late = late_jobs(self._run.connection, self._service.address, self._service.model_name)
+                late = write_ahead.late_jobs(self._run.connection, self._service.address, self._service.model_name)
                 raise CheckpointError(_foreign(self._service.model_name, max(shown), step, late))
             # Delete what failed batches made, then look again: the list may lag behind.
             if extra - deleted:
@@ -295,7 +281,7 @@ class RemoteJobRunner:
             await self._pause(self._times.poll_s)
         gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
         if gone:
-            discard_jobs(self._run.connection, gone, self._run.now())
+            write_ahead.discard_jobs(self._run.connection, gone, self._run.now())
 
     async def _step_above(self, step: int) -> int | None:
         until = self._run.now() + timedelta(seconds=self._times.list_lag_s)
@@ -314,7 +300,7 @@ class RemoteJobRunner:
         return sum(number > job.step_before for number in await self._service.steps()) > max(1, may_have_made)
 
     def _posts(self, job: RemoteJob) -> list[RemoteJob]:
-        return [post for post in read_jobs(self._run.connection, job.batch_id) if post.iteration == job.iteration]
+        return [post for post in write_ahead.read_jobs(self._run.connection, job.batch_id) if post.iteration == job.iteration]
 
     def _lost(self, job: RemoteJob) -> RemoteJob | None:
         """Return a post given up before its step, if no other can have made that."""
@@ -334,12 +320,12 @@ class RemoteJobRunner:
 
     def _end(self, job: RemoteJob) -> RemoteJob:
         self._at("end seen")
-        end_job(self._run.connection, job)
+        write_ahead.end_job(self._run.connection, job)
         self._at("end written")
         return self._again(job)
 
     def _again(self, job: RemoteJob) -> RemoteJob:
-        current = newest_job(self._run.connection, job.batch_id, job.iteration)
+        current = write_ahead.newest_job(self._run.connection, job.batch_id, job.iteration)
         self._run.connection.commit()
         if current is None:
             raise BatchConflict(f"The record of {_of(job)} is gone: its batch was deleted.")
