@@ -217,8 +217,7 @@ def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime
 def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetime, transition: Transition | None = None) -> None:
     """Lock a batch's row for the run ``attempt``, in the caller's transaction; with ``transition``, change its state.
 
-    Raises:
-        BatchConflict: the batch ended, a newer run has taken it over, or its state does not allow the transition.
+    Raises BatchConflict: the batch ended, a newer run has taken it over, or its state does not allow the transition.
     """
     target, sources = (None, LIVE_STATES) if transition is None else (transition.target, transition.sources)
     updated = connection.execute(

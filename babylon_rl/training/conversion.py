@@ -143,8 +143,7 @@ def convert(
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
     """Refuse a batch without a sequence, before anything is paid.
 
-    Raises:
-        NothingToTrain: no sequence is left; the message names the cause and the cure.
+    Raises NothingToTrain: no sequence is left; the message names the cause and the cure.
     """
     if conversion.by_window:
         return
@@ -306,8 +305,7 @@ def group_spreads(episodes: Sequence[BatchEpisode]) -> list[float]:
 def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
     """Refuse a batch of which the backend would train no token, before anything is paid.
 
-    Raises:
-        NothingToTrain: the message names the cause and the cure.
+    Raises NothingToTrain: the message names the cause and the cure.
     """
     if plan.trainable_tokens == 0:
         raise NothingToTrain(f"{batch_id} has no trainable token, and nothing was posted. {plan.cure} Its trajectories are free again.")
@@ -352,8 +350,7 @@ def keep_budget(
 def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
     """Refuse a batch without trainable texts before the judge is paid.
 
-    Raises:
-        NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
+    Raises NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
     """
     choice = trainer_choice(settings)
     if choice.service is None or batch.backend != choice.backend:

@@ -35,8 +35,7 @@ class DryTrainer(Trainer):
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Write an adapter whose bytes are derived from the parent, the seed and the sequences.
 
-        Raises:
-            NothingToTrain: the iteration holds no sequence.
+        Raises NothingToTrain: the iteration holds no sequence.
         """
         tokens = sum(len(sequence.response.split()) for sequence in iteration.sequences)
         if not tokens:

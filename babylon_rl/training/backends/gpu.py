@@ -60,8 +60,7 @@ class GpuTrainer(Trainer):
 
     ``backend_class`` None is ART's LocalBackend.
 
-    Raises:
-        NoTrainer: the packages for a GPU are not installed, or do not load.
+    Raises NoTrainer: the packages for a GPU are not installed, or do not load.
     """
 
     name = GPU

@@ -203,8 +203,7 @@ class Trainer(ABC):
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Inspect a batch's sequences before training and before each resume; post, pay and write nothing.
 
-        Raises:
-            ModelUnavailable: what the backend needs to know of the base is not there.
+        Raises ModelUnavailable: what the backend needs to know of the base is not there.
         """
         return TrainPlan()
 
@@ -249,8 +248,7 @@ class ModelAddress:
 def address_of(settings: Settings, version: str, directory: Path) -> ModelAddress:
     """Address of a registered version, from its checkpoint directory alone.
 
-    Raises:
-        CheckpointError: the pointer to a service cannot be read.
+    Raises CheckpointError: the pointer to a service cannot be read.
     """
     remote = read_remote(directory)
     if remote is not None:
@@ -279,8 +277,7 @@ class TrainerChoice:
 def trainer_choice(settings: Settings) -> TrainerChoice:
     """Determine the backend and the line of a training under ``settings``; loads no trainer.
 
-    Raises:
-        NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
+    Raises NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
     chosen = chosen_trainer(settings)
     if chosen is None:
@@ -333,8 +330,7 @@ def gpu_is_here() -> bool:
 def choose_trainer(settings: Settings) -> Trainer:
     """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL.
 
-    Raises:
-        NoTrainer: as ``trainer_choice``.
+    Raises NoTrainer: as ``trainer_choice``.
     """
     choice = trainer_choice(settings)
     # Imported here, because these modules load large packages.

@@ -42,8 +42,7 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 class Splits:
     """Shares of windows, 0..1: ``train`` and ``validation``, the rest is test.
 
-    Raises:
-        UsageError: a share is outside 0..1, or both together exceed 1.
+    Raises UsageError: a share is outside 0..1, or both together exceed 1.
     """
 
     train: float = 0.9
@@ -71,8 +70,7 @@ class Selection:
     ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
     ``only_trainable`` also groups without spread, empty and cut responses: what does not train.
 
-    Raises:
-        UsageError: flags that contradict each other.
+    Raises UsageError: flags that contradict each other.
     """
 
     everything: bool = False
@@ -134,8 +132,7 @@ class ExportHour:
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
     """List the windows with rows from ``first`` to before ``end``: complete ones, others.
 
-    Raises:
-        UsageError: a malformed id, or a range that runs backwards.
+    Raises UsageError: a malformed id, or a range that runs backwards.
     """
     if first is not None and end is not None:
         next(window_range(first, end), None)

@@ -387,8 +387,7 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None"
 
     ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
 
-    Raises:
-        CheckpointError: the parent is damaged, or does not fit the base.
+    Raises CheckpointError: the parent is damaged, or does not fit the base.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors import SafetensorError
