@@ -111,40 +111,31 @@ def _usable_counts(connection: Connection, settings: Settings, now: datetime) ->
     return kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
 
 
-class NotReady(NamedTuple):
-    reason: str | None
-    remembered: str | None
+def not_ready(connection: Connection, settings: Settings, now: datetime, remembered: str | None = None) -> tuple[str | None, str | None]:
+    """Return the reason why a training cannot start, or None, and the next call's state.
 
-
-def not_ready(
-    connection: Connection,
-    settings: Settings,
-    now: datetime,
-    remembered: str | None = None,
-) -> NotReady:
-    """Check readiness; sample quality only after the counts suffice.
-
-    Nothing is counted again if nothing was written since the call that returned ``remembered``. New rows count only once their hour has
-    been read, which is a write, so that a running game does not cause a count at every call.
+    Quality is sampled only when the counts suffice. Nothing is counted again if nothing was written since the call that returned
+    ``remembered``. New rows count only once their hour has been read, which is a write, so that a running game does not cause a count at
+    every call.
     """
     with connection.transaction():
         counted, sampled = _watermarks(connection, settings, now)
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
-            return NotReady(reason, remembered)
+            return reason, remembered
         bounds = freeze_bounds(connection, settings, now, settled=True)
         freezable = count_eligible(connection, bounds)
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)
         mark = counted
-        # Quality is sampled only when the counts suffice; its watermark also covers the call logs.
+        # The watermark of quality also covers the call logs.
         if reason == READY:
             reason = _reason(settings, freezable, groups, _newest_quality(connection, bounds).mean)
             mark = sampled
         if reason == READY:
-            return NotReady(None, None)
+            return None, None
         message = reason + _synthetic(freezable) + _older(connection, settings, bounds)
-        return NotReady(message, None if mark is None else f"{mark} {message}")
+        return message, None if mark is None else f"{mark} {message}"
 
 
 def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tuple[str | None, str | None]:

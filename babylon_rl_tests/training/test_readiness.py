@@ -139,7 +139,7 @@ def test_quality_is_of_the_newest_rows_whether_they_trained_or_not(connection, s
             SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "trainableSequences" > 0)"""
     )
     assert readiness(connection, settings, NOW).quality == before
-    assert str(not_ready(connection, settings.model_copy(update=ENOUGH), NOW).reason).startswith("Need 373 more trajectories; ")
+    assert str(not_ready(connection, settings.model_copy(update=ENOUGH), NOW)[0]).startswith("Need 373 more trajectories; ")
 
 
 def test_trajectories_beyond_the_look_back_are_named_with_the_hours_that_train_them(connection, settings):
@@ -156,7 +156,7 @@ def test_trajectories_beyond_the_look_back_are_named_with_the_hours_that_train_t
         r"; (\d+) older trajectories are beyond LOOKBACK_HOURS \(168\): train them with --from (\S+) --to (\S+)$", state.reason
     ).groups()
     assert int(number) == 373 == count_freezable(connection, settings, later, windows=(first, end)).trajectories
-    assert not_ready(connection, settings, later + timedelta(hours=1)).reason == state.reason
+    assert not_ready(connection, settings, later + timedelta(hours=1))[0] == state.reason
     assert "LOOKBACK_HOURS" not in readiness(connection, settings, NOW).reason
 
 
