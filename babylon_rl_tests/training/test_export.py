@@ -26,7 +26,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.export import FORMATS, export_windows
-from babylon_rl.training.export.destination import Destination
+from babylon_rl.training.export.destination import destination
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table, schema
 from babylon_rl.training.export.records import COLUMNS
@@ -361,7 +361,7 @@ def test_the_card_describes_what_the_dataset_holds(connection: Connection, setti
 @pytest.mark.slow
 def test_large_datasets_are_cut_into_files_between_windows(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     windows = windows_of(connection)
-    with Destination(str(tmp_path), tmp_path / "work") as place:
+    with destination(str(tmp_path), tmp_path / "work") as place:
         writer = HuggingFaceWriter(place, file_bytes=1)
         for hour in read_hours(connection, windows, settings, Splits(1.0), Selection()):
             writer.add(hour)

@@ -15,7 +15,7 @@ from babylon_rl.errors import ExportError, UsageError
 from babylon_rl.files.location import shown_url
 from babylon_rl.settings import Settings
 from babylon_rl.training.export import FORMATS
-from babylon_rl.training.export.destination import MANIFEST, STAGING, Destination, describing, read_manifest
+from babylon_rl.training.export.destination import MANIFEST, STAGING, describing, destination, read_manifest
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.training.exports import content_of
 
@@ -47,7 +47,7 @@ def write(settings: Settings) -> Write:
     """``write(target, a="text", force=False)``: export files of these names and texts."""
 
     def run(target: Path | str, force: bool = False, fail: bool = False, **files: str) -> list[str]:
-        with describing(str(target)), Destination(str(target), settings.home / "exports", force=force) as place:
+        with describing(str(target)), destination(str(target), settings.home / "exports", force=force) as place:
             for name, text in files.items():
                 place.new(name).write(text.encode())
                 place.finished(name)
@@ -118,7 +118,7 @@ def test_what_a_killed_export_left_is_cleared_away_by_the_next(write: Write, set
     write(tmp_path, a="1")
     child = os.fork()
     if not child:
-        with Destination(str(tmp_path), settings.home / "exports") as place:
+        with destination(str(tmp_path), settings.home / "exports") as place:
             place.new("z/b").write(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
@@ -150,7 +150,7 @@ def test_a_swap_that_was_cut_short_is_finished_by_the_next_export(write: Write, 
 
 
 def test_two_exports_into_one_directory_do_not_mix(write: Write, settings: Settings, tmp_path: Path) -> None:
-    with Destination(str(tmp_path), settings.home / "exports") as first:
+    with destination(str(tmp_path), settings.home / "exports") as first:
         first.new("a").write(b"1")
         first.finished("a")
         with pytest.raises(UsageError, match="Another export is being written"):

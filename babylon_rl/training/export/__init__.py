@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.export.destination import Destination, describing
+from babylon_rl.training.export.destination import Destination, describing, destination
 from babylon_rl.training.export.hours import SPLITS, ExportHour, Selection, Splits, read_hours
 from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
@@ -107,7 +107,7 @@ def export_windows(
     done = ExportedRows()
     if not windows:
         return done
-    with describing(target), Destination(target, settings.home / "exports", force=force) as place:
+    with describing(target), destination(target, settings.home / "exports", force=force) as place:
         writer = _WRITERS[form](place)
         for number, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
             writer.add(hour)

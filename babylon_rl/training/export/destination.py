@@ -8,12 +8,11 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 
@@ -51,42 +50,43 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return by_name
 
 
-class Destination:
-    """Destination of an export, within a ``with`` block.
+@contextmanager
+def destination(target: str, work: Path, *, force: bool = False) -> Iterator["Destination"]:
+    """Open the place of an export; leaving the block without ``commit`` changes nothing there.
 
-    Leaving the block without ``commit`` changes nothing there. Behind a URL, staged files of an interrupted export stay, and the next one
-    sends only what is missing. ``work`` is a local directory for temporary files; ``force`` accepts a place with other files, and replaces
-    those in the way. Files that are still open at the end are closed.
+    Behind a URL, staged files of an interrupted export stay, and the next one sends only what is missing. ``work`` is a local directory for
+    temporary files; ``force`` accepts a place with other files, and replaces those in the way.
     """
+    location = Location(target)
+    with ExitStack() as stack:
+        if (local := location.local) is not None:
+            # Removed again while they are empty: a refused export leaves no directories behind.
+            stack.callback(_remove_empty, [path for path in (local, *local.parents) if not path.exists()])
+            local.mkdir(parents=True, exist_ok=True)
+        held = _held(location, force)
+        if local is not None:
+            stack.enter_context(_alone_in(location, local / STAGING))
+            known = {} if force else held.hashes()
+            if changed := [name for name, hashes in known.items() if location.exists(name) and location.sha256(name) not in hashes]:
+                raise UsageError(
+                    f"{location.shown}/{changed[0]} was changed since it was exported: move it away, or give --force to replace it."
+                )
+        staging = Staging(location, STAGING, scratch=work)
+        stack.callback(staging.close)
+        place = Destination(location, staging, held, force)
+        stack.callback(place.close)
+        yield place
 
-    def __init__(self, target: str, work: Path, *, force: bool = False) -> None:
-        self._location = Location(target)
-        self._work, self._force = work, force
-        self._held = ExportManifest(state="complete")
-        self._known: dict[str, set[str]] = {}
+
+class Destination:
+    """Place of an export, within a ``with`` block of ``destination``; files that are still open at its end are closed."""
+
+    def __init__(self, location: Location, staging: Staging, held: ExportManifest, force: bool) -> None:
+        self._location, self._staging, self._held, self._force = location, staging, held, force
+        self._known = held.hashes()
         self._files: list[PublishedFile] = []
         self._staged: list[str] = []
-        self._made: list[Path] = []
-        self._lock = -1
-        self._opened: Staging | None = None
         self._writing: dict[str, BufferedWriter] = {}
-
-    def __enter__(self) -> Self:
-        local = self._location.local
-        if local is not None:
-            # Remembered, to be removed again when nothing is written: a refused export leaves no empty directories behind.
-            self._made = [path for path in (local, *local.parents) if not path.exists()]
-            local.mkdir(parents=True, exist_ok=True)
-        try:
-            self._take()
-        # Also on Ctrl-C: __exit__ is not called for a block that was not entered.
-        except BaseException:
-            self._leave()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._leave()
 
     def new(self, name: str) -> BufferedWriter:
         """Begin the file ``name``. Raises UsageError for a foreign file there."""
@@ -116,77 +116,64 @@ class Destination:
         self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
         self._staging.place(self._staged)
         for name in sorted(self._known.keys() - {file.name for file in self._files}):
-            if self._is_ours(name):
+            # One that was changed since stays; behind a URL contents are not read back.
+            there = self._location.exists(name) if self._location.local is None else self._location.sha256(name) in self._known[name]
+            if there:
                 self._location.remove(name)
         self._write_manifest(ExportManifest(state="complete", about=dict(about), files=self._files))
-        self._made = []
         self._staging.clear()
         return [f"{self._location.shown}/{name}" for name in [*(file.name for file in self._files), MANIFEST]]
-
-    def _take(self) -> None:
-        names = self._location.names() - {STAGING}
-        content = self._location.read(MANIFEST) if MANIFEST in names else None
-        manifest = None if content is None else read_manifest(content)
-        if manifest is None and names and not self._force:
-            kind = "directory" if self._location.local is not None else "place"
-            raise UsageError(
-                f"{self._location.shown} holds files that no export wrote: choose an empty {kind}, or give --force to write beside them."
-            )
-        self._held = manifest or self._held
-        self._known = self._held.hashes()
-        if self._location.local is not None:
-            # Of this machine's exports into a directory one runs at a time; a URL has no lock.
-            self._lock_directory(self._location.local / STAGING)
-            changed = [] if self._force else [name for name in self._known if self._location.exists(name) and not self._is_ours(name)]
-            if changed:
-                raise UsageError(
-                    f"{self._location.shown}/{changed[0]} was changed since it was exported: move it away, or give --force to replace it."
-                )
-        self._opened = Staging(self._location, STAGING, scratch=self._work)
-
-    @property
-    def _staging(self) -> Staging:
-        assert self._opened is not None, "a destination is used within a with block"
-        return self._opened
-
-    def _lock_directory(self, staging: Path) -> None:
-        """Lock the staging directory, and empty it of a killed export."""
-        staging.mkdir(exist_ok=True)
-        self._lock = os.open(staging, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            self._lock = -1
-            raise UsageError(f"Another export is being written into {staging.parent}: wait for it, or choose another place.") from None
-        _empty(staging)
-
-    def _is_ours(self, name: str) -> bool:
-        """True for an unchanged file of an earlier export. Behind a URL contents are not read back."""
-        if self._location.local is None:
-            return self._location.exists(name)
-        return self._location.sha256(name) in self._known[name]
 
     def _write_manifest(self, manifest: ExportManifest) -> None:
         self._staging.new(MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         self._staging.put(self._staging.described(MANIFEST))
         self._staging.place([MANIFEST])
 
-    def _leave(self) -> None:
+    def close(self) -> None:
         for file in self._writing.values():
             with suppress(OSError):  # a full disk: of a failed export nothing stays
                 file.close()
-        if self._opened is not None and self._location.local is None:
-            self._opened.close()
-        if self._lock >= 0:
-            self._location.clear(STAGING)
-            os.close(self._lock)
-            self._lock = -1
-        for path in self._made:
-            try:
-                path.rmdir()
-            except OSError:
-                break  # another process has put something into it
+
+
+def _held(location: Location, force: bool) -> ExportManifest:
+    """Manifest of the export that is there. Raises UsageError: the files there are others."""
+    names = location.names() - {STAGING}
+    content = location.read(MANIFEST) if MANIFEST in names else None
+    manifest = None if content is None else read_manifest(content)
+    if manifest is None and names and not force:
+        kind = "directory" if location.local is not None else "place"
+        raise UsageError(
+            f"{location.shown} holds files that no export wrote: choose an empty {kind}, or give --force to write beside them."
+        )
+    return manifest or ExportManifest(state="complete")
+
+
+@contextmanager
+def _alone_in(location: Location, staging: Path) -> Iterator[None]:
+    """Lock the staging directory, emptied of a killed export, and remove it at the end; a URL has no lock."""
+    staging.mkdir(exist_ok=True)
+    lock = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"Another export is being written into {staging.parent}: wait for it, or choose another place.") from None
+    try:
+        for entry in staging.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        yield
+    finally:
+        location.clear(STAGING)
+        os.close(lock)
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    with suppress(OSError):  # the export is in it, or another process has put something into it
+        for directory in directories:
+            directory.rmdir()
 
 
 def describing(target: str) -> AbstractContextManager[None]:
@@ -207,11 +194,3 @@ def read_manifest(content: bytes) -> ExportManifest | None:
         return None
     paths = [PurePosixPath(file.name) for file in manifest.files]
     return manifest if all(path.name and not path.is_absolute() and ".." not in path.parts for path in paths) else None
-
-
-def _empty(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
