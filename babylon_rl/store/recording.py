@@ -172,13 +172,8 @@ def edition_of(connection: Connection, seed: int) -> str | None:
 
 def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, source: HourSource, now: datetime) -> None:
     """Record that ``spawn-agents`` wrote this hour. ``own_market``: it wrote the market too."""
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "source", "createdAt") VALUES (%s, %s, %s, %s::jsonb, %s)
-        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "source" = excluded."source", "createdAt" = excluded."createdAt"
-        """,
-        (window, seed, own_market, msgspec.json.encode(source).decode(), now),
-    )
+    row = {"window": window, "seed": seed, "ownMarket": own_market, "source": source, "createdAt": now}
+    connection.upsert("babylon_rl.simulated_hours", [row], but={"ownMarket": 'held."ownMarket"'})
 
 
 def read_sources(connection: Connection, windows: Sequence[str]) -> dict[str, tuple[int, bool, HourSource | None]]:
