@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import fmean, pstdev
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
 from babylon_rl.errors import require
@@ -80,24 +80,17 @@ class WandbProcess:
         home.mkdir(parents=True, exist_ok=True)
         self._key = settings.wandb_key
         self._offline = request["mode"] == "offline"
+        self._out, self._err = (TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115 - `end` closes them
         self._child = subprocess.Popen(
             [sys.executable, "-m", __name__],
             env=_environment(home, settings, self._key),
             # A session of its own: the child outlives a training that is interrupted, and `kill` reaches what it has started itself.
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=self._out, stderr=self._err, text=True, start_new_session=True,
         )  # fmt: skip
         self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._out: list[str] = []
-        self._err: list[str] = []
-        assert self._child.stdin is not None and self._child.stdout is not None and self._child.stderr is not None
-        # A thread per pipe: none of the three can block the training or each other.
-        self._threads = [
-            threading.Thread(target=_write, args=(self._lines, self._child.stdin), daemon=True),
-            threading.Thread(target=_read, args=(self._child.stdout, self._out), daemon=True),
-            threading.Thread(target=_read, args=(self._child.stderr, self._err), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        # A full pipe must not block the training.
+        self._writer = threading.Thread(target=_write, args=(self._lines, self._child.stdin), daemon=True)
+        self._writer.start()
         self.write(request)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -106,14 +99,14 @@ class WandbProcess:
     def end(self, timeout_s: float = TIMEOUT_S) -> WandbResult:
         """Close the input, wait for the answer, and end the child in any case."""
         self._lines.put(None)
-        try:
-            self._child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return WandbResult(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
-        for thread in self._threads:
-            thread.join(timeout=5)
-        return self._answer()
+        with self._out, self._err:
+            try:
+                self._child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                return WandbResult(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
+            self._writer.join(timeout=5)
+            return self._answer()
 
     def kill(self) -> None:
         if self._child.poll() is None:
@@ -121,14 +114,17 @@ class WandbProcess:
             self._child.wait()
 
     def _answer(self) -> WandbResult:
-        # Libraries may print to the same pipe; only this line is the child's answer.
-        answer = next((line for line in reversed(self._out) if line.startswith('{"link"')), None)
+        self._out.seek(0)
+        self._err.seek(0)
+        out, err = self._out.readlines(), self._err.readlines()
+        # Libraries may print to the same file; only this line is the child's answer.
+        answer = next((line for line in reversed(out) if line.startswith('{"link"')), None)
         if self._child.returncode == 0 and answer is not None:
             result = json.loads(answer)
             sentence = f"Written for `wandb sync {result['link']}`." if self._offline else "In Weights & Biases."
             return WandbResult(sentence, str(result["link"]), result.get("artifact"))
         # The last exception in the log is the reason; without one, its last line.
-        lines = [line.strip() for line in reversed(self._err) if line.strip()]
+        lines = [line.strip() for line in reversed(err) if line.strip()]
         candidates = [line for line in lines if _RAISED.match(line)] or lines
         reason = _RAISED.sub("", candidates[0]) if candidates else f"it ended with status {self._child.returncode}"
         shown = reason.replace(self._key, "(a secret)") if self._key else reason
@@ -170,11 +166,6 @@ def _write(lines: SimpleQueue[str | None], stdin: TextIO) -> None:
         stdin.close()
     except (BrokenPipeError, ValueError):
         return  # the child has ended; its status and its last lines say why
-
-
-def _read(stream: TextIO, lines: list[str]) -> None:
-    with stream:
-        lines.extend(stream)
 
 
 def log_artifact(directory: Path, settings: Settings) -> WandbResult:
