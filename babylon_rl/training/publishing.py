@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
+from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingPaused, UsageError
 from babylon_rl.files.durable import Removal, copy_tree, sha256
 from babylon_rl.models.checkpoint_store import (
     GOING,
@@ -44,6 +44,7 @@ from babylon_rl.models.checkpoints import (
     verify,
 )
 from babylon_rl.settings import ServingSettings, Settings
+from babylon_rl.store import registry
 from babylon_rl.store.batches import (
     BASELINE,
     LIVE_STATES,
@@ -55,18 +56,7 @@ from babylon_rl.store.batches import (
     read_batches,
 )
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.registry import (
-    Model,
-    NewModel,
-    mark_pruned,
-    model_of_batch,
-    next_version,
-    read_models,
-    register_model,
-    reserve_version,
-    version_order,
-    version_taken,
-)
+from babylon_rl.store.registry import Model, NewModel
 from babylon_rl.store.releases import versions_needed
 from babylon_rl.store.scores import read as read_scores
 from babylon_rl.store.windows import lock_windows
@@ -126,8 +116,7 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
     In the state in which it is uploaded, one at MODEL_STORAGE_URL comes first: another machine may have uploaded it, and no other can
     follow.
 
-    Raises:
-        TrainingPaused: MODEL_STORAGE_URL does not answer.
+    Raises TrainingPaused: MODEL_STORAGE_URL does not answer.
     """
     directory = run.checkpoints / run.batch.version
     if run.batch.state == PUBLISH.target:
@@ -267,15 +256,12 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         lock_windows(run.connection, new.windows)
         lock_registry(run.connection)
         # Where the batch itself has taken it, another run of it came first, and register_model says so.
-        if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
+        if registry.version_taken(run.connection, new.version) and registry.model_of_batch(run.connection, new.batch_id) is None:
             raise TrainingPaused(
                 f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
             )
-        register_model(run.connection, new, REGISTER)
+        model = registry.register_model(run.connection, new, REGISTER)
         bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
-    model = model_of_batch(run.connection, run.batch.batch_id)
-    if model is None:
-        raise TrainingError(f"{new.version} was registered and cannot be read back.")
     _tidy(run)
     # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
     for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:
@@ -292,14 +278,14 @@ def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
             advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
             while (
                 version in passed
-                or version_taken(run.connection, version)
-                or (parent is not None and (version_order(version) or ()) < (version_order(parent) or ()))
+                or registry.version_taken(run.connection, version)
+                or (parent is not None and (registry.version_order(version) or ()) < (registry.version_order(parent) or ()))
                 or _unknown(run, run.checkpoints / version)
             ):
                 passed.append(version)
-                version = next_version(run.connection, run.batch.batch_id, passed)
+                version = registry.next_version(run.connection, run.batch.batch_id, passed)
             if version != run.batch.version:
-                reserve_version(run.connection, run.batch.batch_id, version)
+                registry.reserve_version(run.connection, run.batch.batch_id, version)
         # Asked without the lock, as it may take long. What another batch has uploaded is never replaced: the next number then.
         with _waiting_for_storage(run):
             stored = stored_manifest(version, settings)
@@ -408,13 +394,13 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
     # Marked under the registry lock, so that no parent of a new batch is pruned.
     with own_transaction(connection):
         lock_registry(connection)
-        models = read_models(connection)
+        models = registry.read_models(connection)
         in_use = versions_in_use(connection, settings)
         going = prunable(models, settings.checkpoints_kept, in_use)
         # Only what lies on this machine is marked. Where it is marked already, each machine deletes its own copy (`begun`, below).
         going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]
         if not dry_run:
-            mark_pruned(connection, [model.training_batch or "" for model in going], now)
+            registry.mark_pruned(connection, [model.training_batch or "" for model in going], now)
     # A version that was restored and is played again is no deletion that was broken off.
     begun = [model for model in models if model.pruned_at is not None and model.status != "deployed" and model.version not in in_use]
     removal = Removal(dry_run)
@@ -439,7 +425,7 @@ def versions_in_use(connection: Connection, settings: ServingSettings) -> frozen
 
 def batches_on_record(connection: Connection, settings: ServingSettings) -> set[str]:
     """Batches whose records stay whole: of versions deployed or in use, and their ancestors."""
-    models = read_models(connection)
+    models = registry.read_models(connection)
     by_version = {model.version: model for model in models}
     ahead = [*versions_in_use(connection, settings), *(model.version for model in models if model.status == "deployed")]
     kept: set[str] = set()
@@ -489,7 +475,8 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
         # A live batch may have published and not registered yet; a directory of no batch of this database is not ours to remove.
         if batch is None or batch.live:
             continue
-        model = model_of_batch(connection, batch.batch_id)  # read after its batch had ended: another process may just have registered it
+        # Read after its batch had ended: another process may just have registered it.
+        model = registry.model_of_batch(connection, batch.batch_id)
         if model is None or model.version != directory.name:
             unregistered.append(directory)
     connection.commit()
