@@ -224,7 +224,7 @@ class Trainer(ABC):
         """
 
 
-LocalTrainer = Trainer
+LocalTrainer = Trainer  # as cpu/trainer.py names it
 
 
 # Gigabytes that a training writes, by backend: its checkpoints, and what they are made of.
