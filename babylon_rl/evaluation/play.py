@@ -105,7 +105,6 @@ def gate_script(name: str, game: Game, stake_usd: float | None = None) -> Player
 
 
 def staked(name: str, stake_usd: float | None) -> str:
-    """Name of a strategy that plays with this stake."""
     return name if stake_usd is None else f"{name} at ${stake_usd:,.0f}"
 
 
