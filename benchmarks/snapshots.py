@@ -55,7 +55,6 @@ def read() -> dict[str, float]:
         "decode": lambda: decode(raw),
         "validate": lambda: validate(snapshot),
         "to_scenario": lambda: to_scenario(snapshot),
-        "to_scenario_without_comparing": lambda: to_scenario(snapshot, compare=False),
     }
     seconds = {}
     for name, step in steps.items():

@@ -18,7 +18,7 @@ from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
 from babylon_rl.evaluation.benchmark import gate_rows, sources_named, trained_windows
 from babylon_rl.evaluation.ceiling import errors
-from babylon_rl.evaluation.gate import BASE, Comparison, GateRow
+from babylon_rl.evaluation.gate import BASE, Comparison
 from babylon_rl.evaluation.gate import compare as compared
 from babylon_rl.evaluation.play import gate_job, script_rows, scripted
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
@@ -131,7 +131,7 @@ def standings(
     emit(document, [Table(gate_columns(comparison.reference, comparison.game.sized), comparison.rows, title)], as_json)
 
 
-def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison[GateRow]:
+def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison:
     settings = load_settings()
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets, game)
     # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).

@@ -27,7 +27,6 @@ from babylon_rl.evaluation.gate import (
     PASSED,
     Comparison,
     GateCheck,
-    GateRow,
     GateVerdict,
     compare,
     decide,
@@ -180,9 +179,11 @@ def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: S
     for model in chosen:
         if model is not None and (fault := absent(model, settings)) is not None:
             raise UsageError(fault)
-    return [
-        base_source(settings) if model is None else version_source(model, CANDIDATE, base_of(model, settings), settings) for model in chosen
-    ]
+    return [base_source(settings) if model is None else _on_its_base(model, CANDIDATE, settings) for model in chosen]
+
+
+def _on_its_base(model: Model, role: str, settings: Settings) -> ModelSource:
+    return version_source(model, role, base_of(model, settings), settings)
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
@@ -385,8 +386,7 @@ def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, 
     game = game_trained(model, settings)
     if game.mandate != ONE_TICK:
         return not_asked(f"the expected dollars of positions that last, as in the game {game.name}, are not known")
-    pair = [(model, CANDIDATE), (parent, PARENT)]
-    sources = [version_source(one, role, base_of(one, settings), settings) for one, role in pair]
+    sources = [_on_its_base(model, CANDIDATE, settings), _on_its_base(parent, PARENT, settings)]
     results = rows(sources=sources, snapshots=fresh_hours(game), activity="fresh training hours", expected=True)
     ours, theirs = ([row.expected_usd or 0.0 for row in results[source.name]] for source in sources)
     check = kept_check(model.version, ours, parent.version, theirs)
@@ -401,12 +401,12 @@ class _Players:
     sources: tuple[ModelSource, ...]
     reference: str | None
     notes: tuple[str, ...]
-    learned_from: tuple[str, ...] | None = None
+    learned_from: Sequence[str] | None = None
     game: Game = ONE_TICK_GAME
     own_trade_usd: float | None = None
 
 
-def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Comparison[GateRow]:
+def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Comparison:
     scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
     if not players.sources:
@@ -414,15 +414,9 @@ def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Co
     results = rows(sources=players.sources, snapshots=snapshots)
     models = {source.name: (source.role, results[source.name]) for source in players.sources}
     candidate = players.sources[0].name
-    return compare(
-        models | scripts | scripts_at_stake(snapshots, results[candidate]),
-        candidate,
-        players.reference,
-        players.notes,
-        learned_from=players.learned_from,
-        game=players.game,
-        own_trade_usd=players.own_trade_usd,
-    )
+    played = models | scripts | scripts_at_stake(snapshots, results[candidate])
+    comparison = compare(played, candidate, players.reference, players.notes, game=players.game)
+    return replace(comparison, learned_from=players.learned_from, own_trade_usd=players.own_trade_usd)
 
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
@@ -430,30 +424,29 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
     missing = absent(model, settings)
     if missing is not None:
         return _Players((), None, (missing,))
-    base = base_of(model, settings)
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
-    rivals = [] if reference is None else [version_source(*reference, base_of(reference[0], settings), settings)]
+    rivals = [] if reference is None else [reference]
     # The parent plays also where it is not the reference, to be shown beside it; it decides nothing then (docs/decisions/0007-gate.md).
     parent = ancestors[0] if ancestors else None
-    if parent is not None and not parent.foreign and parent.version not in {rival.name for rival in rivals}:
+    if parent is not None and not parent.foreign and parent not in [rival for rival, _ in rivals]:
         missing = absent(parent, settings)
         if missing is None:
-            rivals.append(version_source(parent, PARENT, base_of(parent, settings), settings))
+            rivals.append((parent, PARENT))
         else:
             notes.append(f"The parent {missing}")
-    candidate, game = version_source(model, CANDIDATE, base, settings), game_trained(model, settings)
-    asked = {rival.version: rival for rival in (reference[0] if reference is not None else None, parent) if rival is not None}
-    for rival in (asked[source.name] for source in rivals):
+    game = game_trained(model, settings)
+    for rival, _ in rivals:
         trained = game_trained(rival, settings)
         if trained != game:
             notes.append(f"{rival.version} was trained in {trained.name} and plays {game.name} here.")
     batch = read_batch(connection, model.training_batch or "")
     preflight = (batch.preflight if batch is not None else None) or {}
-    versus = base.name if reference is None else reference[0].version
-    sources, scripts = (candidate, *rivals, base), preflight.get("scripts")
-    return _Players(sources, versus, tuple(notes), scripts, game, preflight.get("ownTradePnl"))
+    versus = BASE if reference is None else reference[0].version
+    models = [_on_its_base(one, role, settings) for one, role in ((model, CANDIDATE), *rivals)]
+    sources = (*models, base_of(model, settings))
+    return _Players(sources, versus, tuple(notes), preflight.get("scripts"), game, preflight.get("ownTradePnl"))
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:

@@ -77,7 +77,6 @@ class Errors:
 
     @property
     def decisions(self) -> int:
-        """Number of decisions."""
         return self.found.total()
 
     @property

@@ -125,7 +125,6 @@ class ComparisonDocument(CamelCase, frozen=True):
 
     @property
     def document(self) -> dict[str, Any]:
-        """JSON values of the comparison."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 

@@ -66,7 +66,6 @@ class PlayerRow(Generic[R]):
 
     @property
     def pnls_usd(self) -> list[float]:
-        """P&L of every run."""
         return [run.pnl_usd for run in self.results]
 
     @cached_property
@@ -110,7 +109,6 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def invalid(self) -> int:
-        """Answers that could not be used."""
         return sum(result.invalid for result in self.results)
 
     @property
@@ -151,7 +149,6 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def mean_stake_usd(self) -> float | None:
-        """Mean stake of the orders that opened a position."""
         return mean_stake_usd(self.results)
 
     @property
@@ -162,12 +159,10 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def worst_hour_usd(self) -> float:
-        """Lowest P&L of a market hour."""
         return min(self.pnls_usd)
 
     @property
     def pnl_path(self) -> list[float]:
-        """Mean P&L at every moment of the hour."""
         return _mean_path([result.pnl_path for result in self.results])
 
     @property
@@ -193,20 +188,21 @@ class GateRow(PlayerRow[MarketResult]):
         return {
             "model": self.player, "role": self.role, "markets": len(self.results),
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
-            **_ends("expected", self.expected), **_ends("ofCeiling", self.of_ceiling),
+            **ends("expected", self.expected), **ends("ofCeiling", self.of_ceiling),
             "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
             "hourlySharpe": self.hourly_sharpe, "worstHour": self.worst_hour_usd, "meanStake": self.mean_stake_usd,
-            **_ends("winRate", self.win_rate), **_ends("accuracy", self.accuracy),
+            **ends("winRate", self.win_rate), **ends("accuracy", self.accuracy),
             "decisions": self.decisions, "invalid": self.invalid, "invalidShare": shares["invalid"], "refused": self.refused,
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],
-            **_ends("improvement", self.improvement),
+            **ends("improvement", self.improvement),
         }  # fmt: skip
 
 
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    """Mean and ends of an interval as ``name``, ``nameLow`` and ``nameHigh``."""
-    mean, low, high = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
-    return {name: mean, f"{name}Low": low, f"{name}High": high}
+def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Mean and ends of an interval as ``name``, ``nameLow`` and ``nameHigh``; None for what is not known or lies at infinity."""
+    values = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
+    shown = (value if value is not None and math.isfinite(value) else None for value in values)
+    return dict(zip((name, f"{name}Low", f"{name}High"), shown, strict=True))
 
 
 @dataclass(frozen=True)
@@ -224,12 +220,9 @@ class Pair:
     runs: int
 
 
-AnyRow = TypeVar("AnyRow", bound=PlayerRow[Any])
-
-
 @dataclass(frozen=True)
-class Comparison(Generic[AnyRow]):
-    """Players over markets, with paired differences.
+class Comparison:
+    """Players over the gate's markets, with paired differences.
 
     ``candidate`` and ``reference`` are names of rows, None where there is no such player.
 
@@ -239,32 +232,38 @@ class Comparison(Generic[AnyRow]):
     ``own_trade_usd``: mean P&L of a trade of the batch's agents other than scripts, None without any.
     """
 
-    rows: tuple[AnyRow, ...]
+    rows: tuple[GateRow, ...]
     candidate: str | None = None
     reference: str | None = None
     notes: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
     analyses: int = 1
-    learned_from: tuple[str, ...] | None = None
     game: Game = ONE_TICK_GAME
+    learned_from: Sequence[str] | None = None
     own_trade_usd: float | None = None
 
     @property
     def markets(self) -> int:
-        """Markets that the first of them played; in the gate all play the same."""
-        return len({snapshot for snapshot, _, _ in self.rows[0].runs})
+        """Markets that all of them played."""
+        return len(self.rows[0].runs)
 
     @property
     def confidence(self) -> float:
         """Confidence of one analysis, so that all analyses together keep CONFIDENCE (Bonferroni)."""
         return confidence_of(self.analyses)
 
-    def row(self, player: str) -> AnyRow:
-        """The row of a player that is in it."""
+    def row(self, player: str) -> GateRow:
         return next(row for row in self.rows if row.player == player)
 
+    @property
+    def compared(self) -> tuple[GateRow, GateRow] | None:
+        """The rows of the candidate and of the reference; None where there are no such two."""
+        if self.candidate is None or self.reference is None or self.candidate == self.reference:
+            return None
+        return self.row(self.candidate), self.row(self.reference)
 
-def hold_floor(comparison: Comparison[GateRow]) -> str | None:
+
+def hold_floor(comparison: Comparison) -> str | None:
     """Warning on a candidate that learned to do nothing because trading lost money; None where it did not."""
     lost = -(comparison.own_trade_usd or 0.0)
     held = 0.0 if comparison.candidate is None else comparison.row(comparison.candidate).shares["hold"]
@@ -313,10 +312,8 @@ def compare(
     reference: str | None,
     notes: Sequence[str] = (),
     analyses: int = len(ANALYSES),
-    learned_from: Iterable[str] | None = None,
     game: Game = ONE_TICK_GAME,
-    own_trade_usd: float | None = None,
-) -> Comparison[GateRow]:
+) -> Comparison:
     """Compare players of the gate's markets, market by market.
 
     ``played`` maps a name to its role and results.
@@ -340,8 +337,7 @@ def compare(
     # The reference first, as the gate takes the first pair for it; the order of the others stays.
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
-    scripts = None if learned_from is None else tuple(learned_from)
-    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, scripts, game, own_trade_usd)
+    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, game)
 
 
 def mean_stake_usd(results: Iterable[MarketResult]) -> float | None:
@@ -396,18 +392,16 @@ class GateVerdict:
     checks: tuple[GateCheck, ...] = ()
 
 
-def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0, kept: GateCheck | None = None) -> GateVerdict:
+def decide(comparison: Comparison, min_improvement: float = 0.0, kept: GateCheck | None = None) -> GateVerdict:
     """Judge the candidate of a comparison. ``kept`` is the check against its parent, made before.
 
     Pass needs all of: the lower end of the paired interval of its improvement over the reference above ``min_improvement`` (dollars an
     hour); shown to earn more than the base and than doing nothing too; no more unusable answers than the reference; no action above
     COLLAPSE of its decisions; FEWEST_MARKETS markets.
     """
-    if comparison.candidate is None or comparison.reference is None:
+    if comparison.compared is None:
         return GateVerdict(NOT_COMPARED, _sentences(*comparison.notes) or "There is nobody to compare.")
-    candidate, reference = comparison.row(comparison.candidate), comparison.row(comparison.reference)
-    if candidate.improvement is None:
-        return GateVerdict(NOT_COMPARED, f"{candidate.player} cannot be compared with itself.")
+    candidate, reference = comparison.compared
     improvement = _improvement(comparison, candidate, min_improvement)
     # Hard faults first, then money, then the number of markets.
     checks = (
@@ -445,7 +439,7 @@ def _valid_answers(candidate: GateRow, reference: GateRow) -> GateCheck:
     return GateCheck("valid_answers", PASS, f"Invalid answers have not become more: {rates}")
 
 
-def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improvement: float) -> GateCheck:
+def _improvement(comparison: Comparison, candidate: GateRow, min_improvement: float) -> GateCheck:
     improvement, required = candidate.improvement, f"{min_improvement:+.1f}"
     assert improvement is not None
     more = "more" if improvement.mean >= 0 else "less"
@@ -461,7 +455,7 @@ def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improv
     return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {required}")
 
 
-def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
+def _gain(pair: Pair, comparison: Comparison) -> GateCheck:
     """Veto check: a version must earn more than the base, and than no trading."""
     difference, rival = pair.paired.difference, "doing nothing" if pair.b == NOTHING else pair.b
     name = "better_than_nothing" if pair.b == NOTHING else "better_than_base"
@@ -474,7 +468,7 @@ def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
     return GateCheck(name, FAIL, f"{comparison.candidate} is shown to earn less than {rival} ({interval}){instead}")
 
 
-def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
+def _enough_markets(comparison: Comparison) -> GateCheck:
     # The first pair is that with the reference.
     spread, sentence = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
     if spread is not None and spread.between > 0:
@@ -485,7 +479,7 @@ def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
     return GateCheck("enough_markets", PASS, sentence)
 
 
-def _markets_wanted(comparison: Comparison[GateRow], min_improvement: float) -> str:
+def _markets_wanted(comparison: Comparison, min_improvement: float) -> str:
     needed = needed_markets(comparison, min_improvement)
     if needed is None:
         return "More markets would not be expected to change that"
@@ -504,7 +498,7 @@ def analysis_sizes(first: int) -> tuple[int, ...]:
     return tuple(first * times for times in ANALYSES)
 
 
-def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first: int) -> int | None:
+def next_analysis(comparison: Comparison, min_improvement: float, first: int) -> int | None:
     """Markets of the next interim analysis after an inconclusive one. None when no more are worth playing."""
     # Sizes are fixed beforehand; none is chosen from the data.
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
@@ -517,11 +511,11 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
     return larger[0] if needed is not None and needed <= larger[-1] else None
 
 
-def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> int | None:
+def needed_markets(comparison: Comparison, min_improvement: float) -> int | None:
     """Markets in which an improvement of the observed size shows with 80 % power. None when it is not above ``min_improvement``."""
-    if comparison.candidate is None or comparison.reference is None:
+    if comparison.compared is None:
         return None
-    ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
+    ours, theirs = comparison.compared
     differences = np.subtract(ours.pnls_usd, theirs.pnls_usd)
     # Power for the observed effect, above the required one.
     effect, spread = float(differences.mean()) - min_improvement, float(differences.std(ddof=1))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.compare_results import ComparisonDocument
-from babylon_rl.evaluation.play import PLAYER_ID, Player, scripted, strategy_agent
+from babylon_rl.evaluation.play import PLAYER_ID, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
@@ -44,8 +44,8 @@ def _player(strategy: str, round_: int) -> Player:
     if round_ == 1:
         return first
 
-    def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
-        agent = strategy_agent(strategy, snapshot.scenario, first.mandate)
+    def make(snapshot: Snapshot, answers: Path | None) -> AgentFactory:
+        agent = first.make(snapshot, answers)
         return lambda agent_id, seed: agent(f"{agent_id}-{round_}", seed)
 
     return replace(first, name=f"{strategy}-{round_}", identity=content_version([first.identity, round_]), make=make)

@@ -22,11 +22,11 @@ _TWO_SIDED = 0.90  # whose upper end is that of the one-sided 95 % interval
 
 
 @cache
-def fresh_hours(game: Game = ONE_TICK_GAME, count: int = HOURS) -> tuple[Snapshot, ...]:
+def fresh_hours(game: Game = ONE_TICK_GAME) -> tuple[Snapshot, ...]:
     """Generated hours of the training edition that nothing trains on."""
     return tuple(
         Snapshot(f"{FRESH_ID}{index:04d}", generate(preset(PRESET, edition=TRAINING, seed=f"{SEED_PREFIX}{index}")), game=game)
-        for index in range(count)
+        for index in range(HOURS)
     )
 
 

@@ -83,12 +83,10 @@ class Leaderboard:
 
     @cached_property
     def data_version(self) -> str:
-        """Hash of the leaderboard's content."""
         return content_version([self.document, [list(line.row.pnls_usd) for line in self.lines]])
 
     @property
     def document(self) -> dict[str, Any]:
-        """The leaderboard as JSON values."""
         return {
             "markets": self.markets,
             "reference": self.reference,
@@ -195,7 +193,6 @@ FOOTER = (
 
 
 def markdown(board: Leaderboard) -> str:
-    """The leaderboard as Markdown."""
     columns = leaderboard_columns(board.reference)
     parts = [markdown_rows(columns, board.lines), legend(columns)]
     if board.unranked:

@@ -46,19 +46,12 @@ OPENING, CLOSING = ("buy_prediction", "open_perp"), ("sell_prediction", "close_p
 
 @dataclass
 class Position:
-    """One position from its first purchase to its end.
-
-    ``profit`` is in dollars after fees and funding; ``ended`` is sold, mandate, answer, liquidation or open; from ``ended_moment`` on it
-    is not there any more.
-    """
+    """One position; ``profit`` is in dollars after fees and funding."""
 
     market: str
     side: str
     question: bool
-    opened_tick: int
     profit: float = 0.0
-    ended: str = "open"
-    ended_moment: int | None = None
 
 
 def purchases(record: AgentRecord) -> Iterator[Fill]:
@@ -72,37 +65,20 @@ def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
     """Positions of a run by id, in order of opening. ``exchange`` is in its state at the run's end."""
     by_id: dict[str, Position] = {}
     for fill in purchases(record):
-        # Later purchases into the same position change its size, not where it began.
-        by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
-    sold = [outcome for outcome in record.outcomes if isinstance(outcome, Fill) and outcome.position and outcome.kind not in OPENING]
-    closings: list[tuple[Fill | Settlement, str]] = [
-        *((fill, "sold") for fill in sold),
-        *((fill, "mandate") for fills in record.closed.values() for fill in fills),
-        *((settlement, "answer" if settlement.kind == "resolution" else settlement.kind) for settlement in record.settled),
-    ]
-    for closing, how in closings:
+        # Later purchases into the same position change its size alone.
+        by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction"))
+    sold = [outcome for outcome in record.outcomes if isinstance(outcome, Fill)]
+    closings: list[Fill | Settlement] = [*sold, *(fill for fills in record.closed.values() for fill in fills), *record.settled]
+    for closing in closings:
         if closing.profit is not None:
-            position = by_id[closing.position]
-            position.profit += closing.profit
-            position.ended, position.ended_moment = how, closing.tick + (how == "sold")  # what is sold at a tick is gone at the next moment
+            by_id[closing.position].profit += closing.profit
     account = exchange.accounts[record.agent_id]
     # Still open at the end: worth the proceeds of closing them now.
     worth = {perp.id: exchange.worth(perp) - perp.margin - perp.paid for perp in account.perps.values()}
     worth |= {shares.id: exchange.worth(shares) - shares.cost for shares in account.shares.values()}
     for name, usd in worth.items():
         by_id[name].profit += usd
-        by_id[name].ended, by_id[name].ended_moment = "open", None
     return by_id
-
-
-def open_counts(held: Iterable[Position], moments: int) -> list[int]:
-    """Number of open positions at moments 0 to ``moments - 1``."""
-    changes = [0] * (moments + 1)
-    for position in held:
-        # Bought at a tick, it is held from the next moment on.
-        changes[min(moments, position.opened_tick + 1)] += 1
-        changes[min(moments, position.ended_moment if position.ended_moment is not None else moments)] -= 1
-    return list(accumulate(changes[:moments]))
 
 
 BINS = 10
@@ -336,9 +312,8 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
     """The result of one agent of a run; strategies have response times of 0."""
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
     equity = list(record.equity)[: ticks + 1]
-    durations = [response_ms(record, tick) for tick in range(ticks)]
-    # Positions at every moment, for the recorded steps.
-    held = open_counts(positions(record, run.exchange).values(), ticks + 1)
+    times = [scenario.timestamp_ms(tick) for tick in range(len(equity))]
+    durations = [max(0.0, record.calls[tick].latency_ms) if tick in record.calls else 0.0 for tick in range(ticks)]
     orders = [msgspec.to_builtins(action) for action in record.actions]
     result = Result(
         id=result_id(label.key),
@@ -351,10 +326,8 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
         metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, snapshot.best_pnl)),
         trajectory=RunTrajectory(
             states=[
-                Moment(
-                    tick=tick, timestamp=scenario.timestamp_ms(tick), balance=record.balance[tick], equity=worth, open_positions=held[tick]
-                )
-                for tick, worth in enumerate(equity)
+                Moment(tick=tick, timestamp=at, balance=record.balance[tick], equity=equity[tick], open_positions=record.held[tick])
+                for tick, at in enumerate(times)
             ],
             actions=orders,
             rewards=[after - before for before, after in pairwise(equity)],
@@ -419,12 +392,6 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         ceiling_usd=result.ceiling_usd,
         staked_usd=math.fsum(stake_usd(orders[tick]) for tick in opened),
     )
-
-
-def response_ms(record: AgentRecord, tick: int) -> float:
-    """Response time of a model at a tick; 0 for a scripted agent."""
-    call = record.calls.get(tick)
-    return max(0.0, call.latency_ms) if call is not None else 0.0
 
 
 def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:

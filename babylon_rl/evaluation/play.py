@@ -31,7 +31,6 @@ from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSITIONS, Game
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import OnTick
 from babylon_rl.market.simulation.run import play as simulate
-from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import NAMES, PLAYERS
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.store.benchmarks import MarketResult, read_results
@@ -55,7 +54,7 @@ class Player:
 
     Attributes:
         name: in tables. identity: a hash of what decides; results of another identity are another player's.
-        asks: whether it waits for an endpoint, so that several of its markets are played at once.
+        role: STRATEGY, or MODEL of one that waits for an endpoint, so that several of its markets are played at once.
         make: the factory of its agents for one market; the path is where a model's answers are kept while the run lasts.
         game: what it plays; None of players that know more than the prompt shows, whose decisions have no expected value by it.
     """
@@ -64,7 +63,6 @@ class Player:
     identity: str
     role: str
     mandate: Mandate
-    asks: bool
     make: Make
     game: Game | None = None
 
@@ -81,15 +79,11 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
     identity = content_version(["roster", name, mandate, engine_version()])
 
     def make(snapshot: Snapshot, _: Path | None) -> AgentFactory:
-        return strategy_agent(name, snapshot.scenario, mandate)
+        # For one tick with the common stake, else with its own.
+        return strategies.factory(name, snapshot.scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
     game = ONE_TICK_GAME if mandate == ONE_TICK else POSITIONS
-    return Player(name, identity, STRATEGY, mandate, False, make, None if name in KNOW_MORE else game)
-
-
-def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
-    """Agents of a strategy; for one tick with the common stake, else with its own."""
-    return strategies.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
+    return Player(name, identity, STRATEGY, mandate, make, None if name in KNOW_MORE else game)
 
 
 def gate_script(name: str, game: Game, stake_usd: float | None = None) -> Player:
@@ -105,7 +99,6 @@ def gate_script(name: str, game: Game, stake_usd: float | None = None) -> Player
 
 
 def staked(name: str, stake_usd: float | None) -> str:
-    """Name of a strategy that plays with this stake."""
     return name if stake_usd is None else f"{name} at ${stake_usd:,.0f}"
 
 
@@ -129,7 +122,7 @@ def endpoint_player(
         client = open_client() if answers is None else resumable_client(open_client(), answers)
         return model_agent(client, game=game, temperature=temperature, name=name)
 
-    return Player(name, content_version(["model", identity, game.name, temperature]), MODEL, game.mandate, True, make, game)
+    return Player(name, content_version(["model", identity, game.name, temperature]), MODEL, game.mandate, make, game)
 
 
 def external_identity(name: str, mandate: str) -> str:
@@ -230,13 +223,13 @@ def play(
             down.setdefault(name, ModelUnavailable(result.stopped))
         return result
 
-    asking = [place for place, job in enumerate(jobs) if job.player.asks]
+    asking = [place for place, job in enumerate(jobs) if job.player.role == MODEL]
     with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
         futures: dict[Future[Outcome], int] = {}
         try:
             futures = {pool.submit(outcome_of, jobs[place]): place for place in asking}
             for place, job in enumerate(jobs):
-                if not job.player.asks:
+                if job.player.role != MODEL:
                     endings[place] = on_end(job, outcome_of(job))
             for future in as_completed(futures):
                 endings[futures[future]] = on_end(jobs[futures[future]], future.result())

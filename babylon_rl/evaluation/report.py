@@ -5,7 +5,6 @@ with the reference in the same markets: yes when the whole interval of the diffe
 contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """
 
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,11 +24,12 @@ from babylon_rl.evaluation.gate import (
     GateRow,
     GateVerdict,
     Pair,
+    ends,
     hold_floor,
 )
 from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.snapshots import PRESET
-from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, ROW_COLUMNS, risk_words, rivals_at_stake, stored
+from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, RISK_COLUMNS, risk_words, rivals_at_stake, stored
 from babylon_rl.evaluation.statistics.intervals import Interval, linearised, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import PRESETS
@@ -69,7 +69,7 @@ def gate_columns(reference: str | None, sized: bool = False) -> list[Column]:
             meaning="unusable answers / orders not carried out",
         ),
         Column("buy / sell / hold", shares),
-        *(ROW_COLUMNS if sized else []),
+        *(_of("document", column) for column in (RISK_COLUMNS if sized else [])),
     ]
 
 
@@ -112,15 +112,14 @@ def _of(part: str, column: Column) -> Column:
 
 def contest_columns(reference: str | None) -> list[Column]:
     """Columns of the gate's ``Pair``, the candidate against each rival."""
-
-    def effect(pair: Pair) -> str | None:
-        found = pair.paired.effect
-        return None if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
     return [
         Column("candidate against", lambda pair: f"{pair.b} (the reference)" if pair.b == reference else pair.b),
         Column("difference, $ an hour", lambda pair: _interval(pair.paired.difference), meaning=_PAIRED),
-        Column("effect, standard deviations", effect, meaning="the mean difference in those between markets"),
+        Column(
+            "effect, standard deviations",
+            lambda pair: _with_ends(pair.paired.effect, "+.2f"),
+            meaning="the mean difference in those between markets",
+        ),
         Column("better in", lambda pair: f"{pair.paired.superiority.mean:.0%} of {pair.paired.superiority.count} markets"),
         Column("p, corrected", lambda pair: f"{pair.adjusted_p:.2g}", meaning="by sign flips, for the looks and the rows of this table"),
     ]
@@ -215,13 +214,13 @@ def demo_columns(reference: str, sized: bool = False) -> list[Column]:
     def percent(name: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda row: _percent(row.get(name))
 
-    def ends(low: str, high: str) -> Callable[[dict[str, Any]], str | None]:
+    def span(low: str, high: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda row: None if row.get(low) is None else f"{row[low]:+.0f} to {row[high]:+.0f}"
 
     return [
-        Column("model", "model"), Column("P&L", stored("pnl", "+.0f"), meaning="dollars an hour"), Column("interval", ends("low", "high")),
+        Column("model", "model"), Column("P&L", stored("pnl", "+.0f"), meaning="dollars an hour"), Column("interval", span("low", "high")),
         Column(f"against {reference}", stored("improvement", "+.0f"), meaning=_PAIRED),
-        Column("interval ", ends("improvementLow", "improvementHigh")),
+        Column("interval ", span("improvementLow", "improvementHigh")),
         Column("expected", stored("expected", "+.0f"), meaning=_EXPECTED),
         Column("of the ceiling", percent("ofCeiling"), meaning=_OF_CEILING),
         Column("win rate", percent("winRate"), meaning=_WIN_RATE),
@@ -275,11 +274,11 @@ class Criterion:
     words: str
 
 
-def criteria(comparison: Comparison[GateRow]) -> tuple[Criterion, ...]:
+def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
     """The four criteria; none when the candidate was not compared."""
-    if comparison.candidate is None or comparison.reference is None or comparison.candidate == comparison.reference:
+    if comparison.compared is None:
         return ()
-    ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
+    ours, theirs = comparison.compared
     confidence = comparison.confidence
     # Criteria with the gate's confidence, so that both speak of the same evidence.
     closed = _share_gain(ours, theirs, lambda result: (result.wins, result.wins + result.losses), confidence)
@@ -350,7 +349,7 @@ def _footer(game: Game, analyses: int) -> str:
     )
 
 
-def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
+def results_version(comparison: Comparison, verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
     """Hash of every result, its market, and the decision."""
     # With each market's fingerprint: the same money in a market that came out differently is another report.
     results = {
@@ -360,7 +359,7 @@ def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_i
     return content_version([results, comparison.candidate, comparison.reference, min_improvement, verdict.decision])
 
 
-def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
+def rows_of(comparison: Comparison, verdict: GateVerdict) -> list[dict[str, Any]]:
     """One object per player, with the game that all played; the candidate's also holds checks, pairs and success criteria."""
     decided: dict[str, Any] = {
         "checks": [asdict(check) for check in verdict.checks],
@@ -389,7 +388,7 @@ class Rival:
     risk: str = ""
 
 
-def standing(comparison: Comparison[GateRow]) -> list[Rival]:
+def standing(comparison: Comparison) -> list[Rival]:
     """The candidate against doing nothing, the best script that it learned from, and the news reader, in the same markets.
 
     In a game whose answers choose dollars also against the best script and the news reader at the candidate's mean stake.
@@ -449,7 +448,7 @@ def ceiling_words(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
+def markdown(comparison: Comparison, verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     columns = gate_columns(comparison.reference, comparison.game.sized)
     parts = [
@@ -471,24 +470,17 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any]:
+def _pair_document(pair: Pair, comparison: Comparison) -> dict[str, Any]:
     """A pair as JSON values: dollars an hour, effect in standard deviations, shares 0..1."""
-    difference, effect, better = pair.paired.difference, pair.paired.effect, pair.paired.superiority
+    difference = pair.paired.difference
     return {
         "rival": pair.b, "role": comparison.row(pair.b).role,
-        "difference": difference.mean, "low": difference.low, "high": difference.high,
-        "effect": None if effect is None else effect.mean, "effectLow": None if effect is None else _bounded(effect.low),
-        "effectHigh": None if effect is None else _bounded(effect.high),
-        "betterShare": better.mean, "p": pair.paired.test.p, "adjustedP": pair.adjusted_p,
+        "difference": difference.mean, "low": difference.low, "high": difference.high, **ends("effect", pair.paired.effect),
+        "betterShare": pair.paired.superiority.mean, "p": pair.paired.test.p, "adjustedP": pair.adjusted_p,
     }  # fmt: skip
 
 
-def _bounded(value: float) -> float | None:
-    """None for an end that lies at infinity, which JSON cannot say."""
-    return value if math.isfinite(value) else None
-
-
-def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> bytes:
+def benchmark_png(comparison: Comparison, verdict: GateVerdict) -> bytes:
     """A comparison as a PNG of about 100 kB: P&L, paired differences, curves, risk."""
     figure = plots.new_figure(13.5, 7.4, 80)
     places = [["means", "pairs", "hour"], ["means", "sharpe", "drawdown"]]
@@ -522,11 +514,11 @@ def _label(row: GateRow) -> str:
     return f"{row.player} ({row.role})" if row.role not in (row.player, STRATEGY) else row.player
 
 
-def _draw_differences(axes: Any, comparison: Comparison[GateRow]) -> None:
-    if comparison.candidate is None or comparison.reference is None or comparison.candidate == comparison.reference:
+def _draw_differences(axes: Any, comparison: Comparison) -> None:
+    if comparison.compared is None:
         plots.draw_sentence(axes, "not compared")
         return
-    ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
+    ours, theirs = comparison.compared
     differences = [a - b for a, b in zip(ours.pnls_usd, theirs.pnls_usd, strict=True)]
     better, gain, mean = sum(difference > 0 for difference in differences), ours.improvement, None
     if gain is not None:

@@ -41,8 +41,11 @@ import msgspec
 from babylon_rl.errors import MarketError
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
+from babylon_rl.market.game_rows import record_call
 from babylon_rl.market.headlines import TRAINING_EDITIONS
+from babylon_rl.market.model_endpoints import ACTION_TYPE
 from babylon_rl.market.simulation.games import ONE_TICK_GAME
+from babylon_rl.market.simulation.record import Call
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.store import recording as rows
 from babylon_rl.store.connection import Connection
@@ -245,17 +248,14 @@ class Result(CamelCase, frozen=True):
 
     @property
     def pnl_usd(self) -> float:
-        """Dollars earned."""
         return self.metrics.total_pnl
 
     @property
     def expected_usd(self) -> float | None:
-        """Expected dollars of its decisions."""
         return self.metrics.expected_usd
 
     @property
     def ceiling_usd(self) -> float | None:
-        """Expected dollars of the best play in its market."""
         return self.metrics.ceiling_usd
 
     @property
@@ -312,7 +312,6 @@ DIRECTORY = "benchmarks"  # of the gate
 KEPT = 20  # models whose runs of the gate stay, those that were compared last
 _GATE_KEY = "gate"
 WINDOW_CHARACTERS = 50
-_VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
 class RunFiles:
@@ -323,7 +322,6 @@ class RunFiles:
         self._directory = directory
 
     def path(self, suffix: str) -> Path:
-        """The file with that ending."""
         return self._directory / f"{self.stem}{suffix}"
 
     def finished(self) -> Result | None:
@@ -459,7 +457,8 @@ def _recording_of(result: Result, agent: str, decisions: Iterable[dict[str, Any]
         pnl = state.equity - result.start_balance
         recorder.start_step(trajectory, balance=state.balance, pnl=pnl, open_positions=state.open_positions)
         if turn["call"] is not None:
-            _call(recorder, trajectory, turn["call"])
+            call = msgspec.convert(turn["call"], Call)
+            record_call(recorder, trajectory, call, call.latency_ms)
         _complete(recorder, trajectory, turn, result.trajectory.rewards[tick])
     clock[0] = _moment(result.end_time)
     last = result.trajectory.states[-1]
@@ -472,31 +471,12 @@ def _complete(recorder: TrajectoryRecorder, trajectory: str, turn: dict[str, Any
     kind, filled = action["action"], outcome["outcome"] == "filled"
     recorder.complete_step(
         trajectory,
-        {"hold": "HOLD", "post": "POST"}.get(kind, "TRADING_DECISION"),
+        {"hold": "HOLD", "post": "POST"}.get(kind, ACTION_TYPE),
         {"method": kind, **{name: value for name, value in action.items() if name != "action"}},
         success=filled,
         reward=reward,
         result={name: value for name, value in outcome.items() if name != "outcome"} or {"held": True} if filled else None,
         error=None if filled else outcome["reason"],
-    )
-
-
-def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -> None:
-    tokens = call["prompt_tokens"]
-    recorder.llm_call(
-        trajectory,
-        model=call["model"],
-        messages=call["messages"],
-        response=call["response"],
-        temperature=call["temperature"],
-        max_tokens=call["max_tokens"],
-        action_type="TRADING_DECISION",
-        latency_ms=call["latency_ms"],
-        model_version=call["model"] if _VERSION.fullmatch(call["model"]) else None,
-        response_format=call["response_format"],
-        logprobs=call["logprobs"],
-        tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
-        finish_reason=call.get("finish_reason"),
     )
 
 

@@ -57,7 +57,6 @@ class Snapshot:
 
     @property
     def digest(self) -> str:
-        """A hash of the market's content."""
         return self.scenario.digest[:16]
 
     @property

@@ -4,7 +4,7 @@ There a larger profit may come from larger orders alone. Every claim about a ver
 with Sharpe ratio, worst hour and drawdown. In games with one fixed stake there is nothing to add.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from babylon_rl.evaluation.gate import NOT_COMPARED, Comparison, GateRow, mean_stake_usd
@@ -26,7 +26,7 @@ def scripts_at_stake(snapshots: Sequence[Snapshot], results: Sequence[MarketResu
     return {} if stake is None else script_rows(snapshots, AT_THE_STAKE, stake)
 
 
-def rivals_at_stake(comparison: Comparison[GateRow]) -> list[tuple[str, str]]:
+def rivals_at_stake(comparison: Comparison) -> list[tuple[str, str]]:
     """The best script and the news reader at the candidate's mean stake, as (words, name of the row)."""
     rows = {row.player: row for row in comparison.rows}
     stake = None if comparison.candidate is None else rows[comparison.candidate].mean_stake_usd
@@ -46,26 +46,19 @@ def risk_words(ours: GateRow, theirs: GateRow) -> str:
     return f"Sharpe of hours {ratios}, {worst}, drawdown {ours.max_drawdown_usd:.0f} against {theirs.max_drawdown_usd:.0f}"
 
 
-Cell = Callable[[Any], str | None]
-
-
-def _risk_columns(cell: Callable[[str, str], Cell]) -> list[Column]:
-    stake = "of an order that opens a position, times leverage"
-    return [
-        Column("mean stake, $", cell("meanStake", ".0f"), meaning=stake),
-        Column("Sharpe of hours", cell("hourlySharpe", "+.2f"), meaning="mean over spread of the hours' P&L"),
-        Column("worst hour, $", cell("worstHour", "+.0f")),
-    ]
-
-
-def stored(name: str, form: str) -> Cell:
+def stored(name: str, form: str) -> Callable[[Mapping[str, Any]], str | None]:
     """The cell of a figure in a row's document."""
     return lambda row: None if row.get(name) is None else format(row[name], form)
 
 
-ROW_COLUMNS = _risk_columns(lambda name, form: lambda row: stored(name, form)(row.document))
+# Of a ``GateRow``'s document.
+RISK_COLUMNS = [
+    Column("mean stake, $", stored("meanStake", ".0f"), meaning="of an order that opens a position, times leverage"),
+    Column("Sharpe of hours", stored("hourlySharpe", "+.2f"), meaning="mean over spread of the hours' P&L"),
+    Column("worst hour, $", stored("worstHour", "+.0f")),
+]
 DOCUMENT_COLUMNS = [
-    *_risk_columns(stored),
+    *RISK_COLUMNS,
     Column("drawdown, $", stored("maxDrawdown", ".0f"), meaning="largest fall from the peak"),
 ]
 

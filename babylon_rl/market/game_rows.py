@@ -16,7 +16,7 @@ from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, Hold,
 from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.ledger import Fill
-from babylon_rl.market.simulation.record import Turn
+from babylon_rl.market.simulation.record import Call, Turn
 from babylon_rl.market.simulation.run import Run
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
 from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
@@ -203,8 +203,8 @@ def recordings(run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl
             trajectory = recorder.start_trajectory(agent, window=window, trajectory_id=recorded_as)
             recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=turn.held, activeMarkets=len(shown))
             recorder.provider_access(trajectory, "BABYLON_MARKETS", {"markets": shown}, "Get current market prices")
-            if recorded_as is None:
-                _called(recorder, trajectory, turn)
+            if turn.call is not None and recorded_as is None:
+                record_call(recorder, trajectory, turn.call)
             _complete(recorder, trajectory, run.scenario, turn, market_ids, (before, after))
             clock[0] = _after(run.scenario, tick + 1, 37 * (offset % 997) % 1000 - 2000)
             recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after)
@@ -223,13 +223,11 @@ def _shown(scenario: Scenario, paths: Paths, tick: int) -> list[dict[str, Any]]:
     return markets
 
 
-def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:
-    call = turn.call
-    if call is None:
-        return
+def record_call(recorder: TrajectoryRecorder, trajectory: str, call: Call, latency_ms: float | None = None) -> None:
+    """Record a model's call in the open step of a trajectory."""
     recorder.llm_call(
         trajectory, model=call.model, messages=call.messages, response=call.response, action_type=ACTION_TYPE,
-        temperature=call.temperature, max_tokens=call.max_tokens, response_format=call.response_format,
+        temperature=call.temperature, max_tokens=call.max_tokens, latency_ms=latency_ms, response_format=call.response_format,
         logprobs=call.logprobs, model_version=call.model if _VERSION.fullmatch(call.model) else None,
         tokens=(call.prompt_tokens, call.completion_tokens or 0) if call.prompt_tokens is not None else None,
         finish_reason=call.finish_reason,

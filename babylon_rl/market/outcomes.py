@@ -179,7 +179,6 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
 
 
 def prediction_outcome(span: QuestionSpan, happened: Sequence[MarketEvent]) -> PredictionOutcome:
-    """One question's hour."""
     start = span.probability_before if span.probability_before is not None else UNKNOWN_PROBABILITY
     end = span.last_probability if span.last_probability is not None else UNKNOWN_PROBABILITY
     number = span.question_number

@@ -84,7 +84,6 @@ class SpawnedHour:
 
     @property
     def document(self) -> dict[str, Any]:
-        """This hour as a JSON-ready dict."""
         played = [{"agentId": agent, "strategy": strategy, "pnl": round(pnl, 2)} for agent, strategy, pnl in self.agents]
         return {"window": self.window, "agents": played, "trajectories": self.trajectories}
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def played(held: int, own_trade_usd: float | None) -> Any:
     ours = [result(index, 1.0 + index, wins=0, losses=0, predictions_right=0, **acted) for index in range(4)]
     theirs = [result(index, 0.5 * index) for index in range(4)]
     rows = {"v1.0.0": (CANDIDATE, ours), BASE: (BASE, theirs)}
-    return compare(rows, "v1.0.0", BASE, own_trade_usd=own_trade_usd, learned_from=())
+    return replace(compare(rows, "v1.0.0", BASE), own_trade_usd=own_trade_usd, learned_from=())
 
 
 def test_a_version_that_learned_to_do_nothing_is_named() -> None:

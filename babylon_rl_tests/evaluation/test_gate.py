@@ -37,7 +37,7 @@ class _Model:
 
 def model(choose: Chooses) -> Player:
     """A model by ``choose(markets, tick)``."""
-    return Player("stand-in", "stand-in", MODEL, "one-tick", True, lambda *_: lambda agent_id, seed: _Model(choose))
+    return Player("stand-in", "stand-in", MODEL, "one-tick", lambda *_: lambda agent_id, seed: _Model(choose))
 
 
 strategy = cache(scripted)

@@ -123,7 +123,7 @@ class _TooMuch:
 
 
 def test_a_refused_order_is_counted_and_costs_nothing() -> None:
-    result = play_one(Player("too-much", "too-much", STRATEGY, "free", False, lambda *_: lambda agent_id, seed: _TooMuch()))
+    result = play_one(Player("too-much", "too-much", STRATEGY, "free", lambda *_: lambda agent_id, seed: _TooMuch()))
     assert (result.refused, result.trades, result.pnl_usd, result.actions["buy"]) == (1, 0, 0.0, 1)
 
 
@@ -194,6 +194,6 @@ def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tic
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        slow = Player("slow", "slow", MODEL, "free", True, lambda *_: lambda agent_id, seed: Slow())
+        slow = Player("slow", "slow", MODEL, "free", lambda *_: lambda agent_id, seed: Slow())
         rows_in(slow, SNAPSHOTS[:4], concurrency=4, on_row=interrupt)
     assert TICKS <= len(total) < 3 * TICKS

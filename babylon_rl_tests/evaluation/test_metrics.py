@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.evaluation import metrics as m
-from babylon_rl.evaluation.metrics import open_counts, positions
+from babylon_rl.evaluation.metrics import positions
 from babylon_rl.evaluation.results import Metrics
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Invalid, OpenPerp, SellPrediction, WritePost
 from babylon_rl.market.simulation.observation import Observation
@@ -62,10 +62,9 @@ def test_positions_together_are_the_whole_profit_even_when_some_stay_open() -> N
     run = played(make_market(RISING), actions)
     held = positions(run.records["a"], run.exchange)
     assert math.fsum(one.profit for one in held.values()) == pytest.approx(run.pnl_usd["a"], abs=1e-6)
-    assert [(one.market, one.side, one.ended) for one in held.values()] == [
-        (STOCK, "long", "open"), (MARKET, "yes", "open"), (OTHER_STOCK, "short", "open"), (MARKET, "no", "open"),
-    ]  # fmt: skip
-    assert open_counts(held.values(), 21)[:9] == [0, 1, 2, 2, 2, 2, 3, 4, 4]
+    wanted = [(STOCK, "long"), (MARKET, "yes"), (OTHER_STOCK, "short"), (MARKET, "no")]
+    assert [(one.market, one.side) for one in held.values()] == wanted
+    assert list(run.records["a"].held)[:9] == [0, 1, 2, 2, 2, 2, 3, 4, 4]
 
 
 def test_positions_end_where_they_were_sold_answered_or_liquidated() -> None:
@@ -78,8 +77,8 @@ def test_positions_end_where_they_were_sold_answered_or_liquidated() -> None:
         4: ClosePerp(OTHER_STOCK),
     }
     run = played(scenario, actions)
-    held = list(positions(run.records["a"], run.exchange).values())
-    assert [one.ended for one in held] == ["liquidation", "answer", "sold"] and [one.ended_moment for one in held][1:] == [10, 5]
+    held = list(run.records["a"].held)
+    assert held[:6] == [0, 1, 1, 2, 2, 1] and held[9:11] == [1, 0], "liquidated at tick 2, sold at 4, answered at 10"
     found = m.metrics_of(run, "a", [], 0.0)
     assert found.perp_metrics.liquidations == 1 and found.win_rate == pytest.approx(2 / 3)
 

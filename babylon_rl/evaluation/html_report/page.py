@@ -63,7 +63,6 @@ class AgentSummary:
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
         return self.row.agent
 
     @property
@@ -73,12 +72,10 @@ class AgentSummary:
 
     @property
     def pnls(self) -> list[float]:
-        """P&L of every run, in dollars."""
         return [run.pnl_usd for run in self.runs]
 
     @property
     def quantiles(self) -> Quantiles:
-        """Quantiles of the P&L of its runs."""
         return quantiles_of(self.pnls)
 
     @property
@@ -120,7 +117,6 @@ class Difference:
 
     @property
     def negated(self) -> "Difference":
-        """Theirs less ours."""
         low, high = (None if bound is None else -bound for bound in (self.interval.high, self.interval.low))
         interval = Bounds(mean=-self.interval.mean, low=low, high=high)
         return replace(self, ours=self.theirs, theirs=self.ours, values=tuple(-value for value in self.values), interval=interval)

@@ -282,18 +282,15 @@ def load(path: Path) -> SnapshotDocument:
     return snapshot
 
 
-def to_scenario(snapshot: SnapshotDocument, *, compare: bool = True) -> Scenario:
+def to_scenario(snapshot: SnapshotDocument) -> Scenario:
     """The market of a snapshot that `validate` finds no errors in.
-
-    Args:
-        compare: check every tick of a snapshot of ours against the market that its config gives.
 
     Raises:
         MarketError: a snapshot of ours that its config does not give: written by another version, or changed since.
     """
     if snapshot.config is None or snapshot.generator is None:
         return _replayed(snapshot)
-    return _regenerated(snapshot, snapshot.config, snapshot.generator, compare)
+    return _regenerated(snapshot, snapshot.config, snapshot.generator)
 
 
 def optimum_of(snapshot: SnapshotDocument) -> Optimum:
@@ -303,7 +300,7 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
     return optimum(oracle_play(to_scenario(snapshot)))
 
 
-def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
+def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator) -> Scenario:
     config = read_fields(fields, ScenarioConfig, "config")
     # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
@@ -318,7 +315,7 @@ def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: 
     if snapshot.ground_truth.market_outcomes != outcomes:
         raise MarketError(f"Snapshot {snapshot.id} was changed: its outcomes are not those of its config. Generate it again.")
     # Tick by tick, so that the message names the place.
-    if compare and (where := _first_difference(snapshot, scenario)):
+    if where := _first_difference(snapshot, scenario):
         raise MarketError(f"Snapshot {snapshot.id} was changed {where}: its config gives another market. Generate it again.")
     return scenario
 

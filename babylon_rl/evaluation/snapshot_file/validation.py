@@ -4,14 +4,13 @@ Errors make it unusable; warnings are what the game's own snapshots are known fo
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.snapshot_file.schema import (
     EVENT_TYPES,
     MARKET_TRADE,
     PRICE_UPDATED,
-    VERSION,
     PerpetualMarket,
     PredictionMarket,
     PricePoint,
@@ -182,8 +181,6 @@ def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
 
 
 def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
-    if snapshot.version != VERSION:
-        findings.error("version", f"It is of version {snapshot.version!r}, allowed is {VERSION!r}")
     if not snapshot.id:
         findings.error("id", "It has no id")
     if snapshot.tick_interval <= 0 or snapshot.duration <= 0:
@@ -298,25 +295,24 @@ def _check_stock(market: PerpetualMarket, where: str, findings: Findings) -> Non
         findings.warning("funding", f"The funding rate of {market.ticker} is {market.funding_rate} {where}; it is taken as 0")
 
 
-def _check_course(states: Iterable[State], findings: Findings) -> None:
+def _check_course(states: Sequence[State], findings: Findings) -> None:
     """Check from state to state: markets stay, answers stay, and prices move."""
     moved: dict[str, bool] = {}
-    before: State | None = None
-    for state in states:
-        if before is not None:
-            old = {market.id: market for market in before.prediction_markets}
-            new = {market.id: market for market in state.prediction_markets}
-            for name in (name for name in old if name not in new):
-                findings.error("gone", f"Question {name} is missing from the state of tick {state.tick}")
-            for name in (name for name in old if name in new):
-                moved[name] = moved.get(name, False) or old[name].yes_price != new[name].yes_price
-                if old[name].resolved and not new[name].resolved:
-                    findings.error("reopened", f"Question {name} is open again at tick {state.tick}")
-            if [market.ticker for market in before.perpetual_markets] != [market.ticker for market in state.perpetual_markets]:
-                findings.error("stocks", f"The stocks of tick {state.tick} are not those of the tick before")
+    before = states[0]
+    for state in states[1:]:
+        now = {market.id: market for market in state.prediction_markets}
+        for old in before.prediction_markets:
+            if old.id not in now:
+                findings.error("gone", f"Question {old.id} is missing from the state of tick {state.tick}")
                 continue
-            for old_stock, new_stock in zip(before.perpetual_markets, state.perpetual_markets, strict=True):
-                moved[old_stock.ticker] = moved.get(old_stock.ticker, False) or old_stock.price != new_stock.price
+            moved[old.id] = moved.get(old.id, False) or old.yes_price != now[old.id].yes_price
+            if old.resolved and not now[old.id].resolved:
+                findings.error("reopened", f"Question {old.id} is open again at tick {state.tick}")
+        if [market.ticker for market in before.perpetual_markets] != [market.ticker for market in state.perpetual_markets]:
+            findings.error("stocks", f"The stocks of tick {state.tick} are not those of the tick before")
+            continue  # the next state is compared with the one before
+        for old_stock, new_stock in zip(before.perpetual_markets, state.perpetual_markets, strict=True):
+            moved[old_stock.ticker] = moved.get(old_stock.ticker, False) or old_stock.price != new_stock.price
         before = state
     still = [name for name, has in moved.items() if not has]
     if still:

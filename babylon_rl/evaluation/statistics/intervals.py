@@ -147,13 +147,13 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(parts)
 
 
-def ratio_interval(parts: Values, wholes: Values, *, confidence: float = CONFIDENCE) -> Interval:
+def ratio_interval(parts: Values, wholes: Values) -> Interval:
     """Sum of ``parts`` over sum of ``wholes``, one of each a market, with its interval.
 
     Raises:
         ValueError: they are not of the same length, empty, not finite, or the wholes sum to 0.
     """
-    return mean_interval(linearised(parts, wholes), confidence=confidence)
+    return mean_interval(linearised(parts, wholes))
 
 
 def linearised(parts: Values, wholes: Values) -> Floats:
