@@ -8,12 +8,12 @@ gets everything (docs/decisions/0002-observed-versions.md).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, OWNERS, column_schema, described, hours
+from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, catalog_page, hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.dagster_rows import forget_versions, lock_reports, note_versions, told_versions
@@ -131,23 +131,9 @@ def report(
     return count
 
 
-TRAJECTORY_COLUMNS = column_schema(
-    trajectoryId=("text", "Unique id of the row"),
-    agentId=("text", "The agent"),
-    windowId=("varchar(50)", "The hour, where the producer wrote it"),
-    startTime=("timestamp(3)", "UTC; gives the hour where windowId does not"),
-    stepsJson=("text", "The steps: state, prompts and answers, action, reward"),
-    finalPnL=("double precision", "Lifetime P&L in dollars at the end"),
-    usedInTraining=("boolean", "Set when a batch that held the row has produced a checkpoint"),
-)
+_GAME: dict[str, Any] = {"partitions_def": hours, "group_name": "game", "code_version": "1", "kinds": {"postgres", "source"}}
 _WHEN_RED = (
     "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once."
-)
-MARKET_COLUMNS = column_schema(
-    StockPrice=("table", "price of an organization at a moment"),
-    WorldEvent=("table", "what happened, to whom, about which question"),
-    Question=("table", "prediction questions and their official answers"),
-    PredictionPriceHistory=("table", "probabilities, and the moment of each resolution"),
 )
 
 
@@ -156,27 +142,33 @@ MARKET_COLUMNS = column_schema(
     specs=[
         dg.AssetSpec(
             RAW_TRAJECTORIES,
-            partitions_def=hours,
-            group_name="game",
-            owners=OWNERS,
-            code_version="1",
-            kinds={"postgres", "source"},
-            metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
-            description=described(
+            **_GAME,
+            **catalog_page(
+                {
+                    "trajectoryId": ("text", "Unique id of the row"),
+                    "agentId": ("text", "The agent"),
+                    "windowId": ("varchar(50)", "The hour, where the producer wrote it"),
+                    "startTime": ("timestamp(3)", "UTC; gives the hour where windowId does not"),
+                    "stepsJson": ("text", "The steps: state, prompts and answers, action, reward"),
+                    "finalPnL": ("double precision", "Lifetime P&L in dollars at the end"),
+                    "usedInTraining": ("boolean", "Set when a batch that held the row has produced a checkpoint"),
+                },
                 "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged "
                 "calls.",
                 _WHEN_RED,
+                "public.trajectories",
             ),
         ),
         dg.AssetSpec(
             MARKET_DATA,
-            partitions_def=hours,
-            group_name="game",
-            owners=OWNERS,
-            code_version="1",
-            kinds={"postgres", "source"},
-            metadata=MARKET_COLUMNS,
-            description=described(
+            **_GAME,
+            **catalog_page(
+                {
+                    "StockPrice": ("table", "price of an organization at a moment"),
+                    "WorldEvent": ("table", "what happened, to whom, about which question"),
+                    "Question": ("table", "prediction questions and their official answers"),
+                    "PredictionPriceHistory": ("table", "probabilities, and the moment of each resolution"),
+                },
                 "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "
                 "the question was open.",
                 _WHEN_RED,
