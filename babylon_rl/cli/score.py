@@ -17,6 +17,7 @@ from babylon_rl.judge.plan import Change, find_changes
 from babylon_rl.judge.prompt.templates import judge_version
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows
@@ -136,20 +137,14 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, s
     document = {
         "windows": [hour.window for hour in hours],
         "judge": settings.judge_model,
-        "requests": whole.requests,
-        "cached": whole.cached,
-        "promptTokens": whole.prompt_tokens,
-        "completionTokens": whole.completion_tokens,
-        "usd": whole.usd,
-        "requestsMost": whole.most_requests,
-        "usdMost": whole.most_usd,
-        "hours": [hour.document() for hour in hours],
+        **document_of(whole, "requests", "cached", "prompt_tokens", "completion_tokens", "usd", "requests_most", "usd_most"),
+        "hours": [document_of(hour) for hour in hours],
     }
     price = "at a price that no table knows" if whole.usd is None else f"for about {_dollars(whole)}"
-    rows: list[list[Any]] = [[h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
+    rows: list[list[Any]] = [[h.window, h.agents, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
     columns = ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"]
     total = (
-        f"{len(hours)} hours would take {whole.requests} to {whole.most_requests} requests to {settings.judge_model} ({whole.cached} "
+        f"{len(hours)} hours would take {whole.requests} to {whole.requests_most} requests to {settings.judge_model} ({whole.cached} "
         f"more are answered), {whole.prompt_tokens} tokens in and about {whole.completion_tokens} out for the fewest, {price}. "
         "The most are asked where all orders disagree and answers are as often unusable as so far."
     )
@@ -157,7 +152,7 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, s
 
 
 def _dollars(cost: HourCost) -> str:
-    return "?" if cost.usd is None or cost.most_usd is None else f"${cost.usd:.4f} to ${cost.most_usd:.4f}"
+    return "?" if cost.usd is None or cost.usd_most is None else f"${cost.usd:.4f} to ${cost.usd_most:.4f}"
 
 
 @dataclass(frozen=True)
