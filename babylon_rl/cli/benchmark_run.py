@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from babylon_rl.cli.benchmark_players import game_of_players, players_named
@@ -218,7 +217,7 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         "directory": str(directory),
         "played": runs.played,
         "known": runs.known,
-        "unfinished": msgspec.to_builtins(runs.unfinished),
+        "unfinished": runs.unfinished,
     }
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, WindowArgument, refuse_future
@@ -151,11 +150,10 @@ def _verdict(summaries: Sequence[WindowSummary], lookback_start: str, settings: 
 
 def window_row(facts: WindowSummary) -> dict[str, Any]:
     """One hour as JSON shows it."""
-    shown = document_of(
+    return document_of(
         facts, "window", "rows", "eligible", "new_trainable", "rejected", "agents", "episodes", "usable_episodes", "ready", "state",
-        "message_sources", "avg_pnl", "trainable_sequences",
+        "message_sources", "avg_pnl", "trainable_sequences", "quality",
     )  # fmt: skip
-    return shown | {"quality": msgspec.to_builtins(facts.quality)}
 
 
 @app.command("episodes")
@@ -303,7 +301,6 @@ def _judgement_sentences(group: GroupScores) -> list[str]:
 
 
 def _wanted(connection: Connection, now: datetime, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
-    """The requested hours that hold rows."""
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
     # Refuses a malformed hour, and a range that runs backwards.

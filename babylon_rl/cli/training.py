@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
@@ -61,7 +60,7 @@ def ready(as_json: JsonOption = False) -> None:
     ]
     least = with_smaller_minimum(settings).training_min_trajectories
     smaller = f"Automation starts with {least} trajectories from {due:%Y-%m-%d %H:%M} UTC on (train_daily)."
-    emit(to_builtins(ReadinessDocument.of(state)), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
+    emit(ReadinessDocument.of(state), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
     if not state.ready:
         raise typer.Exit(1)
 

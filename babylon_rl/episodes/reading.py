@@ -181,8 +181,6 @@ _E = TypeVar("_E", Episode, BatchEpisode)
 
 @dataclass
 class _WindowRows:
-    """Rows of one window gathered so far."""
-
     rows: int = 0
     trajectories: list[Trajectory] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)

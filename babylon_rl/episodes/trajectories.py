@@ -243,7 +243,6 @@ def _kind(action_type: str) -> _Kind:
 # Rows that did the same share it: such a dict is a third of the memory that a row's reading takes.
 @functools.lru_cache(maxsize=1024)
 def _shown(kinds: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    """Number of actions by shown name."""
     return {_kind(name).shown: number for name, number in kinds}
 
 
@@ -361,7 +360,6 @@ def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
 
 
 def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
-    """Count the training sequences in ``steps``."""
     called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
     return sum([is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 
