@@ -52,7 +52,6 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     if audited is not None:
         context.log.info(audited.sentence)
     document = report_document(report)
-    # Numbers over time first, then the report's table and plots, then the whole document.
     metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
     metadata |= _numbers(document)
     metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in report_rows(report)])

@@ -40,7 +40,6 @@ def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]
     write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
     rows = [line.document for line in board.lines]
     best = board.best
-    # Headline numbers first, then table and plot.
     metadata = counts(len(rows), best_version=best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked))
     metadata["rows"] = results_table(rows, SHOWN)
     metadata |= embedded([Picture("P&L with intervals", png)])

@@ -19,7 +19,6 @@ def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictu
     outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
     # A judge is shown the market too: scores that were given for another one are marked here, before anything asks for them.
     note_changes(connection, windows, babylon.settings)
-    # Price paths are read only for the hours that get plots.
     drawn = [outcomes[window] for window in windows if window in pictures and window in outcomes]
     prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
     odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])

@@ -57,7 +57,6 @@ def _report(window: str, scores: ScoringResult, *, drawn: bool) -> HourReport:
     group = scores.get(window)
     if group is not None:
         return _scored(group, scores, drawn=drawn)
-    # No scores: the judge did not answer, the group is in quarantine, or there is no group.
     if window in scores.pending:
         return HourReport(PENDING, counts(0, judged="pending: it waits for another run", reason=scores.pending[window]))
     if window in scores.quarantined:

@@ -33,7 +33,6 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
         mean_pnl_usd=facts.avg_pnl,
         changed=facts.changed,
     )
-    # Plots for the newest hour of a run only; tables for every hour.
     pictures = []
     if drawn and episodes:
         pictures.append(bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes]))

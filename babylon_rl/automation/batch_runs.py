@@ -136,7 +136,6 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judge
     # The last of its hours counts: a run before that would find at least one of them unjudged again.
     asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
     again_at = runs.seen_at + retry_after(runs.failed)
-    # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if asked_at is not None and now < asked_at:

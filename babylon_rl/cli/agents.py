@@ -65,7 +65,6 @@ def spawn_agents(
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
-        # A model is served only if an agent asks one.
         llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0, game=request.game)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
@@ -119,7 +118,6 @@ def harness(
     with open_database(settings) as database:
         migrate(database)
         state = Harness(settings, database, agents, seed, as_json)
-        # Readiness before and after shows what the harness added.
         before = _readiness(state, reading=train)
         comparison, recorded = _benchmark(state, markets, report)
         training, faults = _learn(state, markets[0], windows, start, force) if train else (None, [])
@@ -164,7 +162,6 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
 
 def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> tuple[dict[str, Any], list[str]]:
     """Play training hours, then train if there is enough data, or if ``force``; return the result as JSON shows it, and faults."""
-    # Without --windows, as many hours as readiness lacks.
     number = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
         request = SpawnRequest(state.agents, 0, number, state.seed, start=start)

@@ -210,7 +210,6 @@ def generate(
     }
     config = _config(preset, edition, {name: value for name, value in options.items() if value is not None})
     snapshot = from_scenario(benchmark_scenario(config))
-    # An unsound snapshot is never written; warnings are printed.
     errors, warnings = validate(snapshot)
     if errors:
         raise MarketError(f"The market of {config} makes no sound snapshot: {' '.join(errors)}")

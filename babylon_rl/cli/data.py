@@ -114,7 +114,6 @@ def windows(
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
         "verdict": verdict,
     }
-    # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
     if unmatched:
@@ -272,7 +271,6 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 def _why_unscored(connection: Connection, window: str) -> str:
     if have_scores(connection):
-        # The most specific reason first: pending, then quarantined, then not judged yet.
         if pending := read_pending(connection, [window]).get(window):
             return f"It waits: {pending.reason}"
         if aside := read_quarantined(connection, [window]).get(window):

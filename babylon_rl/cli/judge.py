@@ -67,7 +67,6 @@ def retry(
         raise UsageError("Name the hours, or give --all.")
     with open_database(load_settings(), prepare=False) as database, database.connect(autocommit=True) as connection:
         released = release_quarantined(connection, windows)
-    # Hours that were not in quarantine are reported, not refused.
     others = sorted(set(windows or ()) - set(released))
     if others:
         say(f"Not in quarantine, nothing to retry: {', '.join(others)}. `babylon-rl score` judges hours that wait or have no scores.")
@@ -135,7 +134,6 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Correlate the judge's scores with expected P&L. Of agents of known skill."""
-    # An option that was not given leaves its setting as it is.
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
     with open_database(settings, prepare=False) as database:

@@ -101,7 +101,6 @@ def export(
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
     }  # fmt: skip
-    # The command that serves these files: a merged model alone, an adapter beside its base.
     adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} --return-tokens-as-token-ids"
     serves = f"vllm serve {exported.directory}" if merged else f"vllm serve {model.base_model} {adapter}"
     lines = [
@@ -167,7 +166,6 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     directory = checkpoint_of(model, settings)
     if model.pruned_at is not None and not directory.is_dir():
         raise ModelUnavailable(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are not here any more.")
-    # Damaged files are refused before anything is sent.
     verify(directory)
     remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:

@@ -114,7 +114,6 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
     emit(document, [listed(list(COLUMNS), [hour.row() for hour in hours])], as_json)
-    # The results are printed first, then waiting hours become the exit code.
     if pending:
         window, reason = next(iter(pending.items()))
         number = "1 hour waits and is" if len(pending) == 1 else f"{len(pending)} hours wait and are"
@@ -126,13 +125,11 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, s
         held = recorded_hours(connection, settings, utc_now(), span)
         lacking = held if force else _lacking(connection, held, settings, stale)
         if settings.judge_model == HEURISTIC:
-            # The heuristic asks no model: there is nothing to estimate.
             document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, [sentence], as_json)
             return
         hours = estimate_hours(connection, lacking, settings, force=force, stale=stale)
-    # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {
         "windows": [hour.window for hour in hours],
@@ -219,7 +216,6 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
 def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
     """Remarks beside the table: hours that the judge did not score, and advice."""
     remarks = []
-    # Three remarks, each only if it applies: quarantined hours, kept scores, scores of another judge.
     aside = [entry for entry in outcomes if entry.outcome == "quarantined"]
     if aside:
         advice = "`babylon-rl judge quarantine` shows the answers, `babylon-rl judge retry` asks again."

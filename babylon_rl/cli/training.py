@@ -121,7 +121,6 @@ def sync_outcomes(
     span = pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, utc_now(), span)
-        # Hours with trajectories or market records; only complete ones are written.
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
         held = sorted(window for window in recorded if window <= bounds.complete)
         before = read_market_windows(connection, held)
@@ -282,7 +281,6 @@ def report_training(results: Sequence[Trained], settings: Settings, as_json: boo
     """Print the last result of a command; of those before it, the batches as JSON."""
     trained, earlier = results[-1], [result.batch.batch_id for result in results[:-1]]
     model = trained.model
-    # The document for scripts; the lines below show the same facts to people.
     endpoint = address_of(settings, model.version, trained.checkpoint)
     document = {
         "batchId": trained.batch.batch_id,

@@ -71,7 +71,6 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
     hours = [Check("hours", "FAIL", sentence)] if lost else []
-    # The 24 hours end with the newest hour that holds rows.
     newest = newest_window_with_rows(connection, newest_complete(now))
     end = next_window(newest or newest_complete(now))
     first = window_of(window_start(end) - HOURS * HOUR)

@@ -189,7 +189,6 @@ class GroupJudge:
         )
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
-        # The group's first requests were reserved together.
         async with self.budget.reserved(() if attempt == FIRST_TRY else [request]), self._slots:
             self._failures.check()
             self._store.check()

@@ -214,7 +214,6 @@ class Budget:
         if self.usd is None or not expected:
             yield
             return
-        # requests without a known price pass, and are noted
         self.blind |= None in expected
         usd = sum(part for part in expected if part is not None)
         account = await self.store.reserve(usd, self.usd, self.paid)

@@ -178,7 +178,6 @@ _RAW = (
     ),
 )
 _SECRET_ANCHOR = '"outcome":'
-# A text without any of these needs no further search; almost all texts end here.
 
 
 @cache

@@ -389,7 +389,6 @@ def _written(
     def count(text: str) -> int:
         return encoded(escaped(text))  # as request.py writes it
 
-    # the context first; it may take only its share
     budget = request_tokens(settings)
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = templates.question_names(outcomes) if private.allows("market") else {}
