@@ -173,8 +173,6 @@ COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
 
 @dataclass(frozen=True)
 class _Source:
-    """Database connection, range and settings of one reading."""
-
     connection: Connection
     first: str
     end: str

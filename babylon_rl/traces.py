@@ -65,8 +65,6 @@ class Span:
 
 
 class _Tracing:
-    """The tracer of this process, and the thread that sends its spans."""
-
     def __init__(self, endpoint: str, redactor: Redactor) -> None:
         # Names of attributes as the stable conventions have them; read by the instrumentations.
         os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")

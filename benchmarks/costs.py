@@ -46,7 +46,7 @@ def judging(connection: Connection, judges: Sequence[str] = JUDGES) -> Iterator[
             "requests": total.requests / thousands, "prompt_tokens": total.prompt_tokens / thousands,
             "completion_tokens": total.completion_tokens / thousands,
             "usd": None if total.usd is None else total.usd / thousands,
-            "usd_most": None if total.most_usd is None else total.most_usd / thousands,
+            "usd_most": None if total.usd_most is None else total.usd_most / thousands,
         }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class Step:
     def observe(self, *, full: bool) -> str:
         """Versions of hours, compared with an instance that knows none."""
         with dg.DagsterInstance.ephemeral() as instance:
-            return f"{len(observe(instance, self.babylon, full=full).trajectories)} hours"
+            return f"{len({change.window for change in observe(instance, self.babylon, full=full).changes})} hours"
 
     def hours(self, asset: str, first: str, last: str) -> str:
         """Materialize a range."""

@@ -4,34 +4,26 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table
+from babylon_rl.assets.partitions import asset, counts, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import bar_plot, line_plot
-from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
 
-COLUMNS = column_schema(
-    version=("text", "The arm: a version, or base"),
-    share=("double precision", "Percent of all agents"),
-    agents=("integer", "Agents that traded in hours of every arm"),
-    pnl=("double precision", "Dollars an agent-hour, mean"),
-)
 
-
-@dg.asset(
+@asset(
     deps=["window_groups"],
     group_name="serving",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="1",
-    metadata=COLUMNS,
-    description=described(
-        "The newest A/B test of versions on live agents: P&L of each arm in the same hours, the difference with an interval that "
-        "holds at every look, and whether agents came as they were assigned.",
-        "the log of its run says why; `babylon-rl ab status` shows the same numbers. The test itself goes on.",
-    ),
+    columns={
+        "version": ("text", "The arm: a version, or base"),
+        "share": ("double precision", "Percent of all agents"),
+        "agents": ("integer", "Agents that traded in hours of every arm"),
+        "pnl": ("double precision", "Dollars an agent-hour, mean"),
+    },
+    says="The newest A/B test of versions on live agents: P&L of each arm in the same hours, the difference with an interval that "
+    "holds at every look, and whether agents came as they were assigned.",
+    when_red="the log of its run says why; `babylon-rl ab status` shows the same numbers. The test itself goes on.",
 )
-@traced_step
 def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.serving.ab_tests import course, report
     from babylon_rl.store.releases import read_tests

@@ -1,45 +1,14 @@
 """Asset ``answer_groups``: answers of an hour's models, replayed and judged by prompt."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import dagster as dg
-
-from babylon_rl.assets.partitions import AS_LOADED, OWNERS, HourReport, column_schema, counts, described, hours, report_hours, table
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.answer_groups import answer_rules, sync_answer_groups, without_answers
 from babylon_rl.store.answer_groups import AnswerGroup, ReplayedHour
 from babylon_rl.store.connection import Connection
-from babylon_rl.traces import traced_step
 
 NOTHING = "no rows"
-COLUMNS = column_schema(
-    window=("varchar(50)", "The hour"),
-    trajectoryId=("text", "The trajectory of the call"),
-    callId=("text", "The recorded call whose prompt is answered"),
-    modelVersion=("text", "The version of ours that was asked"),
-    answers=("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer"),
-)
-
-
-@dg.asset(
-    partitions_def=hours,
-    deps=["window_groups", "market_outcomes"],
-    group_name="judge",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
-    code_version=answer_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    metadata={**COLUMNS, "table": "babylon_rl.answer_groups"},
-    description=described(
-        "With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
-        "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",
-        "the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and it trains by the hour.",
-    ),
-)
-@traced_step
-def answer_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    yield from report_hours(context, babylon, _reports)
 
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
@@ -64,3 +33,24 @@ def _row(group: AnswerGroup) -> dict[str, Any]:
         "call": group.call_id, "version": group.model_version or "another model", "answers": len(group.answers), "best": best[0],
         "best $": best[1], "worst": worst[0], "worst $": worst[1],
     }  # fmt: skip
+
+
+answer_groups = hourly_asset(
+    "answer_groups",
+    _reports,
+    deps=["window_groups", "market_outcomes"],
+    group_name="judge",
+    code_version=answer_rules(AS_LOADED),
+    table="babylon_rl.answer_groups",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "trajectoryId": ("text", "The trajectory of the call"),
+        "callId": ("text", "The recorded call whose prompt is answered"),
+        "modelVersion": ("text", "The version of ours that was asked"),
+        "answers": ("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer"),
+    },
+    says="With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
+    "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",
+    when_red="the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and it trains by the "
+    "hour.",
+)

@@ -9,39 +9,16 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import (
-    OWNERS,
-    admin_link,
-    batch_of,
-    batches,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    results_table,
-)
+from babylon_rl.assets.partitions import admin_link, asset, batch_of, batches, counts, embedded, results_table
 from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving, kept_open
 from babylon_rl.reporting.plots import Picture, bar_plot
 from babylon_rl.store.registry import model_of_batch
-from babylon_rl.traces import traced_step
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
     "model": "model", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs ref.", "winRate": "wins", "holdShare": "hold",
 }  # fmt: skip
-COLUMNS = column_schema(
-    model=("text", "A version, the base, or a strategy"),
-    pnl=("double precision", "Dollars an hour, mean over the markets played"),
-    low=("double precision", "Lower end of the 95 % interval"),
-    high=("double precision", "Upper end of the 95 % interval"),
-)
-RELEASE_COLUMNS = column_schema(
-    version=("text", "The version that was decided on"),
-    decision=("text", "Whether the evidence lets it in front of the agents"),
-    reason=("text", "The numbers behind the decision"),
-    release=("text", "The rollout that follows from it"),
-)
 
 
 @dg.resource(description="The endpoint of compared models: a server on this machine, kept open until the run ends.")
@@ -53,22 +30,22 @@ def models_here(_: dg.InitResourceContext) -> Iterator[Serving]:
         yield serving
 
 
-@dg.asset(
+@asset(
     partitions_def=batches,
     deps=["trained_checkpoint"],
     group_name="evaluation",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="2",
-    metadata=COLUMNS,
-    description=described(
-        "The checkpoint plays unseen markets against the deployed version or the newest ancestor that passed, the base, doing "
-        "nothing and scripts, paired: P&L with intervals, never the judge's score.",
-        "the log of its run says what could not be played; the sensor finish_evidence asks again, three times at most, then "
-        "materialize this and what follows by hand.",
-    ),
+    columns={
+        "model": ("text", "A version, the base, or a strategy"),
+        "pnl": ("double precision", "Dollars an hour, mean over the markets played"),
+        "low": ("double precision", "Lower end of the 95 % interval"),
+        "high": ("double precision", "Upper end of the 95 % interval"),
+    },
+    says="The checkpoint plays unseen markets against the deployed version or the newest ancestor that passed, the base, doing "
+    "nothing and scripts, paired: P&L with intervals, never the judge's score.",
+    when_red="the log of its run says what could not be played; the sensor finish_evidence asks again, three times at most, then "
+    "materialize this and what follows by hand.",
 )
-@traced_step
 def benchmark_report(
     context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
 ) -> dg.MaterializeResult[Any]:
@@ -104,22 +81,22 @@ def benchmark_report(
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.data_version))
 
 
-@dg.asset(
+@asset(
     partitions_def=batches,
     deps=["benchmark_report"],
     group_name="serving",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="2",
-    metadata=RELEASE_COLUMNS,
-    description=described(
-        "Records whether a version may be put in front of the agents, from its benchmark report. One that passed becomes a "
-        "candidate; with AUTO_PROMOTE it is confirmed in fresh markets, and its rollout starts.",
-        "the log of its run says why; the deployed version stays. Overdue: no version was decided on lately, and `babylon-rl "
-        "ready` says what is missing for a training.",
-    ),
+    columns={
+        "version": ("text", "The version that was decided on"),
+        "decision": ("text", "Whether the evidence lets it in front of the agents"),
+        "reason": ("text", "The numbers behind the decision"),
+        "release": ("text", "The rollout that follows from it"),
+    },
+    says="Records whether a version may be put in front of the agents, from its benchmark report. One that passed becomes a "
+    "candidate; with AUTO_PROMOTE it is confirmed in fresh markets, and its rollout starts.",
+    when_red="the log of its run says why; the deployed version stays. Overdue: no version was decided on lately, and `babylon-rl "
+    "ready` says what is missing for a training.",
 )
-@traced_step
 def released_model(
     context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon], models: dg.ResourceParam[Serving]
 ) -> dg.MaterializeResult[Any]:

@@ -1,67 +1,14 @@
 """Asset ``hindsight``: correctness of an hour's actions, and leaks in its training texts."""
 
-from collections.abc import Iterator
-from typing import Any
-
-import dagster as dg
-
-from babylon_rl.assets.partitions import (
-    AS_LOADED,
-    OWNERS,
-    HourReport,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    hours,
-    report_hours,
-    table,
-)
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, embedded, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.judge.plan import hindsight_rules
 from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
-from babylon_rl.traces import traced_step
 
 NOTHING = "no rows"
-COLUMNS = column_schema(
-    window=("varchar(50)", "The hour"),
-    trajectoryId=("text", "The trajectory that acted"),
-    step=("integer", "Place among its completed steps, from 0"),
-    agentId=("text", "Who acted"),
-    actionType=("text", "As recorded"),
-    executed=("boolean", "Whether the action succeeded"),
-    kind=("text", "prediction or stock"),
-    target=("text", "The name by which the action called it"),
-    organizationId=("text", "The organization that it means; empty for nobody or several"),
-    marketId=("text", "The question or market that it means"),
-    side=("text", "YES, NO, UP or DOWN"),
-    outcome=("text", "The official answer, once there is one"),
-    changePercent=("double precision", "The stock's change over the hour, in percent"),
-    correct=("boolean", "Whether it was right; empty while nobody knows"),
-)
-
-
-@dg.asset(
-    partitions_def=hours,
-    deps=["window_groups", "market_outcomes"],
-    group_name="market",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
-    code_version=hindsight_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    metadata={**COLUMNS, "table": "babylon_rl.action_outcomes"},
-    description=described(
-        "Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
-        "known after the hour: they never train.",
-        "the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
-    ),
-)
-@traced_step
-def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    yield from report_hours(context, babylon, _reports)
 
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
@@ -91,3 +38,32 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
             [{"agent": a.agent_id, "actions": a.actions, "known": a.known, "right": a.right, "share right": a.share} for a in agents]
         )
     return HourReport(seen.data_version, metadata)
+
+
+hindsight = hourly_asset(
+    "hindsight",
+    _reports,
+    deps=["window_groups", "market_outcomes"],
+    group_name="market",
+    code_version=hindsight_rules(AS_LOADED),
+    table="babylon_rl.action_outcomes",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "trajectoryId": ("text", "The trajectory that acted"),
+        "step": ("integer", "Place among its completed steps, from 0"),
+        "agentId": ("text", "Who acted"),
+        "actionType": ("text", "As recorded"),
+        "executed": ("boolean", "Whether the action succeeded"),
+        "kind": ("text", "prediction or stock"),
+        "target": ("text", "The name by which the action called it"),
+        "organizationId": ("text", "The organization that it means; empty for nobody or several"),
+        "marketId": ("text", "The question or market that it means"),
+        "side": ("text", "YES, NO, UP or DOWN"),
+        "outcome": ("text", "The official answer, once there is one"),
+        "changePercent": ("double precision", "The stock's change over the hour, in percent"),
+        "correct": ("boolean", "Whether it was right; empty while nobody knows"),
+    },
+    says="Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
+    "known after the hour: they never train.",
+    when_red="the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
+)

@@ -6,12 +6,11 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, table
+from babylon_rl.assets.partitions import asset, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import REPORT_DAYS, judges_of, without_scores
-from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
 from babylon_rl.windows import window_of
 
@@ -26,27 +25,21 @@ QUARANTINE_ADVICE = (
     "`babylon-rl judge quarantine` shows why: a model that cannot answer in JSON is the wrong one, what is refused as too long wants a "
     "lower JUDGE_REQUEST_TOKENS; `babylon-rl judge retry --all` asks again."
 )
-COLUMNS = column_schema(
-    measured=("text", "What was measured"),
-    interval=("text", "The number with its 95 % interval over hours"),
-    meaning=("text", "What it says"),
-)
 
 
-@dg.asset(
+@asset(
     deps=["scored_groups"],
     group_name="judge",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="1",
-    metadata=COLUMNS,
-    description=described(
-        f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
-        f"whether place and length sway it, and what it costs, over {NEWEST}.",
-        "the log of its run says why; `babylon-rl judge report` makes the same. Training does not wait for it.",
-    ),
+    columns={
+        "measured": ("text", "What was measured"),
+        "interval": ("text", "The number with its 95 % interval over hours"),
+        "meaning": ("text", "What it says"),
+    },
+    says=f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
+    f"whether place and length sway it, and what it costs, over {NEWEST}.",
+    when_red="the log of its run says why; `babylon-rl judge report` makes the same. Training does not wait for it.",
 )
-@traced_step
 def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.judge.reliability.audit import report_with_audit
     from babylon_rl.judge.reliability.plots import draw_plots
@@ -59,7 +52,6 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     if audited is not None:
         context.log.info(audited.sentence)
     document = report_document(report)
-    # Numbers over time first, then the report's table and plots, then the whole document.
     metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
     metadata |= _numbers(document)
     metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in report_rows(report)])

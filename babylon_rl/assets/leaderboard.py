@@ -4,38 +4,31 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, column_schema, counts, described, embedded, results_table
+from babylon_rl.assets.partitions import asset, counts, embedded, results_table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
-from babylon_rl.traces import traced_step
 
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
     "place": "#", "model": "who", "pnl": "$/h", "interval": "95 % interval", "improvement": "vs base", "decision": "gate",
 }  # fmt: skip
-COLUMNS = column_schema(
-    place=("integer", "1 earned the most"),
-    model=("text", "A version, the base, or a script"),
-    pnl=("double precision", "Dollars an hour, mean over the markets that all have played"),
-    improvement=("double precision", "Dollars an hour above the base, paired market by market"),
-    decision=("text", "What the gate decided on the version"),
-)
 
 
-@dg.asset(
+@asset(
     deps=["benchmark_report"],
     group_name="evaluation",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="1",
-    metadata=COLUMNS,
-    description=described(
-        "Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
-        "markets, from what the benchmark reports have kept.",
-        "the log of its run says why; it ranks again after the next report. Nothing waits for it.",
-    ),
+    columns={
+        "place": ("integer", "1 earned the most"),
+        "model": ("text", "A version, the base, or a script"),
+        "pnl": ("double precision", "Dollars an hour, mean over the markets that all have played"),
+        "improvement": ("double precision", "Dollars an hour above the base, paired market by market"),
+        "decision": ("text", "What the gate decided on the version"),
+    },
+    says="Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
+    "markets, from what the benchmark reports have kept.",
+    when_red="the log of its run says why; it ranks again after the next report. Nothing waits for it.",
 )
-@traced_step
 def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
     from babylon_rl.evaluation.leaderboard import leaderboard_png, markdown
@@ -47,7 +40,6 @@ def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]
     write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
     rows = [line.document for line in board.lines]
     best = board.best
-    # Headline numbers first, then table and plot.
     metadata = counts(len(rows), best_version=best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked))
     metadata["rows"] = results_table(rows, SHOWN)
     metadata |= embedded([Picture("P&L with intervals", png)])

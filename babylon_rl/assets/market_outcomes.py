@@ -1,22 +1,8 @@
 """Asset ``market_outcomes``: price changes, probabilities and news of every hour."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import dagster as dg
-
-from babylon_rl.assets.partitions import (
-    AS_LOADED,
-    OWNERS,
-    HourReport,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    hours,
-    report_hours,
-    table,
-)
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, embedded, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import market_rules, note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
@@ -24,48 +10,15 @@ from babylon_rl.reporting.numbers import shortened
 from babylon_rl.reporting.plots import Paths, Picture, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
-from babylon_rl.traces import traced_step
 
 NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99  # the most that changePercent holds
-COLUMNS = column_schema(
-    windowId=("varchar(50)", "The hour"),
-    stockTicker=("varchar(20)", "On a stock row: the engine's ticker"),
-    startPrice=("decimal(10,2)", "Dollars at the hour's start"),
-    endPrice=("decimal(10,2)", "Dollars at the hour's end"),
-    changePercent=("decimal(5,2)", "Change in percent, from unrounded prices"),
-    sentiment=("varchar(20)", "BULLISH, BEARISH or NEUTRAL"),
-    newsEvents=("jsonb", "What happened, in time order"),
-    predictionMarketId=("text", "On a prediction row: the question"),
-    outcome=("varchar(20)", "YES or NO once there is an official answer, else UNRESOLVED"),
-    finalProbability=("decimal(5,4)", "Probability of YES at the hour's end"),
-)
-
-
-@dg.asset(
-    partitions_def=hours,
-    deps=["market_data"],
-    group_name="market",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
-    code_version=market_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    metadata={**COLUMNS, "table": "public.market_outcomes"},
-    description=described(
-        "Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
-        "the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
-    ),
-)
-@traced_step
-def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    yield from report_hours(context, babylon, _reports)
 
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
     # A judge is shown the market too: scores that were given for another one are marked here, before anything asks for them.
     note_changes(connection, windows, babylon.settings)
-    # Price paths are read only for the hours that get plots.
     drawn = [outcomes[window] for window in windows if window in pictures and window in outcomes]
     prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
     odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
@@ -148,3 +101,27 @@ def _whole_hour(start: float, path: Path) -> Path:
 def _drawable(percent: float) -> float:
     """Clamp a change to MOST_PERCENT: beyond it a plot shows one stock and zeros."""
     return max(-MOST_PERCENT, min(MOST_PERCENT, percent))
+
+
+market_outcomes = hourly_asset(
+    "market_outcomes",
+    _reports,
+    deps=["market_data"],
+    group_name="market",
+    code_version=market_rules(AS_LOADED),
+    table="public.market_outcomes",
+    columns={
+        "windowId": ("varchar(50)", "The hour"),
+        "stockTicker": ("varchar(20)", "On a stock row: the engine's ticker"),
+        "startPrice": ("decimal(10,2)", "Dollars at the hour's start"),
+        "endPrice": ("decimal(10,2)", "Dollars at the hour's end"),
+        "changePercent": ("decimal(5,2)", "Change in percent, from unrounded prices"),
+        "sentiment": ("varchar(20)", "BULLISH, BEARISH or NEUTRAL"),
+        "newsEvents": ("jsonb", "What happened, in time order"),
+        "predictionMarketId": ("text", "On a prediction row: the question"),
+        "outcome": ("varchar(20)", "YES or NO once there is an official answer, else UNRESOLVED"),
+        "finalProbability": ("decimal(5,4)", "Probability of YES at the hour's end"),
+    },
+    says="Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
+    when_red="the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
+)

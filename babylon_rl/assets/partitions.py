@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
@@ -22,22 +22,32 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.store.windows import reading_chunks
+from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
 from babylon_rl.windows import WINDOW_FORMAT, newest_complete, next_window, utc_now
 
+F = TypeVar("F", bound=Callable[..., Any])
+Columns = Mapping[str, tuple[str, str]]
 OWNERS = ["team:babylon-rl"]
 MOST_TABLE_ROWS = 100
 SIGNIFICANT, SIGNIFICANT_IN_TABLES = 5, 4  # a table of eight columns fits a page of 1,440 pixels
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
 
 
-def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
-    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``.
+def asset(columns: Columns, says: str, when_red: str, *, table: str | None = None, **options: Any) -> Callable[[F], dg.AssetsDefinition]:
+    """``dg.asset`` with ``options``, the page of ``catalog_page``, and a trace of each step."""
+    page = catalog_page(columns, says, when_red, table)
+    return lambda function: dg.asset(**(page | {"kinds": {"python", "postgres"}} | options))(traced_step(function))
 
-    Under Dagster's own key for it they would fill the first screen of the asset's page.
+
+def catalog_page(columns: Columns, says: str, when_red: str, table: str | None = None) -> dict[str, Any]:
+    """Options of an asset that fill its page in the catalog: owner, content, remedy, and the table that it fills.
+
+    Under Dagster's own key for it the columns, ``{name: (type, description)}``, would fill the first screen of the page.
     """
-    described = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
-    return {"columns": dg.TableSchema(described)}
+    schema = dg.TableSchema([dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()])
+    metadata = {"columns": schema} | ({} if table is None else {"table": table})
+    return {"owners": OWNERS, "metadata": metadata, "description": described(says, when_red)}
 
 
 def described(text: str, when_red: str) -> str:
@@ -149,7 +159,18 @@ class HourReport:
 ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[str, HourReport]]
 
 
-def report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
+def hourly_asset(name: str, reports_of: ReportsOf, **options: Any) -> dg.AssetsDefinition:
+    """An asset of hours, a range of them in one run unless ``options`` say otherwise; see ``asset``."""
+
+    def materialize(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
+        yield from _report_hours(context, babylon, reports_of)
+
+    materialize.__name__ = name
+    options.setdefault("backfill_policy", dg.BackfillPolicy.single_run())
+    return asset(name=name, partitions_def=hours, **options)(materialize)
+
+
+def _report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
     """Yield the result of an hourly asset, with metadata for each hour; tag the run with its hours.
 
     A run of one hour has the hour's data version, a range one version of all its hours.

@@ -1,24 +1,11 @@
 """Asset ``scored_groups``: scores of every ready hour's group, its episodes compared with one another."""
 
-from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import (
-    AS_LOADED,
-    OWNERS,
-    HourReport,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    hours,
-    report_hours,
-    table,
-)
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, embedded, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.consensus import ScoringResult
@@ -29,7 +16,6 @@ from babylon_rl.reporting.numbers import shortened
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.traces import traced_step
 from babylon_rl.training.freezing import drop_before_judging
 from babylon_rl.types import GroupScores
 
@@ -38,15 +24,6 @@ OTHER_RULES = (
     "such hours anew, without --dry-run it does so."
 )
 NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"
-COLUMNS = column_schema(
-    window=("varchar(50)", "The hour; one group"),
-    agentId=("text", "The agent whose episode was judged"),
-    score=("double precision", "0 to 1"),
-    rank=("integer", "1 is the best; equal scores share the better rank"),
-    advantage=("double precision", "(score - group mean) / population standard deviation"),
-    disagreement=("double precision", "Between the orders in which the group was shown"),
-    reasoning=("text", "What the judge said"),
-)
 
 
 def hours_per_run(settings: Settings) -> int | None:
@@ -57,42 +34,22 @@ def hours_per_run(settings: Settings) -> int | None:
 _MOST = hours_per_run(AS_LOADED)
 
 
-@dg.asset(
-    partitions_def=hours,
-    deps=["window_groups", "market_outcomes"],
-    group_name="judge",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
-    code_version=judge_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run() if _MOST is None else dg.BackfillPolicy.multi_run(_MOST),
-    metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
-    description=described(
-        "Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
-        "`babylon-rl verify-system` says whether the judge can be asked, `babylon-rl judge quarantine` which hours it could not "
-        "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
-    ),
-)
-@traced_step
-def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
-        context.log.info(f"Judged by {endpoint}.")
-    yield from report_hours(context, babylon, partial(_reports, context))
+def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+    log = dg.AssetExecutionContext.get().log
 
-
-def _reports(
-    context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]
-) -> dict[str, HourReport]:
     def tell(what: str, done: int, total: int) -> None:
         babylon.on_progress(what, done, total)
         if total > 1:
-            context.log.info(f"{what}: {done} of {total} hours")
+            log.info(f"{what}: {done} of {total} hours")
 
+    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
+        log.info(f"Judged by {endpoint}.")
     dropout = drop_before_judging(connection, windows, babylon.settings, babylon.now())
     if dropout.dropped:
-        context.log.info(f"Dropout leaves out {len(dropout.dropped)} episodes: the judge is asked about the other {len(dropout.kept)}.")
+        log.info(f"Dropout leaves out {len(dropout.dropped)} episodes: the judge is asked about the other {len(dropout.kept)}.")
     scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=tell)
     for sentence in scores.notes:
-        context.log.warning(sentence)
+        log.warning(sentence)
     return {window: _report(window, scores, drawn=window in pictures) for window in windows}
 
 
@@ -100,7 +57,6 @@ def _report(window: str, scores: ScoringResult, *, drawn: bool) -> HourReport:
     group = scores.get(window)
     if group is not None:
         return _scored(group, scores, drawn=drawn)
-    # No scores: the judge did not answer, the group is in quarantine, or there is no group.
     if window in scores.pending:
         return HourReport(PENDING, counts(0, judged="pending: it waits for another run", reason=scores.pending[window]))
     if window in scores.quarantined:
@@ -187,3 +143,26 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
         "largest_gain": max(score.gain or 0.0 for score in group.scores) if masked else None,
         "noise_of_gain": judgement.noise or 0.0 if masked else None,
     }
+
+
+scored_groups = hourly_asset(
+    "scored_groups",
+    _reports,
+    deps=["window_groups", "market_outcomes"],
+    group_name="judge",
+    code_version=judge_rules(AS_LOADED),
+    backfill_policy=dg.BackfillPolicy.single_run() if _MOST is None else dg.BackfillPolicy.multi_run(_MOST),
+    table="babylon_rl.episode_scores",
+    columns={
+        "window": ("varchar(50)", "The hour; one group"),
+        "agentId": ("text", "The agent whose episode was judged"),
+        "score": ("double precision", "0 to 1"),
+        "rank": ("integer", "1 is the best; equal scores share the better rank"),
+        "advantage": ("double precision", "(score - group mean) / population standard deviation"),
+        "disagreement": ("double precision", "Between the orders in which the group was shown"),
+        "reasoning": ("text", "What the judge said"),
+    },
+    says="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
+    when_red="`babylon-rl verify-system` says whether the judge can be asked, `babylon-rl judge quarantine` which hours it could not "
+    "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
+)

@@ -5,15 +5,14 @@ table of ours and written after the report, so that a crash in between reports a
 gets everything (docs/decisions/0002-observed-versions.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, OWNERS, column_schema, described, hours
+from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, catalog_page, hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.dagster_rows import forget_versions, lock_reports, note_versions, told_versions
@@ -23,6 +22,7 @@ from babylon_rl.windows import next_window, window_of
 
 RAW_TRAJECTORIES = dg.AssetKey("raw_trajectories")
 MARKET_DATA = dg.AssetKey("market_data")
+SOURCES = (RAW_TRAJECTORIES, MARKET_DATA)
 NO_ROWS = "no rows"
 OUTCOME_DELAY = timedelta(minutes=5)  # after an hour's end, before automation reads it
 # Dynamic partitions of no asset; the only one is the id of the Dagster storage that holds it.
@@ -30,31 +30,24 @@ STORAGE_ID = "babylon_rl_storage"
 REPORTED_TOGETHER = 100  # with one write to our table
 
 
-class NewVersion(NamedTuple):
-    """New version of an hour, and the version that was last reported (None: none yet)."""
+class Change(NamedTuple):
+    """New version of an hour of a source, and the version that was last reported (None: none yet)."""
 
+    source: dg.AssetKey
+    window: str
     before: str | None
     after: str
 
 
-@dataclass(frozen=True)
-class Observed:
-    """Changed versions by window, for both sources, and the Dagster storage that gets the report.
+class Observed(NamedTuple):
+    """Changed hours, newest first, and the Dagster storage that gets the report.
 
     ``watermark`` stands for everything written before this observation (None: unknown).
     """
 
     storage: str
-    trajectories: Mapping[str, NewVersion]
-    market: Mapping[str, NewVersion]
+    changes: Sequence[Change] = ()
     watermark: str | None = None
-
-    @property
-    def changes(self) -> list[tuple[dg.AssetKey, str, NewVersion]]:
-        """Source, window and change of every changed hour, newest hour first."""
-        both = [(RAW_TRAJECTORIES, self.trajectories), (MARKET_DATA, self.market)]
-        found = [(key, window, change) for key, changes in both for window, change in changes.items()]
-        return sorted(found, key=lambda one: one[1], reverse=True)
 
 
 def storage_id(instance: dg.DagsterInstance) -> str:
@@ -78,36 +71,28 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, water
     end = min(filter(None, (window_of(babylon.now() - OUTCOME_DELAY), END_OF_HOURS)))
     first = babylon.settings.first_window
     if end <= first:
-        return Observed(storage, {}, {})
+        return Observed(storage)
     with babylon.database.connect(autocommit=True) as connection, connection.transaction():
         written = observed_watermark(connection, first, end)
-        # Nothing was written since the last complete observation.
         if watermark is not None and watermark == written:
-            return Observed(storage, {}, {}, written)
-        recent, recent_market = (first, first) if full else recent_hours(connection, end)
-        recent, recent_market = max(first, recent), max(first, recent_market)
-        for key in (RAW_TRAJECTORIES, MARKET_DATA):
+            return Observed(storage, watermark=written)
+        since = [first, first] if full else [max(first, recent) for recent in recent_hours(connection, end)]
+        trajectories, market = trajectory_versions(connection, since[0], end), market_versions(connection, since[1], end)
+        # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
+        silent = {window: NOTHING for window in trajectories if window >= since[1]}
+        changes = list[Change]()
+        for source, versions, recent in zip(SOURCES, (trajectories, silent | market), since, strict=True):
             # Without any observation the asset was wiped.
-            if not instance.fetch_observations(key, limit=1).records:
-                forget_versions(connection, storage, key.to_user_string())
-        trajectories = trajectory_versions(connection, recent, end)
-        market = market_versions(connection, recent_market, end)
-        told = told_versions(connection, storage, RAW_TRAJECTORIES.to_user_string(), recent, end)
-        told_market = told_versions(connection, storage, MARKET_DATA.to_user_string(), recent_market, end)
-    # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
-    silent = {window: NOTHING for window in trajectories if window >= recent_market}
-    return Observed(storage, _changed(trajectories, told), _changed(silent | market, told_market), written)
+            if not instance.fetch_observations(source, limit=1).records:
+                forget_versions(connection, storage, source.to_user_string())
+            told = told_versions(connection, storage, source.to_user_string(), recent, end)
+            # Hours that were reported and have no rows any more.
+            now = {window: NO_ROWS for window in told if window not in versions} | versions
+            changes += [Change(source, window, told.get(window), after) for window, after in now.items() if told.get(window) != after]
+    return Observed(storage, sorted(changes, key=lambda change: change.window, reverse=True), written)
 
 
-def _changed(versions: Mapping[str, str], told: Mapping[str, str]) -> dict[str, NewVersion]:
-    # Hours that were reported and have no rows any more.
-    now = {window: NO_ROWS for window in told if window not in versions} | dict(versions)
-    return {window: NewVersion(told.get(window), version) for window, version in now.items() if told.get(window) != version}
-
-
-def report(
-    babylon: Babylon, storage: str, changes: Sequence[tuple[dg.AssetKey, str, NewVersion]], tell: Callable[[dg.AssetObservation], object]
-) -> int:
+def report(babylon: Babylon, storage: str, changes: Sequence[Change], tell: Callable[[dg.AssetObservation], object]) -> int:
     """Report changes by ``tell``, then note them as reported; return how many.
 
     A change whose hour was reported by somebody else meanwhile is left to the next call.
@@ -117,37 +102,24 @@ def report(
         for some in in_parts(changes, REPORTED_TOGETHER):
             with connection.transaction():
                 lock_reports(connection, storage)
-                for key in (RAW_TRAJECTORIES, MARKET_DATA):
-                    own = {window: change for source, window, change in some if source == key}
+                for source in SOURCES:
+                    own = [change for change in some if change.source == source]
                     if not own:
                         continue
-                    told = told_versions(connection, storage, key.to_user_string(), min(own), next_window(max(own)))
-                    current = {window: change for window, change in own.items() if told.get(window) == change.before}
-                    for window, change in current.items():
-                        metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
-                        tell(dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata))
-                    note_versions(connection, storage, key.to_user_string(), {window: change.after for window, change in current.items()})
+                    windows = [change.window for change in own]
+                    told = told_versions(connection, storage, source.to_user_string(), min(windows), next_window(max(windows)))
+                    current = [change for change in own if told.get(change.window) == change.before]
+                    for _, window, before, after in current:
+                        metadata = {"change": change_in_words(before, after), "version_before": before or NO_ROWS}
+                        tell(dg.AssetObservation(source, partition=window, tags={DATA_VERSION_TAG: after}, metadata=metadata))
+                    note_versions(connection, storage, source.to_user_string(), {change.window: change.after for change in current})
                     count += len(current)
     return count
 
 
-TRAJECTORY_COLUMNS = column_schema(
-    trajectoryId=("text", "Unique id of the row"),
-    agentId=("text", "The agent"),
-    windowId=("varchar(50)", "The hour, where the producer wrote it"),
-    startTime=("timestamp(3)", "UTC; gives the hour where windowId does not"),
-    stepsJson=("text", "The steps: state, prompts and answers, action, reward"),
-    finalPnL=("double precision", "Lifetime P&L in dollars at the end"),
-    usedInTraining=("boolean", "Set when a batch that held the row has produced a checkpoint"),
-)
+_GAME: dict[str, Any] = {"partitions_def": hours, "group_name": "game", "code_version": "1", "kinds": {"postgres", "source"}}
 _WHEN_RED = (
     "the log of its run says why the tables could not be read; observe_changes looks again within a minute, the job `observe` at once."
-)
-MARKET_COLUMNS = column_schema(
-    StockPrice=("table", "price of an organization at a moment"),
-    WorldEvent=("table", "what happened, to whom, about which question"),
-    Question=("table", "prediction questions and their official answers"),
-    PredictionPriceHistory=("table", "probabilities, and the moment of each resolution"),
 )
 
 
@@ -156,27 +128,33 @@ MARKET_COLUMNS = column_schema(
     specs=[
         dg.AssetSpec(
             RAW_TRAJECTORIES,
-            partitions_def=hours,
-            group_name="game",
-            owners=OWNERS,
-            code_version="1",
-            kinds={"postgres", "source"},
-            metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
-            description=described(
+            **_GAME,
+            **catalog_page(
+                {
+                    "trajectoryId": ("text", "Unique id of the row"),
+                    "agentId": ("text", "The agent"),
+                    "windowId": ("varchar(50)", "The hour, where the producer wrote it"),
+                    "startTime": ("timestamp(3)", "UTC; gives the hour where windowId does not"),
+                    "stepsJson": ("text", "The steps: state, prompts and answers, action, reward"),
+                    "finalPnL": ("double precision", "Lifetime P&L in dollars at the end"),
+                    "usedInTraining": ("boolean", "Set when a batch that held the row has produced a checkpoint"),
+                },
                 "Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their logged "
                 "calls.",
                 _WHEN_RED,
+                "public.trajectories",
             ),
         ),
         dg.AssetSpec(
             MARKET_DATA,
-            partitions_def=hours,
-            group_name="game",
-            owners=OWNERS,
-            code_version="1",
-            kinds={"postgres", "source"},
-            metadata=MARKET_COLUMNS,
-            description=described(
+            **_GAME,
+            **catalog_page(
+                {
+                    "StockPrice": ("table", "price of an organization at a moment"),
+                    "WorldEvent": ("table", "what happened, to whom, about which question"),
+                    "Question": ("table", "prediction questions and their official answers"),
+                    "PredictionPriceHistory": ("table", "probabilities, and the moment of each resolution"),
+                },
                 "Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "
                 "the question was open.",
                 _WHEN_RED,
@@ -188,6 +166,6 @@ MARKET_COLUMNS = column_schema(
 def sources(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.ObserveResult]:
     """Observe every hour; events of changed hours alone are reported, and no result for a source as a whole."""
     seen = observe(context.instance, babylon, full=True)
-    changes = [change for change in seen.changes if change[0] in context.selected_asset_keys]
+    changes = [change for change in seen.changes if change.source in context.selected_asset_keys]
     report(babylon, seen.storage, changes, context.log_event)
     yield from ()

@@ -6,25 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import (
-    OWNERS,
-    admin_link,
-    batch_of,
-    batches,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    linked_windows,
-    table,
-)
+from babylon_rl.assets.partitions import admin_link, asset, batch_of, batches, counts, embedded, linked_windows, table
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import Picture, curve_panels, line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking, note_tracking_refusal, read_models
-from babylon_rl.traces import traced_step
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
@@ -38,32 +26,28 @@ POLICY = {
     "servedKl": "served KL", "gradientNorm": "gradient", "stepBack": "step back",
 }  # fmt: skip
 SMOOTHED_STEPS = 10
-COLUMNS = column_schema(
-    version=("text", "The version, global over all lines"),
-    baseModel=("text", "The line"),
-    parentVersion=("text", "The version it continues from"),
-    checkpointPath=("text", "The adapter directory: safetensors, adapter_config.json, model card"),
-    windows=("text[]", "The hours it was trained on"),
-    metrics=("jsonb", "What the trainer measured"),
-)
 
 
-@dg.asset(
+@asset(
     partitions_def=batches,
     deps=["training_batch"],
     group_name="training",
-    owners=OWNERS,
     kinds={"python", "pytorch"},
     code_version="1",
     pool=POOL,
-    metadata={**COLUMNS, "table": "babylon_rl.model_lineage"},
-    description=described(
-        "Trains a batch in resumable iterations, publishes the checkpoint atomically and registers its version in one transaction.",
-        "`babylon-rl batches show BATCH` has the reason; the next run goes on after the last finished iteration, by itself. A "
-        "loss that is not finite wants a lower LEARNING_RATE.",
-    ),
+    table="babylon_rl.model_lineage",
+    columns={
+        "version": ("text", "The version, global over all lines"),
+        "baseModel": ("text", "The line"),
+        "parentVersion": ("text", "The version it continues from"),
+        "checkpointPath": ("text", "The adapter directory: safetensors, adapter_config.json, model card"),
+        "windows": ("text[]", "The hours it was trained on"),
+        "metrics": ("jsonb", "What the trainer measured"),
+    },
+    says="Trains a batch in resumable iterations, publishes the checkpoint atomically and registers its version in one transaction.",
+    when_red="`babylon-rl batches show BATCH` has the reason; the next run goes on after the last finished iteration, by itself. A "
+    "loss that is not finite wants a lower LEARNING_RATE.",
 )
-@traced_step
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):

@@ -4,40 +4,34 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import OWNERS, batch_of, batches, column_schema, counts, described, linked_windows, table
+from babylon_rl.assets.partitions import asset, batch_of, batches, counts, linked_windows, table
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
-from babylon_rl.traces import traced_step
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.training.publishing import data_version
 
 UPSTREAM = ("window_groups", "market_outcomes", "scored_groups", "answer_groups")
-COLUMNS = column_schema(
-    batchId=("text", "The batch"),
-    window=("text", "The hour of the episode"),
-    agentId=("text", "The agent of the episode"),
-    trajectories=("integer", "Trajectories that the episode consists of"),
-    score=("double precision", "0 to 1, as judged for this batch"),
-    advantage=("double precision", "What every sequence of the episode is trained with"),
-    dropped=("text", "Why the episode left the batch"),
-)
 
 
-@dg.asset(
+@asset(
     partitions_def=batches,
     # Which hours a batch holds is in its rows alone; to Dagster it may stand on any of them.
     deps=[dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in ("scored_groups", "answer_groups")],
     group_name="training",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
     code_version="1",
-    metadata={**COLUMNS, "table": "babylon_rl.batch_episodes"},
-    description=described(
-        "The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
-        "`babylon-rl batches show BATCH` has the reason. A batch that waits for its judge is run again by itself; `babylon-rl "
-        "batches cancel BATCH --reason TEXT` frees its trajectories.",
-    ),
+    table="babylon_rl.batch_episodes",
+    columns={
+        "batchId": ("text", "The batch"),
+        "window": ("text", "The hour of the episode"),
+        "agentId": ("text", "The agent of the episode"),
+        "trajectories": ("integer", "Trajectories that the episode consists of"),
+        "score": ("double precision", "0 to 1, as judged for this batch"),
+        "advantage": ("double precision", "What every sequence of the episode is trained with"),
+        "dropped": ("text", "Why the episode left the batch"),
+    },
+    says="The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
+    when_red="`babylon-rl batches show BATCH` has the reason. A batch that waits for its judge is run again by itself; `babylon-rl "
+    "batches cancel BATCH --reason TEXT` frees its trajectories.",
 )
-@traced_step
 def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):

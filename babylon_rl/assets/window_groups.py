@@ -1,22 +1,6 @@
 """Asset ``window_groups``: episodes of every hour, and whether they are enough for a group."""
 
-from collections.abc import Iterator
-from typing import Any
-
-import dagster as dg
-
-from babylon_rl.assets.partitions import (
-    AS_LOADED,
-    OWNERS,
-    HourReport,
-    column_schema,
-    counts,
-    described,
-    embedded,
-    hours,
-    report_hours,
-    table,
-)
+from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, embedded, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import episode_rules, note_changes
@@ -24,40 +8,7 @@ from babylon_rl.reporting.numbers import percent
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, stored_episodes
-from babylon_rl.traces import traced_step
 from babylon_rl.types import Episode, Rejection, WindowSummary
-
-COLUMNS = column_schema(
-    window=("varchar(50)", "The hour"),
-    agentId=("text", "The agent; one episode per agent and hour"),
-    trajectoryIds=("text[]", "Its eligible trajectories, in order"),
-    steps=("integer", "Completed steps"),
-    windowPnl=("double precision", "Dollars, end minus start of the hour"),
-    winRate=("double precision", "Wins among the trajectories that won or lost"),
-    messageSources=("jsonb", "Trajectories by where their messages came from"),
-    usable=("boolean", "Enough steps to be judged"),
-    trainableSequences=("integer", "LLM calls that can train"),
-)
-
-
-@dg.asset(
-    partitions_def=hours,
-    deps=["raw_trajectories"],
-    group_name="episodes",
-    owners=OWNERS,
-    kinds={"python", "postgres"},
-    code_version=episode_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    metadata={**COLUMNS, "table": "babylon_rl.episodes"},
-    description=described(
-        "Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
-        "the log of its run names the hour and what failed; `babylon-rl episodes HOUR` reads it the same way. Overdue: no hour "
-        "with rows has ended lately, and `babylon-rl verify-data` says since when.",
-    ),
-)
-@traced_step
-def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    yield from report_hours(context, babylon, _reports)
 
 
 def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
@@ -82,7 +33,6 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
         mean_pnl_usd=facts.avg_pnl,
         changed=facts.changed,
     )
-    # Plots for the newest hour of a run only; tables for every hour.
     pictures = []
     if drawn and episodes:
         pictures.append(bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes]))
@@ -101,3 +51,27 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
             [{"reason": rejection.reason, "trajectory": rejection.trajectory_id, "detail": rejection.detail} for rejection in rejected]
         )
     return HourReport(facts.data_version, metadata)
+
+
+window_groups = hourly_asset(
+    "window_groups",
+    _reports,
+    deps=["raw_trajectories"],
+    group_name="episodes",
+    code_version=episode_rules(AS_LOADED),
+    table="babylon_rl.episodes",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "agentId": ("text", "The agent; one episode per agent and hour"),
+        "trajectoryIds": ("text[]", "Its eligible trajectories, in order"),
+        "steps": ("integer", "Completed steps"),
+        "windowPnl": ("double precision", "Dollars, end minus start of the hour"),
+        "winRate": ("double precision", "Wins among the trajectories that won or lost"),
+        "messageSources": ("jsonb", "Trajectories by where their messages came from"),
+        "usable": ("boolean", "Enough steps to be judged"),
+        "trainableSequences": ("integer", "LLM calls that can train"),
+    },
+    says="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
+    when_red="the log of its run names the hour and what failed; `babylon-rl episodes HOUR` reads it the same way. Overdue: no hour "
+    "with rows has ended lately, and `babylon-rl verify-data` says since when.",
+)

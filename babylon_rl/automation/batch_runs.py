@@ -13,10 +13,12 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from babylon_rl.assets.resources import ENDED_TAG, GOES_ON_AFTER_TAG, LOST, TAKEN_OVER, WAITS
+from babylon_rl.assets.workers import job_tags
 from babylon_rl.automation.instance import HELD
+from babylon_rl.automation.jobs import EVIDENCE_ASSETS, trained_keys
 from babylon_rl.judge.judge_store import spent_until
-from babylon_rl.serving.dagster_client import PARTITION_TAG
-from babylon_rl.settings import JudgeSettings
+from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, training_tags
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import PendingHour, read_pending
@@ -64,7 +66,7 @@ def naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) -> Runs:
+def _runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) -> Runs:
     """Dagster's records of a batch's runs, after dead ones were reported failed."""
     records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
     # A run after which an iteration is there did not die of what comes again.
@@ -77,7 +79,7 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
     ]
     return Runs(
         live=any(record.dagster_run.status in LIVE for record in records),
-        attempt=next_number([record.dagster_run for record in records], f"{batch.batch_id}/"),
+        attempt=_next_number([record.dagster_run for record in records], f"{batch.batch_id}/"),
         failed=len(failed),
         deaths=failed.count(None),
         lost=failed.count(LOST),
@@ -87,12 +89,43 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
     )
 
 
-def goes_on_after(run_id: str | None) -> dict[str, str]:
+def training_run(
+    instance: dg.DagsterInstance, connection: Connection, batch: Batch, settings: Settings, now: datetime
+) -> dg.RunRequest | str:
+    """The next run of a pending batch, or a reason for none now. Gives up a batch of which MAX_DEAD_RUNS runs died."""
+    runs = _runs_of(instance, connection, batch)
+    if (why_not := _why_no_run(connection, batch, runs, settings, now)) is not None:
+        return why_not
+    # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
+    key, tags = f"{batch.batch_id}/{runs.attempt}", training_tags(settings, batch.backend) | _goes_on_after(runs.newest)
+    return dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=trained_keys(settings), tags=tags)
+
+
+def evidence_run(records: Sequence[dg.RunRecord], batch_id: str, settings: Settings, now: datetime) -> dg.RunRequest | str:
+    """The next run that compares a completed batch's version, or a reason for none now; ``records`` are those of all its runs."""
+    prefix, own, newest = _evidence_key(batch_id), _evidence_runs(records, batch_id), next(iter(records), None)
+    if not evidence_goes_on(records, batch_id):
+        return f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand."
+    if newest is not None and newest.dagster_run.tags.get(ENDED_TAG) == WAITS:
+        again_at = naive(newest.update_timestamp) + retry_after(len(own))
+        if now < again_at:
+            return f"{batch_id} could not be compared, as its last run says; {_in_words(again_at)}."
+    selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
+    tags = job_tags(settings, EVIDENCE) | _goes_on_after(None if newest is None else newest.dagster_run.run_id)
+    return dg.RunRequest(run_key=f"{prefix}{_next_number(own, prefix)}", partition_key=batch_id, asset_selection=selection, tags=tags)
+
+
+def evidence_goes_on(records: Sequence[dg.RunRecord], batch_id: str) -> bool:
+    """True while attempts of finish_evidence are left; lost and waiting runs count as none."""
+    return sum(_how_it_ended(run) not in (LOST, WAITS) for run in _evidence_runs(records, batch_id)) < MAX_DEAD_RUNS
+
+
+def _goes_on_after(run_id: str | None) -> dict[str, str]:
     """Tag of a run that goes on where another ended; empty for the first run of a batch."""
     return {} if run_id is None else {GOES_ON_AFTER_TAG: run_id}
 
 
-def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
+def _next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
     """Number of the next run key: Dagster drops a request whose key was used."""
     # By keys and not by the number of runs alone: a person may have deleted some.
     used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
@@ -105,23 +138,18 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
     return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
-def evidence_key(batch_id: str) -> str:
+def _evidence_key(batch_id: str) -> str:
     """Start of the run keys of finish_evidence."""
     return f"{batch_id}/benchmark/"
 
 
-def evidence_runs(runs: Iterable[dg.DagsterRun], batch_id: str) -> list[dg.DagsterRun]:
+def _evidence_runs(records: Iterable[dg.RunRecord], batch_id: str) -> list[dg.DagsterRun]:
     """Those of a batch's runs that finish_evidence requested."""
-    return [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(evidence_key(batch_id))]
+    runs = (record.dagster_run for record in records)
+    return [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(_evidence_key(batch_id))]
 
 
-def evidence_is_tried_again(own: Iterable[dg.DagsterRun]) -> bool:
-    """True while attempts of finish_evidence are left; lost and waiting runs count as none."""
-    return sum(_how_it_ended(run) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS
-
-
-def in_words(again_at: datetime) -> str:
-    """Time of the next run, as the end of a sentence."""
+def _in_words(again_at: datetime) -> str:
     return f"it is tried again at {again_at:%H:%M:%S} UTC"
 
 
@@ -131,23 +159,21 @@ def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
     return spent_until(pending.reason, settings.judge_budget_usd, pending.asked_at) or pending.asked_at + after
 
 
-def why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: JudgeSettings, now: datetime) -> str | None:
-    """A reason to start no run of a pending batch now, or None. Gives up a batch of which MAX_DEAD_RUNS runs died."""
+def _why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: JudgeSettings, now: datetime) -> str | None:
     # The last of its hours counts: a run before that would find at least one of them unjudged again.
     asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
     again_at = runs.seen_at + retry_after(runs.failed)
-    # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if asked_at is not None and now < asked_at:
         return f"{batch.batch_id} waits for its judge, which is asked again at {asked_at:%Y-%m-%d %H:%M} UTC."
     if now < again_at:
         if batch.error is not None:
-            return f"{batch.batch_id} waits, and {in_words(again_at)}: {batch.error}"
+            return f"{batch.batch_id} waits, and {_in_words(again_at)}: {batch.error}"
         if runs.ended == TAKEN_OVER:
-            return f"{batch.batch_id} was left to another run, or waits for another batch's job; {in_words(again_at)}."
+            return f"{batch.batch_id} was left to another run, or waits for another batch's job; {_in_words(again_at)}."
         if runs.ended == WAITS:
-            return f"{batch.batch_id} could not go on, as its last run says; {in_words(again_at)}."
+            return f"{batch.batch_id} could not go on, as its last run says; {_in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
     # One that waits, for its judge or with a sentence in its row, has not died: its last run ended on purpose.
     if asked_at is None and batch.error is None and runs.hopeless:

@@ -5,7 +5,7 @@ good hour does not hide an earlier bad one, and a run of checks alone needs no h
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -44,6 +44,8 @@ class HourFacts(Protocol):
 
 Hour = TypeVar("Hour", bound=HourFacts)
 Need = tuple[str, Callable[[Hour], bool]]
+Look = Callable[[Hour, Settings], Finding | None]
+_ANY_HOUR: Need[Any] = ("data", lambda hour: True)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class Rule(Generic[Hour]):
 
     name: str
     description: str
-    look: Callable[[Hour, Settings], Finding | None]
+    look: Look[Hour]
     advice: str
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
-    needs: Need[Hour] = ("data", lambda hour: True)
+    severity: dg.AssetCheckSeverity
+    needs: Need[Hour]
 
     def result(self, asset: str, hours: Sequence[Hour], settings: Settings) -> dg.AssetCheckResult:
         """The verdict on ``hours``: passed, or every bad hour; a warning where nothing was measured."""
@@ -95,11 +97,22 @@ class Rule(Generic[Hour]):
 
 @dataclass(frozen=True)
 class HourlyChecks(Generic[Hour]):
-    """Rules of one asset that share a query. Attributes: read: the facts of some hours; an hour without facts is left out."""
+    """Rules of one asset that share a query: ``read`` returns the facts of some hours, without those that have none."""
 
     asset: str
-    rules: tuple[Rule[Hour], ...]
     read: Callable[[Connection, Sequence[str], Settings], Sequence[Hour]]
+    rules: list[Rule[Hour]] = field(default_factory=list)
+
+    def rule(
+        self, description: str, advice: str, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN, needs: Need[Hour] = _ANY_HOUR
+    ) -> Callable[[Look[Hour]], Look[Hour]]:
+        """Decorator of a rule's test; the check has the name of the function."""
+
+        def add(look: Look[Hour]) -> Look[Hour]:
+            self.rules.append(Rule(look.__name__, description, look, advice, severity, needs))
+            return look
+
+        return add
 
     def definition(self) -> dg.AssetChecksDefinition:
         """The Dagster definition of these checks."""

@@ -5,14 +5,14 @@ without scores do not train, and a person decides whether unusual scores are wro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from textwrap import shorten
 
 import dagster as dg
 
-from babylon_rl.automation.check_results import Finding, HourlyChecks, Need, Rule
+from babylon_rl.automation.check_results import Finding, HourlyChecks, Need
 from babylon_rl.judge.consensus import rank_with_pnl
 from babylon_rl.judge.hindsight import verdicts_with_leaks
 from babylon_rl.settings import HEURISTIC, Settings
@@ -21,7 +21,7 @@ from babylon_rl.store.hindsight import StoredLeak, stored_leaks
 from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.windows import stored_summaries
-from babylon_rl.types import NO_SPREAD, HourQuality, WindowSummary
+from babylon_rl.types import NO_SPREAD, WindowSummary
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
@@ -51,46 +51,85 @@ class HourLeaks:
     leaks: tuple[StoredLeak, ...]
 
 
-def _many_rejected(hour: WindowSummary, settings: Settings) -> Finding | None:
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total} ({count / total:.0%})" if total else str(count)
+
+
+def _odd(hour: WindowSummary, count: int, says: str, ids: tuple[str, ...] = ()) -> Finding | None:
+    """A finding for ``count`` rows that count, but are odd."""
+    return Finding(f"{_share(count, hour.rows)} rows {says}", ids) if count else None
+
+
+ROWS = HourlyChecks("window_groups", lambda connection, windows, settings: stored_summaries(connection, windows))
+
+
+@ROWS.rule(
+    "At most half of the rows are left out, for whatever reason.",
+    "`babylon-rl rejected --from {hour} --to {end}` lists each row with its reason and detail.",
+)
+def few_rows_rejected(hour: WindowSummary, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.values())
     if count <= MOST_REJECTED * hour.rows:
         return None
     reasons = ", ".join(f"{number} {reason}" for reason, number in hour.rejected.items())
-    return Finding(f"{share_of(count, hour.rows)} rows do not count ({reasons})")
+    return Finding(f"{_share(count, hour.rows)} rows do not count ({reasons})")
 
 
-def _malformed(hour: WindowSummary, settings: Settings) -> Finding | None:
+@ROWS.rule(
+    "At most a fifth of the rows are malformed.",
+    "`babylon-rl rejected --from {hour} --to {end}` says where in stepsJson; mend what writes it.",
+)
+def few_rows_malformed(hour: WindowSummary, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.get(reason, 0) for reason in MALFORMED)
-    return Finding(f"{share_of(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
+    return Finding(f"{_share(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
 
 
-def _without_messages(hour: WindowSummary, settings: Settings) -> Finding | None:
+@ROWS.rule(
+    "Ready hours hold messages that can train, not only synthetic ones.",
+    "Record prompts (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true.",
+)
+def messages_recorded(hour: WindowSummary, settings: Settings) -> Finding | None:
     if not hour.ready or hour.trainable_sequences:
         return None
     sources = ", ".join(f"{number} {source}" for source, number in hour.message_sources.items() if number)
     return Finding(f"ready, but none of its messages can train ({sources})")
 
 
-def _short_prompts(hour: WindowSummary, settings: Settings) -> Finding | None:
+@ROWS.rule(
+    "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
+    "Readiness counts these rows as poor: record prompts whole, as they were sent.",
+    needs=("recorded prompts", lambda hour: hour.quality.prompts > 0),
+)
+def prompts_long_enough(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if quality.short_prompts <= (1 - settings.data_quality_threshold) * quality.prompts:
         return None
     return Finding(
-        f"{share_of(quality.short_prompts, quality.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)"
+        f"{_share(quality.short_prompts, quality.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)"
     )
 
 
-def _odd_rows(says: str, odd: Callable[[HourQuality], tuple[int, tuple[str, ...]]]) -> Callable[[WindowSummary, Settings], Finding | None]:
-    """The test for rows that count, but are odd; ``odd`` gives their number and the first ids."""
-
-    def look(hour: WindowSummary, settings: Settings) -> Finding | None:
-        count, ids = odd(hour.quality)
-        return Finding(f"{share_of(count, hour.rows)} rows {says}", ids) if count else None
-
-    return look
+@ROWS.rule(
+    "No agent's trajectory is recorded twice in the hour.",
+    "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
+)
+def rows_unique(hour: WindowSummary, settings: Settings) -> Finding | None:
+    return _odd(hour, hour.quality.duplicate_rows, "repeat the steps of another row of their agent", hour.quality.duplicates)
 
 
-def _jumps(hour: WindowSummary, settings: Settings) -> Finding | None:
+@ROWS.rule(
+    "Start, end, window and steps of every row name the same time.",
+    "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
+)
+def clocks_agree(hour: WindowSummary, settings: Settings) -> Finding | None:
+    return _odd(hour, hour.quality.skewed_rows, "have times that contradict each other", hour.quality.clock_skew)
+
+
+@ROWS.rule(
+    "No agent's P&L jumps by more than it could have had at stake.",
+    "Scores rest on it: compare agentPnL in stepsJson and finalPnL of these agents; `babylon-rl episodes {hour}` shows start and end.",
+)
+def pnl_plausible(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.jumping_agents:
         return None
@@ -98,25 +137,40 @@ def _jumps(hour: WindowSummary, settings: Settings) -> Finding | None:
     return Finding(f"{quality.jumping_agents} {agents} by more than could be won or lost", quality.pnl_jumps)
 
 
-def share_of(count: int, total: int) -> str:
-    return f"{count} of {total} ({count / total:.0%})" if total else str(count)
+@ROWS.rule(
+    "Every row is about one hour (windowHours is 1).",
+    "Each was read as part of its own hour only; have it recorded by the hour.",
+)
+def one_hour_each(hour: WindowSummary, settings: Settings) -> Finding | None:
+    return _odd(hour, hour.quality.other_lengths, "say windowHours other than 1")
 
 
-def _shared_tickers(market: MarketFlags, settings: Settings) -> Finding | None:
-    if not (tickers := tuple(market.shared_tickers)):
-        return None
-    return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
+MARKET = HourlyChecks("market_outcomes", lambda connection, windows, settings: market_flags(connection, windows))
 
 
-def _flagged_market(market: MarketFlags, settings: Settings) -> Finding | None:
-    if not market.flags:
+@MARKET.rule(
+    "Every price and probability of the hour is as recorded: none is clamped, none has an unknown start.",
+    "`babylon-rl outcomes {hour} --json` shows the flags with the unrounded numbers; compare them with the game's tables.",
+)
+def outcomes_unflagged(hour: MarketFlags, settings: Settings) -> Finding | None:
+    if not hour.flags:
         return None
     by_flag: dict[str, list[str]] = {}
-    for entry in market.flags:
+    for entry in hour.flags:
         by_flag.setdefault(entry["flag"], []).append(entry["subject"])
     parts = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
-    subjects = sorted({entry["subject"] for entry in market.flags})
+    subjects = sorted({entry["subject"] for entry in hour.flags})
     return Finding("; ".join(parts), tuple(subjects[:SUBJECTS_LISTED]))
+
+
+@MARKET.rule(
+    "No two organizations share an engine ticker.",
+    "The suffix tells them apart, in the order of their ids; news that name the ticker alone stand on both.",
+)
+def tickers_distinct(hour: MarketFlags, settings: Settings) -> Finding | None:
+    if not (tickers := tuple(hour.shared_tickers)):
+        return None
+    return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
 
 
 def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourLeaks]:
@@ -127,7 +181,16 @@ def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Set
     return [HourLeaks(window, tuple(leaks)) for window, leaks in by_hour.items()]
 
 
-def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
+LEAKS = HourlyChecks("hindsight", _leaks_by_hour)
+
+
+@LEAKS.rule(
+    "No training text holds outcomes, hidden answers, recorded gameKnowledge or scores.",
+    "These sequences never train. Find out how the text came into the agents' prompts, and stop it there: "
+    "SELECT * FROM babylon_rl.leaks WHERE \"window\" = '{hour}' shows where each stands.",
+    severity=dg.AssetCheckSeverity.ERROR,
+)
+def no_leaks(hour: HourLeaks, settings: Settings) -> Finding | None:
     if not (leaks := hour.leaks):
         return None
     names = tuple(dict.fromkeys(f"{leak.trajectory_id} {leak.call_id}" for leak in leaks))
@@ -135,11 +198,26 @@ def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
     return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
 
 
-def _flat(hour: HourVerdicts, settings: Settings) -> Finding | None:
+SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.judge is not None)
+MODEL_SCORES: Need[HourVerdicts] = ("scores by a language model", lambda hour: hour.judge not in (None, HEURISTIC))
+JUDGED = HourlyChecks("scored_groups", verdicts_with_leaks)
+
+
+@JUDGED.rule(
+    "The judge tells episodes apart: groups have a spread of scores.",
+    "Such a group carries no signal and will not be trained.",
+    needs=SCORES,
+)
+def scores_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"all scores are equal (standard deviation {hour.spread:.1g})") if hour.spread < NO_SPREAD else None
 
 
-def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "No group is in quarantine or waits for its judge.",
+    "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is asked "
+    "for again by itself (`ask_judge_again`).",
+)
+def groups_have_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
     reason = hour.pending if hour.quarantined is None else hour.quarantined
     if reason is None:
         return None
@@ -148,7 +226,12 @@ def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"{what} {scores} ({shorten(reason.rstrip('. '), REASON_CHARACTERS, placeholder=' ...')})")
 
 
-def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "At most half of the pairs of a group's episodes have the same score.",
+    "Equal scores teach nothing: read the explanations with `babylon-rl scores {hour}`; another model may tell more apart.",
+    needs=SCORES,
+)
+def few_ties(hour: HourVerdicts, settings: Settings) -> Finding | None:
     pairs = list(combinations(hour.scores, 2))
     tied = sum(abs(first - second) < SAME_SCORE for first, second in pairs)
     if not MOST_TIED * len(pairs) < tied < len(pairs):  # that all are equal is scores_differ's to say
@@ -156,20 +239,35 @@ def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"{tied} of {len(pairs)} pairs of its episodes have the same score")
 
 
-def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "The orders in which a group was shown differ by 0.15 at most.",
+    "More orders (JUDGE_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
+    needs=MODEL_SCORES,
+)
+def orders_agree(hour: HourVerdicts, settings: Settings) -> Finding | None:
     if hour.disagreement <= settings.judge_disagreement:
         return None
     return Finding(f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (at most {settings.judge_disagreement:g} is fine)")
 
 
-def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "Scores do not fall as the hour's P&L rises.",
+    "A judge may know better than an hour's luck, but not hour after hour: `babylon-rl scores {hour}` has its reasons.",
+    needs=SCORES,
+)
+def scores_follow_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
     correlation = rank_with_pnl(hour.scores, hour.pnls_usd)
     if correlation is None or correlation >= 0:
         return None
     return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f})")
 
 
-def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    f"Where the market moved by {MOVING_PERCENT:g} % or more, agents that only held are not ranked above those that traded and gained.",
+    "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
+    needs=SCORES,
+)
+def holding_not_favoured(hour: HourVerdicts, settings: Settings) -> Finding | None:
     moved = max((abs(move) for move in (hour.mean_change, hour.volatility) if move is not None and math.isfinite(move)), default=0.0)
     if moved < MOVING_PERCENT:
         return None
@@ -187,21 +285,38 @@ def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"{sentence} that traded and gained", agents)
 
 
-def _shortened(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    f"At most {MOST_SHORTENED:.0%} of an hour's steps, and no trade, were shortened to fit the judge's requests.",
+    "Take a judge with a larger context, or raise JUDGE_REQUEST_TOKENS where it is set; `babylon-rl score --window {hour} --force` "
+    "asks again.",
+    needs=MODEL_SCORES,
+)
+def steps_shown_in_full(hour: HourVerdicts, settings: Settings) -> Finding | None:
     if hour.shortened <= MOST_SHORTENED * hour.steps and not hour.decisions_shortened:
         return None
     share = f"{hour.shortened} of {hour.steps} steps ({hour.shortened / max(1, hour.steps):.0%})"
     return Finding(f"{share} were not shown to the judge in full; trades among them: {hour.decisions_shortened}")
 
 
-def _leaked(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "No sequence of a scored hour holds what came after it, and no explanation repeats what is hidden from the agents.",
+    "Leaking sequences never train (no_leaks of hindsight names them). Explanations stand in aiJudgeReasoning: show them to no agent.",
+    needs=SCORES,
+)
+def nothing_leaks(hour: HourVerdicts, settings: Settings) -> Finding | None:
     telling = tuple(agent for agent, tells in zip(hour.agents, hour.tells, strict=True) if tells)
     parts = [f"{hour.leaked} of its sequences hold what only became known after it"] if hour.leaked else []
     parts += [f"{len(telling)} explanations repeat what is hidden from the agents"] if telling else []
     return Finding(", and ".join(parts), telling) if parts else None
 
 
-def _suspicious(hour: HourVerdicts, settings: Settings) -> Finding | None:
+@JUDGED.rule(
+    "No episode, news or question holds text that may be meant for the judge, and no score follows an agent's words alone.",
+    "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond chance does "
+    "not count. Where scores follow words, try another JUDGE_MODEL.",
+    needs=MODEL_SCORES,
+)
+def nobody_speaks_to_the_judge(hour: HourVerdicts, settings: Settings) -> Finding | None:
     agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
     parts = []
     if agents or hour.context_flags:
@@ -216,167 +331,4 @@ def _suspicious(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding("; ".join(parts), tuple(dict.fromkeys([*agents, *hour.followed]))) if parts else None
 
 
-ROWS = HourlyChecks(
-    asset="window_groups",
-    read=lambda connection, windows, settings: stored_summaries(connection, windows),
-    rules=(
-        Rule(
-            "few_rows_rejected",
-            "At most half of the rows are left out, for whatever reason.",
-            _many_rejected,
-            "`babylon-rl rejected --from {hour} --to {end}` lists each row with its reason and detail.",
-        ),
-        Rule(
-            "few_rows_malformed",
-            "At most a fifth of the rows are malformed.",
-            _malformed,
-            "`babylon-rl rejected --from {hour} --to {end}` says where in stepsJson; mend what writes it.",
-        ),
-        Rule(
-            "messages_recorded",
-            "Ready hours hold messages that can train, not only synthetic ones.",
-            _without_messages,
-            "Record prompts (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true.",
-        ),
-        Rule(
-            "prompts_long_enough",
-            "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
-            _short_prompts,
-            "Readiness counts these rows as poor: record prompts whole, as they were sent.",
-            needs=("recorded prompts", lambda hour: hour.quality.prompts > 0),
-        ),
-        Rule(
-            "rows_unique",
-            "No agent's trajectory is recorded twice in the hour.",
-            _odd_rows("repeat the steps of another row of their agent", lambda found: (found.duplicate_rows, found.duplicates)),
-            "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
-        ),
-        Rule(
-            "clocks_agree",
-            "Start, end, window and steps of every row name the same time.",
-            _odd_rows("have times that contradict each other", lambda found: (found.skewed_rows, found.clock_skew)),
-            "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
-        ),
-        Rule(
-            "pnl_plausible",
-            "No agent's P&L jumps by more than it could have had at stake.",
-            _jumps,
-            "Scores rest on it: compare agentPnL in stepsJson and finalPnL of these agents; `babylon-rl episodes "
-            "{hour}` shows start and end.",
-        ),
-        Rule(
-            "one_hour_each",
-            "Every row is about one hour (windowHours is 1).",
-            _odd_rows("say windowHours other than 1", lambda found: (found.other_lengths, ())),
-            "Each was read as part of its own hour only; have it recorded by the hour.",
-        ),
-    ),
-)
-MARKET = HourlyChecks(
-    asset="market_outcomes",
-    read=lambda connection, windows, settings: market_flags(connection, windows),
-    rules=(
-        Rule(
-            "outcomes_unflagged",
-            "Every price and probability of the hour is as recorded: none is clamped, none has an unknown start.",
-            _flagged_market,
-            "`babylon-rl outcomes {hour} --json` shows the flags with the unrounded numbers; compare them with the game's tables.",
-        ),
-        Rule(
-            "tickers_distinct",
-            "No two organizations share an engine ticker.",
-            _shared_tickers,
-            "The suffix tells them apart, in the order of their ids; news that name the ticker alone stand on both.",
-        ),
-    ),
-)
-LEAKS = HourlyChecks(
-    asset="hindsight",
-    read=_leaks_by_hour,
-    rules=(
-        Rule(
-            "no_leaks",
-            "No training text holds outcomes, hidden answers, recorded gameKnowledge or scores.",
-            _leaking_sequences,
-            "These sequences never train. Find out how the text came into the agents' prompts, and stop it there: "
-            "SELECT * FROM babylon_rl.leaks WHERE \"window\" = '{hour}' shows where each stands.",
-            dg.AssetCheckSeverity.ERROR,
-        ),
-    ),
-)
-SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.judge is not None)
-MODEL_SCORES: Need[HourVerdicts] = ("scores by a language model", lambda hour: hour.judge not in (None, HEURISTIC))
-JUDGED = HourlyChecks(
-    asset="scored_groups",
-    read=verdicts_with_leaks,
-    rules=(
-        Rule(
-            "scores_differ",
-            "The judge tells episodes apart: groups have a spread of scores.",
-            _flat,
-            "Such a group carries no signal and will not be trained.",
-            needs=SCORES,
-        ),
-        Rule(
-            "groups_have_scores",
-            "No group is in quarantine or waits for its judge.",
-            _without_scores,
-            "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is asked "
-            "for again by itself (`ask_judge_again`).",
-        ),
-        Rule(
-            "few_ties",
-            "At most half of the pairs of a group's episodes have the same score.",
-            _tied,
-            "Equal scores teach nothing: read the explanations with `babylon-rl scores {hour}`; another model may tell more apart.",
-            needs=SCORES,
-        ),
-        Rule(
-            "orders_agree",
-            "The orders in which a group was shown differ by 0.15 at most.",
-            _orders_differ,
-            "More orders (JUDGE_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
-            needs=MODEL_SCORES,
-        ),
-        Rule(
-            "scores_follow_pnl",
-            "Scores do not fall as the hour's P&L rises.",
-            _against_pnl,
-            "A judge may know better than an hour's luck, but not hour after hour: `babylon-rl scores {hour}` has its reasons.",
-            needs=SCORES,
-        ),
-        Rule(
-            "holding_not_favoured",
-            f"Where the market moved by {MOVING_PERCENT:g} % or more, agents that only held are not ranked above "
-            "those that traded and gained.",
-            _holding,
-            "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
-            needs=SCORES,
-        ),
-        Rule(
-            "steps_shown_in_full",
-            f"At most {MOST_SHORTENED:.0%} of an hour's steps, and no trade, were shortened to fit the judge's requests.",
-            _shortened,
-            "Take a judge with a larger context, or raise JUDGE_REQUEST_TOKENS where it is set; `babylon-rl score --window {hour} --force` "
-            "asks again.",
-            needs=MODEL_SCORES,
-        ),
-        Rule(
-            "nothing_leaks",
-            "No sequence of a scored hour holds what came after it, and no explanation repeats what is hidden from the agents.",
-            _leaked,
-            "Leaking sequences never train (no_leaks of hindsight names them). Explanations stand in "
-            "aiJudgeReasoning: show them to no agent.",
-            needs=SCORES,
-        ),
-        Rule(
-            "nobody_speaks_to_the_judge",
-            "No episode, news or question holds text that may be meant for the judge, and no score follows an agent's words alone.",
-            _suspicious,
-            "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond chance does "
-            "not count. Where scores follow words, try another JUDGE_MODEL.",
-            needs=MODEL_SCORES,
-        ),
-    ),
-)
 checks_of_hours = [checks.definition() for checks in (ROWS, MARKET, LEAKS, JUDGED)]

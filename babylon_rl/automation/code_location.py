@@ -27,7 +27,6 @@ def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition
     """All definitions with the resources of the environment, or a caller's own (launch.py)."""
     settings = load_settings()
     when, fresh = conditions(settings), freshness(settings)
-    # Three kinds of assets by trigger: conditions, sensors, and the clock.
     moved_by_conditions = [
         asset.map_asset_specs(
             lambda spec: spec.replace_attributes(automation_condition=when[spec.key], freshness_policy=fresh.get(spec.key))

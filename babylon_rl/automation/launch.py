@@ -58,7 +58,6 @@ def run_hours(
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
-        # Runs that ask a paid judge are shorter.
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
         for first, last in window_stretches(hour_set, longest or MOST_HOURS):
             on_range(first, last)

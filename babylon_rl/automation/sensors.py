@@ -8,23 +8,9 @@ import dagster as dg
 
 from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.partitions import END_OF_HOURS, batches, end_of_hours
-from babylon_rl.assets.resources import ENDED_TAG, LOST, WAITS, Babylon, failure_reason
+from babylon_rl.assets.resources import ENDED_TAG, LOST, Babylon, failure_reason
 from babylon_rl.assets.sources import observe, report
-from babylon_rl.assets.workers import job_tags
-from babylon_rl.automation.batch_runs import (
-    JUDGE_ASKED_AFTER,
-    LIVE,
-    evidence_is_tried_again,
-    evidence_key,
-    evidence_runs,
-    goes_on_after,
-    in_words,
-    judge_asked_at,
-    naive,
-    next_number,
-    runs_of,
-    why_no_run,
-)
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_AFTER, LIVE, evidence_goes_on, evidence_run, judge_asked_at, naive, training_run
 from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.jobs import (
@@ -39,26 +25,15 @@ from babylon_rl.automation.jobs import (
     every,
     score_job,
     train_job,
-    trained_keys,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN
-from babylon_rl.serving.dagster_client import (
-    EVIDENCE,
-    PARTITION_TAG,
-    RANGE_START,
-    SCORING_JOBS,
-    TRAIN_JOB,
-    DagsterClient,
-    hour_tags,
-    training_tags,
-)
+from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START, SCORING_JOBS, TRAIN_JOB, DagsterClient, hour_tags
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import fail_stuck, pending_batches
-from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, retry_after
 from babylon_rl.training.readiness import freeze_when_ready, keep_counts
 from babylon_rl.windows import window_stretches
 
@@ -129,18 +104,13 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             if start.batch is None:
                 return dg.SkipReason(start.reason)
             pending = [start.batch]
-        requests = []
-        reasons = []
+        requests, reasons = list[dg.RunRequest](), list[str]()
         for batch in pending:
-            runs = runs_of(context.instance, connection, batch)
-            why_not = why_no_run(connection, batch, runs, babylon.settings, now)
-            if why_not is not None:
-                reasons.append(why_not)
+            found = training_run(context.instance, connection, batch, babylon.settings, now)
+            if isinstance(found, str):
+                reasons.append(found)
             else:
-                # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
-                key = f"{batch.batch_id}/{runs.attempt}"
-                assets, tags = trained_keys(babylon.settings), training_tags(babylon.settings, batch.backend) | goes_on_after(runs.newest)
-                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=assets, tags=tags))
+                requests.append(found)
     if not requests:
         return dg.SkipReason(" ".join(reasons))
     # Dagster must know the partition before its run starts.
@@ -163,18 +133,10 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         # One at a time: the batches behind it are looked at when this run has ended.
         if any(record.dagster_run.status in LIVE for record in records):
             return dg.SkipReason(f"{batch_id} has a live run.")
-        prefix, own = evidence_key(batch_id), evidence_runs((record.dagster_run for record in records), batch_id)
-        if evidence_is_tried_again(own):
-            again_at = naive(records[0].update_timestamp) + retry_after(len(own)) if records else babylon.now()
-            if records and records[0].dagster_run.tags.get(ENDED_TAG) == WAITS and babylon.now() < again_at:
-                reasons.append(f"{batch_id} could not be compared, as its last run says; {in_words(again_at)}.")
-                continue
-            selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
-            run_key = f"{prefix}{next_number(own, prefix)}"
-            tags = job_tags(babylon.settings, EVIDENCE) | goes_on_after(records[0].dagster_run.run_id if records else None)
-            request = dg.RunRequest(run_key=run_key, partition_key=batch_id, asset_selection=selection, tags=tags)
-            return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
-        reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand.")
+        found = evidence_run(records, batch_id, babylon.settings, babylon.now())
+        if not isinstance(found, str):
+            return dg.SensorResult(run_requests=[found], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
+        reasons.append(found)
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
 
 
@@ -287,9 +249,9 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
             # start_training runs an unfinished batch again, and a failed one is a cause of its own.
             if batch is None or batch.state != "completed":
                 return dg.SkipReason(f"The batch of {run.run_id} is run again, or has failed.")
-            runs = context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
+            records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
             # finish_evidence asks for it again.
-            if batch.batch_id in undecided_batches(connection, now) and evidence_is_tried_again(evidence_runs(runs, batch.batch_id)):
+            if batch.batch_id in undecided_batches(connection, now) and evidence_goes_on(records, batch.batch_id):
                 return dg.SkipReason(f"The evidence of {batch.batch_id} is run again.")
         part = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START)
         reason = failure_reason(context.instance, run.run_id) or context.failure_event.message or "no reason was recorded."

@@ -13,9 +13,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import read_tests
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The test's name; it also decides which agents are in which arm.")]
-app = typer.Typer()
-ab = typer.Typer(no_args_is_help=True, help="A/B tests of versions on live agents.")
-app.add_typer(ab, name="ab")
+app = typer.Typer(name="ab", no_args_is_help=True, help="A/B tests of versions on live agents.")
 TESTS = (
     Column("name", "name"),
     Column("state", "state"),
@@ -26,7 +24,7 @@ TESTS = (
 ARMS = ("version", "share %", "agents", "hours", "P&L $/agent-hour", "interval")
 
 
-@ab.command("start")
+@app.command("start")
 def start(
     name: NameArgument,
     versions: Annotated[str, typer.Option(help="Versions, or base, separated by commas; the others are compared with the first.")],
@@ -48,7 +46,7 @@ def start(
         _show(ab_tests.report(connection, name, settings), as_json)
 
 
-@ab.command("status")
+@app.command("status")
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
@@ -67,7 +65,7 @@ def status(
     emit({"tests": rows}, [Table(TESTS, rows)], as_json)
 
 
-@ab.command("stop")
+@app.command("stop")
 def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """End a test. Its agents follow the rollouts again, and its result stays."""
     settings = load_settings()

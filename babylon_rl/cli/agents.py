@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
 
 from babylon_rl.cli.benchmark_run import RESULTS, agents_table, write_pages
-from babylon_rl.cli.models import model_document
 from babylon_rl.cli.options import GameOption, ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of, progress_of_parts
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours, run_training
@@ -27,7 +25,7 @@ from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.market.spawn import SpawnRequest, spawn
-from babylon_rl.serving.status_shapes import ReadinessDocument
+from babylon_rl.serving.status_shapes import ModelDocument, ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
 from babylon_rl.store.database import Database, open_database
@@ -67,7 +65,6 @@ def spawn_agents(
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
-        # A model is served only if an agent asks one.
         llm = stack.enter_context(model_agents(settings, model or BASE, temperature=1.0, game=request.game)) if asking else None
         with database.connect() as connection, progress_of("playing hours", windows) as on_hour:
             hours = spawn(connection, request, utc_now(), llm, on_hour)
@@ -121,27 +118,21 @@ def harness(
     with open_database(settings) as database:
         migrate(database)
         state = Harness(settings, database, agents, seed, as_json)
-        # Readiness before and after shows what the harness added.
         before = _readiness(state, reading=train)
         comparison, recorded = _benchmark(state, markets, report)
         training, faults = _learn(state, markets[0], windows, start, force) if train else (None, [])
         after = _readiness(state)
         with database.connect() as connection:
-            model = next((model_document(model) for model in read_models(connection) if not model.foreign), None)
+            model = next((ModelDocument.of(model) for model in read_models(connection) if not model.foreign), None)
     # Gathered and raised at the end, after everything that was measured has been shown.
     faults = benchmark_faults(comparison) + faults
     document = {
-        "before": _shown(before), "after": _shown(after), "model": model, **comparison.document, "recorded": recorded,
-        "training": training, "faults": faults,
+        "before": ReadinessDocument.of(before), "after": ReadinessDocument.of(after), "model": model, **comparison.document,
+        "recorded": recorded, "training": training, "faults": faults,
     }  # fmt: skip
     emit(document, _parts(document, comparison), as_json)
     if faults:
         raise CheckFailed("\n".join(faults))
-
-
-def _shown(readiness: Readiness) -> dict[str, Any]:
-    document: dict[str, Any] = to_builtins(ReadinessDocument.of(readiness))
-    return document
 
 
 def _readiness(state: Harness, reading: bool = False) -> Readiness:
@@ -171,13 +162,12 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
 
 def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> tuple[dict[str, Any], list[str]]:
     """Play training hours, then train if there is enough data, or if ``force``; return the result as JSON shows it, and faults."""
-    # Without --windows, as many hours as readiness lacks.
     number = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
         request = SpawnRequest(state.agents, 0, number, state.seed, start=start)
         hours = [hour.window for hour in spawn(connection, request, utc_now(), None, on_hour)]
     offered = _readiness(state, reading=True)
-    document: dict[str, Any] = {"hours": hours, "ready": _shown(offered)}
+    document: dict[str, Any] = {"hours": hours, "ready": ReadinessDocument.of(offered)}
     document |= dict.fromkeys(("batchId", "modelVersion", "checkpoint", "artifact", "answer"))
     if not offered.ready and not force:
         return document, [f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."]
@@ -204,9 +194,8 @@ def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Tab
     training = document["training"]
     played = {} if training is None else {f"hours played: {len(training['hours'])}": training["ready"]}
     rows = [
-        [name, stats["totalTrajectories"], stats["scenarioGroups"], f"{stats['dataQuality']:.1%}", ready["reason"]]
+        [name, ready.stats.total_trajectories, ready.stats.scenario_groups, f"{ready.stats.data_quality:.1%}", ready.reason]
         for name, ready in ({"before": document["before"]} | played | {"after": document["after"]}).items()
-        for stats in [ready["stats"]]
     ]
     states = listed(["readiness", "freezable", "hours", "quality", ""], rows)
     return [agents_table(comparison), *comparison.notes, "", states, "", *(f"{name:11} {value}" for name, value in _facts(document))]
@@ -221,5 +210,5 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         answered = training["answer"] or "not asked: a dry run makes checkpoints without a model"
         facts += [("trained", f"{training['modelVersion']} of {training['batchId']}"), ("checkpoint", training["checkpoint"]),
                   ("artifact", training["artifact"] or "none at Weights & Biases"), ("it answers", answered)]  # fmt: skip
-    latest = f"{model['version']} ({model['status']}), from {model['parent'] or model['baseModel']}" if model is not None else "none yet"
+    latest = f"{model.version} ({model.status}), from {model.parent or model.base_model}" if model is not None else "none yet"
     return [*facts, ("newest", latest)]

@@ -19,9 +19,7 @@ from babylon_rl.training.batches import cancel_batch
 from babylon_rl.training.curves import optimizer_steps
 from babylon_rl.windows import moment, utc_now
 
-app = typer.Typer()
-batches = typer.Typer(help="List training jobs; show, cancel or give up one.", invoke_without_command=True)
-app.add_typer(batches, name="batches")
+app = typer.Typer(name="batches", help="List training jobs; show, cancel or give up one.", invoke_without_command=True)
 BATCHES = (
     Column("batch", "batchId"),
     Column("status", lambda row: row["status"] + (" (foreign)" if row["foreign"] else "")),
@@ -82,7 +80,7 @@ SHOWN_OF_JOB = (
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
 
 
-@batches.callback()
+@app.callback()
 def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
     """List training jobs, newest first; those of other producers are shown as foreign."""
     # The callback runs before `batches show` and its like, too.
@@ -100,7 +98,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
     emit({"batches": documents}, [Table(BATCHES, documents)], as_json)
 
 
-@batches.command("show")
+@app.command("show")
 def show_batch(
     batch_id: IdArgument,
     with_episodes: Annotated[bool, typer.Option("--episodes", help="Also list its episodes with scores and advantages.")] = False,
@@ -149,7 +147,7 @@ def show_batch(
     emit(document, parts, as_json)
 
 
-@batches.command("steps")
+@app.command("steps")
 def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """List the optimizer steps of a batch. Loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
@@ -159,7 +157,7 @@ def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     emit({"steps": steps}, [Table(STEPS, steps)], as_json)
 
 
-@batches.command("cancel")
+@app.command("cancel")
 def cancel(
     batch_id: IdArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is stored with the batch.")],
@@ -172,7 +170,7 @@ def cancel(
     emit(batch_document(batch), [f"{batch.batch_id} is failed: {batch.error}"], as_json)
 
 
-@batches.command("give-up-job")
+@app.command("give-up-job")
 def give_up(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job at the training service, as `batches show` lists it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it never will end; it is stored with the job.")],

@@ -38,11 +38,9 @@ from babylon_rl.store.migrate import require_migrated
 from babylon_rl.store.registry import read_models
 from babylon_rl.windows import utc_now, window_start
 
-app = typer.Typer()
-benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
-app.add_typer(benchmark, name="benchmark")
-benchmark.command("run")(run)
-benchmark.command("compare")(compare)
+app = typer.Typer(name="benchmark", help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
+app.command("run")(run)
+app.command("compare")(compare)
 DEFAULT_PRESET = "quick"
 
 
@@ -71,7 +69,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@benchmark.command("errors")
+@app.command("errors")
 def show_errors(
     player: Annotated[str, typer.Argument(metavar="PLAYER", help="A version, base, or an agent (conservative, best-by-prompt...).")],
     texts: Annotated[int, typer.Option(min=0, help="Most misread texts to show.")] = 10,
@@ -103,7 +101,7 @@ def show_errors(
     emit(document, tables, as_json)
 
 
-@benchmark.command("standings")
+@app.command("standings")
 def standings(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
     against: Annotated[str | None, typer.Option(help="Player to compare the others with. Default: the last NAME of several.")] = None,
@@ -163,7 +161,7 @@ def _models_played(
     return {source.name: (source.role, results[source.name]) for source in sources}
 
 
-@benchmark.command("leaderboard")
+@app.command("leaderboard")
 def leaderboard(
     plot: Annotated[Path | None, typer.Option("--plot", help="A PNG file for the picture.")] = None, as_json: JsonOption = False
 ) -> None:
@@ -181,7 +179,7 @@ def leaderboard(
         say(f"{version} is not ranked. {why}")
 
 
-@benchmark.command("generate")
+@app.command("generate")
 def generate(
     preset: Annotated[
         str | None,
@@ -212,7 +210,6 @@ def generate(
     }
     config = _config(preset, edition, {name: value for name, value in options.items() if value is not None})
     snapshot = from_scenario(benchmark_scenario(config))
-    # An unsound snapshot is never written; warnings are printed.
     errors, warnings = validate(snapshot)
     if errors:
         raise MarketError(f"The market of {config} makes no sound snapshot: {' '.join(errors)}")

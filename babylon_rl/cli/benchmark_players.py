@@ -50,7 +50,6 @@ def players_named(
         UsageError: a name is unknown, or a version cannot be played here.
     """
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    # Everything that is neither a strategy nor an endpoint: base and versions.
     local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
     game = game or next(iter(trained.values()), ONE_TICK_GAME)
     say(f"They play {game.name}.")

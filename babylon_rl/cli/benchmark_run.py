@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from babylon_rl.cli.benchmark_players import game_of_players, players_named
@@ -78,7 +77,6 @@ def run(
                 again=again,
                 on_progress=tell,
             )
-    # Runs are kept as files first; the database is optional.
     if record:
         with open_database(settings, prepare=False) as database:
             migrate(database)
@@ -191,7 +189,6 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
     # A file that is named twice counts once.
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
     sound, refused = sound_results(files)
-    # Names that are no paths are agents in the results directory.
     requested = [name for name in names if not Path(name).exists()]
     if requested:
         more, not_sound = sound_results(result_files(directory or load_settings().home / RESULTS))
@@ -218,7 +215,7 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         "directory": str(directory),
         "played": runs.played,
         "known": runs.known,
-        "unfinished": msgspec.to_builtins(runs.unfinished),
+        "unfinished": runs.unfinished,
     }
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
@@ -266,7 +263,6 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
         shared = [key for key in runs[pair.a] if key in runs[pair.b]]
         if pair.snapshots < 2:
             continue
-        # Differences of runs that both agents played, grouped by snapshot.
         differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
         spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
         confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses

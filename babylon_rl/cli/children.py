@@ -179,7 +179,6 @@ def _wait(group: int, awaited: Collection[psutil.Process], limit_s: float, hurri
 def _family(group: int) -> set[psutil.Process]:
     """The living members of a process group, and all their descendants."""
     family: set[psutil.Process] = set()
-    # One pass over all processes: members of the group, and the children of every parent.
     children: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter(["ppid"]):
         children.setdefault(process.info["ppid"], []).append(process)

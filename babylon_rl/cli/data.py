@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, WindowArgument, refuse_future
@@ -115,7 +114,6 @@ def windows(
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
         "verdict": verdict,
     }
-    # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
     if unmatched:
@@ -151,11 +149,10 @@ def _verdict(summaries: Sequence[WindowSummary], lookback_start: str, settings: 
 
 def window_row(facts: WindowSummary) -> dict[str, Any]:
     """One hour as JSON shows it."""
-    shown = document_of(
+    return document_of(
         facts, "window", "rows", "eligible", "new_trainable", "rejected", "agents", "episodes", "usable_episodes", "ready", "state",
-        "message_sources", "avg_pnl", "trainable_sequences",
+        "message_sources", "avg_pnl", "trainable_sequences", "quality",
     )  # fmt: skip
-    return shown | {"quality": msgspec.to_builtins(facts.quality)}
 
 
 @app.command("episodes")
@@ -274,7 +271,6 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 def _why_unscored(connection: Connection, window: str) -> str:
     if have_scores(connection):
-        # The most specific reason first: pending, then quarantined, then not judged yet.
         if pending := read_pending(connection, [window]).get(window):
             return f"It waits: {pending.reason}"
         if aside := read_quarantined(connection, [window]).get(window):
@@ -303,7 +299,6 @@ def _judgement_sentences(group: GroupScores) -> list[str]:
 
 
 def _wanted(connection: Connection, now: datetime, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
-    """The requested hours that hold rows."""
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
     # Refuses a malformed hour, and a range that runs backwards.

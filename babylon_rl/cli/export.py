@@ -16,37 +16,26 @@ from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
-DirectoryArgument = Annotated[
-    str, typer.Argument(metavar="DIR", help="A directory, made where it is absent, or any fsspec URL (s3://...).")
-]
-FormatOption = Annotated[
-    Literal["jsonl", "parquet", "hf", "archive"],
-    typer.Option("--format", help="JSONL of ART messages, Parquet, a Hugging Face dataset, or an archive by window."),
-]
-SplitOption = Annotated[float, typer.Option("--split", metavar="SHARE", help="Share of the windows in train; the rest is test.")]
-ValidationOption = Annotated[float, typer.Option("--validation", metavar="SHARE", help="Share of the windows in validation.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Another seed splits the windows in another way.")]
-ScoredOption = Annotated[bool, typer.Option("--only-scored", help="Leave out episodes without a score.")]
-TrainableOption = Annotated[
-    bool, typer.Option("--only-trainable", help="Leave out what carries no signal, too: groups without spread, empty responses.")
-]
-AllOption = Annotated[bool, typer.Option("--all", help="Take episodes with too few steps, and quarantined hours, too.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Write into a directory that holds other files; they stay.")]
 
 
 @app.command("export")
 def export(
-    directory: DirectoryArgument,
-    form: FormatOption,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A directory, made where it is absent, or any fsspec URL (s3://...).")],
+    form: Annotated[
+        Literal["jsonl", "parquet", "hf", "archive"],
+        typer.Option("--format", help="JSONL of ART messages, Parquet, a Hugging Face dataset, or an archive by window."),
+    ],
     first: FromOption = None,
     end: ToOption = None,
-    split: SplitOption = 0.9,
-    validation: ValidationOption = 0.0,
-    seed: SeedOption = 0,
-    only_scored: ScoredOption = False,
-    only_trainable: TrainableOption = False,
-    everything: AllOption = False,
-    force: ForceOption = False,
+    split: Annotated[float, typer.Option(metavar="SHARE", help="Share of the windows in train; the rest is test.")] = 0.9,
+    validation: Annotated[float, typer.Option(metavar="SHARE", help="Share of the windows in validation.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed splits the windows in another way.")] = 0,
+    only_scored: Annotated[bool, typer.Option("--only-scored", help="Leave out episodes without a score.")] = False,
+    only_trainable: Annotated[
+        bool, typer.Option("--only-trainable", help="Leave out what carries no signal, too: groups without spread, empty responses.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Take episodes with too few steps, and quarantined hours, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into a directory that holds other files; they stay.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write training data for other tools. LLM calls as served, with scores. The splits are by window."""
@@ -76,7 +65,6 @@ def export(
 
 
 def _remark(done: ExportedRows, any_rows: bool) -> None:
-    """Report rows left out of the files, or the reason for no files."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
         say("No complete hour here holds a trajectory: nothing was written.")

@@ -22,9 +22,7 @@ from babylon_rl.store.scores import read_quarantined
 from babylon_rl.store.scratch import scratch_database
 from babylon_rl.windows import utc_now, window_start
 
-app = typer.Typer()
-judge_group = typer.Typer(help="The judge: quarantined groups, reliability, privacy.", no_args_is_help=True)
-app.add_typer(judge_group, name="judge")
+app = typer.Typer(name="judge", help="The judge: quarantined groups, reliability, privacy.", no_args_is_help=True)
 QUARANTINED = (
     Column("window", "window"),
     Column("judge", "judge"),
@@ -35,7 +33,7 @@ PREFIX = "judge-report-"
 CALIBRATION = ("agent", "expected $/h", "+-", "came $/h", "score", "rank")
 
 
-@judge_group.command("quarantine")
+@app.command("quarantine")
 def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> None:
     """List quarantined groups with their tries. --json has the transcripts."""
     for window in windows or ():
@@ -52,7 +50,7 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
     emit({"quarantined": rows}, [Table(QUARANTINED, rows)], as_json)
 
 
-@judge_group.command("retry")
+@app.command("retry")
 def retry(
     windows: WindowsArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Every group in quarantine.")] = False,
@@ -69,7 +67,6 @@ def retry(
         raise UsageError("Name the hours, or give --all.")
     with open_database(load_settings(), prepare=False) as database, database.connect(autocommit=True) as connection:
         released = release_quarantined(connection, windows)
-    # Hours that were not in quarantine are reported, not refused.
     others = sorted(set(windows or ()) - set(released))
     if others:
         say(f"Not in quarantine, nothing to retry: {', '.join(others)}. `babylon-rl score` judges hours that wait or have no scores.")
@@ -79,7 +76,7 @@ def retry(
     emit({"released": released, "notQuarantined": others}, [listed(["out of quarantine"], rows)] if rows else [], as_json)
 
 
-@judge_group.command("report")
+@app.command("report")
 def report(
     first: FromOption = None,
     end: ToOption = None,
@@ -127,7 +124,7 @@ def _report_parts(report: ReliabilityReport) -> list[Table | str]:
     return [measures, *([f"Other hours of the range were scored by: {others}."] if others else [])]
 
 
-@judge_group.command("calibrate")
+@app.command("calibrate")
 def calibrate(
     hours: Annotated[int, typer.Option(min=2, max=168, help="Hours to play and judge; a language model is asked for each.")] = 24,
     judge: Annotated[str | None, typer.Option(help="Any litellm model name, or heuristic. Default: JUDGE_MODEL.")] = None,
@@ -137,7 +134,6 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Correlate the judge's scores with expected P&L. Of agents of known skill."""
-    # An option that was not given leaves its setting as it is.
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
     with open_database(settings, prepare=False) as database:

@@ -13,13 +13,11 @@ from babylon_rl.store.client_keys import ClientKey, create_key, read_keys, revok
 from babylon_rl.store.database import open_database
 from babylon_rl.windows import utc_now
 
-app = typer.Typer()
-keys = typer.Typer(help="Bearer keys for the gateway and the admin API.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
+app = typer.Typer(name="keys", help="Bearer keys for the gateway and the admin API.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A client's name.")]
 
 
-@keys.command("create")
+@app.command("create")
 def create(
     name: NameArgument,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests a minute. Default: no limit.")] = None,
@@ -48,7 +46,7 @@ def create(
     emit({"key": secret, **_document(key)}, [secret, remark], as_json)
 
 
-@keys.command("list")
+@app.command("list")
 def list_keys(as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
     with open_database(load_settings()) as database, database.connect() as connection:
@@ -62,7 +60,7 @@ def list_keys(as_json: JsonOption = False) -> None:
     emit({"keys": [_document(key) for key in stored]}, [listed(columns, cells)], as_json)
 
 
-@keys.command("revoke")
+@app.command("revoke")
 def revoke(name: NameArgument, as_json: JsonOption = False) -> None:
     """Revoke a key, in every gateway within a second."""
     with open_database(load_settings()) as database, database.connect() as connection:

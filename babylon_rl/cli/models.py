@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
 
 from babylon_rl.cli import releases
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
@@ -27,10 +26,8 @@ from babylon_rl.training.tracking import record_artifact, refusal
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import utc_now
 
-app = typer.Typer()
-models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
-app.add_typer(models, name="models")
-releases.register(models)
+app = typer.Typer(name="models", help="The registry of versions.", invoke_without_command=True)
+releases.register(app)
 MODELS = (
     Column("version", "version"),
     Column("status", "shown_status"),
@@ -58,7 +55,7 @@ MODELS = (
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
 
 
-@models.callback()
+@app.callback()
 def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every registered version, highest first; those of other producers are shown as foreign."""
     # The callback runs before `models export` and its like, too.
@@ -68,13 +65,12 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
-    rows = [model_document(model) for model in versions]
-    if not rows:
+    if not versions:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
     compared = next((model for model in versions if "pnl" in _measured(model)), None)
     row = {} if compared is None else {**_measured(compared), "model": compared.version}
     stands = ["", stored_standing(row), ceiling_words(row)] if row else []
-    emit({"models": rows}, [Table(MODELS, versions), *stands], as_json)
+    emit({"models": [ModelDocument.of(model) for model in versions]}, [Table(MODELS, versions), *stands], as_json)
 
 
 def _measured(model: Model) -> Mapping[str, Any]:
@@ -90,13 +86,7 @@ def _interval(model: Model, mean: str, low: str, high: str) -> str | None:
     return f"{measured[mean]:+.0f} [{measured[low]:+.0f}, {measured[high]:+.0f}]"
 
 
-def model_document(model: Model) -> dict[str, Any]:
-    """A version with its lineage as a JSON-ready dict, keyed by column names."""
-    document: dict[str, Any] = to_builtins(ModelDocument.of(model))
-    return document
-
-
-@models.command("export")
+@app.command("export")
 def export(
     version: VersionArgument,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
@@ -111,7 +101,6 @@ def export(
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
     }  # fmt: skip
-    # The command that serves these files: a merged model alone, an adapter beside its base.
     adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} --return-tokens-as-token-ids"
     serves = f"vllm serve {exported.directory}" if merged else f"vllm serve {model.base_model} {adapter}"
     lines = [
@@ -121,7 +110,7 @@ def export(
     emit(document, lines, as_json)
 
 
-@models.command("compare")
+@app.command("compare")
 def compare(
     first: VersionArgument,
     second: VersionArgument,
@@ -151,12 +140,11 @@ def compare(
 
 
 def _range(rows: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
-    """First, mean and last of a number over the optimizer steps."""
     values = [row[name] for row in rows if row[name] is not None]
     return [f"{value:.4g}" for value in (values[0], fmean(values), values[-1])] if values else [None] * 3
 
 
-@models.command("card")
+@app.command("card")
 def card(version: VersionArgument) -> None:
     """Print a version's model card. Its data, its settings, and the benchmark's result once there is one."""
     settings = load_settings()
@@ -166,7 +154,7 @@ def card(version: VersionArgument) -> None:
     typer.echo(model_card(load_manifest(checkpoint_of(model, settings)), report), nl=False)
 
 
-@models.command("upload")
+@app.command("upload")
 def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     """Upload a version's checkpoint to MODEL_STORAGE_URL. With WANDB_API_KEY also to Weights & Biases, as an artifact."""
     settings = load_settings()
@@ -178,7 +166,6 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     directory = checkpoint_of(model, settings)
     if model.pruned_at is not None and not directory.is_dir():
         raise ModelUnavailable(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are not here any more.")
-    # Damaged files are refused before anything is sent.
     verify(directory)
     remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
@@ -197,7 +184,7 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
         # It was to be an artifact and is none. Without Weights & Biases, or for weights that it has already, that is no error.
         elif sent.link is None and remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
-    emit(model_document(_registered(settings, version)[0]), [], as_json)
+    emit(ModelDocument.of(_registered(settings, version)[0]), [], as_json)
 
 
 def _registered(settings: Settings, version: str) -> tuple[Model, BenchmarkReport | None]:

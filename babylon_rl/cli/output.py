@@ -14,6 +14,7 @@ from itertools import count
 from typing import Annotated, Any
 
 import typer
+from msgspec import Struct, to_builtins
 from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
@@ -43,15 +44,15 @@ def listed(titles: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     return Table([Column(name, position) for position, name in enumerate(titles)], rows, title)
 
 
-def emit(document: Mapping[str, Any], parts: Sequence[Table | str], as_json: bool) -> None:
-    """Write a command's result: ``document`` as JSON, or the tables and sentences of ``parts``.
+def emit(document: Mapping[str, Any] | Struct, parts: Sequence[Table | str], as_json: bool) -> None:
+    """Write a command's result: ``document``, which may hold structs, as JSON, or the tables and sentences of ``parts``.
 
     Raises:
         TypeError: ``document`` holds a value that JSON cannot express.
         ValueError: a NaN or infinite number.
     """
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=to_builtins) + "\n")
     else:
         show(parts, console())
 

@@ -154,7 +154,6 @@ def _privacy(settings: Settings) -> tuple[str, str]:
             FAIL,
             f"{unknown}, by a guard of a rollout or an A/B test. agent=hash with a RECORD_HASH_KEY keeps the names out all the same.",
         )
-    # With the heuristic nothing leaves this machine for a judge.
     if unset and settings.judge_model != HEURISTIC:
         return WARN, f"{' and '.join(unset)} keep nothing back; the line judge says what leaves. See that this was decided"
     return PASS, "; ".join(f"{name}={value or 'nothing is kept back'}" for name, value in given.items())

@@ -1,8 +1,9 @@
 """Commands ``models deploy``, ``rollback``, ``pause``, ``resume``, ``resolve`` and ``agents``: which agents get which version."""
 
 import getpass
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,13 +46,9 @@ def deploy(
     as_json: JsonOption = False,
 ) -> None:
     """Put a version in front of agents. With another share, change its rollout."""
-    settings = load_settings()
-    agent_ids = [agent.strip() for agent in agents.split(",") if agent.strip()]
-    with open_database(settings) as database, database.connect() as connection:
-        rollout = releases.deploy(
-            connection, version, settings, author_of(reason), strategy=strategy, percentage=percentage, agent_ids=agent_ids
-        )
-        _emit(connection, settings, rollout, as_json)
+    ids = [agent.strip() for agent in agents.split(",") if agent.strip()]
+    how: dict[str, Any] = {"strategy": strategy, "percentage": percentage, "agent_ids": ids}
+    _change(lambda connection, settings: releases.deploy(connection, version, settings, author_of(reason), **how), as_json)
 
 
 def rollback(
@@ -62,23 +59,17 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Take back the version on trial, else the deployed one. Nothing automatic deploys it again."""
-    settings = load_settings()
-    with open_database(settings) as database, database.connect() as connection:
-        _emit(connection, settings, releases.rollback(connection, settings, author_of(reason), version), as_json)
+    _change(lambda connection, settings: releases.rollback(connection, settings, author_of(reason), version), as_json)
 
 
 def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Hold the version on trial at its share of agents."""
-    settings = load_settings()
-    with open_database(settings) as database, database.connect() as connection:
-        _emit(connection, settings, releases.pause(connection, author_of(reason)), as_json)
+    _change(lambda connection, _: releases.pause(connection, author_of(reason)), as_json)
 
 
 def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Let a paused version advance again."""
-    settings = load_settings()
-    with open_database(settings) as database, database.connect() as connection:
-        _emit(connection, settings, releases.resume(connection, author_of(reason)), as_json)
+    _change(lambda connection, _: releases.resume(connection, author_of(reason)), as_json)
 
 
 def resolve(
@@ -131,14 +122,18 @@ def author_of(reason: str) -> releases.ReleaseAuthor:
     return releases.ReleaseAuthor(f"cli: {user}", reason, utc_now())
 
 
-def _emit(connection: Connection, settings: Settings, rollout: Rollout, as_json: bool) -> None:
-    share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
-    document = {
-        "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,
-        "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
-        "previousVersion": rollout.previous_version, "agentsUpdated": releases.agents_updated(connection, settings, utc_now()),
-    }  # fmt: skip
-    said = f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."
-    if rollout.state == "rolled_back":
-        said = f"{rollout.version} is rolled back; its agents get {read_routing(connection).deployed or 'the base'}."
-    emit(document, [said], as_json)
+def _change(change: Callable[[Connection, Settings], Rollout], as_json: bool) -> None:
+    """Carry out a transition, and show the rollout that it leaves."""
+    settings = load_settings()
+    with open_database(settings) as database, database.connect() as connection:
+        rollout = change(connection, settings)
+        share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
+        document = {
+            "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,
+            "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
+            "previousVersion": rollout.previous_version, "agentsUpdated": releases.agents_updated(connection, settings, utc_now()),
+        }  # fmt: skip
+        said = f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."
+        if rollout.state == "rolled_back":
+            said = f"{rollout.version} is rolled back; its agents get {read_routing(connection).deployed or 'the base'}."
+        emit(document, [said], as_json)

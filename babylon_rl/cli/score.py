@@ -17,6 +17,7 @@ from babylon_rl.judge.plan import Change, find_changes
 from babylon_rl.judge.prompt.templates import judge_version
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows
@@ -113,7 +114,6 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
     emit(document, [listed(list(COLUMNS), [hour.row() for hour in hours])], as_json)
-    # The results are printed first, then waiting hours become the exit code.
     if pending:
         window, reason = next(iter(pending.items()))
         number = "1 hour waits and is" if len(pending) == 1 else f"{len(pending)} hours wait and are"
@@ -125,31 +125,23 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, s
         held = recorded_hours(connection, settings, utc_now(), span)
         lacking = held if force else _lacking(connection, held, settings, stale)
         if settings.judge_model == HEURISTIC:
-            # The heuristic asks no model: there is nothing to estimate.
             document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, [sentence], as_json)
             return
         hours = estimate_hours(connection, lacking, settings, force=force, stale=stale)
-    # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {
         "windows": [hour.window for hour in hours],
         "judge": settings.judge_model,
-        "requests": whole.requests,
-        "cached": whole.cached,
-        "promptTokens": whole.prompt_tokens,
-        "completionTokens": whole.completion_tokens,
-        "usd": whole.usd,
-        "requestsMost": whole.most_requests,
-        "usdMost": whole.most_usd,
-        "hours": [hour.document() for hour in hours],
+        **document_of(whole, "requests", "cached", "prompt_tokens", "completion_tokens", "usd", "requests_most", "usd_most"),
+        "hours": [document_of(hour) for hour in hours],
     }
     price = "at a price that no table knows" if whole.usd is None else f"for about {_dollars(whole)}"
-    rows: list[list[Any]] = [[h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
+    rows: list[list[Any]] = [[h.window, h.agents, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
     columns = ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"]
     total = (
-        f"{len(hours)} hours would take {whole.requests} to {whole.most_requests} requests to {settings.judge_model} ({whole.cached} "
+        f"{len(hours)} hours would take {whole.requests} to {whole.requests_most} requests to {settings.judge_model} ({whole.cached} "
         f"more are answered), {whole.prompt_tokens} tokens in and about {whole.completion_tokens} out for the fewest, {price}. "
         "The most are asked where all orders disagree and answers are as often unusable as so far."
     )
@@ -157,7 +149,7 @@ def _say_cost(database: Database, settings: Settings, span: Span, force: bool, s
 
 
 def _dollars(cost: HourCost) -> str:
-    return "?" if cost.usd is None or cost.most_usd is None else f"${cost.usd:.4f} to ${cost.most_usd:.4f}"
+    return "?" if cost.usd is None or cost.usd_most is None else f"${cost.usd:.4f} to ${cost.usd_most:.4f}"
 
 
 @dataclass(frozen=True)
@@ -224,7 +216,6 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
 def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
     """Remarks beside the table: hours that the judge did not score, and advice."""
     remarks = []
-    # Three remarks, each only if it applies: quarantined hours, kept scores, scores of another judge.
     aside = [entry for entry in outcomes if entry.outcome == "quarantined"]
     if aside:
         advice = "`babylon-rl judge quarantine` shows the answers, `babylon-rl judge retry` asks again."

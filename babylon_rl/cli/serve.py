@@ -10,12 +10,10 @@ from babylon_rl.cli.output import say
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.settings import load_settings
 
-app = typer.Typer()
-serve = typer.Typer(help="Run a server until it is interrupted.", no_args_is_help=True)
-app.add_typer(serve, name="serve")
+app = typer.Typer(name="serve", help="Run a server until it is interrupted.", no_args_is_help=True)
 
 
-@serve.command("model")
+@app.command("model")
 def serve_model(
     version: Annotated[str, typer.Argument(help="A version such as v1.0.0, or base.")] = "base",
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback it is open to the network, without a password.")] = "127.0.0.1",
@@ -71,7 +69,7 @@ def serve_model(
     server.serve(policy, bound, announce, published)
 
 
-@serve.command("market")
+@app.command("market")
 def serve_market(
     snapshot: Annotated[Path, typer.Argument(help="A file of `benchmark generate`, or one of the game's.")],
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback anybody who reaches it can play.")] = "127.0.0.1",
@@ -91,7 +89,7 @@ def serve_market(
         server.serve(played, bound, lambda url: say(says.format(played.id, url)), idle_s=idle, results=out)
 
 
-@serve.command("gateway")
+@app.command("gateway")
 def serve_gateway(
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
@@ -103,7 +101,7 @@ def serve_gateway(
     run(load_settings(), host, port, workers, say)
 
 
-@serve.command("admin")
+@app.command("admin")
 def serve_admin(
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8090,

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
 
 from babylon_rl.alerts import send_test
 from babylon_rl.cli.output import JsonOption, emit, listed, say
@@ -32,7 +31,7 @@ def status(as_json: JsonOption = False) -> None:
     # This command changes nothing, so Dagster's schema is not made here.
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         document = status_document(connection, settings, utc_now())
-    emit(to_builtins(document), [listed(["", document.status], list(_lines(document)))], as_json)
+    emit(document, [listed(["", document.status], list(_lines(document)))], as_json)
 
 
 def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:

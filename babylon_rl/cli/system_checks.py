@@ -48,7 +48,6 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
     A daemon that does not run and data that do not come fail where automation is meant to run: in production, and where it has run and
     AUTOMATION_STATUS does not say that it is stopped.
     """
-    # Each check is an attempt of its own; only an unreachable database skips those that need it.
     yield from _configuration(settings)
     yield attempt("disk", lambda: _disk(settings))
     yield attempt("storage", lambda: _storage(settings))

@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
@@ -61,7 +60,7 @@ def ready(as_json: JsonOption = False) -> None:
     ]
     least = with_smaller_minimum(settings).training_min_trajectories
     smaller = f"Automation starts with {least} trajectories from {due:%Y-%m-%d %H:%M} UTC on (train_daily)."
-    emit(to_builtins(ReadinessDocument.of(state)), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
+    emit(ReadinessDocument.of(state), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
     if not state.ready:
         raise typer.Exit(1)
 
@@ -122,7 +121,6 @@ def sync_outcomes(
     span = pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, utc_now(), span)
-        # Hours with trajectories or market records; only complete ones are written.
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
         held = sorted(window for window in recorded if window <= bounds.complete)
         before = read_market_windows(connection, held)
@@ -283,7 +281,6 @@ def report_training(results: Sequence[Trained], settings: Settings, as_json: boo
     """Print the last result of a command; of those before it, the batches as JSON."""
     trained, earlier = results[-1], [result.batch.batch_id for result in results[:-1]]
     model = trained.model
-    # The document for scripts; the lines below show the same facts to people.
     endpoint = address_of(settings, model.version, trained.checkpoint)
     document = {
         "batchId": trained.batch.batch_id,

@@ -121,7 +121,6 @@ def _new_batch(database: Database, connection: Connection, settings: Settings, a
     most = arguments.most or settings.training_max_trajectories
     frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=arguments.seed)
     if frozen.batch is None:
-        # Nothing was freezable: perhaps because another run has just frozen these hours.
         meanwhile = [batch.batch_id for batch in pending_batches(connection) if batch.batch_id not in before]
         if meanwhile:
             raise BatchConflict(

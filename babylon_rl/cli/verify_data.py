@@ -12,7 +12,7 @@ import typer
 
 from babylon_rl.cli.output import JsonOption, emit
 from babylon_rl.episodes.decode import not_for_training
-from babylon_rl.episodes.quality import row_faults, summarize, unmatched_sentence
+from babylon_rl.episodes.quality import named, row_faults, summarize, unmatched_sentence
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
@@ -33,7 +33,6 @@ from babylon_rl.windows import HOUR, newest_complete, next_window, window_end, w
 
 app = typer.Typer()
 HOURS = 24
-_NAMED = 3
 
 # Oddities of eligible rows that stop nothing: the check's name, the count and the ids in an hour's quality, and the words.
 _ODDITIES = (
@@ -69,9 +68,8 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     that are not meant to train (evaluation, benchmarks, isTrainingData false) are left out.
     """
     lost = rows_of_no_hour(connection)
-    sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
+    sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{named(lost, len(lost))}"
     hours = [Check("hours", "FAIL", sentence)] if lost else []
-    # The 24 hours end with the newest hour that holds rows.
     newest = newest_window_with_rows(connection, newest_complete(now))
     end = next_window(newest or newest_complete(now))
     first = window_of(window_start(end) - HOURS * HOUR)
@@ -120,16 +118,9 @@ def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[Che
     for name, count, ids, description in _ODDITIES:
         total = sum(getattr(reading.quality, count) for reading in readings)
         listed = [odd for reading in readings for odd in (getattr(reading.quality, ids) if ids else ())]
-        detail = f"{total} {description}{_named(listed, total)}" if total else f"{eligible} eligible rows"
+        detail = f"{total} {description}{named(listed, total)}" if total else f"{eligible} eligible rows"
         checks.append(Check(name, "WARN" if total else "PASS", detail))
     return checks
-
-
-def _named(ids: Sequence[str], total: int) -> str:
-    if not ids:
-        return ""
-    more = f" and {total - _NAMED} more" if total > _NAMED else ""
-    return f" ({', '.join(ids[:_NAMED])}{more})"
 
 
 def _hours(count: float) -> str:

@@ -1,6 +1,6 @@
 """Decoding of a row into typed steps, or into a rejection reason with the fault's place.
 
-``_decoded`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
+``decode`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
 one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault. Only the four fields that can reject
 a row have a type of their own; every other field may hold anything. The ``...Facts`` structs hold the input of numbers; the others also
 hold the input of texts.
@@ -9,9 +9,9 @@ hold the input of texts.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -253,32 +253,23 @@ class Fault:
     detail: str
 
 
-_S = TypeVar("_S", bound=StepFacts)
+class Decoded(NamedTuple):
+    """A row that counts: all its steps, the completed ones in order, and its P&L at the end in dollars.
 
+    Each is a ``Step``, or StepFacts of a row that was decoded without texts.
+    """
 
-class Decoded(NamedTuple, Generic[_S]):
-    """A row that counts: all its steps, the completed ones in order, and its P&L at the end in dollars."""
-
-    recorded: Sequence[_S]
-    completed: Sequence[_S]
+    recorded: Sequence[Any]
+    completed: Sequence[Any]
     end_pnl: float
 
 
-def decode(row: TrajectoryRow) -> Decoded[Step] | Fault:
-    """Return a row's steps with their texts, or its first fault. Never raises for the content of a row."""
-    return _decoded(row, decode_steps)
-
-
-def decode_numbers(row: TrajectoryRow) -> Decoded[StepFacts] | Fault:
-    """As ``decode``, without the texts of training sequences."""
-    return _decoded(row, decode_facts)
-
-
-def _decoded(row: TrajectoryRow, steps_of: Callable[[bytes], Sequence[_S] | Fault]) -> Decoded[_S] | Fault:
+def decode(row: TrajectoryRow, *, texts: bool = True) -> Decoded | Fault:
+    """Return a row's steps, with the texts of training sequences or without, or its first fault. Never raises for a row's content."""
     fault = not_for_training(row)
     if fault is not None:
         return fault
-    steps = steps_of(row.steps_json)
+    steps = decode_steps(row.steps_json) if texts else decode_facts(row.steps_json)
     if isinstance(steps, Fault):
         return steps
     completed = [step for step in steps if step.action.action_type != PENDING]

@@ -124,11 +124,16 @@ def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:
     for name, (status, sentence) in CHECKS.items():
         ids = sorted(failed[name])
         if ids:
-            more = "" if len(ids) <= _NAMED else f" and {len(ids) - _NAMED} more"
-            checks.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence} ({', '.join(ids[:_NAMED])}{more})"))
+            checks.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence}{named(ids, len(ids))}"))
         else:
             checks.append(Check(name, "PASS", f"{rows} rows"))
     return checks
+
+
+def named(ids: Sequence[str], total: int) -> str:
+    """The first of ``total`` ids in brackets, as the end of a sentence; nothing without ids."""
+    more = f" and {total - _NAMED} more" if total > _NAMED else ""
+    return f" ({', '.join(ids[:_NAMED])}{more})" if ids else ""
 
 
 def _has_result(action: Any) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec import structs
 
-from babylon_rl.episodes.decode import Decoded, Fault, decode, decode_numbers
+from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.trajectories import (
     LEAST_STAKE_USD,
     MOST_LEVERAGE,
@@ -181,8 +181,6 @@ _E = TypeVar("_E", Episode, BatchEpisode)
 
 @dataclass
 class _WindowRows:
-    """Rows of one window gathered so far."""
-
     rows: int = 0
     trajectories: list[Trajectory] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
@@ -265,11 +263,10 @@ def _eligible(
 
 
 def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
-    decoded: Decoded[Any] | Fault = decode(row) if texts else decode_numbers(row)
+    decoded = decode(row, texts=texts)
     if isinstance(decoded, Fault):
         return decoded
     trajectory = reduced(row, decoded, rules)
-    # No call in the steps: the log is read later, for many trajectories at once.
     if trajectory.message_source != "embedded":
         return LoggedSteps(trajectory, StepPlaces.of(decoded.recorded))
     return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory

@@ -29,7 +29,7 @@ from babylon_rl.tolerant_json import NotJson, read_json
 from babylon_rl.types import MessageSource, MinutePnl, ServedSequence, Trajectory
 from babylon_rl.windows import HOUR, window_start
 
-TRADING = ("TRADING", "BUY", "SELL", "HOLD")
+_TRADES = ("TRADING", "BUY", "SELL")
 ACTION = "action"
 _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
 # A longer number names no step, and Python refuses to convert very long ones.
@@ -58,15 +58,10 @@ class SequenceRules:
         purposes = self.purposes
         selected = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
         # A trading step without an action call: its first call stands in for it.
-        first_stands_in = ACTION in purposes and (not selected or selected[0] != 0) and _is_trading(action_type)
+        first_stands_in = ACTION in purposes and (not selected or selected[0] != 0) and _kind(action_type).decides
         if first_stands_in and calls and not any(call.purpose == ACTION for call in calls):
             selected.insert(0, 0)
         return selected
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_trading(action_type: str) -> bool:
-    return any(word in action_type for word in TRADING)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -230,31 +225,30 @@ def synthetic(step: Step, trajectory_id: str, index: int, minute: int = 0) -> Se
 
 class _Kind(NamedTuple):
     shown: str
+    decides: bool
     trade: bool
     post: bool
 
 
 @functools.lru_cache(maxsize=1024)
 def _kind(action_type: str) -> _Kind:
-    trade = action_type != "HOLD" and any(word in action_type for word in ("TRADING", "BUY", "SELL"))
-    return _Kind(action_type.replace("\0", UNSTORABLE), trade, "POST" in action_type)
+    trade = action_type != "HOLD" and any(word in action_type for word in _TRADES)
+    return _Kind(action_type.replace("\0", UNSTORABLE), trade or "HOLD" in action_type, trade, "POST" in action_type)
 
 
 # Rows that did the same share it: such a dict is a third of the memory that a row's reading takes.
 @functools.lru_cache(maxsize=1024)
 def _shown(kinds: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    """Number of actions by shown name."""
     return {_kind(name).shown: number for name, number in kinds}
 
 
-def reduced(row: TrajectoryRow, decoded: Decoded[Any], rules: SequenceRules) -> Trajectory:
+def reduced(row: TrajectoryRow, decoded: Decoded, rules: SequenceRules) -> Trajectory:
     """Return the trajectory of a row without sequences.
 
     If its steps hold no call, the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
     """
     steps: Sequence[StepFacts] = decoded.completed
     kinds = Counter([step.action.action_type for step in steps])
-    # Trades and posts count only when they succeeded.
     won = [_kind(step.action.action_type) for step in steps if step.action.succeeded]
     # Facts for the hour's quality are taken here, while the texts are still in memory.
     first = next((step.llm_calls[0] for step in steps if step.llm_calls), None)
@@ -361,7 +355,6 @@ def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
 
 
 def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
-    """Count the training sequences in ``steps``."""
     called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
     return sum([is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 

@@ -173,7 +173,6 @@ def _lists(text: str) -> list[list[Any]]:
     except (ValueError, RecursionError):
         pass
     text = _TRAILING.sub(lambda match: match[1] or "", text)
-    # first the places that look like scores, then every bracket
     for starts in (_LIKELY, _ANY):
         found = [(start, end, entries) for start, end, value in _from(text, starts) if (entries := _scores_of(value)) is not None]
         thinking = _thinking(text, [(start, end) for start, end, _ in found])

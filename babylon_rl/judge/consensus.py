@@ -15,11 +15,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from msgspec.structs import replace
 
 from babylon_rl.judge.parts import Part
+from babylon_rl.store.columns import document_of
 from babylon_rl.types import NO_SPREAD, EpisodeScore, GroupScores, Judgement, PartScore
 
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
@@ -70,7 +72,7 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
     # pairs in which one order gives a single score to all have no tau
     taus = [tau for first, second in pairs if (tau := kendall_tau(first, second)) is not None]
     disagreement = math.fsum(by_agent.values()) / len(agents)
-    return Agreement(scores, by_agent, disagreement, math.fsum(taus) / len(taus) if taus else None)
+    return Agreement(scores, by_agent, disagreement, fmean(taus) if taus else None)
 
 
 def gain(shown: Orders, masked: Orders, suspects: Collection[str], placebo: Orders | None = None) -> Gain:
@@ -110,7 +112,7 @@ def gain_of_words(shown: Orders, without: Mapping[str, Mapping[str, float]]) -> 
     freedom = sum(len(values) - 1 for values in spoken.values())
     most = max(len(values) for values in spoken.values())
     noise = math.sqrt(math.fsum(map(_spread, spoken.values())) / freedom * (1 + 1 / most)) if freedom else None
-    changes = {agent: round(math.fsum(values) / len(values) - silent[agent][agent], DECIMALS) for agent, values in spoken.items()}
+    changes = {agent: round(fmean(values) - silent[agent][agent], DECIMALS) for agent, values in spoken.items()}
     return Gain(changes, noise, _beyond_noise(changes, noise or 0.0, freedom))
 
 
@@ -124,12 +126,12 @@ def _beyond_noise(changes: Mapping[str, float], error: float, freedom: int) -> t
 
 def _centred(order: Mapping[str, float]) -> dict[str, float]:
     """Scores in relation to their group's mean."""
-    mean = math.fsum(order.values()) / len(order)
+    mean = fmean(order.values())
     return {agent: score - mean for agent, score in order.items()}
 
 
 def _mean_of(orders: Orders, agent: str) -> float:
-    return math.fsum(order[agent] for order in orders) / len(orders)
+    return fmean(order[agent] for order in orders)
 
 
 def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:
@@ -195,14 +197,14 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for part, (mean, to, stretch) in zip(parts, _maps([[part[agent] for agent in anchors] for part in parts]), strict=True):
         for agent, score in part.items():
             gathered.setdefault(agent, []).append(to + (score - mean) * stretch)
-    return _within({agent: math.fsum(scores) / len(scores) for agent, scores in sorted(gathered.items())})
+    return _within({agent: fmean(scores) for agent, scores in sorted(gathered.items())})
 
 
 def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
     """Map of each part: mean of its anchors, target of that mean, stretch."""
     moments = [_moments(scores) for scores in anchors]
     means, deviations = [mean for mean, _ in moments], [deviation for _, deviation in moments]
-    middle, width, count = math.fsum(means) / len(means), math.fsum(deviations) / len(deviations), len(anchors[0])
+    middle, width, count = fmean(means), fmean(deviations), len(anchors[0])
     # two anchors give a shift but no scale
     scales = count > 2 and min(deviations) > _NOTHING
     aligned = [
@@ -225,13 +227,13 @@ def _beyond(values: Sequence[float], noise: float) -> float:
 
 def _spread(values: Sequence[float]) -> float:
     """Sum of squares around the mean."""
-    mean = math.fsum(values) / len(values)
+    mean = fmean(values)
     return math.fsum((value - mean) ** 2 for value in values)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
     """Mean and population standard deviation."""
-    return math.fsum(values) / len(values), math.sqrt(_spread(values) / len(values))
+    return fmean(values), math.sqrt(_spread(values) / len(values))
 
 
 def _within(scores: Mapping[str, float]) -> dict[str, float]:
@@ -262,34 +264,18 @@ def without_agents(group: GroupScores, dropped: Collection[str]) -> GroupScores:
 def scores_document(group: GroupScores) -> dict[str, Any]:
     """Return the JSON document of ``babylon-rl scores``."""
     return {
-        "window": group.window,
-        "judge": group.judge,
-        "judgeVersion": group.judge_version,
-        "groupSize": group.group_size,
-        "mean": group.mean,
-        "spread": group.spread,
-        "disagreement": group.disagreement,
+        **document_of(group, "window", "judge", "judge_version", "group_size", "mean", "spread", "disagreement"),
         **_judgement_document(group.judgement),
         "scores": [
             {
-                "agentId": score.agent_id,
-                "score": score.score,
-                "rank": score.rank,
-                "advantage": score.advantage,
-                "disagreement": score.disagreement,
-                "reasoning": score.reasoning,
+                **document_of(score, "agent_id", "score", "rank", "advantage", "disagreement", "reasoning"),
                 **({"flags": list(score.flags)} if score.flags else {}),
                 **({} if score.gain is None else {"gain": score.gain}),
             }
             for score in group.scores
         ],
-        **({"parts": [_part_document(part) for part in group.parts]} if group.parts else {}),
+        **({"parts": [document_of(part, *PartScore.__struct_fields__) for part in group.parts]} if group.parts else {}),
     }
-
-
-def _part_document(part: PartScore) -> dict[str, Any]:
-    start, end = part.start_minute, part.end_minute
-    return {"agentId": part.agent_id, "startMinute": start, "endMinute": end, "score": part.score, "advantage": part.advantage}
 
 
 def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:

@@ -9,9 +9,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import Any
 
-from babylon_rl.judge.judge_store import answer_tokens
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, order_rounds, plan_requests
@@ -29,27 +27,19 @@ LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # prior for a judge without answer
 class HourCost:
     """Cost of one hour: requests to make, ``cached`` ones, tokens; ``usd`` None is unknown.
 
-    ``most_requests`` and ``most_usd`` are the upper end, all else is of the lower one.
+    ``requests_most`` and ``usd_most`` are the upper end, all else is of the lower one.
     Completion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
     """
 
     window: str
-    episodes: int
+    agents: int
     requests: int
     cached: int
     prompt_tokens: int
     completion_tokens: int
     usd: float | None
-    most_requests: int
-    most_usd: float | None
-
-    def document(self) -> dict[str, Any]:
-        """JSON document of ``score --dry-run --json``."""
-        return {
-            "window": self.window, "agents": self.episodes, "requests": self.requests, "cached": self.cached,
-            "promptTokens": self.prompt_tokens, "completionTokens": self.completion_tokens, "usd": self.usd,
-            "requestsMost": self.most_requests, "usdMost": self.most_usd,
-        }  # fmt: skip
+    requests_most: int
+    usd_most: float | None
 
 
 def estimate_hours(
@@ -72,9 +62,9 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
     """Sum over some hours; dollars are unknown if those of one hour are."""
     each = list(hours)
     return HourCost(
-        "", sum(h.episodes for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
+        "", sum(h.agents for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
         sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each), known_sum(h.usd for h in each),
-        sum(h.most_requests for h in each), known_sum(h.most_usd for h in each),
+        sum(h.requests_most for h in each), known_sum(h.usd_most for h in each),
     )  # fmt: skip
 
 
@@ -105,9 +95,7 @@ def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, se
 
 def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
     """Prompt tokens of some requests, and expected tokens of the answers."""
-    return sum(request.tokens for request in requests), sum(
-        answer_tokens(len(request.ids), len(request.group.parts)) for request in requests
-    )
+    return sum(request.tokens for request in requests), sum(request.answer_tokens for request in requests)
 
 
 def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float = 1.0) -> float | None:

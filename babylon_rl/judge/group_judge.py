@@ -8,7 +8,7 @@ starts again, and pays only for what had not been answered. Each hour is written
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,7 +34,7 @@ from babylon_rl.judge.group_outcomes import (
     read_verdicts,
     scores_by_order,
 )
-from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, Leases, OverBudget, expected_usd, run_with_heartbeat
+from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, Leases, OverBudget, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours, request_version, rules_version
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.render import unreadable
@@ -150,7 +150,7 @@ class GroupJudge:
         requests = [request for plan in plans for request in plan]
         stored = await self._store.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
-        async with self.budget.reserved(_sizes(request for request in requests if request.key not in stored)):
+        async with self.budget.reserved(request for request in requests if request.key not in stored):
             parts = await _all([self._verdicts(request, stored.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), parts, strict=True))
         return [merged_order([by_key[request.key] for request in plan]) for plan in plans]
@@ -189,9 +189,7 @@ class GroupJudge:
         )
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
-        """Ask once and store the answer before it is used."""
-        # The group's first requests were reserved together.
-        async with self.budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
+        async with self.budget.reserved(() if attempt == FIRST_TRY else [request]), self._slots:
             self._failures.check()
             self._store.check()
             reply = await self._client.ask(request.messages, request.schema)
@@ -203,7 +201,7 @@ class GroupJudge:
     def _answer(self, request: JudgeRequest, attempt: int, reply: JudgeReply) -> StoredAnswer:
         """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
-        usd = expected_usd(self.model, request.tokens, len(request.ids), len(request.group.parts)) if reply.usd is None else reply.usd
+        usd = request.expected_usd if reply.usd is None else reply.usd
         self.budget.pay(usd)
         text = storable(reply.text)
         fault = reply.fault or self._cut_prompt(request, reply.read_tokens)
@@ -236,11 +234,6 @@ class GroupJudge:
         )
 
 
-def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int, int]]:
-    """Prompt tokens, episodes and parts of some requests, counted when they are needed."""
-    return ((request.tokens, len(request.ids), len(request.group.parts)) for request in requests)
-
-
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
     """Await all tasks, then raise the gravest error: a failure must not cancel the others, whose answers are paid for."""
     results = await asyncio.gather(*work, return_exceptions=True)
@@ -261,7 +254,6 @@ def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, flo
 
 
 def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence[str]) -> dict[str, Any]:
-    """One try as an entry of a quarantine's transcript."""
     return {
         "order": request.order,
         "part": request.part,
@@ -403,7 +395,6 @@ class _ScoringRun:
             self.scored.notes += judge.budget.notes
 
     async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
-        """Plan the hours chunk by chunk, and yield the groups to judge."""
         for chunk in await store.run(_chunks, windows):
             plan: ScoringPlan = await store.run(plan_hours, chunk, self.settings, self.secret, force=self.force, stale=self.stale)
             self.scored.update(plan.unchanged)
@@ -415,7 +406,6 @@ class _ScoringRun:
                 yield hour.group
 
     async def _finish(self, store: JudgeStore, holder: str, outcome: GroupOutcome) -> None:
-        """Write one outcome and record it in the result."""
         window = outcome.group.window
         hour = self.unfinished.pop(window)
         if sum(map(len, hour.trajectories.values())) >= LARGE_HOUR:
@@ -439,7 +429,6 @@ class _ScoringRun:
 
 
 def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
-    """Split hours into chunks that are planned at once."""
     return [some for chunk in reading_chunks(connection, windows) for some in in_parts(chunk, HOURS_PLANNED_AT_ONCE)]
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from statistics import fmean
 from typing import Any
 
 from msgspec.structs import replace
@@ -98,8 +99,8 @@ def _moved(marks: Sequence[tuple[float, ...]], score: float) -> tuple[float, ...
     """Mean of an agent's marks over the requests that show it, moved so that their mean is its merged score; within 0 to 1."""
     if len(marks[0]) == 0:
         return ()
-    means = [math.fsum(own) / len(own) for own in zip(*marks, strict=True)]
-    change = score - math.fsum(means) / len(means)
+    means = [fmean(own) for own in zip(*marks, strict=True)]
+    change = score - fmean(means)
     return tuple(round(min(1.0, max(0.0, mark + change)), DECIMALS) for mark in means)
 
 
@@ -114,7 +115,7 @@ def _of_acted(verdict: EpisodeVerdict, acted: Sequence[ActedPart]) -> EpisodeVer
     if not acted:
         return replace_fields(verdict, marks=())
     marks = tuple(verdict.marks[own.place] for own in acted)
-    return replace_fields(verdict, score=math.fsum(marks) / len(marks), marks=marks)
+    return replace_fields(verdict, score=fmean(marks), marks=marks)
 
 
 def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
@@ -123,7 +124,7 @@ def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
     for episode in outcome.group.episodes:
         orders = [order.verdicts[episode.agent_id].marks for order in outcome.orders]
         for own, given in zip(episode.acted, zip(*orders, strict=True), strict=True):
-            mean = round(math.fsum(given) / len(given), DECIMALS)
+            mean = round(fmean(given), DECIMALS)
             marks.setdefault(episode.agent_id, {})[outcome.group.parts[own.place]] = mean
     return marks
 
@@ -165,7 +166,6 @@ def _reasoning(outcome: ScoredGroup, agent: str) -> str:
 
 
 def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
-    """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]

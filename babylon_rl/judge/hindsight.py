@@ -137,7 +137,6 @@ def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
 
 
 def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
-    """Compute actions and leaks of some hours from trajectories and market."""
     markets = read_many_outcomes(connection, windows, settings)
     actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
     leaks: dict[str, list[StoredLeak]] = {window: [] for window in markets}
@@ -181,7 +180,6 @@ def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market
 
 
 def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[StoredLeak]:
-    """Yield the first leak of each kind in each sequence."""
     context = secrets.of(trajectory.trajectory_id)
     for place, sequence in enumerate(trajectory.sequences):
         first: dict[str, Leak] = {}

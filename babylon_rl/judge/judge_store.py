@@ -15,23 +15,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from babylon_rl.llm.tokens import price
 from babylon_rl.processes import is_running, own_name
+from babylon_rl.store import judge_requests as stored
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_requests import (
-    Reservation,
-    StoredAnswer,
-    add_answers,
-    claim_lease,
-    drop_leases,
-    drop_reservations,
-    find_answers,
-    give_back,
-    renew_leases,
-    reserve,
-)
+from babylon_rl.store.judge_requests import Reservation, StoredAnswer
+
+if TYPE_CHECKING:
+    from babylon_rl.judge.prompt.request import JudgeRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +53,7 @@ class JudgeStore:
         if self._arrived and not self.connection.closed:  # the loop was ended between an answer and its row
             self._write_arrived(self.connection)
         if self._reserves and not self.connection.closed:
-            drop_reservations(self.connection, [self.holder])
+            stored.drop_reservations(self.connection, [self.holder])
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         """Run ``work(connection, ...)`` in the database thread."""
@@ -69,7 +61,7 @@ class JudgeStore:
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
         """Stored answers by key."""
-        return await self.run(find_answers, keys)
+        return await self.run(stored.find_answers, keys)
 
     async def add(self, answer: StoredAnswer) -> None:
         """Write an answer; it is committed when this returns."""
@@ -92,21 +84,21 @@ class JudgeStore:
 
     async def give_back(self, usd: float) -> None:
         """Return reserved dollars."""
-        await self.run(give_back, self.holder, usd, self.clock())
+        await self.run(stored.give_back, self.holder, usd, self.clock())
 
     def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
         # noted first, so that close returns the dollars even where this call is cut off after its commit
         self._reserves = True
-        account = reserve(connection, self.holder, usd, most, paid, self.clock())
+        account = stored.reserve(connection, self.holder, usd, most, paid, self.clock())
         if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
             return account
-        drop_reservations(connection, ended)
-        return reserve(connection, self.holder, usd, most, paid, self.clock())
+        stored.drop_reservations(connection, ended)
+        return stored.reserve(connection, self.holder, usd, most, paid, self.clock())
 
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
-        add_answers(connection, arrived)
+        stored.add_answers(connection, arrived)
         # only what is committed: add waits until its answer is gone from here
         for answer in arrived:
             del self._arrived[answer.key]
@@ -152,13 +144,13 @@ class Leases:
     def drop_all(self) -> None:
         """Return all leases; call after the loop has ended and the store is closed."""
         if not self._store.connection.closed:
-            drop_leases(self._store.connection, self.holder)
+            stored.drop_leases(self._store.connection, self.holder)
 
     async def acquire(self, window: str) -> None:
         """Acquire an hour's lease, once no other live run holds it. The transaction that writes the hour returns it (``finish_hour``)."""
         while True:
             now = self._store.clock()
-            other = await self._store.run(claim_lease, window, self.holder, now, now - LEASE, list(self._gone))
+            other = await self._store.run(stored.claim_lease, window, self.holder, now, now - LEASE, list(self._gone))
             if other is None:
                 return
             # the holder's process is dead: take the lease over at once
@@ -168,29 +160,16 @@ class Leases:
                 await asyncio.sleep(ASK_AGAIN_S)
 
     async def _renew(self) -> None:
-        """Renew all leases of this run at intervals."""
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
-            await self._store.run(renew_leases, self.holder, self._store.clock())
+            await self._store.run(stored.renew_leases, self.holder, self._store.clock())
 
 
-COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
-COMPLETION_TOKENS_PER_MARK = 4
 _LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it
 
 
 class OverBudget(Exception):
     """A request would cost more than is left; the message is why its group waits."""
-
-
-def answer_tokens(episodes: int, parts: int = 0) -> int:
-    """Expected tokens of an answer on so many episodes, with marks for so many parts of each."""
-    return episodes * (COMPLETION_TOKENS_PER_EPISODE + parts * COMPLETION_TOKENS_PER_MARK)
-
-
-def expected_usd(model: str, tokens: int, episodes: int, parts: int = 0) -> float | None:
-    """Expected dollars of a request by the tokens of its prompt, its episodes and the marks for each; None where the price is unknown."""
-    return price(model, tokens, answer_tokens(episodes, parts))
 
 
 def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime | None:
@@ -225,17 +204,16 @@ class Budget:
         self.paid += usd or 0.0
 
     @asynccontextmanager
-    async def reserved(self, sizes: Iterable[tuple[int, int, int]]) -> AsyncIterator[None]:
-        """Reserve the expected cost of some requests, by prompt tokens, episodes and parts of each, and return it at the end.
+    async def reserved(self, requests: Iterable["JudgeRequest"]) -> AsyncIterator[None]:
+        """Reserve the expected cost of some requests, and return it at the end. Without a limit none of them is counted.
 
         Raises:
             OverBudget: they do not fit.
         """
-        expected = [] if self.usd is None else [expected_usd(self.model, *size) for size in sizes]
+        expected = [] if self.usd is None else [request.expected_usd for request in requests]
         if self.usd is None or not expected:
             yield
             return
-        # requests without a known price pass, and are noted
         self.blind |= None in expected
         usd = sum(part for part in expected if part is not None)
         account = await self.store.reserve(usd, self.usd, self.paid)

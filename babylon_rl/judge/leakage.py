@@ -134,7 +134,6 @@ class _Pattern:
 
 
 def _of_template(template: Template) -> _Pattern:
-    """Pattern that finds a template's sentence with any values."""
     # A backslash before the sentence would take its first letter for an escape, so that letter is not asked for.
     pieces = [(folded(literal), kind) for literal, _, kind in template.parts]
     pieces[0] = (pieces[0][0][1:], pieces[0][1])
@@ -179,7 +178,6 @@ _RAW = (
     ),
 )
 _SECRET_ANCHOR = '"outcome":'
-# A text without any of these needs no further search; almost all texts end here.
 
 
 @cache
@@ -245,7 +243,6 @@ def _values(knowledge: Any, deep: int = _MOST_NESTED) -> Iterator[Any]:
 
 
 def _telling(value: Any) -> bool:
-    """True for a value that is specific enough to recognise."""
     if isinstance(value, bool | str):
         return True
     return isinstance(value, int | float) and len(repr(value)) >= _SHORTEST_NUMBER  # 0.5 is every new market's price
@@ -278,7 +275,6 @@ def _is_clean(text: str) -> bool:
 
 
 def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKind, int, int]]:
-    """Yield kind, start and end of each leak in folded text."""
     for pattern in (*_sentences(), *_RAW) if raw else _sentences():
         if any(anchor in plain for anchor in pattern.anchors):
             match = pattern.expression.search(plain)

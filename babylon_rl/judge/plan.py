@@ -11,7 +11,7 @@ so.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -205,17 +205,83 @@ class ScoringPlan:
 
 @dataclass(frozen=True)
 class _State:
-    """Stored state of some hours before they are judged."""
+    """Stored state of some hours before they are judged, without texts, and what it is compared with."""
 
+    connection: Connection
+    settings: Settings
+    secret: bytes
     hours: Mapping[str, HourEpisodes]
     stored: Mapping[str, GroupScores]
     consumed: Collection[str]
     quarantined: Mapping[str, scores.Quarantined]
     dropped: Mapping[str, Collection[str]]
 
-    def agents(self, window: str) -> list[str]:
-        """Agents of an hour to show: those with usable episodes, less dropout that a batch decided."""
-        return [e.agent_id for e in self.hours[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
+    @classmethod
+    def read(cls, connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> "_State":
+        stored, dropped = scores.read(connection, windows), dict[str, set[str]]()
+        for window, agent in left_to_dropout(connection, windows):
+            dropped.setdefault(window, set()).add(agent)
+        hours = stored_hours(connection, windows, settings.min_agents_per_window)
+        consumed, quarantined = scores.consumed_windows(connection, list(stored)), scores.read_quarantined(connection, windows)
+        return cls(connection, settings, secret, hours, stored, consumed, quarantined, dropped)
+
+    @property
+    def judge(self) -> tuple[str, str]:
+        """Judge of the settings, and its version."""
+        return self.settings.judge_model, judge_version(self.settings)
+
+    def agents(self, windows: Iterable[str]) -> dict[str, list[str]]:
+        """Agents to show, by hour: those with usable episodes, less dropout that a batch decided."""
+        return {
+            window: [e.agent_id for e in self.hours[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
+            for window in windows
+        }
+
+    def held_back(self) -> dict[str, str]:
+        """Hours whose quarantine by this judge stands, with the reason. It stands while the request would be the same that failed."""
+        own = {window: entry for window, entry in self.quarantined.items() if (entry.judge, entry.judge_version) == self.judge}
+        if not own:
+            return {}
+        hours = {window: self.hours[window] for window in own}
+        now = input_versions(self.connection, hours, self.agents(own), self.settings, self.secret)
+        # an entry without a version cannot be compared, and stays
+        return {window: entry.reason for window, entry in own.items() if entry.sources_version in ("", request_version(now[window]))}
+
+    def changes(self, windows: Iterable[str]) -> dict[str, tuple[Change, str]]:
+        """Change of each hour with scores, with the version of its sources now. Later dropout is no change."""
+        held = {window: self.stored[window] for window in windows if window in self.stored}
+        changes = _changes(self.connection, self.hours, held, self.settings, self.secret)
+        # different sources may still show the same: render with the judged agents and compare
+        comparable = [window for window, (change, _) in changes.items() if change is not Change.NOTHING and self._could_stand(window)]
+        if comparable:
+            judged = {window: [score.agent_id for score in held[window].scores] for window in comparable}
+            for window, group in self._rendered(comparable, judged).items():
+                if held[window].shown_version == group.input_version:
+                    changes[window] = Change.NOTHING, changes[window][1]
+        return changes
+
+    def _could_stand(self, window: str) -> bool:
+        """True if the stored scores have this judge, the same episodes and the same server."""
+        before = self.stored[window]
+        if before.judgement is None or before.judgement.server not in (None, server_of(self.settings, self.settings.judge_model)):
+            return False
+        return (before.judge, before.judge_version) == self.judge and before.input_version == group_version(self.hours[window])
+
+    def planned(self, windows: Sequence[str]) -> dict[str, PlannedHour]:
+        """Hours to judge, rendered for a language model."""
+        hours = {window: self.hours[window] for window in windows}
+        if self.settings.judge_model == HEURISTIC:
+            return {window: PlannedHour(hour, version := group_version(hour), version) for window, hour in hours.items()}
+        agents = self.agents(windows)
+        shown = self._rendered(windows, agents)
+        sources = input_versions(self.connection, hours, agents, self.settings, self.secret)
+        return {window: PlannedHour(hour, group_version(hour), sources[window], shown[window]) for window, hour in hours.items()}
+
+    def _rendered(self, windows: Sequence[str], agents: Mapping[str, Collection[str]]) -> dict[str, RenderedGroup]:
+        from babylon_rl.judge.prompt.render import render_groups
+
+        hours = {window: self.hours[window] for window in windows}
+        return render_groups(self.connection, hours, self.settings, agents=agents, secret=self.secret)
 
 
 def plan_hours(
@@ -232,115 +298,33 @@ def plan_hours(
     with connection.transaction():
         if write:
             lock_windows(connection, windows)
-        state = _read(connection, windows, settings)
-        held_back = {} if force else _held_back(connection, state, settings, secret)
-        chosen = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
-        if not force:
-            _keep_scores(connection, chosen, state, settings, secret, plan, stale=stale, write=write)
-        rest = {window: state.hours[window] for window in chosen if window not in plan.unchanged}
-        plan.hours = _planned(connection, rest, state, settings, secret)
+        state = _State.read(connection, windows, settings, secret)
+        held_back, wanted = {} if force else state.held_back(), list[str]()
+        for window in windows:
+            if not force and window in state.stored and window in state.consumed:
+                plan.unchanged[window] = state.stored[window]
+            elif window in held_back:
+                plan.quarantined[window] = held_back[window]
+            elif state.hours[window].ready:
+                wanted.append(window)
+        changes = {} if force else state.changes(wanted)
+        for window, (change, _) in changes.items():
+            group = state.stored[window]
+            follows_rules = stale or settings.judge_model == HEURISTIC == group.judge
+            if change is Change.NOTHING or (change is Change.RULES and not follows_rules):
+                plan.unchanged[window] = group
+                plan.by_other_rules += [window] if change is Change.RULES else []
+        rest = [window for window in wanted if window not in plan.unchanged]
+        plan.hours = state.planned(rest)
         plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.unchanged or window in rest)]
         if write:
+            note(connection, changes, settings)
             gone = [window for window in state.stored if window not in plan.unchanged and not state.hours[window].ready]
             scores.delete(connection, gone)
             judge_requests.retire_unusable(connection, plan.released)
             scores.release(connection, [window for window in plan.released if window in plan.unchanged])
             scores.end_pending(connection, [window for window in windows if window not in rest])
     return plan
-
-
-def _planned(
-    connection: Connection, hours: Mapping[str, HourEpisodes], state: _State, settings: Settings, secret: bytes
-) -> dict[str, PlannedHour]:
-    if settings.judge_model == HEURISTIC:
-        return {window: PlannedHour(hour, version := group_version(hour), version) for window, hour in hours.items()}
-    from babylon_rl.judge.prompt.render import render_groups
-
-    agents = {window: state.agents(window) for window in hours}
-    shown = render_groups(connection, hours, settings, agents=agents, secret=secret)
-    sources = input_versions(connection, hours, agents, settings, secret)
-    return {window: PlannedHour(hour, group_version(hour), sources[window], shown[window]) for window, hour in hours.items()}
-
-
-def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
-    """Read the state of some hours, without texts."""
-    stored = scores.read(connection, windows)
-    dropped: dict[str, set[str]] = {}
-    for window, agent in left_to_dropout(connection, windows):
-        dropped.setdefault(window, set()).add(agent)
-    return _State(
-        hours=stored_hours(connection, windows, settings.min_agents_per_window),
-        stored=stored,
-        consumed=scores.consumed_windows(connection, list(stored)),
-        quarantined=scores.read_quarantined(connection, windows),
-        dropped=dropped,
-    )
-
-
-def _held_back(connection: Connection, state: _State, settings: Settings, secret: bytes) -> dict[str, str]:
-    """Hours whose quarantine by this judge stands, with the reason. It stands while the request would be the same that failed."""
-    held_back = {
-        window: entry
-        for window, entry in state.quarantined.items()
-        if (entry.judge, entry.judge_version) == (settings.judge_model, judge_version(settings))
-    }
-    if not held_back:
-        return {}
-    hours = {window: state.hours[window] for window in held_back}
-    now = input_versions(connection, hours, {window: state.agents(window) for window in held_back}, settings, secret)
-    # an entry without a version cannot be compared, and stays
-    return {window: entry.reason for window, entry in held_back.items() if entry.sources_version in ("", request_version(now[window]))}
-
-
-def _is_wanted(window: str, state: _State, held_back: Mapping[str, str], force: bool, plan: ScoringPlan) -> bool:
-    """True for an hour that may need a judgement; others are entered in ``plan``."""
-    if force:
-        return state.hours[window].ready
-    if window in state.stored and window in state.consumed:
-        plan.unchanged[window] = state.stored[window]
-        return False
-    if window in held_back:
-        plan.quarantined[window] = held_back[window]
-        return False
-    return state.hours[window].ready
-
-
-def _keep_scores(
-    connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, *,
-    stale: bool, write: bool,
-) -> None:  # fmt: skip
-    """Keep the scores of hours that are not to be judged, and record why the others are. Later dropout is no change."""
-    held = {window: state.stored[window] for window in windows if window in state.stored}
-    changes = _changes(connection, state.hours, held, settings, secret)
-    # different sources may still show the same: render with the judged agents and compare
-    changed = [window for window, (change, _) in changes.items() if change is not Change.NOTHING]
-    for window in _shown_as_judged(connection, changed, state, settings, secret):
-        changes[window] = Change.NOTHING, changes[window][1]
-    for window, group in held.items():
-        change, follows_rules = changes[window][0], stale or settings.judge_model == HEURISTIC == group.judge
-        if change is Change.NOTHING or (change is Change.RULES and not follows_rules):
-            plan.unchanged[window] = group
-            plan.by_other_rules += [window] if change is Change.RULES else []
-    if write:
-        note(connection, changes, settings)
-
-
-def _shown_as_judged(connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes) -> set[str]:
-    """Those of ``windows`` whose scores this judge gave to their present content."""
-    from babylon_rl.judge.prompt.render import render_groups
-
-    comparable = {window: state.hours[window] for window in windows if _could_stand(state.stored[window], state.hours[window], settings)}
-    judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
-    shown = render_groups(connection, comparable, settings, agents=judged, secret=secret) if comparable else {}
-    return {window for window, group in shown.items() if state.stored[window].shown_version == group.input_version}
-
-
-def _could_stand(before: GroupScores, hour: HourEpisodes, settings: JudgeSettings) -> bool:
-    """True if the stored scores have this judge, the same episodes and the same server."""
-    if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
-        return False
-    same_judge = (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
-    return same_judge and before.input_version == group_version(hour)
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:

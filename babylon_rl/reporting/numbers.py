@@ -62,17 +62,18 @@ def percent(share: float | None, digits: int = 0) -> str:
     """A share (0.25) as ``25 %``."""
     if share is None or not math.isfinite(share):
         return DASH
-    text = f"{abs(share):.{digits}%}".replace("%", " %")
-    # what rounds to 0 has no minus
-    negative = share < 0 and any(digit in text for digit in "123456789")
-    return f"{MINUS if negative else ''}{text}"
+    return _signed(share, f"{abs(share):.{digits}%}".replace("%", " %"))
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """``−1.25``."""
     if value is None or not math.isfinite(value):
         return DASH
-    text = f"{abs(value):,.{digits}f}"
+    return _signed(value, f"{abs(value):,.{digits}f}")
+
+
+def _signed(value: float, text: str) -> str:
+    # what rounds to 0 has no minus
     return f"{MINUS if value < 0 and any(digit in text for digit in '123456789') else ''}{text}"
 
 

@@ -109,7 +109,6 @@ def bar_plot(
     figure, axes = _page_axes(title, 0.9 + 0.24 * max(len(shown), 1), _NAMES_LEFT + _CHARACTER * max(map(len, names), default=0))
     numbers = [_drawable(number) for _, number in shown]
     axes.barh(range(len(shown)), numbers, color=[colour or (GAIN if number >= 0 else LOSS) for number in numbers], height=0.7)
-    # Error bars are drawn as distances from the bar's end.
     if intervals is not None:
         lows = [number - low for number, (low, _) in zip(numbers, intervals, strict=False)]
         highs = [high - number for number, (_, high) in zip(numbers, intervals, strict=False)]

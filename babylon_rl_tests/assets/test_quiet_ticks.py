@@ -10,7 +10,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.assets.sources import NewVersion, observe
+from babylon_rl.assets.sources import observe
 from babylon_rl.automation.sensors import observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
@@ -71,10 +71,6 @@ EDITS = (
 A_ROW = """id = (SELECT id FROM trajectories WHERE "windowId" > '2025-10-25' ORDER BY md5(id || '{n}') LIMIT 1)"""
 
 
-def shown(changes: dict[str, NewVersion]) -> dict[str, str]:
-    return {window: change.after for window, change in changes.items()}
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_ticks_report_after_whatever_is_written_what_a_look_without_a_watermark_finds(bench: Bench, seed: int):
@@ -93,9 +89,7 @@ def test_ticks_report_after_whatever_is_written_what_a_look_without_a_watermark_
         new, cursor, _ = bench.look(cursor)
         events = {(event.asset_key.to_user_string(), event.partition): event for event in new}
         reported = {key: event.tags["dagster/data_version"] for key, event in events.items()}
-        assert reported == {("raw_trajectories", window): version for window, version in shown(found.trajectories).items()} | {
-            ("market_data", window): version for window, version in shown(found.market).items()
-        }
+        assert reported == {(change.source.to_user_string(), change.window): change.after for change in found.changes}
         quiet += cursor == before
     assert quiet
 

@@ -46,12 +46,12 @@ def test_the_bill_lies_between_the_two_ends_of_the_estimate(
         before = judge.stats()["requests"]
         assert len(score_windows(connection, windows[6:], chosen, NOW)) == 18
         asked = judge.stats()["requests"] - before
-    assert told.usd is not None and told.most_usd is not None
-    assert told.requests <= asked <= told.most_requests
+    assert told.usd is not None and told.usd_most is not None
+    assert told.requests <= asked <= told.requests_most
     assert disagreement or asked > 1.5 * told.requests
-    assert told.usd < told.most_usd < 2.5 * told.usd
+    assert told.usd < told.usd_most < 2.5 * told.usd
     nothing = total_of(estimate_hours(connection, windows[6:], chosen))
-    assert (nothing.requests, nothing.most_requests, nothing.usd, nothing.most_usd) == (0, 0, 0, 0)
+    assert (nothing.requests, nothing.requests_most, nothing.usd, nothing.usd_most) == (0, 0, 0, 0)
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_a_masked_group_is_asked_once_and_priced_before(connection: Connection, 
     chosen = asking(settings, judge.url, judge_model=PRICED)
     read_hours(connection, names, chosen, NOW)
     quiet, begged = estimate_hours(connection, names, chosen)
-    assert (quiet.requests, begged.requests) == (2, 4) and begged.most_requests == 7, "two more where somebody gains, and 5 % further tries"
+    assert (quiet.requests, begged.requests) == (2, 4) and begged.requests_most == 7, "two more where somebody gains, and 5 % further tries"
     judge.reset(**OBEDIENT)
     score_windows(connection, names, chosen, NOW)
     assert judge.stats()["requests"] == 8

@@ -36,7 +36,7 @@ def change(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
 
     def apply(settings: Settings) -> Settings:
         if request.param == RUBRIC:
-            for module in ("judge.prompt.templates", "judge.prompt.request", "judge.prompt.render", "judge.plan"):
+            for module in ("judge.prompt.templates", "judge.prompt.request", "judge.plan"):
                 monkeypatch.setattr(f"babylon_rl.{module}.RUBRIC_VERSION", "2")
         values = {"sentiment_band_percent": 50.0, "min_actions_per_trajectory": 3, JUDGE: "openai/another"}
         name = "judge_model" if request.param == JUDGE else request.param

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from babylon_rl.episodes.decode import Fault, decode, decode_numbers
+from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.judge.answers import AnswerFault, read_answer
@@ -64,8 +64,8 @@ BOMBS: dict[str, str] = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_in_a_row_is_steps_or_a_reason_with_a_short_detail(bomb: str) -> None:
-    for read in (decode, decode_numbers):
-        found = read(row(BOMBS[bomb]))
+    for texts in (True, False):
+        found = decode(row(BOMBS[bomb]), texts=texts)
         if isinstance(found, Fault):
             assert found.reason in ("malformed_json", "malformed_shape") and len(found.detail) < 600
         else:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.cli.models import model_document
 from babylon_rl.errors import TrainingPaused
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
@@ -20,6 +19,7 @@ from babylon_rl.market.simulation.prompting import version_of
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.strategies import NAMES, factory
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, load_manifest, model_card, recorded_names
+from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
 from babylon_rl.training import checkpoint_checks as look
@@ -92,16 +92,16 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
         trained = train_batch(connection, batch.batch_id, settings, NOW)
     model = next(m for m in read_models(connection) if m.version == trained.model.version)
     manifest = load_manifest(trained.checkpoint)
-    shown, lineage = model_document(model), trained.batch
-    parents = [manifest.parent, model.parent_version, shown["parent"], lineage.parent_version]
+    shown, lineage = ModelDocument.of(model), trained.batch
+    parents = [manifest.parent, model.parent_version, shown.parent, lineage.parent_version]
     assert parents == ["v1.0.11"] * 4
-    assert sorted(manifest.windows) == sorted(model.windows) == sorted(shown["windows"]) == sorted(lineage.windows)
+    assert sorted(manifest.windows) == sorted(model.windows) == sorted(shown.windows) == sorted(lineage.windows)
     card = (trained.checkpoint / "README.md").read_text()
     assert card == model_card(manifest) and "| Parent | v1.0.11 |" in card
     assert all(f"* {window}" in card for window in model.windows)
     episodes = [e for e in read_batch_episodes(connection, batch.batch_id) if e.dropped is None]
     mean = sum(e.score for e in episodes) / len(episodes)
-    scores = [manifest.metrics["avgReward"], model.avg_reward, shown["avgReward"]]
+    scores = [manifest.metrics["avgReward"], model.avg_reward, shown.avg_reward]
     assert scores == pytest.approx([mean] * 3) and f"| avgReward | {mean:.6g} |" in card
     groups = stored_scores(connection, list(manifest.windows))
     assert manifest.judge_version == "; ".join({group.judge_version for group in groups.values()}) and "heuristic, version 1" in card

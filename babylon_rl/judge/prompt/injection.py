@@ -107,7 +107,6 @@ def find_flags(text: str, where: str) -> list[Flag]:
 @functools.lru_cache(maxsize=1024)  # prompts and habits come again and again
 def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
     excerpts: dict[FlagKind, str] = {}
-    # bound the work: only beginning and end of a very long text are searched
     if len(text) > LOOKED_AT:
         excerpts["long"] = f"{len(text)} characters"
         text = f"{text[: LOOKED_AT // 2]}\n{text[-LOOKED_AT // 2 :]}"

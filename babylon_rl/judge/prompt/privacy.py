@@ -184,7 +184,6 @@ class NameReplacer:
         return renamed
 
     def _renamed(self, text: str) -> str:
-        """Replace the names whose first word occurs in the text."""
         folded = text.casefold()
         words = self._by_word.keys() & {"", *_WORD.findall(folded)}
         for place in sorted(place for word in words for place in self._by_word[word]):

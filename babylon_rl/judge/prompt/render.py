@@ -22,6 +22,7 @@ from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.parts import Part, hour_parts, part_results
 from babylon_rl.judge.plan import REQUEST_TOKENS
+from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.forms import with_flags
 from babylon_rl.judge.prompt.injection import bounded, escaped, flat
 from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
@@ -39,16 +40,6 @@ from babylon_rl.judge.prompt.request import (
     parts_lines,
     pieces,
     plain,
-)
-from babylon_rl.judge.prompt.templates import (
-    RUBRIC_VERSION,
-    hidden_context,
-    knowledge_context,
-    market_context,
-    market_terms,
-    news_context,
-    question_names,
-    system_prompt,
 )
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import WindowOutcomes, stored_outcomes
@@ -121,7 +112,6 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
 def _recorded(
     steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], minutes: Sequence[int], reasoning: dict[str, str]
 ) -> list[RecordedStep]:
-    """Combine decoded steps and their calls."""
     recorded = []
     for step, served, minute in zip(steps, calls, minutes, strict=True):
         action = step.action
@@ -155,7 +145,6 @@ def _shallow(value: Any, deep: int = _MOST_DEEP) -> Any:
 
 
 def _call(call: StepCall, note: Any, reasoning: dict[str, str]) -> RecordedCall:
-    """One call with its reasoning: that of the step, else that of the log."""
     system, prompt = _text(call.system_prompt), _text(call.user_prompt)
     if isinstance(call.messages, list) and call.messages and not prompt:
         prompt = "\n".join(_text(message.get("content")) for message in call.messages if isinstance(message, dict))
@@ -178,7 +167,6 @@ def keys_and_texts(steps: Sequence[RecordedStep]) -> tuple[set[str], set[str]]:
 
 
 def _keys_of(value: Any) -> Iterator[str]:
-    """Yield all keys of a JSON value, at any depth."""
     if isinstance(value, dict):
         yield from map(str, value)
         value = list(value.values())
@@ -253,12 +241,10 @@ def _answer(response: str, step: RecordedStep, private: PrivateFields) -> str:
 
 
 def _is(step: RecordedStep, words: Sequence[str]) -> bool:
-    """True if the action's type contains one of the words."""
     return any(word in step.action_type for word in words)
 
 
 def _allowed(step: RecordedStep, private: PrivateFields) -> Any:
-    """The parameters without private parts."""
     kind = "messages" if _is(step, _MESSAGES) else "posts"
     parameters = private.entries("parameters", step.parameters)
     # an agent's own texts come under posts or messages, which may be private where parameters are not
@@ -273,7 +259,6 @@ def _allowed(step: RecordedStep, private: PrivateFields) -> Any:
 
 
 def _meaningful(parameters: Any, step: RecordedStep) -> Any:
-    """Parameters without values of the state and without long ids."""
     if not isinstance(parameters, dict):
         return parameters
     state_values = (step.state.agent_pnl, step.state.agent_balance)
@@ -360,16 +345,15 @@ def unreadable(connection: Connection, settings: JudgeSettings) -> list[str]:
 
 
 def _context(connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], private: PrivateFields) -> list[str]:
-    """Sentences on the hour, without private fields."""
-    sentences = market_context(outcomes) if private.allows("market") else []
+    sentences = templates.market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
-        sentences += news_context(outcomes)
+        sentences += templates.news_context(outcomes)
     if private.allows("hidden_answers"):
         answers = store.hidden_answers(connection, [prediction.market_id for prediction in outcomes.predictions])
-        sentences += hidden_context(outcomes, answers)
+        sentences += templates.hidden_context(outcomes, answers)
     if private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
-        sentences += knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
+        sentences += templates.knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
     return sentences
 
 
@@ -377,9 +361,8 @@ def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
     settings: Settings, private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
-    """Render a group, with the flags of its texts."""
     vocabulary = HourVocabulary(
-        market_terms(outcomes), {name for agent, own in names.items() for name in own if name != agent or len(name) < LEAST_NAME}
+        templates.market_terms(outcomes), {name for agent, own in names.items() for name in own if name != agent or len(name) < LEAST_NAME}
     )
     # an hour's texts may be too many for the memory: they are read in portions, and lie on disk from then on
     spill: Spill[list[RecordedStep]] = Spill(settings.home)
@@ -406,10 +389,9 @@ def _written(
     def count(text: str) -> int:
         return encoded(escaped(text))  # as request.py writes it
 
-    # the context first; it may take only its share
     budget = request_tokens(settings)
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
-    aliases = question_names(outcomes) if private.allows("market") else {}
+    aliases = templates.question_names(outcomes) if private.allows("market") else {}
     kept = Spill[list[StepText]](settings.home)
     rendered = (
         render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private)
@@ -425,7 +407,7 @@ def _written(
     common = shared.text(text.text for text in whole)
     # 200 tokens for the sentences and tags around these texts, which request.py writes
     parts = hour_parts(episodes, max(1, int(budget * PARTS_SHARE) // (MIN_SUBGROUP * PART_TOKENS))) if settings.by_part else ()
-    asked = [system_prompt(settings.by_part), *parts_lines(outcomes.window, parts), "\n".join(sentences), common]
+    asked = [templates.system_prompt(settings.by_part), *parts_lines(outcomes.window, parts), "\n".join(sentences), common]
     left = budget - sum(map(count, asked)) - 200
     sizes = [size + PART_TOKENS * len(parts) for size in sizes]
     max_episodes = _max_episodes(sizes, settings.judge_group_size, left)
@@ -439,7 +421,7 @@ def _written(
     common = shared.text(episode.text for episode in shown)
     window = outcomes.window
     content: list[object] = [
-        RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]
+        templates.RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]
     ]  # fmt: skip
     # only where parts are judged: the versions of hours that are judged as a whole stay as they were
     content += [parts, [e.acted for e in shown]] if parts else []

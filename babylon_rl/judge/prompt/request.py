@@ -30,7 +30,7 @@ from babylon_rl.judge.consensus import MIN_SUBGROUP, split
 from babylon_rl.judge.parts import Part, time_of
 from babylon_rl.judge.prompt.injection import Flag, escaped
 from babylon_rl.judge.prompt.templates import RUBRIC_VERSION, WINDOW_PNL, fill_template, parts_pnl, system_prompt
-from babylon_rl.llm.tokens import token_counter
+from babylon_rl.llm.tokens import price, token_counter
 from babylon_rl.settings import JudgeSettings
 
 MOST_CANDIDATES = 4096  # lines that are weighed for a number; a request has room for some hundred of them
@@ -271,7 +271,6 @@ class SharedLines:
 
 
 def _repeated(lines: Iterable[str], times: Mapping[int, int]) -> Iterator[str]:
-    """Each line that occurs more than once by ``times`` of its hash, once."""
     left = {key for key, number in times.items() if number > 1}
     for line in lines:
         if (key := hash(line)) in left:
@@ -287,6 +286,8 @@ def named_lines(common: str, shown: Iterable[str]) -> str:
 
 CONTEXT_SHARE = 0.75  # of a model's context, for a request; the rest is for its thinking and its answer
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
+_EPISODE_TOKENS = 110  # of an answer: an explanation of two sentences, an id, a score and the JSON around them
+_MARK_TOKENS = 4
 
 
 class ActedPart(NamedTuple):
@@ -427,6 +428,16 @@ class JudgeRequest:
         """Number of tokens of the messages; computed on demand, as counting is slow."""
         count = token_counter(self.model)
         return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Expected number of tokens of the answer."""
+        return len(self.ids) * (_EPISODE_TOKENS + len(self.group.parts) * _MARK_TOKENS)
+
+    @property
+    def expected_usd(self) -> float | None:
+        """Expected dollars; None where the price is unknown."""
+        return price(self.model, self.tokens, self.answer_tokens)
 
 
 def order_rounds(settings: JudgeSettings) -> Iterator[range]:

@@ -118,7 +118,6 @@ class _Audit:
             await run_pool(self._groups(store, secret), partial(judge.judge, looks=False), self._done, self.second.judge_concurrency)
 
     async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
-        """Yield the sample's groups as the judge was shown them, in small chunks."""
         for chunk in in_parts(self.sample, HOURS_PLANNED_AT_ONCE):
             shown = await store.run(_as_judged, chunk, self.first, secret)
             self.result.changed += len(chunk) - len(shown)
@@ -126,7 +125,6 @@ class _Audit:
                 yield group
 
     async def _done(self, outcome: GroupOutcome) -> None:
-        """Count one outcome and report progress."""
         window, result = outcome.group.window, self.result
         if isinstance(outcome, ScoredGroup):
             result.agreed_on += 1

@@ -6,6 +6,7 @@ Groups are the independent draws, episodes are not. Only small sums of each grou
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
     """Mean of one value (-1..1) per group, with Student's interval; None without values. The interval is clipped to -1..1."""
     if not values:
         return None
-    mean = math.fsum(values) / len(values)
+    mean = fmean(values)
     if len(values) < 2:
         return Estimate(mean, None, None, len(values))
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
@@ -132,7 +133,7 @@ def _jackknifed(
     left_out = [scaled(estimate) for group in groups if (estimate := measure(whole - group)) is not None]
     if len(left_out) < 2:
         return Estimate(value, None, None, len(groups))
-    count, middle = len(left_out), math.fsum(left_out) / len(left_out)
+    count, middle = len(left_out), fmean(left_out)
     error = math.sqrt((count - 1) / count * math.fsum((estimate - middle) ** 2 for estimate in left_out))
     half = _quantile(count - 1) * error
     return Estimate(value, unscaled(scaled(value) - half), unscaled(scaled(value) + half), len(groups))
@@ -143,7 +144,6 @@ def _fisher(correlation: float) -> float:
 
 
 def _quantile(freedom: int) -> float:
-    """Student's t quantile of the interval."""
     from scipy.special import stdtrit  # scipy.stats, which has the same, takes four times as long to import
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
@@ -194,8 +194,8 @@ class GroupSums:
         self.flagged += sum(episode.flags > 0 for episode in episodes)
         self.masked += hour.masked is True
         gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
-        self.gains += [_mean(gains)] if gains else []
-        self.words += [_mean([abs(gain) for gain in hour.words.values()])] if hour.words else []
+        self.gains += [fmean(gains)] if gains else []
+        self.words += [fmean(abs(gain) for gain in hour.words.values())] if hour.words else []
         self.followed += hour.followed
         self._add_places(episodes)
         if correlation is not None:
@@ -209,11 +209,11 @@ class GroupSums:
         seen = [e for e in episodes if e.order_scores and len(e.order_scores) == len(e.places)]
         if not seen:
             return
-        placed = [(_mean(e.places), _mean(e.order_scores)) for e in seen]
+        placed = [(fmean(e.places), fmean(e.order_scores)) for e in seen]
         self.mean_places.append(_variance([place for place, _ in placed]))
         # one order: an episode has no mean of its own, so that of the group stands in
         if max(len(e.places) for e in seen) == 1:
-            middle = (_mean([place for place, _ in placed]), _mean([score for _, score in placed]))
+            middle = (fmean(place for place, _ in placed), fmean(score for _, score in placed))
             placed = [middle] * len(seen)
         pairs = [
             (place, place - own_place, score - own_score)
@@ -226,13 +226,13 @@ class GroupSums:
     @property
     def mean_place_deviation(self) -> float:
         """Standard deviation of the mean places of a group's episodes; 0 with reversed pairs."""
-        return math.sqrt(_mean(self.mean_places)) if self.mean_places else 0.0
+        return math.sqrt(fmean(self.mean_places)) if self.mean_places else 0.0
 
 
 def bin_estimates(bins: Bins) -> list[tuple[float, Estimate]]:
     """Mean place (0..1) and estimate of each bin that is not empty."""
     estimates = [(pairs, mean_estimate([value for _, value in pairs])) for pairs in bins]
-    return [(_mean([place for place, _ in pairs]), estimate) for pairs, estimate in estimates if estimate is not None]
+    return [(fmean(place for place, _ in pairs), estimate) for pairs, estimate in estimates if estimate is not None]
 
 
 def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
@@ -241,13 +241,9 @@ def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
     for place, value in pairs:
         by_bin.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
     for number, own in by_bin.items():
-        bins[number].append((_mean([place for place, _ in own]), _mean([value for _, value in own])))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+        bins[number].append((fmean(place for place, _ in own), fmean(value for _, value in own)))
 
 
 def _variance(values: Sequence[float]) -> float:
-    middle = _mean(values)
-    return _mean([(value - middle) ** 2 for value in values])
+    middle = fmean(values)
+    return fmean((value - middle) ** 2 for value in values)

@@ -25,7 +25,7 @@ from babylon_rl.judge.reliability.measures import (
 )
 from babylon_rl.settings import HEURISTIC, JudgeSettings
 from babylon_rl.store import judge_report as store
-from babylon_rl.store.columns import in_parts
+from babylon_rl.store.columns import document_of, in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agreements
 from babylon_rl.types import NO_SPREAD
@@ -253,20 +253,17 @@ def _tokens(paid: Sequence[JudgeCost]) -> dict[str, int]:
 def _cost(report: ReliabilityReport) -> dict[str, Any]:
     by_judge = [
         {
-            "judge": bill.judge, "answers": bill.answers, "unusable": bill.unusable, "retries": bill.retries,
-            "promptTokens": bill.prompt_tokens, "completionTokens": bill.completion_tokens,
-            "usd": None if bill.without_usd else bill.usd, "answersWithoutPrice": bill.without_usd,
+            **document_of(bill, "judge", "answers", "unusable", "retries", "prompt_tokens", "completion_tokens"),
+            "usd": None if bill.without_usd else bill.usd,
+            "answersWithoutPrice": bill.without_usd,
             "latencySeconds": {"median": bill.latency_s, "p95": bill.slow_latency_s},
         }
         for bill in report.paid
-    ]  # fmt: skip
+    ]
     by_day = [
-        {
-            "day": day.day, "hours": day.hours, "answers": day.answers, "promptTokens": day.prompt_tokens,
-            "completionTokens": day.completion_tokens, "usd": None if day.without_usd else day.usd,
-        }
+        document_of(day, "day", "hours", "answers", "prompt_tokens", "completion_tokens") | {"usd": None if day.without_usd else day.usd}
         for day in report.days
-    ]  # fmt: skip
+    ]
     return {"answersInUse": report.in_use, "byJudge": by_judge, "byDay": by_day}
 
 
