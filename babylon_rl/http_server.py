@@ -294,6 +294,31 @@ async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
         raise ApiError(408, slow, "body_timeout", headers={"connection": "close"}) from None
 
 
+@contextmanager
+def cancelled_when_gone(receive: Receive) -> Iterator[None]:
+    """Cancel the block, and raise ClientGone, when the client closes its connection; its body must have been read."""
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        # One from outside, as at the server's end, goes on.
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watching.cancel()
+
+
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Response with a document as JSON."""
     return Response(msgspec.json.encode(document), status, headers, "application/json")

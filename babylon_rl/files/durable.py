@@ -157,10 +157,7 @@ class Removal:
                 self.file(path)
 
     def unused(self, directory: Path, before: float) -> None:
-        """Remove files below ``directory`` neither read nor written since ``before`` (Unix seconds).
-
-        Then empty directories. Sockets and pipes stay: they belong to processes.
-        """
+        """Remove files below ``directory`` neither read nor written since ``before`` (Unix seconds), then empty directories."""
         for path in _deepest_first(directory):
             try:
                 facts = path.lstat()
@@ -171,7 +168,7 @@ class Removal:
                 continue
             if stat.S_ISDIR(facts.st_mode):
                 self.directory(path)
-            elif stat.S_ISREG(facts.st_mode):
+            elif stat.S_ISREG(facts.st_mode):  # sockets and pipes belong to processes
                 self.file(path)
 
     def refuse(self, path: Path, refusal: OSError) -> None:

@@ -56,10 +56,7 @@ class Staging:
         return PublishedFile(name, path.stat().st_size, sha256(path))
 
     def put(self, file: PublishedFile, source: Path | None = None) -> None:
-        """Bring a file, of ``source`` or written at ``new``, under its temporary name and verify it there.
-
-        Raises OSError: it arrived with other content than it was sent with.
-        """
+        """Bring a file, of ``source`` or written at ``new``, under its temporary name. Raises OSError: it arrived with other content."""
         written = self._work / file.name if source is None else source
         staged = f"{self._folder}/{file.name}"
         if str(written) == self._location.path(staged):

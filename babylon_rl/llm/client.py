@@ -28,11 +28,9 @@ LONGEST_WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """An answer of the endpoint.
+    """An answer of the endpoint, with the latency of the attempt that succeeded.
 
-    ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
-
-    ``tokenId`` is None where an endpoint does not report it. ``latency_ms`` is that of the attempt that succeeded.
+    ``logprobs`` is [{"token", "logprob", "tokenId"}], None without any; ``tokenId`` is None where the endpoint does not report it.
     """
 
     text: str

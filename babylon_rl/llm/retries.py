@@ -155,9 +155,7 @@ class Retrier:
         self._not_before = 0.0
 
     async def run(self, attempt: Callable[[int, float], Awaitable[T]], check: Callable[[], None] = lambda: None) -> T:
-        """Result of ``attempt(number, seconds left)``, tried until it succeeds.
-
-        An error that ``check`` raises before a further try ends the tries.
+        """Result of ``attempt(number, seconds left)``, tried until it succeeds, or ``check`` raises before a further try.
 
         Raises:
             CallFailed: the last failure, with the number of attempts.
@@ -227,9 +225,7 @@ class CircuitBreaker:
         self._probing = False
 
     def enter(self) -> bool:
-        """Begin a request; True when it is the probe.
-
-        One of ``succeeded``, ``failed`` and ``cancelled`` must follow.
+        """Begin a request; True when it is the probe. One of ``succeeded``, ``failed`` and ``cancelled`` must follow.
 
         Raises:
             CircuitOpen: no request is allowed now.

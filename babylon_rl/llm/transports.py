@@ -71,11 +71,7 @@ class AnswerTooLong(Exception):
 
 
 async def whole_body(response: "aiohttp.ClientResponse") -> bytes:
-    """Read a response's body.
-
-    Raises:
-        AnswerTooLong: it is too long; the connection is closed.
-    """
+    """Read a response's body. Raises AnswerTooLong: it is, and the connection is closed."""
     parts, size = list[bytes](), 0
     while part := await response.content.readany():
         parts.append(part)
@@ -105,11 +101,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy(url: "yarl.URL") -> str | None:
-    """The proxy that the environment names for requests to ``url``; none to this machine, which a proxy does not reach.
-
-    Raises:
-        UsageError: it is a SOCKS proxy.
-    """
+    """The environment's proxy for ``url``; none to this machine, which it does not reach. Raises UsageError: a SOCKS proxy."""
     proxies, host = getproxies(), url.host or ""
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or _is_this_machine(host) or proxy_bypass(host):
@@ -139,10 +131,7 @@ class OpenAITransport:
     """Transport to ``base_url``, which ends before /chat/completions.
 
     The caller limits the time of an attempt by cancelling it. ``send`` and ``aclose`` belong to one event loop. A user and password in the
-    address are sent instead of the key.
-
-    Raises:
-        UsageError: the environment sends such requests through a SOCKS proxy.
+    address are sent instead of the key. Raises UsageError: the environment sends such requests through a SOCKS proxy.
     """
 
     def __init__(self, base_url: str, model: str, key: str | None) -> None:
@@ -304,11 +293,7 @@ class LitellmTransport:
         LitellmTransport._open += 1
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
-        """Make one request and read the answer.
-
-        Raises:
-            CallFailed: no chat completion came.
-        """
+        """Make one request and read the answer. Raises CallFailed: no chat completion came."""
         try:
             answer = await self._litellm.acompletion(
                 model=self._model,

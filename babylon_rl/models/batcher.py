@@ -42,11 +42,7 @@ class PendingAnswer:
         self.ended, self._news = False, asyncio.Event()
 
     async def more(self) -> bool:
-        """Wait for further tokens; False once the answer is complete.
-
-        Raises:
-            Exception: the error of the batch that it was in.
-        """
+        """Wait for further tokens; False once the answer is complete. Raises the error of its batch."""
         await self._news.wait()
         self._news.clear()
         if self._failure is not None:
@@ -98,9 +94,7 @@ class Batcher:
         return asked
 
     async def serves(self, name: str) -> bool:
-        """Return True if there is such an adapter.
-
-        One that is not loaded yet is loaded between two batches.
+        """Return True if there is such an adapter; one that is not loaded yet is loaded between two batches.
 
         Raises:
             ModelUnavailable: it cannot be fetched now.

@@ -63,11 +63,7 @@ class ChatBody(msgspec.Struct, frozen=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def completion_request(self) -> CompletionRequest:
-        """Return the completion request for the policy.
-
-        Raises:
-            RequestRefused: a value that is not served; it names the field.
-        """
+        """Return the completion request for the policy. Raises RequestRefused: a value that is not served; it names the field."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS or not all(stops):
             raise RequestRefused(f"stop holds {len(stops)} texts: give up to {MOST_STOPS}, none of them empty.", "stop")
@@ -95,9 +91,7 @@ class ChatBody(msgspec.Struct, frozen=True):
 
 
 def read_request(body: bytes) -> ChatBody:
-    """Decode a request.
-
-    Half of a surrogate pair, as JavaScript's slice leaves it, becomes U+FFFD: it stays in an agent's history for ever.
+    """Decode a request; half of a surrogate pair, as JavaScript's slice leaves it for ever in a history, becomes U+FFFD.
 
     Raises:
         RequestRefused: no JSON, a field of another type, or one that is not served.

@@ -37,7 +37,7 @@ def checkpoint_of(model: Model, settings: Settings) -> Path:
     """Directory of a registered version's checkpoint; without MODEL_STORAGE_URL it may be missing.
 
     Raises:
-        CheckpointError: it is neither here nor at MODEL_STORAGE_URL, or another checkpoint has its place.
+        CheckpointError: it is neither here nor there, or another checkpoint has its place.
         ModelUnavailable: it cannot be fetched now.
     """
     recorded = Path(model.checkpoint or model.storage_path)
@@ -78,9 +78,7 @@ def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None
 
 
 def checkpoint_named(version: str, settings: Settings) -> Path | None:
-    """Directory of a version below BABYLON_RL_HOME, fetched if missing.
-
-    None when it is in neither place.
+    """Directory of a version below BABYLON_RL_HOME, fetched if missing; None when it is in neither place.
 
     Raises:
         CheckpointError: what is at MODEL_STORAGE_URL is damaged.
@@ -136,11 +134,7 @@ def other_of_batch(directory: Path, batch_id: str | None, manifest_sha: str) -> 
 
 
 def set_aside(directory: Path, batch_id: str | None, manifest_sha: str) -> None:
-    """Rename the directory of a version if it is ``other_of_batch``.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
+    """Rename the directory of a version if it is ``other_of_batch``. Raises OSError."""
     if not other_of_batch(directory, batch_id, manifest_sha):
         return
     # Once more under the lock: another process may have put the registered one here meanwhile.
@@ -195,12 +189,7 @@ def absence(version: str, settings: Settings) -> str:
 
 
 def stored_manifest(version: str, settings: StorageSettings) -> Manifest | None:
-    """Manifest of the checkpoint that MODEL_STORAGE_URL holds of a version, None without either.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        ModelUnavailable: the storage does not answer.
-    """
+    """Manifest of a version at MODEL_STORAGE_URL, None without either. Raises CheckpointError, ModelUnavailable: it cannot be read."""
     stored = _stored(version, settings)
     return None if stored is None else stored[0]
 
@@ -217,11 +206,7 @@ def _stored(version: str, settings: StorageSettings) -> tuple[Manifest, str] | N
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:
-    """Write and remove a small file at the storage location, before a training is paid.
-
-    Raises:
-        TrainingPaused: it cannot be written (no answer, a wrong key, no such place); the message says what was tried.
-    """
+    """Write and remove a small file at the storage location, before a training is paid. Raises TrainingPaused: it cannot be written."""
     url = settings.model_storage_url
     if url is None:
         return
@@ -249,14 +234,10 @@ def check_storage(settings: StorageSettings, batch_id: str) -> None:
 def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] = lambda: None, *, then: str = WAITS) -> str:
     """Upload the missing files of a published checkpoint; return the URL of their directory.
 
-    Args:
-        heartbeat: called between files; raises where the upload must stop.
-        then: what follows once the place takes it, as the end of a sentence.
+    ``heartbeat`` is called between files, and raises where the upload must stop. ``then`` ends the sentence of a refusal.
 
     Raises:
-        TrainingPaused: the place does not take it now, and what is up stays for the next try; or another checkpoint of that version
-            is there.
-        UsageError: as Location.
+        TrainingPaused: the place does not take it now (what is up stays for the next try), or holds another checkpoint of that version.
     """
     manifest = load_manifest(directory)
     version = manifest.version
@@ -280,12 +261,8 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
 def upload_base(directory: Path, settings: Settings, heartbeat: Callable[[], None] = lambda: None) -> None:
     """Upload the CPU line's base to MODEL_STORAGE_URL, for machines that have neither its directory nor its package.
 
-    Args:
-        heartbeat: as ``upload_checkpoint``.
-
     Raises:
         TrainingPaused: the place does not take it now, or holds another base of that name.
-        UsageError: as Location.
     """
     url, files = settings.model_storage_url, base_set(settings)
     if url is None or files is None:

@@ -18,7 +18,7 @@ import msgspec
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.files.durable import kept_while_unchanged, publish_directory, sha256
-from babylon_rl.models.base_model import damage, may_run_code
+from babylon_rl.models.base_model import TOKENIZER_PARTS, damage, may_run_code
 from babylon_rl.types import BenchmarkReport
 
 MANIFEST = "manifest.json"
@@ -26,10 +26,6 @@ WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 REMOTE = "remote_checkpoint.json"  # in place of weights: where a training service keeps them
-TOKENIZER = (  # with the chat template: what AutoTokenizer reads, as far as a base has it
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model",
-)  # fmt: skip
 FREE_TEXT = "free text"  # the action grammar of unconstrained answers
 UNKNOWN = "not recorded"  # the prompt of messages that no version wrote
 FORMAT = 1
@@ -116,11 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 def base_identity(base_dir: Path, name: str) -> BaseIdentity:
-    """Identity of a base model's directory.
-
-    Raises:
-        CheckpointError: it is not a model directory.
-    """
+    """Identity of a base model's directory. Raises CheckpointError: it is not a model directory."""
     reason = damage(base_dir)
     if reason is not None:
         raise CheckpointError(f"{base_dir} is no base model: {reason}.")
@@ -249,7 +241,7 @@ def saving_weights(directory: Path) -> Iterator[None]:
 
 def copy_tokenizer(base_dir: Path, directory: Path) -> None:
     """Copy the base's tokenizer and chat template into a checkpoint, which serving must use."""
-    for name in TOKENIZER:
+    for name in TOKENIZER_PARTS:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, directory / name)
 
@@ -260,11 +252,7 @@ def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
 
 
 def read_remote(directory: Path) -> RemoteCheckpoint | None:
-    """Read a checkpoint's pointer to a step at a service; None for an adapter.
-
-    Raises:
-        CheckpointError: the pointer cannot be read.
-    """
+    """Read a checkpoint's pointer to a step at a service; None for an adapter. Raises CheckpointError: it cannot be read."""
     try:
         content = (directory / REMOTE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -276,11 +264,7 @@ def read_remote(directory: Path) -> RemoteCheckpoint | None:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """Read the manifest, without checking the files.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
+    """Read the manifest, without checking the files. Raises CheckpointError: there is none, or it cannot be read."""
     try:
         content = (directory / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -303,11 +287,7 @@ def batch_named_in(directory: Path) -> str | None:
 
 
 def decode_manifest(content: bytes, directory: str) -> Manifest:
-    """Decode the manifest of a checkpoint at ``directory``, a path or an address.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """Decode the manifest of a checkpoint at a path or an address. Raises CheckpointError: it cannot be read."""
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as invalid:
@@ -318,11 +298,7 @@ def decode_manifest(content: bytes, directory: str) -> Manifest:
 
 
 def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
-    """Verify every file of a checkpoint against its manifest, and the base if given.
-
-    Raises:
-        CheckpointError: a file is missing, changed, not listed or a pickle; or the base is another one.
-    """
+    """Verify every file of a checkpoint against its manifest, and the base if given. Raises CheckpointError: one is not what it was."""
     manifest = load_manifest(directory)
     # Missing files first, then unlisted, then changed ones; the base last.
     present = {name for name in _files(directory) if name != MANIFEST}
@@ -341,10 +317,7 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
 
 
 def recorded_names(recorded: str | None) -> list[str]:
-    """Names of the prompts or grammars that a manifest records, such as "trader-v1 (80%), trader-v2 (20%)"; the most frequent first.
-
-    Left out: those that are not recorded, and free text, which may be held to any grammar.
-    """
+    """Prompts or grammars in a manifest's "trader-v1 (80%), free text (20%)", without free text, which any grammar may hold."""
     names = [] if recorded is None else [name.split(" (")[0] for name in recorded.split(", ")]
     return [name for name in names if name not in (UNKNOWN, FREE_TEXT)]
 

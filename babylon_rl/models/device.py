@@ -1,8 +1,7 @@
 """Device of a model: the processor, or a GPU where torch sees one.
 
-One code computes on both; the differences lie here. On a GPU weights are bfloat16 and not packed for oneDNN, adapters and their
-optimizer's state float32, the default stream does all, and batches are as large as the free memory allows. ``CUDA_VISIBLE_DEVICES=``
-hides a GPU.
+One code computes on both; the differences lie here. On a GPU weights are bfloat16, adapters and their optimizer's state float32, the
+default stream does all, and batches are as large as the free memory allows. ``CUDA_VISIBLE_DEVICES=`` hides a GPU.
 """
 
 from dataclasses import dataclass
@@ -38,13 +37,8 @@ class Device:
         return torch.bfloat16 if self.gpu else best_dtype()
 
     def place(self, causal: Any) -> Any:
-        """Move a loaded base to the device; on the processor its layers are packed."""
-        from babylon_rl.models.prepacked import prepack
-
-        if self.gpu:
-            return causal.to(self.name)
-        prepack(causal)
-        return causal
+        """Move a loaded base to the device."""
+        return causal.to(self.name)
 
     @property
     def for_adapters(self) -> dict[str, Any]:
@@ -80,10 +74,7 @@ class BatchSizes:
 
 
 def batch_sizes(device: Device, causal: Any) -> BatchSizes:
-    """Sizes for a base on a device.
-
-    On a GPU they are powers of two: a little more or less free memory changes neither a batch nor its bits.
-    """
+    """Sizes for a base; on a GPU powers of two, so that a little free memory changes neither a batch nor its bits."""
     if device.free_bytes is None:
         return BatchSizes()
     config, least = causal.config, BatchSizes()

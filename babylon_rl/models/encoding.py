@@ -2,9 +2,6 @@
 
 A control token that somebody typed into a text stays text: only the chat template writes control tokens. Otherwise a forged turn would be
 read as a real one.
-
-Tokens are cached by line: agents of a tick see the same markets and news. A tokenizer whose words end at every line (byte-level BPE with
-GPT-2's pattern, as in the packaged base) gives a text the tokens of its lines in sequence. Other tokenizers get the whole text.
 """
 
 import re
@@ -19,10 +16,6 @@ from babylon_rl.errors import RequestRefused, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEPT_LINES = 4096
-LONGEST_KEPT = 256  # characters, so that the cache stays within some MB
-# A run of whitespace is one word with its line break, so a text is cut only where the break stands alone.
-_CUT = re.compile(r"(?<=\S\n)(?=\S)")
 # Added tokens of this form steer a model (<think>, [INST]), also where its tokenizer does not call them special.
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _MARKS = range(0xF0000, 0x10FFFE)  # characters for private use
@@ -93,31 +86,7 @@ def _alternatives(tokenizer: "PreTrainedTokenizerBase", *, special: bool = True)
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, typed: bool) -> list[int]:
     """Encode a text; ``typed``: special tokens in it stay text."""
-    if not _ends_words_at_lines(tokenizer):
-        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=typed))
-    tokens: list[int] = []
-    for line in _CUT.split(text):
-        encode = _line_tokens if len(line) <= LONGEST_KEPT else _line_tokens.__wrapped__
-        tokens += encode(tokenizer, line, typed)
-    return tokens
-
-
-@lru_cache(maxsize=KEPT_LINES)
-def _line_tokens(tokenizer: "PreTrainedTokenizerBase", line: str, typed: bool) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(line, add_special_tokens=False, split_special_tokens=typed))
-
-
-@lru_cache(maxsize=8)
-def _ends_words_at_lines(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = getattr(backend, "pre_tokenizer", None)
-    if backend is None or backend.normalizer is not None or not isinstance(words, ByteLevel):
-        return False
-    # An added token that holds a line break, or takes the blanks before it, may join two lines.
-    cut_in_words = any(token.lstrip or "\n" in token.content for token in tokenizer.added_tokens_decoder.values())
-    return words.use_regex and not words.add_prefix_space and not cut_in_words
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=typed))
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import Trie
 from babylon_rl.models.prompt_cache import LONGEST_KEPT, PromptCache
-from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, common, read_rows
+from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, read_rows, shared_length
 from babylon_rl.models.scoring import legal_logprobs
 
 if TYPE_CHECKING:
@@ -167,10 +167,7 @@ class Generation:
         return any(not row.done for row in self.rows)
 
     def admit(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows and draw their first tokens.
-
-        A row whose grammar was read with its prompt gets its whole answer.
-        """
+        """Read the prompts of new rows and draw their first tokens; a row whose grammar is read with its prompt gets its whole answer."""
         import torch
 
         if not rows:
@@ -210,7 +207,7 @@ class Generation:
         """
         begun = [self._kept.begin(self.adapter, prompt) for prompt in prompts]
         begun = [(known, cache) if known >= _worth(prompt) else (0, []) for prompt, (known, cache) in zip(prompts, begun, strict=True)]
-        shared = min(common(prompts), min(map(len, prompts)) - 1)
+        shared = min(shared_length(*prompts), min(map(len, prompts)) - 1)
         # A kept prompt that agrees with one of them for fewer tokens agrees as far with all.
         known, prefix = begun[0]
         if len(prompts) > 1 and shared - known >= _worth(max(prompts, key=len)):

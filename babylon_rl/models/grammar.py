@@ -70,11 +70,7 @@ def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedToken
 
 
 def language(schema: dict[str, Any]) -> tuple[str, ...]:
-    """List every text of a finite schema, as ``json.dumps`` writes it, without repeats, in the schema's order.
-
-    Raises:
-        UsageError: as ``compile_grammar``.
-    """
+    """List every text of a finite schema in its order, as ``json.dumps`` writes it. Raises UsageError as ``compile_grammar``."""
     return tuple(dict.fromkeys(_texts(schema, "schema")))
 
 

@@ -146,11 +146,7 @@ class Policy:
         return tuple(self._adapters)
 
     def add_adapter(self, name: str, directory: Path) -> None:
-        """Load a further LoRA adapter.
-
-        Raises:
-            CheckpointError: the directory is no adapter of this base.
-        """
+        """Load a further LoRA adapter. Raises CheckpointError: the directory is no adapter of this base."""
         from peft import PeftModel
 
         inner = f"adapter_{len(self._adapters)}"  # peft's names become module names, which cannot hold the dots of a version
@@ -167,11 +163,7 @@ class Policy:
         self._adapters[name] = inner
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """Complete every request; results are in the same order.
-
-        Raises:
-            UsageError: an unknown adapter, an unusable response_format, temperature or max_tokens.
-        """
+        """Complete every request, in the same order. Raises UsageError: an unusable adapter, response_format, temperature or max_tokens."""
         rows = [self.row(request) for request in requests]
         self.finish(rows)
         return [self.completion(row) for row in rows]
@@ -201,11 +193,7 @@ class Policy:
                 generation.step()
 
     def row(self, request: CompletionRequest) -> Row:
-        """Prepare a request, so that none fails inside a batch.
-
-        Raises:
-            UsageError: as ``complete``.
-        """
+        """Prepare a request, so that none fails inside a batch. Raises UsageError as ``complete``."""
         if request.adapter is not None and request.adapter not in self._adapters:
             raise UsageError(f"Unknown adapter {request.adapter!r}; loaded: {', '.join(self._adapters) or 'none'}.")
         if not 0 <= request.temperature < math.inf:

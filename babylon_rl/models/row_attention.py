@@ -5,11 +5,11 @@ what several rows without caches begin with is computed once, and each of them s
 the rows beside it, nor on how many passes it was read in, while it has at most 768 tokens (docs/decisions/0024-batches-side-by-side.md).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import UsageError
@@ -34,10 +34,7 @@ Cache = list["tuple[Tensor, Tensor]"]
 
 @dataclass(frozen=True)
 class Unread:
-    """Tokens that a row is to read.
-
-    ``before``: of each, the index in ``tokens`` of the token before it, -1 for the last that was read.
-    """
+    """Tokens that a row is to read, and ``before`` each the index of the token before it, -1 for the last that was read."""
 
     tokens: Sequence[int]
     before: Sequence[int]
@@ -73,34 +70,22 @@ class Unread:
         return depths
 
 
-def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common prefix of two sequences."""
-    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-
-
-def common(texts: Iterable[Sequence[int]]) -> int:
+def shared_length(*texts: Sequence[int]) -> int:
     """Length of the common prefix of some texts."""
-    ordered = sorted(map(tuple, texts))
-    return shared_length(ordered[0], ordered[-1])  # the lexicographic extremes share what all share
+    return len(commonprefix([tuple(text) for text in texts]))
 
 
 def shared_trunk(rows: Sequence[Unread]) -> int:
-    """Length of the prefix that a pass over several rows computes once.
-
-    0 where they have too few tokens in common.
-    """
+    """Length of the prefix that a pass over several rows computes once; 0 where they have too few tokens in common."""
     if len(rows) < 2:
         return 0
-    shared = min(common(row.tokens for row in rows), *(min(row.trunk, len(row.tokens) - 1) for row in rows))
+    shared = min(shared_length(*(row.tokens for row in rows)), *(min(row.trunk, len(row.tokens) - 1) for row in rows))
     return shared if shared >= SHARED_PREFIX_MINIMUM else 0
 
 
 @dataclass
 class LowerStates:
-    """States [1, T, D] of a pass before a layer, recorded by ``record_lower``.
-
-    A later pass over the same rows begins with them.
-    """
+    """States [1, T, D] of a pass before a layer, recorded by ``record_lower``; a later pass over the same rows begins there."""
 
     layer: int
     states: "Tensor | None" = None
@@ -155,18 +140,13 @@ class Reading:
         self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
         self._masks: dict[object, Tensor] = {}
         self.wanted = [[self._index(row, token) for token in tokens] for row, tokens in enumerate(asked)]
-        # Two are never too many, and the product of a single vector would be summed in another order.
-        self.needed = sorted({0, 1}.union(*self.wanted))
 
     def _index(self, row: int, token: int) -> int:
         """Index in the pass of a token of a given row."""
         return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
     def mask(self, place: int, before: int, width: int, like: "Tensor") -> "Tensor":
-        """[N, width] mask of the scores of the N new tokens of ``rows[place]``.
-
-        What was read before is seen, what fills up the width is not.
-        """
+        """[N, width] mask of the scores of the N new tokens of ``rows[place]``: all that was read is seen, what fills up is not."""
         import torch
 
         row, new = self.rows[place], len(self.rows[place].tokens)
@@ -277,7 +257,7 @@ def read_rows(
     reading, model = Reading(rows, caches, lower, wanted), causal.base_model
     positions = torch.tensor([reading.positions], device=causal.device)
     worth_threads = IN_FLOAT32 if causal.dtype == torch.float32 else TOKENS_WORTH_THREADS
-    with one_thread_unless(len(reading.positions) >= worth_threads), _running(reading):
+    with one_thread_unless(len(reading.positions) >= worth_threads):
         if lower is None or lower.states is None:
             ids = torch.tensor([[token for row in reading.rows for token in row.tokens]], device=causal.device)
             states = model(input_ids=ids, position_ids=positions, use_cache=False, reading=reading).last_hidden_state[0]
@@ -287,34 +267,6 @@ def read_rows(
                 states = layer(states, position_embeddings=rotations, reading=reading)
             states = model.norm(states)[0]
     return [states[places] for places in reading.wanted]
-
-
-_RUNNING: ContextVar[Reading] = ContextVar("reading")
-
-
-@contextmanager
-def _running(reading: Reading) -> Iterator[None]:
-    before = _RUNNING.set(reading)
-    try:
-        yield
-    finally:
-        _RUNNING.reset(before)
-
-
-def _needed_alone(_: Any, given: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-    """Give the last layer's MLP the tokens alone whose states are asked for."""
-    import torch
-
-    return (given[0].index_select(1, torch.tensor(_RUNNING.get().needed, device=given[0].device)),)
-
-
-def _in_their_places(_: Any, given: "tuple[Tensor, ...]", found: "Tensor") -> "Tensor":
-    """Put the MLP's results back in their places, with zeros between them."""
-    import torch
-
-    reading = _RUNNING.get()
-    every = found.new_zeros((1, len(reading.positions), found.shape[-1]))
-    return every.index_copy(1, torch.tensor(reading.needed, device=found.device), found)
 
 
 def record_lower(causal: Any, layer: int) -> None:
@@ -336,10 +288,7 @@ def first_tokens(cache: Cache, tokens: int) -> Cache:
 
 @contextmanager
 def attention_by_row(causal: Any) -> Iterator[None]:
-    """Prepare a model for ``read_rows`` within the block.
-
-    Its attention is by row, and its last MLP computes only the tokens that are asked for.
-    """
+    """Give a model attention by row within the block, for ``read_rows``."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -350,16 +299,8 @@ def attention_by_row(causal: Any) -> Iterator[None]:
     if before == ROWS:
         yield
         return
-    # Three quarters of a layer, and each token for itself: after the last layer's attention few tokens are still of use. A mixture of
-    # experts, whose MLP may return more than one tensor, has no down_proj.
-    mlp = getattr(getattr(causal.base_model, "layers", [None])[-1], "mlp", None)
-    hooks = []
     causal.set_attn_implementation(ROWS)
     try:
-        if mlp is not None and hasattr(mlp, "down_proj"):
-            hooks += [mlp.register_forward_pre_hook(_needed_alone), mlp.register_forward_hook(_in_their_places)]
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
         causal.set_attn_implementation(before)

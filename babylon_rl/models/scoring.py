@@ -113,10 +113,7 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
 
 
 def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> "tuple[Tensor, Tensor]":
-    """[N] log-probabilities of the tokens taken and [N] entropies.
-
-    Whole-vocabulary spots and legal sets are computed separately.
-    """
+    """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
     import torch
 
     values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
@@ -140,12 +137,7 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
 
 
 def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Tensor":
-    """[N] exact KL divergences from a reference over the legal tokens, in nats.
-
-    Legal tokens None are the whole vocabulary.
-
-    Exact, because an estimate from the taken token alone explodes when the token was taken by somebody else.
-    """
+    """[N] KL divergences from a reference over the legal tokens (None: the vocabulary), in nats; exact, as estimates explode."""
     import torch
 
     kl = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)

@@ -28,7 +28,17 @@ from starlette.types import ASGIApp
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import UNLIKELY
 from babylon_rl.errors import ModelError, ModelUnavailable, RequestRefused, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Door, bind, error_handlers, read_json, refusal, server_config
+from babylon_rl.http_server import (
+    BODY_TIMEOUT_S,
+    ClientGone,
+    Door,
+    bind,
+    cancelled_when_gone,
+    error_handlers,
+    read_json,
+    refusal,
+    server_config,
+)
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
 from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
 from babylon_rl.models.generation import Row
@@ -84,9 +94,14 @@ def create_app(
             raise ApiError(404, str(damaged), "model_not_found", "model") from None
         asked = batcher.ask(row)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
-        # The status of a stream is decided by its first token.
-        if not await _unless_left(asked, request, to_end=not body.stream):
-            raise ClientGone
+        try:
+            with cancelled_when_gone(request.receive):
+                # The status of a stream is decided by its first token.
+                while await asked.more() and not body.stream:
+                    pass
+        except ClientGone:
+            asked.left = True
+            raise
         if body.stream:
             return StreamingResponse(_events(head, asked, policy, body), media_type="text/event-stream")
         return JSONResponse(head | _answer(body, row, policy))
@@ -106,11 +121,7 @@ def create_app(
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:
-    """Serve until interrupted; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted.
-
-    Raises:
-        Exception: the error after which no request could be answered.
-    """
+    """Serve until interrupted or failed; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
     import uvicorn
 
     failures: list[Exception] = []
@@ -130,49 +141,18 @@ def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None],
         raise failure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run ``python -m babylon_rl.models.server``, the program of ``running_server``."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="babylon_rl.models.server")
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIRECTORY")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--end-with-stdin", action="store_true", help="stop when standard input closes, as it does when the parent dies")
-    options = parser.parse_args(arguments)
-    if options.end_with_stdin:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+def main() -> None:
+    """Run ``python -m babylon_rl.models.server`` for ``running_server``, which gives base, adapters, threads and port as JSON."""
+    base, adapters, threads, port = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     # The port is bound before the model is loaded: a used port fails at once.
-    bound = bind("127.0.0.1", options.port)
+    bound = bind("127.0.0.1", port)
     # Before the policy: torch reads how its threads wait when it is first imported.
-    set_threads(options.threads)
-    policy = Policy.load(options.base)
-    for entry in options.adapter:
-        name, _, directory = entry.partition("=")
+    set_threads(threads)
+    policy = Policy.load(Path(base))
+    for name, directory in adapters.items():
         policy.add_adapter(name, Path(directory))
     serve(policy, bound, lambda line: print(line, flush=True))
-
-
-async def _unless_left(asked: PendingAnswer, request: Request, *, to_end: bool) -> bool:
-    """Wait for the first tokens, or all; False if the client has left."""
-
-    async def tokens() -> None:
-        while await asked.more() and to_end:
-            pass
-
-    # After the body the next message is that the client has left.
-    waits = [asyncio.ensure_future(tokens()), asyncio.ensure_future(request.receive())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        asked.left = not waits[0].done()
-        if not asked.left:
-            # Raises what the batch failed with, which becomes status 500.
-            waits[0].result()
-        return not asked.left
-    finally:
-        for wait in waits:
-            wait.cancel()
 
 
 async def _events(head: dict[str, Any], asked: PendingAnswer, policy: Policy, body: ChatBody) -> AsyncIterator[bytes]:

@@ -40,15 +40,9 @@ class RunningServer:
 def running_server(
     base_dir: Path, adapters: Mapping[str, Path] | None = None, *, threads: int = 1, port: int = 0, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[RunningServer]:
-    """Serve ``base`` and adapters (name -> directory) on loopback within the block.
-
-    Raises:
-        ModelUnavailable: it does not answer in time or ends; the message holds the end of its log.
-    """
-    command = [sys.executable, "-m", "babylon_rl.models.server", str(base_dir)]
-    command += ["--port", str(port), "--threads", str(threads), "--end-with-stdin"]
-    for name, directory in (adapters or {}).items():
-        command += ["--adapter", f"{name}={directory}"]
+    """Serve ``base`` and adapters (name -> directory) on loopback within the block. Raises ModelUnavailable, with the end of its log."""
+    directories = {name: str(directory) for name, directory in (adapters or {}).items()}
+    command = [sys.executable, "-m", "babylon_rl.models.server", json.dumps([str(base_dir), directories, threads, port])]
     with tempfile.TemporaryDirectory(prefix="babylon-rl-serve-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as errors:

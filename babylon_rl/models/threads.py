@@ -3,15 +3,9 @@
 OpenMP's threads spin by default, and on busy cores a spinning thread delays the one that it waits for: two parallel trainings then take
 several times as long. The wait policy is read when torch is first imported, so every process of this package sets it at its start
 (cli/caches.py); ``set_threads`` sets it for other programs.
-
-Linux lets a thread compute for 3 ms where another waits for its core; each time the weights in the core's cache are lost to the other.
-``set_threads`` asks for longer turns. Threads with short ones, of a gateway or a database, still come first when they wake up.
 """
 
-import ctypes
 import os
-import platform
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,9 +14,6 @@ from babylon_rl.errors import require
 from babylon_rl.heap import keep_freed_memory
 
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
-TURN_NS = 20_000_000
-# Linux' number of the call sched_setattr, which C libraries lacked for long, by processor.
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 Computed = TypeVar("Computed")
 
 
@@ -36,31 +27,14 @@ def usable_cores() -> int:
 
 
 def set_threads(threads: int | None = None) -> None:
-    """Limit torch to ``threads`` threads; None takes ``usable_cores``.
-
-    Freed memory is kept, and turns are long. Call it before torch is imported.
-    """
+    """Limit torch to ``threads`` threads (None: ``usable_cores``) and keep freed memory; call it before torch is imported."""
     keep_freed_memory()
-    _take_long_turns()
     for name, value in WAIT_POLICY.items():
         os.environ.setdefault(name, value)
     require("torch")
     import torch
 
     torch.set_num_threads(threads or usable_cores())
-
-
-def _take_long_turns() -> None:
-    """Ask for turns of TURN_NS, for this thread and those that it starts.
-
-    Linux before 6.12 takes no notice.
-    """
-    call = _SCHED_SETATTR.get(platform.machine()) if platform.system() == "Linux" else None
-    if call is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return
-    # struct sched_attr (linux/sched/types.h): size, policy, flags, nice, priority, runtime, deadline, period
-    asked = struct.pack("IIQiIQQQ", 48, os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, TURN_NS, 0, 0)
-    ctypes.CDLL(None).syscall(call, 0, asked, 0)
 
 
 @contextmanager

@@ -36,11 +36,7 @@ def make_call(
     action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
     response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None, finish_reason: str | None,
 ) -> CheckedCall:  # fmt: skip
-    """Check the arguments of TrajectoryRecorder.llm_call and build the call.
-
-    Raises:
-        UsageError: a value cannot be recorded.
-    """
+    """Build the call of ``TrajectoryRecorder.llm_call``. Raises UsageError: a value cannot be recorded."""
     served = _served(messages)
     system, user = texts_of(served, "system"), texts_of(served, "user")
     if purpose not in PURPOSES:

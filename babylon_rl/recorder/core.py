@@ -79,9 +79,9 @@ class RecorderCalls:
         return trajectory_id
 
     def start_step(self, trajectory_id: str, *, balance: float, pnl: float, open_positions: float, **extra: Any) -> None:
-        """Begin a step in the given state of the agent's account (dollars).
+        """Begin a step in the given state of the agent's account (dollars); one that is never completed is left out.
 
-        ``extra`` is kept under its own names. A step that is never completed is left out.
+        ``extra`` is kept under its own names.
 
         Raises:
             UsageError: the trajectory is not open, or a number is not finite.
@@ -90,11 +90,7 @@ class RecorderCalls:
         self._begin(trajectory_id, state)
 
     def provider_access(self, trajectory_id: str, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
-        """Record the data that a provider gave the agent.
-
-        Raises:
-            UsageError: no open step, or a payload that is not JSON.
-        """
+        """Record the data that a provider gave the agent. Raises UsageError: no open step, or a payload that is not JSON."""
         if (step := self._step(trajectory_id)) is not None:
             access = {"providerName": label(provider, "provider"), "data": mapping(payload, "payload"), "purpose": text(purpose, "purpose")}
             step.accesses.append(dump(access, "payload"))
@@ -275,11 +271,7 @@ class RecorderCalls:
 
 
 def require_all(report: RecorderReport) -> None:
-    """Check that every ended trajectory is in the database.
-
-    Raises:
-        DatabaseError: one was lost or rejected.
-    """
+    """Raise DatabaseError if a trajectory that ended is not in the database."""
     if report.lost or report.rejected:
         raise DatabaseError(report.sentence)
 

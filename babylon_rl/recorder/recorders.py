@@ -134,10 +134,7 @@ class TrajectoryRecorder(RecorderCalls):
             self._writer.flush(timeout_s)
 
     def close(self) -> RecorderReport:
-        """Write waiting trajectories and stop.
-
-        Trajectories that never ended are not written. Losses are in the report and the log.
-        """
+        """Write waiting trajectories and stop; those that never ended are not written. Losses are in the report and the log."""
         if self._writer is not None:
             self._writer.close()
         self._held.close()
@@ -198,10 +195,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
 
     @contextlib.asynccontextmanager
     async def trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> AsyncIterator[str]:
-        """As ``TrajectoryRecorder.trajectory``, for ``async with``.
-
-        The trajectory of a cancelled task is terminated.
-        """
+        """As ``TrajectoryRecorder.trajectory``, for ``async with``; that of a cancelled task is terminated."""
         begun, status = self.start_trajectory(agent_id, window=window, scenario=scenario), None
         try:
             yield begun
@@ -213,11 +207,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
                 await self.end_trajectory(begun, status=status)
 
     async def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until every ended trajectory is in the database.
-
-        Raises:
-            DatabaseUnreachable: not within the time.
-        """
+        """As ``TrajectoryRecorder.flush``."""
         if self._writer is not None:
             await asyncio.to_thread(self._writer.flush, timeout_s)
 

@@ -86,11 +86,7 @@ def recording_of(
     trajectory: OpenTrajectory, ended: datetime, new_id: Callable[[], str], *, balance: float | None, pnl: float | None, status: str | None,
     evaluation: bool, game_knowledge: Mapping[str, Any] | None,
 ) -> Recording:  # fmt: skip
-    """Build the rows of a trajectory that ends; an uncompleted step is left out.
-
-    Raises:
-        UsageError: a number, the status or the knowledge cannot be recorded.
-    """
+    """Build the rows of a trajectory that ends. Raises UsageError: a number, the status or the knowledge cannot be recorded."""
     # metricsJson leaves out missing values, the columns hold NULL.
     final = {
         "finalBalance": None if balance is None else number(balance, "balance"), "finalPnL": None if pnl is None else number(pnl, "pnl"),

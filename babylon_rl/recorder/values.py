@@ -18,11 +18,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def dump(value: Any, name: str) -> str:
-    """Encode a payload as compact JSON text that Postgres can hold.
-
-    Raises:
-        UsageError: NaN, Infinity or an object with no form in JSON; ``name`` is named in the message.
-    """
+    """Encode a payload as compact JSON text that Postgres can hold. Raises UsageError: ``name`` has no form in JSON."""
     text = _dumped(value, name)
     # Postgres cannot hold an escaped NUL either.
     if "\\u0000" in text:
@@ -58,11 +54,7 @@ def _without_nul(value: Any) -> Any:
 
 
 def mapping(value: Any, name: str) -> dict[str, Any]:
-    """Return a mapping, or the fields of an object of a client library, as a dict.
-
-    Raises:
-        UsageError: anything else.
-    """
+    """Return a mapping, or the fields of an object of a client library, as a dict. Raises UsageError: anything else."""
     if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
         with contextlib.suppress(TypeError):  # a class of such objects
             value = _plain(value)
@@ -72,31 +64,21 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
 
 
 def text(value: Any, name: str) -> str:
-    """Return a text with unstorable characters replaced.
-
-    Raises:
-        UsageError: not a text.
-    """
+    """Return a text with unstorable characters replaced. Raises UsageError: not a text."""
     if not isinstance(value, str):
         raise UsageError(f"{name} is {shown(value)}, not a text.")
     return _UNSTORABLE.sub("\ufffd", value)
 
 
 def label(value: Any, name: str, longest: int = 1000) -> str:
-    """Check an id or a name and return it unchanged.
-
-    Raises:
-        UsageError: empty, longer than ``longest`` characters, or not storable.
-    """
+    """Check an id or a name of at most ``longest`` characters, and return it. Raises UsageError: another value."""
     if not isinstance(value, str) or not value or len(value) > longest or _UNSTORABLE.search(value):
         raise UsageError(f"{name} is {shown(value)}: give a text of 1 to {longest} characters, without NUL and lone surrogates.")
     return value
 
 
 def number(value: Any, name: str) -> float:
-    """Check a finite number and return it.
-
-    Ints and floats, numpy's included, keep their type; others (Decimal) become floats.
+    """Return a finite number: ints and floats, numpy's included, as they are, others (Decimal) as floats.
 
     Raises:
         UsageError: not a finite number.
@@ -115,11 +97,7 @@ def number(value: Any, name: str) -> float:
 
 
 def count(value: Any, name: str) -> int:
-    """Check a whole number that fits an INTEGER column, from 0.
-
-    Raises:
-        UsageError: any other value.
-    """
+    """Check a whole number that fits an INTEGER column, from 0. Raises UsageError: another value."""
     value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IN_INTEGER:
         raise UsageError(f"{name} is {shown(value)}, not a whole number from 0 to {MOST_IN_INTEGER}.")
@@ -140,13 +118,7 @@ def shown(value: Any) -> str:
 
 
 def truth(value: Any, name: str) -> bool:
-    """Check that a value is True or False.
-
-    Readers accept no other value as success.
-
-    Raises:
-        UsageError: any other value.
-    """
+    """Check that a value is True or False: readers accept no other as success. Raises UsageError: another value."""
     value = _scalar(value)
     if not isinstance(value, bool):
         raise UsageError(f"{name} is {shown(value)}, not True or False.")

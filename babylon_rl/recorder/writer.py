@@ -83,11 +83,7 @@ class BackgroundWriter:
         atexit.register(self.close)
 
     def offer(self, recording: Recording) -> bool:
-        """Take a trajectory if there is room, without waiting; False if there is none.
-
-        Raises:
-            UsageError: closed, or made in another process.
-        """
+        """Take a trajectory if there is room, without waiting; False if there is none. Raises UsageError as ``put``."""
         with self._changed:
             self._require_open()
             return self._take(recording)
@@ -114,9 +110,7 @@ class BackgroundWriter:
         )
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until every earlier trajectory is written or rejected.
-
-        None waits as long as ``patience_s``.
+        """Wait until every earlier trajectory is written or rejected, at most ``patience_s`` by default.
 
         Raises:
             DatabaseUnreachable: not in time; the writer goes on trying.
@@ -137,10 +131,7 @@ class BackgroundWriter:
             return RecorderReport(self._recorded, waiting - lost, self._rejected, lost, 0, tuple(self._reasons))
 
     def close(self) -> None:
-        """Write waiting trajectories and stop.
-
-        A database that does not answer is tried for at most ``patience_s``.
-        """
+        """Write waiting trajectories and stop; a database that does not answer is tried for at most ``patience_s``."""
         if os.getpid() != self._process:
             return
         with self._changed:
@@ -284,15 +275,12 @@ def _reason(recording: Recording, fault: psycopg.Error) -> str:
 def open_writer(
     url: str | None, settings: Settings | None, *, room: int, patience_s: float, stack: ExitStack
 ) -> tuple[BackgroundWriter | None, float]:
-    """Return (writer, sampling rate), or (None, 0) if the settings disable recording.
+    """Return (writer, sampling rate), or (None, 0) without a database if the settings disable recording.
 
-    Without recording, no database is opened. ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack``
-    closes.
+    ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack`` closes.
 
     Raises:
-        DatabaseUnreachable: the database does not answer.
-        SchemaMismatch: it has no trajectories or llm_call_logs.
-        SettingsError: a setting is not allowed.
+        DatabaseUnreachable, SchemaMismatch, SettingsError: nothing could be recorded there.
     """
     # The off switch comes first: without recording nothing needs a database.
     chosen = settings if settings is not None else load_settings()

@@ -41,10 +41,7 @@ class Arm:
 
     @property
     def document(self) -> dict[str, Any]:
-        """This arm as a JSON-ready dict.
-
-        ``interval`` of its P&L an agent-hour is for one look.
-        """
+        """This arm as a JSON-ready dict; the ``interval`` of its P&L an agent-hour is for one look."""
         values = [value for own in self.hours.values() for value in own]
         agents = [agent for agent, own in self.hours.items() for _ in own]
         pnl = mean_interval(values, clusters=agents) if values else None
@@ -110,11 +107,7 @@ def start(
 
 
 def stop(connection: Connection, name: str, author: ReleaseAuthor) -> ABTest:
-    """Stop a running test; its agents follow the rollouts again.
-
-    Raises:
-        ReleaseRefused: it does not run.
-    """
+    """Stop a running test; its agents follow the rollouts again. Raises ReleaseRefused: it does not run."""
     with own_transaction(connection):
         lock_releases(connection)
         if not end_test(connection, name, author.who, author.why, author.now):
@@ -123,11 +116,7 @@ def stop(connection: Connection, name: str, author: ReleaseAuthor) -> ABTest:
 
 
 def report(connection: Connection, name: str, settings: Settings) -> ABReport:
-    """Compare the arms of a test by all hours that have been read.
-
-    Raises:
-        ReleaseRefused: there is no such test.
-    """
+    """Compare the arms of a test by all hours that have been read. Raises ReleaseRefused: there is no such test."""
     test = _required(connection, name)
     assigned = assigned_agents(connection, test.started_at, test.stopped_at)
     hours = read_agent_hours(connection, test.started_at, agent_hash(settings))

@@ -56,10 +56,7 @@ class MinuteBudget:
 
 @dataclass(eq=False)
 class Client:
-    """An admitted client.
-
-    One without a name was admitted from loopback while there were no keys, and may do everything.
-    """
+    """An admitted client; one without a name came from this machine while there were no keys, and may do everything."""
 
     name: str | None = None
     sha256: str | None = None
@@ -69,11 +66,7 @@ class Client:
     agents: Sequence[str] = ()
 
     def agent(self, named: str | None) -> str | None:
-        """The agent of a call that names one, or none.
-
-        Raises:
-            ApiError: the client's key is bound to others.
-        """
+        """The agent of a call that names one, or none. Raises ApiError: the client's key is bound to others."""
         if not self.agents or named in self.agents:
             return named
         if named is None and len(self.agents) == 1 and "*" not in self.agents[0]:
@@ -91,10 +84,7 @@ class Client:
 
 
 class Access:
-    """The clients of one process. ``update`` gives it the keys.
-
-    Before the first time only loopback is served. ``own_key`` admits the process that serves, whatever keys there are.
-    """
+    """The clients of one process, by the keys of ``update``; before that only loopback. ``own_key`` admits the process itself."""
 
     def __init__(self, clock: Callable[[], float] = monotonic, own_key: str | None = None) -> None:
         self._clock = clock
@@ -121,9 +111,7 @@ class Access:
         return self._any_key or self._clients is None
 
     def admit(self, scope: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Client:
-        """Identify the client of a request, and take the request from its budget.
-
-        ``scope`` is ASGI's, None where the key alone decides.
+        """Identify the client of a request, and take it from its budget; without ASGI's ``scope`` the key alone decides.
 
         Raises:
             ApiError: no valid key, or a budget that is used up.
@@ -150,11 +138,7 @@ class Access:
 
     @contextmanager
     def open_call(self, client: Client) -> Iterator[None]:
-        """Count a call of a key as open until the block ends.
-
-        Raises:
-            ApiError: the key has MOST_OPEN open calls already.
-        """
+        """Count a call of a key as open until the block ends. Raises ApiError: the key has MOST_OPEN open calls already."""
         key = client.sha256
         if key is None:
             yield

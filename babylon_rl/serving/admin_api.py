@@ -6,7 +6,6 @@ gateway's: bearer keys, and only this machine until a key exists. The cron endpo
 
 import asyncio
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,8 +48,8 @@ from babylon_rl.logs import start_logs
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
-from babylon_rl.serving.admin_openapi import Operation, openapi_document
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins
+from babylon_rl.serving.admin_shapes import Operation, openapi_document
 from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
@@ -310,11 +309,7 @@ def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request
 
 
 def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
-    """Admit a request.
-
-    Raises:
-        ApiError: it has no valid key for this server.
-    """
+    """Admit a request. Raises ApiError: it has no valid key for this server."""
     headers = request.headers if cron else api.logins.with_key(request.headers)
     try:
         client = (api.cron_access if cron else api.access).admit(request.scope, headers)
@@ -330,12 +325,7 @@ def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
 
 
 async def _read(api: AdminApi, operation: Operation, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
-    """Read and decode a request's body; an upload's file is closed with ``files``.
-
-    Raises:
-        ApiError: it is too long, too slow, or not what the operation takes.
-        ClientGone: the client left before the end.
-    """
+    """Read and decode a request's body; an upload's file is closed with ``files``. Raises ApiError, ClientGone."""
     kind, now = operation.body, utc_now()
     if operation.upload:
         return await _read_upload(api, request, client, files)
@@ -421,5 +411,4 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
             f"Admin page on {url}{PATH}, API as {url}/openapi.json has it; it launches runs at {settings.dagster_url}. Ctrl-C ends it."
         )
         api = AdminApi(settings, database)
-        threading.Thread(target=api.page.prepare, name="babylon-page", daemon=True).start()
         uvicorn.Server(server_config(create_app(api), timeout_graceful_shutdown=10)).run(sockets=[bound])

@@ -20,10 +20,7 @@ _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class CallEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A call as spooled. ``request`` is None for a call whose texts are not recorded.
-
-    ``answer`` is JSON or server-sent events.
-    """
+    """A call as spooled: ``answer`` is JSON or server-sent events, ``request`` None where texts are not recorded."""
 
     call_id: str
     request_id: str
@@ -55,11 +52,7 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def decoded(cls, record: bytes) -> "CallEntry":
-        """Decode a record of the spool.
-
-        Raises:
-            msgspec.MsgspecError: it is none.
-        """
+        """Decode a record of the spool. Raises msgspec.MsgspecError: it is none."""
         return _DECODER.decode(record)
 
     @property
@@ -77,13 +70,10 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
         }  # fmt: skip
 
     def log_row(self) -> dict[str, Any] | None:
-        """Row of llm_call_logs, or None for a call whose texts are not recorded.
+        """Row of llm_call_logs, or None for a call whose texts are not recorded. Raises UsageError: a part cannot be stored.
 
         Prompts stand in the columns only where readers can build the sequence from them as it was served: texts of system, user and
         assistant, the user's last, without tools. Any other chat is whole in messagesJson alone, and does not train.
-
-        Raises:
-            UsageError: something in it cannot be stored.
         """
         if self.request is None or self.answer is None:
             return None

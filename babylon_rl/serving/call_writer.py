@@ -233,22 +233,14 @@ def call_writer(settings: Settings) -> Iterator[None]:
 
 
 def write_waiting(settings: Settings) -> None:
-    """Write the calls that a killed gateway left on disk.
-
-    Raises:
-        DatabaseError: it took longer than WRITTEN_S.
-    """
+    """Write the calls that a killed gateway left on disk. Raises DatabaseError as ``wait_until_written``."""
     if stored_bytes(spool_directory(settings)):
         with call_writer(settings):
             wait_until_written(settings)
 
 
 def wait_until_written(settings: Settings) -> None:
-    """Wait until a running writer has written all calls of gateways that have ended.
-
-    Raises:
-        DatabaseError: it did not within WRITTEN_S.
-    """
+    """Wait until a writer has written all calls of ended gateways. Raises DatabaseError: not within WRITTEN_S."""
     directory, deadline = spool_directory(settings), time.monotonic() + WRITTEN_S
     while stored_bytes(directory):
         if time.monotonic() > deadline:

@@ -17,6 +17,7 @@ from babylon_rl.tolerant_json import NotJson, read_exactly
 
 # Fields that the gateway adds if a request leaves them open; a server's refusal of them names none of the client's fields.
 _ADDED = {"logprobs": True, "return_token_ids": True}
+BODY_LIMIT = 4 * 1024**2  # a prompt has tens of kilobytes
 _MAX_HEADER = 200
 # Inside of a text the quotes would be escaped: these are keys.
 _FIELD = rb'"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[\d,\s]*\])'
@@ -25,11 +26,7 @@ _NAME = re.compile(rb'("token"\s*:\s*)"token_id:\d+"([^{}\[\]]*"bytes"\s*:\s*\[(
 
 
 def read_object(body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Decode the JSON object of a body; return it, and its bytes with U+FFFD in the place of half surrogate pairs.
-
-    Raises:
-        ApiError: it is no JSON object.
-    """
+    """The JSON object of a body, and its bytes with U+FFFD for half surrogate pairs. Raises ApiError: it is none."""
     try:
         document, whole = read_exactly(body)
     except NotJson as invalid:
@@ -41,10 +38,7 @@ def read_object(body: bytes) -> tuple[dict[str, Any], bytes]:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A decoded request. ``document`` is the whole of ``body``.
-
-    ``model`` None leaves the choice to the gateway; ``user`` is OpenAI's field, None where it is no name.
-    """
+    """A decoded ``body``: without a ``model`` the gateway chooses; ``user`` is OpenAI's field, None where it is no name."""
 
     document: dict[str, Any]
     body: bytes
@@ -54,11 +48,7 @@ class ChatRequest:
 
     @classmethod
     def of(cls, body: bytes) -> "ChatRequest":
-        """Decode a body; half of a surrogate pair in it becomes U+FFFD.
-
-        Raises:
-            ApiError: it is no chat request.
-        """
+        """Decode a body. Raises ApiError: it is no chat request."""
         document, body = read_object(body)
         # Only fields that the gateway itself reads are checked; the model server judges the rest.
         model, messages, stream = document.get("model"), document.get("messages"), document.get("stream")
@@ -79,10 +69,7 @@ class ChatRequest:
 
     @cached_property
     def open_fields(self) -> frozenset[str]:
-        """Fields that the gateway may add.
-
-        Token log-probabilities, the ids of their tokens, and options for the token counts of a stream.
-        """
+        """Fields that the gateway may add: token log-probabilities, the tokens' ids, options for a stream's token counts."""
         given, options = self.document.get, self.document.get("stream_options")
         fields = {"logprobs"} if given("logprobs") is None else set()
         if given("logprobs") is not False and given("return_token_ids") is None:
@@ -113,11 +100,7 @@ class CallContext:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "CallContext":
-        """Read the x-babylon headers of a request.
-
-        Raises:
-            ApiError: a header that could not be recorded.
-        """
+        """Read the x-babylon headers of a request. Raises ApiError: a header that could not be recorded."""
         headers = {name: _as_text(value) for name, value in headers.items() if name.startswith("x-babylon-")}
         purpose = headers.get("x-babylon-purpose", "action")
         if purpose not in PURPOSES:

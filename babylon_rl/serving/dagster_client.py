@@ -65,11 +65,7 @@ def hour_tags(first: str, last: str) -> dict[str, str]:
 
 
 class DagsterClient:
-    """Client of the webserver at ``url``.
-
-    Raises:
-        ApiError: by every method, 503 when it does not answer or refuses.
-    """
+    """Client of the webserver at ``url``; every method raises ApiError (503) when it does not answer or refuses."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")

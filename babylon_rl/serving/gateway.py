@@ -10,34 +10,88 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from types import TracebackType
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, read_json
+from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, cancelled_when_gone, read_json
 from babylon_rl.serving.access import Access, Client
-from babylon_rl.serving.chat_request import CallContext, ChatRequest, ClientView
+from babylon_rl.serving.call_entry import CallEntry
+from babylon_rl.serving.chat_request import BODY_LIMIT, CallContext, ChatRequest, ClientView
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
-from babylon_rl.serving.routed_call import RoutedCall, count_call, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.spool import CallLog
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
-from babylon_rl.serving.usage import StreamMeter
+from babylon_rl.serving.usage import StreamMeter, Usage, spent_tokens
 from babylon_rl.settings import Settings
 from babylon_rl.store.releases import BASE
+from babylon_rl.traces import note
 from babylon_rl.windows import utc_now
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-BODY_LIMIT = 4 * 1024**2  # of a request; a prompt has tens of kilobytes
 _MAX_RECORDED_BYTES = 8 * 1024**2
+CLIENT_LEFT = 499
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(eq=False)
+class RoutedCall:
+    """State of one call: ``chosen`` is the route it should take, ``route`` the one it took."""
+
+    call_id: str
+    request_id: str
+    at: datetime
+    started: float
+    client: Client
+    context: CallContext
+    body: bytes
+    request: ChatRequest
+    chosen: Route
+    route: Route
+    fallback: str | None = None
+    # Of a call that ends without an answer: its client has left meanwhile.
+    status: int = CLIENT_LEFT
+    first_token_s: float | None = None
+    usage: Usage | None = None
+    recorded: bool = False
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of the answer that name the version."""
+        # A model of WANDB_MODEL is no version of the registry, and is named as the service names it.
+        version = self.route.version or (BASE if self.route.arm != "wandb_model" else self.route.model_name)
+        named = (("x-babylon-version", version), ("x-babylon-arm", self.chosen.arm), ("x-babylon-reason", self.route.reason))
+        return [(name.encode(), _header_value(value)) for name, value in named]
+
+    @property
+    def seconds(self) -> float:
+        """Time since the request came."""
+        return time.perf_counter() - self.started
+
+    def spend(self, answer_bytes: int) -> None:
+        """Take the call from its client's budget; an error costs nothing."""
+        # A client that left may have had most of its answer, and the model has worked for it.
+        if self.usage is not None or self.status in (200, CLIENT_LEFT):
+            self.client.spend(spent_tokens(self.usage, len(self.body), answer_bytes))
+
+    def entry(self, answer: bytes | None) -> CallEntry:
+        """The call for the log; ``answer`` None leaves its texts out."""
+        usage, context = self.usage, self.context
+        return CallEntry(
+            self.call_id, self.request_id, round(self.at.replace(tzinfo=UTC).timestamp() * 1000), context.agent_id, self.client.name,
+            context.trajectory_id, context.step, context.purpose, context.action_type, context.provider_accesses, self.chosen.version,
+            self.route.version, self.chosen.arm, self.route.reason, self.route.model_name, self.fallback, self.status,
+            self.seconds * 1000, None if self.first_token_s is None else round(self.first_token_s * 1000, 3),
+            None if usage is None else usage.prompt_tokens, None if usage is None else usage.completion_tokens,
+            None if answer is None else self.body, answer,
+        )  # fmt: skip
 
 
 class Gateway:
@@ -62,7 +116,7 @@ class Gateway:
         self.metrics.open_requests.inc()
         try:
             call = await self._routed(scope, headers, receive, request_id[1].decode(), opened)
-            with _CancelledWhenGone(receive):
+            with cancelled_when_gone(receive):
                 answer = await self._ask(call)
                 if isinstance(answer, StreamedAnswer):
                     await self._send_stream(call, answer, [request_id, *call.headers], send)
@@ -92,17 +146,12 @@ class Gateway:
             self.metrics.open_requests.dec()
             if call is not None:
                 self._record(call, None)
-                count_call(self.metrics, call)
+                _count(self.metrics, call)
 
     async def _routed(
         self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str, opened: ExitStack
     ) -> RoutedCall:
-        """Read and route a request, which is an open call of its key until ``opened`` is closed.
-
-        Raises:
-            ApiError: it is refused.
-            ClientGone: the client left while it was read.
-        """
+        """Read and route a request, an open call of its key until ``opened`` is closed. Raises ApiError, ClientGone."""
         at, started = utc_now(), time.perf_counter()
         if scope["method"] != "POST":
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
@@ -126,11 +175,7 @@ class Gateway:
         return RoutedCall(f"gw-{uuid4().hex}", request_id, at, started, client, context, body, request, chosen, chosen)
 
     async def _of_client(self, client: Client, context: CallContext) -> CallContext:
-        """The context with the agent that the client's key speaks for.
-
-        Raises:
-            ApiError: the call is in the name of another agent, or in its trajectory.
-        """
+        """The context with the agent of the client's key. Raises ApiError: the call or its trajectory is another agent's."""
         agent, trajectory = client.agent(context.agent_id), context.trajectory_id
         if agent is not None and trajectory is not None:
             if not client.agents:
@@ -140,11 +185,7 @@ class Gateway:
         return replace(context, agent_id=agent)
 
     async def _ask(self, call: RoutedCall) -> WholeAnswer | StreamedAnswer:
-        """Ask the chosen version, and the base if it fails.
-
-        Raises:
-            ApiError: no model answered.
-        """
+        """Ask the chosen version, and the base if it fails. Raises ApiError: no model answered."""
         chosen = call.chosen
         try:
             return await self._ask_model(call, chosen)
@@ -221,7 +262,7 @@ class Gateway:
         if call.recorded:
             return
         call.recorded = True
-        trace_call(call)
+        _trace(call)
         call.spend(0 if answer is None else len(answer))
         if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
             answer = None
@@ -242,44 +283,39 @@ class Gateway:
         self.log.close()
 
 
-class _CancelledWhenGone:
-    """Block that is cancelled when the client closes its connection.
+def _count(metrics: GatewayMetrics, call: RoutedCall) -> None:
+    """Count a call that has ended."""
+    version = call.route.version or BASE
+    metrics.requests.labels(version, call.chosen.arm, str(call.status)).inc()
+    metrics.latency.labels(version).observe(call.seconds)
+    if call.first_token_s is not None:
+        metrics.first_token.labels(version).observe(call.first_token_s)
+    if call.fallback is not None:
+        metrics.fallbacks.labels(call.fallback).inc()
+    if call.usage is not None:
+        metrics.tokens.labels(version, "prompt").inc(call.usage.prompt_tokens or 0)
+        metrics.tokens.labels(version, "completion").inc(call.usage.completion_tokens)
 
-    Raises:
-        ClientGone: it did.
-    """
 
-    def __init__(self, receive: Receive) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._receive, self._task, self._gone = receive, task, False
-        self._watcher: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> None:
-        # After the request has left for the model, which need not wait for it.
-        self._starting = asyncio.get_running_loop().call_soon(self._start)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._starting.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        # Only our own cancellation becomes ClientGone; one from outside, as at the server's end, goes on.
-        if self._gone and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
-            raise ClientGone from None
-
-    def _start(self) -> None:
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self._task.cancel()
+def _trace(call: RoutedCall) -> None:
+    """Note in the request's span how a call was routed and how it ended."""
+    usage = call.usage or Usage()
+    note(
+        version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status, fallback=call.fallback,
+        prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
+    )  # fmt: skip
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id", "")
     return given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else f"req-{uuid4().hex}"
+
+
+def _header_value(value: str) -> bytes:
+    # Reasons name versions and models, which other producers may have written: a line break would end the header.
+    if not value.isprintable():
+        value = "".join(character if character.isprintable() else " " for character in value)
+    return value.encode("latin-1", "replace")
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:

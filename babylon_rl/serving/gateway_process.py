@@ -13,11 +13,10 @@ import psycopg
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, ModelUnavailable
@@ -37,7 +36,8 @@ from babylon_rl.http_server import (
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
-from babylon_rl.serving.gateway import BODY_LIMIT, Gateway
+from babylon_rl.serving.chat_request import BODY_LIMIT
+from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
 from babylon_rl.serving.responses import ResponsesEndpoint
@@ -49,7 +49,6 @@ from babylon_rl.store.registry import model_id
 from babylon_rl.store.releases import BASE, RoutingTable, read_routing
 from babylon_rl.traces import start_traces, traced_app
 
-CHATS = "/v1/chat/completions"
 STOP_S = 10
 START_S = 60.0
 _LOOK_S = 1.0
@@ -103,9 +102,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
         gateway.access.admit(request.scope, request.headers)
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    responses = ResponsesEndpoint(gateway, BODY_LIMIT, BODY_TIMEOUT_S)
     routes = [
-        RoutedPath(CHATS, gateway), RoutedPath("/v1/responses", responses),
+        RoutedPath("/v1/chat/completions", gateway), RoutedPath("/v1/responses", ResponsesEndpoint(gateway)),
         RoutedPath("/v1/embeddings", embeddings, methods=["POST"]), RoutedPath("/v1/models", models),
         RoutedPath("/v1/models/{name:path}", model),
         RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
@@ -115,13 +113,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         "served: POST /v1/chat/completions, /v1/responses, /v1/embeddings; GET /v1/models, /health, /ready, /metrics",
         "The gateway failed; its log has the reason.",
     )
-    others = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    chats = ServerErrorMiddleware(gateway, handler=handlers[Exception])
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        # The layers that chats need not pass cost a twentieth of a millisecond before the first token.
-        await (chats if scope.get("path") == CHATS else others)(scope, receive, send)
-
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     traced: ASGIApp = traced_app(Door(app, refusal, lambda: gateway.access.keyed))
     return traced
 
@@ -178,9 +170,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
 
 @contextmanager
 def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Serve on loopback in a thread until the block ends.
-
-    Yields the base URL for OpenAI clients, and a key that this gateway alone takes.
+    """Serve on loopback in a thread; yield the base URL for OpenAI clients, and a key that this gateway alone takes.
 
     It routes by the registry from the first request on, and when the block ends its calls are in the database.
 

@@ -29,10 +29,7 @@ MAX_AGE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RLModelConfig:
-    """Settings that decide which model agents get.
-
-    ``available``: a version is deployed, on trial, pinned or named by WANDB_MODEL.
-    """
+    """Settings of which model agents get; ``available``: a version is deployed, on trial, pinned or named by WANDB_MODEL."""
 
     enabled: bool
     available: bool
@@ -45,10 +42,7 @@ class RLModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class InferenceModel:
-    """A model that an agent calls as ``model`` at ``base_url`` with ``api_key``.
-
-    ``version`` is None for the base.
-    """
+    """A model that an agent calls as ``model`` at ``base_url`` with ``api_key``; ``version`` is None for the base."""
 
     version: str | None
     model: str
@@ -108,13 +102,7 @@ def get_latest_rl_model(settings: Settings | None = None) -> RoutedVersion | Non
 
 
 def client(version: str | None = None, *, agent_id: str | None = None, settings: Settings | None = None) -> ChatClient:
-    """A client of a version, or of the model that this agent gets.
-
-    Close it, or use it as a context.
-
-    Raises:
-        ModelUnavailable: there is no such version.
-    """
+    """A client, to be closed, of a version or of the model that this agent gets. Raises ModelUnavailable: there is no such version."""
     asked = get_model_for_inference(agent_id, model=version, settings=settings)
     return ChatClient(asked.base_url, asked.api_key, asked.model)
 

@@ -47,9 +47,7 @@ class LastState(msgspec.Struct):
 
 
 class LiveState:
-    """State of one gateway process.
-
-    ``table`` is replaced as a whole, so that a request sees one moment's.
+    """State of one gateway process. ``table`` is replaced as a whole, so that a request sees one moment's.
 
     While the database is away the last state stays, also that of an earlier process (``restored``); before the first one it is empty:
     the base, for loopback alone.

@@ -51,11 +51,11 @@ Clock = Callable[[], float]
 _LOG = logging.getLogger(__name__)
 
 
-class ExternalAgent(msgspec.Struct, frozen=True):
-    """Placeholder of an agent that decides elsewhere: a name and a mandate."""
+class ExternalAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An agent that decides elsewhere, as the body of a start request has it: its name in the result, and its mandate."""
 
-    name: str
-    mandate: Mandate
+    name: str = "outside"
+    mandate: Mandate = FREE
 
     def decide(self, seen: Observation) -> Invalid:
         """Fail: the agent decides elsewhere."""
@@ -125,20 +125,8 @@ class MarketSession:
             self.run.stopped = f"Stopped at tick {self._exchange.tick} of {self.run.scenario.ticks}: {reason}"
 
 
-class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of a start request: the agent's name in its result, and its mandate."""
-
-    name: str = "outside"
-    mandate: Mandate = FREE
-
-
 class SessionRegistry:
-    """Registry of the sessions of one server, by token.
-
-    Args:
-        results: a directory where each session that ends leaves its result.
-        clock: seconds that only go forward.
-    """
+    """Registry of one server's sessions by token; those that end leave a result in ``results``. ``clock`` goes forward only."""
 
     def __init__(self, market: Snapshot, results: Path | None, *, idle_s: float, clock: Clock) -> None:
         self._starts = Counter[ExternalAgent]()
@@ -149,19 +137,14 @@ class SessionRegistry:
         self._playing: dict[str, MarketSession] = {}
         self._ended: dict[str, bytes] = {}
 
-    def start(self, asked: StartRequest, client: str) -> tuple[str, MarketSession]:
-        """A new session of a ``client`` and its token.
-
-        Raises:
-            ApiError: as many play as may.
-        """
+    def start(self, agent: ExternalAgent, client: str) -> tuple[str, MarketSession]:
+        """A new session of an agent at the address ``client``, and its token. Raises ApiError: as many play as may."""
         self.sweep()
         if sum(session.client == client for session in self._playing.values()) >= MOST_OF_A_CLIENT:
             message = f"{MOST_OF_A_CLIENT} sessions of {client} play already. End one with POST /stop, or try again later."
             raise ApiError(429, message, "too_many")
         if len(self._playing) >= MOST_SESSIONS:
             raise ApiError(503, f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.", "full")
-        agent = ExternalAgent(asked.name, asked.mandate)
         # Starts of this process count as well: the result of one that still plays is not kept yet.
         self._starts[agent] = max(self._starts[agent], _attempts(agent, self._market, self._results)) + 1
         token = secrets.token_urlsafe(24)
@@ -169,11 +152,7 @@ class SessionRegistry:
         return token, session
 
     def playing(self, token: str) -> MarketSession:
-        """The running session of a token.
-
-        Raises:
-            ApiError: there is none of this token, or it is over.
-        """
+        """The running session of a token. Raises ApiError: there is none of this token, or it is over."""
         self.sweep()
         if token in self._ended:
             raise ApiError(409, "The market is over. GET /result has what came of it.", "over")
@@ -187,11 +166,7 @@ class SessionRegistry:
         return session
 
     def result(self, token: str) -> bytes:
-        """The result of a session that is over.
-
-        Raises:
-            ApiError: there is no such session, or it still plays.
-        """
+        """The result of a session that is over. Raises ApiError: there is no such session, or it still plays."""
         self.sweep()
         if token in self._ended:
             return self._ended[token]
@@ -333,9 +308,9 @@ def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) ->
     return attempts
 
 
-def _start(text: str) -> StartRequest:
+def _start(text: str) -> ExternalAgent:
     try:
-        start = msgspec.json.decode(text, type=StartRequest) if text.strip() else StartRequest()
+        start = msgspec.json.decode(text, type=ExternalAgent) if text.strip() else ExternalAgent()
     except msgspec.DecodeError as error:
         message = f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.'
         raise ApiError(400, message, "start") from error

@@ -77,11 +77,7 @@ class ReleaseAuthor:
 
 
 def next_state(version: str, state: State | None, action: Action) -> State:
-    """The state after an action.
-
-    Raises:
-        ReleaseRefused: TRANSITIONS has no such transition.
-    """
+    """The state after an action. Raises ReleaseRefused: TRANSITIONS has no such transition."""
     after = TRANSITIONS.get((state, action))
     if after is None:
         there = "has no rollout under way" if state is None else f"is {state.replace('_', ' ')}"
@@ -90,11 +86,7 @@ def next_state(version: str, state: State | None, action: Action) -> State:
 
 
 def propose(connection: Connection, version: str, author: ReleaseAuthor) -> Rollout:
-    """Make a version that passed the gate a candidate; a candidate before it is superseded.
-
-    Raises:
-        ReleaseRefused: the version cannot be deployed, or has a rollout under way.
-    """
+    """Make a version a candidate in place of an earlier one. Raises ReleaseRefused: it cannot be deployed, or has a rollout under way."""
     with _transition(connection, author) as at:
         model = at.deployable(version)
         state = next((one.state for one in at.live if one.version == version), None)
@@ -113,9 +105,7 @@ def deploy(
     percentage: float | None = None,
     agent_ids: Sequence[str] = (),
 ) -> Rollout:
-    """Roll a version out to all agents, a share, or ``agent_ids``.
-
-    These are the strategies immediate, gradual and test.
+    """Roll a version out to all agents (immediate), a share (gradual) or ``agent_ids`` (test).
 
     ``percentage`` of a gradual rollout is by default the first of its steps; 100 releases it.
 
@@ -154,21 +144,13 @@ def deploy(
 
 
 def pause(connection: Connection, author: ReleaseAuthor) -> Rollout:
-    """Hold the version on trial at its share.
-
-    Raises:
-        ReleaseRefused: no version is on trial, or it is paused.
-    """
+    """Hold the version on trial at its share. Raises ReleaseRefused: no version is on trial, or it is paused."""
     with _transition(connection, author) as at:
         return at.change(at.required_trial(), "pause")
 
 
 def resume(connection: Connection, author: ReleaseAuthor) -> Rollout:
-    """Let a paused version advance again.
-
-    Raises:
-        ReleaseRefused: no version is paused.
-    """
+    """Let a paused version advance again. Raises ReleaseRefused: no version is paused."""
     with _transition(connection, author) as at:
         return at.change(at.required_trial(), "resume")
 
@@ -206,10 +188,7 @@ def rollback(
 
 
 def agents_updated(connection: Connection, settings: Settings, now: datetime) -> int:
-    """Count the last day's agents that get another version now.
-
-    Another than they had at their last call; none where RL_MODEL_VERSION names a version that cannot be asked.
-    """
+    """Count the last day's agents that get another version now than at their last call; none with a pin that fails."""
     routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
     try:
         return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
@@ -342,10 +321,7 @@ class _Registry:
         self._switch()
 
     def _switch(self) -> None:
-        """Name the deployed version to the game's own agents, with GAME_SWITCH.
-
-        One that only we serve switches theirs off.
-        """
+        """With GAME_SWITCH name the deployed version to the game's own agents; one that only we serve switches theirs off."""
         if self.settings is None or not self.settings.game_switch:
             return
         table = read_routing(self.connection)

@@ -14,8 +14,8 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.api_errors import ApiError
-from babylon_rl.http_server import read_body
-from babylon_rl.serving.chat_request import read_object
+from babylon_rl.http_server import BODY_TIMEOUT_S, read_body
+from babylon_rl.serving.chat_request import BODY_LIMIT, read_object
 from babylon_rl.serving.server_sent_events import Event as ChatEvent
 from babylon_rl.serving.server_sent_events import StreamReader, objects, part_of
 from babylon_rl.tolerant_json import joined, read_json, whole_text
@@ -40,8 +40,8 @@ Event = dict[str, Any]
 class ResponsesEndpoint:
     """ASGI endpoint of /v1/responses in front of that of chats."""
 
-    def __init__(self, chats: ASGIApp, longest: int, within_s: float) -> None:
-        self._chats, self._longest, self._within_s = chats, longest, within_s
+    def __init__(self, chats: ASGIApp) -> None:
+        self._chats = chats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -52,7 +52,7 @@ class ResponsesEndpoint:
             # Read when the endpoint of chats asks for it: without a key no client makes the gateway take megabytes.
             if answers:
                 return await receive()
-            document, _ = read_object(await read_body(receive, self._longest, self._within_s))
+            document, _ = read_object(await read_body(receive, BODY_LIMIT, BODY_TIMEOUT_S))
             chat = chat_request(document)
             answers.append(ResponseObject(document))
             return {"type": "http.request", "body": msgspec.json.encode(chat)}
@@ -76,11 +76,7 @@ class ResponsesEndpoint:
 
 
 def chat_request(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request of the Responses API as one of chat completions; what both have passes unchanged.
-
-    Raises:
-        ApiError: a field or an item that cannot be served without stored answers; it is named.
-    """
+    """Return a request of the Responses API as one of chat completions. Raises ApiError: a field that needs stored answers."""
     given = {name: value for name, value in document.items() if value is not None}
     for name, neutral in _STATEFUL.items():
         if name in given and given.pop(name) not in neutral:

@@ -33,9 +33,7 @@ _BITS = 53  # of a hash: exactly those of a float, so that no place is 100
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The model of one request: ``model_name`` at ``upstream``.
-
-    ``version`` is None for the base and for WANDB_MODEL.
+    """The model of one request: ``model_name`` at ``upstream``; ``version`` is None for the base and for WANDB_MODEL.
 
     ``arm`` is the rule that matched and ``reason`` its sentence; ``share`` is the percentage of agents that get the same by this rule,
     None for rules without one.
@@ -93,10 +91,7 @@ def alias_meaning(name: str) -> str | None:
 
 
 def base_route(settings: Settings, reason: str, upstream: str | None = None) -> Route:
-    """The base model.
-
-    As a fallback give the ``upstream`` of the version that failed, whose base is there.
-    """
+    """The base model; as a fallback at the ``upstream`` of the version that failed, whose base is there."""
     service = service_in_use(settings)
     where = upstream or (LOCAL if service is None else service.name)
     return Route(None, BASE if where == LOCAL else settings.base_model, where, "base", reason)
@@ -136,10 +131,7 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
 
 
 def arm_of(test: ABTest, identity: str) -> int | None:
-    """Number of an agent's arm in an A/B test, None beyond the shares.
-
-    Each test has its own scale, so that arms of successive tests are independent of each other and of rollouts.
-    """
+    """Number of an agent's arm in an A/B test, None beyond the shares; by a scale of its own, independent of other tests."""
     left = place(identity, f"ab/{test.name}")
     for number, share in enumerate(test.shares):
         if left < share:

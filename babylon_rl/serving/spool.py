@@ -73,7 +73,7 @@ class Spool:
         return False
 
     def close(self) -> None:
-        """Complete the open segment."""
+        """Complete the open segment, for the writer to finish."""
         if self._file is not None:
             os.close(self._file)
         self._file, self._size = None, 0
@@ -152,13 +152,7 @@ class SpoolReader:
         return left
 
     def sync(self) -> None:
-        """Make everything in the segments survive a power failure.
-
-        Safe in another thread than the reading.
-
-        Raises:
-            OSError: some segment cannot be synced; the others are.
-        """
+        """Make all segments survive a power failure, in any thread. Raises OSError: one cannot be synced; the others are."""
         broken: OSError | None = None
         for segment in self.segments():
             try:
@@ -199,13 +193,12 @@ def stored_bytes(directory: Path) -> int:
     return total
 
 
-class CallLog:
+class CallLog(Spool):
     """Log of the calls of one gateway process; it never waits for the database."""
 
     def __init__(self, settings: Settings) -> None:
-        self._directory = spool_directory(settings)
+        super().__init__(spool_directory(settings), MOST_BYTES)
         self._rate = settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0.0
-        self._spool = Spool(self._directory, MOST_BYTES)
 
     def records_texts(self, identity: str) -> bool:
         """Return True if the texts of a trajectory's calls are recorded, as the recorder decides."""
@@ -213,9 +206,9 @@ class CallLog:
 
     def record(self, entry: CallEntry) -> bool:
         """Take a call, which then survives this process; False if the spool is full."""
-        taken = self._spool.append(entry.encoded())
-        if not taken and self._spool.refused in _REPORTED:
-            _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self._spool.refused, self._directory)
+        taken = self.append(entry.encoded())
+        if not taken and self.refused in _REPORTED:
+            _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self.refused, self._directory)
         return taken
 
     def report(self) -> dict[str, Any]:
@@ -223,13 +216,9 @@ class CallLog:
         status = read_status(self._directory)
         # A segment may be removed between the two reads.
         waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
-        counts = {"written": status.written, "refused": self._spool.refused, "rejected": status.rejected}
+        counts = {"written": status.written, "refused": self.refused, "rejected": status.rejected}
         return {"waitingBytes": waiting, **counts, "problem": status.problem}
 
     def gauge(self) -> dict[tuple[str, ...], float]:
         """The numbers of the report that all processes share, for metrics."""
         return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int) and name != "refused"}
-
-    def close(self) -> None:
-        """Complete the open segment, for the writer to finish."""
-        self._spool.close()

@@ -42,11 +42,7 @@ SILENT_TRAINER = timedelta(minutes=15)  # a run writes a heartbeat every 10 s
 
 
 def status_document(connection: Connection, settings: Settings, now: datetime) -> shapes.StatusDocument:
-    """Build the status of the whole system at ``now`` (naive UTC), in one transaction.
-
-    Raises:
-        SchemaMismatch: the database is not migrated.
-    """
+    """Build the status of the whole system at ``now`` (naive UTC). Raises SchemaMismatch: the database is not migrated."""
     with connection.transaction():
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
         pending = pending_batches(connection)

@@ -21,10 +21,7 @@ class Shape(msgspec.Struct, kw_only=True, rename="camel"):
 
     @classmethod
     def of(cls, row: Any, **others: Any) -> Self:
-        """Build the document of a row.
-
-        Fields take the row's values of the same names, times (naive UTC) as text, or those of ``others``.
-        """
+        """Build the document of a row by its fields' names, times (naive UTC) as text; ``others`` come first."""
         values = {name: getattr(row, name) for name in cls.__struct_fields__ if name not in others}
         shown = {name: moment(value) if isinstance(value, datetime) else value for name, value in values.items()}
         return cls(**shown, **others)

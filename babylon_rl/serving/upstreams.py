@@ -1,17 +1,18 @@
-"""Upstreams of the gateway: OpenAI-compatible servers behind a pooled HTTP client.
+"""Upstreams of the gateway: OpenAI-compatible servers behind a pooled HTTP client, with a circuit breaker for each model.
 
-Each model has a circuit breaker.
+Of an upstream's error a client gets type, param, code, message and all other fields as they came, but for keys.
 """
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from types import SimpleNamespace
+from typing import Any, Self
 
 import aiohttp
 import msgspec
@@ -19,15 +20,14 @@ from yarl import URL
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import finish_reason
-from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
+from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed, without_keys
 from babylon_rl.llm.transports import AnswerTooLong, secrets_of, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
 from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
-from babylon_rl.serving.upstream_errors import ReportedError, kept_headers
 from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.settings import Settings
-from babylon_rl.tolerant_json import NotJson, read_json
+from babylon_rl.tolerant_json import NotJson, read_json, whole_text
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 MAX_HEAD_BYTES = 1024 * 1024
@@ -38,6 +38,7 @@ _CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
 _BUFFERED_BYTES = 256 * 1024
 # A server has a second to end its response after the last event; a connection that is read to the end is used again.
 _LAST_S = 1.0
+_SHOWN = 1000  # characters of a page or another body that is no error of the API
 # Of a connection that cannot be made, breaks, or carries what is no HTTP.
 _BROKEN = (aiohttp.ClientError, OSError)
 # Statuses of a field that a server does not take, and failures that say nothing of the request.
@@ -47,14 +48,85 @@ _WITHOUT_REASON = ("rate_limited", "refused", "timeout", "circuit_open")
 
 @dataclass(eq=False)
 class UpstreamFailed(Exception):
-    """A failure that another model may cure.
-
-    ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback, ``detail`` the operating system's error.
-    """
+    """A failure that another model may cure: its word for metrics, the answer without a fallback, the system's error."""
 
     cause: str
     error: ApiError
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class ReportedError:
+    """An error as a server reported it: its ``fields``, and those that stood ``beside`` it."""
+
+    fields: Mapping[str, Any]
+    beside: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, body: bytes, secrets: Sequence[str] = ()) -> Self:
+        """Read the body of an error; its text is the message where it has no such form."""
+        try:
+            return cls.of(read_json(body), secrets)
+        except NotJson:
+            return cls.of(body[:_SHOWN].decode(errors="replace"), secrets)
+
+    @classmethod
+    def of(cls, document: Any, secrets: Sequence[str] = ()) -> Self:
+        """Take an error from its document, without ``secrets``."""
+        try:
+            document = _without_keys(document, secrets)
+        except RecursionError:
+            document = "an error that is nested too deeply"
+        if not isinstance(document, dict):
+            return cls({"message": str(document)}, {})
+        # Some servers send the fields without the envelope.
+        error = document.get("error", document)
+        beside = {} if error is document else {name: value for name, value in document.items() if name != "error"}
+        return cls(error if isinstance(error, dict) else {"message": str(error)}, beside)
+
+    @property
+    def message(self) -> str:
+        """Its message, else all of its fields."""
+        said = self.fields.get("message")
+        return said if isinstance(said, str) and said else msgspec.json.encode(self.fields).decode()
+
+    @property
+    def status(self) -> int | None:
+        """The status that its code stands for, as in the event of a stream; None without one."""
+        code = str(self.fields.get("code"))
+        return int(code) if code.isdecimal() and 400 <= int(code) < 600 else None
+
+    def names(self, names: Collection[str]) -> bool:
+        """True if it concerns one of these fields of a request."""
+        param = self.fields.get("param")
+        return isinstance(param, str) and param.partition(".")[0].partition("[")[0] in names
+
+    def api_error(self, status: int, message: str, code: str = "upstream_error", headers: Mapping[str, str] | None = None) -> ApiError:
+        """Our error with its fields, and another message."""
+        kept = {name: value for name, value in self.fields.items() if name != "message" and value is not None}
+        return ApiError(status, message, code, headers=headers or {}, fields=kept)
+
+    def body(self, status: int) -> bytes:
+        """The body of a response with this error."""
+        envelope = ApiError(status, self.message, fields={**self.fields, "message": self.message}).body
+        return msgspec.json.encode({**self.beside, **msgspec.json.decode(envelope)})
+
+
+def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that tell a client how long to wait, and how much it may still ask."""
+    return {
+        name.lower(): value
+        for name, value in headers.items()
+        if name.lower() in ("retry-after", "retry-after-ms") or name.lower().startswith("x-ratelimit-")
+    }
+
+
+def _without_keys(value: Any, secrets: Sequence[str]) -> Any:
+    if isinstance(value, str):
+        return without_keys(whole_text(value), secrets)
+    if isinstance(value, list):
+        return [_without_keys(entry, secrets) for entry in value]
+    return {name: _without_keys(entry, secrets) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -87,11 +159,7 @@ class StreamedAnswer:
         return self._reader.finished
 
     async def events(self) -> AsyncIterator[list[Event]]:
-        """Yield whole events, from the first on; the last is ``[DONE]``.
-
-        Raises:
-            UpstreamFailed: the stream broke, reported an error, or paused for too long; a partial event is not passed on.
-        """
+        """Yield whole events; the last is ``[DONE]``. Raises UpstreamFailed: it broke, reported an error or paused too long."""
         reader, received = self._reader, b" "
         yield self._head
         while received and reader.fault is None and not reader.closed:
@@ -147,10 +215,8 @@ class Upstream:
     async def ask(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
         """Send a request with what the gateway adds; a stream is returned once its first token has come.
 
-        An error that the client's request caused is a whole answer.
-
         Raises:
-            UpstreamFailed: no answer, no chat completion, or a stream that broke before its first token.
+            UpstreamFailed: no answer, no chat completion, or a stream that broke before its first token; not for an error of the request.
         """
         # One adapter that fails must not keep others of the same server from being asked.
         breaker = self._breakers.setdefault(model, CircuitBreaker(monotonic, open_s=_OPEN_S))
@@ -238,8 +304,7 @@ class Upstream:
         except _BROKEN as broken:
             detail = type(broken.os_error if isinstance(broken, aiohttp.ClientConnectorError) else broken).__name__
             elsewhere = "" if self.name == LOCAL else " Its weights are there, so LOCAL_ENDPOINT is not asked."
-            message = f"The model's server {self.url} cannot be reached ({detail}).{elsewhere}"
-            raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error"), detail) from None
+            raise _failed("unreachable", f"The model's server {self.url} cannot be reached ({detail}).{elsewhere}", detail) from None
 
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         """Send a body; returns when the head of the response is there."""
@@ -257,8 +322,7 @@ class Upstream:
         try:
             body = await whole_body(response)
         except AnswerTooLong as failed:
-            message = f"The model's server failed: {failed}."
-            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
+            raise _failed("no_completion", f"The model's server failed: {failed}.") from None
         if response.status != 200:
             return self._refusal(response.status, ReportedError.read(body, self._secrets), response)
         try:
@@ -267,8 +331,7 @@ class Upstream:
             completion = None
         choices = objects(completion.get("choices")) if isinstance(completion, dict) else []
         if not choices:
-            message = f"The model's server answered with {_kind(response)}, which is no chat completion."
-            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
+            raise _failed("no_completion", f"The model's server answered with {_kind(response)}, which is no chat completion.")
         # Servers leave the reason out, or name one of their own.
         ended = all(not (reason := choice.get("finish_reason")) or finish_reason(reason) is not None for choice in choices)
         return WholeAnswer(200, body, read_usage(completion), ended)
@@ -284,14 +347,12 @@ class Upstream:
             raise UpstreamFailed("server_error", failed)
         # Its credentials and the name of its model are the gateway's concern, not the client's.
         if status in (401, 403, 404) or status < 400:
-            refused = ApiError(502, f"The model's server refused the gateway with status {status}: {message}", "upstream_error")
-            raise UpstreamFailed("refused", refused)
+            raise _failed("refused", f"The model's server refused the gateway with status {status}: {message}")
         return WholeAnswer(status, error.body(status), headers=headers)
 
     async def _first_token(self, response: aiohttp.ClientResponse, choices: int) -> WholeAnswer | StreamedAnswer:
         if _kind(response) != "text/event-stream":
-            message = f"The model's server answered with {_kind(response)} instead of a stream."
-            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
+            raise _failed("no_completion", f"The model's server answered with {_kind(response)} instead of a stream.")
         reader, head, size, received = StreamReader(choices), list[Event](), 0, b" "
         while received and reader.fault is None and size <= MAX_HEAD_BYTES:
             received = await response.content.readany()
@@ -304,7 +365,7 @@ class Upstream:
             response.close()
             return self._refusal(error.status, error, response)
         message = f"The model's stream broke before its first token: {scrubbed(error.message)}"
-        raise UpstreamFailed("broken", error.api_error(502, message, "upstream_error"))
+        raise UpstreamFailed("broken", error.api_error(502, message))
 
 
 class Upstreams:
@@ -329,11 +390,7 @@ class Upstreams:
         return self._upstreams[name]
 
     async def embeddings(self, body: bytes) -> tuple[int, bytes]:
-        """Pass a request for embeddings on; status and body of the answer.
-
-        Raises:
-            ApiError: no server is set, or it does not answer.
-        """
+        """Pass a request for embeddings on; status and body of the answer. Raises ApiError: no server is set, or none answers."""
         settings = self._settings
         if settings.embedding_endpoint is None:
             message = "POST /v1/embeddings is not served here: set EMBEDDING_ENDPOINT to a server that makes embeddings."
@@ -367,6 +424,10 @@ class Upstreams:
         if name == LOCAL:
             return self._settings.local_endpoint, None
         return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
+
+
+def _failed(cause: str, message: str, detail: str = "") -> UpstreamFailed:
+    return UpstreamFailed(cause, ApiError(502, message, "upstream_error"), detail)
 
 
 def _kind(response: aiohttp.ClientResponse) -> str:

@@ -51,10 +51,7 @@ class StreamMeter:
 
 
 def spent_tokens(usage: Usage | None, request_bytes: int, answer_bytes: int) -> int:
-    """Return the tokens that a call takes from its client's budget.
-
-    What the server did not count is estimated from the sizes of request and answer.
-    """
+    """Tokens that a call takes from its client's budget; what the server did not count is estimated from sizes."""
     if usage is None:
         return (request_bytes + answer_bytes) // _BYTES_PER_TOKEN
     prompt = request_bytes // _BYTES_PER_TOKEN if usage.prompt_tokens is None else usage.prompt_tokens

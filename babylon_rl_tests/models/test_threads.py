@@ -1,6 +1,4 @@
-"""Threads that torch computes with: as many as OMP_NUM_THREADS says, asleep while they wait, in long turns; and its memory, which is used
-again.
-"""
+"""Threads that torch computes with: as many as OMP_NUM_THREADS says, asleep while they wait; and its memory, which is used again."""
 
 import os
 import platform
@@ -31,28 +29,6 @@ def test_a_command_has_the_wait_policy_before_anything_can_import_torch() -> Non
     )
     free = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert subprocess.run([sys.executable, "-c", asked], env=free, capture_output=True, text=True, check=True).stdout == "False PASSIVE\n"
-
-
-LINUX = tuple(int(part) for part in platform.release().split(".")[:2]) if platform.system() == "Linux" else (0, 0)
-SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}.get(platform.machine())
-
-
-@pytest.mark.long
-@pytest.mark.skipif(LINUX < (6, 12) or SCHED_GETATTR is None, reason="the length of a thread's turns is Linux 6.12's")
-def test_threads_take_long_turns_and_keep_their_priority() -> None:
-    asked = (
-        "import ctypes, os, struct, threading\n"
-        "from babylon_rl.models.threads import TURN_NS, set_threads\n"
-        "os.nice(3)\n"
-        "set_threads(1)\n"
-        "def told():\n"
-        "    found = ctypes.create_string_buffer(48)\n"
-        f"    assert ctypes.CDLL(None).syscall({SCHED_GETATTR}, 0, found, 48, 0) == 0\n"
-        "    _, policy, _, nice, _, turn, _, _ = struct.unpack('IIQiIQQQ', found.raw)\n"
-        "    print(policy == os.SCHED_OTHER, nice, turn == TURN_NS)\n"
-        "threading.Thread(target=told).start()\n"
-    )
-    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "True 3 True\n"
 
 
 @pytest.mark.long

@@ -19,7 +19,6 @@ from babylon_rl.models import row_attention
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device, best_dtype, training_bytes
 from babylon_rl.models.policy import CompletionRequest, Policy
-from babylon_rl.models.prepacked import PrepackedLinear
 from babylon_rl.models.scoring import causal_model
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import protocol
@@ -46,7 +45,6 @@ def test_a_base_is_placed_by_the_rules_of_its_device(cpu_settings: Settings, tin
     trained(cpu_settings, tmp_path / "out", AS_ON_A_GPU)
     served = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=AS_ON_A_GPU)
     for model in (load_policy(tiny_base, None, device=AS_ON_A_GPU)[1], served.model, served.twin().model):
-        assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
         kinds = {(weight.dtype, "lora_" in name) for name, weight in model.named_parameters()}
         assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
     elsewhere = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=PROCESSOR).model

@@ -47,9 +47,8 @@ Admit = Callable[[Request], Client]
 
 
 class Logins:
-    """Logins of browsers: bearer keys by random cookie, in memory alone.
+    """Logins of browsers, which cannot send a key by themselves: bearer keys by random cookie, in memory alone.
 
-    A browser cannot send the key by itself, and cookies end with this process.
     Every request asks whether its key is still valid, so a revoked key ends its logins.
     """
 
@@ -92,14 +91,6 @@ class AdminPage:
         self._settings, self._database, self._access, self._logins, self._admit = settings, database, access, logins, admit
         style = (TEMPLATES / "style.css").read_text("utf-8") + (_HERE / "page.css").read_text("utf-8")
         self._files = {"page.css": (style, "text/css"), "page.js": ((_HERE / "page.js").read_text("utf-8"), "text/javascript")}
-
-    def prepare(self) -> None:
-        """Draw the page once, so that the first visitor does not wait for imports."""
-        try:
-            with self._database.connect() as connection:
-                render(_HERE / "page.html.j2", view=page_view(connection, self._settings, utc_now()), client=Client(), dagster_url="")
-        except (BabylonError, psycopg.Error):
-            pass  # each visitor gets the reason
 
     def routes(self) -> list[RoutedPath]:
         """The paths of the page."""

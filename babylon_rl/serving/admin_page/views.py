@@ -84,10 +84,7 @@ class Training:
 
 @dataclass
 class Version:
-    """A version in the tree, with its benchmark in dollars an hour and the versions trained from it.
-
-    Estimates without bounds are known for one market only.
-    """
+    """A version in the tree, with its benchmark in dollars an hour (without bounds: of one market) and the versions trained from it."""
 
     model: Model
     rollout: str | None
