@@ -224,9 +224,6 @@ class Trainer(ABC):
         """
 
 
-LocalTrainer = Trainer  # as cpu/trainer.py names it
-
-
 # Gigabytes that a training writes, by backend: its checkpoints, and what they are made of.
 TRAINING_GB = {CPU: 1.0, "dry": 0.1, SERVERLESS: 1.0, GPU: 60.0}
 

@@ -67,10 +67,10 @@ from babylon_rl.training.backends.cpu.policy import (
 from babylon_rl.training.backends.protocol import (
     CPU,
     IterationResult,
-    LocalTrainer,
     OnStep,
     RunContext,
     StepMetrics,
+    Trainer,
     TrainIteration,
     TrainPlan,
     TrainSequence,
@@ -93,7 +93,7 @@ OPTIMIZER_STATE = "trainer_state.safetensors"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
-class CpuTrainer(LocalTrainer):
+class CpuTrainer(Trainer):
     """Trainer on this machine; ``threads`` None takes ``usable_cores``.
 
     ``device`` None is the processor with TRAINER=cpu, else ``best_device()``.
