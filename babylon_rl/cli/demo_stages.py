@@ -14,7 +14,7 @@ import psutil
 
 from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
-from babylon_rl.evaluation.benchmark import base_source, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.benchmark import base_source, gate_rows, same_prompt, trained_windows, version_source
 from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
@@ -135,7 +135,7 @@ def planned(state: Demo) -> list[list[str]]:
         )
     # A game with the same prompt goes on from the versions of the other one; its hours stay as they were played.
     games = {ONE_TICK_GAME if source is None else game_named(source.game) for source in played}
-    unlike = sorted(game.name for game in games if not game.has_prompt_of(state.game))
+    unlike = sorted(game.name for game in games if not same_prompt(game, state.game))
     if unlike:
         raise UsageError(
             f"{state.settings.home} holds a demo of the game {unlike[0]}, whose prompt is another. Choose that game, another "

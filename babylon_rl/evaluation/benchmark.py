@@ -142,6 +142,11 @@ def absent(model: Model, settings: Settings) -> str | None:
     return None
 
 
+def same_prompt(one: Game, other: Game) -> bool:
+    """Whether two games show the same words; they may differ in the amounts of an answer."""
+    return (one.prompt_version, one.mandate) == (other.prompt_version, other.mandate)
+
+
 def game_trained(model: Model, settings: Settings) -> Game:
     """The game that a version which is not ``absent`` was trained in: the one whose prompt and schema its calls had."""
     return _game_trained(load_manifest(checkpoint_of(model, settings)))

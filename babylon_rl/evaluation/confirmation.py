@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from babylon_rl.evaluation.benchmark import Say, absent, base_of, game_trained, gate_rows, trained_windows, version_source
+from babylon_rl.evaluation.benchmark import Say, absent, base_of, game_trained, gate_rows, same_prompt, trained_windows, version_source
 from babylon_rl.evaluation.gate import CANDIDATE, DEPLOYED
 from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
 from babylon_rl.evaluation.statistics.intervals import permutation_test
@@ -61,7 +61,7 @@ def confirm(
             return f"{version} was not confirmed: {missing}"
     game = game_trained(model, settings)
     other = game if deployed is None else game_trained(deployed, settings)
-    if begun is None and deployed is not None and not game.has_prompt_of(other):
+    if begun is None and deployed is not None and not same_prompt(game, other):
         return (
             f"{version} was not confirmed: it was trained in {game.name}, and {deployed.version}, which is deployed, in {other.name}. "
             f"Compare them in the game that your agents play, `babylon-rl benchmark run preset:hour:seeds=1-96 --model {version} --model "

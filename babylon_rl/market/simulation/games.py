@@ -34,10 +34,6 @@ class Game:
         """Whether an answer chooses its dollars, so that profits compare only beside the stakes."""
         return bool(self.amounts) or self.mandate == FREE
 
-    def has_prompt_of(self, other: "Game") -> bool:
-        """Whether both show the same words; they may differ in the amounts of an answer."""
-        return (self.prompt_version, self.mandate) == (other.prompt_version, other.mandate)
-
     @property
     def max_tokens(self) -> int:
         """Most tokens of an answer."""
