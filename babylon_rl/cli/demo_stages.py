@@ -32,6 +32,7 @@ from babylon_rl.serving.promotion import Guard, describe, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import read_last_calls
@@ -225,6 +226,9 @@ def train(state: Demo, hours: Sequence[str]) -> str:
             say(f"   {batch.batch_id} froze {batch.trajectories} trajectories")
         else:
             say(f"   {batch.batch_id} is there already ({batch.state})")
+            # Benchmarked again it would be compared with what later generations deployed.
+            if state.generations > 1 and batch.state == "completed" and batch.batch_id not in undecided_batches(connection, utc_now()):
+                return batch.batch_id
     with progress_of_parts("   ") as on_progress:
         run_batch(state.database, state.settings, batch.batch_id, on_progress=on_progress, serving=state.serving)
     return batch.batch_id

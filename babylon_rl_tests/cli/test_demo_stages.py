@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from babylon_rl.automation.instance import open_instance
 from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, play, train
 from babylon_rl.cli.output import Table
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
@@ -96,7 +97,9 @@ def test_a_generation_takes_its_own_hours_alone(demo: Demo) -> None:
     played(demo, hours)
     materialize_hours(demo, hours)
     batch_id = train(demo, hours[2:])
-    assert train(demo, hours[2:]) == batch_id, "what is trained is not trained again"
+    with open_instance(demo.database, demo.settings) as instance:
+        runs = instance.get_runs_count()
+        assert train(demo, hours[2:]) == batch_id and instance.get_runs_count() == runs, "what was decided on is not compared again"
     with demo.database.connect() as connection:
         found = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "batchId" = %s', [batch_id]).fetchall()
     assert {window for (window,) in found} == set(hours[2:])
