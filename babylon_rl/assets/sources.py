@@ -30,7 +30,7 @@ STORAGE_ID = "babylon_rl_storage"
 REPORTED_TOGETHER = 100  # with one write to our table
 
 
-class Change(NamedTuple):
+class NewVersion(NamedTuple):
     """New version of an hour of a source, and the version that was last reported (None: none yet)."""
 
     source: dg.AssetKey
@@ -46,7 +46,7 @@ class Observed(NamedTuple):
     """
 
     storage: str
-    changes: Sequence[Change] = ()
+    changes: Sequence[NewVersion] = ()
     watermark: str | None = None
 
 
@@ -80,7 +80,7 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, water
         trajectories, market = trajectory_versions(connection, since[0], end), market_versions(connection, since[1], end)
         # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
         silent = {window: NOTHING for window in trajectories if window >= since[1]}
-        changes = list[Change]()
+        changes = list[NewVersion]()
         for source, versions, recent in zip(SOURCES, (trajectories, silent | market), since, strict=True):
             # Without any observation the asset was wiped.
             if not instance.fetch_observations(source, limit=1).records:
@@ -88,11 +88,11 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, water
             told = told_versions(connection, storage, source.to_user_string(), recent, end)
             # Hours that were reported and have no rows any more.
             now = {window: NO_ROWS for window in told if window not in versions} | versions
-            changes += [Change(source, window, told.get(window), after) for window, after in now.items() if told.get(window) != after]
+            changes += [NewVersion(source, window, told.get(window), after) for window, after in now.items() if told.get(window) != after]
     return Observed(storage, sorted(changes, key=lambda change: change.window, reverse=True), written)
 
 
-def report(babylon: Babylon, storage: str, changes: Sequence[Change], tell: Callable[[dg.AssetObservation], object]) -> int:
+def report(babylon: Babylon, storage: str, changes: Sequence[NewVersion], tell: Callable[[dg.AssetObservation], object]) -> int:
     """Report changes by ``tell``, then note them as reported; return how many.
 
     A change whose hour was reported by somebody else meanwhile is left to the next call.
