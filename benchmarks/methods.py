@@ -28,10 +28,10 @@ from babylon_rl.cli.output import Table, emit, listed
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, gate_job, market_rows, script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
-from babylon_rl.market.model_endpoints import BASE, model_agents, served_here
+from babylon_rl.market.model_endpoints import model_agents, served_here
 from babylon_rl.market.simulation.prompt_reader import BY_PROMPT
 from babylon_rl.market.spawn import SpawnRequest, spawn
-from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.base_model import BASE_MODEL_NAME, base_model_dir
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
@@ -52,7 +52,7 @@ def recorded(request: SpawnRequest, adapter: Path | None = None) -> list[TrainSe
     with own_database("methods") as database, database.connect(autocommit=True) as connection:
         with (
             served_here(settings, {} if adapter is None else {VERSION: adapter}) as url,
-            model_agents(settings, f"{BASE if adapter is None else VERSION}@{url}", temperature=1.0) as ask,
+            model_agents(settings, f"{BASE_MODEL_NAME if adapter is None else VERSION}@{url}", temperature=1.0) as ask,
         ):
             played = [hour.window for hour in spawn(connection, request, NOW, ask)]
         batch = prepared_batch(connection, played, settings)

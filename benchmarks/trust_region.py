@@ -50,9 +50,8 @@ from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.training.backends.cpu import bounds, trainer
+from babylon_rl.training.backends.cpu import PARENT_BOUND, TURNED_SHARE, bounds, trainer
 from babylon_rl.training.backends.cpu.answers import LEAST_PROBABILITY
-from babylon_rl.training.backends.cpu.bounds import PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.cpu.loss import LossWeights, token_loss
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
 from babylon_rl.training.backends.protocol import TrainIteration

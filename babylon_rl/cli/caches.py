@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.models.threads import WAIT_POLICY
 from babylon_rl.settings import load_settings
 
 # Dagster and multiprocessing put unix sockets into TMPDIR, whose paths end at 107 bytes: a longer state directory keeps the system's.
@@ -32,7 +31,7 @@ def variables(home: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        **WAIT_POLICY,
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 

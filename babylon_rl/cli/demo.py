@@ -42,6 +42,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.store.releases import BASE
 from babylon_rl.store.write_ahead import finished_steps
+from babylon_rl.training.backends.cpu import KL_BOUND, RATIO_LIMIT
 
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
@@ -174,9 +175,6 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
 
 
 def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
-    from babylon_rl.training.backends.cpu.bounds import KL_BOUND
-    from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT
-
     measured = [one for one in iterations if all(name in one for name in ON_POLICY)]
     for one in measured:
         say(

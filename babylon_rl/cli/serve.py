@@ -25,14 +25,12 @@ def serve_model(
     That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
     from babylon_rl.http_server import bind
-    from babylon_rl.models import base_model, checkpoints, server
-    from babylon_rl.models.chat_request import BASE_MODEL_NAME
+    from babylon_rl.models import base_model, checkpoints
     from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
-    from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
-    checkpoint = None if version == BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
+    checkpoint = None if version == base_model.BASE_MODEL_NAME else checkpoint_to_serve(version, settings)
     if checkpoint is not None:
         remote = checkpoints.read_remote(checkpoint)
         if remote is not None:
@@ -40,13 +38,16 @@ def serve_model(
                 f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
                 f"{remote.inference_url}, and nothing needs to be started."
             )
-    elif version != BASE_MODEL_NAME:
+    elif version != base_model.BASE_MODEL_NAME:
         folder = settings.home / "checkpoints"
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"{absence(version, settings)} Here are: {', '.join(['base', *names])}.")
     # The port is taken before the model loads: a port in use is reported at once.
     bound = bind(host, port)
     set_threads(threads)
+    from babylon_rl.models import server  # loads torch
+    from babylon_rl.models.policy import Policy
+
     base_dir = base_model.base_model_dir(settings)
     if checkpoint is not None:
         checkpoints.verify(checkpoint, base_dir)

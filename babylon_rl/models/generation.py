@@ -9,15 +9,15 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from babylon_rl.models.grammar import Trie
 from babylon_rl.models.prompt_cache import LONGEST_KEPT, PromptCache
 from babylon_rl.models.row_attention import SHARED_PREFIX_MINIMUM, Cache, Unread, read_rows, shared_length
 from babylon_rl.models.scoring import legal_logprobs
-
-if TYPE_CHECKING:
-    import torch
 
 Top = Sequence[tuple[int, float]]
 
@@ -71,11 +71,8 @@ class Row:
         self.done = token in self.ends or len(self.tokens) >= self.max_tokens or (self.stopped is not None and self.stopped(self.tokens))
 
 
-def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tensor") -> None:
+def choose(rows: Sequence[Row], hidden_bd: Tensor, head_vd: Tensor) -> None:
     """Draw each row's next token from the softmax over its legal tokens."""
-    import torch
-
-    # Rows under a grammar are computed together, over their legal tokens only.
     bound = [n for n, row in enumerate(rows) if row.node is not None]
     if bound:
         legal_n = [node.legal for row in rows if (node := row.node) is not None]
@@ -108,9 +105,7 @@ def _pick(row: Row, logprobs: Sequence[float]) -> int:
     return max(range(len(weights)), key=weights.__getitem__)  # rounding left the target at the very end
 
 
-def _pick_open(row: Row, logprobs_v: "torch.Tensor") -> int:
-    import torch
-
+def _pick_open(row: Row, logprobs_v: Tensor) -> int:
     cumulative = torch.softmax(logprobs_v.double() / row.temperature, dim=-1).cumsum(-1)
     target = row.rng.random() * float(cumulative[-1])
     return min(int(torch.searchsorted(cumulative, target, right=True)), len(logprobs_v) - 1)
@@ -168,8 +163,6 @@ class Generation:
 
     def admit(self, rows: Sequence[Row]) -> None:
         """Read the prompts of new rows and draw their first tokens; a row whose grammar is read with its prompt gets its whole answer."""
-        import torch
-
         if not rows:
             return
         # Equal requests are read once, and what all have in common, too.
@@ -217,8 +210,6 @@ class Generation:
 
     def step(self) -> None:
         """Draw the next token of every row that is not finished; those that are leave."""
-        import torch
-
         self.drop_finished()
         if self.rows:
             # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.

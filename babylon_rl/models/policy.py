@@ -16,9 +16,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, RequestRefused, UsageError, first_line, require
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from babylon_rl.errors import CheckpointError, ModelUnavailable, RequestRefused, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
 from babylon_rl.models.encoding import encode_prompt, end_ids
@@ -27,11 +32,6 @@ from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.prompt_cache import PromptCache
 from babylon_rl.models.row_attention import attention_by_row
 from babylon_rl.models.scoring import causal_model
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Policy:
 
     def __init__(
         self,
-        model: "nn.Module",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
         adapters: dict[str, str] | None = None,
         kept: PromptCache | None = None,
         device: Device = PROCESSOR,
@@ -106,7 +106,7 @@ class Policy:
         base_dir: Path,
         adapter_dir: Path | None = None,
         *,
-        dtype: "torch.dtype | None" = None,
+        dtype: torch.dtype | None = None,
         adapter_name: str = "default",
         device: Device | None = None,
     ) -> "Policy":
@@ -118,9 +118,6 @@ class Policy:
             ModelUnavailable: the directory is no model.
             CheckpointError: the adapter cannot be loaded.
         """
-        require("torch", "transformers", "peft")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         device = device or best_device()
         try:
             with quiet_loading():
@@ -147,8 +144,6 @@ class Policy:
 
     def add_adapter(self, name: str, directory: Path) -> None:
         """Load a further LoRA adapter. Raises CheckpointError: the directory is no adapter of this base."""
-        from peft import PeftModel
-
         inner = f"adapter_{len(self._adapters)}"  # peft's names become module names, which cannot hold the dots of a version
         source = str(directory)
         try:
@@ -170,7 +165,6 @@ class Policy:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Continue new rows to their ends, in micro-batches."""
-        # Similar requests become neighbours, so that micro-batches share prefixes.
         order = sorted(rows, key=lambda row: (row.adapter or "", row.pending))
         for batch in _micro_batches(order, self.sizes):
             generation = self.generation(batch[0].adapter)
@@ -230,8 +224,6 @@ class Policy:
     @contextlib.contextmanager
     def _serving(self, adapter: str | None) -> Iterator[None]:
         """Activate the base or one adapter, without gradients, in evaluation mode; restore all afterwards."""
-        import torch
-
         was_training = self.model.training
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from babylon_rl.errors import UsageError
-from babylon_rl.models.threads import one_thread_unless
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # An operation of several threads costs 50 µs of waiting for each other, as much as all of it takes for some tokens. In float32, which a
 # processor multiplies a fifth as fast, fewer are worth it.
@@ -29,7 +30,7 @@ SHARED_PREFIX_MINIMUM = 12  # tokens: fewer are not worth a row of their own
 _VECTOR = 16
 ROWS = "rows"  # the name of this attention in transformers
 # Keys and values of what a row has read, [G, M, D] each, by layer.
-Cache = list["tuple[Tensor, Tensor]"]
+Cache = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,11 @@ class LowerStates:
     """States [1, T, D] of a pass before a layer, recorded by ``record_lower``; a later pass over the same rows begins there."""
 
     layer: int
-    states: "Tensor | None" = None
+    states: Tensor | None = None
 
 
 def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
     """The recorded states of passes over a row each, as of one over all of them."""
-    import torch
-
     shared, recorded = shared_trunk(rows), [part.states for part in parts if part.states is not None]
     assert len(recorded) == len(parts), "a pass recorded no states"
     return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
@@ -102,8 +101,6 @@ def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
 
 def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
     """The recorded states of a pass over some rows, for each row alone: the inverse of ``joined``."""
-    import torch
-
     assert whole.states is not None, "a pass recorded no states"
     shared = shared_trunk(rows)
     trunk, *parts = whole.states.split([shared, *(len(row.tokens) - shared for row in rows)], 1)
@@ -145,10 +142,8 @@ class Reading:
         """Index in the pass of a token of a given row."""
         return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
-    def mask(self, place: int, before: int, width: int, like: "Tensor") -> "Tensor":
+    def mask(self, place: int, before: int, width: int, like: Tensor) -> Tensor:
         """[N, width] mask of the scores of the N new tokens of ``rows[place]``: all that was read is seen, what fills up is not."""
-        import torch
-
         row, new = self.rows[place], len(self.rows[place].tokens)
         key = (place if row.branches else new, before, width)
         if key not in self._masks:
@@ -168,9 +163,9 @@ class Reading:
 
 
 def attend(
-    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: None, scaling: float, reading: Reading,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, reading: Reading,
     softcap: float | None = None, sliding_window: int | None = None, s_aux: object = None, **_: Any,
-) -> "tuple[Tensor, None]":  # fmt: skip
+) -> tuple[Tensor, None]:  # fmt: skip
     """Compute attention row by row, called by transformers.
 
     ``query`` [1, H, T, D], ``key`` and ``value`` [1, G, T, D] are of the T tokens of all rows.
@@ -178,8 +173,6 @@ def attend(
     Raises:
         UsageError: the base caps its scores, has attention sinks, or a window that is shorter than a row.
     """
-    import torch
-
     if softcap is not None or s_aux is not None:
         raise UsageError("The base model caps attention scores or has attention sinks, which is not computed here: choose another base.")
     if sliding_window is not None and max(reading.positions) >= sliding_window:
@@ -205,10 +198,13 @@ def attend(
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
 
 
-def _fused(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
-    """[H, N, D] for N new tokens of those read; H heads of queries share G of keys."""
-    import torch
+AttentionInterface.register(ROWS, attend)
+# Masks are made for each row, by ``Reading``.
+AttentionMaskInterface.register(ROWS, lambda *_, **__: None)
 
+
+def _fused(reading: Reading, place: int, query: Tensor, keys: Tensor, values: Tensor, read: int) -> Tensor:
+    """[H, N, D] for N new tokens of those read; H heads of queries share G of keys."""
     new = query.shape[1]
     # Without a mask it leaves out what a token cannot see.
     causal = new == read and not reading.rows[place].branches
@@ -220,10 +216,8 @@ def _fused(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values
     return attention(query[None], keys[None], values[None], mask, is_causal=causal, scale=1.0, enable_gqa=len(keys) < len(query))[0]
 
 
-def _plain(reading: Reading, place: int, query: "Tensor", keys: "Tensor", values: "Tensor", read: int) -> "Tensor":
+def _plain(reading: Reading, place: int, query: Tensor, keys: Tensor, values: Tensor, read: int) -> Tensor:
     """The same by products of matrices; keys and values are filled up to whole vectors."""
-    import torch
-
     heads, new, width = query.shape
     groups, filled = keys.shape[:2]
     with one_thread_unless(worth_more=False):
@@ -242,14 +236,12 @@ def read_rows(
     caches: Sequence[Cache] | None = None,
     lower: LowerStates | None = None,
     wanted: Sequence[Sequence[int]] | None = None,
-) -> "list[Tensor]":
+) -> list[Tensor]:
     """Return the hidden states of each row's N wanted tokens, [N, D].
 
     All unread tokens are appended to the rows' caches, if there are any. Called within ``attention_by_row``. After a row that branches its
     cache holds all branches: nothing can be read after it.
     """
-    import torch
-
     if sum(len(row.tokens) for row in rows) == 1:
         # Twice, as the product of a single vector is summed in another order than that of several.
         twice = None if caches is None else [*caches, list(caches[0])]
@@ -281,6 +273,20 @@ def record_lower(causal: Any, layer: int) -> None:
     causal.base_model.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
 
 
+@contextmanager
+def one_thread_unless(worth_more: bool) -> Iterator[None]:
+    """Compute with one thread of torch within the block, or with as many as before."""
+    before = torch.get_num_threads()
+    if worth_more or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def first_tokens(cache: Cache, tokens: int) -> Cache:
     """The cache of a row that has read only these first tokens."""
     return [(keys[:, :tokens], values[:, :tokens]) for keys, values in cache]
@@ -289,12 +295,6 @@ def first_tokens(cache: Cache, tokens: int) -> Cache:
 @contextmanager
 def attention_by_row(causal: Any) -> Iterator[None]:
     """Give a model attention by row within the block, for ``read_rows``."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ROWS, attend)
-    # Masks are made for each row, above.
-    AttentionMaskInterface.register(ROWS, lambda *_, **__: None)
     before = causal.config._attn_implementation
     if before == ROWS:
         yield

@@ -8,14 +8,14 @@ a time and again in the backward pass, so that memory does not grow with the len
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from babylon_rl.models.encoding import control_ids, encode_prompt, encode_text
 from babylon_rl.models.grammar import compile_grammar
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
 
 NOT_IN_GRAMMAR = "not_in_grammar"
 EMPTY = "empty"
@@ -42,7 +42,7 @@ class EncodedSequence:
 
 
 def encode_sequence(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     response: str,
     response_format: dict[str, Any] | None,
@@ -77,7 +77,6 @@ def encode_sequence(
     grammar = compile_grammar(response_format, tokenizer)
     answer = grammar.tokens.get(response)
     if cut:
-        # The beginning of an answer, or all of it but the end token.
         answer = served if grammar.begins(served) else answer and answer[:-1]
     if not answer:
         return NOT_IN_GRAMMAR
@@ -85,7 +84,7 @@ def encode_sequence(
     return EncodedSequence(prompt, answer, legal_t, tuple(len(legal) > 1 for legal in legal_t))
 
 
-def _served_ids(tokenizer: "PreTrainedTokenizerBase", response: str, cut: bool, recorded: Sequence[Any]) -> tuple[int, ...]:
+def _served_ids(tokenizer: PreTrainedTokenizerBase, response: str, cut: bool, recorded: Sequence[Any]) -> tuple[int, ...]:
     """The recorded ids if they are exactly this answer with its end, else nothing."""
     if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(tokenizer) for one in recorded):
         return ()
@@ -93,15 +92,13 @@ def _served_ids(tokenizer: "PreTrainedTokenizerBase", response: str, cut: bool, 
     return tuple(recorded) if said and tokenizer.decode(list(said), clean_up_tokenization_spaces=False) == response else ()
 
 
-def causal_model(model: "nn.Module") -> Any:
+def causal_model(model: nn.Module) -> Any:
     """Return the model inside a peft wrapper (adapters stay active), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":
+def legal_logprobs(hidden_nd: Tensor, head_vd: Tensor, legal_n: Sequence[Sequence[int]]) -> Tensor:
     """Log-softmax of N hidden states over their legal tokens, [N, M] float32, padded by -inf."""
-    import torch
-
     # Legal sets differ in size: pad with a legal id, then mask the padding. To whole vectors, and not by a product of matrices, so that the
     # order of sums, and with it the last bit, is the same whatever the other sets are.
     width = -(-max(len(legal) for legal in legal_n) // _VECTOR) * _VECTOR
@@ -112,10 +109,8 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
     return torch.log_softmax(logits.masked_fill(beyond, float("-inf")), dim=-1)
 
 
-def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> "tuple[Tensor, Tensor]":
+def spot_values(hidden_nd: Tensor, head_vd: Tensor, spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> tuple[Tensor, Tensor]:
     """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
-    import torch
-
     values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
     entropies = torch.zeros_like(values)
     open_n = [n for n, (legal, _) in enumerate(spots) if legal is None]
@@ -136,10 +131,8 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
     return values, entropies
 
 
-def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Tensor":
+def divergence(hidden_nd: Tensor, reference_nd: Tensor, head_vd: Tensor, legal_n: Sequence[tuple[int, ...] | None]) -> Tensor:
     """[N] KL divergences from a reference over the legal tokens (None: the vocabulary), in nats; exact, as estimates explode."""
-    import torch
-
     kl = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)
     open_n = [n for n, legal in enumerate(legal_n) if legal is None]
     bound_n = [n for n, legal in enumerate(legal_n) if legal is not None]
@@ -155,25 +148,20 @@ def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", l
     return kl
 
 
-def _open_values(head_vd: "Tensor", hidden_nd: "Tensor", picked_n: "Tensor") -> "Tensor":
+def _open_values(head_vd: Tensor, hidden_nd: Tensor, picked_n: Tensor) -> Tensor:
     """[N, 2] log-probabilities of the tokens taken and entropies over the vocabulary."""
-    import torch
-
     logprobs_nv = torch.log_softmax((hidden_nd @ head_vd.T).float(), dim=-1)
     return torch.stack([logprobs_nv.gather(-1, picked_n[:, None])[:, 0], -(logprobs_nv.exp() * logprobs_nv).sum(-1)], dim=-1)
 
 
-def _open_divergence(head_vd: "Tensor", hidden_nd: "Tensor", reference_nd: "Tensor") -> "Tensor":
+def _open_divergence(head_vd: Tensor, hidden_nd: Tensor, reference_nd: Tensor) -> Tensor:
     """[N] divergences over the vocabulary."""
-    import torch
-
     policy_nv, reference_nv = (torch.log_softmax((hidden @ head_vd.T).float(), dim=-1) for hidden in (hidden_nd, reference_nd))
     return (policy_nv.exp() * (policy_nv - reference_nv)).sum(-1)
 
 
-def _in_parts(work: "Callable[..., Tensor]", *rows_n: "Tensor") -> "Tensor":
+def _in_parts(work: Callable[..., Tensor], *rows_n: Tensor) -> Tensor:
     """Apply ``work`` to ``OPEN_ROWS`` rows at a time, recomputed in the backward pass."""
-    import torch
     from torch.utils.checkpoint import checkpoint
 
     if len(rows_n[0]) <= OPEN_ROWS:

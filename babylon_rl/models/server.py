@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from transformers import PreTrainedTokenizerBase
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.chats import UNLIKELY
@@ -39,14 +40,12 @@ from babylon_rl.http_server import (
     refusal,
     server_config,
 )
+from babylon_rl.models.base_model import BASE_MODEL_NAME
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
-from babylon_rl.models.chat_request import BASE_MODEL_NAME, ChatBody, read_request
+from babylon_rl.models.chat_request import ChatBody, read_request
 from babylon_rl.models.generation import Row
 from babylon_rl.models.policy import Completion, Policy
 from babylon_rl.models.threads import set_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MAX_BODY_BYTES = 4 * 1024**2
 
@@ -84,7 +83,6 @@ def create_app(
             if not served:
                 known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
                 raise ApiError(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found", "model")
-            # Invalid requests are refused before they join a batch.
             row = policy.row(asked_for)
         except RequestRefused as refused:
             raise ApiError(400, str(refused), refused.code, refused.param) from None
@@ -147,7 +145,6 @@ def main() -> None:
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     # The port is bound before the model is loaded: a used port fails at once.
     bound = bind("127.0.0.1", port)
-    # Before the policy: torch reads how its threads wait when it is first imported.
     set_threads(threads)
     policy = Policy.load(Path(base))
     for name, directory in adapters.items():
@@ -215,7 +212,7 @@ def _usage(completion: Completion) -> dict[str, int]:
     return {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used}
 
 
-def _logprobs(row: Row, first: int, end: int, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+def _logprobs(row: Row, first: int, end: int, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Log-probabilities of some of a row's tokens in OpenAI's format, with each token's id."""
     return [
         _entry(token, logprob, tokenizer) | {"top_logprobs": [_entry(*one, tokenizer) for one in top]}
@@ -223,7 +220,7 @@ def _logprobs(row: Row, first: int, end: int, tokenizer: "PreTrainedTokenizerBas
     ]
 
 
-def _entry(token: int, logprob: float, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _entry(token: int, logprob: float, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A token in OpenAI's format; ``bytes`` is null where it is part of a character."""
     text = str(tokenizer.decode([token]))
     data = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())

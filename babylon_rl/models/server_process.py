@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import ModelUnavailable, require
 from babylon_rl.project_files import import_root
 from babylon_rl.settings import Settings
 
@@ -41,6 +41,7 @@ def running_server(
     base_dir: Path, adapters: Mapping[str, Path] | None = None, *, threads: int = 1, port: int = 0, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[RunningServer]:
     """Serve ``base`` and adapters (name -> directory) on loopback within the block. Raises ModelUnavailable, with the end of its log."""
+    require("torch", "transformers", "peft")
     directories = {name: str(directory) for name, directory in (adapters or {}).items()}
     command = [sys.executable, "-m", "babylon_rl.models.server", json.dumps([str(base_dir), directories, threads, port])]
     with tempfile.TemporaryDirectory(prefix="babylon-rl-serve-") as folder:

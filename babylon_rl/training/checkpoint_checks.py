@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from babylon_rl.errors import BabylonError, CheckpointError, UsageError
+from babylon_rl.errors import BabylonError, CheckpointError, UsageError, require
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoint_store import checkpoint_of
@@ -22,7 +22,7 @@ from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
-from babylon_rl.training.backends.cpu.bounds import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
+from babylon_rl.training.backends.cpu import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.protocol import CPU, DRY_BASE_MODEL, ModelAddress, TrainSequence, address_of
 from babylon_rl.training.batches import batch_settings
 from babylon_rl.training.conversion import LEAK, convert, group_spreads
@@ -252,6 +252,7 @@ def _asked(
 
 
 def _answer(connection: Connection, finished: Finished, version: str, directory: Path, settings: Settings) -> CheckpointVerdict:
+    require("torch", "transformers", "peft")
     from babylon_rl.models.policy import CompletionRequest, Policy
 
     base_dir = base_model_dir(settings)

@@ -9,7 +9,6 @@ from babylon_rl.store.registry import Model
 from babylon_rl.store.write_ahead import TrainingStep, read_steps
 from babylon_rl.training.tracking import iteration_numbers
 
-# Numbers of an optimizer step and their units.
 CURVES = {
     "loss": "loss",
     "rewardMean": "mean score",

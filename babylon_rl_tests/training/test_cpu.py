@@ -15,8 +15,8 @@ from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.cpu import RATIO_LIMIT
 from babylon_rl.training.backends.cpu.bounds import Measured, refuse_diverged
-from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT
 from babylon_rl.training.backends.cpu.policy import (
     BaseCache,
     PackedPolicy,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from babylon_rl.models.scoring import divergence
-from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, token_loss
+from babylon_rl.training.backends.cpu import RATIO_LIMIT
+from babylon_rl.training.backends.cpu.loss import ART_WEIGHTS, STALE_PROBABILITY, LossWeights, clipped, token_loss
 
 pytestmark = pytest.mark.slow  # torch is imported
 

@@ -14,9 +14,9 @@ from babylon_rl.errors import Diverged
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.models.scoring import divergence
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.cpu import PARENT_BOUND
 from babylon_rl.training.backends.cpu.bounds import (
     KIND_PROMPTS,
-    PARENT_BOUND,
     Distributions,
     Measured,
     action_shares,

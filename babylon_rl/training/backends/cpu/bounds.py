@@ -14,26 +14,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
 
 from babylon_rl.errors import Diverged
 from babylon_rl.models.scoring import EncodedSequence, divergence, legal_logprobs
+from babylon_rl.training.backends.cpu import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-COLLAPSED_SHARE = 0.95  # as COLLAPSE of the gate, there of decisions, here of probability
-TURNED_SHARE = 0.6
 KIND_PROMPTS = 20  # a kind with fewer prompts is not measured
-KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
-PARENT_BOUND = 0.2  # nats a choice
 MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and their mean has a standard error of 0.3 nats
 
 
 # By sequence, of each token that had alternatives: [M] log-probabilities over the legal tokens, padded by -inf, or the [D] hidden state
 # where there was no grammar.
-AtChoices = dict[EncodedSequence, list["Tensor"]]
+AtChoices = dict[EncodedSequence, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,17 @@ class Distributions:
     """
 
     bound: list[int]
-    legal_bm: "Tensor | None"
-    open_od: "Tensor"
+    legal_bm: Tensor | None
+    open_od: Tensor
 
     @classmethod
-    def of(cls, hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Distributions":
+    def of(cls, hidden_nd: Tensor, head_vd: Tensor, legal_n: Sequence[tuple[int, ...] | None]) -> "Distributions":
         """Distributions at N hidden states; legal tokens None are the whole vocabulary."""
         bound = [n for n, legal in enumerate(legal_n) if legal is not None]
         legal_bm = legal_logprobs(hidden_nd[bound], head_vd, [legal for legal in legal_n if legal is not None]) if bound else None
         return cls(bound, legal_bm, hidden_nd[[n for n, legal in enumerate(legal_n) if legal is None]])
 
-    def kl_from(self, other: "Distributions", head_vd: "Tensor") -> "Tensor":
+    def kl_from(self, other: "Distributions", head_vd: Tensor) -> Tensor:
         """[N] exact KL(these || others) in nats."""
         kl_n = head_vd.new_zeros(len(self.bound) + len(self.open_od)).float()
         is_open_n = kl_n.new_ones(len(kl_n)).bool()
@@ -71,7 +68,7 @@ class Distributions:
         return kl_n
 
 
-def distributions(hidden_nd: "Tensor", head_vd: "Tensor", items: Sequence[Item], group: Group) -> list[Distributions]:
+def distributions(hidden_nd: Tensor, head_vd: Tensor, items: Sequence[Item], group: Group) -> list[Distributions]:
     """Distributions of each pack of a group, from the hidden states at their choices."""
     spots = [choices(row, items) for row in group]
     parts = hidden_nd.split([len(row) for row in spots])
@@ -82,7 +79,6 @@ def distributions(hidden_nd: "Tensor", head_vd: "Tensor", items: Sequence[Item],
 
 def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> dict[Pack, Distributions]:
     """Distributions of the policy at all choices of the packs: one forward pass."""
-    import torch
 
     def compute(group: Group) -> list[Distributions]:
         with torch.no_grad():  # holds for a thread alone
@@ -109,10 +105,8 @@ def legal_sets(encoded: EncodedSequence) -> list[tuple[int, ...] | None]:
     return [legal for legal, trains in zip(encoded.legal_t, encoded.trainable_t, strict=True) if trains]
 
 
-def repacked(at: AtChoices, packs: Sequence[Pack], items: Sequence[Item], head_vd: "Tensor") -> dict[Pack, Distributions]:
+def repacked(at: AtChoices, packs: Sequence[Pack], items: Sequence[Item], head_vd: Tensor) -> dict[Pack, Distributions]:
     """Distributions of other packs, of some of the same sequences."""
-    import torch
-
     arranged = {}
     for row in packs:
         own = [items[n].encoded for n in row.members]
@@ -128,7 +122,7 @@ def repacked(at: AtChoices, packs: Sequence[Pack], items: Sequence[Item], head_v
 class Parent:
     """The version that a training continues from: its adapter's weights, and its distributions by pack."""
 
-    weights: "Mapping[str, Tensor]"
+    weights: Mapping[str, Tensor]
     at: Mapping[Pack, Distributions]
 
 
@@ -143,30 +137,24 @@ def read_parent(
         return Parent(copied(policy), repacked(at, packs, items, policy.head))
     present = copied(policy)
     if directory is not None:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
         set_peft_model_state_dict(policy.model, load_peft_weights(str(directory), device="cpu"))
     parent = Parent(copied(policy), read(policy, items, packs))
     _place(policy, present, present, 0.0)
     return parent
 
 
-def copied(policy: PackedPolicy) -> "dict[str, Tensor]":
+def copied(policy: PackedPolicy) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
 
 
-def _place(policy: PackedPolicy, start: "Mapping[str, Tensor]", end: "Mapping[str, Tensor]", share: float) -> None:
+def _place(policy: PackedPolicy, start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> None:
     """Set the weights to those at ``share`` of the way from ``start`` to ``end``."""
-    import torch
-
     with torch.no_grad():
         for name, parameter in policy.parameters.items():
             parameter.copy_(torch.lerp(start[name], end[name], share))
 
 
-def weighted_kl(
-    found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions], items: Sequence[Item], head_vd: "Tensor"
-) -> float:
+def weighted_kl(found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions], items: Sequence[Item], head_vd: Tensor) -> float:
     """Sum of the exact KL(policy || parent) over the choices of packs, each weighed as in the loss, in nats."""
     return math.fsum(
         items[n].token_weight * kl
@@ -229,8 +217,6 @@ def measure(
 
     Its exact KL from the base is the mean over the choices of an evenly spaced sample of ``MEASURED_PACKS`` packs at most.
     """
-    import torch
-
     policy.model.eval()
     looked_at = list(found)[:: -(-len(found) // MEASURED_PACKS)]
     base = policy.base_states(looked_at, items)

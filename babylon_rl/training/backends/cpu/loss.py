@@ -12,13 +12,13 @@ bounds the push. Answers of others have a ratio of 1, and would be pushed down w
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-EPSILON, EPSILON_HIGH = 1.0, 4.0
-RATIO_LIMIT = 1 + EPSILON_HIGH
+from babylon_rl.training.backends.cpu import RATIO_LIMIT
+
+EPSILON, EPSILON_HIGH = 1.0, RATIO_LIMIT - 1
 STALE_PROBABILITY = 0.05
 LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
 
@@ -42,13 +42,13 @@ ART_WEIGHTS = LossWeights(entropy=0.0, kl=0.0, stale_probability=0.0)
 
 
 def token_loss(
-    logprobs_n: "Tensor",
-    entropy_n: "Tensor",
-    advantages_n: "Tensor",
-    served_n: "Tensor",
-    kl_n: "Tensor | None",
+    logprobs_n: Tensor,
+    entropy_n: Tensor,
+    advantages_n: Tensor,
+    served_n: Tensor,
+    kl_n: Tensor | None,
     weights: LossWeights,
-) -> "Tensor":
+) -> Tensor:
     """[N] losses of N tokens.
 
     Args:
@@ -67,13 +67,13 @@ def token_loss(
     return loss
 
 
-def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "Tensor":
+def clipped(logprobs_n: Tensor, advantages_n: Tensor, served_n: Tensor, weights: LossWeights) -> Tensor:
     """[N] booleans: the ratio left its bounds, or the guard of negative advantages applies."""
     ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
     return stale_n | (ratio_n < 1 - weights.epsilon) | (ratio_n > 1 + weights.epsilon_high)
 
 
-def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
+def served_sums(logprobs_n: Tensor, served_n: Tensor) -> dict[str, float]:
     """Sums over the tokens with recorded log-probabilities: their number, ratio, clipped ratio and divergence.
 
     The ratio is that of the loss before it is clipped to at most RATIO_LIMIT. The divergence, ratio - 1 - log ratio, estimates
@@ -88,9 +88,7 @@ def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
     }  # fmt: skip
 
 
-def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
-    import torch
-
+def _ratios(current_n: Tensor, advantages_n: Tensor, served_n: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
     # Where nothing was recorded a token stands for its own serving policy: log ratio 0, ratio 1.
     unrecorded_n = served_n.isnan()
     ratio_n = (current_n - torch.where(unrecorded_n, current_n, served_n)).exp()

@@ -19,7 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from babylon_rl.chats import is_cut, log_probability
 from babylon_rl.errors import CheckpointError, RequestRefused, UsageError, first_line
@@ -38,11 +44,6 @@ from babylon_rl.models.row_attention import (
 )
 from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, divergence, encode_sequence, spot_values
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 LONGEST_SEQUENCE = 1536  # tokens, prompt and answer: peak memory is measured up to this length (docs/evidence/performance.md)
 TOO_LONG, NO_CHOICE, OPEN_SCHEMA, TEMPLATE = "too_long", "no_choice", "open_schema", "template"
@@ -83,7 +84,7 @@ class Item:
     score: float = 0.0
 
 
-def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> tuple[list[Item], Counter[str]]:
+def make_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequence]) -> tuple[list[Item], Counter[str]]:
     """Encode the sequences of an iteration; count the ones left out by reason.
 
     An episode (window, agent) weighs the same whatever its length: its loss is the mean over its trainable tokens. Answers of groups have
@@ -113,7 +114,7 @@ def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
     return items, left_out
 
 
-def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> TrainPlan:
+def plan_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequence]) -> TrainPlan:
     """Plan the result of ``make_items`` per hour, with the tokenizer alone."""
     tokens = Counter[str]()
     left_out: Counter[str] = Counter()
@@ -134,7 +135,7 @@ def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
     return TrainPlan(tokens, len(sequences) - sum(left_out.values()), untrained, cure, trajectories=frozenset(trajectories))
 
 
-def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> EncodedSequence | str:
+def trainable(tokenizer: PreTrainedTokenizerBase, sequence: TrainSequence) -> EncodedSequence | str:
     """Encode a sequence, or return the reason (of ``IN_WORDS``) why it cannot train."""
     try:
         encoded = encode_sequence(
@@ -249,7 +250,7 @@ def as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 class BaseStates:
     """The base's states of a row. ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer."""
 
-    at_choices_nd: "Tensor"
+    at_choices_nd: Tensor
     lower: LowerStates
 
     @property
@@ -314,18 +315,16 @@ class PackedPolicy:
         with attention_by_row(self._causal):
             return list(self._computing(at_once).map(compute, groups))
 
-    def hidden(self, group: Group, items: Sequence[Item], lower: LowerStates | None = None) -> "Tensor":
+    def hidden(self, group: Group, items: Sequence[Item], lower: LowerStates | None = None) -> Tensor:
         """[N, D] hidden states before the tokens at N choices, pack after pack; called within ``each``."""
-        import torch
-
         wanted = [before_choices(row, items) for row in group]
         return torch.cat(read_rows(self._causal, [row.unread for row in group], lower=lower, wanted=wanted))
 
-    def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> "list[Tensor]":
+    def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> list[Tensor]:
         """[N, D] hidden states of each pack at its choices, without gradients; the lower layers are the base's."""
         lower = {row: base.lower for row, base in zip(packs, of_base, strict=True)}
 
-        def compute(group: Group) -> "Sequence[Tensor]":
+        def compute(group: Group) -> Sequence[Tensor]:
             below = joined([lower[row] for row in group], [row.unread for row in group])
             return by_pack(self.hidden(group, items, below), group, items)
 
@@ -348,8 +347,6 @@ class PackedPolicy:
         return [computed[place] if place in computed else self._kept[key] for place, key in enumerate(keys)]
 
     def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
-        import torch
-
         def without_gradients(group: Group) -> Sequence[Computed]:
             with torch.no_grad():  # holds for a thread alone
                 return compute(group)
@@ -358,16 +355,16 @@ class PackedPolicy:
         groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
         return [found for group in self.each(groups, without_gradients) for found in group]
 
-    def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
+    def values(self, hidden_nd: Tensor, items: Sequence[Item], spots: Sequence[Spot]) -> tuple[Tensor, Tensor]:
         """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""
         return spot_values(hidden_nd, self.head, [(items[n].encoded.legal_t[t], items[n].encoded.response_ids[t]) for _, n, t in spots])
 
-    def divergence(self, hidden_nd: "Tensor", reference_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
+    def divergence(self, hidden_nd: Tensor, reference_nd: Tensor, items: Sequence[Item], spots: Sequence[Spot]) -> Tensor:
         """[N] KL divergences of the policy from the base at each spot, in nats."""
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
 
 
-def by_pack(hidden_nd: "Tensor", group: Group, items: Sequence[Item]) -> "tuple[Tensor, ...]":
+def by_pack(hidden_nd: Tensor, group: Group, items: Sequence[Item]) -> tuple[Tensor, ...]:
     """Divide the hidden states at the choices of a group among its packs."""
     return tuple(hidden_nd.split([len(choices(row, items)) for row in group]))
 
@@ -382,17 +379,13 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
     return [(m, n, t) for m, n in enumerate(row.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
 
 
-def load_policy(base_dir: Path, parent: Path | None, dtype: "torch.dtype | None" = None, device: Device | None = None) -> tuple[Any, Any]:
+def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None = None, device: Device | None = None) -> tuple[Any, Any]:
     """Load tokenizer and base with the parent's adapter, or a new neutral one.
 
     ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
 
     Raises CheckpointError: the parent is damaged, or does not fit the base.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     device = device or best_device()
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False)

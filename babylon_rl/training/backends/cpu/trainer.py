@@ -16,7 +16,11 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.heap import return_freed_memory
@@ -27,9 +31,9 @@ from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.cpu import PARENT_BOUND, RATIO_LIMIT
 from babylon_rl.training.backends.cpu.answers import weigh_answers
 from babylon_rl.training.backends.cpu.bounds import (
-    PARENT_BOUND,
     AtChoices,
     Parent,
     at_choices,
@@ -43,7 +47,7 @@ from babylon_rl.training.backends.cpu.bounds import (
     total_weight,
     weighted_kl,
 )
-from babylon_rl.training.backends.cpu.loss import RATIO_LIMIT, STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
+from babylon_rl.training.backends.cpu.loss import STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
     FROZEN_SHARE,
@@ -75,9 +79,6 @@ from babylon_rl.training.backends.protocol import (
     TrainPlan,
     TrainSequence,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # By generation, the last one for all later ones too: the most that a step may have, as the trust region allows it.
 LEARNING_RATES = (3e-3, 3e-4, 2e-4)
@@ -139,8 +140,6 @@ class CpuTrainer(Trainer):
     def _train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         # One thread for each group of rows (policy.py): results do not depend on the number of threads.
         set_threads(1)
-        import torch
-
         torch.manual_seed(iteration.seed)
         device = self._device or best_device()
         tokenizer, model = load_policy(self._base_dir, parent, device=device)
@@ -205,8 +204,6 @@ class IterationRun:
         self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings,
         weights: LossWeights | None = None, at: AtChoices | None = None,
     ) -> None:  # fmt: skip
-        import torch
-
         self._at = at
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
@@ -260,8 +257,6 @@ class IterationRun:
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
         log-probabilities: recordedShare of the tokens, and of these the means of SERVED. With a parent: klParent before the step.
         """
-        import torch
-
         step = self.gradients(packs)
         self._kl_of_steps.append(step.get("klParent", 0.0))
         step["learningRate"] = self._set_rate((self._iteration.step - 1 + (number - 1) / of) / self._iteration.steps, number)
@@ -296,9 +291,7 @@ class IterationRun:
 
     def _gradient(
         self, group: Group, tokens: int, of_base: Mapping[Pack, BaseStates]
-    ) -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
-        import torch
-
+    ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         spots = [spot for row in group for spot in choices(row, self._items)]
         bases = [of_base[row] for row in group] if of_base else []
         lower = joined([base.lower for base in bases], [row.unread for row in group]) if bases else None
@@ -323,10 +316,8 @@ class IterationRun:
             metrics["klParent"] = weighted_kl(dict(zip(group, own, strict=True)), self._parent.at, self._items, self._policy.head)
         return metrics, gradients
 
-    def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
+    def _targets(self, spots: Sequence[Spot], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""
-        import torch
-
         of = self._items
         rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
         weight_n, advantages_n, served_n = torch.tensor(rows, device=self._policy.head.device).T
@@ -352,8 +343,6 @@ class IterationRun:
         # A published parent has no state (publishing.py leaves it out): each version begins with a new optimizer.
         if parent is None or not (parent / OPTIMIZER_STATE).is_file() or self._iteration.step == 1:
             return
-        from safetensors.torch import load_file
-
         saved = load_file(parent / OPTIMIZER_STATE)
         for name, parameter in self._policy.parameters.items():
             if f"{name}:exp_avg" in saved:
@@ -362,8 +351,6 @@ class IterationRun:
                 self._optimizer.state[parameter] = state | {"step": saved[f"{name}:step"]}
 
     def save(self, out: Path) -> None:
-        from safetensors.torch import save_file
-
         of = self._optimizer.state
         states = {name: of[parameter] for name, parameter in self._policy.parameters.items() if of[parameter]}
         tensors = {f"{name}:{key}": state[key].contiguous() for name, state in states.items() for key in _STATE_KEYS}

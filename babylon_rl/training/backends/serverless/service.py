@@ -43,7 +43,6 @@ def art_scratch(home: Path) -> Iterator[Path]:
     gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)
-        # Remove directories of processes that died; a live one still holds its lock.
         for left in root.glob(f"{PREFIX}*"):
             _remove_if_nobodys(left)
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
