@@ -73,8 +73,6 @@ def test_clustered_intervals_are_those_of_the_snapshots_means() -> None:
     values, clusters = [1.0, 3.0, 10.0, 4.0, 6.0, 5.0], ["a", "a", "b", "c", "c", "c"]
     assert mean_interval(values, clusters=clusters) == mean_interval([2.0, 10.0, 5.0])
     assert mean_interval(values, clusters=clusters).count == 3
-    with pytest.raises(ValueError, match="labels"):
-        mean_interval(values, clusters=["a"])
 
 
 @pytest.mark.long
@@ -130,10 +128,6 @@ def test_edges() -> None:
     for wrong in ([], [1.0, math.nan], [math.inf]):
         with pytest.raises(ValueError, match="Finite"):
             mean_interval(wrong)
-    with pytest.raises(ValueError, match="paired"):
-        paired_interval([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="confidence"):
-        mean_interval([1.0, 2.0], confidence=95)
 
 
 def test_shares_have_wilsons_interval() -> None:
@@ -159,10 +153,6 @@ def test_edges_of_clustered_shares() -> None:
     assert sure.high == 1.0 and sure.low < wilson(1.0, 3)[0]  # three snapshots, not fifteen orders
     one = share_by_snapshot([3], [4])
     assert (one.mean, one.low, one.high) == (0.75, 0.0, 1.0)
-    with pytest.raises(ValueError, match="trials"):
-        share_by_snapshot([2], [1])
-    with pytest.raises(ValueError, match="paired"):
-        share_by_snapshot([2], [3, 4])
 
 
 def test_a_thousand_resamples_of_a_thousand_pairs_are_drawn_in_bounded_memory(rng: np.random.Generator) -> None:

@@ -35,8 +35,6 @@ def test_edges_of_live_shares() -> None:
     nothing = live_share(0, 0)
     assert (nothing.low, nothing.high, nothing.p) == (0.0, 1.0, 1.0)
     assert live_share(3, 50, null=0.0).p < 1e-100
-    with pytest.raises(ValueError, match="not a share"):
-        live_share(3, 2)
 
 
 def arms(rng: np.random.Generator, ours: int, theirs: int, hours: int, late: bool, effect: float = 0.0) -> tuple[list, list, np.ndarray]:
@@ -87,9 +85,6 @@ def test_edges_of_arms() -> None:
     assert same.mean == 0 and same.p == 1.0 and same.low == -same.high
     limit = live_comparison([[value - same.low for value in agent] for agent in agents], agents, expected_effect=1.0)
     assert limit.p == pytest.approx(0.05)
-    for bad in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="expected effect"):
-            live_comparison(agents, agents, expected_effect=bad)
     with pytest.raises(ValueError, match="No agent of theirs"):
         live_comparison(agents, [[]], expected_effect=1.0)
     with pytest.raises(ValueError, match="values of ours"):
@@ -115,11 +110,6 @@ def test_results_are_words_and_wrong_counts_are_refused() -> None:
     assert str(live_sample_ratio([412, 388], [0.5, 0.5])) == "412 : 388 where 400 : 400 were expected, as assigned (p = 1)"
     assert "the assignment is broken" in str(live_sample_ratio([500, 300], [0.5, 0.5]))
     assert live_sample_ratio([0, 0], [1, 1]).p == 1.0
-    with pytest.raises(ValueError, match="same arms"):
-        live_sample_ratio([1, 2], [1])
-    for counts, shares in (([-1, 2], [1, 1]), ([1.5, 2], [1, 1]), ([1, 2], [0, 1]), ([1], [1])):
-        with pytest.raises(ValueError, match="Counts are whole|Finite"):
-            live_sample_ratio(counts, shares)  # type: ignore[arg-type]
 
 
 def simulated(share_better: float, effect: float, seed: int = 7) -> tuple[float, float, float]:

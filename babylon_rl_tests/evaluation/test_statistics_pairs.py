@@ -62,8 +62,6 @@ def test_holms_correction_is_that_of_the_textbook() -> None:
     found = holm({"base": 0.01, "parent": 0.04, "idle": 0.03, "random": 0.005})
     assert found == pytest.approx({"base": 0.03, "parent": 0.06, "idle": 0.06, "random": 0.02})
     assert holm({}) == {}
-    with pytest.raises(ValueError, match="within 0 and 1"):
-        holm({"base": math.nan})
 
 
 def test_holms_correction_bounds_any_false_alarm(rng: np.random.Generator) -> None:
@@ -141,8 +139,6 @@ def test_the_spread_is_taken_apart_by_snapshots_and_repeats(rng: np.random.Gener
     assert np.mean([spread.between**2 for spread in found]) == pytest.approx(900, rel=0.1)
     assert np.mean([spread.within**2 for spread in found]) == pytest.approx(2500, rel=0.05)
     assert spread_of([1.0, 5.0, 9.0]) == Spread(4.0)
-    with pytest.raises(ValueError, match="two of them"):
-        spread_of([1.0, 2.0], ["a", "a"])
 
 
 def test_repeats_save_snapshots_as_far_as_repeats_differ() -> None:
@@ -154,8 +150,6 @@ def test_repeats_save_snapshots_as_far_as_repeats_differ() -> None:
 def test_a_number_of_snapshots_shows_the_effect_that_needs_it(snapshots: int) -> None:
     effect = detectable_effect(snapshots, Spread(100.0))
     assert markets_needed(effect * 1.0001, 100.0) == snapshots
-    with pytest.raises(ValueError, match="two snapshots"):
-        detectable_effect(1, Spread(100.0))
 
 
 def test_two_players_of_the_same_snapshots_are_compared_in_one_object(rng: np.random.Generator) -> None:
