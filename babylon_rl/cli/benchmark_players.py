@@ -109,7 +109,7 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
             f"{', '.join(PLAYERS)}; any endpoint is NAME=URL."
         )
     sources = {source.name: source for source in sources_named(names, models, settings)}
-    return sources, {name: game_trained(models[name], settings) for name in versions}
+    return sources, {name: sources[name].game for name in versions}
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:

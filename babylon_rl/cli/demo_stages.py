@@ -14,7 +14,7 @@ import psutil
 
 from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
-from babylon_rl.evaluation.benchmark import base_source, gate_rows, same_prompt, trained_windows, version_source
+from babylon_rl.evaluation.benchmark import gate_rows, same_prompt, sources_named, trained_windows
 from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
@@ -297,12 +297,11 @@ def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[
     Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
     """
     snapshots = benchmark_snapshots(state.settings.benchmark_markets, state.game)
-    base = base_source(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
         # The markets must be unseen by all registered versions, not only by those played.
         models = {model.version: model for model in read_models(connection)}
         require_unseen(snapshots, trained_windows(models.values()))
-        sources = [base, *(version_source(models[version], "version", base, state.settings) for version in versions)]
+        sources = sources_named([BASE, *versions], models, state.settings, role="version")
         results = gate_rows(
             connection,
             state.settings,

@@ -81,13 +81,18 @@ Rows = Callable[..., dict[str, list[MarketResult]]]  # ``gate_rows`` with what a
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The base or a version, by the hash of its weights. It is an ``adapter`` served here, or a model of a ``service``."""
+    """The base or a version, by the hash of its weights. It is an ``adapter`` served here, or a model of a ``service``.
+
+    A version has a ``base`` of its own, and a ``game`` in which it was trained.
+    """
 
     name: str
     role: str
     identity: str
     adapter: Path | None = None
     service: ModelAddress | None = None
+    base: "ModelSource | None" = None
+    game: Game = ONE_TICK_GAME
 
 
 def base_source(settings: Settings) -> ModelSource:
@@ -99,23 +104,11 @@ def base_source(settings: Settings) -> ModelSource:
     return ModelSource(BASE, BASE, content_version([hashes, weights_sha256(directory)]))
 
 
-def base_of(model: Model, settings: Settings) -> ModelSource:
-    """The base of a playable version: remote where the version is, else the CPU lineage's."""
-    directory = checkpoint_of(model, settings)
-    if read_remote(directory) is None:
-        return base_source(settings)
-    address = address_of(settings, model.version, directory)
-    # The service answers for the base too, under its own name, with the same key and URL.
-    service = replace(address, model=model.base_model)
-    return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
+def version_source(model: Model, role: str, settings: Settings) -> ModelSource | str:
+    """A version, or a sentence on why it cannot be played from this machine.
 
-
-def absent(model: Model, settings: Settings) -> str | None:
-    """Sentence on a version that cannot be played from this machine; None when it can.
-
-    Its files, fetched if missing, and its base must be here and whole.
-
-    The files of a version at a training service are a pointer: it is asked there, with the service's key.
+    Its files, fetched if missing, and its base must be here and whole. The files of a version at a training service are a pointer: it is
+    asked there, with the service's key.
 
     Raises:
         ModelUnavailable: MODEL_STORAGE_URL does not answer, which is no reason to go on without the version.
@@ -135,10 +128,18 @@ def absent(model: Model, settings: Settings) -> str | None:
             return f"{absent_for} its weights are at {remote.service}, and {address.refusal}"
         # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
-        _game_trained(manifest)
+        game = _game_trained(manifest)
     except CheckpointError as unusable:
         return f"{absent_for} {unusable}"
-    return None
+    if remote is None:
+        base = base_source(settings)
+    else:
+        # The service answers for the base too, under its own name, with the same key and URL.
+        base = ModelSource(BASE, BASE, content_version([address.url, model.base_model]), service=replace(address, model=model.base_model))
+    identity = identity_of(base.identity, sha256(directory / MANIFEST))
+    if remote is None:
+        return ModelSource(model.version, role, identity, directory, base=base, game=game)
+    return ModelSource(model.version, role, identity, service=address, base=base, game=game)
 
 
 def same_prompt(one: Game, other: Game) -> bool:
@@ -147,12 +148,14 @@ def same_prompt(one: Game, other: Game) -> bool:
 
 
 def game_trained(model: Model, settings: Settings) -> Game:
-    """The game that a version which is not ``absent`` was trained in: the one whose prompt and schema its calls had."""
+    """The game that a version was trained in: the one whose prompt and schema its calls had. Its files must be here.
+
+    Raises CheckpointError: no game asks as its training calls did.
+    """
     return _game_trained(load_manifest(checkpoint_of(model, settings)))
 
 
 def _game_trained(manifest: Manifest) -> Game:
-    """Raises CheckpointError: no game asks as its training calls did."""
     game = game_of(recorded_names(manifest.prompt_version), recorded_names(manifest.action_grammar))
     if game is None:
         raise CheckpointError(
@@ -162,32 +165,20 @@ def _game_trained(manifest: Manifest) -> Game:
     return game
 
 
-def version_source(model: Model, role: str, base: ModelSource, settings: Settings) -> ModelSource:
-    """A version that is not ``absent``, on the base that is its own (``base_of``)."""
-    directory = checkpoint_of(model, settings)
-    identity, remote = identity_of(base.identity, sha256(directory / MANIFEST)), read_remote(directory)
-    if remote is None:
-        return ModelSource(model.version, role, identity, directory)
-    assert base.service is not None
-    return ModelSource(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
-
-
-def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: Settings) -> list[ModelSource]:
+def sources_named(names: Iterable[str], models: Mapping[str, Model], settings: Settings, role: str = CANDIDATE) -> list[ModelSource]:
     """The base and registered versions by name, as a user names them.
 
     Raises:
         UsageError: a version cannot be played from this machine; the reason of the first.
         ModelUnavailable: the base is not here and cannot be made.
     """
-    chosen = [None if name == BASE else models[name] for name in names]
-    for model in chosen:
-        if model is not None and (fault := absent(model, settings)) is not None:
-            raise UsageError(fault)
-    return [base_source(settings) if model is None else _on_its_base(model, CANDIDATE, settings) for model in chosen]
-
-
-def _on_its_base(model: Model, role: str, settings: Settings) -> ModelSource:
-    return version_source(model, role, base_of(model, settings), settings)
+    sources = []
+    for name in names:
+        source = base_source(settings) if name == BASE else version_source(models[name], role, settings)
+        if isinstance(source, str):
+            raise UsageError(source)
+        sources.append(source)
+    return sources
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
@@ -375,23 +366,23 @@ def evaluate_batch(
 
 def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, say: Say) -> GateCheck | None:
     """The version against its parent in fresh training hours; None where it cannot be played here."""
-    if absent(model, settings) is not None:
+    ours = version_source(model, CANDIDATE, settings)
+    if isinstance(ours, str):
         return None
     if model.parent_version is None:
         return not_asked(f"{model.version} was trained from the base, with which the gate compares it")
     if not are_simulated(connection, model.windows):
         return not_asked(f"{model.version} was trained on recorded hours, and generated ones are of another game")
     parent = next((other for other in read_models(connection) if other.version == model.parent_version), None)
-    missing = f"{model.parent_version} is not registered" if parent is None else absent(parent, settings)
-    if parent is None or missing is not None:
-        return not_asked(f"the parent {missing}")
-    game = game_trained(model, settings)
+    theirs = f"{model.parent_version} is not registered" if parent is None else version_source(parent, PARENT, settings)
+    if isinstance(theirs, str):
+        return not_asked(f"the parent {theirs}")
+    game = ours.game
     if game.mandate != ONE_TICK:
         return not_asked(f"the expected dollars of positions that last, as in the game {game.name}, are not known")
-    sources = [_on_its_base(model, CANDIDATE, settings), _on_its_base(parent, PARENT, settings)]
-    results = rows(sources=sources, snapshots=fresh_hours(game), activity="fresh training hours", expected=True)
-    ours, theirs = ([row.expected_usd or 0.0 for row in results[source.name]] for source in sources)
-    check = kept_check(model.version, ours, parent.version, theirs)
+    results = rows(sources=[ours, theirs], snapshots=fresh_hours(game), activity="fresh training hours", expected=True)
+    expected = [[row.expected_usd or 0.0 for row in results[source.name]] for source in (ours, theirs)]
+    check = kept_check(ours.name, expected[0], theirs.name, expected[1])
     say(f"{check.words}.")
     return check
 
@@ -422,31 +413,27 @@ def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Co
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
     """The candidate, the reference and the parent where available, and the base."""
-    missing = absent(model, settings)
-    if missing is not None:
-        return _Players((), None, (missing,))
+    candidate = version_source(model, CANDIDATE, settings)
+    if isinstance(candidate, str):
+        return _Players((), None, (candidate,))
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
     rivals = [] if reference is None else [reference]
     # The parent plays also where it is not the reference, to be shown beside it; it decides nothing then (docs/decisions/0007-gate.md).
-    parent = ancestors[0] if ancestors else None
-    if parent is not None and not parent.foreign and parent not in [rival for rival, _ in rivals]:
-        missing = absent(parent, settings)
-        if missing is None:
-            rivals.append((parent, PARENT))
+    if ancestors and not ancestors[0].foreign and ancestors[0].version not in [rival.name for rival in rivals]:
+        parent = version_source(ancestors[0], PARENT, settings)
+        if isinstance(parent, str):
+            notes.append(f"The parent {parent}")
         else:
-            notes.append(f"The parent {missing}")
-    game = game_trained(model, settings)
-    for rival, _ in rivals:
-        trained = game_trained(rival, settings)
-        if trained != game:
-            notes.append(f"{rival.version} was trained in {trained.name} and plays {game.name} here.")
+            rivals.append(parent)
+    game = candidate.game
+    notes += [f"{rival.name} was trained in {rival.game.name} and plays {game.name} here." for rival in rivals if rival.game != game]
     batch = read_batch(connection, model.training_batch or "")
     preflight = (batch.preflight if batch is not None else None) or {}
-    versus = BASE if reference is None else reference[0].version
-    models = [_on_its_base(one, role, settings) for one, role in ((model, CANDIDATE), *rivals)]
-    sources = (*models, base_of(model, settings))
+    versus = BASE if reference is None else reference.name
+    assert candidate.base is not None
+    sources = (candidate, *rivals, candidate.base)
     return _Players(sources, versus, tuple(notes), preflight.get("scripts"), game, preflight.get("ownTradePnl"))
 
 
@@ -460,23 +447,22 @@ def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
 
 def _reference(
     versions: Iterable[Model], ancestors: Sequence[Model], passed: Collection[str], settings: Settings
-) -> tuple[tuple[Model, str] | None, list[str]]:
-    """The version to beat with its role, and sentences that give the reason. The version is None for the base."""
-    deployed = deployed_model(versions)
-    missing = None if deployed is None else absent(deployed, settings)
-    if deployed is not None and missing is None:
-        return (deployed, DEPLOYED), [f"The reference is {deployed.version}, which is deployed."]
-    why = "no version is deployed." if missing is None else f"the deployed {missing}"
+) -> tuple[ModelSource | None, list[str]]:
+    """The version to beat, and sentences that give the reason. The version is None for the base."""
+    newest = deployed_model(versions)
+    deployed = None if newest is None else version_source(newest, DEPLOYED, settings)
+    if isinstance(deployed, ModelSource):
+        return deployed, [f"The reference is {deployed.name}, which is deployed."]
+    why = "no version is deployed." if deployed is None else f"the deployed {deployed}"
     notes: list[str] = []
     for other in ancestors:
         # A refused version is no reference: to be better than it would be no merit.
         if other.version not in passed:
             continue
-        missing = absent(other, settings)
-        if missing is None:
-            role = PARENT if other is ancestors[0] else PASSED
-            return (other, role), [f"The reference is {other.version}, the newest ancestor that passed, as {why}", *notes]
-        notes.append(f"The passed {missing}")
+        ancestor = version_source(other, PARENT if other is ancestors[0] else PASSED, settings)
+        if isinstance(ancestor, ModelSource):
+            return ancestor, [f"The reference is {ancestor.name}, the newest ancestor that passed, as {why}", *notes]
+        notes.append(f"The passed {ancestor}")
     return None, [f"The reference is the base, as {why}", *notes]
 
 

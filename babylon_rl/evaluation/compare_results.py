@@ -255,7 +255,7 @@ def _pair(pair: Pair) -> PairRow:
         a=pair.a,
         b=pair.b,
         difference=_bounds(difference),
-        p=pair.paired.test.p,
+        p=pair.paired.p,
         adjusted_p=pair.adjusted_p,
         effect_size=_bounds(effect) if effect is not None else None,
         better_share=_bounds(pair.paired.superiority),

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from babylon_rl.evaluation.benchmark import Say, absent, base_of, game_trained, gate_rows, same_prompt, trained_windows, version_source
+import numpy as np
+
+from babylon_rl.evaluation.benchmark import ModelSource, Say, gate_rows, same_prompt, trained_windows, version_source
 from babylon_rl.evaluation.gate import CANDIDATE, DEPLOYED
 from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
 from babylon_rl.evaluation.statistics.intervals import permutation_test
@@ -54,30 +56,32 @@ def confirm(
     reference = begun.reference if begun is not None else None if newest is None else newest.version
     if reference is not None and reference not in models:
         return f"{version} was not confirmed: {reference}, which its test began against, is not registered any more."
-    model, deployed = models[version], None if reference is None else models[reference]
-    for player in (model, deployed):
-        missing = None if player is None else absent(player, settings)
-        if missing is not None:
-            return f"{version} was not confirmed: {missing}"
-    game = game_trained(model, settings)
-    other = game if deployed is None else game_trained(deployed, settings)
-    if begun is None and deployed is not None and not same_prompt(game, other):
+    ours = version_source(models[version], CANDIDATE, settings)
+    deployed = None if reference is None else version_source(models[reference], DEPLOYED, settings)
+    for source in (ours, deployed):
+        if isinstance(source, str):
+            return f"{version} was not confirmed: {source}"
+    assert isinstance(ours, ModelSource) and not isinstance(deployed, str)
+    game = ours.game
+    if begun is None and deployed is not None and not same_prompt(game, deployed.game):
         return (
-            f"{version} was not confirmed: it was trained in {game.name}, and {deployed.version}, which is deployed, in {other.name}. "
+            f"{version} was not confirmed: it was trained in {game.name}, and {deployed.name}, which is deployed, in {deployed.game.name}. "
             f"Compare them in the game that your agents play, `babylon-rl benchmark run preset:hour:seeds=1-96 --model {version} --model "
-            f"{deployed.version} --game {game.name}` (or {other.name}), then `babylon-rl models deploy {version}` releases it."
+            f"{deployed.name} --game {game.name}` (or {deployed.game.name}), then `babylon-rl models deploy {version}` releases it."
         )
-    base = base_of(model, settings)
-    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
     test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
     snapshots = confirmation_snapshots(test.first_market, test.markets, game)
     require_unseen(snapshots, trained_windows(models.values()))
-    sources = [version_source(model, CANDIDATE, base, settings), rival]
+    rival = deployed or ours.base
+    assert rival is not None
+    sources = [ours, rival]
     results = gate_rows(
         connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
     )
-    ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    mine, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    gains = [a - b for a, b in zip(mine, theirs, strict=True)]
     # One-sided (docs/decisions/0007-gate.md): the question is whether it earns more, not whether it differs.
-    difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
-    end_confirmation(connection, test.number, difference.mean, difference.p, clock())
-    return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())
+    p = permutation_test(gains, alternative="greater", seed=test.number, flips=FLIPS)
+    improvement = float(np.mean(gains))
+    end_confirmation(connection, test.number, improvement, p, clock())
+    return replace(test, improvement=improvement, p=p, ended_at=clock())

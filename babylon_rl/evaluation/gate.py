@@ -300,7 +300,7 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
         for (a, b), keys in shared.items()
         if keys
     }
-    adjusted = holm({names: min(1.0, analyses * compared.test.p) for names, compared in paired.items()})
+    adjusted = holm({names: min(1.0, analyses * compared.p) for names, compared in paired.items()})
     return tuple(Pair(*names, compared, adjusted[names], len(shared[names])) for names, compared in paired.items()), notes
 
 

@@ -475,7 +475,7 @@ def _pair_document(pair: Pair, comparison: Comparison) -> dict[str, Any]:
     return {
         "rival": pair.b, "role": comparison.row(pair.b).role,
         "difference": difference.mean, "low": difference.low, "high": difference.high, **ends("effect", pair.paired.effect),
-        "betterShare": pair.paired.superiority.mean, "p": pair.paired.test.p, "adjustedP": pair.adjusted_p,
+        "betterShare": pair.paired.superiority.mean, "p": pair.paired.p, "adjustedP": pair.adjusted_p,
     }  # fmt: skip
 
 

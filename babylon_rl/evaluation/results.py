@@ -22,7 +22,6 @@ true, isTrainingData false. Ids come from the result's, so a run that is recorde
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -309,6 +308,7 @@ def read_result(path: Path) -> Result:
 
 DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
 DIRECTORY = "benchmarks"  # of the gate
+COMPRESSION = 6
 KEPT = 20  # models whose runs of the gate stay, those that were compared last
 _GATE_KEY = "gate"
 WINDOW_CHARACTERS = 50
@@ -334,11 +334,8 @@ class RunFiles:
     def keep(self, result: Result, decisions: Iterable[bytes]) -> None:
         """Write a run, decisions first: a result that is there has its decisions."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        packed = io.BytesIO()
-        # Without name and time stamp, so that the same decisions give the same bytes.
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:
-            file.writelines(decisions)
-        write_atomically(self.path(DECISIONS), packed.getvalue())
+        # Without a time stamp, so that the same decisions give the same bytes.
+        write_atomically(self.path(DECISIONS), gzip.compress(b"".join(decisions), COMPRESSION, mtime=0))
         write_atomically(self.path(SUFFIX if result.complete else PARTIAL), msgspec.json.encode(result))
         if result.complete:
             # After the result: a crash before leaves more than is needed, never less.

@@ -14,9 +14,9 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.cli import run
-from babylon_rl.evaluation.benchmark import base_source, gate_rows, version_source
+from babylon_rl.evaluation.benchmark import gate_rows, sources_named
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
-from babylon_rl.evaluation.gate import CANDIDATE
+from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.results import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.games import POSTS
@@ -36,9 +36,8 @@ def play(connection, settings):
     times = itertools.count()
 
     def entered(version: str, by=settings, snapshots=SNAPSHOTS, **rules) -> None:
-        base = base_source(by)
-        [model] = [model for model in read_models(connection) if model.version == version]
-        sources, now = [version_source(model, CANDIDATE, base, by), base], NOW + timedelta(hours=next(times))
+        models = {model.version: model for model in read_models(connection)}
+        sources, now = sources_named([version, BASE], models, by), NOW + timedelta(hours=next(times))
         with endpoint(**rules) as served:
             gate_rows(connection, by, sources, snapshots, len, clock=lambda: now, serving=served.serving)
 

@@ -9,9 +9,9 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.cli.demo import verdict
-from babylon_rl.evaluation.benchmark import base_source, evaluate_batch, gate_rows, record_release, version_source
+from babylon_rl.evaluation.benchmark import evaluate_batch, gate_rows, record_release, sources_named
 from babylon_rl.evaluation.compare_results import sound_results
-from babylon_rl.evaluation.gate import CANDIDATE
+from babylon_rl.evaluation.gate import BASE
 from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.leaderboard import leaderboard, markdown
 from babylon_rl.evaluation.report import ceiling_words, demo_columns, stored_standing
@@ -79,8 +79,7 @@ def surfaces(
     with endpoint(base=alternates, **{VERSION: reads_news}) as served:
         report = evaluate_batch(connection, batch, decided_at_once, lambda line: None, clock=lambda: NOW, serving=served.serving)
         record_release(connection, batch, NOW)
-        base, [model] = base_source(settings), read_models(connection)
-        sources = [version_source(model, CANDIDATE, base, settings), base]
+        sources = sources_named([VERSION, BASE], {model.version: model for model in read_models(connection)}, settings)
         fresh = confirmation_snapshots(0, CONFIRMED)
         gate_rows(connection, settings, sources, fresh, lambda line: None, clock=lambda: NOW, serving=served.serving)
     connection.commit()

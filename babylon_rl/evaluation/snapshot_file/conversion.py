@@ -8,7 +8,6 @@ whatever agents do on top.
 
 import gzip
 import hashlib
-import io
 import math
 import zlib
 from collections.abc import Iterator
@@ -247,11 +246,8 @@ def save(snapshot: SnapshotDocument, path: Path) -> int:
     """
     raw = encode(snapshot)
     if path.name.endswith(".gz"):
-        packed = io.BytesIO()
-        # Without name and time stamp, so that the same market gives the same file.
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=COMPRESSION, fileobj=packed, mtime=0) as file:
-            file.write(raw)
-        raw = packed.getvalue()
+        # Without a time stamp, so that the same market gives the same file.
+        raw = gzip.compress(raw, COMPRESSION, mtime=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, raw)
     return len(raw)

@@ -240,22 +240,14 @@ def _shows(count: int, confidence: float) -> float:
     return float(nctdtrinc(count - 1, 1 - POWER, student_quantile(tail(confidence), count - 1)))
 
 
-@dataclass(frozen=True)
-class PermutationTest:
-    """Test of a mean difference of 0, by sign flips."""
-
-    p: float
-    mean: float
-
-
 def permutation_test(
     differences: Values,
     *,
     alternative: Literal["two-sided", "greater"] = "two-sided",
     seed: int = 0,
     flips: int = FLIPS,
-) -> PermutationTest:
-    """Test whether the mean difference is 0, one value a snapshot, by all sign flips or ``flips`` random ones.
+) -> float:
+    """p-value of a mean difference of 0, one value a snapshot, by all sign flips or ``flips`` random ones.
 
     Fisher, The Design of Experiments, 1935. Exact for differences that are symmetric about 0 when nothing is better, as those of two
     players that could change names are. Random flips count the observed one too, so that p is never 0 and never too small (Phipson and
@@ -268,7 +260,7 @@ def permutation_test(
     near = 1e-9 * float(np.abs(x).sum())  # sums in another order differ in their last digits
     extreme = np.abs(sums) >= abs(observed) - near if alternative == "two-sided" else sums >= observed - near
     more = 0 if exact else 1
-    return PermutationTest((int(extreme.sum()) + more) / (sums.size + more), observed / x.size)
+    return (int(extreme.sum()) + more) / (sums.size + more)
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -345,13 +337,13 @@ def superiority(differences: Values, *, confidence: float = CONFIDENCE) -> Inter
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Paired comparison of two players: difference, test, ``superiority`` and ``paired_effect``.
+    """Paired comparison of two players: difference with the p-value of its ``permutation_test``, ``superiority`` and ``paired_effect``.
 
     ``effect`` is None where differences do not vary or are too few, ``spread`` where there is one snapshot only.
     """
 
     difference: Interval
-    test: PermutationTest
+    p: float
     superiority: Interval
     effect: Interval | None
     spread: Spread | None
